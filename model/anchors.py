@@ -1,0 +1,124 @@
+"""The anchor grid, and the coder between boxes and the deltas that the box tower predicts."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+STRIDES = (8, 16, 32, 64, 128)
+"""Pixels from one cell to the next on P3 to P7."""
+NUM_ANCHORS = 9
+"""Anchors of one cell: three ratios times three scales."""
+MAX_LOG_SCALE = math.log(1000 / 16)
+"""Largest abs(dw) and abs(dh) that decoding follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorGrid:
+    """All anchors of one padded image size, in flat order: level, row, column, anchor of the cell."""
+
+    boxes: Tensor
+    """[N, 4] xyxy pixels; not clipped to the image."""
+    level_sizes: tuple[tuple[int, int], ...]
+    """Cells (height, width) of each level."""
+
+    @property
+    def level_lengths(self) -> list[int]:
+        """Anchors of each level; they add up to N."""
+        return [height * width * NUM_ANCHORS for height, width in self.level_sizes]
+
+
+def level_sizes(image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Cells of P3 to P7 for a padded image size; each level halves the one before, rounding up."""
+    height, width = image_size
+    sizes = [(height // stride, width // stride) for stride in STRIDES[:3]]
+    while len(sizes) < len(STRIDES):
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return tuple(sizes)
+
+
+def base_anchors(stride: int) -> Tensor:
+    """[9, 4] anchors of the cell at the origin: ratios h/w of 1/2, 1, 2 times scales 4, 4*2^(1/3), 4*2^(2/3)."""
+    scales = torch.tensor([4 * 2 ** (octave / 3) for octave in range(3)])
+    root = torch.tensor([0.5, 1.0, 2.0]).sqrt()
+    widths = (stride * (1 / root)[:, None] * scales).flatten()
+    heights = (stride * root[:, None] * scales).flatten()
+    return torch.stack([-0.5 * widths, -0.5 * heights, 0.5 * widths, 0.5 * heights], dim=1)
+
+
+@lru_cache(maxsize=64)
+def anchor_grid(image_size: tuple[int, int], device: torch.device = torch.device("cpu")) -> AnchorGrid:
+    """The anchors of a padded image size (height, width), both multiples of 32; kept for the next call."""
+    sizes = level_sizes(image_size)
+    levels = []
+    for stride, (height, width) in zip(STRIDES, sizes, strict=True):
+        y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+        shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
+        levels.append((shifts + base_anchors(stride)).reshape(-1, 4))
+    return AnchorGrid(torch.cat(levels).to(device), sizes)
+
+
+def valid_anchors(grid: AnchorGrid, padded_sizes: Tensor) -> Tensor:
+    """[B, N] whether an anchor's cell lies in the image's own padded area.
+
+    Args:
+        grid: the anchors of the batch's size.
+        padded_sizes: [B, 2] each image's own (height, width), rounded up to multiples of 32.
+    """
+    levels = []
+    for stride, (height, width) in zip(STRIDES, grid.level_sizes, strict=True):
+        cells = (padded_sizes + stride - 1) // stride
+        rows = torch.arange(height, device=cells.device) < cells[:, :1]
+        columns = torch.arange(width, device=cells.device) < cells[:, 1:]
+        inside = rows[:, :, None] & columns[:, None, :]
+        levels.append(inside[..., None].expand(-1, -1, -1, NUM_ANCHORS).flatten(1))
+    return torch.cat(levels, dim=1)
+
+
+def encode(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """[N, 4] deltas (dx, dy, dw, dh) that move each anchor onto its box."""
+    anchor_centers, anchor_sizes = _centers_and_sizes(anchors)
+    centers, sizes = _centers_and_sizes(boxes)
+    return torch.cat([(centers - anchor_centers) / anchor_sizes, (sizes / anchor_sizes).log()], dim=-1)
+
+
+def decode(anchors: Tensor, deltas: Tensor) -> Tensor:
+    """[..., 4] boxes that the deltas make of the anchors; dw and dh beyond MAX_LOG_SCALE are cut off."""
+    anchor_centers, anchor_sizes = _centers_and_sizes(anchors)
+    centers = anchor_centers + anchor_sizes * deltas[..., :2]
+    half = 0.5 * anchor_sizes * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
+    return torch.cat([centers - half, centers + half], dim=-1)
+
+
+def clip(boxes: Tensor, image_size: Tensor) -> Tensor:
+    """Boxes cut to [0, width] x [0, height]; image_size is (height, width)."""
+    height, width = image_size.unbind(-1)
+    return torch.minimum(boxes.clamp(min=0), torch.stack([width, height, width, height], dim=-1).to(boxes))
+
+
+def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """[M, N] IoU of every box with every anchor, in the order of operations that decides float32 ties."""
+    top_left = torch.maximum(boxes[:, None, :2], anchors[:, :2])
+    sides = torch.minimum(boxes[:, None, 2:], anchors[:, 2:]).sub_(top_left).clamp_(min=0)
+    inter = sides[..., 0] * sides[..., 1]
+    union = area(boxes)[:, None] + area(anchors) - inter
+    return inter.div_(union.clamp_(min=1e-6))
+
+
+def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
+    """[N] IoU of each box with its counterpart; differentiable."""
+    top_left = torch.maximum(first[..., :2], second[..., :2])
+    sides = (torch.minimum(first[..., 2:], second[..., 2:]) - top_left).clamp(min=0)
+    inter = sides[..., 0] * sides[..., 1]
+    return inter / (area(first) + area(second) - inter).clamp(min=1e-6)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """[...] width times height of xyxy boxes."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _centers_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[..., :2] + boxes[..., 2:]) * 0.5, boxes[..., 2:] - boxes[..., :2]

@@ -1,0 +1,145 @@
+"""ResNet and feature pyramid: images to five feature maps, and the loading of ImageNet weights."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet
+
+from model.config import ModelConfig
+from model.heads import group_norm
+
+C5_STAGES = (2, 3, 4)
+"""Stages whose output the pyramid reads: C3, C4, C5 with strides 8, 16, 32."""
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch norm that always uses its stored mean and variance; scale and shift still learn."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [B, C, H, W]; the same for any batch."""
+        return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class Backbone(nn.Module):
+    """A torchvision ResNet without its classifier."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build the ResNet with random weights; `load_backbone` puts ImageNet's in."""
+        super().__init__()
+        norm = FrozenBatchNorm if config.backbone_norm == "frozen_batch" else group_norm
+        self.body = _resnet(config.backbone, norm)  # type: ignore[arg-type]
+        if config.backbone_stride == "1x1":
+            _move_stride(self.body)
+        stages = [nn.ModuleList([self.body.conv1, self.body.bn1]), *self._stages()]
+        for stage in stages[: config.frozen_stages + 1 if config.frozen_stages else 0]:
+            stage.requires_grad_(False)
+        self.out_channels = [_out_channels(self._stages()[stage - 1]) for stage in C5_STAGES]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> C3, C4, C5."""
+        body = self.body
+        feature = body.maxpool(body.relu(body.bn1(body.conv1(images))))
+        outputs = []
+        for number, stage in enumerate(self._stages(), start=1):
+            feature = stage(feature)
+            if number in C5_STAGES:
+                outputs.append(feature)
+        return outputs
+
+    def _stages(self) -> list[nn.Sequential]:
+        return [self.body.layer1, self.body.layer2, self.body.layer3, self.body.layer4]
+
+
+class FeaturePyramid(nn.Module):
+    """P3 to P7 from C3 to C5; P6 from C5, and P7 from P6 without a ReLU in between (the released neck)."""
+
+    def __init__(self, in_channels: list[int], channels: int) -> None:
+        """Weights are Xavier-uniform, biases 0."""
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.p6 = nn.Conv2d(in_channels[-1], channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """C3, C4, C5 -> P3 to P7, [B, channels, h, w] each."""
+        merged = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
+        for level in range(len(merged) - 1, 0, -1):
+            size = merged[level - 1].shape[-2:]
+            merged[level - 1] = merged[level - 1] + functional.interpolate(merged[level], size=size, mode="nearest")
+        outputs = [output(feature) for output, feature in zip(self.output, merged, strict=True)]
+        p6 = self.p6(features[-1])
+        return [*outputs, p6, self.p7(p6)]
+
+
+def load_backbone(backbone: Backbone, path: Path) -> None:
+    """Put ImageNet weights with torchvision's names (.pth or .safetensors) into the backbone.
+
+    Raises:
+        ValueError: the file lacks weights of this ResNet, or holds others.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    else:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+    expected = backbone.body.state_dict()
+    missing = sorted(name for name in expected.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
+    extra = sorted(weights.keys() - expected.keys())
+    wrong = sorted(n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape)
+    if missing or extra or wrong:
+        raise ValueError(
+            f"{path} does not fit this backbone: lacks {missing[:3]}, has unknown {extra[:3]}, other shapes {wrong[:3]}; "
+            "set model.backbone to the ResNet of the file, or model.backbone_weights to another file"
+        )
+    backbone.body.load_state_dict(weights, strict=False)
+
+
+def _resnet(name: str, norm: type[nn.Module]) -> resnet.ResNet:
+    layout: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]] = {
+        "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
+        "resnet18_quarter": (resnet.BasicBlock, [2, 2, 2, 2]),
+        "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
+        "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
+    }
+    block, depths = layout[name]
+    body = resnet.ResNet(block, depths, norm_layer=norm)  # type: ignore[arg-type]
+    if name == "resnet18_quarter":
+        _narrow(body, depths, norm, width=16)
+    del body.fc, body.avgpool
+    return body
+
+
+def _narrow(body: resnet.ResNet, depths: list[int], norm: type[nn.Module], width: int) -> None:
+    """Rebuild a ResNet of basic blocks with `width` channels in its first stage instead of 64."""
+    body.inplanes = width
+    body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    body.bn1 = norm(width)  # type: ignore[call-arg]
+    for stage, depth in enumerate(depths):
+        layer = body._make_layer(resnet.BasicBlock, width * 2**stage, depth, stride=1 if stage == 0 else 2)
+        setattr(body, f"layer{stage + 1}", layer)
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _move_stride(body: resnet.ResNet) -> None:
+    """Put each stage's stride into its first 1x1 convolution, where Caffe's weights were trained with it."""
+    for stage in (body.layer2, body.layer3, body.layer4):
+        block = stage[0]
+        if not isinstance(block, resnet.Bottleneck):
+            raise ValueError("backbone_stride '1x1' belongs to resnet50 and resnet101, whose blocks begin with 1x1")
+        block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+
+
+def _out_channels(stage: nn.Sequential) -> int:
+    last = stage[-1]
+    return int((last.conv3 if isinstance(last, resnet.Bottleneck) else last.conv2).out_channels)  # type: ignore[union-attr]
