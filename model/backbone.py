@@ -1,6 +1,7 @@
 """ResNet and feature pyramid: images to five feature maps, and the loading of ImageNet weights."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,8 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     wrong = sorted(n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape)
     if missing or extra or wrong:
         raise ValueError(
-            f"{path} does not fit this backbone: lacks {missing[:3]}, has unknown {extra[:3]}, other shapes {wrong[:3]}; "
-            "set model.backbone to the ResNet of the file, or model.backbone_weights to another file"
+            f"{path} does not fit this backbone: lacks {missing[:3]}, has unknown {extra[:3]}, other shapes "
+            f"{wrong[:3]}; set model.backbone to the ResNet of the file, or model.backbone_weights to another file"
         )
     backbone.body.load_state_dict(weights, strict=False)
 
@@ -111,7 +112,7 @@ def _resnet(name: str, norm: type[nn.Module]) -> resnet.ResNet:
         "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
     }
     block, depths = layout[name]
-    body = resnet.ResNet(block, depths, norm_layer=norm)  # type: ignore[arg-type]
+    body = resnet.ResNet(block, depths, norm_layer=norm)
     if name == "resnet18_quarter":
         _narrow(body, depths, norm, width=16)
     del body.fc, body.avgpool
@@ -122,7 +123,7 @@ def _narrow(body: resnet.ResNet, depths: list[int], norm: type[nn.Module], width
     """Rebuild a ResNet of basic blocks with `width` channels in its first stage instead of 64."""
     body.inplanes = width
     body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-    body.bn1 = norm(width)  # type: ignore[call-arg]
+    body.bn1 = norm(width)
     for stage, depth in enumerate(depths):
         layer = body._make_layer(resnet.BasicBlock, width * 2**stage, depth, stride=1 if stage == 0 else 2)
         setattr(body, f"layer{stage + 1}", layer)
@@ -142,4 +143,5 @@ def _move_stride(body: resnet.ResNet) -> None:
 
 def _out_channels(stage: nn.Sequential) -> int:
     last = stage[-1]
-    return int((last.conv3 if isinstance(last, resnet.Bottleneck) else last.conv2).out_channels)  # type: ignore[union-attr]
+    convolution = cast(nn.Conv2d, last.conv3 if isinstance(last, resnet.Bottleneck) else last.conv2)
+    return convolution.out_channels

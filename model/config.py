@@ -123,17 +123,17 @@ class DataConfig:
         _require(
             self.long_edge >= self.short_edge, f"long_edge is {self.long_edge}, below short_edge {self.short_edge}"
         )
-        _require(
-            0.0 <= self.flip_probability <= 1.0, f"flip_probability is {self.flip_probability}, expected 0 to 1"
-        )
+        _require(0.0 <= self.flip_probability <= 1.0, f"flip_probability is {self.flip_probability}, expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """How long, and at what learning rate (SGD; Section 4.1)."""
+    """How long, and with which updates (Section 4.1)."""
 
     epochs: int = 12
     """Passes over the training images."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The paper's SGD with momentum, or AdamW, which learns faster from random weights."""
     learning_rate: float = 0.01
     """The rate after warm-up, for the global batch."""
     lr_drop_epochs: tuple[int, ...] = (8, 11)
@@ -145,9 +145,9 @@ class ScheduleConfig:
     warmup_ratio: float = 0.001
     """The first update's rate, as a part of learning_rate."""
     momentum: float = 0.9
-    """SGD momentum."""
+    """SGD's momentum; AdamW's first beta."""
     weight_decay: float = 1e-4
-    """L2 penalty on every parameter."""
+    """L2 penalty on every parameter (decoupled under AdamW)."""
     gradient_clip: float | None = None
     """Largest gradient norm of one update; None does not clip."""
     validate_every: int = 1

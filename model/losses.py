@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.anchors import AnchorGrid, aligned_iou, decode, encode
+from model.anchors import NUM_ANCHORS, AnchorGrid, aligned_iou, decode, encode
 from model.config import ConfidenceConfig, ModelConfig
-from model.heads import NUM_ANCHORS, Predictions, flat
+from model.heads import Predictions, flat
 from model.matching import NEGATIVE, GroundTruth
 
 
@@ -52,7 +52,7 @@ def detector_losses(
     labels = torch.where(assigned >= 0, 0, assigned)
     if len(truth.labels):
         labels = torch.where(assigned >= 0, truth.labels[assigned.clamp(min=0)], labels)
-    levels = zip(predictions.class_logits, labels.split(grid.level_lengths, dim=1), strict=True)
+    levels = zip(predictions.class_logits, torch.split(labels, grid.level_lengths, dim=1), strict=True)
     classification = [_focal_sum(logits, level, config) for logits, level in levels]
 
     image, anchor = (assigned >= 0).nonzero(as_tuple=True)
@@ -70,7 +70,7 @@ def detector_losses(
         confidence = confidence_loss(logits[image, anchor], target, config.confidence)
         if config.confidence.negative_weight > 0:
             background = functional.softplus(logits) * (assigned == NEGATIVE)
-            negatives = torch.stack([part.sum() for part in background.split(grid.level_lengths, dim=1)])
+            negatives = torch.stack([part.sum() for part in torch.split(background, grid.level_lengths, dim=1)])
             negatives = negatives * config.confidence.negative_weight
         confidence, negatives = (part * config.confidence.loss_weight for part in (confidence, negatives))
     level_of_anchor = torch.arange(len(grid.level_sizes), device=anchor.device).repeat_interleave(
@@ -109,7 +109,7 @@ def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Ten
     batch, _, height, width = class_logits.shape
     logits = class_logits.view(batch, NUM_ANCHORS, -1, height, width)
     labels = labels.view(batch, height, width, NUM_ANCHORS).permute(0, 3, 1, 2)
-    background: Tensor = _BackgroundFocal.apply(  # type: ignore[no-untyped-call]
+    background: Tensor = _BackgroundFocal.apply(
         logits, labels >= NEGATIVE, config.focal_alpha, config.focal_gamma
     )
     image, anchor, y, x = (labels >= 0).nonzero(as_tuple=True)

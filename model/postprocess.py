@@ -83,7 +83,7 @@ def _scores(classes: Tensor, confidences: Tensor | None, grid: AnchorGrid, confi
     scores = fuse_scores(classes, confidences, config)
     if config.fuse_small_levels or not config.needs_confidence or config.fusion == "product":
         return scores
-    levels = zip(scores.split(grid.level_lengths, 1), classes.split(grid.level_lengths, 1), strict=True)
+    levels = zip(*(torch.split(part, grid.level_lengths, dim=1) for part in (scores, classes)), strict=True)
     return torch.cat(
         [
             fused if fused.shape[1] > config.nms_pre else logits.sigmoid() ** (1 - config.confidence_exponent)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model import anchors as anchors_module
 from model import matching, postprocess
 from model.backbone import FeaturePyramid
-from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig
+from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, ScheduleConfig
 from model.heads import Head, Predictions
 from model.losses import Losses, detector_losses
 from model.schedule import learning_rate
@@ -112,7 +112,9 @@ def head_grads(
     losses.total.backward()
     parts = (losses.classification.sum(), losses.box.sum(), losses.confidence.sum(), losses.total)
     parameters = dict(module.named_parameters())
-    gradients = {f"{old}.{kind}": _grad(parameters[f"{new}.{kind}"]) for old, new in names.items() for kind in ("weight", "bias")}
+    gradients = {
+        f"{old}.{kind}": _grad(parameters[f"{new}.{kind}"]) for old, new in names.items() for kind in ("weight", "bias")
+    }
     return np.array([part.item() for part in parts]), gradients, [_grad(level) for level in features]
 
 
@@ -226,7 +228,7 @@ def _losses(
 def _head(weights: dict[str, Array], num_classes: int, conf_on: str) -> tuple[Head, dict[str, str]]:
     channels = weights["retina_cls.weight"].shape[1]
     in_channels = weights["cls_convs.0.conv.weight"].shape[1]
-    tower = "classification" if conf_on == "clsfeat" else "box"
+    tower: Literal["classification", "box"] = "classification" if conf_on == "clsfeat" else "box"
     module = Head(ModelConfig(channels=channels, confidence=ConfidenceConfig(tower=tower)), num_classes, in_channels)
     names = {"retina_cls": "class_logits", "retina_reg": "box_deltas", "retina_iou": "confidence_logits"}
     for layer in range(4):
@@ -237,7 +239,11 @@ def _head(weights: dict[str, Array], num_classes: int, conf_on: str) -> tuple[He
 
 
 def _load(module: nn.Module, weights: dict[str, Array], names: dict[str, str]) -> None:
-    state = {f"{new}.{kind}": torch.from_numpy(weights[f"{old}.{kind}"]) for old, new in names.items() for kind in ("weight", "bias")}
+    state = {
+        f"{new}.{kind}": torch.from_numpy(weights[f"{old}.{kind}"])
+        for old, new in names.items()
+        for kind in ("weight", "bias")
+    }
     module.load_state_dict(state, strict=True)
 
 

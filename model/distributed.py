@@ -1,0 +1,40 @@
+"""The few collective operations of a training, which do nothing where a process trains alone."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    if distributed.is_initialized():
+        distributed.all_reduce(value)
+    return value
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, by rank, on every process."""
+    if not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def share(items: list[int], rank: int, num_processes: int) -> list[int]:
+    """The contiguous part of a list that belongs to a rank; parts differ by one item at most."""
+    start, stop = (len(items) * place // num_processes for place in (rank, rank + 1))
+    return items[start:stop]
+
+
+def wrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with its gradients averaged over all processes after each backward pass."""
+    if not distributed.is_initialized():
+        return model
+    return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

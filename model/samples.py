@@ -1,0 +1,121 @@
+"""Images with their boxes as the network takes them: one sample, and a padded batch of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from model.coco import CocoData
+from model.config import DataConfig
+from model.faults import DataError
+from model.transforms import flip_boxes, load_image, resize, resize_boxes, resize_shape
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sample:
+    """One image, resized and perhaps mirrored."""
+
+    image: Tensor
+    """uint8 RGB [3, h, w]."""
+    boxes: Tensor
+    """float32 [G, 4], pixels of the resized image; no crowds."""
+    labels: Tensor
+    """int64 [G], from 0."""
+    image_id: int
+    size: tuple[int, int]
+    """Height and width after resizing."""
+    original_size: tuple[int, int]
+    """Height and width of the file."""
+    flipped: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """Several images under one padded shape."""
+
+    images: Tensor
+    """uint8 RGB [B, 3, H, W], zero to the right of and below each image."""
+    sizes: Tensor
+    """int64 [B, 2], height and width inside the padding."""
+    boxes: Tensor
+    """float32 [B, G, 4], padded with zeros; G is at least 1."""
+    labels: Tensor
+    """int64 [B, G], padded with -1."""
+    num_boxes: Tensor
+    """int64 [B]."""
+    image_ids: Tensor
+    """int64 [B]."""
+    original_sizes: Tensor
+    """int64 [B, 2]."""
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory; a DataLoader with `pin_memory` calls this."""
+        return Batch(**{name: getattr(self, name).pin_memory() for name in self.__slots__})
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on the device, without waiting for it."""
+        return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Samples by (index, flip), for a DataLoader whose sampler says which image is mirrored."""
+
+    def __init__(self, data: CocoData, config: DataConfig) -> None:
+        self.data = data
+        self.short_edge = config.short_edge
+        self.long_edge = config.long_edge
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, bool]) -> Sample:
+        index, flip = key
+        return load_sample(self.data, index, self.short_edge, self.long_edge, flip)
+
+
+def load_sample(data: CocoData, index: int, short_edge: int, long_edge: int, flip: bool) -> Sample:
+    """Read, resize and perhaps mirror one image, and its boxes with it."""
+    image = load_image(data.path(index))
+    old: tuple[int, int] = (image.shape[1], image.shape[2])
+    if old != (annotated := tuple(data.sizes[index].tolist())):
+        raise DataError(f"{data.path(index)}: is {old} (height, width), annotated {annotated}; mend either")
+    new = resize_shape(*old, short_edge, long_edge)
+    image = resize(image, new)
+    boxes = resize_boxes(data.boxes(index), old, new)
+    if flip:
+        image = image.flip(2)
+        boxes = flip_boxes(boxes, new[1])
+    return Sample(
+        image=image,
+        boxes=torch.from_numpy(boxes),
+        labels=torch.from_numpy(data.labels(index)),
+        image_id=int(data.image_ids[index]),
+        size=new,
+        original_size=old,
+        flipped=flip,
+    )
+
+
+def collate(samples: Sequence[Sample], pad_to: tuple[int, int]) -> Batch:
+    """Stack samples, padding images to `pad_to` (height, width) and boxes to the largest number among them."""
+    num_boxes = [len(sample.labels) for sample in samples]
+    most = max([1, *num_boxes])
+    images = torch.zeros(len(samples), 3, *pad_to, dtype=torch.uint8)
+    boxes = torch.zeros(len(samples), most, 4)
+    labels = torch.full((len(samples), most), -1)
+    for place, (sample, count) in enumerate(zip(samples, num_boxes, strict=True)):
+        height, width = sample.size
+        images[place, :, :height, :width] = sample.image
+        boxes[place, :count] = sample.boxes
+        labels[place, :count] = sample.labels
+    return Batch(
+        images=images,
+        sizes=torch.tensor([sample.size for sample in samples]).reshape(-1, 2),
+        boxes=boxes,
+        labels=labels,
+        num_boxes=torch.tensor(num_boxes, dtype=torch.int64),
+        image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        original_sizes=torch.tensor([sample.original_size for sample in samples]).reshape(-1, 2),
+    )

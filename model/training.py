@@ -1,0 +1,321 @@
+"""Train one detector: one process of a torch.distributed group, or alone."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from model.anchors import anchor_grid
+from model.backbone import load_backbone
+from model.checkpoint import load_resume, load_weights, save_checkpoint
+from model.config import InferenceConfig, ScheduleConfig, TrainConfig
+from model.data import Batch, CocoData, batch_shape, collate, epoch_batches, flips, load_sample, read_coco
+from model.detector import RetinaNetConf, build_detector
+from model.distributed import share, total, world, wrap
+from model.losses import detector_losses
+from model.matching import GroundTruth, match, num_samples
+from model.schedule import learning_rate
+from model.scoring import score
+from model.transforms import normalize
+
+LOG_EVERY = 10
+"""Updates from one report of the losses to the next."""
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on as it was set up; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What a training reports: every LOG_EVERY updates, and at the end of each epoch."""
+
+    step: int
+    """Updates made."""
+    num_steps: int
+    """Updates of the whole training."""
+    epoch: float
+    """Epochs done, with the part of the current one."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """By their names in MLflow: train/loss, train/lr, perf/images_per_s, val/AP ..."""
+    checkpoint: Path | None = None
+    """On rank 0 at the end of an epoch: the checkpoint's folder."""
+    end_of_epoch: bool = False
+    """Whether this is the report that carries the checkpoint, on every rank."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data_root: Path,
+    weights_file: Path | None = None,
+    folder: Path,
+    report: Callable[[Progress], None],
+    local_batch: int | None = None,
+    num_loader_processes: int = 0,
+    resume: Path | None = None,
+    device: torch.device = torch.device("cpu"),
+) -> None:
+    """Train to the last epoch; weights and metrics do not depend on the number of processes.
+
+    Args:
+        config: the training's identity.
+        data_root: a folder with `<split>/` and `annotations/`.
+        weights_file: the backbone's first weights, where `config.model.backbone_weights` names some.
+        folder: where checkpoints are written, one folder an epoch, by rank 0.
+        report: called on every rank, equally often.
+        local_batch: images in one forward pass; a larger share of the global batch is accumulated.
+        num_loader_processes: processes that decode images; 0 decodes in this one.
+        resume: a checkpoint of the same training to go on from.
+        device: of the weights.
+
+    Raises:
+        DataError: the data set cannot be trained on.
+        ValueError: weights or checkpoint belong to something else.
+        TrainingError: the loss is no longer finite.
+    """
+    rank, _ = world()
+    data = read_coco(
+        data_root,
+        config.data.train_split,
+        num_images=config.data.num_train_images,
+        faults=config.data.faults,
+        check_images=config.data.faults == "quarantine",
+    )
+    validation = read_coco(
+        data_root,
+        config.data.val_split,
+        num_images=config.data.num_val_images,
+        faults=config.data.faults,
+        check_images=config.data.faults == "quarantine",
+    )
+    detector = build_detector(config.model, len(data.category_ids), config.seed)
+    if weights_file is not None and resume is None:
+        load_backbone(detector.backbone, weights_file)
+    detector = detector.to(device).to(memory_format=torch.channels_last)
+    optimizer = _optimizer(detector, config.schedule)
+    first_epoch, step = 0, 0
+    if resume is not None:
+        state = load_resume(resume, config, data.fingerprint)
+        detector.load_state_dict(load_weights(resume))
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch, step = state["epoch"], state["step"]
+    trainer = _Trainer(config, detector, wrap(detector), optimizer, device)
+    steps_per_epoch = len(epoch_batches(data, config, 0))
+    num_steps = steps_per_epoch * config.schedule.epochs
+    for epoch in range(first_epoch, config.schedule.epochs):
+        clock, losses = time.perf_counter(), []
+        seen = 0
+        updates = _updates(data, config, epoch, local_batch, num_loader_processes)
+        for place, update in enumerate(updates, start=1):
+            rate = learning_rate(config.schedule, epoch, step)
+            losses.append(trainer.update(update.micro_batches, rate))
+            step += 1
+            seen += update.num_images
+            if place % LOG_EVERY == 0 or place == steps_per_epoch:
+                metrics = _loss_metrics(losses, step)
+                elapsed = time.perf_counter() - clock
+                metrics |= {
+                    "train/lr": rate,
+                    "perf/images_per_s": seen / elapsed,
+                    "perf/eta_s": elapsed / place * (num_steps - step),
+                }
+                losses = []
+                report(Progress(step=step, num_steps=num_steps, epoch=step / steps_per_epoch, metrics=metrics))
+        done = epoch + 1
+        metrics = {}
+        if done % config.schedule.validate_every == 0 or done == config.schedule.epochs:
+            metrics = _validate(config, detector, validation, num_loader_processes)
+        checkpoint = None
+        if rank == 0:
+            checkpoint = save_checkpoint(
+                folder / f"epoch-{done:04d}",
+                weights=detector.state_dict(),
+                config=config,
+                epoch=done,
+                step=step,
+                categories=(data.category_ids, data.category_names),
+                data_fingerprint=data.fingerprint,
+                optimizer=optimizer.state_dict(),
+            )
+        report(
+            Progress(
+                step=step,
+                num_steps=num_steps,
+                epoch=float(done),
+                metrics=metrics,
+                checkpoint=checkpoint,
+                end_of_epoch=True,
+            )
+        )
+
+
+def _optimizer(detector: nn.Module, config: ScheduleConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=(config.momentum, 0.999), weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """A part of an update that goes through the network at once."""
+
+    batch: Batch
+    counts: bool
+    """False for the stand-in of a process whose share of the update is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    micro_batches: list[_MicroBatch]
+    num_images: int
+    """Of the global batch."""
+
+
+class _Trainer:
+    """Model and optimizer, with the one step that changes them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        detector: RetinaNetConf,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> None:
+        self.config, self.detector, self.model = config, detector, model
+        self.optimizer, self.device = optimizer, device
+        self.num_processes = world()[1]
+
+    def update(self, micro_batches: list[_MicroBatch], rate: float) -> Tensor:
+        """One SGD step on a global batch; gives this process's part of the three losses, [3]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        samples = [self._samples(micro_batch) for micro_batch in micro_batches]
+        normalizer = total(sum((part.num for part in samples), torch.zeros((), device=self.device)))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(3, device=self.device)
+        for place, part in enumerate(samples, start=1):
+            synchronise = place == len(samples) or not hasattr(self.model, "no_sync")
+            with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
+                losses += self._accumulate(part, normalizer)
+        if self.config.schedule.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.detector.parameters(), self.config.schedule.gradient_clip)
+        self.optimizer.step()
+        return losses
+
+    def _samples(self, micro_batch: _MicroBatch) -> "_Samples":
+        batch = micro_batch.batch.to(self.device)
+        grid = anchor_grid((batch.images.shape[-2], batch.images.shape[-1]), self.device)
+        places = torch.arange(batch.boxes.shape[1], device=self.device) < batch.num_boxes[:, None]
+        truth = GroundTruth(batch.boxes[places], batch.labels[places], places.nonzero()[:, 0])
+        assigned = match(
+            grid,
+            (batch.sizes + 31) // 32 * 32,
+            truth,
+            positive_iou=self.config.model.positive_iou,
+            negative_iou=self.config.model.negative_iou,
+        )
+        return _Samples(batch, truth, assigned, num_samples(assigned) * micro_batch.counts, micro_batch.counts)
+
+    def _accumulate(self, part: "_Samples", normalizer: Tensor) -> Tensor:
+        images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
+        grid = anchor_grid((images.shape[-2], images.shape[-1]), self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            predictions = self.model(images)
+        losses = detector_losses(predictions.float(), grid, part.assigned, part.truth, normalizer, self.config.model)
+        # The processes' gradients are averaged; their sum is the update.
+        (losses.total * (self.num_processes * part.counts)).backward()  # type: ignore[no-untyped-call]
+        parts = (losses.classification, losses.box, losses.confidence)
+        return torch.stack([loss.detach().sum() for loss in parts]) * part.counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """A micro-batch on the device, with what its anchors learn."""
+
+    batch: Batch
+    truth: GroundTruth
+    assigned: Tensor
+    num: Tensor
+    counts: bool
+
+
+def _updates(
+    data: CocoData, config: TrainConfig, epoch: int, local_batch: int | None, num_loader_processes: int
+) -> Iterator[_Update]:
+    """The epoch's updates, with this process's share of each decoded."""
+    rank, num_processes = world()
+    batches = epoch_batches(data, config, epoch)
+    shares = [share(batch, rank, num_processes) for batch in batches]
+    parts = []
+    for batch, mine in zip(batches, shares, strict=True):
+        limit = local_batch or max(1, len(mine))
+        pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
+        parts.append((batch_shape(data, batch, config), pieces or [batch[:1]], bool(pieces)))
+    jobs = [(shape, piece) for shape, pieces, _ in parts for piece in pieces]
+    loader = iter(
+        DataLoader(
+            _Decoded(data, config, epoch, jobs),
+            batch_size=None,
+            num_workers=num_loader_processes,
+            prefetch_factor=4 if num_loader_processes else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+    for batch, (_, pieces, counts) in zip(batches, parts, strict=True):
+        yield _Update([_MicroBatch(next(loader), counts) for _ in pieces], len(batch))
+
+
+class _Decoded(Dataset[Batch]):
+    """Decoded micro-batches, in the order of training."""
+
+    def __init__(
+        self, data: CocoData, config: TrainConfig, epoch: int, jobs: list[tuple[tuple[int, int], list[int]]]
+    ) -> None:
+        self.data, self.config, self.epoch, self.jobs = data, config, epoch, jobs
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, place: int) -> Batch:
+        shape, indices = self.jobs[place]
+        edges = self.config.data.short_edge, self.config.data.long_edge
+        mirrored = [flips(self.config, self.epoch, int(self.data.image_ids[index])) for index in indices]
+        samples = [load_sample(self.data, i, *edges, flip) for i, flip in zip(indices, mirrored, strict=True)]
+        return collate(samples, pad_to=shape)
+
+
+def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:
+    """Means over the updates since the last report, added up over the processes."""
+    classification, box, confidence = total(torch.stack(losses).mean(dim=0)).tolist()
+    loss = classification + box + confidence
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} at update {step}: lower train.schedule.learning_rate, lengthen "
+            "train.schedule.warmup_iterations, or set train.schedule.gradient_clip"
+        )
+    return {
+        "train/loss": loss,
+        "train/loss_class": classification,
+        "train/loss_box": box,
+        "train/loss_confidence": confidence,
+    }
+
+
+def _validate(
+    config: TrainConfig, detector: RetinaNetConf, validation: CocoData, num_loader_processes: int
+) -> dict[str, float]:
+    """The COCO numbers under the default inference setting of this kind of detector."""
+    setting = InferenceConfig() if config.model.confidence else InferenceConfig(confidence_exponent=0.0)
+    (scores,) = score(detector, validation, [setting], config.data, num_loader_processes=num_loader_processes)
+    return {f"val/{name}": value for name, value in scores.metrics.items() if value is not None}

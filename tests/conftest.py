@@ -1,0 +1,69 @@
+"""Data sets that many tests share."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.shapes import draw_shapes
+
+MakeCoco = Callable[..., Path]
+
+
+def _folder_from(variable: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} is not set")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def coco_root() -> Path:
+    """A folder with real COCO images and annotations."""
+    return _folder_from("RNC_COCO_ROOT")
+
+
+@pytest.fixture(scope="session")
+def vectors_root() -> Path:
+    """A folder with numbers that the released implementation computed."""
+    return _folder_from("RNC_VECTORS")
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn scenes: 48 images to train on, 16 to validate on, 128 pixels, seed 0."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    draw_shapes(root, num_train=48, num_val=16, image_size=128, seed=0)
+    return root
+
+
+@pytest.fixture
+def make_coco(tmp_path: Path) -> MakeCoco:
+    """A function that writes a small data set: images of id 1, 2, ... and these annotations over categories 3 and 8."""
+
+    def make(
+        annotations: Sequence[dict[str, Any]] = (),
+        sizes: Sequence[tuple[int, int]] = ((60, 80),),
+        **tables: Any,
+    ) -> Path:
+        content = {
+            "images": [
+                {"id": place, "file_name": f"{place}.jpg", "height": height, "width": width}
+                for place, (height, width) in enumerate(sizes, start=1)
+            ],
+            "annotations": list(annotations),
+            "categories": [{"id": 8, "name": "cat"}, {"id": 3, "name": "dog"}],
+        } | tables
+        (tmp_path / "train").mkdir(exist_ok=True)
+        for image in content["images"]:
+            pixels = np.full((image["height"], image["width"], 3), 128, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "train" / image["file_name"])
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return make
