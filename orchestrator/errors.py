@@ -1,0 +1,8 @@
+"""The one error that a user can fix."""
+
+
+class UserError(Exception):
+    """A mistake in a file, a setting or the surroundings; shown as its message, without a traceback.
+
+    The message names the file, the setting, the value and the way out. Several mistakes stand one to a line.
+    """

@@ -1,0 +1,241 @@
+"""Rows -> trainings and evaluations, each once by content key, and which of them the ledger lacks."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+from model.config import InferenceConfig, TrainConfig
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, Resources, Row
+from orchestrator.settings import Settings, differences, flat_differences, from_dict, to_dict
+
+__all__ = [
+    "Evaluation",
+    "Ledger",
+    "Place",
+    "Plan",
+    "Record",
+    "RowKeys",
+    "TrainRun",
+    "evaluation_key",
+    "inference_config_from_dict",
+    "make_plan",
+    "row_keys",
+    "settings_that_differ",
+    "suite_of",
+    "to_dict",
+    "train_config_from_dict",
+    "train_key",
+    "why_evaluation_is_missing",
+    "why_training_is_missing",
+]
+
+
+class Place(NamedTuple):
+    """Where a table uses an evaluation."""
+
+    table: str
+    place: int
+    """The row's place in its table, from 0."""
+    label: str
+
+
+class RowKeys(NamedTuple):
+    """What one row is for one seed."""
+
+    seed: int
+    train_key: str
+    evaluation_key: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRun:
+    """A training, once, whatever number of rows stands on it."""
+
+    key: str
+    config: TrainConfig
+    resources: Resources
+    suite: str
+    label: str
+    """The first row that asks for it, with its seed when the row has several."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A training under one InferenceConfig on one split."""
+
+    key: str
+    train_key: str
+    inference: InferenceConfig
+    split: str
+    suite: str
+    places: tuple[Place, ...]
+    """Every row that shows it."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What MLflow holds of one training or evaluation."""
+
+    status: Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
+    """FINISHED only with all that belongs to it; a run that lost its detections is KILLED, with that as its note."""
+    run_id: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    """Why it failed, or was interrupted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """What MLflow holds of one suite, by key."""
+
+    trainings: Mapping[str, Record] = field(default_factory=dict)
+    evaluations: Mapping[str, Record] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the experiments of one suite need, and what of it is missing."""
+
+    suite: str
+    experiments: tuple[Experiment, ...]
+    trainings: Mapping[str, TrainRun]
+    """By train key, in the order of the files."""
+    evaluations: Mapping[str, Evaluation]
+    """By evaluation key, in the order of the files."""
+    missing_trainings: Mapping[str, str]
+    """The reason by train key."""
+    missing_evaluations: Mapping[str, str]
+    """The reason by evaluation key."""
+
+    def evaluations_of(self, table: str, label: str) -> tuple[Evaluation, ...]:
+        """Return the evaluations behind one row, one for each seed."""
+        rows = [row for e in self.experiments if e.name == table for row in e.rows if row.label == label]
+        return tuple(self.evaluations[keys.evaluation_key] for row in rows for keys in row_keys(row))
+
+    def evaluations_on(self, train_key: str) -> tuple[Evaluation, ...]:
+        """Return the evaluations that score one training."""
+        return tuple(e for e in self.evaluations.values() if e.train_key == train_key)
+
+
+def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
+    """Gather the trainings and evaluations of one suite, each once, and what the ledger lacks of them."""
+    suite = suite_of(experiments)
+    trainings: dict[str, TrainRun] = {}
+    evaluations: dict[str, Evaluation] = {}
+    for run, evaluation in _expand(experiments):
+        known = trainings.setdefault(run.key, run)
+        if run.resources.num_workers > known.resources.num_workers:
+            trainings[run.key] = replace(known, resources=run.resources)
+        same = evaluations.setdefault(evaluation.key, evaluation)
+        if same is not evaluation:
+            both = replace(same, places=same.places + evaluation.places, paper={**evaluation.paper, **same.paper})
+            evaluations[evaluation.key] = both
+    why_not_trained = {key: why_training_is_missing(ledger, key) for key in trainings}
+    why_not_scored = {key: why_evaluation_is_missing(ledger, e.train_key, key) for key, e in evaluations.items()}
+    return Plan(
+        suite=suite,
+        experiments=tuple(experiments),
+        trainings=trainings,
+        evaluations=evaluations,
+        missing_trainings={key: reason for key, reason in why_not_trained.items() if reason},
+        missing_evaluations={key: reason for key, reason in why_not_scored.items() if reason},
+    )
+
+
+def suite_of(experiments: Sequence[Experiment]) -> str:
+    """Return the one suite of the experiments."""
+    suites = sorted({experiment.suite for experiment in experiments})
+    if len(suites) != 1:
+        raise UserError(f"the experiments belong to {len(suites)} suites ({', '.join(suites)}); plan one at a time")
+    return suites[0]
+
+
+def why_training_is_missing(ledger: Ledger, key: str) -> str | None:
+    """Return the reason why a training has to run, or None when the ledger holds it."""
+    return _why_missing(ledger.trainings.get(key))
+
+
+def why_evaluation_is_missing(ledger: Ledger, train_key: str, key: str) -> str | None:
+    """Return the reason why an evaluation has to run, or None when the ledger holds it and its training."""
+    reason = _why_missing(ledger.evaluations.get(key))
+    training = why_training_is_missing(ledger, train_key)
+    if training is not None:
+        return "waits for its training" if reason in (None, "never run") else f"{reason}; waits for its training"
+    return reason
+
+
+def train_key(config: TrainConfig) -> str:
+    """Return the identity of a training: a hash over the settings that differ from the defaults."""
+    return _key("TrainConfig", differences(config))
+
+
+def evaluation_key(train_key: str, inference: InferenceConfig, split: str) -> str:
+    """Return the identity of an evaluation: its training, how it is scored, and on which split."""
+    return _key("InferenceConfig", differences(inference), train_key, split)
+
+
+def row_keys(row: Row) -> tuple[RowKeys, ...]:
+    """Return the identities of a row's training and evaluation for each seed."""
+    return tuple(
+        RowKeys(seed, key, evaluation_key(key, row.inference, row.split))
+        for seed in row.seeds
+        for key in [train_key(replace(row.train, seed=seed))]
+    )
+
+
+def train_config_from_dict(settings: Mapping[str, Any]) -> TrainConfig:
+    """Read back what `to_dict` wrote; a setting that is unknown or out of range is a ValueError."""
+    return from_dict(TrainConfig, settings)
+
+
+def inference_config_from_dict(settings: Mapping[str, Any]) -> InferenceConfig:
+    """Read back what `to_dict` wrote; a setting that is unknown or out of range is a ValueError."""
+    return from_dict(InferenceConfig, settings)
+
+
+def settings_that_differ(config: Any) -> dict[str, Any]:
+    """Return what differs from the defaults by dotted name: {"model.backbone": "resnet18"}."""
+    return flat_differences(config)
+
+
+def _key(kind: str, settings: Settings, *rest: str) -> str:
+    content = json.dumps([kind, settings, *rest], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evaluation]]:
+    for experiment in experiments:
+        for place, row in enumerate(experiment.rows):
+            for seed, key, scored in row_keys(row):
+                label = f"{row.label}, seed {seed}" if len(row.seeds) > 1 else row.label
+                config = replace(row.train, seed=seed)
+                yield (
+                    TrainRun(
+                        key=key, config=config, resources=experiment.resources, suite=experiment.suite, label=label
+                    ),
+                    Evaluation(
+                        key=scored,
+                        train_key=key,
+                        inference=row.inference,
+                        split=row.split,
+                        suite=experiment.suite,
+                        places=(Place(experiment.name, place, row.label),),
+                        paper=row.paper,
+                    ),
+                )
+
+
+def _why_missing(record: Record | None) -> str | None:
+    if record is None:
+        return "never run"
+    if record.status == "FINISHED":
+        return None
+    if record.status == "FAILED":
+        return f"failed: {record.note}" if record.note else "failed"
+    if record.status == "RUNNING":
+        return f"running: {record.note}" if record.note else "running"
+    return record.note or "interrupted"

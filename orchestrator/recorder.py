@@ -1,0 +1,190 @@
+"""Writes the metrics of a training to its tracking server from the background, each point once, server or no server.
+
+Each call is first a line of a journal, which also notes how many of its lines the server has. A process that takes the
+journal over sends what is missing, and skips what the journal or the server's history already holds.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+MAX_BATCH = 1000  # points that MLflow takes in one call
+LONGEST_PAUSE = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One point of a curve. Sent twice with the same `timestamp` it is still one point."""
+
+    name: str
+    value: float
+    step: int
+    timestamp: int
+    """Milliseconds since 1970."""
+
+
+Send = Callable[[list[Metric]], None]
+"""Delivers up to 1000 points, or raises."""
+Known = Callable[[], set[tuple[str, int]]]
+"""Reads which points, by name and step, the server has, or raises."""
+
+
+class Recorder:
+    """A queue of metrics before a server that may be slow or away; `log` never waits for it."""
+
+    def __init__(self, send: Send, journal: Path, known: Known, *, batch_seconds: float = 1.0) -> None:
+        """Take up the journal, whose unsent lines go first, and start the background thread.
+
+        Args:
+            send: called from that thread only, again and again until it returns.
+            journal: a file that no other process writes.
+            known: called from that thread only, until it returns.
+            batch_seconds: how long points are gathered before they are sent.
+        """
+        self._send, self._known, self._batch_seconds = send, known, batch_seconds
+        lines, self._num_sent = read_journal(journal)
+        self._points = {(metric.name, metric.step) for line in lines for metric in line}
+        self._unsent = lines[self._num_sent :]
+        self._journal = _open(journal)
+        self._changed = threading.Condition()
+        self._closing = self._given_up = False
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record the metrics of one step; a point that was recorded before is left out."""
+        now = int(time.time() * 1000)
+        new = {name: float(value) for name, value in metrics.items() if (name, step) not in self._points}
+        if not new:
+            return
+        line = [Metric(name=name, value=value, step=step, timestamp=now) for name, value in new.items()]
+        with self._changed:
+            self._points.update((name, step) for name in new)
+            _write(self._journal, {"step": step, "timestamp": now, "metrics": new})
+            self._unsent.append(line)
+            self._changed.notify_all()
+
+    def close(self, timeout: float) -> int:
+        """Send what waits, for `timeout` seconds at most, and return how many points the server may lack."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        with self._changed:
+            self._given_up = True
+            journal, self._journal = self._journal, None
+            if journal is not None:
+                with suppress(OSError):  # a full disk
+                    journal.close()
+            return sum(len(line) for line in self._unsent)
+
+    def _run(self) -> None:
+        known: set[tuple[str, int]] | None = None
+        pause = 0.5
+        while lines := self._next_lines():
+            try:
+                if known is None:
+                    known = self._known()
+                _send_new(self._send, lines, known)
+            except Exception as error:
+                logger.warning("metrics wait in the journal: %s", error)
+                self._rest(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                pause = 0.5
+                self._note_sent(len(lines))
+
+    def _next_lines(self) -> list[list[Metric]]:
+        """Wait for lines and gather them for a while; an empty list says that it is closed and all is sent."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._unsent or self._closing)
+            self._changed.wait_for(lambda: self._closing, self._batch_seconds)
+            return [] if self._given_up else list(self._unsent)
+
+    def _rest(self, seconds: float) -> None:
+        with self._changed:
+            if self._closing:
+                self._changed.wait(min(seconds, 0.2))
+            else:
+                self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _note_sent(self, num_lines: int) -> None:
+        with self._changed:
+            del self._unsent[:num_lines]
+            self._num_sent += num_lines
+            _write(self._journal, {"sent": self._num_sent})
+
+
+def replay(journal: Path, send: Send, known: Known) -> int:
+    """Send what a journal holds and the server lacks, and return how many points that were.
+
+    Only for a journal whose recorder is gone. What `send` raises is passed on; a later call takes it up again.
+    """
+    lines, num_sent = read_journal(journal)
+    if num_sent == len(lines):
+        return 0
+    num_points = _send_new(send, lines[num_sent:], known())
+    file = _open(journal)
+    _write(file, {"sent": len(lines)})
+    if file is not None:
+        file.close()
+    return num_points
+
+
+def read_journal(journal: Path) -> tuple[list[list[Metric]], int]:
+    """Return the lines of a journal and how many of them are known to be sent; a torn line is passed over."""
+    lines: list[list[Metric]] = []
+    num_sent = 0
+    if not journal.exists():
+        return lines, num_sent
+    for text in journal.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(text)
+        except ValueError:
+            continue
+        if "sent" in entry:
+            num_sent = entry["sent"]
+            continue
+        step, timestamp = entry["step"], entry["timestamp"]
+        points = entry["metrics"].items()
+        lines.append([Metric(name=name, value=value, step=step, timestamp=timestamp) for name, value in points])
+    return lines, num_sent
+
+
+def _send_new(send: Send, lines: list[list[Metric]], known: set[tuple[str, int]]) -> int:
+    new = [metric for line in lines for metric in line if (metric.name, metric.step) not in known]
+    for start in range(0, len(new), MAX_BATCH):
+        send(new[start : start + MAX_BATCH])
+    return len(new)
+
+
+def _open(journal: Path) -> IO[str] | None:
+    """Open a journal for more lines, on a new line even if the last one is torn."""
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        torn = journal.exists() and not journal.read_bytes().endswith(b"\n") and journal.stat().st_size > 0
+        file = journal.open("a", buffering=1)
+        if torn:
+            file.write("\n")
+    except OSError as error:
+        logger.warning("metrics are not kept in a journal: %s", error)
+        return None
+    return file
+
+
+def _write(journal: IO[str] | None, entry: Mapping[str, Any]) -> None:
+    """Append a line; a full disk must not end a training."""
+    if journal is None:
+        return
+    try:
+        journal.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        logger.warning("metrics are not kept in the journal: %s", error)

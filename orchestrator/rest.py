@@ -1,0 +1,117 @@
+"""Calls the REST API of an MLflow server; importing mlflow itself takes longer than a whole `rnc plan`."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from orchestrator.errors import UserError
+
+CONNECT_SECONDS = 2.0
+READ_SECONDS = 30.0
+PAUSES = (0.3, 0.9)  # seconds before the second and the third attempt
+BUSY = (429, 503)
+NOT_TWICE = ("runs/create",)  # every other call may arrive twice and have the effect of one
+
+
+class ServerAway(UserError):
+    """The tracking server does not answer now; it may later."""
+
+
+class Refused(UserError):
+    """The tracking server answered with an error; `code` is MLflow's name for it."""
+
+    def __init__(self, message: str, code: str) -> None:
+        """Keep the code beside the message."""
+        super().__init__(message)
+        self.code = code
+
+
+def post(uri: str, path: str, payload: Mapping[str, Any], *, read_seconds: float = READ_SECONDS) -> dict[str, Any]:
+    """POST to /api/2.0/mlflow/<path>, up to three times. A server that is away costs about 2 seconds.
+
+    Raises:
+        ServerAway: it does not answer.
+        Refused: it answers with an error.
+        UserError: it wants other credentials.
+    """
+    return _call(uri, path, lambda http, url: http.post(url, json=payload, timeout=(CONNECT_SECONDS, read_seconds)))
+
+
+def get(uri: str, path: str, query: Mapping[str, Any], *, read_seconds: float = READ_SECONDS) -> dict[str, Any]:
+    """GET from /api/2.0/mlflow/<path>, like `post`."""
+    return _call(uri, path, lambda http, url: http.get(url, params=query, timeout=(CONNECT_SECONDS, read_seconds)))
+
+
+def pages(uri: str, path: str, query: Mapping[str, Any], field: str, *, by_get: bool = False) -> Iterator[Any]:
+    """Yield the `field` items of every page of an answer."""
+    token = ""
+    while True:
+        asked = {**query, "page_token": token} if token else query
+        answer = get(uri, path, asked) if by_get else post(uri, path, asked)
+        yield from answer.get(field, [])
+        token = answer.get("next_page_token", "")
+        if not token:
+            return
+
+
+def session(uri: str) -> requests.Session:
+    """Open a session with the credentials of MLflow's own environment variables; a local server needs no proxy."""
+    http = requests.Session()
+    http.trust_env = urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1")
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        http.headers["Authorization"] = f"Bearer {token}"
+    elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+        http.auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
+        http.verify = False
+    elif certificate := os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        http.verify = certificate
+    return http
+
+
+def _call(uri: str, path: str, send: Callable[[requests.Session, str], requests.Response]) -> dict[str, Any]:
+    url = f"{uri.rstrip('/')}/api/2.0/mlflow/{path}"
+    for pause in (*PAUSES, None):
+        try:
+            with session(uri) as http:
+                response = send(http, url)
+            if response.status_code not in BUSY or pause is None:
+                return _answer(uri, path, response)
+        except requests.Timeout as error:
+            raise ServerAway(_away(uri, error)) from error
+        except requests.ConnectionError as error:
+            may_have_arrived = "Failed to establish a new connection" not in str(error)
+            if pause is None or (may_have_arrived and path in NOT_TWICE):
+                raise ServerAway(_away(uri, error)) from error
+        except (requests.RequestException, ValueError) as error:  # an address that is none, say
+            raise UserError(f"MLFLOW_TRACKING_URI: {error}") from error
+        time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
+    if response.status_code in (401, 403):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {uri} refuses {path} ({response.status_code}); "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    try:
+        answer = response.json()
+    except requests.JSONDecodeError:
+        answer = {"message": response.text.strip()[:200]}
+    if response.status_code in (429, 502, 503, 504):
+        raise ServerAway(_away(uri, f"status {response.status_code}"))
+    if not isinstance(answer, dict) or response.status_code != 200:
+        message = answer.get("message", "") if isinstance(answer, dict) else "its answer is none of MLflow's"
+        code = str(answer.get("error_code", "")) if isinstance(answer, dict) else ""
+        raise Refused(f"MLflow at {uri} answers {path} with {response.status_code}: {message}", code)
+    return answer
+
+
+def _away(uri: str, reason: object) -> str:
+    cause = str(reason).rpartition(": ")[2].rstrip("'\")")
+    return f"the MLflow server at {uri} does not answer ({cause}); start it, or correct MLFLOW_TRACKING_URI"

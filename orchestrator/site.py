@@ -1,0 +1,88 @@
+"""Where things are on this machine: results, data, weights, the tracking server and the Ray cluster."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import UserError
+
+COCO_LAYOUT = "train2017/ val2017/ annotations/instances_train2017.json annotations/instances_val2017.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """Paths and addresses; no result depends on them. Nothing is created by reading them."""
+
+    home: Path
+    """Everything that the project writes lies under here (RNC_HOME)."""
+    coco_root: Path | None = None
+    """The folder of COCO 2017 (RNC_COCO_ROOT)."""
+    weights_root: Path | None = None
+    """The folder of pretrained backbones (RNC_WEIGHTS)."""
+    tracking_uri: str | None = None
+    """An MLflow server (MLFLOW_TRACKING_URI); None runs one of our own under `home`."""
+    ray_address: str | None = None
+    """A Ray cluster (RAY_ADDRESS); None runs one on this machine."""
+
+    @property
+    def storage(self) -> Path:
+        """Where Ray keeps checkpoints to resume from."""
+        return self.home / "ray"
+
+    def data_root(self, dataset: str) -> Path:
+        """Return the folder of a data set; that of `shapes` may not exist yet.
+
+        Raises:
+            UserError: COCO is asked for and RNC_COCO_ROOT is not set.
+        """
+        if dataset == "shapes":
+            return self.home / "data" / "shapes"
+        if self.coco_root is None:
+            raise UserError(f"RNC_COCO_ROOT is not set; name the folder of COCO 2017, which holds {COCO_LAYOUT}")
+        return self.coco_root
+
+    def weights_file(self, name: str | None) -> Path | None:
+        """Return the file of pretrained weights that a config names, or None where it names none.
+
+        Raises:
+            UserError: RNC_WEIGHTS is not set, or holds no such file.
+        """
+        if name is None:
+            return None
+        if self.weights_root is None:
+            raise UserError(f"RNC_WEIGHTS is not set; name the folder that holds {name}")
+        path = self.weights_root / name
+        if not path.is_file():
+            raise UserError(f"RNC_WEIGHTS: {self.weights_root} holds no file {name}; download it there")
+        return path
+
+
+def site_from_environment(environ: Mapping[str, str]) -> Site:
+    """Read the site from RNC_HOME, RNC_COCO_ROOT, RNC_WEIGHTS, MLFLOW_TRACKING_URI and RAY_ADDRESS; empty is unset.
+
+    Raises:
+        UserError: a folder is named that does not exist, or RNC_HOME is a file.
+    """
+    home = _absolute(environ.get("RNC_HOME") or "runs")
+    if home.exists() and not home.is_dir():
+        raise UserError(f"RNC_HOME: {home} is a file, expected a folder (it may be one that does not exist yet)")
+    return Site(
+        home=home,
+        coco_root=_folder(environ, "RNC_COCO_ROOT"),
+        weights_root=_folder(environ, "RNC_WEIGHTS"),
+        tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
+        ray_address=environ.get("RAY_ADDRESS") or None,
+    )
+
+
+def _folder(environ: Mapping[str, str], name: str) -> Path | None:
+    if not environ.get(name):
+        return None
+    path = _absolute(environ[name])
+    if not path.is_dir():
+        raise UserError(f"{name}: {path} is no folder; correct {name}, or unset it")
+    return path
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()

@@ -1,0 +1,293 @@
+"""The ledger: what MLflow holds of a suite, and the only place that writes it.
+
+Records go over MLflow's REST API and always name their run; only files need mlflow itself, whose import takes seconds.
+A run is FINISHED last of all, so that whatever dies on the way is seen as unfinished and taken up again.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator import rest, views
+from orchestrator.entries import Kind, inference_params, place_tags, read_record, training_params, varied_params
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment
+from orchestrator.liveness import Running, looks_alive, this_process
+from orchestrator.plan import Evaluation, Ledger, TrainRun, to_dict
+from orchestrator.runs import (
+    Run,
+    create_run,
+    get_run,
+    git_commit,
+    last_sign_of_life,
+    metrics_of,
+    now,
+    pairs,
+    params_of,
+    search_runs,
+    set_status,
+    tags_of,
+    write,
+)
+
+Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
+
+KEY_TAG: Mapping[Kind, str] = {"training": "train_key", "evaluation": "evaluation_key", "table": "table"}
+"""The tag that tells the runs of a kind apart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracking:
+    """One suite on one server."""
+
+    uri: str
+    suite: str
+    experiment_id: str | None
+    """MLflow's experiment of the suite; None where there is none, which holds nothing and takes nothing."""
+
+
+def open_suite(uri: str, suite: str, *, create: bool = True) -> Tracking:
+    """Find the suite's experiment on the server, or make it; without `create`, a missing one is an empty view."""
+    name = f"retinanet-conf/{suite}"
+    experiment = _experiment_by_name(uri, name)
+    if experiment is None and create:
+        tags = pairs({"suite": suite, "mlflow.experimentKind": "custom_model_development"})
+        try:
+            rest.post(uri, "experiments/create", {"name": name, "tags": tags})
+        except rest.Refused as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":  # another process may have been quicker
+                raise
+        experiment = _experiment_by_name(uri, name)
+    if experiment is not None and experiment.get("lifecycle_stage") == "deleted":
+        raise UserError(f"MLflow at {uri}: experiment {name} is deleted; restore it, or purge it with `mlflow gc`")
+    return Tracking(uri=uri, suite=suite, experiment_id=experiment["experiment_id"] if experiment else None)
+
+
+def read_ledger(tracking: Tracking) -> Ledger:
+    """Read what the suite holds. Of several runs with one key a finished one counts, else the newest."""
+    trainings = {key: read_record(run, "training") for key, run in _runs_by_key(tracking, "training").items()}
+    evaluations = {key: read_record(run, "evaluation") for key, run in _runs_by_key(tracking, "evaluation").items()}
+    return Ledger(trainings=trainings, evaluations=evaluations)
+
+
+def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
+    """Return the run of a training, set running: the one that has its key, or a new one."""
+    config = train_run.config
+    seed = {"seed": str(config.seed)}
+    run_id = _begin(tracking, "training", train_run.key, train_run.label, seed, training_params(config))
+    _upload_texts(tracking, run_id, {"config.json": json.dumps(to_dict(config), indent=2)})
+    return run_id
+
+
+def end_training(tracking: Tracking, run_id: str, status: Status, note: str = "") -> None:
+    """End a training, and say why it did not finish.
+
+    Raises:
+        ValueError: it is said to be FINISHED and has no recorded checkpoint.
+    """
+    if status == "FINISHED" and "checkpoint_sha256" not in tags_of(get_run(tracking.uri, run_id)):
+        raise ValueError(f"training {run_id} cannot be FINISHED before its checkpoint is recorded")
+    _end(tracking, run_id, status, note)
+
+
+def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
+    """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
+        _upload(tracking, run_id, [weights, folder / "config.json"], "checkpoint")
+        write(tracking.uri, run_id, tags={"checkpoint_sha256": digest})
+    return digest
+
+
+def record_evaluation(
+    tracking: Tracking,
+    evaluation: Evaluation,
+    metrics: Mapping[str, float | None],
+    *,
+    detections: Path | None,
+    train_run_id: str,
+) -> str:
+    """Record the numbers and the detections of an evaluation, and return its run; doing so twice changes nothing."""
+    training = get_run(tracking.uri, train_run_id)
+    seed = tags_of(training).get("seed", "0")
+    tags = {"train_key": evaluation.train_key, "split": evaluation.split, "seed": seed} | place_tags(evaluation)
+    params = params_of(training) | inference_params(evaluation.inference)
+    label = evaluation.places[0].label if evaluation.places else evaluation.key
+    name = label if seed == "0" else f"{label}, seed {seed}"
+    run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
+    if detections is not None:
+        _upload(tracking, run_id, [detections], "detections")
+    held = metrics_of(get_run(tracking.uri, run_id))
+    numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
+    changed = {name: value for name, value in numbers.items() if held.get(name) != value}
+    write(tracking.uri, run_id, metrics=changed)
+    _end(tracking, run_id, "FINISHED", "")
+    return run_id
+
+
+def place_evaluations(tracking: Tracking, evaluations: Iterable[Evaluation]) -> None:
+    """Enter in each recorded evaluation the tables that use it by now; what is not recorded is passed over."""
+    runs = _runs_by_key(tracking, "evaluation")
+    for evaluation in evaluations:
+        if run := runs.get(evaluation.key):
+            held = tags_of(run)
+            missing = {name: value for name, value in place_tags(evaluation).items() if held.get(name) != value}
+            write(tracking.uri, run["info"]["run_id"], tags=missing)
+
+
+def repair_stale(tracking: Tracking, is_alive: Callable[[Running], bool] = looks_alive) -> list[str]:
+    """Mark KILLED what is RUNNING by name only, and return the keys of it."""
+    stale = [running for running in _running(tracking) if not is_alive(running)]
+    for running in stale:
+        _end(tracking, running.run_id, "KILLED", "interrupted")
+    return [running.key for running in stale]
+
+
+def log_table(tracking: Tracking, name: str, files: Mapping[str, str]) -> str:
+    """Store the rendered forms of a table, by file name, in the one run that is the table's, and return that run."""
+    run_id = _begin(tracking, "table", name, name, {}, {})
+    _upload_texts(tracking, run_id, files)
+    _end(tracking, run_id, "FINISHED", "")
+    return run_id
+
+
+def write_view(tracking: Tracking, experiment: Experiment) -> str:
+    """Write the saved view of a table, and return its link."""
+    view = views.table_view(experiment.name, experiment.columns, varied_params(experiment.rows))
+    return _save_view(tracking, experiment.name, experiment.title, view)
+
+
+def write_curves_view(tracking: Tracking) -> str:
+    """Write the saved view of the suite's training curves, and return its link."""
+    return _save_view(tracking, "curves", "Training curves", views.curves_view(), "CHART")
+
+
+def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
+    """Return the address of a saved view, as a table or as charts; a table's view has its experiment's name."""
+    return views.view_link(tracking.uri, _experiment_id(tracking), view_id, mode)
+
+
+def experiment_link(tracking: Tracking) -> str:
+    """Return the address of the suite in MLflow's user interface."""
+    return views.experiment_link(tracking.uri, _experiment_id(tracking))
+
+
+def run_link(tracking: Tracking, run_id: str) -> str:
+    """Return the address of a run in MLflow's user interface."""
+    return views.run_link(tracking.uri, _experiment_id(tracking), run_id)
+
+
+def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:
+    try:
+        experiment: dict[str, Any] = rest.get(uri, "experiments/get-by-name", {"experiment_name": name})["experiment"]
+    except rest.Refused as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return experiment
+
+
+def _experiment_id(tracking: Tracking) -> str:
+    if tracking.experiment_id is None:
+        raise UserError(f"MLflow at {tracking.uri} holds nothing of suite {tracking.suite} yet; `rnc run` fills it")
+    return tracking.experiment_id
+
+
+def _runs_by_key(tracking: Tracking, kind: Kind, key: str | None = None) -> dict[str, Run]:
+    """Return the run that counts for each key, or for one: a finished one, else the newest."""
+    if tracking.experiment_id is None:
+        return {}
+    where = f"tags.kind = '{kind}'" + (f" and tags.{KEY_TAG[kind]} = '{key}'" if key else "")
+    found: dict[str, Run] = {}
+    for run in search_runs(tracking.uri, tracking.experiment_id, where):
+        name = tags_of(run).get(KEY_TAG[kind], "")
+        if name not in found or (_is_finished(run, kind) and not _is_finished(found[name], kind)):
+            found[name] = run
+    return found
+
+
+def _is_finished(run: Run, kind: Kind) -> bool:
+    return read_record(run, kind).status == "FINISHED"
+
+
+def _running(tracking: Tracking) -> list[Running]:
+    if tracking.experiment_id is None:
+        return []
+    found = []
+    for run in search_runs(tracking.uri, tracking.experiment_id, "attributes.status = 'RUNNING'"):
+        tags = tags_of(run)
+        if tags.get("kind") in KEY_TAG:
+            key = tags.get(KEY_TAG[tags["kind"]], "")  # type: ignore[index]
+            seconds = last_sign_of_life(run) / 1000
+            driver, run_id = tags.get("driver", ""), run["info"]["run_id"]
+            found.append(Running(key=key, run_id=run_id, driver=driver, last_sign_of_life=seconds))
+    return found
+
+
+def _begin(
+    tracking: Tracking, kind: Kind, key: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]
+) -> str:
+    """Return the run of this kind and key, set running, with these tags, and with the params it lacks."""
+    commit = git_commit()
+    tags = {**tags, "driver": this_process(), "begun": str(now())}
+    tags |= {"git_commit": commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {}
+    run = _runs_by_key(tracking, kind, key).get(key)
+    if run is None:
+        identity = {"kind": kind, KEY_TAG[kind]: key, "suite": tracking.suite}
+        run_id = create_run(tracking.uri, _experiment_id(tracking), name, {**identity, **tags})
+        write(tracking.uri, run_id, params=params)
+    else:
+        run_id = str(run["info"]["run_id"])
+        new = {name: value for name, value in params.items() if name not in params_of(run)}
+        write(tracking.uri, run_id, tags=tags, params=new)
+        set_status(tracking.uri, run_id, "RUNNING")
+    return run_id
+
+
+def _end(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
+    if note or "note" in tags_of(get_run(tracking.uri, run_id)):
+        write(tracking.uri, run_id, tags={"note": note[:5000]})
+    set_status(tracking.uri, run_id, status)
+
+
+def _upload_texts(tracking: Tracking, run_id: str, files: Mapping[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text)
+        _upload(tracking, run_id, [Path(folder) / name for name in files], None)
+
+
+def _upload(tracking: Tracking, run_id: str, files: Sequence[Path], folder: str | None) -> None:
+    _tame_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=tracking.uri)
+    for file in files:
+        try:
+            client.log_artifact(run_id, str(file), folder)
+        except (OSError, MlflowException) as error:
+            raise UserError(f"MLflow at {tracking.uri} does not take {file} for run {run_id}: {error}") from error
+
+
+def _tame_mlflow() -> None:
+    """Give up on an absent server in seconds instead of four minutes, and reach our own one past any proxy."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if "127.0.0.1" not in direct:
+        os.environ["no_proxy"] = f"{direct},127.0.0.1,localhost".lstrip(",")
+
+
+def _save_view(tracking: Tracking, view_id: str, name: str, view: views.View, mode: views.Mode = "TABLE") -> str:
+    tag = {"key": views.view_tag(view_id), "value": views.encode(name, view, now())}
+    rest.post(tracking.uri, "experiments/set-experiment-tag", {"experiment_id": _experiment_id(tracking), **tag})
+    return view_link(tracking, view_id, mode)

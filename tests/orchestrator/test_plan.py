@@ -1,0 +1,203 @@
+"""Identity and what is missing: each training and evaluation once, and only what the ledger lacks."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig, TrainConfig
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, Resources, Row, load_experiments
+from orchestrator.plan import (
+    Ledger,
+    Place,
+    Record,
+    evaluation_key,
+    inference_config_from_dict,
+    make_plan,
+    row_keys,
+    settings_that_differ,
+    to_dict,
+    train_config_from_dict,
+    train_key,
+)
+from orchestrator.settings import differences
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+DEFAULTS = Path(__file__).parents[1] / "golden" / "defaults.json"
+NO_BRANCH = TrainConfig(model=ModelConfig(confidence=None))
+BY_CLASS = InferenceConfig(confidence_exponent=0.0)
+FINISHED = Record(status="FINISHED", run_id="r")
+
+
+def experiment(*rows: Row, name: str = "table", suite: str = "suite", num_workers: int = 1) -> Experiment:
+    resources = Resources(num_workers=num_workers)
+    return Experiment(name=name, suite=suite, title=name, rows=rows, resources=resources, path=Path(f"{name}.yaml"))
+
+
+def test_no_default_has_moved() -> None:
+    now = {kind.__name__: to_dict(kind()) for kind in (TrainConfig, InferenceConfig)}
+    assert now == json.loads(DEFAULTS.read_text()), (
+        "a default moved or a setting was renamed: results recorded under the old default would be taken for new ones."
+        " A setting that is new belongs into tests/golden/defaults.json with a default that means what the code did"
+        " before; a default that has to move needs a new name for its setting"
+    )
+
+
+def test_every_setting_changes_a_key() -> None:
+    usual, keys = TrainConfig(), [train_key(TrainConfig())]
+    others = [
+        replace(usual, seed=1),
+        replace(usual, precision="bfloat16"),
+        replace(usual, schedule=ScheduleConfig(lr_drop_epochs=(8,))),
+        replace(usual, data=DataConfig(num_train_images=10)),
+        replace(usual, model=ModelConfig(confidence=None)),
+        replace(usual, model=ModelConfig(confidence=ConfidenceConfig(tower="box"))),
+    ]
+    keys += [train_key(config) for config in others]
+    assert len(set(keys)) == len(keys)
+    assert all(len(key) == 12 and set(key) <= set("0123456789abcdef") for key in keys)
+
+
+def test_keys_stay_what_they_were() -> None:
+    """Written down once; a change here orphans every recorded result."""
+    assert train_key(TrainConfig()) == "daa786735ddb"
+    assert train_key(NO_BRANCH) == "d42b15a67c36"
+    assert evaluation_key("daa786735ddb", InferenceConfig(nms_iou=0.6), "val2017") == "c712d613a84a"
+
+
+def test_an_integer_and_its_float_are_one_key() -> None:
+    assert evaluation_key("t", InferenceConfig(confidence_exponent=0), "val") == evaluation_key("t", BY_CLASS, "val")
+    one = TrainConfig(schedule=ScheduleConfig(gradient_clip=35))
+    assert train_key(one) == train_key(TrainConfig(schedule=ScheduleConfig(gradient_clip=35.0)))
+
+
+def test_an_evaluations_key_depends_on_training_scoring_and_split() -> None:
+    keys = {
+        evaluation_key("t", InferenceConfig(), "val"),
+        evaluation_key("u", InferenceConfig(), "val"),
+        evaluation_key("t", BY_CLASS, "val"),
+        evaluation_key("t", InferenceConfig(), "test"),
+    }
+    assert len(keys) == 4
+
+
+def test_a_setting_that_is_added_later_leaves_old_keys_alone() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Inner:
+        width: int = 1
+
+    @dataclass(frozen=True, kw_only=True)
+    class Before:
+        depth: int = 2
+
+    @dataclass(frozen=True, kw_only=True)
+    class After:
+        depth: int = 2
+        inner: Inner = field(default_factory=Inner)
+        head: Inner | None = None
+
+    assert differences(Before(depth=3)) == differences(After(depth=3)) == {"depth": 3}
+    assert differences(After(head=Inner())) == {"head": {}}  # a part where the default has none is a difference
+    assert differences(After(head=Inner(width=5))) == {"head": {"width": 5}}
+
+
+def test_settings_that_differ_have_dotted_names() -> None:
+    config = TrainConfig(
+        model=ModelConfig(backbone="resnet18", confidence=ConfidenceConfig(loss="l2")),
+        schedule=ScheduleConfig(lr_drop_epochs=(3, 5)),
+    )
+    assert settings_that_differ(config) == {
+        "model.backbone": "resnet18",
+        "model.confidence.loss": "l2",
+        "schedule.lr_drop_epochs": [3, 5],
+    }
+    assert settings_that_differ(NO_BRANCH) == {"model.confidence": None}
+    assert settings_that_differ(TrainConfig()) == {}
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), NO_BRANCH, TrainConfig(schedule=ScheduleConfig(lr_drop_epochs=()))])
+def test_a_training_is_read_back_as_it_was_written(config: TrainConfig) -> None:
+    assert train_config_from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_reading_back_refuses_what_is_unknown_or_out_of_range() -> None:
+    assert inference_config_from_dict({"nms_iou": 0.6}) == InferenceConfig(nms_iou=0.6)
+    with pytest.raises(ValueError, match=r"nms_iuo is not a setting; did you mean nms_iou\?"):
+        inference_config_from_dict({"nms_iuo": 0.6})
+    with pytest.raises(ValueError, match=r"model\.confidence\.towr is not a setting"):
+        train_config_from_dict({"model": {"confidence": {"towr": "box"}}})
+    with pytest.raises(ValueError, match="nms_iou is 2, expected 0 to 1"):
+        inference_config_from_dict({"nms_iou": 2})
+
+
+def test_both_tables_of_the_paper_share_three_trainings() -> None:
+    plan = make_plan(load_experiments([EXPERIMENTS / "paper"]), Ledger())
+    assert [run.label for run in plan.trainings.values()] == ["RetinaNet", "IoU-aware RetinaNet", "RetinaNet-Conf"]
+    assert len(plan.evaluations) == 21  # 1 without a branch, 10 exponents on each of two; 0.4 stands in both tables
+    (shared,) = plan.evaluations_of("table1_heads", "RetinaNet-Conf")
+    assert shared.places == (
+        Place("table1_heads", 2, "RetinaNet-Conf"),
+        Place("table5_exponents", 4, "RetinaNet-Conf, exponent 0.4"),
+    )
+    assert shared in plan.evaluations_on(plan.evaluations[shared.key].train_key)
+
+
+def test_every_seed_is_a_training_of_its_own() -> None:
+    row = Row(label="A", seeds=(0, 7))
+    plan = make_plan([experiment(row)], Ledger())
+    assert [(run.label, run.config.seed) for run in plan.trainings.values()] == [("A, seed 0", 0), ("A, seed 7", 7)]
+    assert [e.key for e in plan.evaluations_of("table", "A")] == [keys.evaluation_key for keys in row_keys(row)]
+
+
+def test_a_shared_training_gets_the_larger_number_of_workers() -> None:
+    small, large = experiment(Row(label="A")), experiment(Row(label="B"), name="other", num_workers=4)
+    for order in ([small, large], [large, small]):
+        (run,) = make_plan(order, Ledger()).trainings.values()
+        assert run.resources.num_workers == 4
+
+
+def test_the_papers_numbers_reach_the_evaluation_from_whichever_row_has_them() -> None:
+    first, second = Row(label="A"), Row(label="B", paper={"AP": 35.6})
+    (evaluation,) = make_plan([experiment(first, second)], Ledger()).evaluations.values()
+    assert dict(evaluation.paper) == {"AP": 35.6}
+
+
+def test_experiments_of_two_suites_are_no_plan() -> None:
+    with pytest.raises(UserError, match=r"2 suites \(a, b\); plan one at a time"):
+        make_plan([experiment(suite="a"), experiment(suite="b")], Ledger())
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (None, "never run"),
+        (Record(status="FAILED", run_id="r", note="out of memory"), "failed: out of memory"),
+        (Record(status="FAILED", run_id="r"), "failed"),
+        (Record(status="KILLED", run_id="r"), "interrupted"),
+        (Record(status="KILLED", run_id="r", note="lost its detections"), "lost its detections"),
+        (Record(status="RUNNING", run_id="r"), "running"),
+        (FINISHED, None),
+    ],
+)
+def test_an_evaluation_is_missing_unless_it_and_its_training_finished(
+    record: Record | None, reason: str | None
+) -> None:
+    row = Row(label="A")
+    ((_, trained, scored),) = row_keys(row)
+    evaluations = {scored: record} if record else {}
+    plan = make_plan([experiment(row)], Ledger(trainings={trained: FINISHED}, evaluations=evaluations))
+    assert dict(plan.missing_evaluations) == ({scored: reason} if reason else {})
+    assert dict(plan.missing_trainings) == {}
+    untrained = make_plan([experiment(row)], Ledger(evaluations=evaluations))
+    assert dict(untrained.missing_trainings) == {trained: "never run"}
+    assert "waits for its training" in untrained.missing_evaluations[scored]
+
+
+def test_a_new_exponent_costs_an_evaluation_and_no_training() -> None:
+    old, new = Row(label="A"), Row(label="B", inference=InferenceConfig(confidence_exponent=0.7))
+    ((_, trained, scored),) = row_keys(old)
+    plan = make_plan([experiment(old, new)], Ledger(trainings={trained: FINISHED}, evaluations={scored: FINISHED}))
+    assert not plan.missing_trainings
+    assert list(plan.missing_evaluations) == [row_keys(new)[0].evaluation_key]

@@ -1,0 +1,206 @@
+"""What the tables of plan, status and results say; every number in them is worked out by hand here."""
+
+from pathlib import Path
+
+import pytest
+
+from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from orchestrator.experiment import Experiment, Resources, Row
+from orchestrator.plan import Ledger, Record, make_plan, row_keys
+from orchestrator.report import plan_json, plan_table, results_table, status_table
+from orchestrator.table import Cell, Table, show
+
+BASE = Row(
+    label="RetinaNet",
+    train=TrainConfig(model=ModelConfig(confidence=None)),
+    inference=InferenceConfig(confidence_exponent=0.0),
+)
+OURS = Row(label="RetinaNet-Conf")
+BOX = Row(label="IoU-aware", train=TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box"))))
+
+
+def experiment(*rows: Row, columns: tuple[str, ...] = ("AP", "APs"), reference: str | None = None) -> Experiment:
+    return Experiment(
+        name="table",
+        suite="suite",
+        title="Heads",
+        question="Which?",
+        rows=rows,
+        columns=columns,
+        reference=reference,
+        resources=Resources(num_workers=8, gpus_per_worker=0.5),
+        path=Path("table.yaml"),
+    )
+
+
+def finished(**metrics: float) -> Record:
+    return Record(status="FINISHED", run_id="r", metrics=metrics)
+
+
+def ledger(*scored: tuple[Row, list[Record | None]]) -> Ledger:
+    """Return a ledger with a finished training for each evaluation, one record for each seed of each row."""
+    trainings, evaluations = {}, {}
+    for row, records in scored:
+        for (_, train_key, evaluation_key), record in zip(row_keys(row), records, strict=True):
+            if record is not None:
+                trainings[train_key] = finished()
+                evaluations[evaluation_key] = record
+    return Ledger(trainings=trainings, evaluations=evaluations)
+
+
+def shown(table: Table) -> list[dict[str, str]]:
+    names = [column.name for column in table.columns]
+    texts = [[show(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in table.cells()]
+    return [dict(zip(names, row, strict=True)) for row in texts]
+
+
+def bold(table: Table) -> list[list[bool]]:
+    return [[isinstance(cell, Cell) and cell.bold for cell in row] for row in table.rows]
+
+
+def test_results_stand_beside_the_papers_numbers_with_the_difference() -> None:
+    base = Row(label=BASE.label, train=BASE.train, inference=BASE.inference, paper={"AP": 35.6})
+    held = ledger((base, [finished(AP=35.24, APs=18.0)]), (OURS, [finished(AP=36.5, APs=17.0)]))
+    table = results_table(experiment(base, OURS, reference="RetinaNet"), held)
+    assert (table.title, table.caption) == ("Heads", "Which?")
+    assert shown(table) == [
+        # 35.24 - 35.6 = -0.36
+        {
+            "row": "RetinaNet",
+            "AP": "35.2",
+            "AP, paper": "35.6",
+            "AP, Δ": "-0.4",
+            "APs": "18.0",
+            "AP over reference": "—",
+        },
+        # 36.5 - 35.24 = 1.26
+        {
+            "row": "RetinaNet-Conf",
+            "AP": "36.5",
+            "AP, paper": "—",
+            "AP, Δ": "—",
+            "APs": "17.0",
+            "AP over reference": "+1.3",
+        },
+    ]
+    assert bold(table) == [[False, False, False, False, True, False], [False, True, False, False, False, False]]
+    assert table.notes == ("One seed: 0.", "Measured on COCO val2017.", "Reference: RetinaNet.")
+
+
+def test_without_numbers_of_the_paper_there_is_no_column_for_them() -> None:
+    table = results_table(experiment(OURS, BOX), ledger((OURS, [finished(AP=30.0)]), (BOX, [finished(AP=31.0)])))
+    assert [column.name for column in table.columns] == ["row", "AP", "APs"]
+
+
+def test_seeds_are_summed_up_by_mean_and_sample_standard_deviation() -> None:
+    row = Row(label="A", seeds=(0, 1, 2))
+    table = results_table(experiment(row), ledger((row, [finished(AP=30.0), finished(AP=31.0), finished(AP=35.0)])))
+    # mean 32; deviations -2, -1, 3; variance (4 + 1 + 9) / 2 = 7; root 2.6458
+    assert shown(table) == [{"row": "A", "AP": "32.0 ± 2.6", "APs": "—"}]
+    assert table.notes[0] == "Mean ± std over 3 seeds: 0, 1, 2."
+
+
+def test_rows_that_look_equal_are_bold_together_and_a_single_one_never_is() -> None:
+    held = ledger((OURS, [finished(AP=36.04, APs=1.0)]), (BOX, [finished(AP=35.96)]))
+    assert bold(results_table(experiment(OURS, BOX), held)) == [[False, True, False], [False, True, False]]
+
+
+def test_a_row_that_is_not_there_says_why() -> None:
+    failed = Record(status="FAILED", run_id="r", note="out of memory")
+    held = ledger((OURS, [finished(AP=30.0)]), (BOX, [failed]))
+    states = [row["state"] for row in shown(results_table(experiment(BASE, OURS, BOX), held))]
+    assert states == ["not run", "", "not run: failed: out of memory"]
+    ((_, train_key, _),) = row_keys(BASE)
+    broken = Ledger(trainings={train_key: Record(status="KILLED", run_id="r", note="interrupted at epoch 3")})
+    assert shown(results_table(experiment(BASE), broken))[0]["state"] == "not run: interrupted at epoch 3"
+
+
+def test_a_row_with_some_of_its_seeds_says_how_many() -> None:
+    row = Row(label="A", seeds=(0, 1, 2))
+    held = ledger((row, [finished(AP=30.0), None, Record(status="FAILED", run_id="r", note="lost")]))
+    assert shown(results_table(experiment(row, columns=("AP",)), held)) == [
+        {"row": "A", "AP": "30.0", "state": "1 of 3 seeds: never run (seed 1); failed: lost (seed 2)"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paper", "note"),
+    [
+        ({"AP": 35.6}, "paper: COCO val2017, ours: shapes val, first 50 images."),
+        ({}, "Measured on shapes val, first 50 images."),
+    ],
+)
+def test_another_data_set_than_the_papers_is_noted(paper: dict[str, float], note: str) -> None:
+    train = TrainConfig(data=DataConfig(dataset="shapes", val_split="val", num_val_images=50))
+    table = results_table(experiment(Row(label="A", train=train, split="val", paper=paper)), Ledger())
+    assert note in table.notes
+
+
+def test_the_plan_counts_what_is_missing_and_says_why() -> None:
+    other = Row(label="exponent 0.7", inference=InferenceConfig(confidence_exponent=0.7))
+    plan = make_plan([experiment(BASE, OURS, other)], ledger((OURS, [finished(AP=30.0)])))
+    assert [(row["training"], row["evaluations"], row["missing"], row["why"]) for row in shown(plan_table(plan))] == [
+        ("RetinaNet", "1", "1", "training never run"),
+        ("RetinaNet-Conf", "2", "1", "1 evaluation never run"),
+    ]
+    assert shown(plan_table(plan))[0]["on"] == "8 workers, 0.5 GPU each"
+    assert plan_table(plan).notes == (
+        "3 rows of 1 table: 2 trainings, 3 evaluations.",
+        "Missing: 1 training, 2 evaluations.",
+    )
+    content = plan_json(plan)
+    assert [content[name] for name in ("rows", "trainings", "evaluations")] == [3, 2, 3]
+    assert content["missing"] == {"trainings": 1, "evaluations": 2}
+    assert [run["missing"] for run in content["training_list"]] == ["never run", None]
+    assert content["training_list"][0]["settings"] == {"model.confidence": None}
+    assert [e["missing"] for e in content["evaluation_list"]] == ["waits for its training", None, "never run"]
+
+
+def test_a_plan_with_nothing_missing_says_so() -> None:
+    table = plan_table(make_plan([experiment(OURS)], ledger((OURS, [finished(AP=30.0)]))))
+    assert shown(table)[0]["why"] == "complete"
+    assert table.notes[1] == "Nothing is missing."
+
+
+def test_status_shows_how_far_a_training_is_and_how_fast() -> None:
+    running = {
+        "train/epoch": 3.5,
+        "train/loss": 0.12345,
+        "val/AP": 12.3,
+        "perf/images_per_s": 80.0,
+        "perf/eta_s": 3900.0,
+    }
+    keys = {row.label: row_keys(row)[0] for row in (OURS, BOX)}
+    held = Ledger(
+        trainings={
+            keys["RetinaNet-Conf"].train_key: Record(status="RUNNING", run_id="r", metrics=running),
+            keys["IoU-aware"].train_key: finished(**{"train/epoch": 12.0, "perf/eta_s": 60.0}),
+        },
+        evaluations={keys["IoU-aware"].evaluation_key: finished(AP=30.0)},
+    )
+    table = status_table(make_plan([experiment(BASE, OURS, BOX)], held), held)
+    nothing = {"loss": "—", "AP": "—", "images/s": "—", "ETA": "—"}
+    assert shown(table) == [
+        {"training": "RetinaNet", "state": "waiting (never run)", "epoch": "0/12", **nothing, "scored": "0/1"},
+        {
+            "training": "RetinaNet-Conf",
+            "state": "running",
+            "epoch": "3.5/12",
+            "loss": "0.123",
+            "AP": "12.3",
+            "images/s": "80.0",
+            "ETA": "1 h 05 min",
+            "scored": "0/1",
+        },
+        {"training": "IoU-aware", "state": "finished", "epoch": "12/12", **nothing, "scored": "1/1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown_as"), [(20.0, "< 1 min"), (300.0, "5 min"), (float("inf"), "—"), (7199.0, "2 h 00 min")]
+)
+def test_the_time_left_is_rounded_to_minutes(seconds: float, shown_as: str) -> None:
+    ((_, train_key, _),) = row_keys(OURS)
+    record = Record(status="RUNNING", run_id="r", metrics={"perf/eta_s": seconds})
+    held = Ledger(trainings={train_key: record})
+    assert shown(status_table(make_plan([experiment(OURS)], held), held))[0]["ETA"] == shown_as

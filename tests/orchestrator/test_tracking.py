@@ -1,0 +1,328 @@
+"""The ledger on a real MLflow server, one suite to a test; expected values are those that the test records."""
+
+import base64
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from orchestrator import rest, runs, tracking, views
+from orchestrator.errors import UserError
+from orchestrator.experiment import METRICS, Experiment, Resources, Row
+from orchestrator.liveness import Running, looks_alive, this_process
+from orchestrator.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, to_dict, train_key
+from orchestrator.tracking import Tracking
+
+BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)
+NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}  # no short decimals: 33.333..., 25, 20
+
+
+@pytest.fixture
+def suite(mlflow_uri, request) -> Tracking:
+    return tracking.open_suite(mlflow_uri, request.node.name)
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def train_run(config: TrainConfig = BOX) -> TrainRun:
+    return TrainRun(key=train_key(config), config=config, resources=Resources(), suite="any", label="box, L1")
+
+
+def evaluation(exponent: float = 0.4, *places: Place) -> Evaluation:
+    inference = InferenceConfig(confidence_exponent=exponent)
+    key = evaluation_key(train_key(BOX), inference, "val2017")
+    return Evaluation(
+        key=key,
+        train_key=train_key(BOX),
+        inference=inference,
+        split="val2017",
+        suite="any",
+        places=places or (Place("table3", 2, "λ = 0.4"),),
+        paper={"AP": 36.5},
+    )
+
+
+def trained(suite: Tracking, checkpoint: Path) -> str:
+    run_id = tracking.begin_training(suite, train_run())
+    tracking.record_checkpoint(suite, run_id, checkpoint)
+    tracking.end_training(suite, run_id, "FINISHED")
+    return run_id
+
+
+def tags(suite: Tracking, run_id: str) -> dict[str, str]:
+    return runs.tags_of(runs.get_run(suite.uri, run_id))
+
+
+def params(suite: Tracking, run_id: str) -> dict[str, str]:
+    return runs.params_of(runs.get_run(suite.uri, run_id))
+
+
+def artifact(suite: Tracking, run_id: str, path: str) -> str:
+    from mlflow.artifacts import download_artifacts
+
+    return Path(download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=suite.uri)).read_text()
+
+
+def all_runs(suite: Tracking) -> list[runs.Run]:
+    assert suite.experiment_id is not None
+    return list(runs.search_runs(suite.uri, suite.experiment_id, ""))
+
+
+def test_a_suite_that_does_not_exist_is_an_empty_view_and_stays_absent(mlflow_uri):
+    view = tracking.open_suite(mlflow_uri, "never made", create=False)
+    assert tracking.read_ledger(view) == Ledger()
+    assert tracking.repair_stale(view) == []
+    with pytest.raises(UserError, match="holds nothing of suite never made yet"):
+        tracking.begin_training(view, train_run())
+    assert tracking.open_suite(mlflow_uri, "never made", create=False).experiment_id is None
+
+
+def test_a_suite_is_made_once(suite):
+    assert tracking.open_suite(suite.uri, suite.suite) == suite
+    assert tracking.open_suite(suite.uri, suite.suite, create=False) == suite
+
+
+def test_a_suite_in_the_trash_is_an_error_that_says_so(suite):
+    rest.post(suite.uri, "experiments/delete", {"experiment_id": suite.experiment_id})
+    with pytest.raises(UserError, match="is deleted; restore it"):
+        tracking.open_suite(suite.uri, suite.suite)
+
+
+def test_a_training_is_running_then_finished_with_its_config_and_checkpoint(suite, checkpoint):
+    run_id = tracking.begin_training(suite, train_run())
+    assert tracking.read_ledger(suite).trainings[train_key(BOX)].status == "RUNNING"
+    digest = tracking.record_checkpoint(suite, run_id, checkpoint)
+    tracking.end_training(suite, run_id, "FINISHED")
+    record = tracking.read_ledger(suite).trainings[train_key(BOX)]
+    assert (record.status, record.run_id, record.note) == ("FINISHED", run_id, "")
+    assert digest == hashlib.sha256(b"weights").hexdigest() == tags(suite, run_id)["checkpoint_sha256"]
+    assert json.loads(artifact(suite, run_id, "config.json")) == to_dict(BOX)
+    assert artifact(suite, run_id, "checkpoint/model.safetensors") == "weights"
+    assert artifact(suite, run_id, "checkpoint/config.json") == "{}"
+
+
+def test_a_training_shows_its_identity_and_what_differs_from_the_defaults(suite):
+    run_id = tracking.begin_training(suite, train_run())
+    assert params(suite, run_id) == {"head": "box", "loss": "l1"}
+    expected = {"kind": "training", "train_key": train_key(BOX), "seed": "3", "suite": suite.suite}
+    expected |= {"mlflow.runName": "box, L1"}
+    assert expected.items() <= tags(suite, run_id).items()
+    plain = TrainConfig(model=ModelConfig(confidence=None))
+    assert params(suite, tracking.begin_training(suite, train_run(plain))) == {"head": "none"}
+
+
+def test_a_training_does_not_finish_without_its_checkpoint(suite):
+    run_id = tracking.begin_training(suite, train_run())
+    with pytest.raises(ValueError, match="before its checkpoint is recorded"):
+        tracking.end_training(suite, run_id, "FINISHED")
+    assert tracking.read_ledger(suite).trainings[train_key(BOX)].status == "RUNNING"
+
+
+def test_a_training_that_failed_says_why_and_is_taken_up_in_the_same_run(suite):
+    first = tracking.begin_training(suite, train_run())
+    tracking.end_training(suite, first, "FAILED", "loss is NaN at step 7")
+    record = tracking.read_ledger(suite).trainings[train_key(BOX)]
+    assert (record.status, record.note) == ("FAILED", "loss is NaN at step 7")
+    assert tracking.begin_training(suite, train_run()) == first
+    tracking.end_training(suite, first, "KILLED")
+    record = tracking.read_ledger(suite).trainings[train_key(BOX)]
+    assert (record.status, record.note) == ("KILLED", "")
+    assert len(all_runs(suite)) == 1
+
+
+def test_the_curves_of_a_training_are_in_its_record(suite):
+    run_id = tracking.begin_training(suite, train_run())
+    runs.write(suite.uri, run_id, metrics={"train/loss": 0.25, "val/AP": 12.5})
+    assert tracking.read_ledger(suite).trainings[train_key(BOX)].metrics == {"train/loss": 0.25, "val/AP": 12.5}
+
+
+def test_an_evaluation_keeps_every_digit_and_leaves_out_what_is_absent(suite, checkpoint, tmp_path):
+    (tmp_path / "detections.json").write_text("[1]")
+    run_id = tracking.record_evaluation(
+        suite,
+        evaluation(),
+        NUMBERS | {"APl": None},
+        detections=tmp_path / "detections.json",
+        train_run_id=trained(suite, checkpoint),
+    )
+    record = tracking.read_ledger(suite).evaluations[evaluation().key]
+    assert (record.status, record.run_id) == ("FINISHED", run_id)
+    assert record.metrics == {name: value for name, value in NUMBERS.items() if name != "APl"}
+    assert artifact(suite, run_id, "detections/detections.json") == "[1]"
+
+
+def test_an_evaluation_shows_its_places_the_papers_numbers_and_all_settings(suite, checkpoint):
+    places = (Place("table3", 2, "λ = 0.2"), Place("table5", 11, "ours"), Place("table3", 4, "again"))
+    run_id = tracking.record_evaluation(
+        suite, evaluation(0.2, *places), NUMBERS, detections=None, train_run_id=trained(suite, checkpoint)
+    )
+    expected = {"kind": "evaluation", "evaluation_key": evaluation(0.2).key, "train_key": train_key(BOX)}
+    expected |= {"split": "val2017", "seed": "3", "paper.AP": "36.5", "mlflow.runName": "λ = 0.2, seed 3"}
+    expected |= {"row.table3": "02 λ = 0.2", "row.table5": "11 ours"}
+    assert expected.items() <= tags(suite, run_id).items()
+    assert params(suite, run_id) == {"head": "box", "loss": "l1", "confidence_exponent": "0.2"}
+
+
+def test_recording_an_evaluation_twice_changes_nothing(suite, checkpoint):
+    training = trained(suite, checkpoint)
+    once, twice = (
+        tracking.record_evaluation(suite, evaluation(), NUMBERS, detections=None, train_run_id=training)
+        for _ in range(2)
+    )
+    assert once == twice
+    assert len(list(runs.history(suite.uri, once, "val/AP"))) == 1
+    assert tracking.read_ledger(suite).evaluations[evaluation().key].metrics == NUMBERS
+
+
+def test_a_table_that_comes_later_is_entered_in_the_evaluations_it_uses(suite, checkpoint):
+    training = trained(suite, checkpoint)
+    run_id = tracking.record_evaluation(suite, evaluation(), NUMBERS, detections=None, train_run_id=training)
+    later = replace(evaluation(), places=(*evaluation().places, Place("figure4", 0, "new")))
+    tracking.place_evaluations(suite, [later, evaluation(0.9)])
+    assert {"row.table3": "02 λ = 0.4", "row.figure4": "00 new"}.items() <= tags(suite, run_id).items()
+    assert tracking.read_ledger(suite).evaluations.keys() == {evaluation().key}
+
+
+def test_of_two_runs_with_one_key_the_finished_one_counts_and_else_the_newer(suite):
+    identity = {"kind": "training", "train_key": "abc"}
+    made = [runs.create_run(suite.uri, suite.experiment_id, name, identity) for name in "12"]
+    for run_id, second in zip(made, (1000, 2000), strict=True):
+        rest.post(suite.uri, "runs/update", {"run_id": run_id, "status": "KILLED", "end_time": second})
+    newest = all_runs(suite)[0]["info"]["run_id"]
+    (older,) = set(made) - {newest}
+    assert tracking.read_ledger(suite).trainings["abc"].run_id == newest
+    runs.write(suite.uri, older, tags={"checkpoint_sha256": "0"})
+    runs.set_status(suite.uri, older, "FINISHED")
+    assert tracking.read_ledger(suite).trainings["abc"].run_id == older
+
+
+def test_a_run_that_says_finished_and_lacks_its_results_is_not(suite):
+    for kind in ("training", "evaluation"):
+        run_id = runs.create_run(suite.uri, suite.experiment_id, kind, {"kind": kind, f"{kind[:5]}_key": "a"})
+        runs.write(suite.uri, run_id, tags={"train_key": "a", "evaluation_key": "a"})
+        runs.set_status(suite.uri, run_id, "FINISHED")
+    ledger = tracking.read_ledger(suite)
+    assert (ledger.trainings["a"].status, ledger.trainings["a"].note) == ("KILLED", "its checkpoint is missing")
+    assert (ledger.evaluations["a"].status, ledger.evaluations["a"].note) == ("KILLED", "its metrics are missing")
+
+
+def test_a_ledger_of_many_pages_is_read_whole(suite, monkeypatch):
+    monkeypatch.setattr(runs, "PAGE", 2)
+    for number in range(5):
+        runs.create_run(suite.uri, suite.experiment_id, "", {"kind": "training", "train_key": f"key{number}"})
+    assert tracking.read_ledger(suite).trainings.keys() == {f"key{number}" for number in range(5)}
+
+
+def test_a_run_whose_driver_is_gone_is_marked_interrupted_and_a_live_one_is_left(suite):
+    dead = subprocess.run(
+        [sys.executable, "-c", "from orchestrator.liveness import *; print(this_process())"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    ours = tracking.begin_training(suite, train_run())
+    theirs = tracking.begin_training(suite, train_run(TrainConfig()))
+    runs.write(suite.uri, theirs, tags={"driver": dead})
+    assert tracking.repair_stale(suite) == [train_key(TrainConfig())]
+    ledger = tracking.read_ledger(suite)
+    killed = ledger.trainings[train_key(TrainConfig())]
+    assert (killed.status, killed.run_id, killed.note) == ("KILLED", theirs, "interrupted")
+    assert ledger.trainings[train_key(BOX)].status == "RUNNING"
+    assert tracking.repair_stale(suite, lambda running: running.run_id != ours) == [train_key(BOX)]
+
+
+def test_a_driver_is_told_from_a_later_process_of_the_same_id():
+    def on(driver: str, silent: float = 0.0) -> bool:
+        return looks_alive(Running(key="", run_id="", driver=driver, last_sign_of_life=runs.now() / 1000 - silent))
+
+    assert on(this_process())
+    assert not on(f"{socket.gethostname()} {os.getpid()} 1")
+    assert not on(f"{socket.gethostname()} nonsense")
+    assert on("another-host 1 1", silent=60.0)
+    assert not on("another-host 1 1", silent=2 * 3600.0)
+
+
+def test_a_table_has_one_run_with_its_newest_files(suite):
+    first = tracking.log_table(suite, "table3", {"table3.md": "old", "table3.tex": "old"})
+    assert tracking.log_table(suite, "table3", {"table3.md": "new λ"}) == first
+    assert artifact(suite, first, "table3.md") == "new λ"
+    assert artifact(suite, first, "table3.tex") == "old"
+    assert tracking.read_ledger(suite) == Ledger()
+
+
+def test_a_saved_view_shows_the_tables_rows_in_order_and_what_sets_them_apart(suite):
+    rows = tuple(
+        Row(label=f"{e}", train=config, inference=InferenceConfig(confidence_exponent=e))
+        for e, config in [(0.0, TrainConfig(model=ModelConfig(confidence=None))), (0.2, BOX), (0.4, BOX)]
+    )
+    experiment = Experiment(
+        name="table3", suite="any", title="Table 3", rows=rows, columns=("AP", "APs"), path=Path("table3.yaml")
+    )
+    link = tracking.write_view(suite, experiment)
+    base = f"{suite.uri}/#/experiments/{suite.experiment_id}/runs?workflowType=machine_learning"
+    assert link == f"{base}&viewStateShareKey=table3&compareRunsMode=TABLE"
+    held = rest.get(suite.uri, "experiments/get", {"experiment_id": suite.experiment_id})["experiment"]["tags"]
+    (saved,) = (json.loads(tag["value"]) for tag in held if tag["key"] == "mlflow.sharedViewState.table3")
+    state = json.loads(zlib.decompress(base64.b64decode(saved["state"].removeprefix("deflate;"))))
+    assert saved["name"] == "Table 3"
+    assert (state["orderByKey"], state["orderByAsc"]) == ("tags.`row.table3`", True)
+    assert state["searchFilter"] == "tags.kind = 'evaluation' and tags.`row.table3` != ''"
+    cells = ["metrics.`val/AP`", "metrics.`val/APs`", "params.`head`", "params.`confidence_exponent`"]
+    assert state["columnOrder"] == ["attributes.`Run Name`", *cells, "params.`loss`", "tags.`seed`"]
+    bars = [chart["metricKey"] for chart in state["compareRunCharts"] if chart["type"] == "BAR"]
+    (parallel,) = (chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL")
+    assert bars == ["val/AP", "val/APs"]
+    assert parallel["selectedParams"] == ["head", "confidence_exponent"]  # not every row has a loss
+
+
+def test_the_filter_of_a_saved_view_finds_exactly_the_tables_rows(suite, checkpoint):
+    training = trained(suite, checkpoint)
+    for exponent, place in [(0.6, 1), (0.2, 0)]:
+        shown = evaluation(exponent, Place("table3", place, f"λ = {exponent}"))
+        tracking.record_evaluation(suite, shown, NUMBERS, detections=None, train_run_id=training)
+    other = evaluation(0.9, Place("table1", 0, "other"))
+    tracking.record_evaluation(suite, other, NUMBERS, detections=None, train_run_id=training)
+    view = views.table_view("table3", ("AP",), {})
+    query = {"experiment_ids": [suite.experiment_id], "filter": view["searchFilter"]}
+    found = rest.post(suite.uri, "runs/search", {**query, "order_by": [f"{view['orderByKey']} ASC"]})["runs"]
+    assert [runs.tags_of(run)["row.table3"] for run in found] == ["00 λ = 0.2", "01 λ = 0.6"]
+
+
+def test_links_lead_past_the_page_for_language_models(suite):
+    base = f"{suite.uri}/#/experiments/{suite.experiment_id}/runs"
+    assert tracking.experiment_link(suite) == f"{base}?workflowType=machine_learning"
+    assert tracking.run_link(suite, "abc") == f"{base}/abc?workflowType=machine_learning"
+    assert tracking.write_curves_view(suite).startswith(
+        f"{base}?workflowType=machine_learning&viewStateShareKey=curves"
+    )
+
+
+def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):
+    gone = replace(suite, uri="http://127.0.0.1:9")
+    for call in (
+        lambda: tracking.open_suite(gone.uri, "any"),
+        lambda: tracking.read_ledger(gone),
+        lambda: tracking._upload(gone, "abc", [checkpoint / "config.json"], None),
+    ):
+        with pytest.raises(UserError, match=r"127\.0\.0\.1:9"):
+            call()
+
+
+def test_reading_the_ledger_takes_no_import_of_mlflow():
+    code = "import sys, orchestrator.tracking; sys.exit('mlflow' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
