@@ -109,9 +109,7 @@ def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Ten
     batch, _, height, width = class_logits.shape
     logits = class_logits.view(batch, NUM_ANCHORS, -1, height, width)
     labels = labels.view(batch, height, width, NUM_ANCHORS).permute(0, 3, 1, 2)
-    background: Tensor = _BackgroundFocal.apply(
-        logits, labels >= NEGATIVE, config.focal_alpha, config.focal_gamma
-    )
+    background: Tensor = _BackgroundFocal.apply(logits, labels >= NEGATIVE, config.focal_alpha, config.focal_gamma)
     image, anchor, y, x = (labels >= 0).nonzero(as_tuple=True)
     positive = logits[image, anchor, labels[image, anchor, y, x], y, x]
     foreground = config.focal_alpha * (1 - positive.sigmoid()) ** config.focal_gamma * functional.softplus(-positive)

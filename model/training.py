@@ -26,7 +26,7 @@ from model.scoring import score
 from model.transforms import normalize
 
 LOG_EVERY = 10
-"""Updates from one report of the losses to the next."""
+"""Updates from one report of the losses to the next; the first of all is reported as well."""
 
 
 class TrainingError(RuntimeError):
@@ -119,7 +119,7 @@ def train(
             losses.append(trainer.update(update.micro_batches, rate))
             step += 1
             seen += update.num_images
-            if place % LOG_EVERY == 0 or place == steps_per_epoch:
+            if step == 1 or place % LOG_EVERY == 0 or place == steps_per_epoch:
                 metrics = _loss_metrics(losses, step)
                 elapsed = time.perf_counter() - clock
                 metrics |= {

@@ -14,7 +14,7 @@ def _no_surroundings() -> Iterator[None]:
     """Keep the MLflow server and the proxies of whoever runs the tests out of them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("MLFLOW_", "RNC_")) or name.lower().endswith("_proxy"):
+            if name.startswith("MLFLOW_") or name.lower().endswith("_proxy"):
                 patch.delenv(name)
         yield
 

@@ -1,0 +1,195 @@
+"""The command `rnc`: each verb parses, calls one function and prints one thing."""
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, load_experiments
+from orchestrator.plan import make_plan
+from orchestrator.site import Site, site_from_environment
+from orchestrator.table import FORMATS, Table, html_page, render
+
+BAD_INPUT = 2
+
+
+class _Verbs(click.Group):
+    """Shows what a user can mend as one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(BAD_INPUT)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"error: {error.filename}: the disk is full; free some, or set RNC_HOME to another", err=True)
+            ctx.exit(BAD_INPUT)
+
+
+def _experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
+    return load_experiments(paths)
+
+
+EXPERIMENTS = click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...", callback=_experiments)
+FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="retinanet-conf")
+def cli() -> None:
+    """Run the experiments of the RetinaNet-Conf paper, and your own, on a Ray cluster.
+
+    An EXPERIMENT is a YAML file, one table of the paper; a folder stands for all its files.
+
+    \b
+      rnc plan experiments/paper        what would it cost?
+      rnc submit experiments/miniature  train and score what is missing
+      rnc report experiments/miniature  print the tables
+      rnc ui                            browse everything in MLflow
+
+    \b
+    Environment (everything works with none of it set):
+      RNC_HOME             data, records and checkpoints (default: ./runs)
+      RNC_COCO_ROOT        COCO 2017: train2017/ val2017/ annotations/
+      RNC_WEIGHTS          a folder of ImageNet backbones
+      MLFLOW_TRACKING_URI  an MLflow server (default: one of our own, on localhost)
+      RAY_ADDRESS          a Ray cluster (default: this machine)
+    """
+
+
+@cli.command()
+@EXPERIMENTS
+@FORMAT
+def plan(experiments: list[Experiment], form: str) -> None:
+    """Show what EXPERIMENT would train and score. Starts nothing."""
+    from orchestrator.report import plan_table, plans_json
+    from orchestrator.submit import read_suite
+
+    site = _site()
+    plans = [make_plan(group, read_suite(suite, site)) for suite, group in _by_suite(experiments).items()]
+    if form == "json":
+        click.echo(json.dumps(plans_json(plans), indent=2))
+        return
+    _print([plan_table(one) for one in plans], form)
+
+
+@cli.command()
+@EXPERIMENTS
+@FORMAT
+@click.option("--address", help="A Ray cluster to join, instead of RAY_ADDRESS.")
+@click.pass_context
+def submit(ctx: click.Context, experiments: list[Experiment], form: str, address: str | None) -> None:
+    """Train and score what is missing of EXPERIMENT, and print its tables.
+
+    Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow. What stands there already
+    is not run again. Ctrl-C stops cleanly, and the next submit goes on from the last checkpoints.
+    """
+    from orchestrator.submit import submit as submit_suite
+
+    site = _site()
+    if address:
+        site = replace(site, ray_address=address)
+    codes = [submit_suite(group, site, _say) for group in _by_suite(experiments).values()]
+    _print_results(experiments, site, form)
+    ctx.exit(max(codes))
+
+
+@cli.command()
+@EXPERIMENTS
+@FORMAT
+def status(experiments: list[Experiment], form: str) -> None:
+    """Show how far each training of EXPERIMENT is, from any terminal."""
+    from orchestrator.report import status_table
+    from orchestrator.submit import read_suite
+
+    site = _site()
+    ledgers = {suite: read_suite(suite, site) for suite in _by_suite(experiments)}
+    plans = [make_plan(group, ledgers[suite]) for suite, group in _by_suite(experiments).items()]
+    _print([status_table(one, ledgers[one.suite]) for one in plans], form)
+
+
+@cli.command()
+@EXPERIMENTS
+@FORMAT
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write Markdown and HTML here, too.")
+def report(experiments: list[Experiment], form: str, output: Path | None) -> None:
+    """Print the results tables of EXPERIMENT, as far as they are measured."""
+    tables = _print_results(experiments, _site(), form)
+    if output is not None:
+        from orchestrator.submit import write_tables
+
+        write_tables(output, experiments, tables)
+        _say(f"written to {output}")
+
+
+@cli.command()
+@EXPERIMENTS
+@click.option("--row", "label", required=True, help="The label of the row to train.")
+@click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
+@FORMAT
+def run(experiments: list[Experiment], label: str, seed: int | None, form: str) -> None:
+    """Train and score one row in this very process, without Ray and MLflow, for debugging."""
+    from orchestrator.local import run_row
+
+    _print([run_row(experiments, label, seed, _site(), _say)], form)
+
+
+@cli.command()
+@click.option("--stop", is_flag=True, help="End the server instead.")
+def ui(stop: bool) -> None:
+    """Start the MLflow server, or find the one that runs, and print its address."""
+    from orchestrator.server import stop_server, tracking_server
+
+    if stop:
+        click.echo("The server has ended." if stop_server(_site()) else "No server was running.")
+        return
+    click.echo(f"{tracking_server(_site())}/#/experiments?workflowType=machine_learning")
+    click.echo("The server stays until `rnc ui --stop`.", err=True)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="rnc")
+
+
+def _site() -> Site:
+    return site_from_environment(os.environ)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _by_suite(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+    suites: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        suites.setdefault(experiment.suite, []).append(experiment)
+    return suites
+
+
+def _print_results(experiments: Sequence[Experiment], site: Site, form: str) -> list[Table]:
+    from orchestrator.report import results_table
+    from orchestrator.submit import read_suite
+
+    ledgers = {suite: read_suite(suite, site) for suite in _by_suite(experiments)}
+    tables = [results_table(experiment, ledgers[experiment.suite]) for experiment in experiments]
+    _print(tables, form)
+    return tables
+
+
+def _print(tables: Sequence[Table], form: str) -> None:
+    if form == "html":
+        click.echo(html_page(tables[0].title, list(tables)))
+    elif form == "json":
+        click.echo("[" + ",\n".join(table.to_json() for table in tables) + "]")
+    else:
+        click.echo("\n\n".join(render(table, form) for table in tables))

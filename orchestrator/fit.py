@@ -1,0 +1,63 @@
+"""What trainings ask of a cluster, and whether it has that much."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Resources
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What the nodes have."""
+
+    nodes: tuple[Mapping[str, float], ...]
+    """Of each, amounts by Ray's names: CPU, GPU ..."""
+    grows: bool = False
+    """Whether more nodes may come when they are asked for."""
+
+    def total(self, name: str) -> float:
+        """Return the amount on all nodes."""
+        return sum(node.get(name, 0.0) for node in self.nodes)
+
+    def num_places(self, per_worker: Mapping[str, float]) -> int:
+        """Return how many such workers find room at once; each has to fit on one node."""
+        wanted = {name: amount for name, amount in per_worker.items() if amount}
+        return sum(
+            min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
+            for node in self.nodes
+        )
+
+
+def needs(resources: Resources) -> dict[str, float]:
+    """Return what the workers of a training take together; the GPUs first, they are the scarcer."""
+    return {
+        "GPU": resources.num_workers * resources.gpus_per_worker,
+        "CPU": resources.num_workers * resources.cpus_per_worker,
+    }
+
+
+def per_worker(resources: Resources) -> dict[str, float]:
+    """Return what one worker takes, without what it does not need."""
+    amounts = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
+    """Refuse what could only wait for ever.
+
+    Raises:
+        UserError: the cluster is too small for the workers of `where`.
+    """
+    wanted, num_workers = per_worker(resources), resources.num_workers
+    if cluster.grows or cluster.num_places(wanted) >= num_workers:
+        return
+    short = next((name for name in wanted if cluster.num_places({name: wanted[name]}) < num_workers), "CPU")
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    has = ", ".join(f"{cluster.total(name):g} {name}" for name in ("CPU", "GPU"))
+    raise UserError(
+        f"{where}: resources ask for {num_workers} x ({asked}); there are not enough {short}s for that ever to start, "
+        f"the cluster has {has} on {len(cluster.nodes)} node(s). Lower resources.num_workers, cpus_per_worker or "
+        "gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
+    )

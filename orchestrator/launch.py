@@ -1,0 +1,279 @@
+"""Runs what a plan lacks: Ray Tune over the trainings, each of which is one Ray Train run and then its scoring."""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator import tracking
+from orchestrator.errors import UserError
+from orchestrator.fit import Cluster, needs, per_worker, require_fit
+from orchestrator.follow import Ending, Follower
+from orchestrator.live import Show
+from orchestrator.plan import Plan
+from orchestrator.site import Site
+from orchestrator.work import Work
+from orchestrator.worker import release, run_trial
+
+LEAN = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_worker_maximum_startup_concurrency": "64",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+"""Ray without the processes, files and warnings that nobody reads, polling five times a second."""
+LOCAL_ONLY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_worker_maximum_startup_concurrency"}
+"""Of these, what a cluster decides for itself; its nodes may be taken away with notice."""
+TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
+"""Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
+OBJECT_STORE_BYTES = 256 * 1024**2
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How all of them ended, in the order of the plan."""
+
+    endings: tuple[Ending, ...]
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if everything finished, 130 after Ctrl-C, else 1."""
+        return 130 if self.interrupted else int(any(ending.state != "finished" for ending in self.endings))
+
+
+def start_ray(site: Site) -> None:
+    """Join the site's cluster, or start Ray on this machine.
+
+    Raises:
+        UserError: the cluster does not answer.
+    """
+    for name, value in LEAN.items():
+        os.environ.setdefault(name, value)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if site.ray_address is None:
+        num_cpus = os.cpu_count() or 1
+        tokens = {TOKENS["CPU"]: float(num_cpus)}
+        if num_gpus := _num_local_gpus():
+            tokens[TOKENS["GPU"]] = float(num_gpus)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            resources=tokens,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+        return
+    _require_answer(site.ray_address)
+    lean = {name: value for name, value in LEAN.items() if name not in LOCAL_ONLY}
+    try:
+        ray.init(address=site.ray_address, runtime_env={"env_vars": lean}, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({error})") from error
+
+
+def stop_ray() -> None:
+    """End the local cluster and everything in it, or leave the one that was joined."""
+    ray.shutdown()
+
+
+def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: None) -> Outcome:
+    """Train and score what the plan lacks, and wait for it; one failure does not stop the others.
+
+    Ctrl-C and SIGTERM end Ray with all its processes; the next launch goes on from the last checkpoints.
+
+    Args:
+        plan: of one suite.
+        site: where data and storage are; `start_ray` has been called.
+        tracking_uri: of the MLflow server.
+        show: is given the state of all trainings again and again, from another thread.
+
+    Raises:
+        UserError: a training asks for more than the cluster has.
+    """
+    works = _works(plan, site, tracking_uri)
+    if not works:
+        return Outcome(endings=())
+    cluster = _cluster()
+    for work in works:
+        tables = [place.table for evaluation in plan.evaluations_on(work.train_run.key) for place in evaluation.places]
+        require_fit(work.train_run.resources, cluster, f"{tables[0]}, {work.train_run.label!r}")
+    suite = tracking.open_suite(tracking_uri, plan.suite)
+    follower = Follower(works, suite, cluster, show)
+    interrupted = False
+    try:
+        with _interruptible(), follower.watching():
+            _tune({work.train_run.key: work for work in works}, cluster, follower)
+    except KeyboardInterrupt:
+        interrupted = True
+        with _uninterruptible():
+            stop_ray()
+            follower.interrupted()
+    finally:
+        shutil.rmtree(works[0].storage / "_tune", ignore_errors=True)
+    follower.draw()
+    endings = {work.train_run.key: follower.ending(work) for work in works}
+    return Outcome(endings=tuple(endings[key] for key in plan.trainings if key in endings), interrupted=interrupted)
+
+
+def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
+    """What there is to do, the largest first: it is the hardest to place."""
+    works = []
+    for key, train_run in plan.trainings.items():
+        evaluations = tuple(e for e in plan.evaluations_on(key) if e.key in plan.missing_evaluations)
+        if key in plan.missing_trainings or evaluations:
+            config = train_run.config
+            work = Work(
+                train_run=train_run,
+                evaluations=evaluations,
+                is_trained=key not in plan.missing_trainings,
+                storage=(site.storage / plan.suite).absolute(),
+                data_root=site.data_root(config.data.dataset),
+                weights_file=site.weights_file(config.model.backbone_weights),
+                tracking_uri=tracking_uri,
+            )
+            works.append(work)
+    return sorted(works, key=lambda work: [-need for need in needs(work.train_run.resources).values()])
+
+
+def _cluster() -> Cluster:
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
+
+
+def _tune(works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> None:
+    storage = next(iter(works.values())).storage
+    tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
+
+    def bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        resources = works[config["key"]].train_run.resources
+        bundle = {tokens[name]: amount for name, amount in per_worker(resources).items() if name in tokens}
+        return tune.PlacementGroupFactory([bundle or {"CPU": 0.001}] * resources.num_workers)
+
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, works=dict(works)), bundles),
+        param_space={"key": tune.grid_search(list(works))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=_most_at_once(list(works.values()), cluster, tokens),
+            reuse_actors=True,
+            trial_dirname_creator=_key,
+        ),
+        run_config=tune.RunConfig(
+            name="_tune",
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),  # a trial tells its own failures; this is its death
+            callbacks=[_Callback(follower, works)],
+        ),
+    ).fit()
+
+
+def _most_at_once(works: Sequence[Work], cluster: Cluster, tokens: Mapping[str, str]) -> int | None:
+    """How many trials to start on a cluster that has no tokens to hold them back."""
+    most = [
+        cluster.total(name) // min(amounts)
+        for name in TOKENS
+        if name not in tokens and (amounts := [n for work in works if (n := needs(work.train_run.resources)[name])])
+    ]
+    return max(1, int(min(most))) if most and not cluster.grows else None
+
+
+def _key(trial: Any) -> str:
+    key: str = trial.config["key"]
+    return key
+
+
+class _Callback(tune.Callback):
+    """Passes on what becomes of the trials."""
+
+    def __init__(self, follower: Follower, works: Mapping[str, Work]) -> None:
+        self._follower, self._works = follower, works
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune stores its callbacks; nothing of this one outlives the process
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Tune has started the trial's process."""
+        self._follower.started(_key(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """The trial has returned what it tells."""
+        self._follower.ended(_key(trial), error=trial.last_result["error"], log=trial.last_result["log"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """The trial's process has died, and will be started once more."""
+        release(self._works[_key(trial)])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """The trial's process has died, and again after a second start."""
+        release(self._works[_key(trial)])
+        self._follower.ended(_key(trial), error="the process of the trial died", log=str(trial.error_file or ""))
+
+
+def _num_local_gpus() -> int:
+    """GPUs that Ray will find on this machine; nobody has to import torch for it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself waits far longer before it gives up on an address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: {address} does not answer ({error}); start the cluster, correct the address, or unset it to "
+            "run on this machine"
+        ) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is to the driver what Ctrl-C is."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with _handlers(stop):
+        yield
+
+
+@contextmanager
+def _uninterruptible() -> Iterator[None]:
+    """A second Ctrl-C does not disturb the cleaning up after the first."""
+    with _handlers(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handlers(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)

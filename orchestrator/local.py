@@ -1,0 +1,81 @@
+"""One training in this very process: the bare loop, without Ray and MLflow."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import METRICS, Experiment, Row
+from orchestrator.plan import Ledger, make_plan, train_key
+from orchestrator.prepare import prepare
+from orchestrator.site import Site
+from orchestrator.table import Column, Table
+
+
+def run_row(
+    experiments: Sequence[Experiment], label: str, seed: int | None, site: Site, say: Callable[[str], None]
+) -> Table:
+    """Train one row to its end under `<home>/local/<train key>`, score it, and return its twelve numbers.
+
+    Raises:
+        UserError: there is no such row or seed, or its data cannot be trained on.
+    """
+    import torch
+
+    from model.scoring import load_detector, score
+    from model.training import Progress, train
+
+    experiment, row = _find(experiments, label)
+    if seed is not None and seed not in row.seeds:
+        raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
+    config = replace(row.train, seed=row.seeds[0] if seed is None else seed)
+    alone = replace(experiment, rows=(replace(row, seeds=(config.seed,)),), reference=None)
+    prepare(make_plan([alone], Ledger()), site, say)
+    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = site.home / "local" / train_key(config)
+    started = time.perf_counter()
+
+    def show(progress: Progress) -> None:
+        if not progress.metrics:
+            return
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
+        say(f"{time.perf_counter() - started:7.1f} s  update {progress.step}/{progress.num_steps}  {numbers}")
+
+    train(
+        config,
+        data_root=site.data_root(config.data.dataset),
+        weights_file=site.weights_file(config.model.backbone_weights),
+        folder=folder,
+        local_batch=experiment.resources.local_batch,
+        num_loader_processes=experiment.resources.loader_processes,
+        report=show,
+        device=device,
+    )
+    checkpoint = folder / f"epoch-{config.schedule.epochs:04d}"
+    from model.data import read_coco
+
+    limits = {config.data.train_split: config.data.num_train_images, config.data.val_split: config.data.num_val_images}
+    data = read_coco(
+        site.data_root(config.data.dataset),
+        row.split,
+        num_images=limits.get(row.split),
+        faults=config.data.faults,
+    )
+    (scores,) = score(load_detector(checkpoint).to(device), data, [row.inference], config.data)
+    say(f"checkpoint: {checkpoint}")
+    return Table(
+        title=label,
+        columns=tuple(Column(name) for name in METRICS),
+        rows=(tuple(scores.metrics[name] for name in METRICS),),
+        notes=(f"Seed {config.seed}, {row.split}.",),
+    )
+
+
+def _find(experiments: Sequence[Experiment], label: str) -> tuple[Experiment, Row]:
+    for experiment in experiments:
+        for row in experiment.rows:
+            if row.label == label:
+                return experiment, row
+    labels = [row.label for experiment in experiments for row in experiment.rows]
+    raise UserError(f"--row {label!r} is none of the rows: {', '.join(labels)}")

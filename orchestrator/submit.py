@@ -1,0 +1,96 @@
+"""From experiments to tables: plan, prepare, launch, record, report."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from orchestrator import tracking
+from orchestrator.experiment import Experiment
+from orchestrator.plan import Ledger, Plan, make_plan
+from orchestrator.prepare import prepare
+from orchestrator.report import results_table
+from orchestrator.server import existing_tracking_server, tracking_server
+from orchestrator.site import Site
+from orchestrator.table import Table, html_page
+
+Say = Callable[[str], None]
+
+
+def submit(experiments: Sequence[Experiment], site: Site, say: Say) -> int:
+    """Run what a suite lacks, record it, write its tables; returns the exit code.
+
+    Raises:
+        UserError: something that must be right before the start is not; nothing was started.
+    """
+    uri = tracking_server(site)
+    suite = tracking.open_suite(uri, experiments[0].suite)
+    for key in tracking.repair_stale(suite):
+        say(f"training {key} was interrupted and is taken up again")
+    plan = make_plan(experiments, tracking.read_ledger(suite))
+    if not (plan.missing_trainings or plan.missing_evaluations):
+        say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
+        publish(experiments, suite, site, say)
+        return 0
+    say(
+        f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
+        f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
+    )
+    exit_code = _run(plan, site, uri, say)
+    tracking.place_evaluations(suite, plan.evaluations.values())
+    publish(experiments, suite, site, say)
+    return exit_code
+
+
+def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> None:
+    """Write the results tables as files and into MLflow, and say where they are."""
+    ledger = tracking.read_ledger(suite)
+    tables = [results_table(experiment, ledger) for experiment in experiments]
+    folder = site.home / "reports" / suite.suite
+    write_tables(folder, experiments, tables)
+    for experiment, table in zip(experiments, tables, strict=True):
+        files = {
+            f"{experiment.name}.md": table.to_markdown(),
+            f"{experiment.name}.html": html_page(table.title, [table]),
+        }
+        tracking.log_table(suite, experiment.name, files)
+        say(f"{experiment.name} in MLflow: {tracking.write_view(suite, experiment)}")
+    say(f"curves in MLflow: {tracking.write_curves_view(suite)}")
+    say(f"tables as files: {folder}")
+
+
+def write_tables(folder: Path, experiments: Sequence[Experiment], tables: Sequence[Table]) -> None:
+    """Write each table as Markdown, and all of them as one HTML page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for experiment, table in zip(experiments, tables, strict=True):
+        (folder / f"{experiment.name}.md").write_text(table.to_markdown())
+    (folder / "index.html").write_text(html_page(f"retinanet-conf: {experiments[0].suite}", list(tables)))
+
+
+def read_suite(suite: str, site: Site) -> Ledger:
+    """What MLflow holds of a suite; an empty ledger where nothing was ever recorded."""
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return Ledger()
+    return tracking.read_ledger(tracking.open_suite(uri, suite, create=False))
+
+
+def _run(plan: Plan, site: Site, uri: str, say: Say) -> int:
+    from orchestrator.launch import launch, start_ray, stop_ray
+    from orchestrator.live import live_view
+
+    prepare(plan, site, say)
+    started = time.monotonic()
+    start_ray(site)
+    say(f"Ray is up after {time.monotonic() - started:.0f} s.")
+    try:
+        with live_view(sys.stderr) as show:
+            outcome = launch(plan, site, uri, show=show)
+    finally:
+        stop_ray()
+    for ending in outcome.endings:
+        if ending.state != "finished":
+            say(f"{ending.label}: {ending.state}, {ending.error}{f' (log: {ending.log})' if ending.log else ''}")
+        elif ending.startup_s is not None:
+            say(f"{ending.label}: first training report {ending.startup_s:.1f} s after Tune picked it up")
+    return outcome.exit_code

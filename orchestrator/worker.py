@@ -1,0 +1,296 @@
+"""One training under Ray Train: what its trial starts, and what each of its workers does."""
+
+import asyncio
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+
+from orchestrator import tracking
+from orchestrator.fit import per_worker
+from orchestrator.plan import Evaluation
+from orchestrator.recorder import Recorder
+from orchestrator.runs import known_points, metric_sender
+from orchestrator.work import Work
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.evaluation import DetectionTable
+    from model.training import Progress
+
+MAX_FAILURES = 2
+"""How often a training starts again from its last checkpoint after a worker died."""
+SEND_SECONDS = 60.0
+"""How long the end of a training waits for the tracking server to take the last metrics."""
+
+
+def run_trial(config: dict[str, Any], works: Mapping[str, Work]) -> dict[str, Any]:
+    """Train and score one training; the body of its Tune trial. What fails is told, not raised."""
+    work = works[config["key"]]
+    settings = {"work": work, "picked_up": time.time()}
+    release(work)
+    try:
+        result = _trainer(work, settings).fit()
+        return {"error": "", "log": "", **(result.return_value or {})}  # type: ignore[attr-defined]
+    except Exception as error:
+        log = work.folder / "error.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"{error}\n\n{traceback.format_exc()}")
+        return {"error": _last_line(error), "log": str(log)}
+
+
+def release(work: Work) -> None:
+    """Give back what the workers of a trial that died still hold; Ray keeps it reserved until the job ends."""
+    file = work.folder / "placement_group"
+    if file.exists():
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(file.read_text())))
+        file.unlink(missing_ok=True)
+
+
+class _Trainer(DataParallelTrainer):
+    """A Ray Train run in three processes: the trial with the controller in it, a worker, and the workers' barrier.
+
+    Ray would start five more for each training. Each imports Ray Train for itself, which on few cores takes longer than
+    all else until the first step.
+    """
+
+    def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
+        parts["scaling_policy"] = _FixedSize(self.scaling_config)  # type: ignore[arg-type]
+        controller = TrainController(**parts)
+        asyncio.run(controller.run())  # type: ignore[no-untyped-call]
+        return controller.get_result()
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        needless = (
+            PlacementGroupCleanerCallback,  # asks Ray's dashboard, which may be off; `release` does its work
+            DatasetsCallback,  # an actor for Ray Data sets; there are none
+        )
+        return [callback for callback in callbacks if not isinstance(callback, needless)]
+
+
+class _FixedSize(FixedScalingPolicy):
+    """Lets the placement group alone ask for the workers, without the actor that shares nodes with Ray Data."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass
+
+
+def _trainer(work: Work, settings: dict[str, Any]) -> _Trainer:
+    resources = work.train_run.resources
+    backend = None
+    if resources.num_workers > 1:
+        from ray.train.torch import TorchConfig  # imports torch
+
+        backend = TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo")
+    return _Trainer(
+        run,
+        train_loop_config=settings,
+        backend_config=backend,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker(resources),
+        ),
+        run_config=ray.train.RunConfig(
+            name=work.train_run.key,
+            storage_path=str(work.storage),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+
+
+def run(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train and score, as one of the workers; the same calls on each of them."""
+    import torch
+
+    from model.training import TrainingError
+
+    work: Work = settings["work"]
+    context = ray.train.get_context()
+    if context.get_world_rank() == 0:
+        group = get_current_placement_group()
+        assert group is not None
+        (work.folder / "placement_group").write_text(group.id.hex())
+    torch.set_num_threads(max(1, int(work.train_run.resources.cpus_per_worker)))
+    try:
+        if _epochs_done(ray.train.get_checkpoint()) < work.num_epochs:
+            _train(work, settings["picked_up"])
+        if context.get_world_rank() == 0 and not work.is_trained:
+            _finish(work)
+        _score(work)
+    except (ValueError, TrainingError) as error:
+        if context.get_world_size() > 1:
+            raise  # the others may be waiting for this one
+        log = work.folder / "error.log"
+        log.write_text(traceback.format_exc())
+        return {"error": _last_line(error), "log": str(log)}  # trying again would change nothing
+    return {}
+
+
+def _train(work: Work, picked_up: float) -> None:
+    from model.training import train
+
+    starting = True
+    resources = work.train_run.resources
+    checkpoint = ray.train.get_checkpoint()
+    rank = ray.train.get_context().get_world_rank()
+    with tempfile.TemporaryDirectory() as scratch, _recorder(work, rank) as recorder:
+
+        def report(progress: "Progress") -> None:
+            nonlocal starting
+            metrics = progress.metrics | {"train/epoch": progress.epoch}
+            if starting:
+                metrics["perf/startup_s"] = time.time() - picked_up
+                starting = False
+            if recorder is not None:
+                recorder.log(metrics, progress.step)
+            if progress.end_of_epoch:
+                _report(metrics, progress)
+
+        resume = Path(scratch) / "resume"
+        if checkpoint is not None:
+            checkpoint.to_directory(str(resume))
+        train(
+            work.train_run.config,
+            data_root=work.data_root,
+            weights_file=work.weights_file,
+            folder=Path(scratch),
+            local_batch=resources.local_batch,
+            num_loader_processes=resources.loader_processes,
+            resume=resume if checkpoint is not None else None,
+            report=report,
+            device=_device(work),
+        )
+
+
+def _report(metrics: dict[str, float], progress: "Progress") -> None:
+    """Hand the epoch's checkpoint to Ray Train, which keeps it on the storage; every worker does so together."""
+    checkpoint = None if progress.checkpoint is None else ray.train.Checkpoint.from_directory(str(progress.checkpoint))
+    ray.train.report(
+        metrics,
+        checkpoint=checkpoint,
+        checkpoint_dir_name=f"epoch-{round(progress.epoch):04d}",
+        delete_local_checkpoint_after_upload=checkpoint is not None,
+    )
+
+
+@contextmanager
+def _recorder(work: Work, rank: int) -> Iterator[Recorder | None]:
+    if rank != 0:
+        yield None
+        return
+    run_id = work.hear_run()
+    uri = work.tracking_uri
+    recorder = Recorder(metric_sender(uri, run_id), work.folder / "metrics.jsonl", known_points(uri, run_id))
+    try:
+        yield recorder
+    except BaseException:
+        recorder.close(5.0)
+        raise
+    if num_missing := recorder.close(SEND_SECONDS):
+        raise RuntimeError(f"MLflow at {uri} lacks {num_missing} metrics; they wait in {work.folder / 'metrics.jsonl'}")
+
+
+def _finish(work: Work) -> None:
+    suite = tracking.open_suite(work.tracking_uri, work.train_run.suite)
+    checkpoint = ray.train.get_checkpoint()
+    assert checkpoint is not None
+    with checkpoint.as_directory() as folder:
+        tracking.record_checkpoint(suite, work.hear_run(), Path(folder))
+    tracking.end_training(suite, work.hear_run(), "FINISHED")
+
+
+def _score(work: Work) -> None:
+    """Score the last checkpoint under every missing setting, in one pass over each split."""
+    if not work.evaluations:
+        return
+    from model.checkpoint import read_card
+    from model.scoring import load_detector, score
+
+    checkpoint = ray.train.get_checkpoint()
+    assert checkpoint is not None
+    with checkpoint.as_directory() as folder:
+        detector = load_detector(Path(folder)).to(_device(work))
+        categories = read_card(Path(folder)).category_names
+    resources, data_config = work.train_run.resources, work.train_run.config.data
+    for split in dict.fromkeys(evaluation.split for evaluation in work.evaluations):
+        evaluations = [evaluation for evaluation in work.evaluations if evaluation.split == split]
+        data = _read(work, split)
+        if data.category_names != categories:
+            raise ValueError(
+                f"{work.data_root}: split {split} has other categories than the training; score another split"
+            )
+        settings = [evaluation.inference for evaluation in evaluations]
+        scores = score(detector, data, settings, data_config, num_loader_processes=resources.loader_processes)
+        if ray.train.get_context().get_world_rank() == 0:
+            pairs = zip(evaluations, scores, strict=True)
+            _record(work, [(evaluation, one.metrics, one.detections) for evaluation, one in pairs])
+
+
+def _record(work: Work, results: "Sequence[tuple[Evaluation, dict[str, float | None], DetectionTable]]") -> None:
+    suite = tracking.open_suite(work.tracking_uri, work.train_run.suite)
+    for evaluation, metrics, detections in results:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "detections.parquet"
+            _write_detections(detections, file)
+            tracking.record_evaluation(suite, evaluation, metrics, detections=file, train_run_id=work.hear_run())
+
+
+def _write_detections(detections: "DetectionTable", file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    corners = {name: detections.boxes[:, place] for place, name in enumerate(("x1", "y1", "x2", "y2"))}
+    columns = {"image_id": detections.image_ids, "category_id": detections.category_ids, **corners}
+    columns |= {"score": detections.scores, "anchor": detections.anchors}
+    pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def _read(work: Work, split: str) -> Any:
+    from model.data import read_coco
+
+    data = work.train_run.config.data
+    num_images = {data.train_split: data.num_train_images, data.val_split: data.num_val_images}.get(split)
+    return read_coco(work.data_root, split, num_images=num_images, faults=data.faults, check_images=False)
+
+
+def _device(work: Work) -> "torch.device":
+    import torch
+
+    if not work.train_run.resources.gpus_per_worker:
+        return torch.device("cpu")
+    from ray.train.torch import get_device
+
+    device: torch.device = get_device()
+    torch.cuda.set_device(device)
+    return device
+
+
+def _epochs_done(checkpoint: ray.train.Checkpoint | None) -> int:
+    return int(checkpoint.path.rpartition("-")[2]) if checkpoint else 0
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

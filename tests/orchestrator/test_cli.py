@@ -1,0 +1,159 @@
+"""The verbs as a shell sees them: exit codes, messages, formats, and how soon they answer."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator import prepare
+from orchestrator.cli import cli
+from tests.conftest import MakeCoco
+
+ROOT = Path(__file__).parents[2]
+MINIATURE = ROOT / "experiments" / "miniature"
+
+Rnc = Callable[..., Result]
+
+
+@pytest.fixture
+def rnc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rnc:
+    for name in ("RNC_COCO_ROOT", "RNC_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RNC_HOME", str(tmp_path / "home"))
+    return lambda *arguments: CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *said: str) -> bool:
+    assert result.exit_code == 2, result.output
+    assert "\nerror: " in f"\n{result.stderr}"
+    for text in said:
+        assert text in result.stderr
+    return True
+
+
+def test_plan_counts_rows_trainings_and_evaluations_and_leaves_no_trace(rnc: Rnc, tmp_path: Path):
+    plan = json.loads(rnc("plan", MINIATURE, "--format", "json").stdout)
+    assert {name: plan[name] for name in ("rows", "trainings", "evaluations")} == {
+        "rows": 23,
+        "trainings": 3,
+        "evaluations": 21,
+    }
+    assert plan["missing"] == {"trainings": 3, "evaluations": 21}
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "sign"), [("text", "───"), ("markdown", "|---"), ("latex", r"\toprule"), ("html", "<table")]
+)
+@pytest.mark.parametrize("verb", ["plan", "status", "report"])
+def test_every_verb_that_prints_a_table_prints_it_in_every_format(rnc: Rnc, verb: str, form: str, sign: str):
+    result = rnc(verb, MINIATURE, "--format", form)
+    assert result.exit_code == 0, result.output
+    assert "RetinaNet-Conf" in result.stdout
+    assert sign in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_json_is_one_document(rnc: Rnc, verb: str):
+    tables = json.loads(rnc(verb, MINIATURE, "--format", "json").stdout)
+    assert len(tables) == {"status": 1, "report": 2}[verb]
+
+
+@pytest.mark.parametrize("verb", ["plan", "submit", "status", "report"])
+def test_a_misspelt_setting_is_named_and_nothing_starts(rnc: Rnc, verb: str, tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\ndefaults: {{train: {{schedule: {{epoch: 3}}}}}}\n")
+    assert refused(rnc(verb, file), "mine.yaml", "train.schedule.epoch", "did you mean", "epochs")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_file_that_is_not_there_is_named(rnc: Rnc):
+    assert refused(rnc("plan", "experiments/nowhere.yaml"), "experiments/nowhere.yaml")
+
+
+def test_coco_without_a_root_is_refused_before_anything_is_trained(rnc: Rnc):
+    assert refused(rnc("run", ROOT / "experiments" / "paper", "--row", "RetinaNet"), "RNC_WEIGHTS is not set")
+
+
+def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
+    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "RetinaNet-Cnf", "IoU-aware RetinaNet")
+
+
+def test_a_seed_that_the_row_does_not_have_is_refused(rnc: Rnc):
+    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet", "--seed", "7"), "--seed 7", "[0]")
+
+
+def test_more_images_than_the_drawn_data_set_has_are_refused(rnc: Rnc, tmp_path: Path):
+    file = tmp_path / "more.yaml"
+    file.write_text(
+        f"extends: {MINIATURE}/table1_heads.yaml\ndefaults: {{train: {{data: {{num_train_images: 9000}}}}}}\n"
+    )
+    assert refused(rnc("run", file, "--row", "RetinaNet"), "num_train_images is 9000", "2000")
+
+
+def test_a_disk_that_is_too_full_is_refused_before_anything_is_drawn(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage("/")._replace(free=1_000_000)
+    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: usage)
+    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet"), "RNC_HOME", "0.0 GB free")
+
+
+def test_a_tracking_server_that_does_not_answer_is_named(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert refused(rnc("submit", MINIATURE), "127.0.0.1:9")
+
+
+BOX = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+
+
+@pytest.fixture
+def on_coco(rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str) -> Callable[..., Result]:
+    """Submits a training on a COCO-format data set that must be refused: Ray may not start."""
+    monkeypatch.setattr("orchestrator.launch.start_ray", lambda *_: pytest.fail("Ray was started"))
+
+    def submit(root: Path) -> Result:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+        monkeypatch.setenv("RNC_COCO_ROOT", str(root))
+        data = "{dataset: coco, train_split: train, val_split: train, num_train_images: null, num_val_images: null}"
+        file = tmp_path / "mine.yaml"
+        file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\ndefaults: {{train: {{data: {data}}}}}\n")
+        return rnc("submit", file)
+
+    return submit
+
+
+def test_truncated_annotations_are_refused_before_ray_starts(on_coco: Callable[..., Result], make_coco: MakeCoco):
+    root = make_coco([BOX])
+    (root / "annotations" / "instances_train.json").write_text('{"images": [')
+    assert refused(on_coco(root), "instances_train.json", "line 1")
+
+
+def test_all_faults_of_the_data_are_told_at_once_with_the_way_out(on_coco: Callable[..., Result], make_coco: MakeCoco):
+    flat = BOX | {"id": 2, "bbox": [10, 10, 0, 20]}
+    stray = BOX | {"id": 3, "category_id": 99}
+    root = make_coco([BOX, flat, stray], sizes=[(60, 80), (60, 80)])
+    (root / "train" / "2.jpg").unlink()
+    said = ("zero or negative size (1): annotation 2", "unknown categories (1): annotation 3", "image 2", "quarantine")
+    assert refused(on_coco(root), *said)
+
+
+def test_a_split_without_a_folder_is_refused(on_coco: Callable[..., Result], tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert refused(on_coco(tmp_path / "empty"), "instances_train.json")
+
+
+def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy():
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from orchestrator.cli import cli\n"
+        f"for arguments in (['--help'], ['plan', {str(ROOT / 'experiments' / 'paper')!r}]):\n"
+        "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
+        "print([name for name in ('torch', 'ray', 'mlflow', 'numpy', 'pandas', 'rich') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

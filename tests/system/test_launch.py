@@ -1,0 +1,168 @@
+"""Trainings through Ray to MLflow: a tiny suite on two cores, with one Ray for the whole file."""
+
+import io
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.shapes import draw_shapes
+from model.training import train
+from orchestrator import launch, server, tracking
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, Resources, Row
+from orchestrator.fit import Cluster, require_fit
+from orchestrator.live import Show, Status, live_view
+from orchestrator.plan import Ledger, Plan, make_plan, train_key
+from orchestrator.recorder import read_journal
+from orchestrator.site import Site
+from orchestrator.work import epochs_done, last_checkpoint
+
+TRAIN = TrainConfig(
+    model=ModelConfig(
+        backbone="resnet18_quarter",
+        backbone_norm="group",
+        frozen_stages=0,
+        channels=16,
+        tower_depth=1,
+        tower_norm="group",
+    ),
+    data=DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=64),
+    schedule=ScheduleConfig(epochs=4, lr_drop_epochs=(), warmup_iterations=2, gradient_clip=10.0),
+    global_batch=4,
+)
+DIVERGES = replace(TRAIN, schedule=replace(TRAIN.schedule, learning_rate=1e9, gradient_clip=None))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(home=tmp_path_factory.mktemp("home"))
+    draw_shapes(site.data_root("shapes"), num_train=32, num_val=8, image_size=64)
+    starting = server.begin_tracking_server(site)
+    launch.start_ray(site)
+    starting.wait()
+    yield site
+    launch.stop_ray()
+    server.stop_server(site)
+
+
+def plan_of(site: Site, suite: str, *trains: TrainConfig, resources: Resources | None = None) -> Plan:
+    rows = tuple(Row(label=f"row {place}", train=train, split="val") for place, train in enumerate(trains))
+    experiment = Experiment(
+        name="tiny", suite=suite, title="Tiny", rows=rows, resources=resources or Resources(), path=Path("tiny.yaml")
+    )
+    return make_plan([experiment], ledger_of(site, suite))
+
+
+def ledger_of(site: Site, suite: str) -> Ledger:
+    return tracking.read_ledger(tracking.open_suite(server.tracking_server(site), suite))
+
+
+def launched(plan: Plan, site: Site, show: Show = lambda _: None) -> launch.Outcome:
+    return launch.launch(plan, site, server.tracking_server(site), show=show)
+
+
+def test_a_row_that_fails_is_told_with_its_reason_and_does_not_stop_the_others(site: Site):
+    outcome = launched(plan_of(site, "failing", DIVERGES, TRAIN), site)
+    bad, good = outcome.endings
+    assert (bad.state, good.state, outcome.exit_code) == ("failed", "finished", 1)
+    assert "lower train.schedule.learning_rate" in bad.error
+    assert "TrainingError" in Path(bad.log).read_text()
+    ledger = ledger_of(site, "failing")
+    assert (ledger.trainings[bad.key].status, ledger.trainings[bad.key].note) == ("FAILED", bad.error)
+    assert ledger.trainings[good.key].status == "FINISHED"
+    assert ledger.trainings[good.key].metrics["train/epoch"] == 4
+    assert good.startup_s is not None
+    assert [record.status for record in ledger.evaluations.values()] == ["FINISHED"]
+    again = plan_of(site, "failing", TRAIN)
+    assert not again.missing_trainings
+    assert launched(again, site) == launch.Outcome(endings=())
+
+
+def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_neither_interrupted_nor_under_ray(
+    site: Site, tmp_path: Path
+):
+    long = replace(TRAIN, schedule=replace(TRAIN.schedule, epochs=30))
+    plan = plan_of(site, "interrupted", long)
+    key = train_key(long)
+
+    def interrupt(statuses: Sequence[Status]) -> None:
+        if statuses[0].state == "training" and statuses[0].epoch >= 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = launched(plan, site, interrupt)
+    assert (outcome.interrupted, outcome.exit_code) == (True, 130)
+    folder = site.storage / "interrupted" / key
+    epoch = epochs_done(folder)
+    assert 1 <= epoch < 30
+    record = ledger_of(site, "interrupted").trainings[key]
+    assert (record.status, record.note) == ("KILLED", f"interrupted; the next submit goes on from epoch {epoch}")
+
+    launch.start_ray(site)
+    assert launched(plan_of(site, "interrupted", long), site).exit_code == 0
+    lines, _ = read_journal(folder / "metrics.jsonl")
+    starts = [metric.step for line in lines for metric in line if metric.name == "perf/startup_s"]
+    assert starts == [starts[0], starts[0] * (epoch + 1)]  # the first report after each start closes an epoch
+    straight = weights_without_ray(long, site, tmp_path)
+    resumed = last_checkpoint(folder)
+    assert resumed == folder / "epoch-0030"
+    assert (resumed / "model.safetensors").read_bytes() == straight
+    ledger = ledger_of(site, "interrupted")
+    (evaluation,) = ledger.evaluations.values()
+    assert ledger.trainings[key].status == evaluation.status == "FINISHED"
+    assert evaluation.metrics["AP"] == ledger.trainings[key].metrics["val/AP"]
+
+
+def weights_without_ray(config: TrainConfig, site: Site, folder: Path) -> bytes:
+    """What one uninterrupted call writes, on one thread as a worker with one CPU has it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(config, data_root=site.data_root("shapes"), folder=folder, report=lambda _: None)
+    torch.set_num_threads(threads)
+    return (folder / "epoch-0030" / "model.safetensors").read_bytes()
+
+
+def test_what_can_never_fit_is_refused_before_anything_starts(site: Site):
+    plan = plan_of(site, "large", TRAIN, resources=Resources(num_workers=500, gpus_per_worker=1.0))
+    with pytest.raises(UserError, match=r"tiny, 'row 0': .* 500 x \(1 CPU, 1 GPU\); there are not enough CPUs"):
+        launched(plan, site)
+    assert not ledger_of(site, "large").trainings
+
+
+def test_a_cluster_that_does_not_answer_is_a_users_mistake(tmp_path: Path):
+    with pytest.raises(UserError, match=r"RAY_ADDRESS: 127\.0\.0\.1:1 does not answer"):
+        launch.start_ray(Site(home=tmp_path, ray_address="127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("resources", "fits"),
+    [
+        (Resources(num_workers=4, cpus_per_worker=1.0), True),
+        (Resources(num_workers=5, cpus_per_worker=1.0), False),
+        (Resources(num_workers=2, cpus_per_worker=1.5), True),
+        (Resources(num_workers=3, cpus_per_worker=1.5), False),  # 4.5 CPUs of 4, and 1.5 leave 0.5 unused on each node
+        (Resources(num_workers=2, gpus_per_worker=1.0, cpus_per_worker=0.5), False),
+        (Resources(num_workers=2, gpus_per_worker=0.5, cpus_per_worker=0.5), True),
+    ],
+)
+def test_a_worker_has_to_fit_on_one_node(resources: Resources, fits: bool):
+    cluster = Cluster(nodes=({"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0}))
+    if fits:
+        require_fit(resources, cluster, "here")
+    else:
+        with pytest.raises(UserError, match="here: resources ask for"):
+            require_fit(resources, cluster, "here")
+
+
+def test_a_stream_that_is_no_terminal_gets_one_line_for_each_finished_epoch():
+    stream = io.StringIO()
+    status = Status(label="row", state="training", num_epochs=3, loss=1.25)
+    with live_view(stream) as show:
+        for epoch in (0.5, 0.9, 1.0, 1.4, 2.2):
+            show([replace(status, epoch=epoch)])
+    assert stream.getvalue() == "row: training, epoch 1/3, loss 1.250\nrow: training, epoch 2/3, loss 1.250\n"

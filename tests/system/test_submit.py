@@ -1,0 +1,103 @@
+"""The whole way, as a user goes it: a file is submitted, its tables are read, and a second submit has nothing to do."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RNC = Path(sys.executable).parent / "rnc"
+EXPERIMENT = f"""
+suite: tiny
+extends: {ROOT}/experiments/miniature/table1_heads.yaml
+only: [RetinaNet, RetinaNet-Conf]
+defaults:
+  train:
+    data: {{num_train_images: 24, num_val_images: 8}}
+    schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}
+"""
+EXPONENTS = """
+suite: tiny
+extends: heads.yaml
+reference: null
+rows:
+  - {label: by class, inference: {confidence_exponent: 0}}
+  - {label: blended, inference: {confidence_exponent: 0.4}}
+"""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("submit")
+    (folder / "heads.yaml").write_text(EXPERIMENT)
+    (folder / "exponents.yaml").write_text(EXPONENTS)
+    yield folder
+    rnc(folder, "ui", "--stop")
+
+
+def rnc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RNC_", "MLFLOW_", "RAY_"))
+    }
+    return subprocess.run(
+        [RNC, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def submitted(folder: Path) -> subprocess.CompletedProcess[str]:
+    return rnc(folder, "submit", "heads.yaml", "exponents.yaml", "--format", "json")
+
+
+def test_a_submit_trains_and_scores_every_row(submitted: subprocess.CompletedProcess[str]):
+    assert submitted.returncode == 0, submitted.stderr
+    heads, exponents = json.loads(submitted.stdout)
+    assert [row["row"] for row in heads["rows"]] == ["RetinaNet", "RetinaNet-Conf"]
+    assert [row["row"] for row in exponents["rows"]] == ["by class", "blended"]
+    assert all(row["AP"] is not None for table in (heads, exponents) for row in table["rows"])
+    assert exponents["rows"][1]["AP"] == heads["rows"][1]["AP"]  # one evaluation in two tables
+
+
+def test_its_tables_lie_in_files_and_its_links_are_told(folder: Path, submitted: subprocess.CompletedProcess[str]):
+    reports = folder / "runs" / "reports" / "tiny"
+    assert "| RetinaNet-Conf" in (reports / "heads.md").read_text()
+    assert "<table" in (reports / "index.html").read_text()
+    assert "heads in MLflow: http://127.0.0.1:" in submitted.stderr
+
+
+@pytest.mark.usefixtures("submitted")
+def test_a_second_submit_has_nothing_to_do(folder: Path):
+    again = rnc(folder, "submit", "heads.yaml", "exponents.yaml")
+    assert again.returncode == 0, again.stderr
+    assert "Nothing is missing: 2 trainings and 3 evaluations stand." in again.stderr
+    assert "Ray is up" not in again.stderr
+
+
+@pytest.mark.usefixtures("submitted")
+def test_plan_and_status_say_that_all_is_done(folder: Path):
+    plan = json.loads(rnc(folder, "plan", "heads.yaml", "exponents.yaml", "--format", "json").stdout)
+    assert plan["missing"] == {"trainings": 0, "evaluations": 0}
+    assert rnc(folder, "status", "heads.yaml").stdout.count("finished") == 2
+
+
+@pytest.mark.usefixtures("submitted")
+def test_a_new_exponent_costs_no_training(folder: Path):
+    (folder / "more.yaml").write_text(EXPONENTS.replace("0.4", "0.7"))
+    plan = json.loads(rnc(folder, "plan", "more.yaml", "--format", "json").stdout)
+    assert plan["missing"] == {"trainings": 0, "evaluations": 1}
+
+
+def test_the_same_row_run_without_ray_and_mlflow_ends_with_the_same_numbers(
+    folder: Path, submitted: subprocess.CompletedProcess[str]
+):
+    alone = rnc(folder, "run", "heads.yaml", "--row", "RetinaNet-Conf", "--format", "json")
+    assert alone.returncode == 0, alone.stderr
+    (table,) = json.loads(alone.stdout)
+    through_ray = json.loads(submitted.stdout)[0]["rows"][1]
+    assert all(table["rows"][0][name] == through_ray[name] for name in ("AP", "AP50", "AP75", "APs", "APm"))
