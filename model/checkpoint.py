@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ def save_checkpoint(
     data_fingerprint: str,
     optimizer: dict[str, Any],
 ) -> Path:
-    """Write a checkpoint so that a kill at any moment leaves the old folder or the new one, never a half."""
+    """Write a checkpoint that is whole or not there; one of the same name is set aside until the new one stands."""
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)
@@ -123,7 +124,13 @@ def load_resume(folder: Path, config: TrainConfig, data_fingerprint: str) -> dic
             f"{folder} was trained on other data (fingerprint {card.data_fingerprint[:12]}, now "
             f"{data_fingerprint[:12]}); bring the old data back, or remove the checkpoint to start anew"
         )
-    state: dict[str, Any] = torch.load(folder / RESUME, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(folder / RESUME, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{folder / RESUME} is no state to resume from ({type(error).__name__}); remove {folder} to start from an "
+            "earlier checkpoint, or anew"
+        ) from error
     return state
 
 

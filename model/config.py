@@ -221,6 +221,11 @@ class InferenceConfig:
             self.fusion == "power" or self.confidence_exponent == 0.4,
             "confidence_exponent has no effect on fusion 'product'; leave it out",
         )
+        _require(
+            self.fuse_small_levels or (self.fusion == "power" and self.min_confidence == 0.0),
+            "fuse_small_levels: false is the released code's rule for fusion 'power' without an object filter; leave "
+            "fusion and min_confidence at their defaults",
+        )
         for name in ("min_confidence", "score_threshold", "nms_iou"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"{name} is {value}, expected 0 to 1")

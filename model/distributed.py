@@ -1,5 +1,6 @@
 """The few collective operations of a training, which do nothing where a process trains alone."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -37,4 +38,6 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
     """The model with its gradients averaged over all processes after each backward pass."""
     if not distributed.is_initialized():
         return model
-    return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name from torch 2.15 on
+        return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

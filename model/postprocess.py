@@ -81,7 +81,7 @@ def detect(
 
 def _scores(classes: Tensor, confidences: Tensor | None, grid: AnchorGrid, config: InferenceConfig) -> Tensor:
     scores = fuse_scores(classes, confidences, config)
-    if config.fuse_small_levels or not config.needs_confidence or config.fusion == "product":
+    if config.fuse_small_levels or not config.needs_confidence:
         return scores
     levels = zip(*(torch.split(part, grid.level_lengths, dim=1) for part in (scores, classes)), strict=True)
     return torch.cat(

@@ -35,7 +35,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What a training reports: every LOG_EVERY updates, and at the end of each epoch."""
+    """What a training reports: after its first update, every LOG_EVERY updates, and at the end of each epoch."""
 
     step: int
     """Updates made."""

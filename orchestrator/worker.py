@@ -1,6 +1,5 @@
 """One training under Ray Train: what its trial starts, and what each of its workers does."""
 
-import asyncio
 import tempfile
 import time
 import traceback
@@ -11,11 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from orchestrator import tracking
@@ -23,6 +17,7 @@ from orchestrator.fit import per_worker
 from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
 from orchestrator.runs import known_points, metric_sender
+from orchestrator.trainer import LeanTrainer
 from orchestrator.work import Work
 
 if TYPE_CHECKING:
@@ -60,49 +55,14 @@ def release(work: Work) -> None:
         file.unlink(missing_ok=True)
 
 
-class _Trainer(DataParallelTrainer):
-    """A Ray Train run in three processes: the trial with the controller in it, a worker, and the workers' barrier.
-
-    Ray would start five more for each training. Each imports Ray Train for itself, which on few cores takes longer than
-    all else until the first step.
-    """
-
-    def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
-        parts["scaling_policy"] = _FixedSize(self.scaling_config)  # type: ignore[arg-type]
-        controller = TrainController(**parts)
-        asyncio.run(controller.run())  # type: ignore[no-untyped-call]
-        return controller.get_result()
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        needless = (
-            PlacementGroupCleanerCallback,  # asks Ray's dashboard, which may be off; `release` does its work
-            DatasetsCallback,  # an actor for Ray Data sets; there are none
-        )
-        return [callback for callback in callbacks if not isinstance(callback, needless)]
-
-
-class _FixedSize(FixedScalingPolicy):
-    """Lets the placement group alone ask for the workers, without the actor that shares nodes with Ray Data."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-    def _cancel_resource_request(self) -> None:
-        pass
-
-
-def _trainer(work: Work, settings: dict[str, Any]) -> _Trainer:
+def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
     resources = work.train_run.resources
     backend = None
     if resources.num_workers > 1:
         from ray.train.torch import TorchConfig  # imports torch
 
         backend = TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo")
-    return _Trainer(
+    return LeanTrainer(
         run,
         train_loop_config=settings,
         backend_config=backend,

@@ -31,12 +31,12 @@ def many() -> list[Scene]:
 def test_scenes_are_the_same_to_the_bit_on_every_machine(many: list[Scene]) -> None:
     # Of the pixels before compression, as first drawn; new sums need a new shapes._VERSION.
     assert [sha256(scene.pixels.tobytes())[:16] for scene in many[:3]] == [
-        "b4f271f04c61f80e",
-        "77ce731214959df3",
-        "7a845dbdffe62345",
+        "b8377f38d3a874bb",
+        "63a09418dd703b89",
+        "d73fd62b4031bbad",
     ]
-    assert sha256(repr([scene.shapes for scene in many[:50]]).encode())[:16] == "f7e480a2273e0275"
-    assert sha256(b"".join(scene.pixels.tobytes() for scene in many[:50]))[:16] == "512c5849c0545456"
+    assert sha256(repr([scene.shapes for scene in many[:50]]).encode())[:16] == "e975f7961d239d3e"
+    assert sha256(b"".join(scene.pixels.tobytes() for scene in many[:50]))[:16] == "5ebe6eae622efb7c"
 
 
 def test_a_box_is_tight_around_the_pixels_of_its_shape(many: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_classes_sizes_and_canvases_are_of_every_kind(many: list[Scene]) -> None
     counts = np.bincount([shape.label for shape in everything], minlength=len(CLASSES))
     assert counts.min() > 0.1 * len(everything)
     sides = np.array([max(shape.right - shape.left, shape.bottom - shape.top) for shape in everything])
-    assert (sides < 20).sum() > 30
+    assert (sides < 25).sum() > 30
     assert (sides > 60).sum() > 30
     assert {scene.pixels.shape for scene in many} == {(128, 128, 3), (96, 128, 3), (128, 96, 3)}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator import prepare
 from orchestrator.cli import cli
 from tests.conftest import MakeCoco
 
@@ -98,7 +97,7 @@ def test_more_images_than_the_drawn_data_set_has_are_refused(rnc: Rnc, tmp_path:
 
 def test_a_disk_that_is_too_full_is_refused_before_anything_is_drawn(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("orchestrator.prepare.shutil.disk_usage", lambda _: usage)
     assert refused(rnc("run", MINIATURE, "--row", "RetinaNet"), "RNC_HOME", "0.0 GB free")
 
 

@@ -1,0 +1,47 @@
+"""A Ray Train run with as few processes as it needs, so that a training starts within seconds on few cores.
+
+Ray Train 2.60 starts seven processes beside each worker's own, and each imports Ray Train for itself: for three
+trainings on two cores that is 27 s until their first steps, and half of it without them. The parts overridden here are
+not Ray's public interface, which is why pyproject.toml names the one version that they were tested with; with
+`ray.train.torch.TorchTrainer` in place of `LeanTrainer` everything works as well, only later.
+"""
+
+import asyncio
+from typing import Any
+
+import ray.train
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+
+class LeanTrainer(DataParallelTrainer):
+    """What TorchTrainer is, with its controller in the caller's process; one worker needs no process group."""
+
+    def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
+        parts["scaling_policy"] = _FixedSize(self.scaling_config)  # type: ignore[arg-type]
+        controller = TrainController(**parts)
+        asyncio.run(controller.run())  # type: ignore[no-untyped-call]
+        return controller.get_result()
+
+    def _create_default_callbacks(self) -> list[Any]:
+        needless = (
+            PlacementGroupCleanerCallback,  # asks Ray's dashboard, which may be off; worker.release does its work
+            DatasetsCallback,  # an actor for Ray Data sets; there are none
+        )
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+
+class _FixedSize(FixedScalingPolicy):
+    """Lets the placement group alone ask for the workers, without the actor that shares nodes with Ray Data."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass

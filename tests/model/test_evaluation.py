@@ -1,0 +1,167 @@
+"""The twelve COCO numbers, bit for bit those of pycocotools."""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from model.data import CocoData, read_coco
+from model.evaluation import METRICS, DetectionTable, evaluate
+
+CATEGORIES = (2, 5, 9, 11)
+
+
+def table(rows: Sequence[tuple[int, int, Sequence[float], float]]) -> DetectionTable:
+    """Detections (image id, category id, xywh box, score) as a detector hands them over."""
+    boxes = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
+    return DetectionTable(
+        np.array([image for image, *_ in rows], np.int64),
+        np.array([category for _, category, *_ in rows], np.int64),
+        np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32),
+        np.array([score for *_, score in rows], np.float32),
+        np.zeros(len(rows), np.int32),
+    )
+
+
+def pycocotools_numbers(truth_file: Path, found: DetectionTable) -> NDArray[np.float64]:
+    boxes = found.boxes.astype(np.float64)
+    rows = np.column_stack(
+        [found.image_ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], found.scores.astype(float), found.category_ids]
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth_file))
+        evaluator = COCOeval(truth, truth.loadRes(rows), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    stats: NDArray[np.float64] = evaluator.stats
+    return stats
+
+
+def write(root: Path, annotations: Sequence[dict[str, Any]], num_images: int) -> tuple[CocoData, Path]:
+    (root / "annotations").mkdir()
+    (root / "val").mkdir()
+    sizes = {"height": 400, "width": 500}
+    content = {
+        "images": [{"id": id, "file_name": f"{id}.jpg", **sizes} for id in range(1, num_images + 1)],
+        "annotations": list(annotations),
+        "categories": [{"id": id, "name": f"thing {id}"} for id in CATEGORIES],
+    }
+    file = root / "annotations" / "instances_val.json"
+    file.write_text(json.dumps(content))
+    return read_coco(root, "val", check_images=False), file
+
+
+def assert_same_bits(ours: dict[str, float | None], theirs: NDArray[np.float64]) -> None:
+    assert tuple(ours) == METRICS
+    assert list(ours.values()) == [None if value == -1 else 100.0 * value for value in theirs.tolist()]
+
+
+def test_a_real_detectors_numbers_are_those_of_pycocotools(coco_root: Path) -> None:
+    data = read_coco(coco_root, "val2017", check_images=False)
+    results = coco_root / "results" / "yolov5s_val2017_bbox"
+    found = [
+        (row["image_id"], row["category_id"], row["bbox"], row["score"])
+        for row in json.loads(results.with_suffix(".json").read_text())
+    ]
+    ours = evaluate(data, table(found))
+    assert_same_bits(ours, pycocotools_numbers(coco_root / "annotations" / "instances_val2017.json", table(found)))
+    stored = json.loads(results.with_suffix(".stats.json").read_text())
+    # The stored numbers are of float64 boxes and scores.
+    assert ours == pytest.approx({name: 100 * stored[name] for name in METRICS}, abs=2e-3)
+
+
+def random_scene(seed: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, list[float], float]]]:
+    """Annotations and detections full of ties, crowds, and areas on the borders of the size classes."""
+    generator = np.random.default_rng(seed)
+    annotations: list[dict[str, Any]] = []
+    found: list[tuple[int, int, list[float], float]] = []
+    sides = [8.0, 31.0, 32.0, 33.0, 60.0, 96.0, 97.0, 150.0]
+    for image in range(1, 8):  # image 8 has neither, image 7 has detections alone
+        for _ in range(0 if image == 7 else int(generator.integers(2, 12))):
+            box = [*generator.integers(0, 200, 2).astype(float).tolist(), *generator.choice(sides, 2).tolist()]
+            category = int(generator.choice(CATEGORIES[:3]))
+            crowd = int(generator.random() < 0.15)
+            identity = {"id": len(annotations) + 1, "image_id": image, "category_id": category}
+            annotations.append(identity | {"bbox": box, "area": box[2] * box[3], "iscrowd": crowd})
+            for _ in range(int(generator.integers(0, 4))):
+                moved = [side + float(generator.integers(-3, 4)) for side in box]
+                found.append((image, category, moved, float(generator.integers(1, 8)) / 8))
+    for _ in range(300):
+        box = [*generator.integers(0, 200, 2).astype(float).tolist(), *generator.choice(sides, 2).tolist()]
+        image = int(generator.choice([1, 1, 1, 1, 1, 2, 3, 7]))
+        found.append((image, int(generator.choice([2, 2, 2, 2, 5, 11])), box, float(generator.integers(1, 8)) / 8))
+    return annotations, found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ties_crowds_and_border_areas_are_counted_as_pycocotools_counts_them(tmp_path: Path, seed: int) -> None:
+    annotations, found = random_scene(seed)
+    assert sum(image == 1 and category == 2 for image, category, *_ in found) > 100
+    data, file = write(tmp_path, annotations, num_images=8)
+    ours = evaluate(data, table(found))
+    assert_same_bits(ours, pycocotools_numbers(file, table(found)))
+    assert 1 < (ours["AP"] or 0) < 99
+
+
+def test_the_order_of_equal_scores_is_the_order_of_the_table(tmp_path: Path) -> None:
+    annotations, found = random_scene(0)
+    data, file = write(tmp_path, annotations, num_images=8)
+    backwards = table(found[::-1])
+    assert_same_bits(evaluate(data, backwards), pycocotools_numbers(file, backwards))
+    assert evaluate(data, backwards) != evaluate(data, table(found))
+
+
+def large(id: int, side: float = 200.0) -> dict[str, Any]:
+    return {"id": id, "image_id": 1, "category_id": 2, "bbox": [0, 0, side, side], "area": side**2, "iscrowd": 0}
+
+
+def test_a_perfect_detection_scores_100_and_absent_sizes_score_none(tmp_path: Path) -> None:
+    data, _ = write(tmp_path, [large(1)], num_images=2)
+    numbers = evaluate(data, table([(1, 2, [0, 0, 200, 200], 0.9)]))
+    absent = {"APs", "APm", "ARs", "ARm"}
+    assert {name for name, value in numbers.items() if value is None} == absent
+    assert all(value == pytest.approx(100.0) for name, value in numbers.items() if name not in absent)
+
+
+@pytest.mark.parametrize("side", [32.0, 96.0])
+def test_a_border_area_belongs_to_both_size_classes(tmp_path: Path, side: float) -> None:
+    data, _ = write(tmp_path, [large(1, side)], num_images=1)
+    numbers = evaluate(data, table([(1, 2, [0, 0, side, side], 0.9)]))
+    classes = ("APs", "APm") if side == 32 else ("APm", "APl")
+    assert {name for name in ("APs", "APm", "APl") if numbers[name] is not None} == set(classes)
+
+
+def test_no_detections_score_zero(tmp_path: Path) -> None:
+    data, _ = write(tmp_path, [large(1)], num_images=2)
+    numbers = evaluate(data, table([]))
+    assert numbers["AP"] == numbers["APl"] == numbers["AR100"] == 0.0
+    assert numbers["APs"] is None
+
+
+def test_images_without_any_annotation_score_none(tmp_path: Path) -> None:
+    data, _ = write(tmp_path, [], num_images=2)
+    assert set(evaluate(data, table([(1, 2, [0, 0, 20, 20], 0.9)])).values()) == {None}
+
+
+def test_tables_are_joined_by_image_whatever_their_order() -> None:
+    first = table([(3, 2, [0, 0, 1, 1], 0.9), (3, 2, [0, 0, 2, 2], 0.5)])
+    second = table([(1, 5, [0, 0, 3, 3], 0.1), (7, 5, [0, 0, 4, 4], 0.2)])
+    joined = DetectionTable.concatenate([first, second])
+    assert joined.image_ids.tolist() == [1, 3, 3, 7]
+    assert joined.boxes[:, 2].tolist() == [3, 1, 2, 4]
+    assert joined.scores.tolist() == np.array([0.1, 0.9, 0.5, 0.2], np.float32).tolist()
+    swapped = DetectionTable.concatenate([second, first])
+    assert all(
+        np.array_equal(getattr(joined, name), getattr(swapped, name)) for name in ("image_ids", "boxes", "category_ids")
+    )
+    nothing = DetectionTable.concatenate([])
+    assert nothing.boxes.shape == (0, 4) and nothing.scores.dtype == np.float32
