@@ -19,25 +19,11 @@ from orchestrator.fit import Cluster, needs, per_worker, require_fit
 from orchestrator.follow import Ending, Follower
 from orchestrator.live import Show
 from orchestrator.plan import Plan
+from orchestrator.rayenv import ray_environment
 from orchestrator.site import Site
 from orchestrator.work import Work
 from orchestrator.worker import release, run_trial
 
-LEAN = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    "RAY_worker_maximum_startup_concurrency": "64",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}
-"""Ray without the processes, files and warnings that nobody reads, polling five times a second."""
-LOCAL_ONLY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_worker_maximum_startup_concurrency"}
-"""Of these, what a cluster decides for itself; its nodes may be taken away with notice."""
 TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
 """Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
 OBJECT_STORE_BYTES = 256 * 1024**2
@@ -58,13 +44,13 @@ class Outcome:
 
 
 def start_ray(site: Site) -> None:
-    """Join the site's cluster, or start Ray on this machine.
+    """Join the site's cluster, or start Ray on this machine, where nobody else can reach it.
+
+    `set_ray_environment` has been called before this module was imported.
 
     Raises:
         UserError: the cluster does not answer.
     """
-    for name, value in LEAN.items():
-        os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if site.ray_address is None:
         num_cpus = os.cpu_count() or 1
@@ -81,9 +67,8 @@ def start_ray(site: Site) -> None:
         )
         return
     _require_answer(site.ray_address)
-    lean = {name: value for name, value in LEAN.items() if name not in LOCAL_ONLY}
     try:
-        ray.init(address=site.ray_address, runtime_env={"env_vars": lean}, **quiet)
+        ray.init(address=site.ray_address, runtime_env={"env_vars": ray_environment(is_local=False)}, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({error})") from error
 

@@ -9,6 +9,7 @@ from orchestrator import tracking
 from orchestrator.experiment import Experiment
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.prepare import prepare
+from orchestrator.rayenv import set_ray_environment
 from orchestrator.report import results_table
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
@@ -76,14 +77,15 @@ def read_suite(suite: str, site: Site) -> Ledger:
 
 
 def _run(plan: Plan, site: Site, uri: str, say: Say) -> int:
+    prepare(plan, site, say)
+    set_ray_environment(is_local=site.ray_address is None)
     from orchestrator.launch import launch, start_ray, stop_ray
     from orchestrator.live import live_view
 
-    prepare(plan, site, say)
     started = time.monotonic()
-    start_ray(site)
-    say(f"Ray is up after {time.monotonic() - started:.0f} s.")
     try:
+        start_ray(site)
+        say(f"Ray is up after {time.monotonic() - started:.0f} s.")
         with live_view(sys.stderr) as show:
             outcome = launch(plan, site, uri, show=show)
     finally:
@@ -92,5 +94,5 @@ def _run(plan: Plan, site: Site, uri: str, say: Say) -> int:
         if ending.state != "finished":
             say(f"{ending.label}: {ending.state}, {ending.error}{f' (log: {ending.log})' if ending.log else ''}")
         elif ending.startup_s is not None:
-            say(f"{ending.label}: first training report {ending.startup_s:.1f} s after Tune picked it up")
+            say(f"{ending.label}: first update {ending.startup_s:.1f} s after its trial began")
     return outcome.exit_code

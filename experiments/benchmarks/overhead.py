@@ -50,13 +50,15 @@ def main(pairs: int, images: int, epochs: int) -> None:
             numbers += [alone[1], submitted[1]]
             click.echo(
                 f"pair {pair + 1}: {1e3 * alone[0]:.2f} ms an image alone, {1e3 * submitted[0]:.2f} ms through Ray and "
-                f"MLflow, ratio {submitted[0] / alone[0]:.3f}; first training report {submitted[2]:.1f} s after pick-up"
+                f"MLflow, ratio {submitted[0] / alone[0]:.3f}; first update {submitted[2]:.1f} s after the trial began"
             )
     ratios = [second / first for first, second in zip(bare, through, strict=True)]
     same = all(number == numbers[0] for number in numbers)
     spread = f"from {min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}"
     click.echo(f"overhead of a step: {statistics.median(ratios) - 1:+.1%} ({spread})")
-    click.echo(f"start of a trial: {statistics.median(starts):.1f} s (from {min(starts):.1f} to {max(starts):.1f})")
+    click.echo(
+        f"trial to first update: {statistics.median(starts):.1f} s (from {min(starts):.1f} to {max(starts):.1f})"
+    )
     click.echo(f"final numbers: {'the same' if same else 'DIFFERENT'} in all {len(numbers)} trainings, {numbers[0]}")
     sys.exit(0 if same else 1)
 
@@ -69,7 +71,7 @@ def _alone(file: Path, home: Path, epochs: int) -> tuple[float, dict[str, float]
 
 
 def _submitted(file: Path, home: Path, epochs: int) -> tuple[float, dict[str, float], float]:
-    """Seconds an image in the median epoch, the final numbers, and seconds to the first report of the training."""
+    """Seconds an image in the median epoch, the final numbers, and seconds from trial to first update."""
     done = _rnc(home, "submit", str(file), "--format", "json")
     _rnc(home, "ui", "--stop")
     (journal,) = home.glob("ray/overhead/*/metrics.jsonl")

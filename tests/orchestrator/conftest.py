@@ -9,6 +9,13 @@ from orchestrator.server import stop_server, tracking_server
 from orchestrator.site import Site
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count every test with a real server among the slow ones."""
+    for item in items:
+        if {"mlflow_uri", "mortal_site"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_surroundings() -> Iterator[None]:
     """Keep the MLflow server and the proxies of whoever runs the tests out of them."""
