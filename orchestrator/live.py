@@ -74,10 +74,14 @@ def _table(statuses: Sequence[Status]) -> "Table":
     for name in ("training", "state", "epoch", "loss", "AP", "images/s", "left"):
         table.add_column(name, justify="left" if name in ("training", "state") else "right")
     for status in statuses:
-        state = f"{status.state} ({status.note})" if status.note else status.state
+        state = status.note if status.note.startswith(status.state) else _with_reason(status)
         epoch = f"{status.epoch:.1f}/{status.num_epochs}" if status.epoch else f"-/{status.num_epochs}"
         table.add_row(status.label, state, epoch, *_numbers(status).values())
     return table
+
+
+def _with_reason(status: Status) -> str:
+    return f"{status.state} ({status.note})" if status.note else status.state
 
 
 def _numbers(status: Status) -> dict[str, str]:

@@ -265,7 +265,7 @@ def _status_row(plan: Plan, run: TrainRun, ledger: Ledger) -> tuple[Value, ...]:
     return (
         run.label,
         "finished" if reason is None else f"waiting ({reason})" if record is None else reason,
-        f"{metrics.get('train/epoch', 0.0):g}/{run.config.schedule.epochs}",
+        f"{round(metrics.get('train/epoch', 0.0), 1):g}/{run.config.schedule.epochs}",
         metrics.get("train/loss"),
         metrics.get("val/AP"),
         metrics.get("perf/images_per_s"),

@@ -92,7 +92,8 @@ def _run(plan: Plan, site: Site, uri: str, say: Say) -> int:
         stop_ray()
     for ending in outcome.endings:
         if ending.state != "finished":
-            say(f"{ending.label}: {ending.state}, {ending.error}{f' (log: {ending.log})' if ending.log else ''}")
+            reason = ending.error or ending.state
+            say(f"{ending.label}: {reason}{f' (log: {ending.log})' if ending.log else ''}")
         elif ending.startup_s is not None:
             say(f"{ending.label}: first update {ending.startup_s:.1f} s after its trial began")
     return outcome.exit_code

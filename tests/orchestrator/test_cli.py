@@ -1,6 +1,7 @@
 """The verbs as a shell sees them: exit codes, messages, formats, and how soon they answer."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -145,7 +146,7 @@ def test_a_split_without_a_folder_is_refused(on_coco: Callable[..., Result], tmp
     assert refused(on_coco(tmp_path / "empty"), "instances_train.json")
 
 
-def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy():
+def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):
     code = (
         "import sys\n"
         "from click.testing import CliRunner\n"
@@ -154,5 +155,6 @@ def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy():
         "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
         "print([name for name in ('torch', 'ray', 'mlflow', 'numpy', 'pandas', 'rich') if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = os.environ | {"RNC_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
