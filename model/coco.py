@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.checks import annotation_faults, image_faults
 from model.coco_file import Annotations, Images, read_tables
+from model.config import DataConfig
 from model.faults import DataError, Fault, describe, refuse
 
 
@@ -101,6 +101,23 @@ class CocoData:
         }
 
 
+def read_for_training(root: Path, config: DataConfig, *, check_images: bool = False) -> CocoData:
+    """Read the split that a training learns from; see read_coco."""
+    return _read_as(root, config, config.train_split, config.num_train_images, check_images)
+
+
+def read_for_scoring(root: Path, config: DataConfig, split: str, *, check_images: bool = False) -> CocoData:
+    """Read a split to score a training on, with as many images as its config says of that split; see read_coco."""
+    limits = {config.train_split: config.num_train_images, config.val_split: config.num_val_images}
+    return _read_as(root, config, split, limits.get(split), check_images)
+
+
+def _read_as(root: Path, config: DataConfig, split: str, num_images: int | None, check_images: bool) -> CocoData:
+    # Whatever is left out for its images has to be left out by every reader.
+    check = check_images or config.faults == "quarantine"
+    return read_coco(root, split, num_images=num_images, faults=config.faults, check_images=check)
+
+
 def read_coco(
     root: Path,
     split: str,
@@ -108,7 +125,6 @@ def read_coco(
     num_images: int | None = None,
     faults: Literal["refuse", "quarantine"] = "refuse",
     check_images: bool = True,
-    without_images: Collection[int] = (),
 ) -> CocoData:
     """Read images `root/split/` and annotations `root/annotations/instances_<split>.json`.
 
@@ -118,7 +134,6 @@ def read_coco(
         num_images: take the first images by id only; None takes all.
         faults: raise one DataError that lists every fault, or leave out what is faulty and tell of it in the result.
         check_images: open every image; without it only the annotations are checked.
-        without_images: ids left out in silence, for workers that repeat a reading whose images were checked.
 
     Raises:
         DataError: something is faulty that is to be refused, or that no quarantine can mend.
@@ -141,7 +156,7 @@ def read_coco(
     if faults == "refuse" or duplicates:
         refuse(file, found)
 
-    left_out = [fault.image_id for fault in of_images] + list(without_images)
+    left_out = [fault.image_id for fault in of_images]
     kept = chosen.take(np.flatnonzero(~np.isin(chosen.ids, left_out)))
     if not len(kept.ids):
         lines = [

@@ -1,6 +1,6 @@
 """Everything about data under one name: reading, faults, order, and samples."""
 
-from model.coco import CocoData, read_coco
+from model.coco import CocoData, read_coco, read_for_scoring, read_for_training
 from model.faults import DataError, Fault
 from model.order import batch_shape, epoch_batches, flips, training_images
 from model.samples import Batch, Sample, TrainingSamples, collate, load_sample
@@ -22,6 +22,8 @@ __all__ = [
     "normalize",
     "padded_shape",
     "read_coco",
+    "read_for_scoring",
+    "read_for_training",
     "resize_shape",
     "training_images",
 ]

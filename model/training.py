@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +10,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from model.anchors import anchor_grid
 from model.backbone import load_backbone
+from model.batches import MicroBatch, updates
 from model.checkpoint import load_resume, load_weights, save_checkpoint
 from model.config import InferenceConfig, ScheduleConfig, TrainConfig
-from model.data import Batch, CocoData, batch_shape, collate, epoch_batches, flips, load_sample, read_coco
+from model.data import Batch, CocoData, epoch_batches, read_for_scoring, read_for_training
 from model.detector import RetinaNetConf, build_detector
-from model.distributed import share, total, world, wrap
+from model.distributed import total, world, wrap
 from model.losses import detector_losses
 from model.matching import GroundTruth, match, num_samples
 from model.schedule import learning_rate
@@ -82,20 +82,8 @@ def train(
         TrainingError: the loss is no longer finite.
     """
     rank, _ = world()
-    data = read_coco(
-        data_root,
-        config.data.train_split,
-        num_images=config.data.num_train_images,
-        faults=config.data.faults,
-        check_images=config.data.faults == "quarantine",
-    )
-    validation = read_coco(
-        data_root,
-        config.data.val_split,
-        num_images=config.data.num_val_images,
-        faults=config.data.faults,
-        check_images=config.data.faults == "quarantine",
-    )
+    data = read_for_training(data_root, config.data)
+    validation = read_for_scoring(data_root, config.data, config.data.val_split)
     detector = build_detector(config.model, len(data.category_ids), config.seed)
     if weights_file is not None and resume is None:
         load_backbone(detector.backbone, weights_file)
@@ -113,8 +101,8 @@ def train(
     for epoch in range(first_epoch, config.schedule.epochs):
         clock, losses = time.perf_counter(), []
         seen = 0
-        updates = _updates(data, config, epoch, local_batch, num_loader_processes)
-        for place, update in enumerate(updates, start=1):
+        todo = updates(data, config, epoch, local_batch, num_loader_processes)
+        for place, update in enumerate(todo, start=1):
             rate = learning_rate(config.schedule, epoch, step)
             losses.append(trainer.update(update.micro_batches, rate))
             step += 1
@@ -165,22 +153,6 @@ def _optimizer(detector: nn.Module, config: ScheduleConfig) -> torch.optim.Optim
     return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
 
 
-@dataclass(frozen=True, slots=True)
-class _MicroBatch:
-    """A part of an update that goes through the network at once."""
-
-    batch: Batch
-    counts: bool
-    """False for the stand-in of a process whose share of the update is empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Update:
-    micro_batches: list[_MicroBatch]
-    num_images: int
-    """Of the global batch."""
-
-
 class _Trainer:
     """Model and optimizer, with the one step that changes them."""
 
@@ -196,7 +168,7 @@ class _Trainer:
         self.optimizer, self.device = optimizer, device
         self.num_processes = world()[1]
 
-    def update(self, micro_batches: list[_MicroBatch], rate: float) -> Tensor:
+    def update(self, micro_batches: list[MicroBatch], rate: float) -> Tensor:
         """One SGD step on a global batch; gives this process's part of the three losses, [3]."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -213,7 +185,7 @@ class _Trainer:
         self.optimizer.step()
         return losses
 
-    def _samples(self, micro_batch: _MicroBatch) -> "_Samples":
+    def _samples(self, micro_batch: MicroBatch) -> "_Samples":
         batch = micro_batch.batch.to(self.device)
         grid = anchor_grid((batch.images.shape[-2], batch.images.shape[-1]), self.device)
         places = torch.arange(batch.boxes.shape[1], device=self.device) < batch.num_boxes[:, None]
@@ -248,51 +220,6 @@ class _Samples:
     assigned: Tensor
     num: Tensor
     counts: bool
-
-
-def _updates(
-    data: CocoData, config: TrainConfig, epoch: int, local_batch: int | None, num_loader_processes: int
-) -> Iterator[_Update]:
-    """The epoch's updates, with this process's share of each decoded."""
-    rank, num_processes = world()
-    batches = epoch_batches(data, config, epoch)
-    shares = [share(batch, rank, num_processes) for batch in batches]
-    parts = []
-    for batch, mine in zip(batches, shares, strict=True):
-        limit = local_batch or max(1, len(mine))
-        pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
-        parts.append((batch_shape(data, batch, config), pieces or [batch[:1]], bool(pieces)))
-    jobs = [(shape, piece) for shape, pieces, _ in parts for piece in pieces]
-    loader = iter(
-        DataLoader(
-            _Decoded(data, config, epoch, jobs),
-            batch_size=None,
-            num_workers=num_loader_processes,
-            prefetch_factor=4 if num_loader_processes else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-    )
-    for batch, (_, pieces, counts) in zip(batches, parts, strict=True):
-        yield _Update([_MicroBatch(next(loader), counts) for _ in pieces], len(batch))
-
-
-class _Decoded(Dataset[Batch]):
-    """Decoded micro-batches, in the order of training."""
-
-    def __init__(
-        self, data: CocoData, config: TrainConfig, epoch: int, jobs: list[tuple[tuple[int, int], list[int]]]
-    ) -> None:
-        self.data, self.config, self.epoch, self.jobs = data, config, epoch, jobs
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, place: int) -> Batch:
-        shape, indices = self.jobs[place]
-        edges = self.config.data.short_edge, self.config.data.long_edge
-        mirrored = [flips(self.config, self.epoch, int(self.data.image_ids[index])) for index in indices]
-        samples = [load_sample(self.data, i, *edges, flip) for i, flip in zip(indices, mirrored, strict=True)]
-        return collate(samples, pad_to=shape)
 
 
 def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:

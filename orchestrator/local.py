@@ -22,6 +22,7 @@ def run_row(
     """
     import torch
 
+    from model.data import read_for_scoring
     from model.scoring import load_detector, score
     from model.training import Progress, train
 
@@ -53,15 +54,7 @@ def run_row(
         device=device,
     )
     checkpoint = folder / f"epoch-{config.schedule.epochs:04d}"
-    from model.data import read_coco
-
-    limits = {config.data.train_split: config.data.num_train_images, config.data.val_split: config.data.num_val_images}
-    data = read_coco(
-        site.data_root(config.data.dataset),
-        row.split,
-        num_images=limits.get(row.split),
-        faults=config.data.faults,
-    )
+    data = read_for_scoring(site.data_root(config.data.dataset), config.data, row.split)
     (scores,) = score(load_detector(checkpoint).to(device), data, [row.inference], config.data)
     say(f"checkpoint: {checkpoint}")
     return Table(

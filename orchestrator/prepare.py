@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-from model.config import TrainConfig
+from model.config import DataConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan
 from orchestrator.site import Site
@@ -28,30 +29,21 @@ def prepare(plan: Plan, site: Site, say: Callable[[str], None]) -> None:
     Raises:
         UserError: data, weights or disk cannot carry the plan.
     """
-    missing = [run for key, run in plan.trainings.items() if key in plan.missing_trainings]
-    scored = {evaluation.train_key for key, evaluation in plan.evaluations.items() if key in plan.missing_evaluations}
-    needed = [run.config for key, run in plan.trainings.items() if key in plan.missing_trainings or key in scored]
-    for config in needed:
-        site.weights_file(config.model.backbone_weights)
-    _require_space(site.home, [run.config for run in missing])
-    for config in needed:
-        draw(config, site)
-    splits = {
-        _split(plan.trainings[evaluation.train_key].config, evaluation.split): None
+    missing = [run.config for key, run in plan.trainings.items() if key in plan.missing_trainings]
+    scored = [
+        (plan.trainings[evaluation.train_key].config, evaluation.split)
         for key, evaluation in plan.evaluations.items()
         if key in plan.missing_evaluations
-    }
-    for run in missing:
-        splits |= {_split(run.config, name): None for name in (run.config.data.train_split, run.config.data.val_split)}
-    categories: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for dataset, split, num_images, faults in splits:
-        names = _check(site.data_root(dataset), split, num_images, faults, say)
-        first, expected = categories.setdefault(dataset, (split, names))
-        if names != expected:
-            raise UserError(
-                f"{site.data_root(dataset)}: split {split} has the categories {list(names)[:5]}..., split {first} has "
-                f"{list(expected)[:5]}...; a detector is scored on the categories that it was trained on"
-            )
+    ]
+    for config in missing:
+        site.weights_file(config.model.backbone_weights)
+    _require_space(site.home, missing)
+    for config in [*missing, *(config for config, _ in scored)]:
+        draw(config, site)
+    training = dict.fromkeys(config.data for config in missing)
+    scoring = dict.fromkeys((config.data, split) for config, split in scored)
+    scoring |= dict.fromkeys((data, data.val_split) for data in training)
+    _check(training, scoring, site, say)
 
 
 def draw(config: TrainConfig, site: Site) -> None:
@@ -70,24 +62,32 @@ def draw(config: TrainConfig, site: Site) -> None:
         raise UserError(str(error)) from error
 
 
-def _split(config: TrainConfig, split: str) -> tuple[str, str, int | None, str]:
-    data = config.data
-    limits = {data.val_split: data.num_val_images, data.train_split: data.num_train_images}
-    return data.dataset, split, limits.get(split), data.faults
-
-
-def _check(root: Path, split: str, num_images: int | None, faults: str, say: Callable[[str], None]) -> tuple[str, ...]:
-    """Read a split with all its images' headers, and return the names of its categories."""
-    from model.coco import read_coco
+def _check(
+    training: Iterable[DataConfig], scoring: Iterable[tuple[DataConfig, str]], site: Site, say: Callable[[str], None]
+) -> None:
+    """Read every split that will be read, with the headers of all its images."""
+    from model.coco import CocoData, read_for_scoring, read_for_training
     from model.faults import DataError, describe
 
-    try:
-        data = read_coco(root, split, num_images=num_images, faults=faults)  # type: ignore[arg-type]
-    except DataError as error:
-        raise UserError(str(error)) from error
-    if data.faults:
-        say("\n  ".join([f"{root}, split {split}: left out (train.data.faults is quarantine)", *describe(data.faults)]))
-    return data.category_names
+    readings = [(data.dataset, partial(read_for_training, config=data)) for data in training]
+    readings += [(data.dataset, partial(read_for_scoring, config=data, split=split)) for data, split in scoring]
+    first: dict[str, CocoData] = {}
+    told: set[str] = set()
+    for dataset, read in readings:
+        try:
+            data = read(site.data_root(dataset), check_images=True)
+        except DataError as error:
+            raise UserError(str(error)) from error
+        faults = "\n  ".join([f"{data.root}, split {data.split}: left out are", *describe(data.faults)])
+        if data.faults and faults not in told:
+            say(faults)
+        told.add(faults)
+        if data.category_names != first.setdefault(dataset, data).category_names:
+            raise UserError(
+                f"{data.root}: split {data.split} has the categories {list(data.category_names)[:5]}..., split "
+                f"{first[dataset].split} has {list(first[dataset].category_names)[:5]}...; a detector is scored on the "
+                "categories that it was trained on"
+            )
 
 
 def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:

@@ -186,6 +186,7 @@ def _score(work: Work) -> None:
     if not work.evaluations:
         return
     from model.checkpoint import read_card
+    from model.data import read_for_scoring
     from model.scoring import load_detector, score
 
     checkpoint = ray.train.get_checkpoint()
@@ -196,7 +197,7 @@ def _score(work: Work) -> None:
     resources, data_config = work.train_run.resources, work.train_run.config.data
     for split in dict.fromkeys(evaluation.split for evaluation in work.evaluations):
         evaluations = [evaluation for evaluation in work.evaluations if evaluation.split == split]
-        data = _read(work, split)
+        data = read_for_scoring(work.data_root, data_config, split)
         if data.category_names != categories:
             raise ValueError(
                 f"{work.data_root}: split {split} has other categories than the training; score another split"
@@ -225,14 +226,6 @@ def _write_detections(detections: "DetectionTable", file: Path) -> None:
     columns = {"image_id": detections.image_ids, "category_id": detections.category_ids, **corners}
     columns |= {"score": detections.scores, "anchor": detections.anchors}
     pq.write_table(pa.table(columns), file, compression="zstd")
-
-
-def _read(work: Work, split: str) -> Any:
-    from model.data import read_coco
-
-    data = work.train_run.config.data
-    num_images = {data.train_split: data.num_train_images, data.val_split: data.num_val_images}.get(split)
-    return read_coco(work.data_root, split, num_images=num_images, faults=data.faults, check_images=False)
 
 
 def _device(work: Work) -> "torch.device":

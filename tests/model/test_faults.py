@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from model.config import DataConfig, TrainConfig
-from model.data import DataError, collate, epoch_batches, load_sample, read_coco
+from model.data import DataError, collate, epoch_batches, load_sample, read_coco, read_for_scoring, read_for_training
 from tests.conftest import MakeCoco
 
 
@@ -140,12 +140,18 @@ def test_what_a_quarantine_leaves_can_train(damaged: Path) -> None:
     assert (corners[:, 2:] > corners[:, :2]).all()
 
 
-def test_a_worker_that_is_told_of_faulty_images_need_not_open_any(damaged: Path) -> None:
-    data = quarantine(damaged)
-    faulty = [fault.image_id for fault in data.faults if fault.annotation_id is None]
-    again = read_coco(damaged, "train", faults="quarantine", check_images=False, without_images=faulty)
-    assert again.fingerprint == data.fingerprint
-    assert len(read_coco(damaged, "train", faults="quarantine", check_images=False)) == 10
+def test_every_reader_of_a_quarantined_split_leaves_out_the_same(damaged: Path) -> None:
+    config = DataConfig(train_split="train", val_split="train", faults="quarantine")
+    fingerprint = quarantine(damaged).fingerprint
+    assert read_for_training(damaged, config).fingerprint == fingerprint
+    assert read_for_scoring(damaged, config, "train").fingerprint == fingerprint
+
+
+def test_a_split_is_scored_on_as_many_images_as_its_config_says(shapes_root: Path) -> None:
+    config = DataConfig(dataset="shapes", train_split="train", val_split="val", num_train_images=5, num_val_images=3)
+    assert len(read_for_training(shapes_root, config)) == 5
+    assert len(read_for_scoring(shapes_root, config, "val")) == 3
+    assert len(read_for_scoring(shapes_root, config, "train")) == 5
 
 
 def test_faults_of_images_that_are_not_selected_do_not_count(damaged: Path) -> None:

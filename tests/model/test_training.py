@@ -216,7 +216,7 @@ def test_each_epoch_has_its_own_order_and_flips_and_shows_every_image_once(
         seen.append((index, flip))
         return load_sample(data, index, short_edge, long_edge, flip)
 
-    monkeypatch.setattr("model.training.load_sample", load)
+    monkeypatch.setattr("model.batches.load_sample", load)
     run(CONFIG, shapes_root, tmp_path)
     data = read_coco(shapes_root, "train", num_images=24)
     for epoch in range(3):
