@@ -88,10 +88,11 @@ def plan(experiments: list[Experiment], form: str) -> None:
 @click.option("--address", help="A Ray cluster to join, instead of RAY_ADDRESS.")
 @click.pass_context
 def submit(ctx: click.Context, experiments: list[Experiment], form: str, address: str | None) -> None:
-    """Train and score what is missing of EXPERIMENT, and print its tables.
+    """Train and score what is missing of EXPERIMENT.
 
-    Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow. What stands there already
-    is not run again. Ctrl-C stops cleanly, and the next submit goes on from the last checkpoints.
+    Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow; then the tables are printed.
+    What stands in MLflow already is not run again. Ctrl-C stops cleanly, and the next submit goes on from the last
+    checkpoints.
     """
     from orchestrator.submit import submit as submit_suite
 
@@ -107,7 +108,7 @@ def submit(ctx: click.Context, experiments: list[Experiment], form: str, address
 @EXPERIMENTS
 @FORMAT
 def status(experiments: list[Experiment], form: str) -> None:
-    """Show how far each training of EXPERIMENT is, from any terminal."""
+    """Show how far each training of EXPERIMENT is."""
     from orchestrator.report import status_table
     from orchestrator.submit import read_suite
 
@@ -122,7 +123,7 @@ def status(experiments: list[Experiment], form: str) -> None:
 @FORMAT
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write Markdown and HTML here, too.")
 def report(experiments: list[Experiment], form: str, output: Path | None) -> None:
-    """Print the results tables of EXPERIMENT, as far as they are measured."""
+    """Print the results tables of EXPERIMENT."""
     tables = _print_results(experiments, _site(), form)
     if output is not None:
         from orchestrator.submit import write_tables
@@ -137,7 +138,10 @@ def report(experiments: list[Experiment], form: str, output: Path | None) -> Non
 @click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
 @FORMAT
 def run(experiments: list[Experiment], label: str, seed: int | None, form: str) -> None:
-    """Train and score one row in this very process, without Ray and MLflow, for debugging."""
+    """Train and score one row in this process, to debug it.
+
+    Neither Ray nor MLflow takes part; the checkpoints stay under RNC_HOME/local.
+    """
     from orchestrator.local import run_row
 
     _print([run_row(experiments, label, seed, _site(), _say)], form)
@@ -146,7 +150,7 @@ def run(experiments: list[Experiment], label: str, seed: int | None, form: str) 
 @cli.command()
 @click.option("--stop", is_flag=True, help="End the server instead.")
 def ui(stop: bool) -> None:
-    """Start the MLflow server, or find the one that runs, and print its address."""
+    """Start the MLflow UI, or find the one that runs."""
     from orchestrator.server import stop_server, tracking_server
 
     if stop:
