@@ -1,9 +1,12 @@
 """ResNet and feature pyramid: images to five feature maps, and the loading of ImageNet weights."""
 
+import pickle
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet
@@ -85,13 +88,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     Raises:
         ValueError: the file lacks weights of this ResNet, or holds others.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+    weights = {name: tensor for name, tensor in _read_weights(path).items() if not name.startswith("fc.")}
     expected = backbone.body.state_dict()
     missing = sorted(name for name in expected.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
     extra = sorted(weights.keys() - expected.keys())
@@ -102,6 +99,20 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
             f"{wrong[:3]}; set model.backbone to the ResNet of the file, or model.backbone_weights to another file"
         )
     backbone.body.load_state_dict(weights, strict=False)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} holds no weights ({reason}); fetch the file again, or name another") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds no state dict of tensors by name; save one, or name another file")
+    return weights
 
 
 def _resnet(name: str, norm: type[nn.Module]) -> resnet.ResNet:

@@ -24,7 +24,7 @@ def run_row(
 
     from model.data import read_for_scoring
     from model.scoring import load_detector, score
-    from model.training import Progress, train
+    from model.training import Progress, TrainingError, train
 
     experiment, row = _find(experiments, label)
     if seed is not None and seed not in row.seeds:
@@ -43,16 +43,19 @@ def run_row(
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
         say(f"{time.perf_counter() - started:7.1f} s  update {progress.step}/{progress.num_steps}  {numbers}")
 
-    train(
-        config,
-        data_root=site.data_root(config.data.dataset),
-        weights_file=site.weights_file(config.model.backbone_weights),
-        folder=folder,
-        local_batch=experiment.resources.local_batch,
-        num_loader_processes=experiment.resources.loader_processes,
-        report=show,
-        device=device,
-    )
+    try:
+        train(
+            config,
+            data_root=site.data_root(config.data.dataset),
+            weights_file=site.weights_file(config.model.backbone_weights),
+            folder=folder,
+            local_batch=experiment.resources.local_batch,
+            num_loader_processes=experiment.resources.loader_processes,
+            report=show,
+            device=device,
+        )
+    except (ValueError, TrainingError) as error:
+        raise UserError(f"row {label!r}: {error}") from error
     checkpoint = folder / f"epoch-{config.schedule.epochs:04d}"
     data = read_for_scoring(site.data_root(config.data.dataset), config.data, row.split)
     (scores,) = score(load_detector(checkpoint).to(device), data, [row.inference], config.data)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from model.config import DataConfig, TrainConfig
+from model.config import DataConfig, ModelConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan
 from orchestrator.site import Site
@@ -35,8 +35,8 @@ def prepare(plan: Plan, site: Site, say: Callable[[str], None]) -> None:
         for key, evaluation in plan.evaluations.items()
         if key in plan.missing_evaluations
     ]
-    for config in missing:
-        site.weights_file(config.model.backbone_weights)
+    for model in dict.fromkeys(config.model for config in missing):
+        _check_weights(model, site)
     _require_space(site.home, missing)
     for config in [*missing, *(config for config, _ in scored)]:
         draw(config, site)
@@ -60,6 +60,18 @@ def draw(config: TrainConfig, site: Site) -> None:
         draw_shapes(site.data_root("shapes"), **SHAPES)
     except DataError as error:
         raise UserError(str(error)) from error
+
+
+def _check_weights(model: ModelConfig, site: Site) -> None:
+    file = site.weights_file(model.backbone_weights)
+    if file is None:
+        return
+    from model.backbone import Backbone, load_backbone
+
+    try:
+        load_backbone(Backbone(model), file)
+    except ValueError as error:
+        raise UserError(f"train.model.backbone_weights: {error}") from error
 
 
 def _check(

@@ -151,6 +151,20 @@ def test_a_resnet_without_1x1_convolutions_cannot_have_caffes_stride() -> None:
         Backbone(small(backbone_stride="1x1"))
 
 
+@pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors"])
+def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(bytes(range(256)) * 8)
+    with pytest.raises(ValueError, match=rf"{name} holds no weights"):
+        load_backbone(Backbone(ModelConfig(backbone="resnet18_quarter")), file)
+
+
+def test_a_file_that_holds_something_else_than_weights_is_named(tmp_path: Path) -> None:
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth holds no state dict"):
+        load_backbone(Backbone(ModelConfig(backbone="resnet18_quarter")), tmp_path / "list.pth")
+
+
 @pytest.mark.skipif("RNC_WEIGHTS" not in os.environ, reason="RNC_WEIGHTS is not set")
 def test_imagenet_weights_fit_resnet50() -> None:
     (file,) = sorted(Path(os.environ["RNC_WEIGHTS"]).glob("resnet50*.pth"))[:1]
