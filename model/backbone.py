@@ -108,8 +108,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} holds no weights ({reason}); fetch the file again, or name another") from error
+        name = type(error).__name__
+        raise ValueError(f"{path} holds no weights ({name}); fetch the file again, or name another") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path} holds no state dict of tensors by name; save one, or name another file")
     return weights

@@ -14,6 +14,9 @@ from model.faults import DataError
 
 _SEGMENTATION = re.compile(rb'"segmentation"\s*:\s*\[[-+\d.,eE\s\[\]]*\]')
 
+MAX_SIDE = 2**24
+"""Pixels; up to here float32 holds every coordinate."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Images:
@@ -67,7 +70,7 @@ def read_tables(file: Path) -> tuple[Images, Annotations, dict[int, str]]:
 
 def _images(file: Path, tables: "_Tables") -> Images:
     sizes = np.stack([_integers(file, tables, "images", key) for key in ("height", "width")], axis=1)
-    for place in np.flatnonzero((sizes < 1).any(axis=1)).tolist():
+    for place in np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1)).tolist():
         raise DataError(f"{file}: images[{place}] is {sizes[place].tolist()} (height, width); give its size in pixels")
     ids, names = _integers(file, tables, "images", "id"), _texts(file, tables, "images", "file_name")
     return Images(ids=ids, names=names, sizes=sizes.astype(np.int32))

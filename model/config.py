@@ -160,6 +160,11 @@ class ScheduleConfig:
             list(self.lr_drop_epochs) == sorted(set(self.lr_drop_epochs)) and min(self.lr_drop_epochs, default=1) >= 1,
             f"lr_drop_epochs is {list(self.lr_drop_epochs)}, expected rising epochs from 1 on",
         )
+        _require(
+            max(self.lr_drop_epochs, default=0) < self.epochs,
+            f"lr_drop_epochs is {list(self.lr_drop_epochs)}, beyond the last of {self.epochs} epochs (counted from 0); "
+            "set both",
+        )
         _require(0.0 < self.lr_drop_factor <= 1.0, f"lr_drop_factor is {self.lr_drop_factor}, expected up to 1")
         _require(self.warmup_iterations >= 0, f"warmup_iterations is {self.warmup_iterations}, expected at least 0")
         _require(0.0 < self.warmup_ratio <= 1.0, f"warmup_ratio is {self.warmup_ratio}, expected up to 1")

@@ -48,7 +48,7 @@ FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="t
 def cli() -> None:
     """Run the experiments of the RetinaNet-Conf paper, and your own, on a Ray cluster.
 
-    An EXPERIMENT is a YAML file, one table of the paper; a folder stands for all its files.
+    An EXPERIMENT is a YAML file, one table of the paper; a folder stands for the files in it.
 
     \b
       rnc plan experiments/paper        what would it cost?
@@ -128,7 +128,10 @@ def report(experiments: list[Experiment], form: str, output: Path | None) -> Non
     if output is not None:
         from orchestrator.submit import write_tables
 
-        write_tables(output, experiments, tables)
+        try:
+            write_tables(output, experiments, tables)
+        except OSError as error:
+            raise UserError(f"--output: cannot write to {output} ({error.strerror}); name another folder") from error
         _say(f"written to {output}")
 
 

@@ -247,8 +247,8 @@ def _mistakes_of_row(row: Row) -> Iterator[str]:
         yield "label is empty; it names the row in tables"
     if not row.split.strip():
         yield "split is empty; leave it out to score train.data.val_split"
-    if not row.seeds or len(set(row.seeds)) < len(row.seeds) or min(row.seeds) < 0:
-        yield f"seeds is {list(row.seeds)}, expected different whole numbers from 0 on"
+    if not row.seeds or len(set(row.seeds)) < len(row.seeds) or min(row.seeds) < 0 or max(row.seeds) >= 2**31:
+        yield f"seeds is {list(row.seeds)}, expected different numbers, 0 to 2147483647"
     if row.train.seed != 0:
         yield f"train.seed is {row.train.seed}, but seeds decides it; set seeds: [{row.train.seed}]"
     for metric, value in row.paper.items():
@@ -275,8 +275,8 @@ def _that_read_confidence(inference: InferenceConfig) -> Iterator[tuple[str, obj
 def _mistakes_of_document(document: _Document) -> Iterator[str]:
     for setting in ("name", "suite"):
         value = getattr(document, setting)
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", value):
-            yield f"{setting} is {value!r}, expected letters, digits, '_', '-' and '.'"
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+            yield f"{setting} is {value!r}, expected a letter or digit, then also '_', '-', '.'"
     labels = [row["label"] for row in document.rows or () if isinstance(row.get("label"), str)]
     if not document.rows:
         yield "there are no rows; list at least one under rows, or extend a file that has some"

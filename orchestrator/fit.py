@@ -1,11 +1,13 @@
 """What trainings ask of a cluster, and whether it has that much."""
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Resources
+from orchestrator.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,3 +63,30 @@ def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
         f"the cluster has {has} on {len(cluster.nodes)} node(s). Lower resources.num_workers, cpus_per_worker or "
         "gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
     )
+
+
+def require_plan_fits(plan: Plan, cluster: Cluster) -> None:
+    """Refuse a plan of which something missing could only wait for ever.
+
+    Raises:
+        UserError: the cluster is too small for a training.
+    """
+    for key, run in plan.trainings.items():
+        evaluations = plan.evaluations_on(key)
+        if key in plan.missing_trainings or any(
+            evaluation.key in plan.missing_evaluations for evaluation in evaluations
+        ):
+            require_fit(run.resources, cluster, f"{evaluations[0].places[0].table}, row {run.label!r}")
+
+
+def local_cluster() -> Cluster:
+    """Return what a Ray on this machine alone would have."""
+    return Cluster(nodes=({"CPU": float(os.cpu_count() or 1), "GPU": float(_num_local_gpus())},))
+
+
+def _num_local_gpus() -> int:
+    """GPUs that Ray will find on this machine; nobody has to import torch for it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

@@ -1,6 +1,5 @@
 """Runs what a plan lacks: Ray Tune over the trainings, each of which is one Ray Train run and then its scoring."""
 
-import os
 import shutil
 import signal
 import socket
@@ -15,7 +14,7 @@ from ray import tune
 
 from orchestrator import tracking
 from orchestrator.errors import UserError
-from orchestrator.fit import Cluster, needs, per_worker, require_fit
+from orchestrator.fit import Cluster, local_cluster, needs, per_worker, require_plan_fits
 from orchestrator.follow import Ending, Follower
 from orchestrator.live import Show
 from orchestrator.plan import Plan
@@ -53,13 +52,11 @@ def start_ray(site: Site) -> None:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if site.ray_address is None:
-        num_cpus = os.cpu_count() or 1
-        tokens = {TOKENS["CPU"]: float(num_cpus)}
-        if num_gpus := _num_local_gpus():
-            tokens[TOKENS["GPU"]] = float(num_gpus)
+        machine = local_cluster()
+        tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
         ray.init(
             address="local",
-            num_cpus=num_cpus,
+            num_cpus=int(machine.total("CPU")),
             resources=tokens,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
@@ -96,9 +93,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     if not works:
         return Outcome(endings=())
     cluster = _cluster()
-    for work in works:
-        tables = [place.table for evaluation in plan.evaluations_on(work.train_run.key) for place in evaluation.places]
-        require_fit(work.train_run.resources, cluster, f"{tables[0]}, {work.train_run.label!r}")
+    require_plan_fits(plan, cluster)
     suite = tracking.open_suite(tracking_uri, plan.suite)
     follower = Follower(works, suite, cluster, show)
     interrupted = False
@@ -209,14 +204,6 @@ class _Callback(tune.Callback):
         """The trial's process has died, and again after a second start."""
         release(self._works[_key(trial)])
         self._follower.ended(_key(trial), error="the process of the trial died", log=str(trial.error_file or ""))
-
-
-def _num_local_gpus() -> int:
-    """GPUs that Ray will find on this machine; nobody has to import torch for it."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
-    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
 
 
 def _require_answer(address: str) -> None:

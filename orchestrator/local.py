@@ -69,9 +69,11 @@ def run_row(
 
 
 def _find(experiments: Sequence[Experiment], label: str) -> tuple[Experiment, Row]:
-    for experiment in experiments:
-        for row in experiment.rows:
-            if row.label == label:
-                return experiment, row
+    found = [(experiment, row) for experiment in experiments for row in experiment.rows if row.label == label]
+    if len(found) > 1:
+        files = ", ".join(str(experiment.path) for experiment, _ in found)
+        raise UserError(f"--row {label!r} stands in {files}; name one of these files alone")
+    if found:
+        return found[0]
     labels = [row.label for experiment in experiments for row in experiment.rows]
     raise UserError(f"--row {label!r} is none of the rows: {', '.join(labels)}")

@@ -104,7 +104,12 @@ def _check(
 
 def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
     needed = CHECKPOINTS_ALIVE * sum(CHECKPOINT_BYTES.get(config.model.backbone, 650_000_000) for config in configs)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"RNC_HOME: cannot write to {home} ({error.strerror}); set RNC_HOME to another folder"
+        ) from error
     free = shutil.disk_usage(home).free
     if free < needed:
         raise UserError(

@@ -228,7 +228,8 @@ def _notes(experiment: Experiment, compares: bool) -> list[str]:
 
 def _data(row: Row) -> str:
     data = row.train.data
-    name = f"{'COCO' if data.dataset == 'coco' else data.dataset} {row.split}"
+    is_coco = data.dataset == "coco" and row.split in ("train2017", "val2017", "test-dev2017")
+    name = f"{'COCO' if is_coco else data.dataset} {row.split}"
     return name if data.num_val_images is None else f"{name}, first {data.num_val_images} images"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator import tracking
 from orchestrator.experiment import Experiment
+from orchestrator.fit import local_cluster, require_plan_fits
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.prepare import prepare
 from orchestrator.rayenv import set_ray_environment
@@ -77,6 +78,8 @@ def read_suite(suite: str, site: Site) -> Ledger:
 
 
 def _run(plan: Plan, site: Site, uri: str, say: Say) -> int:
+    if site.ray_address is None:
+        require_plan_fits(plan, local_cluster())
     prepare(plan, site, say)
     set_ray_environment(is_local=site.ray_address is None)
     from orchestrator.launch import launch, start_ray, stop_ray

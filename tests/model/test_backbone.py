@@ -151,10 +151,11 @@ def test_a_resnet_without_1x1_convolutions_cannot_have_caffes_stride() -> None:
         Backbone(small(backbone_stride="1x1"))
 
 
+@pytest.mark.parametrize("content", [bytes(range(256)) * 8, b""])
 @pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors"])
-def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str) -> None:
+def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     file = tmp_path / name
-    file.write_bytes(bytes(range(256)) * 8)
+    file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} holds no weights"):
         load_backbone(Backbone(ModelConfig(backbone="resnet18_quarter")), file)
 

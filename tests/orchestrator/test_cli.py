@@ -84,6 +84,45 @@ def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
     assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "RetinaNet-Cnf", "IoU-aware RetinaNet")
 
 
+def test_a_row_that_stands_in_two_files_is_not_guessed(rnc: Rnc):
+    both = (MINIATURE / "table1_heads.yaml", ROOT / "experiments" / "coco-subset.yaml")
+    assert refused(rnc("run", *both, "--row", "RetinaNet"), "table1_heads.yaml", "coco-subset.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seeds: [2147483648]", "2147483647"),
+        ("suite: '..'", "expected a letter or digit"),
+        ("defaults: {train: {schedule: {epochs: 4}}}", "beyond the last of 4 epochs"),
+    ],
+)
+def test_what_could_not_run_as_meant_is_refused_by_plan(rnc: Rnc, tmp_path: Path, text: str, said: str):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\n{text}\n")
+    assert refused(rnc("plan", file), "mine.yaml", said)
+
+
+def test_a_training_that_can_never_fit_is_refused_before_ray_starts(
+    rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setattr("orchestrator.launch.start_ray", lambda *_: pytest.fail("Ray was started"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: vast\nresources: {{cpus_per_worker: 4096}}\n")
+    assert refused(rnc("submit", file), "mine, row 'RetinaNet'", "4096 CPU", "cpus_per_worker")
+
+
+@pytest.mark.parametrize("arguments", [("run", "--row", "RetinaNet"), ("submit",)])
+def test_a_home_that_cannot_be_written_is_named(rnc: Rnc, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]):
+    monkeypatch.setenv("RNC_HOME", "/proc/nowhere")
+    assert refused(rnc(arguments[0], MINIATURE / "table1_heads.yaml", *arguments[1:]), "RNC_HOME", "/proc/nowhere")
+
+
+def test_a_folder_for_reports_that_cannot_be_made_is_named(rnc: Rnc):
+    assert refused(rnc("report", MINIATURE, "--output", "/proc/nowhere"), "--output", "/proc/nowhere")
+
+
 def test_a_seed_that_the_row_does_not_have_is_refused(rnc: Rnc):
     assert refused(rnc("run", MINIATURE, "--row", "RetinaNet", "--seed", "7"), "--seed 7", "[0]")
 

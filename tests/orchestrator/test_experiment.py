@@ -226,10 +226,19 @@ def test_a_wrong_value_is_named_with_what_is_expected(tmp_path: Path, settings: 
         ("rows: [3]", ": rows.0 is 3, expected a mapping of settings"),
         ("defaults: 3\nrows: [{label: A}]", ": defaults is 3, expected a mapping of settings"),
         ("reference: a\nrows: [{label: A}]", ": reference is 'a', which is no row; did you mean A?"),
-        ("seeds: []\nrows: [{label: A}]", ", row 'A': seeds is [], expected different whole numbers from 0 on"),
-        ("seeds: [1, 1]\nrows: [{label: A}]", ", row 'A': seeds is [1, 1], expected different whole numbers from 0 on"),
+        (
+            "seeds: []\nrows: [{label: A}]",
+            ", row 'A': seeds is [], expected different numbers, 0 to 2147483647",
+        ),
+        (
+            "seeds: [1, 1]\nrows: [{label: A}]",
+            ", row 'A': seeds is [1, 1], expected different numbers, 0 to 2147483647",
+        ),
         ("seeds: ['1']\nrows: [{label: A}]", ': seeds.0 is "1", expected a whole number'),
-        ("name: a/b\nrows: [{label: A}]", ": name is 'a/b', expected letters, digits, '_', '-' and '.'"),
+        (
+            "name: a/b\nrows: [{label: A}]",
+            ": name is 'a/b', expected a letter or digit, then also '_', '-', '.'",
+        ),
         (
             "only: [A]\nrows: [{label: A}]",
             ": only picks among inherited rows, but this file gives its own; leave one of them out",
@@ -301,7 +310,7 @@ def test_a_wrong_default_is_told_once_and_not_for_every_row(tmp_path: Path) -> N
     text = "defaults: {train: {schedule: {epochs: x}}}\nrows: [{label: A}, {label: B}]"
     assert mistake(tmp_path, text) == 'table.yaml: defaults.train.schedule.epochs is "x", expected a whole number'
     assert mistake(tmp_path, "seeds: [-1]\nrows: [{label: A}, {label: B}]") == (
-        "table.yaml: seeds is [-1], expected different whole numbers from 0 on"
+        "table.yaml: seeds is [-1], expected different numbers, 0 to 2147483647"
     )
 
 
