@@ -139,7 +139,7 @@ def weights_without_ray(config: TrainConfig, site: Site, folder: Path) -> bytes:
 
 def test_what_can_never_fit_is_refused_before_anything_starts(site: Site):
     plan = plan_of(site, "large", TRAIN, resources=Resources(num_workers=500, gpus_per_worker=1.0))
-    with pytest.raises(UserError, match=r"tiny, 'row 0': .* 500 x \(1 CPU, 1 GPU\); there are not enough CPUs"):
+    with pytest.raises(UserError, match=r"tiny, row 'row 0': .* 500 x \(1 CPU, 1 GPU\); there are not enough CPUs"):
         launched(plan, site)
     assert not ledger_of(site, "large").trainings
 
