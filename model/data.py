@@ -3,7 +3,7 @@
 from model.coco import CocoData, read_coco, read_for_scoring, read_for_training
 from model.faults import DataError, Fault
 from model.order import batch_shape, epoch_batches, flips, training_images
-from model.samples import Batch, Sample, TrainingSamples, collate, load_sample
+from model.samples import Batch, Sample, collate, load_sample
 from model.transforms import load_image, normalize, padded_shape, resize_shape
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "DataError",
     "Fault",
     "Sample",
-    "TrainingSamples",
     "batch_shape",
     "collate",
     "epoch_batches",

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from model.coco import CocoData
-from model.config import DataConfig
 from model.faults import DataError
 from model.transforms import flip_boxes, load_image, resize, resize_boxes, resize_shape
 
@@ -57,22 +55,6 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """A copy on the device, without waiting for it."""
         return Batch(**{name: getattr(self, name).to(device, non_blocking=True) for name in self.__slots__})
-
-
-class TrainingSamples(Dataset[Sample]):
-    """Samples by (index, flip), for a DataLoader whose sampler says which image is mirrored."""
-
-    def __init__(self, data: CocoData, config: DataConfig) -> None:
-        self.data = data
-        self.short_edge = config.short_edge
-        self.long_edge = config.long_edge
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, bool]) -> Sample:
-        index, flip = key
-        return load_sample(self.data, index, self.short_edge, self.long_edge, flip)
 
 
 def load_sample(data: CocoData, index: int, short_edge: int, long_edge: int, flip: bool) -> Sample:

@@ -16,7 +16,6 @@ from model.config import DataConfig, TrainConfig
 from model.data import (
     CocoData,
     DataError,
-    TrainingSamples,
     batch_shape,
     collate,
     epoch_batches,
@@ -369,19 +368,6 @@ def test_a_batch_without_any_box_has_room_for_one(make_coco: MakeCoco) -> None:
     batch = collate([load_sample(data, 0, 32, 64, False)], pad_to=(32, 64))
     assert batch.boxes.tolist() == [[[0, 0, 0, 0]]]
     assert batch.labels.tolist() == [[-1]]
-
-
-def test_loader_processes_give_the_samples_of_this_one(shapes_root: Path) -> None:
-    setting = config(short_edge=128, long_edge=128)
-    data = read_coco(shapes_root, "train", num_images=6)
-    keys = [(index, flips(setting, 0, int(data.image_ids[index]))) for index in range(6)]
-    samples = TrainingSamples(data, setting.data)
-    loader = torch.utils.data.DataLoader(samples, sampler=keys, batch_size=None, num_workers=2)
-    here = [load_sample(data, index, 128, 128, flip) for index, flip in keys]
-    for there, sample in zip(loader, here, strict=True):
-        assert there.image_id == sample.image_id
-        assert torch.equal(there.image, sample.image)
-        assert torch.equal(there.boxes, sample.boxes)
 
 
 def test_outlines_do_not_matter_however_they_are_written(make_coco: MakeCoco) -> None:
