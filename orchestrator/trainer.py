@@ -1,6 +1,6 @@
 """A Ray Train run with as few processes as it needs, so that a training starts within seconds on few cores.
 
-Ray Train 2.60 starts seven processes beside each worker's own, and each imports Ray Train for itself: for three
+Ray Train 2.60 starts five processes more than these for each training, and each imports Ray Train for itself: for three
 trainings on two cores that is 27 s until their first steps, and half of it without them. The parts overridden here are
 not Ray's public interface, which is why pyproject.toml names the one version that they were tested with; with
 `ray.train.torch.TorchTrainer` in place of `LeanTrainer` everything works as well, only later.
