@@ -17,6 +17,7 @@ from orchestrator.site import Site, site_from_environment
 from orchestrator.table import FORMATS, Table, html_page, render
 
 BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 class _Verbs(click.Group):
@@ -99,7 +100,11 @@ def submit(ctx: click.Context, experiments: list[Experiment], form: str, address
     site = _site()
     if address:
         site = replace(site, ray_address=address)
-    codes = [submit_suite(group, site, _say) for group in _by_suite(experiments).values()]
+    codes = []
+    for group in _by_suite(experiments).values():
+        codes.append(submit_suite(group, site, _say))
+        if codes[-1] == INTERRUPTED:
+            break
     _print_results(experiments, site, form)
     ctx.exit(max(codes))
 

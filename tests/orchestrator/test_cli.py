@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli import cli
+from orchestrator.experiment import Experiment
 from tests.conftest import MakeCoco
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,18 @@ def test_coco_without_a_root_is_refused_before_anything_is_trained(rnc: Rnc):
 
 def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
     assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "RetinaNet-Cnf", "IoU-aware RetinaNet")
+
+
+def test_ctrl_c_in_one_suite_does_not_start_the_next(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    started: list[str] = []
+
+    def interrupted(group: list[Experiment], *_: object) -> int:
+        started.append(group[0].suite)
+        return 130
+
+    monkeypatch.setattr("orchestrator.submit.submit", interrupted)
+    result = rnc("submit", MINIATURE / "table1_heads.yaml", ROOT / "experiments" / "coco-subset.yaml")
+    assert (result.exit_code, started) == (130, ["miniature"])
 
 
 def test_a_row_that_stands_in_two_files_is_not_guessed(rnc: Rnc):
