@@ -5,7 +5,6 @@ batch over workers and accumulation steps adds up to the same update.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch.nn import functional
 
 from model.anchors import NUM_ANCHORS, AnchorGrid, aligned_iou, decode, encode
 from model.config import ConfidenceConfig, ModelConfig
-from model.heads import Predictions, flat
+from model.focal import focal_loss
+from model.heads import Predictions, flat, per_anchor
 from model.matching import NEGATIVE, GroundTruth
 
 
@@ -49,40 +49,35 @@ def detector_losses(
         normalizer: [] samples of the global batch.
         config: which losses.
     """
-    labels = torch.where(assigned >= 0, 0, assigned)
-    if len(truth.labels):
-        labels = torch.where(assigned >= 0, truth.labels[assigned.clamp(min=0)], labels)
+    labels = torch.where(assigned >= 0, _rows(truth.labels, assigned), assigned)
     levels = zip(predictions.class_logits, torch.split(labels, grid.level_lengths, dim=1), strict=True)
     classification = [_focal_sum(logits, level, config) for logits, level in levels]
 
-    image, anchor = (assigned >= 0).nonzero(as_tuple=True)
-    boxes = truth.boxes[assigned[image, anchor]]
-    anchors = grid.boxes[anchor]
-    deltas = flat(predictions.box_deltas, 4)[image, anchor]
+    positive = assigned.flatten() >= 0
+    learn = _learners(positive)
+    positive = positive[learn]
+    anchors = grid.boxes.expand(len(assigned), -1, -1).flatten(0, 1)[learn]
+    boxes = torch.where(positive[:, None], _rows(truth.boxes, assigned.flatten()[learn]), anchors)
+    deltas = flat(predictions.box_deltas, 4).flatten(0, 1)[learn]
     targets = encode(anchors, boxes)
-    box = (deltas - targets).abs().sum(dim=1)
+
+    def by_level(loss: Tensor) -> Tensor:
+        whole = loss.new_zeros(assigned.shape).flatten()
+        whole[learn] = torch.where(positive, loss, 0.0)
+        return _level_sums(whole.view(assigned.shape), grid)
+
+    box = by_level((deltas - targets).abs().sum(dim=1))
     confidence = torch.zeros_like(box)
-    negatives = box.new_zeros(len(grid.level_sizes))
     if config.confidence is not None and predictions.confidence_logits is not None:
         iou = aligned_iou(decode(anchors, deltas), decode(anchors, targets))
         target = iou.detach() if config.confidence.detach_iou_target else iou
         logits = flat(predictions.confidence_logits, 1)[..., 0]
-        confidence = confidence_loss(logits[image, anchor], target, config.confidence)
+        confidence = by_level(confidence_loss(logits.flatten()[learn], target, config.confidence))
         if config.confidence.negative_weight > 0:
             background = functional.softplus(logits) * (assigned == NEGATIVE)
-            negatives = torch.stack([part.sum() for part in torch.split(background, grid.level_lengths, dim=1)])
-            negatives = negatives * config.confidence.negative_weight
-        confidence, negatives = (part * config.confidence.loss_weight for part in (confidence, negatives))
-    level_of_anchor = torch.arange(len(grid.level_sizes), device=anchor.device).repeat_interleave(
-        torch.tensor(grid.level_lengths, device=anchor.device), output_size=len(grid.boxes)
-    )
-    level = level_of_anchor[anchor]
-    by_level = box.new_zeros(len(grid.level_sizes))
-    return Losses(
-        torch.stack(classification) / normalizer,
-        by_level.index_add(0, level, box) / normalizer,
-        (by_level.index_add(0, level, confidence) + negatives) / normalizer,
-    )
+            confidence = confidence + config.confidence.negative_weight * _level_sums(background, grid)
+        confidence = confidence * config.confidence.loss_weight
+    return Losses(torch.stack(classification) / normalizer, box / normalizer, confidence / normalizer)
 
 
 def confidence_loss(logits: Tensor, target: Tensor, config: ConfidenceConfig) -> Tensor:
@@ -105,32 +100,24 @@ def confidence_loss(logits: Tensor, target: Tensor, config: ConfidenceConfig) ->
 
 
 def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Tensor:
-    """[] focal loss of one level [B, 9*K, h, w], labels [B, h*w*9] with NEGATIVE for background."""
-    batch, _, height, width = class_logits.shape
-    logits = class_logits.view(batch, NUM_ANCHORS, -1, height, width)
-    labels = labels.view(batch, height, width, NUM_ANCHORS).permute(0, 3, 1, 2)
-    background: Tensor = _BackgroundFocal.apply(logits, labels >= NEGATIVE, config.focal_alpha, config.focal_gamma)
-    image, anchor, y, x = (labels >= 0).nonzero(as_tuple=True)
-    positive = logits[image, anchor, labels[image, anchor, y, x], y, x]
-    foreground = config.focal_alpha * (1 - positive.sigmoid()) ** config.focal_gamma * functional.softplus(-positive)
-    counted = (1 - config.focal_alpha) * positive.sigmoid() ** config.focal_gamma * functional.softplus(positive)
-    return background + (foreground - counted).sum()
+    """[] focal loss of one level [B, 9*K, h, w] with labels [B, h*w*9]."""
+    rows = per_anchor(class_logits, class_logits.shape[1] // NUM_ANCHORS).flatten(0, 1)
+    return focal_loss(rows, labels.flatten(), alpha=config.focal_alpha, gamma=config.focal_gamma)
 
 
-class _BackgroundFocal(torch.autograd.Function):
-    """Focal loss as if every class of every sample were absent; keeps nothing but the logits for backward."""
+def _learners(positive: Tensor) -> Tensor | slice:
+    """The places that the box and confidence losses look at: the positive ones, or all of [B*N].
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, counts: Tensor, alpha: float, gamma: float) -> Tensor:
-        ctx.save_for_backward(logits, counts)
-        ctx.alpha, ctx.gamma = alpha, gamma
-        loss = logits.sigmoid().pow_(gamma).mul_(functional.softplus(logits))
-        return (1 - alpha) * loss.mul_(counts[:, :, None]).sum()
+    An accelerator takes all, and weighs: to list the positive ones, the host would have to wait for their number.
+    """
+    return positive.nonzero()[:, 0] if positive.device.type == "cpu" else slice(None)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, counts = ctx.saved_tensors
-        probability = logits.sigmoid()
-        slope = functional.softplus(logits).mul_(1 - probability).mul_(ctx.gamma).add_(probability)
-        slope.mul_(probability.pow_(ctx.gamma)).mul_(counts[:, :, None])
-        return slope.mul_((1 - ctx.alpha) * grads[0]), None, None, None
+
+def _rows(table: Tensor, assigned: Tensor) -> Tensor:
+    """table[assigned], with a row of zeros for every anchor that learns no box."""
+    return torch.cat([table, table.new_zeros(1, *table.shape[1:])])[assigned.clamp(min=-1)]
+
+
+def _level_sums(per_anchor: Tensor, grid: AnchorGrid) -> Tensor:
+    """[B, N] -> [L]."""
+    return torch.stack([level.sum() for level in torch.split(per_anchor, grid.level_lengths, dim=1)])

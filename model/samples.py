@@ -38,15 +38,20 @@ class Batch:
     sizes: Tensor
     """int64 [B, 2], height and width inside the padding."""
     boxes: Tensor
-    """float32 [B, G, 4], padded with zeros; G is at least 1."""
+    """float32 [M, 4], the boxes of all images in one list, image after image."""
     labels: Tensor
-    """int64 [B, G], padded with -1."""
-    num_boxes: Tensor
-    """int64 [B]."""
+    """int64 [M]."""
+    image_index: Tensor
+    """int64 [M], place of the box's image in the batch; rising."""
     image_ids: Tensor
     """int64 [B]."""
     original_sizes: Tensor
     """int64 [B, 2]."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the padded images."""
+        return self.images.shape[2], self.images.shape[3]
 
     def pin_memory(self) -> "Batch":
         """A copy in page-locked memory; a DataLoader with `pin_memory` calls this."""
@@ -81,23 +86,18 @@ def load_sample(data: CocoData, index: int, short_edge: int, long_edge: int, fli
 
 
 def collate(samples: Sequence[Sample], pad_to: tuple[int, int]) -> Batch:
-    """Stack samples, padding images to `pad_to` (height, width) and boxes to the largest number among them."""
-    num_boxes = [len(sample.labels) for sample in samples]
-    most = max([1, *num_boxes])
+    """Stack samples, padding images to `pad_to` (height, width); their boxes go into one list."""
     images = torch.zeros(len(samples), 3, *pad_to, dtype=torch.uint8)
-    boxes = torch.zeros(len(samples), most, 4)
-    labels = torch.full((len(samples), most), -1)
-    for place, (sample, count) in enumerate(zip(samples, num_boxes, strict=True)):
+    for place, sample in enumerate(samples):
         height, width = sample.size
         images[place, :, :height, :width] = sample.image
-        boxes[place, :count] = sample.boxes
-        labels[place, :count] = sample.labels
+    num_boxes = torch.tensor([len(sample.labels) for sample in samples], dtype=torch.int64)
     return Batch(
         images=images,
         sizes=torch.tensor([sample.size for sample in samples]).reshape(-1, 2),
-        boxes=boxes,
-        labels=labels,
-        num_boxes=torch.tensor(num_boxes, dtype=torch.int64),
+        boxes=torch.cat([sample.boxes for sample in samples]),
+        labels=torch.cat([sample.labels for sample in samples]),
+        image_index=torch.arange(len(samples)).repeat_interleave(num_boxes),
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         original_sizes=torch.tensor([sample.original_size for sample in samples]).reshape(-1, 2),
     )

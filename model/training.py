@@ -3,27 +3,22 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.anchors import anchor_grid
 from model.backbone import load_backbone
-from model.batches import MicroBatch, updates
+from model.batches import updates
 from model.checkpoint import load_resume, load_weights, save_checkpoint
-from model.config import InferenceConfig, ScheduleConfig, TrainConfig
-from model.data import Batch, CocoData, epoch_batches, read_for_scoring, read_for_training
+from model.config import InferenceConfig, TrainConfig
+from model.data import CocoData, epoch_batches, read_for_scoring, read_for_training
 from model.detector import RetinaNetConf, build_detector
-from model.distributed import total, world, wrap
-from model.losses import detector_losses
-from model.matching import GroundTruth, match, num_samples
+from model.distributed import total, world
 from model.schedule import learning_rate
 from model.scoring import score
-from model.transforms import normalize
+from model.step import TrainingStep
 
 LOG_EVERY = 10
 """Updates from one report of the losses to the next; the first of all is reported as well."""
@@ -81,21 +76,19 @@ def train(
         ValueError: weights or checkpoint belong to something else.
         TrainingError: the loss is no longer finite.
     """
-    rank, _ = world()
     data = read_for_training(data_root, config.data)
     validation = read_for_scoring(data_root, config.data, config.data.val_split)
     detector = build_detector(config.model, len(data.category_ids), config.seed)
     if weights_file is not None and resume is None:
         load_backbone(detector.backbone, weights_file)
-    detector = detector.to(device).to(memory_format=torch.channels_last)
-    optimizer = _optimizer(detector, config.schedule)
+    if resume is not None:
+        detector.load_state_dict(load_weights(resume))
+    trainer = TrainingStep(config, detector.to(device))
     first_epoch, step = 0, 0
     if resume is not None:
         state = load_resume(resume, config, data.fingerprint)
-        detector.load_state_dict(load_weights(resume))
-        optimizer.load_state_dict(state["optimizer"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
         first_epoch, step = state["epoch"], state["step"]
-    trainer = _Trainer(config, detector, wrap(detector), optimizer, device)
     steps_per_epoch = len(epoch_batches(data, config, 0))
     num_steps = steps_per_epoch * config.schedule.epochs
     for epoch in range(first_epoch, config.schedule.epochs):
@@ -122,7 +115,7 @@ def train(
         if done % config.schedule.validate_every == 0 or done == config.schedule.epochs:
             metrics = _validate(config, detector, validation, num_loader_processes)
         checkpoint = None
-        if rank == 0:
+        if world()[0] == 0:
             checkpoint = save_checkpoint(
                 folder / f"epoch-{done:04d}",
                 weights=detector.state_dict(),
@@ -131,7 +124,7 @@ def train(
                 step=step,
                 categories=(data.category_ids, data.category_names),
                 data_fingerprint=data.fingerprint,
-                optimizer=optimizer.state_dict(),
+                optimizer=trainer.optimizer.state_dict(),
             )
         report(
             Progress(
@@ -143,83 +136,6 @@ def train(
                 end_of_epoch=True,
             )
         )
-
-
-def _optimizer(detector: nn.Module, config: ScheduleConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=(config.momentum, 0.999), weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
-
-
-class _Trainer:
-    """Model and optimizer, with the one step that changes them."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        detector: RetinaNetConf,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-    ) -> None:
-        self.config, self.detector, self.model = config, detector, model
-        self.optimizer, self.device = optimizer, device
-        self.num_processes = world()[1]
-
-    def update(self, micro_batches: list[MicroBatch], rate: float) -> Tensor:
-        """One SGD step on a global batch; gives this process's part of the three losses, [3]."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        samples = [self._samples(micro_batch) for micro_batch in micro_batches]
-        normalizer = total(sum((part.num for part in samples), torch.zeros((), device=self.device)))
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(3, device=self.device)
-        for place, part in enumerate(samples, start=1):
-            synchronise = place == len(samples) or not hasattr(self.model, "no_sync")
-            with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
-                losses += self._accumulate(part, normalizer)
-        if self.config.schedule.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.detector.parameters(), self.config.schedule.gradient_clip)
-        self.optimizer.step()
-        return losses
-
-    def _samples(self, micro_batch: MicroBatch) -> "_Samples":
-        batch = micro_batch.batch.to(self.device)
-        grid = anchor_grid((batch.images.shape[-2], batch.images.shape[-1]), self.device)
-        places = torch.arange(batch.boxes.shape[1], device=self.device) < batch.num_boxes[:, None]
-        truth = GroundTruth(batch.boxes[places], batch.labels[places], places.nonzero()[:, 0])
-        assigned = match(
-            grid,
-            (batch.sizes + 31) // 32 * 32,
-            truth,
-            positive_iou=self.config.model.positive_iou,
-            negative_iou=self.config.model.negative_iou,
-        )
-        return _Samples(batch, truth, assigned, num_samples(assigned) * micro_batch.counts, micro_batch.counts)
-
-    def _accumulate(self, part: "_Samples", normalizer: Tensor) -> Tensor:
-        images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
-        grid = anchor_grid((images.shape[-2], images.shape[-1]), self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            predictions = self.model(images)
-        losses = detector_losses(predictions.float(), grid, part.assigned, part.truth, normalizer, self.config.model)
-        # The processes' gradients are averaged; their sum is the update.
-        (losses.total * (self.num_processes * part.counts)).backward()  # type: ignore[no-untyped-call]
-        parts = (losses.classification, losses.box, losses.confidence)
-        return torch.stack([loss.detach().sum() for loss in parts]) * part.counts
-
-
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    """A micro-batch on the device, with what its anchors learn."""
-
-    batch: Batch
-    truth: GroundTruth
-    assigned: Tensor
-    num: Tensor
-    counts: bool
 
 
 def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:

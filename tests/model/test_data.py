@@ -345,7 +345,7 @@ def test_an_image_that_breaks_after_the_check_names_itself(make_coco: MakeCoco) 
         load_sample(data, 0, 600, 1000, False)
 
 
-def test_a_batch_pads_images_and_boxes(make_coco: MakeCoco) -> None:
+def test_a_batch_pads_images_and_lists_boxes_image_after_image(make_coco: MakeCoco) -> None:
     annotations = [annotation(1, [1, 2, 3, 4], 1), annotation(2, [0, 0, 8, 8], 1, 8)]
     data = read_coco(make_coco(annotations, sizes=[(60, 80), (40, 100)]), "train")
     samples = [load_sample(data, i, 40, 100, False) for i in (0, 1)]
@@ -355,19 +355,19 @@ def test_a_batch_pads_images_and_boxes(make_coco: MakeCoco) -> None:
     assert batch.original_sizes.tolist() == [[60, 80], [40, 100]]
     assert torch.equal(batch.images[0, :, :40, :53], samples[0].image)
     assert batch.images[0, :, 40:].sum() == batch.images[0, :, :, 53:].sum() == 0
-    assert batch.num_boxes.tolist() == [2, 0]
-    assert batch.labels.tolist() == [[0, 1], [-1, -1]]
+    assert batch.labels.tolist() == [0, 1]
+    assert batch.image_index.tolist() == [0, 0]
     expected = torch.tensor([[1 * 53 / 80, 2 * 40 / 60, 4 * 53 / 80, 4.0], [0, 0, 8 * 53 / 80, 8 * 40 / 60]])
-    torch.testing.assert_close(batch.boxes[0], expected)
-    assert not batch.boxes[1].any()
+    torch.testing.assert_close(batch.boxes, expected)
     assert batch.image_ids.tolist() == [1, 2]
+    swapped = collate(samples[::-1], pad_to=(64, 128))
+    assert swapped.image_index.tolist() == [1, 1]
 
 
-def test_a_batch_without_any_box_has_room_for_one(make_coco: MakeCoco) -> None:
+def test_a_batch_without_any_box_has_an_empty_list(make_coco: MakeCoco) -> None:
     data = read_coco(make_coco([]), "train")
     batch = collate([load_sample(data, 0, 32, 64, False)], pad_to=(32, 64))
-    assert batch.boxes.tolist() == [[[0, 0, 0, 0]]]
-    assert batch.labels.tolist() == [[-1]]
+    assert (batch.boxes.shape, batch.labels.shape, batch.image_index.shape) == ((0, 4), (0,), (0,))
 
 
 def test_outlines_do_not_matter_however_they_are_written(make_coco: MakeCoco) -> None:
