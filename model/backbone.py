@@ -26,6 +26,37 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
+def normalized(convolution: nn.Conv2d, norm: nn.Module, input: Tensor) -> Tensor:
+    """norm(convolution(input)); a frozen batch norm goes into the convolution's weights, where it costs nothing.
+
+    So no map is kept between the two for the backward pass, and scale and shift learn through the weights.
+    """
+    if not isinstance(norm, FrozenBatchNorm):
+        return cast(Tensor, norm(convolution(input)))
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    weight = convolution.weight * scale[:, None, None, None]
+    shift = norm.bias - norm.running_mean * scale
+    return functional.conv2d(input, weight, shift, convolution.stride, convolution.padding)
+
+
+class _BasicBlock(resnet.BasicBlock):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        feature = normalized(self.conv1, self.bn1, x).relu_()
+        return normalized(self.conv2, self.bn2, feature).add_(_shortcut(self, x)).relu_()
+
+
+class _Bottleneck(resnet.Bottleneck):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        feature = normalized(self.conv1, self.bn1, x).relu_()
+        feature = normalized(self.conv2, self.bn2, feature).relu_()
+        return normalized(self.conv3, self.bn3, feature).add_(_shortcut(self, x)).relu_()
+
+
+def _shortcut(block: resnet.BasicBlock | resnet.Bottleneck, x: Tensor) -> Tensor:
+    return x if block.downsample is None else normalized(block.downsample[0], block.downsample[1], x)
+
+
 class Backbone(nn.Module):
     """A torchvision ResNet without its classifier."""
 
@@ -44,7 +75,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> C3, C4, C5."""
         body = self.body
-        feature = body.maxpool(body.relu(body.bn1(body.conv1(images))))
+        feature = body.maxpool(normalized(body.conv1, body.bn1, images).relu_())
         outputs = []
         for number, stage in enumerate(self._stages(), start=1):
             feature = stage(feature)
@@ -117,10 +148,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _resnet(name: str, norm: type[nn.Module]) -> resnet.ResNet:
     layout: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]] = {
-        "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
-        "resnet18_quarter": (resnet.BasicBlock, [2, 2, 2, 2]),
-        "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
-        "resnet101": (resnet.Bottleneck, [3, 4, 23, 3]),
+        "resnet18": (_BasicBlock, [2, 2, 2, 2]),
+        "resnet18_quarter": (_BasicBlock, [2, 2, 2, 2]),
+        "resnet50": (_Bottleneck, [3, 4, 6, 3]),
+        "resnet101": (_Bottleneck, [3, 4, 23, 3]),
     }
     block, depths = layout[name]
     body = resnet.ResNet(block, depths, norm_layer=norm)
@@ -136,7 +167,7 @@ def _narrow(body: resnet.ResNet, depths: list[int], norm: type[nn.Module], width
     body.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
     body.bn1 = norm(width)
     for stage, depth in enumerate(depths):
-        layer = body._make_layer(resnet.BasicBlock, width * 2**stage, depth, stride=1 if stage == 0 else 2)
+        layer = body._make_layer(_BasicBlock, width * 2**stage, depth, stride=1 if stage == 0 else 2)
         setattr(body, f"layer{stage + 1}", layer)
     for module in body.modules():
         if isinstance(module, nn.Conv2d):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torchvision.models import resnet18
+from torchvision.models import resnet, resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from model.anchors import level_sizes
@@ -114,8 +114,9 @@ def test_with_torchvisions_weights_the_features_are_torchvisions(
     reference = lively(resnet18(weights=None)).eval()
     backbone = Backbone(small(backbone="resnet18"))
     load_backbone(backbone, write(reference.state_dict(), tmp_path))
-    features = create_feature_extractor(reference, ["layer2", "layer3", "layer4"])(images(1, 3, 64, 64))
-    for ours, theirs in zip(backbone(images(1, 3, 64, 64)), features.values(), strict=True):
+    batch = images(1, 3, 64, 64).double()  # the order of operations differs, so float32 would round differently
+    features = create_feature_extractor(reference.double(), ["layer2", "layer3", "layer4"])(batch)
+    for ours, theirs in zip(backbone.double()(batch), features.values(), strict=True):
         assert_close(ours, theirs)
         assert ours.abs().max() > 0.1
 
@@ -200,3 +201,19 @@ def test_coarse_maps_reach_fine_levels_but_not_the_other_way_round() -> None:
         [True, True, False, False, False],
         [True, True, True, True, True],
     ]
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
+def test_frozen_batch_norm_learns_the_same_inside_the_convolutions_as_behind_them(kind: str) -> None:
+    """The reference is torchvision's ResNet, which runs convolution and batch norm one after the other."""
+    backbone = Backbone(small(backbone=kind, frozen_stages=0)).double()
+    reference = lively(getattr(resnet, kind)(weights=None, norm_layer=FrozenBatchNorm)).double()
+    backbone.body.load_state_dict(reference.state_dict(), strict=False)
+    batch = images(2, 3, 64, 64).double()
+    features = create_feature_extractor(reference, ["layer2", "layer3", "layer4"])(batch)
+    for outputs in (backbone(batch), features.values()):
+        sum(output.square().mean() for output in outputs).backward()
+    theirs = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    for name, parameter in backbone.body.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0
+        assert_close(parameter.grad, theirs[name], msg=name)
