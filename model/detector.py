@@ -22,9 +22,9 @@ class RetinaNetConf(nn.Module):
         self.pyramid = FeaturePyramid(self.backbone.out_channels, config.channels)
         self.head = Head(config, num_classes)
 
-    def forward(self, images: Tensor) -> Predictions:
-        """Predict from normalised images [B, 3, H, W], H and W multiples of 32."""
-        return cast(Predictions, self.head(self.pyramid(self.backbone(images))))
+    def forward(self, images: Tensor, cells: Tensor | None = None) -> Predictions:
+        """Predict from normalised images [B, 3, H, W], H and W multiples of 32; for `cells` see Head."""
+        return cast(Predictions, self.head(self.pyramid(self.backbone(images)), cells))
 
 
 def build_detector(config: ModelConfig, num_classes: int, seed: int) -> RetinaNetConf:

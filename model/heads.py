@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from model.anchors import NUM_ANCHORS
 from model.config import ModelConfig
+from model.sparse import dense_maps, sparse_rows
 
 PRIOR_PROBABILITY = 0.01
 """Class probability that the classification branch starts from (focal loss, Section 3.3)."""
@@ -47,9 +48,11 @@ class Head(nn.Module):
         self.box_deltas = nn.Conv2d(channels, NUM_ANCHORS * 4, 3, padding=1)
         self.confidence_logits = None
         self.confidence_tower = None
+        self.needs_all_boxes = config.tower_norm != "none"  # a norm needs the whole map
         if config.confidence is not None:
             self.confidence_logits = nn.Conv2d(channels, NUM_ANCHORS, 3, padding=1)
             self.confidence_tower = config.confidence.tower
+            self.needs_all_boxes |= config.confidence.tower == "box" and config.confidence.negative_weight > 0
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -58,19 +61,34 @@ class Head(nn.Module):
         assert self.class_logits.bias is not None
         nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
-    def forward(self, features: list[Tensor]) -> Predictions:
-        """Predict from L feature maps [B, channels, h, w]."""
-        classes: list[Tensor] = []
-        deltas: list[Tensor] = []
-        confidences: list[Tensor] = []
-        for feature in features:
-            class_feature, box_feature = self.class_tower(feature), self.box_tower(feature)
-            classes.append(self.class_logits(class_feature))
-            deltas.append(self.box_deltas(box_feature))
-            if self.confidence_logits is not None:
-                on_class = self.confidence_tower == "classification"
-                confidences.append(self.confidence_logits(class_feature if on_class else box_feature))
-        return Predictions(classes, deltas, confidences if self.confidence_logits is not None else None)
+    def forward(self, features: list[Tensor], cells: Tensor | None = None) -> Predictions:
+        """Predict from L feature maps [B, channels, h, w].
+
+        Args:
+            features: P3 to P7.
+            cells: where the box tower is wanted (matching.positive_cells); elsewhere its outputs may then be 0.
+        """
+        class_features = [self.class_tower(feature) for feature in features]
+        classes = [self.class_logits(feature) for feature in class_features]
+        on_boxes = [self.box_deltas]
+        confidences = None
+        if self.confidence_logits is not None and self.confidence_tower == "classification":
+            confidences = [self.confidence_logits(feature) for feature in class_features]
+        elif self.confidence_logits is not None:
+            on_boxes.append(self.confidence_logits)
+        deltas, *others = self._on_box_tower(on_boxes, features, cells)
+        return Predictions(classes, deltas, others[0] if others else confidences)
+
+    def _on_box_tower(
+        self, outputs: list[nn.Conv2d], features: list[Tensor], cells: Tensor | None
+    ) -> list[list[Tensor]]:
+        if cells is not None and not self.needs_all_boxes:
+            layers = [layer for layer in self.box_tower if isinstance(layer, nn.Conv2d)]
+            rows = sparse_rows(layers, outputs, features, cells)
+            if rows is not None:
+                return [dense_maps(values, cells, features) for values in rows]
+        box_features = [self.box_tower(feature) for feature in features]
+        return [[output(feature) for feature in box_features] for output in outputs]
 
 
 def tower(config: ModelConfig, in_channels: int) -> nn.Sequential:

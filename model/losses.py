@@ -14,7 +14,7 @@ from model.anchors import NUM_ANCHORS, AnchorGrid, aligned_iou, decode, encode
 from model.config import ConfidenceConfig, ModelConfig
 from model.focal import focal_loss
 from model.heads import Predictions, flat, per_anchor
-from model.matching import NEGATIVE, GroundTruth
+from model.matching import NEGATIVE, GroundTruth, positives
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ def detector_losses(
     levels = zip(predictions.class_logits, torch.split(labels, grid.level_lengths, dim=1), strict=True)
     classification = [_focal_sum(logits, level, config) for logits, level in levels]
 
-    positive = assigned.flatten() >= 0
-    learn = _learners(positive)
-    positive = positive[learn]
+    chosen = positives(assigned)
+    learn = slice(None) if chosen is None else chosen  # all anchors where the positive ones cannot be listed
+    positive = assigned.flatten()[learn] >= 0
     anchors = grid.boxes.expand(len(assigned), -1, -1).flatten(0, 1)[learn]
     boxes = torch.where(positive[:, None], _rows(truth.boxes, assigned.flatten()[learn]), anchors)
     deltas = flat(predictions.box_deltas, 4).flatten(0, 1)[learn]
@@ -103,14 +103,6 @@ def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Ten
     """[] focal loss of one level [B, 9*K, h, w] with labels [B, h*w*9]."""
     rows = per_anchor(class_logits, class_logits.shape[1] // NUM_ANCHORS).flatten(0, 1)
     return focal_loss(rows, labels.flatten(), alpha=config.focal_alpha, gamma=config.focal_gamma)
-
-
-def _learners(positive: Tensor) -> Tensor | slice:
-    """The places that the box and confidence losses look at: the positive ones, or all of [B*N].
-
-    An accelerator takes all, and weighs: to list the positive ones, the host would have to wait for their number.
-    """
-    return positive.nonzero()[:, 0] if positive.device.type == "cpu" else slice(None)
 
 
 def _rows(table: Tensor, assigned: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.anchors import AnchorGrid, pairwise_iou, valid_anchors
+from model.anchors import NUM_ANCHORS, AnchorGrid, pairwise_iou, valid_anchors
 
 warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
 
@@ -63,6 +63,23 @@ def match(
 def num_samples(assigned: Tensor) -> Tensor:
     """The loss normaliser: positives of each image, at least 1, summed over the batch."""
     return (assigned >= 0).sum(dim=1).clamp(min=1).sum()
+
+
+def positives(assigned: Tensor) -> Tensor | None:
+    """[P] places of the anchors that learn a box, in [B*N].
+
+    None on an accelerator: to list them, the host would have to wait for their number.
+    """
+    return (assigned >= 0).flatten().nonzero()[:, 0] if assigned.device.type == "cpu" else None
+
+
+def positive_cells(assigned: Tensor, grid: AnchorGrid) -> Tensor | None:
+    """[S] places of the cells with a positive anchor, by level, image, row, column; None as for `positives`."""
+    if assigned.device.type != "cpu":
+        return None
+    levels = torch.split(assigned >= 0, grid.level_lengths, dim=1)
+    cells = [level.view(len(level), -1, NUM_ANCHORS).any(dim=2).flatten() for level in levels]
+    return torch.cat(cells).nonzero()[:, 0]
 
 
 def _best_box(iou: Tensor, image_index: Tensor, num_images: int) -> tuple[Tensor, Tensor]:

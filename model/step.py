@@ -18,7 +18,7 @@ from model.data import Batch
 from model.detector import RetinaNetConf
 from model.distributed import total, world, wrap
 from model.losses import detector_losses
-from model.matching import GroundTruth, match, num_samples
+from model.matching import GroundTruth, match, num_samples, positive_cells
 from model.transforms import STRIDE, normalize
 
 
@@ -68,7 +68,7 @@ class TrainingStep:
         images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
         grid = anchor_grid(part.batch.shape, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            predictions = self.model(images)
+            predictions = self.model(images, positive_cells(part.assigned, grid))
         losses = detector_losses(predictions, grid, part.assigned, part.truth, normalizer, self.config.model)
         # The processes' gradients are averaged; their sum is the update.
         (losses.total * (self.num_processes * part.counts)).backward()  # type: ignore[no-untyped-call]
