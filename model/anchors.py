@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+AnchorRule = Literal["paper", "torchvision"]
 STRIDES = (8, 16, 32, 64, 128)
 """Pixels from one cell to the next on P3 to P7."""
 NUM_ANCHORS = 9
@@ -39,24 +41,36 @@ def level_sizes(image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     return tuple(sizes)
 
 
-def base_anchors(stride: int) -> Tensor:
-    """[9, 4] anchors of the cell at the origin: ratios h/w of 1/2, 1, 2 times scales 4, 4*2^(1/3), 4*2^(2/3)."""
-    scales = torch.tensor([4 * 2 ** (octave / 3) for octave in range(3)])
+def base_anchors(stride: int, rule: AnchorRule = "paper") -> Tensor:
+    """[9, 4] anchors of the cell at the origin: ratios h/w of 1/2, 1, 2 times scales 4, 4*2^(1/3), 4*2^(2/3).
+
+    torchvision cuts the sides of the squares to whole pixels, and rounds the corners of all.
+    """
+    sides = torch.tensor([4 * stride * 2 ** (octave / 3) for octave in range(3)])
+    if rule == "torchvision":
+        sides = sides.trunc()
     root = torch.tensor([0.5, 1.0, 2.0]).sqrt()
-    widths = (stride * (1 / root)[:, None] * scales).flatten()
-    heights = (stride * root[:, None] * scales).flatten()
-    return torch.stack([-0.5 * widths, -0.5 * heights, 0.5 * widths, 0.5 * heights], dim=1)
+    widths = ((1 / root)[:, None] * sides).flatten()
+    heights = (root[:, None] * sides).flatten()
+    boxes = torch.stack([-0.5 * widths, -0.5 * heights, 0.5 * widths, 0.5 * heights], dim=1)
+    return boxes.round() if rule == "torchvision" else boxes
 
 
 @lru_cache(maxsize=64)
-def anchor_grid(image_size: tuple[int, int], device: torch.device = torch.device("cpu")) -> AnchorGrid:
-    """The anchors of a padded image size (height, width), both multiples of 32; kept for the next call."""
+def anchor_grid(
+    image_size: tuple[int, int], device: torch.device = torch.device("cpu"), rule: AnchorRule = "paper"
+) -> AnchorGrid:
+    """The anchors of a padded image size (height, width), both multiples of 32; kept for the next call.
+
+    torchvision's cells are image size // map size apart: less than the stride where a coarse map was rounded up.
+    """
     sizes = level_sizes(image_size)
     levels = []
     for stride, (height, width) in zip(STRIDES, sizes, strict=True):
-        y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+        down, right = (stride, stride) if rule == "paper" else (image_size[0] // height, image_size[1] // width)
+        y, x = torch.meshgrid(torch.arange(height) * down, torch.arange(width) * right, indexing="ij")
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
-        levels.append((shifts + base_anchors(stride)).reshape(-1, 4))
+        levels.append((shifts + base_anchors(stride, rule)).reshape(-1, 4))
     return AnchorGrid(torch.cat(levels).to(device), sizes)
 
 

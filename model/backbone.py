@@ -1,12 +1,7 @@
-"""ResNet and feature pyramid: images to five feature maps, and the loading of ImageNet weights."""
+"""ResNet and feature pyramid: images to five feature maps."""
 
-import pickle
-from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet
@@ -61,7 +56,7 @@ class Backbone(nn.Module):
     """A torchvision ResNet without its classifier."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build the ResNet with random weights; `load_backbone` puts ImageNet's in."""
+        """Build the ResNet with random weights; `model.pretrained` puts ImageNet's in."""
         super().__init__()
         norm = FrozenBatchNorm if config.backbone_norm == "frozen_batch" else group_norm
         self.body = _resnet(config.backbone, norm)  # type: ignore[arg-type]
@@ -88,14 +83,21 @@ class Backbone(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """P3 to P7 from C3 to C5; P6 from C5, and P7 from P6 without a ReLU in between (the released neck)."""
+    """P3 to P7 from C3 to C5; by default P6 from C5, and P7 from P6 without a ReLU in between (the released neck)."""
 
-    def __init__(self, in_channels: list[int], channels: int) -> None:
+    def __init__(
+        self,
+        in_channels: list[int],
+        channels: int,
+        extra_from: Literal["c5", "p5"] = "c5",
+        extra_relu: bool = False,
+    ) -> None:
         """Weights are Xavier-uniform, biases 0."""
         super().__init__()
+        self.extra_from, self.extra_relu = extra_from, extra_relu
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
-        self.p6 = nn.Conv2d(in_channels[-1], channels, 3, stride=2, padding=1)
+        self.p6 = nn.Conv2d(in_channels[-1] if extra_from == "c5" else channels, channels, 3, stride=2, padding=1)
         self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -109,41 +111,8 @@ class FeaturePyramid(nn.Module):
             size = merged[level - 1].shape[-2:]
             merged[level - 1] = merged[level - 1] + functional.interpolate(merged[level], size=size, mode="nearest")
         outputs = [output(feature) for output, feature in zip(self.output, merged, strict=True)]
-        p6 = self.p6(features[-1])
-        return [*outputs, p6, self.p7(p6)]
-
-
-def load_backbone(backbone: Backbone, path: Path) -> None:
-    """Put ImageNet weights with torchvision's names (.pth or .safetensors) into the backbone.
-
-    Raises:
-        ValueError: the file lacks weights of this ResNet, or holds others.
-    """
-    weights = {name: tensor for name, tensor in _read_weights(path).items() if not name.startswith("fc.")}
-    expected = backbone.body.state_dict()
-    missing = sorted(name for name in expected.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
-    extra = sorted(weights.keys() - expected.keys())
-    wrong = sorted(n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape)
-    if missing or extra or wrong:
-        raise ValueError(
-            f"{path} does not fit this backbone: lacks {missing[:3]}, has unknown {extra[:3]}, other shapes "
-            f"{wrong[:3]}; set model.backbone to the ResNet of the file, or model.backbone_weights to another file"
-        )
-    backbone.body.load_state_dict(weights, strict=False)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        name = type(error).__name__
-        raise ValueError(f"{path} holds no weights ({name}); fetch the file again, or name another") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} holds no state dict of tensors by name; save one, or name another file")
-    return weights
+        p6 = self.p6(features[-1] if self.extra_from == "c5" else outputs[-1])
+        return [*outputs, p6, self.p7(functional.relu(p6) if self.extra_relu else p6)]
 
 
 def _resnet(name: str, norm: type[nn.Module]) -> resnet.ResNet:

@@ -49,6 +49,8 @@ class ModelConfig:
     """The ResNet; `resnet18_quarter` has a quarter of the channels, for trainings on a CPU."""
     backbone_weights: str | None = None
     """A file in the weights folder (RNC_WEIGHTS); None starts from random numbers."""
+    detector_weights: str | None = None
+    """A file there with a whole RetinaNet to start from: our names, torchvision's or MMDetection's."""
     backbone_stride: Literal["3x3", "1x1"] = "3x3"
     """The convolution that carries a stage's stride: torchvision's, or that of Caffe weights."""
     backbone_norm: Literal["frozen_batch", "group"] = "frozen_batch"
@@ -61,6 +63,12 @@ class ModelConfig:
     """3x3 convolutions in each tower."""
     tower_norm: Literal["none", "group"] = "none"
     """Normalisation after each tower convolution; the paper has none."""
+    pyramid_extra_from: Literal["c5", "p5"] = "c5"
+    """What P6 is computed from: the released neck's C5, or torchvision's P5."""
+    pyramid_extra_relu: bool = False
+    """A ReLU between P6 and P7: torchvision has one, the released neck none."""
+    anchor_rule: Literal["paper", "torchvision"] = "paper"
+    """Exact anchors, or torchvision's: whole-pixel sizes and corners, image size // map size as stride."""
     confidence: ConfidenceConfig | None = field(default_factory=ConfidenceConfig)
     """The object-confidence branch; None is plain RetinaNet."""
     focal_alpha: float = 0.25
@@ -84,10 +92,21 @@ class ModelConfig:
             0.0 <= self.negative_iou <= self.positive_iou <= 1.0,
             f"negative_iou {self.negative_iou} and positive_iou {self.positive_iou} must rise from 0 to 1",
         )
+        for name in ("backbone_weights", "detector_weights"):
+            file = getattr(self, name)
+            _require(
+                file is None or "/" not in file,
+                f"{name} is {file!r}, expected a file name; its folder is RNC_WEIGHTS",
+            )
         _require(
-            self.backbone_weights is None or "/" not in self.backbone_weights,
-            f"backbone_weights is {self.backbone_weights!r}, expected a file name; its folder is RNC_WEIGHTS",
+            self.backbone_weights is None or self.detector_weights is None,
+            f"detector_weights {self.detector_weights!r} holds a backbone as well; set backbone_weights to null",
         )
+
+    @property
+    def weights(self) -> str | None:
+        """The file that the first weights come from, whether of the backbone or of the whole detector."""
+        return self.backbone_weights or self.detector_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,6 +231,8 @@ class InferenceConfig:
     """Boxes whose score is not above this are dropped."""
     nms_pre: int = 1000
     """Anchors of each level that reach NMS."""
+    top_k_of: Literal["anchors", "pairs"] = "anchors"
+    """What nms_pre counts: anchors by their best class, or torchvision's (anchor, class) pairs above the threshold."""
     nms_iou: float = 0.5
     """NMS drops a box that overlaps a better one of its class by more than this."""
     max_detections: int = 100

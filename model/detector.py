@@ -19,7 +19,9 @@ class RetinaNetConf(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.backbone = Backbone(config)
-        self.pyramid = FeaturePyramid(self.backbone.out_channels, config.channels)
+        self.pyramid = FeaturePyramid(
+            self.backbone.out_channels, config.channels, config.pyramid_extra_from, config.pyramid_extra_relu
+        )
         self.head = Head(config, num_classes)
 
     def forward(self, images: Tensor, cells: Tensor | None = None) -> Predictions:

@@ -96,10 +96,13 @@ def _scores(classes: Tensor, confidences: Tensor | None, grid: AnchorGrid, confi
 def _detect_one(
     scores: Tensor, deltas: Tensor, grid: AnchorGrid, size: Tensor, scale: Tensor, config: InferenceConfig
 ) -> Detections:
-    anchor = _top_anchors(scores, grid, config.nms_pre)
+    if config.top_k_of == "anchors":
+        anchor = _top_anchors(scores, grid, config.nms_pre)
+        row, label = (scores[anchor] > config.score_threshold).nonzero(as_tuple=True)
+        anchor = anchor[row]
+    else:
+        anchor, label = _top_pairs(scores, grid, config)
     boxes = clip(decode(grid.boxes[anchor], deltas[anchor]), size) / scale.flip(0).repeat(2)
-    row, label = (scores[anchor] > config.score_threshold).nonzero(as_tuple=True)
-    boxes, anchor = boxes[row], anchor[row]
     score = scores[anchor, label]
     kept = batched_nms(boxes, score, label, config.nms_iou)[: config.max_detections]
     return Detections(boxes[kept], score[kept], label[kept], anchor[kept])
@@ -115,3 +118,16 @@ def _top_anchors(scores: Tensor, grid: AnchorGrid, nms_pre: int) -> Tensor:
         kept.append(places + start)
         start += length
     return torch.cat(kept)
+
+
+def _top_pairs(scores: Tensor, grid: AnchorGrid, config: InferenceConfig) -> tuple[Tensor, Tensor]:
+    """Anchors and classes of each level's best pairs above the threshold, best first."""
+    start, kept = 0, []
+    for level in torch.split(scores, grid.level_lengths):
+        values = level.flatten()
+        pairs = (values > config.score_threshold).nonzero()[:, 0]
+        best = values[pairs].topk(min(config.nms_pre, len(pairs))).indices
+        kept.append(pairs[best] + start)
+        start += len(values)
+    pairs = torch.cat(kept)
+    return pairs // scores.shape[1], pairs % scores.shape[1]

@@ -95,7 +95,7 @@ def _detect(
         with torch.inference_mode():
             images = normalize(batch.images.to(device), batch.sizes.to(device))
             predictions = detector(images).float()
-            grid = anchor_grid(tuple(batch.images.shape[-2:]), device)
+            grid = anchor_grid(tuple(batch.images.shape[-2:]), device, detector.config.anchor_rule)
             sizes = batch.sizes.to(device)
             scales = sizes / batch.original_sizes.to(device)
             yield batch, [detect(predictions, grid, sizes, scales, setting) for setting in settings]

@@ -53,7 +53,7 @@ class TrainingStep:
 
     def _samples(self, micro_batch: MicroBatch) -> "_Samples":
         model, batch = self.config.model, micro_batch.batch.to(self.device)
-        grid = anchor_grid(batch.shape, self.device)
+        grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
         truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
         assigned = match(
             grid,
@@ -66,7 +66,7 @@ class TrainingStep:
 
     def _accumulate(self, part: "_Samples", normalizer: Tensor) -> Tensor:
         images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
-        grid = anchor_grid(part.batch.shape, self.device)
+        grid = anchor_grid(part.batch.shape, self.device, self.config.model.anchor_rule)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             predictions = self.model(images, positive_cells(part.assigned, grid))
         losses = detector_losses(predictions, grid, part.assigned, part.truth, normalizer, self.config.model)

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.backbone import load_backbone
 from model.batches import updates
 from model.checkpoint import load_resume, load_weights, save_checkpoint
 from model.config import InferenceConfig, TrainConfig
 from model.data import CocoData, epoch_batches, read_for_scoring, read_for_training
 from model.detector import RetinaNetConf, build_detector
 from model.distributed import total, world
+from model.pretrained import load_first_weights
 from model.schedule import learning_rate
 from model.scoring import score
 from model.step import TrainingStep
@@ -63,7 +63,7 @@ def train(
     Args:
         config: the training's identity.
         data_root: a folder with `<split>/` and `annotations/`.
-        weights_file: the backbone's first weights, where `config.model.backbone_weights` names some.
+        weights_file: the first weights, where `config.model.weights` names some.
         folder: where checkpoints are written, one folder an epoch, by rank 0.
         report: called on every rank, equally often.
         local_batch: images in one forward pass; a larger share of the global batch is accumulated.
@@ -80,7 +80,7 @@ def train(
     validation = read_for_scoring(data_root, config.data, config.data.val_split)
     detector = build_detector(config.model, len(data.category_ids), config.seed)
     if weights_file is not None and resume is None:
-        load_backbone(detector.backbone, weights_file)
+        load_first_weights(detector, weights_file, data.category_ids)
     if resume is not None:
         detector.load_state_dict(load_weights(resume))
     trainer = TrainingStep(config, detector.to(device))

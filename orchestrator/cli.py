@@ -61,7 +61,7 @@ def cli() -> None:
     Environment (everything works with none of it set):
       RNC_HOME             data, records and checkpoints (default: ./runs)
       RNC_COCO_ROOT        COCO 2017: train2017/ val2017/ annotations/
-      RNC_WEIGHTS          a folder of ImageNet backbones
+      RNC_WEIGHTS          a folder of pretrained weights
       MLFLOW_TRACKING_URI  an MLflow server (default: one of our own, on localhost)
       RAY_ADDRESS          a Ray cluster (default: this machine)
     """

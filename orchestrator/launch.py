@@ -125,7 +125,7 @@ def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
                 is_trained=key not in plan.missing_trainings,
                 storage=(site.storage / plan.suite).absolute(),
                 data_root=site.data_root(config.data.dataset),
-                weights_file=site.weights_file(config.model.backbone_weights),
+                weights_file=site.weights_file(config.model.weights),
                 tracking_uri=tracking_uri,
             )
             works.append(work)

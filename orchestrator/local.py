@@ -47,7 +47,7 @@ def run_row(
         train(
             config,
             data_root=site.data_root(config.data.dataset),
-            weights_file=site.weights_file(config.model.backbone_weights),
+            weights_file=site.weights_file(config.model.weights),
             folder=folder,
             local_batch=experiment.resources.local_batch,
             num_loader_processes=experiment.resources.loader_processes,

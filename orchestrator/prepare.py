@@ -1,7 +1,7 @@
 """What has to be right before anything starts: data sets drawn and checked, weights and disk space there."""
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,9 @@ def prepare(plan: Plan, site: Site, say: Callable[[str], None]) -> None:
     training = dict.fromkeys(config.data for config in missing)
     scoring = dict.fromkeys((config.data, split) for config, split in scored)
     scoring |= dict.fromkeys((data, data.val_split) for data in training)
-    _check(training, scoring, site, say)
+    category_ids = _check(training, scoring, site, say)
+    for model, dataset in dict.fromkeys((config.model, config.data.dataset) for config in missing):
+        _check_detector_weights(model, category_ids[dataset], site)
 
 
 def draw(config: TrainConfig, site: Site) -> None:
@@ -63,10 +65,11 @@ def draw(config: TrainConfig, site: Site) -> None:
 
 
 def _check_weights(model: ModelConfig, site: Site) -> None:
-    file = site.weights_file(model.backbone_weights)
-    if file is None:
+    file = site.weights_file(model.weights)
+    if model.backbone_weights is None or file is None:
         return
-    from model.backbone import Backbone, load_backbone
+    from model.backbone import Backbone
+    from model.pretrained import load_backbone
 
     try:
         load_backbone(Backbone(model), file)
@@ -74,10 +77,24 @@ def _check_weights(model: ModelConfig, site: Site) -> None:
         raise UserError(f"train.model.backbone_weights: {error}") from error
 
 
+def _check_detector_weights(model: ModelConfig, category_ids: Sequence[int], site: Site) -> None:
+    """A whole detector has classes, so that its file can be checked only once the data's categories are known."""
+    file = site.weights_file(model.detector_weights)
+    if file is None:
+        return
+    from model.detector import build_detector
+    from model.pretrained import load_detector
+
+    try:
+        load_detector(build_detector(model, len(category_ids), seed=0), file, category_ids=category_ids)
+    except ValueError as error:
+        raise UserError(f"train.model.detector_weights: {error}") from error
+
+
 def _check(
     training: Iterable[DataConfig], scoring: Iterable[tuple[DataConfig, str]], site: Site, say: Callable[[str], None]
-) -> None:
-    """Read every split that will be read, with the headers of all its images."""
+) -> dict[str, tuple[int, ...]]:
+    """Read every split that will be read, with the headers of all its images; give each data set's category ids."""
     from model.coco import CocoData, read_for_scoring, read_for_training
     from model.faults import DataError, describe
 
@@ -100,6 +117,7 @@ def _check(
                 f"{first[dataset].split} has {list(first[dataset].category_names)[:5]}...; a detector is scored on the "
                 "categories that it was trained on"
             )
+    return {dataset: data.category_ids for dataset, data in first.items()}
 
 
 def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:

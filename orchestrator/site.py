@@ -18,7 +18,7 @@ class Site:
     coco_root: Path | None = None
     """The folder of COCO 2017 (RNC_COCO_ROOT)."""
     weights_root: Path | None = None
-    """The folder of pretrained backbones (RNC_WEIGHTS)."""
+    """The folder of pretrained backbones and detectors (RNC_WEIGHTS)."""
     tracking_uri: str | None = None
     """An MLflow server (MLFLOW_TRACKING_URI); None runs one of our own under `home`."""
     ray_address: str | None = None

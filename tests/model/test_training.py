@@ -360,3 +360,14 @@ def test_a_frozen_backbone_stays_as_its_file_has_it(narrow_root: Path, tmp_path:
     assert all(torch.equal(trained[f"backbone.body.{name}"], tensor) for name, tensor in stored.items())
     first = build_detector(model, num_classes=6, seed=1).state_dict()
     assert not torch.equal(trained["pyramid.p6.weight"], first["pyramid.p6.weight"])
+
+
+def test_a_training_starts_from_the_whole_detector_of_its_file(narrow_root: Path, tmp_path: Path) -> None:
+    model = replace(MODEL, detector_weights="retinanet.pth")
+    stored = build_detector(model, num_classes=6, seed=7).state_dict()
+    torch.save(stored, tmp_path / "retinanet.pth")
+    schedule = replace(ONE_UPDATE.schedule, learning_rate=1e-12)
+    config = replace(ONE_UPDATE, model=model, schedule=schedule)
+    run(config, narrow_root, tmp_path / "out", weights_file=tmp_path / "retinanet.pth")
+    for name, tensor in load_weights(last(tmp_path / "out")).items():
+        torch.testing.assert_close(tensor, stored[name], rtol=0, atol=1e-6)
