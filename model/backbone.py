@@ -2,6 +2,7 @@
 
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet
