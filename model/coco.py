@@ -1,104 +1,30 @@
-"""Reading a COCO-format data set into flat arrays that a process holds, hashes and sends cheaply."""
+"""Reading a COCO-format data set: annotations once per node, images wherever they are to be checked."""
 
 import hashlib
 import json
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrow import Columns
+from model.cache import shared
 from model.checks import annotation_faults, image_faults
+from model.coco_data import COLUMNS, CocoData, assemble, read_data, write_data
 from model.coco_file import Annotations, Images, read_tables
 from model.config import DataConfig
 from model.faults import DataError, Fault, describe, refuse
 
+__all__ = ["CocoData", "read_coco", "read_for_scoring", "read_for_training"]
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CocoData:
-    """One split: the images selected, by rising id, and their annotations as columns over all images."""
-
-    root: Path
-    split: str
-    image_ids: NDArray[np.int64]
-    """[n], rising."""
-    names: NDArray[np.bytes_]
-    """[n], file names in UTF-8."""
-    sizes: NDArray[np.int32]
-    """[n, 2], height and width."""
-    category_ids: tuple[int, ...]
-    """The ids of the file, rising; a label is a place in this row."""
-    category_names: tuple[str, ...]
-    offsets: NDArray[np.int64]
-    """[n + 1]; image i owns the annotations offsets[i] to offsets[i + 1]."""
-    annotation_ids: NDArray[np.int64]
-    annotation_boxes: NDArray[np.float64]
-    """[annotations, 4], x, y, width, height as the file has them."""
-    annotation_areas: NDArray[np.float64]
-    annotation_labels: NDArray[np.int16]
-    annotation_crowds: NDArray[np.bool_]
-    fingerprint: str
-    """sha256 over all of the above but root and split, so over what training and evaluation see."""
-    faults: tuple[Fault, ...] = ()
-    """What was left out or clipped because it is faulty."""
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    @property
-    def file_names(self) -> list[str]:
-        """The name of each image's file, inside the folder of the split."""
-        return [name.decode() for name in self.names.tolist()]
-
-    def path(self, index: int) -> Path:
-        """Where an image is."""
-        name: bytes = self.names[index]
-        return self.root / self.split / name.decode()
-
-    def boxes(self, index: int) -> NDArray[np.float32]:
-        """The boxes to learn, xyxy [G, 4], clipped to the image; no crowds, nothing under a pixel."""
-        rows = self._rows_to_learn(index)
-        low, side = self.annotation_boxes[rows, :2], self.annotation_boxes[rows, 2:]
-        corners = np.concatenate([low, low + side], axis=1)
-        height, width = self.sizes[index].tolist()
-        boxes: NDArray[np.float32] = np.clip(corners, 0.0, [width, height, width, height]).astype(np.float32)
-        return boxes
-
-    def labels(self, index: int) -> NDArray[np.int64]:
-        """The label of each box to learn, [G], from 0."""
-        labels: NDArray[np.int64] = self.annotation_labels[self._rows_to_learn(index)].astype(np.int64)
-        return labels
-
-    def _rows_to_learn(self, index: int) -> NDArray[np.int64]:
-        start, stop = self.offsets[index : index + 2].tolist()
-        learn = ~self.annotation_crowds[start:stop] & (self.annotation_areas[start:stop] > 0)
-        learn &= (self.annotation_boxes[start:stop, 2:] >= 1).all(axis=1)
-        rows: NDArray[np.int64] = np.flatnonzero(learn) + start
-        return rows
-
-    def coco_dict(self) -> dict[str, Any]:
-        """The selected images and all their annotations, crowds included, as an evaluator takes them."""
-        image_ids = np.repeat(self.image_ids, np.diff(self.offsets))
-        # COCO's evaluation takes an annotation of id 0 for none at all, so ids start from 1.
-        ids = self.annotation_ids + max(0, 1 - int(self.annotation_ids.min(initial=1)))
-        columns = zip(
-            ids.tolist(),
-            image_ids.tolist(),
-            np.array(self.category_ids, dtype=np.int64)[self.annotation_labels].tolist(),
-            self.annotation_boxes.tolist(),
-            self.annotation_areas.tolist(),
-            self.annotation_crowds.astype(int).tolist(),
-            strict=True,
-        )
-        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
-        images = zip(self.image_ids.tolist(), self.file_names, self.sizes.tolist(), strict=True)
-        categories = zip(self.category_ids, self.category_names, strict=True)
-        return {
-            "images": [{"id": id, "file_name": name, "height": h, "width": w} for id, name, (h, w) in images],
-            "annotations": [dict(zip(keys, row, strict=True)) for row in columns],
-            "categories": [{"id": id, "name": name} for id, name in categories],
-        }
+FORMAT = 1
+"""Rises whenever the same annotation file gives other data, or the cached file another layout."""
+SETTLED_NS = 2_000_000_000
+"""An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
 
 
 def read_for_training(root: Path, config: DataConfig, *, check_images: bool = False) -> CocoData:
@@ -142,30 +68,59 @@ def read_coco(
         raise ValueError(f"faults is {faults!r}, expected 'refuse' or 'quarantine'")
     file = root / "annotations" / f"instances_{split}.json"
     _require_present(file, root / split)
+    identity: list[Any] = [num_images, faults]
+    data = _shared(file, identity, root, split, partial(_parse, file, root, split, num_images, faults, check_images))
+    of_images: list[Fault] = []
+    if check_images:
+        of_images = image_faults(root / split, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
+    if faults == "refuse":
+        refuse(file, of_images)
+    if not of_images:
+        return data
+    identity.append([asdict(fault) for fault in of_images])
+    return _shared(file, identity, root, split, partial(_without, file, data, of_images))
+
+
+def _parse(file: Path, root: Path, split: str, num_images: int | None, faults: str, check_images: bool) -> CocoData:
+    """Read and judge the annotations; images are checked only to tell of their faults as well."""
     listed, annotations, categories = read_tables(file)
     ids, first, copies = np.unique(listed.ids, return_index=True, return_counts=True)
     images = listed.take(first)
     chosen = images.take(np.arange(len(ids))[:num_images])
 
     duplicates = [Fault(kind="image_duplicate", image_id=id) for id in ids[copies > 1].tolist()]
-    of_images = image_faults(root / split, chosen) if check_images else []
     of_rows = annotation_faults(annotations, images, tuple(categories))
     not_chosen = set(ids[len(chosen.ids) :].tolist())
     of_rows = {row: fault for row, fault in of_rows.items() if fault.image_id not in not_chosen}
-    found = [*duplicates, *of_images, *of_rows.values()]
-    if faults == "refuse" or duplicates:
-        refuse(file, found)
+    if duplicates or (of_rows and faults == "refuse"):
+        of_images = image_faults(root / split, chosen) if check_images else []
+        refuse(file, [*duplicates, *of_images, *of_rows.values()])
+    columns = _columns(chosen, _quarantined(annotations, of_rows, chosen), categories)
+    return assemble(root, split, columns, categories, tuple(of_rows.values()))
 
-    left_out = [fault.image_id for fault in of_images]
-    kept = chosen.take(np.flatnonzero(~np.isin(chosen.ids, left_out)))
-    if not len(kept.ids):
+
+def _without(file: Path, data: CocoData, of_images: Sequence[Fault]) -> CocoData:
+    """The data without the images at fault and their annotations."""
+    found = (*of_images, *data.faults)
+    keep = ~np.isin(data.image_ids, [fault.image_id for fault in of_images])
+    if not keep.any():
         lines = [
-            f"{file}: no image is left of {len(chosen.ids)}",
+            f"{file}: no image is left of {len(data)}",
             *describe(found),
             "restore the images, or mend the list",
         ]
         raise DataError("\n  ".join(lines))
-    return _assemble(root, split, kept, _quarantined(annotations, of_rows, kept), categories, tuple(found))
+    counts = np.diff(data.offsets)
+    rows = np.repeat(keep, counts)
+    columns = {
+        name: getattr(data, name)[rows if name.startswith("annotation") else keep]
+        for name in COLUMNS
+        if name != "offsets"
+    }
+    columns["names"] = np.array(columns["names"].tolist())  # as wide as the longest that is left
+    columns["offsets"] = np.concatenate([[0], counts[keep].cumsum()])
+    categories = dict(zip(data.category_ids, data.category_names, strict=True))
+    return assemble(data.root, data.split, columns, categories, found)
 
 
 def _require_present(file: Path, folder: Path) -> None:
@@ -195,16 +150,9 @@ def _quarantined(annotations: Annotations, faults: dict[int, Fault], images: Ima
     return annotations.take(rows[np.argsort(place[rows], kind="stable")])
 
 
-def _assemble(
-    root: Path,
-    split: str,
-    images: Images,
-    annotations: Annotations,
-    categories: dict[int, str],
-    faults: tuple[Fault, ...],
-) -> CocoData:
+def _columns(images: Images, annotations: Annotations, categories: dict[int, str]) -> Columns:
     place = np.searchsorted(images.ids, annotations.image_ids)
-    columns: dict[str, NDArray[Any]] = {
+    return {
         "image_ids": images.ids,
         "names": np.array([name.encode() for name in images.names]),
         "sizes": images.sizes,
@@ -215,16 +163,14 @@ def _assemble(
         "annotation_labels": np.searchsorted(list(categories), annotations.category_ids).astype(np.int16),
         "annotation_crowds": annotations.crowds,
     }
-    digest = hashlib.sha256(json.dumps([[int(id), name] for id, name in categories.items()]).encode())
-    for name, column in columns.items():
-        digest.update(f"{name} {column.dtype.str} {column.shape}".encode())
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return CocoData(
-        root=root,
-        split=split,
-        category_ids=tuple(categories),
-        category_names=tuple(categories.values()),
-        fingerprint=digest.hexdigest(),
-        faults=faults,
-        **columns,
-    )
+
+
+def _shared(file: Path, identity: list[Any], root: Path, split: str, make: Callable[[], CocoData]) -> CocoData:
+    """What `make` gets from the annotation file, from the node's cache where it can be cached."""
+    status = file.stat()
+    if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+        return make()
+    stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    key = json.dumps([FORMAT, str(file.resolve()), split, stamps, identity])
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
+    return shared(name, make, write_data, partial(read_data, root=root, split=split))
