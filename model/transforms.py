@@ -76,8 +76,14 @@ def normalize(images: Tensor, sizes: Tensor) -> Tensor:
     """
     device = images.device
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    normal = images.to(torch.float32, copy=True).sub_(mean).div_(std)
+    if device.type == "cpu":  # where a mask takes four times as long as all the rest
+        for image, (height, width) in zip(normal, sizes.tolist(), strict=True):
+            image[:, height:] = 0.0
+            image[:, :height, width:] = 0.0
+        return normal
     sizes = sizes.to(device)
     rows = torch.arange(images.shape[2], device=device) < sizes[:, :1]
     columns = torch.arange(images.shape[3], device=device) < sizes[:, 1:]
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return ((images.float() - mean) / std).masked_fill_(~inside, 0.0)
+    return normal.masked_fill_(~inside, 0.0)
