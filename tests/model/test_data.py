@@ -251,6 +251,24 @@ def test_a_batch_is_as_large_as_its_largest_sides(mixed: CocoData) -> None:
     assert batch_shape(mixed, [flat, wide], setting) == (64, 64)
 
 
+def test_an_epoch_has_few_shapes(make_coco: MakeCoco) -> None:
+    # A GPU step is compiled, or captured as a graph, for each shape. Short sides are all 600, padded 608; long ones are
+    # 800 (4:3) to 1000 (16:9 at the limit of the long edge), padded 800, 832, ... 1024.
+    random = np.random.default_rng(0)
+    ratios = random.choice([1.0, 4 / 3, 1.5, 16 / 9], 1600, p=[0.1, 0.5, 0.35, 0.05]) + random.normal(0, 0.01, 1600)
+    sides = [(640, max(1, round(640 / ratio))) for ratio in ratios.clip(min=1).tolist()]
+    tall = random.random(1600) < 0.3
+    sizes = np.array([side if high else side[::-1] for side, high in zip(sides, tall, strict=True)], dtype=np.int32)
+    one = read_coco(make_coco([annotation(1, [1, 1, 9, 9])]), "train")
+    data = replace(one, sizes=sizes, image_ids=np.arange(1600), offsets=np.arange(1601))
+    setting = TrainConfig(data=DataConfig())
+    batches = [batch for batch in epoch_batches(data, setting, 0) if len(batch) == 16]
+    assert len(batches) > 90
+    shapes = {batch_shape(data, batch, setting) for batch in batches}
+    assert {min(shape) for shape in shapes} == {608}
+    assert 2 <= len(shapes) <= 2 * 8
+
+
 def test_bilinear_resizing_blends_neighbours_at_pixel_centres_without_antialiasing() -> None:
     row = torch.tensor([0, 100, 200, 40], dtype=torch.uint8).expand(3, 1, 4)
     # To 2: centres 0.5 and 2.5 of the old grid, halfway between two pixels. To 8: quarters.
