@@ -1,14 +1,15 @@
 """From raw predictions to detections: score fusion (Eq. 11), object filter, top-k, NMS."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from model.anchors import AnchorGrid, clip, decode
+from model.anchors import NUM_ANCHORS, AnchorGrid, clip, decode
 from model.config import InferenceConfig
-from model.heads import Predictions, flat
+from model.heads import Predictions, per_anchor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,67 +68,67 @@ def detect(
         scales: [B, 2] resized size over original size, (y, x); boxes are divided by it before NMS.
         config: fusion, filter, top-k, thresholds.
     """
-    num_classes = predictions.class_logits[0].shape[1] * 4 // predictions.box_deltas[0].shape[1]
-    classes = flat(predictions.class_logits, num_classes)
-    deltas = flat(predictions.box_deltas, 4)
-    confidence = predictions.confidence_logits
-    confidences = None if confidence is None else flat(confidence, 1)[..., 0]
-    scores = _scores(classes, confidences, grid, config)
-    return [
-        _detect_one(scores[image], deltas[image], grid, sizes[image], scales[image], config)
-        for image in range(len(sizes))
-    ]
-
-
-def _scores(classes: Tensor, confidences: Tensor | None, grid: AnchorGrid, config: InferenceConfig) -> Tensor:
-    scores = fuse_scores(classes, confidences, config)
-    if config.fuse_small_levels or not config.needs_confidence:
-        return scores
-    levels = zip(*(torch.split(part, grid.level_lengths, dim=1) for part in (scores, classes)), strict=True)
-    return torch.cat(
-        [
-            fused if fused.shape[1] > config.nms_pre else logits.sigmoid() ** (1 - config.confidence_exponent)
-            for fused, logits in levels
-        ],
-        dim=1,
+    maps = [predictions.class_logits, predictions.box_deltas, predictions.confidence_logits or []]
+    classes, deltas, confidences = (
+        [per_anchor(level, level.shape[1] // NUM_ANCHORS) for level in levels] for levels in maps
     )
+    found = []
+    for image in range(len(sizes)):
+        levels = [
+            _Level(rows[image], moves[image], confidences[place][image][:, 0] if confidences else None)
+            for place, (rows, moves) in enumerate(zip(classes, deltas, strict=True))
+        ]
+        found.append(_detect_one(levels, grid, sizes[image], scales[image], config))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """The n anchors of one level of one image."""
+
+    class_logits: Tensor
+    """[n, K]."""
+    deltas: Tensor
+    """[n, 4]."""
+    confidence_logits: Tensor | None
+    """[n]."""
 
 
 def _detect_one(
-    scores: Tensor, deltas: Tensor, grid: AnchorGrid, size: Tensor, scale: Tensor, config: InferenceConfig
+    levels: list[_Level], grid: AnchorGrid, size: Tensor, scale: Tensor, config: InferenceConfig
 ) -> Detections:
-    if config.top_k_of == "anchors":
-        anchor = _top_anchors(scores, grid, config.nms_pre)
-        row, label = (scores[anchor] > config.score_threshold).nonzero(as_tuple=True)
-        anchor = anchor[row]
-    else:
-        anchor, label = _top_pairs(scores, grid, config)
-    boxes = clip(decode(grid.boxes[anchor], deltas[anchor]), size) / scale.flip(0).repeat(2)
-    score = scores[anchor, label]
+    starts = accumulate([0, *grid.level_lengths[:-1]])
+    candidates = [_candidates(level, config) for level in levels]
+    anchor = torch.cat([rows + start for (rows, *_), start in zip(candidates, starts, strict=True)])
+    label, score = (torch.cat([candidate[part] for candidate in candidates]) for part in (1, 2))
+    deltas = torch.cat([level.deltas[rows] for level, (rows, *_) in zip(levels, candidates, strict=True)])
+    boxes = clip(decode(grid.boxes[anchor], deltas), size) / scale.flip(0).repeat(2)
     kept = batched_nms(boxes, score, label, config.nms_iou)[: config.max_detections]
     return Detections(boxes[kept], score[kept], label[kept], anchor[kept])
 
 
-def _top_anchors(scores: Tensor, grid: AnchorGrid, nms_pre: int) -> Tensor:
-    """Indices of each level's best anchors by their best class."""
-    best = scores.amax(dim=1)
-    start, kept = 0, []
-    for length in grid.level_lengths:
-        level = best[start : start + length]
-        places = level.topk(nms_pre).indices if length > nms_pre else torch.arange(length, device=best.device)
-        kept.append(places + start)
-        start += length
-    return torch.cat(kept)
+def _candidates(level: _Level, config: InferenceConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, classes and scores of what a level sends to NMS.
+
+    A score rises with the class logit, so the best class of each anchor tells which anchors are worth scoring in full.
+    """
+    length, num_classes = level.class_logits.shape
+    best = _scores(level, level.class_logits.amax(dim=1, keepdim=True), slice(None), config)[:, 0]
+    if config.top_k_of == "pairs":
+        rows = (best > config.score_threshold).nonzero()[:, 0]
+    elif length > config.nms_pre:
+        rows = best.topk(config.nms_pre).indices
+    else:
+        rows = torch.arange(length, device=best.device)
+    scores = _scores(level, level.class_logits[rows], rows, config).flatten()
+    pairs = (scores > config.score_threshold).nonzero()[:, 0]
+    if config.top_k_of == "pairs":
+        pairs = pairs[scores[pairs].topk(min(config.nms_pre, len(pairs))).indices]
+    return rows[pairs // num_classes], pairs % num_classes, scores[pairs]
 
 
-def _top_pairs(scores: Tensor, grid: AnchorGrid, config: InferenceConfig) -> tuple[Tensor, Tensor]:
-    """Anchors and classes of each level's best pairs above the threshold, best first."""
-    start, kept = 0, []
-    for level in torch.split(scores, grid.level_lengths):
-        values = level.flatten()
-        pairs = (values > config.score_threshold).nonzero()[:, 0]
-        best = values[pairs].topk(min(config.nms_pre, len(pairs))).indices
-        kept.append(pairs[best] + start)
-        start += len(values)
-    pairs = torch.cat(kept)
-    return pairs // scores.shape[1], pairs % scores.shape[1]
+def _scores(level: _Level, class_logits: Tensor, rows: Tensor | slice, config: InferenceConfig) -> Tensor:
+    if config.needs_confidence and not config.fuse_small_levels and len(level.class_logits) <= config.nms_pre:
+        return class_logits.sigmoid() ** (1 - config.confidence_exponent)
+    confidence = level.confidence_logits
+    return fuse_scores(class_logits, None if confidence is None else confidence[rows], config)

@@ -1,5 +1,6 @@
 """What an image and its boxes go through before the network sees them."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def normalize(images: Tensor, sizes: Tensor) -> Tensor:
         float32 [B, 3, H, W] on the device of `images`.
     """
     device = images.device
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    mean, std = _mean_and_std(device)
     normal = images.to(torch.float32, copy=True).sub_(mean).div_(std)
     if device.type == "cpu":  # where a mask takes four times as long as all the rest
         for image, (height, width) in zip(normal, sizes.tolist(), strict=True):
@@ -87,3 +88,10 @@ def normalize(images: Tensor, sizes: Tensor) -> Tensor:
     columns = torch.arange(images.shape[3], device=device) < sizes[:, 1:]
     inside = rows[:, None, :, None] & columns[:, None, None, :]
     return normal.masked_fill_(~inside, 0.0)
+
+
+@cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """[3, 1, 1] each, sent to the device once: a copy to an accelerator makes the host wait."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    return mean, std
