@@ -48,13 +48,13 @@ def _block(logits: Tensor, labels: Tensor, gradient: Tensor, *, alpha: float, ga
     """The loss of some rows; their gradient is written into `gradient`."""
     counts = (labels >= NEGATIVE).float()[:, None] * (1 - alpha)
     value, slope = _background(logits.float(), gamma)
-    value, slope = value.mul_(counts), slope.mul_(counts)
+    value = value.mul_(counts)
+    torch.mul(slope, counts, out=gradient)
     own, positive = labels.clamp(min=0)[:, None], (labels >= 0)[:, None]
     # The loss of an anchor's own class is that of the background with the sign of its logit turned.
     foreground, rise = _background(-logits.gather(1, own).float(), gamma)
     value.scatter_(1, own, torch.where(positive, alpha * foreground, value.gather(1, own)))
-    slope.scatter_(1, own, torch.where(positive, -alpha * rise, slope.gather(1, own)))
-    gradient.copy_(slope)
+    gradient.scatter_(1, own, torch.where(positive, (-alpha * rise).to(gradient.dtype), gradient.gather(1, own)))
     return value.sum()
 
 

@@ -28,8 +28,9 @@ class TrainingStep:
     def __init__(self, config: TrainConfig, detector: RetinaNetConf) -> None:
         """Take a detector on its device; in a process group its gradients are shared from now on."""
         self.config = config
-        self.detector = detector.to(memory_format=torch.channels_last)
         self.device = next(detector.parameters()).device
+        # On the CPU, gradients of weights come in rows, and mixing both orders costs more than it saves.
+        self.detector = detector.to(memory_format=torch.channels_last) if self.device.type == "cuda" else detector
         self.optimizer = _optimizer(detector, config.schedule)
         self.model = wrap(detector)
         self.num_processes = world()[1]
