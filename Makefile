@@ -27,7 +27,11 @@ check: $(READY)  ## Format, lint, types and the fast tests, in under a minute
 	$(VENV)/bin/mypy
 	$(PYTHON) -m pytest -m "not slow" -q
 
-bench: $(READY)  ## Measure the overhead of Ray and MLflow over the bare training loop
+bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (15 minutes)
+	$(PYTHON) experiments/benchmarks/train_step.py
+	$(PYTHON) experiments/benchmarks/inference.py
+	$(PYTHON) experiments/benchmarks/evaluation.py
+	$(PYTHON) experiments/benchmarks/loading.py
 	$(PYTHON) experiments/benchmarks/overhead.py
 
 ui: $(READY)  ## Open the MLflow UI on what was recorded
