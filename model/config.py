@@ -22,9 +22,9 @@ class ConfidenceConfig:
     negative_weight: float = 0.0
     """CE^w: the weight of samples whose target is 0; at 0 only positive samples count (Table 3)."""
     smooth_l1_beta: float = 1.0
-    """Where Smooth L1 turns from quadratic to linear."""
+    """Where Smooth L1 turns from quadratic to linear; for no other loss."""
     gfocal_gamma: float = 2.0
-    """The exponent of abs(y - p) before the cross entropy in GFocal (Eq. 13)."""
+    """The exponent of abs(y - p) before the cross entropy in GFocal (Eq. 13); for no other loss."""
     detach_iou_target: bool = False
     """Stop the gradient that reaches the box tower through the IoU target."""
     loss_weight: float = 1.0
@@ -33,11 +33,28 @@ class ConfidenceConfig:
     def __post_init__(self) -> None:
         _require(0.0 <= self.negative_weight <= 1.0, f"negative_weight is {self.negative_weight}, expected 0 to 1")
         _require(self.smooth_l1_beta > 0.0, f"smooth_l1_beta is {self.smooth_l1_beta}, expected more than 0")
-        _require(self.gfocal_gamma >= 0.0, f"gfocal_gamma is {self.gfocal_gamma}, expected at least 0")
+        _require(
+            self.gfocal_gamma == 0.0 or self.gfocal_gamma >= 1.0,
+            f"gfocal_gamma is {self.gfocal_gamma}, expected 0 or at least 1; in between the gradient is infinite where "
+            "the confidence equals the IoU",
+        )
         _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
         _require(
             self.negative_weight == 0.0 or self.loss == "ce",
             f"negative_weight has no meaning for loss {self.loss!r}; it belongs to 'ce'",
+        )
+        _require(
+            self.loss_on == "sigmoid" or self.loss in ("l1", "smooth_l1", "l2"),
+            f"loss_on {self.loss_on!r} has no meaning for loss {self.loss!r}, which is defined on the sigmoid; it "
+            "belongs to 'l1', 'smooth_l1' and 'l2'",
+        )
+        _require(
+            self.smooth_l1_beta == 1.0 or self.loss == "smooth_l1",
+            f"smooth_l1_beta has no meaning for loss {self.loss!r}; it belongs to 'smooth_l1'",
+        )
+        _require(
+            self.gfocal_gamma == 2.0 or self.loss == "gfocal",
+            f"gfocal_gamma has no meaning for loss {self.loss!r}; it belongs to 'gfocal'",
         )
 
 

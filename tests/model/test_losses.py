@@ -1,8 +1,9 @@
 """The losses; expected numbers are worked out by hand or come from torchvision."""
 
 import math
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from model.config import ConfidenceConfig, ModelConfig
 from model.heads import Predictions, flat
 from model.losses import Losses, confidence_loss, detector_losses
 from model.matching import IGNORED, INVALID, NEGATIVE, GroundTruth, num_samples
+from tests.golden.vectors_adapter import VARIANTS
 
 GRID = anchor_grid((32, 32))  # 144 + 36 + 9 + 9 + 9 anchors
 ORIGIN = 3  # the 32 x 32 anchor around (0, 0)
@@ -135,6 +137,118 @@ CE = math.log(4) - 0.5 * math.log(3)
 def test_each_confidence_loss_matches_the_hand_calculation(config: ConfidenceConfig, by_hand: float) -> None:
     loss = confidence_loss(torch.tensor([LOGIT]), torch.tensor([IOU]), config)
     assert_close(loss, torch.tensor([by_hand]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "ce", "loss_on": "logit"}, "loss_on 'logit' has no meaning for loss 'ce', which is defined on the"),
+        ({"loss": "gfocal", "loss_on": "logit"}, "loss_on 'logit' has no meaning for loss 'gfocal'"),
+        ({"loss": "l1", "smooth_l1_beta": 0.5}, "smooth_l1_beta has no meaning for loss 'l1'; it belongs to 'smooth_"),
+        ({"loss": "ce", "gfocal_gamma": 1.0}, "gfocal_gamma has no meaning for loss 'ce'; it belongs to 'gfocal'"),
+        ({"loss": "l2", "negative_weight": 0.1}, "negative_weight has no meaning for loss 'l2'; it belongs to 'ce'"),
+        ({"loss": "gfocal", "gfocal_gamma": 0.5}, "gfocal_gamma is 0.5, expected 0 or at least 1; in between the grad"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_or_end_in_nan_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ConfidenceConfig(**settings)
+
+
+def test_every_pair_of_loss_and_input_is_refused_or_proved_by_the_released_code() -> None:
+    released = {(config.loss, config.loss_on, config.negative_weight > 0) for config in VARIANTS.values()}
+    accepted = set()
+    for loss in get_args(ConfidenceConfig.__annotations__["loss"]):
+        for loss_on in get_args(ConfidenceConfig.__annotations__["loss_on"]):
+            for weight in (0.0, 1e-3):
+                with suppress(ValueError):
+                    ConfidenceConfig(loss=loss, loss_on=loss_on, negative_weight=weight)
+                    accepted.add((loss, loss_on, weight > 0))
+    assert accepted == released
+    assert len(accepted) == 2 + 3 * 2 + 1  # CE and CE^w, three on the sigmoid and on the logit, GFocal
+
+
+EXTREMES = (-1000.0, -100.0, -20.0, 0.0, 20.0, 100.0, 1000.0)
+
+
+def reference(logit: float, target: float, config: ConfidenceConfig) -> float:
+    """The loss of one sample as Eqs. 5-7 and 13 have it, in Python's float64, with logarithms that cannot overflow."""
+    log_p, log_rest = (-max(0.0, x) - math.log1p(math.exp(-abs(x))) for x in (-logit, logit))
+    cross_entropy = -target * log_p - (1 - target) * log_rest
+    error = abs(math.exp(log_p) - target) if config.loss_on == "sigmoid" else abs(logit - target)
+    beta = config.smooth_l1_beta
+    return {
+        "ce": (config.negative_weight if config.negative_weight and target == 0 else 1.0) * cross_entropy,
+        "l1": error,
+        "l2": error**2,
+        "smooth_l1": 0.5 * error**2 / beta if error < beta else error - 0.5 * beta,
+        "gfocal": error**config.gfocal_gamma * cross_entropy,
+    }[config.loss]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", [*VARIANTS])
+def test_confidence_losses_of_extreme_logits_are_right_and_have_finite_gradients(
+    variant: str, precision: torch.dtype
+) -> None:
+    config = VARIANTS[variant]
+    pairs = [(logit, target) for logit in EXTREMES for target in (0.0, 0.5, 1.0)]  # exact in bfloat16
+    logits = torch.tensor([logit for logit, _ in pairs], dtype=precision).requires_grad_()
+    targets = torch.tensor([target for _, target in pairs], dtype=precision).requires_grad_()
+    found = confidence_loss(logits, targets, config)
+    gradients = torch.autograd.grad(found.sum(), [logits, targets])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    by_hand = [reference(logit, target, config) for logit, target in pairs]
+    tolerance = 1e-5 if precision == torch.float32 else 3 * 2**-8  # a few roundings to bfloat16's eight bits
+    assert found.tolist() == pytest.approx(by_hand, rel=tolerance, abs=1e-5 if precision == torch.float32 else 2e-3)
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS])
+def test_a_bfloat16_networks_extreme_outputs_give_finite_losses_near_those_of_float32(variant: str) -> None:
+    """As training with precision bfloat16 does: the maps are bfloat16, the losses are computed in float32."""
+    predictions, (assigned, truth) = maps(2), scene(2)
+    generator = torch.Generator().manual_seed(5)
+
+    def extreme(level: Tensor) -> Tensor:
+        chosen = torch.randint(len(EXTREMES), level.shape, generator=generator)
+        return torch.tensor(EXTREMES)[chosen] + level.detach()
+
+    def found(precision: torch.dtype) -> tuple[Losses, list[Tensor]]:
+        outputs = [[level.detach().to(precision).requires_grad_() for level in kind] for kind in inputs]
+        result = losses(Predictions(*outputs).float(), assigned, truth, confidence=VARIANTS[variant])
+        return result, list(torch.autograd.grad(result.total, [level for kind in outputs for level in kind]))
+
+    confidences = [extreme(level) for level in predictions.confidence_logits or []]
+    inputs = [[extreme(level) for level in predictions.class_logits], predictions.box_deltas, confidences]
+    full, brief = found(torch.float32), found(torch.bfloat16)
+    for name in ("classification", "box", "confidence"):
+        one, other = getattr(full[0], name), getattr(brief[0], name)
+        assert one.isfinite().all() and other.isfinite().all()
+        assert_close(one.sum(), other.sum(), rtol=1e-2, atol=0)
+    for one, other in zip(full[1], brief[1], strict=True):
+        assert other.dtype == torch.bfloat16
+        assert one.isfinite().all() and other.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_focal_loss_of_extreme_logits_matches_a_calculation_that_cannot_overflow(gamma: float) -> None:
+    predictions, (assigned, truth) = maps(1), scene(1)
+    generator = torch.Generator().manual_seed(5)
+    extreme = [
+        torch.tensor(EXTREMES)[torch.randint(len(EXTREMES), level.shape, generator=generator)].requires_grad_()
+        for level in predictions.class_logits
+    ]
+    found = losses(replace(predictions, class_logits=extreme), assigned, truth, focal_gamma=gamma).classification.sum()
+    by_hand = 0.0
+    for logits, match in zip(flat(extreme, NUM_CLASSES)[0].tolist(), assigned[0].tolist(), strict=True):
+        for label, logit in enumerate(logits):
+            log_p, log_rest = (-max(0.0, x) - math.log1p(math.exp(-abs(x))) for x in (-logit, logit))
+            if match >= 0 and label == truth.labels[match]:
+                by_hand -= 0.25 * math.exp(log_rest) ** gamma * log_p
+            elif match >= NEGATIVE:
+                by_hand -= 0.75 * math.exp(log_p) ** gamma * log_rest
+    assert found.item() == pytest.approx(by_hand, rel=1e-5)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found, extreme))
 
 
 def test_a_positive_whose_box_misses_its_target_weighs_like_a_negative() -> None:
