@@ -81,12 +81,13 @@ def train(
     detector = build_detector(config.model, len(data.category_ids), config.seed)
     if weights_file is not None and resume is None:
         load_first_weights(detector, weights_file, data.category_ids)
+    state = None
     if resume is not None:
+        state = load_resume(resume, config, (data.category_ids, data.category_names), data.fingerprint)
         detector.load_state_dict(load_weights(resume))
     trainer = TrainingStep(config, detector.to(device))
     first_epoch, step = 0, 0
-    if resume is not None:
-        state = load_resume(resume, config, data.fingerprint)
+    if state is not None:
         trainer.optimizer.load_state_dict(state["optimizer"])
         first_epoch, step = state["epoch"], state["step"]
     steps_per_epoch = len(epoch_batches(data, config, 0))

@@ -22,6 +22,7 @@ def run_row(
     """
     import torch
 
+    from model.checkpoint import require_categories
     from model.data import read_for_scoring
     from model.scoring import load_detector, score
     from model.training import Progress, TrainingError, train
@@ -58,6 +59,7 @@ def run_row(
         raise UserError(f"row {label!r}: {error}") from error
     checkpoint = folder / f"epoch-{config.schedule.epochs:04d}"
     data = read_for_scoring(site.data_root(config.data.dataset), config.data, row.split)
+    require_categories(checkpoint, (data.category_ids, data.category_names), f"split {row.split}")
     (scores,) = score(load_detector(checkpoint).to(device), data, [row.inference], config.data)
     say(f"checkpoint: {checkpoint}")
     return Table(

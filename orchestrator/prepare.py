@@ -111,11 +111,14 @@ def _check(
         if data.faults and faults not in told:
             say(faults)
         told.add(faults)
-        if data.category_names != first.setdefault(dataset, data).category_names:
+        here, there = (
+            list(zip(part.category_ids, part.category_names, strict=True))
+            for part in (data, first.setdefault(dataset, data))
+        )
+        if here != there:
             raise UserError(
-                f"{data.root}: split {data.split} has the categories {list(data.category_names)[:5]}..., split "
-                f"{first[dataset].split} has {list(first[dataset].category_names)[:5]}...; a detector is scored on the "
-                "categories that it was trained on"
+                f"{data.root}: split {data.split} has the categories {here[:5]}..., split {first[dataset].split} has "
+                f"{there[:5]}...; a detector is scored on the categories that it was trained on"
             )
     return {dataset: data.category_ids for dataset, data in first.items()}
 

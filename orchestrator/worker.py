@@ -185,23 +185,21 @@ def _score(work: Work) -> None:
     """Score the last checkpoint under every missing setting, in one pass over each split."""
     if not work.evaluations:
         return
-    from model.checkpoint import read_card
+    from model.checkpoint import require_categories
     from model.data import read_for_scoring
     from model.scoring import load_detector, score
 
     checkpoint = ray.train.get_checkpoint()
     assert checkpoint is not None
-    with checkpoint.as_directory() as folder:
-        detector = load_detector(Path(folder)).to(_device(work))
-        categories = read_card(Path(folder)).category_names
     resources, data_config = work.train_run.resources, work.train_run.config.data
-    for split in dict.fromkeys(evaluation.split for evaluation in work.evaluations):
+    splits = dict.fromkeys(evaluation.split for evaluation in work.evaluations)
+    split_data = {split: read_for_scoring(work.data_root, data_config, split) for split in splits}
+    with checkpoint.as_directory() as folder:
+        for split, data in split_data.items():
+            require_categories(Path(folder), (data.category_ids, data.category_names), f"split {split}")
+        detector = load_detector(Path(folder)).to(_device(work))
+    for split, data in split_data.items():
         evaluations = [evaluation for evaluation in work.evaluations if evaluation.split == split]
-        data = read_for_scoring(work.data_root, data_config, split)
-        if data.category_names != categories:
-            raise ValueError(
-                f"{work.data_root}: split {split} has other categories than the training; score another split"
-            )
         settings = [evaluation.inference for evaluation in evaluations]
         scores = score(detector, data, settings, data_config, num_loader_processes=resources.loader_processes)
         if ray.train.get_context().get_world_rank() == 0:

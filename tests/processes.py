@@ -1,15 +1,16 @@
-"""Run a function in several processes of one torch.distributed group on this machine."""
+"""Run a function in other processes: in several of one torch.distributed group, or in one that may be killed."""
 
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 from torch import distributed, multiprocessing
 from torch.multiprocessing.spawn import start_processes
 
-multiprocessing.set_forkserver_preload(["model.training"])  # imported once, not by every process
+multiprocessing.set_forkserver_preload(["model.training", "pytest"])  # imported once, not by every process
 
 
 def run_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:
@@ -18,6 +19,19 @@ def run_processes(count: int, function: Callable[..., None], *arguments: Any) ->
         rendezvous = f"file://{folder}/rendezvous"
         arguments = (count, rendezvous, function, arguments)
         start_processes(_enter, arguments, nprocs=count, start_method="forkserver")
+
+
+def start_process(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Begin function(*arguments) in a process of its own, with one thread for torch."""
+    context: Any = multiprocessing.get_context("forkserver")
+    process: BaseProcess = context.Process(target=_alone, args=(function, arguments), daemon=True)
+    process.start()
+    return process
+
+
+def _alone(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 def _enter(rank: int, count: int, rendezvous: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

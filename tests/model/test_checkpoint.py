@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import load_resume, load_weights, read_card, save_checkpoint
+import model.checkpoint
+from model.checkpoint import Categories, load_resume, load_weights, read_card, require_categories, save_checkpoint
 from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 
 CONFIG = TrainConfig(
@@ -20,6 +21,7 @@ CONFIG = TrainConfig(
     schedule=ScheduleConfig(lr_drop_epochs=(3, 5), gradient_clip=2.5),
     seed=4,
 )
+CATEGORIES = ((1, 5), ("cat", "hund ü"))
 WEIGHTS = {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.tensor([1, 2, 3])}
 
 
@@ -37,7 +39,7 @@ def save(folder: Path, weights: dict[str, Tensor] | None = None, **changes: Any)
         "config": CONFIG,
         "epoch": 2,
         "step": 34,
-        "categories": ((1, 5), ("cat", "hund ü")),
+        "categories": CATEGORIES,
         "data_fingerprint": "f" * 64,
         "optimizer": stepped().state_dict(),
     }
@@ -53,7 +55,7 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
     weights = load_weights(folder)
     assert weights.keys() == WEIGHTS.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in WEIGHTS.items())
-    state = load_resume(folder, CONFIG, "f" * 64)
+    state = load_resume(folder, CONFIG, CATEGORIES, "f" * 64)
     assert (state["epoch"], state["step"]) == (2, 34)
     momentum = state["optimizer"]["state"][0]["momentum_buffer"]
     assert torch.equal(momentum, torch.tensor([[1.0, 2.0]]))
@@ -128,13 +130,37 @@ def test_another_training_cannot_resume_and_the_first_differing_setting_is_named
 ) -> None:
     folder = save(tmp_path / "one")
     with pytest.raises(ValueError, match="belongs to another training") as caught:
-        load_resume(folder, other, "f" * 64)
+        load_resume(folder, other, CATEGORIES, "f" * 64)
     assert difference in str(caught.value)
 
 
 def test_other_data_cannot_resume(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trained on other data \(fingerprint f{12}, now e{12}\)"):
-        load_resume(save(tmp_path / "one"), CONFIG, "e" * 64)
+        load_resume(save(tmp_path / "one"), CONFIG, CATEGORIES, "e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("categories", "difference"),
+    [
+        (((1, 5), ("cat", "dog")), "class 2 of 2 was id 5 'hund ü', now id 5 'dog'"),
+        (((1, 6), ("cat", "hund ü")), "class 2 of 2 was id 5 'hund ü', now id 6 'hund ü'"),
+        (((1,), ("cat",)), "class 2 of 2 was id 5 'hund ü', now missing"),
+        (((1, 5, 7), ("cat", "hund ü", "emu")), "class 3 of 2 was missing, now id 7 'emu'"),
+        (((0, 1, 5), ("emu", "cat", "hund ü")), "class 1 of 2 was id 1 'cat', now id 0 'emu'"),
+    ],
+)
+def test_a_checkpoint_meets_no_other_classes_and_the_first_that_differs_is_named(
+    tmp_path: Path, categories: Categories, difference: str
+) -> None:
+    folder = save(tmp_path / "one")
+    require_categories(folder, CATEGORIES, "split val")
+    for refuse in (
+        lambda: require_categories(folder, categories, "split train2017"),
+        lambda: load_resume(folder, CONFIG, categories, "e" * 64),
+    ):
+        with pytest.raises(ValueError, match="was trained on other classes than split train2017 has: ") as caught:
+            refuse()
+        assert f": {difference}; take data with" in str(caught.value)
 
 
 class Malicious:
@@ -157,7 +183,7 @@ def test_a_forged_resume_file_is_refused_and_not_run(tmp_path: Path, plain_pickl
     else:
         torch.save(forged, folder / "resume.pt")
     with pytest.raises(ValueError, match=r"resume\.pt is no state to resume from .* remove"):
-        load_resume(folder, CONFIG, "f" * 64)
+        load_resume(folder, CONFIG, CATEGORIES, "f" * 64)
     assert not victim.exists()
 
 
@@ -167,11 +193,13 @@ def test_saving_over_a_checkpoint_leaves_the_new_one_whole(tmp_path: Path) -> No
     save(folder, weights={"c": torch.ones(2)}, step=99)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "resume.pt"]
     assert load_weights(folder)["c"].tolist() == [1, 1]
-    assert load_resume(folder, CONFIG, "f" * 64)["step"] == read_card(folder).step == 99
+    assert load_resume(folder, CONFIG, CATEGORIES, "f" * 64)["step"] == read_card(folder).step == 99
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
-@pytest.mark.parametrize(("owner", "name"), [(torch, "save"), (os, "fsync"), (Path, "rename")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(torch, "save"), (os, "fsync"), (Path, "rename"), (model.checkpoint, "_exchange")]
+)
 def test_a_failure_while_writing_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
 ) -> None:
@@ -181,12 +209,17 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint(
     folder = save(tmp_path / "one")
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full_disk)
+        if name == "rename":
+            patch.setattr(model.checkpoint, "_exchange", lambda *_: False)
         with pytest.raises(OSError, match="no space left"):
             save(folder, weights={"c": torch.ones(2)}, step=99)
-        with pytest.raises(OSError, match="no space left"):
-            save(tmp_path / "two")
+        if name != "_exchange":
+            with pytest.raises(OSError, match="no space left"):
+                save(tmp_path / "two")
     assert read_card(folder).step == 34
     assert torch.equal(load_weights(folder)["a.weight"], WEIGHTS["a.weight"])
-    assert load_resume(folder, CONFIG, "f" * 64)["step"] == 34
+    assert load_resume(folder, CONFIG, CATEGORIES, "f" * 64)["step"] == 34
     assert not (tmp_path / "two").exists()
     assert save(tmp_path / "two", step=99).is_dir()
+    save(folder, step=99)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

@@ -251,8 +251,9 @@ def test_an_interrupted_training_resumes_to_the_bits_of_one_that_was_not(
     assert early[-1].checkpoint == parts / "epoch-0001"
     late = run(config, shapes_root, parts, resume=early[-1].checkpoint)
     assert same(load_weights(last(whole)), load_weights(last(parts)))
-    fingerprint = read_coco(shapes_root, "train", num_images=24).fingerprint
-    states = [load_resume(last(folder), config, fingerprint) for folder in (whole, parts)]
+    data = read_coco(shapes_root, "train", num_images=24)
+    categories = data.category_ids, data.category_names
+    states = [load_resume(last(folder), config, categories, data.fingerprint) for folder in (whole, parts)]
     assert states[0]["optimizer"]["state"]
     assert same(*states)
     assert without_speed([*early, *late]) == without_speed(reports)
