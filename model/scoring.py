@@ -15,6 +15,7 @@ from model.data import Batch, CocoData, collate, load_sample
 from model.detector import RetinaNetConf
 from model.distributed import gather, world
 from model.evaluation import DetectionTable, evaluate
+from model.heads import Predictions
 from model.postprocess import Detections, detect
 from model.transforms import normalize, padded_shape, resize_shape
 
@@ -47,24 +48,30 @@ def score(
     settings: Sequence[InferenceConfig],
     config: DataConfig,
     *,
+    batch_size: int | None = None,
     num_loader_processes: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scores]:
     """Detect on every image of `data`, shared out over the processes, and evaluate each setting.
 
-    Images are padded to their own size only, so that a detection depends neither on the batch nor on the number of
-    processes.
+    Images are padded to their own size only. A convolution's last bits depend on how many images it takes at once, so
+    the CPU predicts image by image, and CUDA always `batch_size` images, filled up where fewer of a shape are left:
+    no detection depends on the number of processes, nor, on the CPU, on `batch_size`.
 
     Args:
         detector: on its device.
         data: the images; their categories must be the detector's.
         settings: as many as wanted; the forward pass is made once.
         config: input size.
+        batch_size: images decoded and moved to the device together, on CUDA those of one forward pass as well; None
+            takes 8 on CUDA, and 1 on the CPU.
         num_loader_processes: processes that decode images; 0 decodes in this one.
         progress: called with (images done, images in all) of this process.
     """
     rank, num_processes = world()
-    batches = _batches(data, config, range(rank, len(data), num_processes), _batch_limit(detector))
+    on_cuda = next(detector.parameters()).is_cuda
+    batch_size = batch_size or (8 if on_cuda else 1)
+    batches = _batches(data, config, range(rank, len(data), num_processes), batch_size)
     loader = DataLoader(
         _Batches(data, config, batches), batch_size=None, shuffle=False, num_workers=num_loader_processes
     )
@@ -72,9 +79,11 @@ def score(
     done, mine = 0, sum(len(batch) for batch in batches)
     training = detector.training
     detector.eval()
-    for batch, detections in _detect(detector, loader, settings):
-        for table, images in zip(tables, detections, strict=True):
-            table.extend(_table(data, int(i), found) for i, found in zip(batch.image_ids, images, strict=True))
+    for batch in loader:
+        found = _detect(detector, batch, settings, batch_size if on_cuda else 1)
+        for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
+            for table, of_setting in zip(tables, detections, strict=True):
+                table.append(_table(data, image_id, of_setting))
         done += len(batch.image_ids)
         progress(done, mine)
     detector.train(training)
@@ -87,18 +96,32 @@ def score(
     ]
 
 
+@torch.inference_mode()
 def _detect(
-    detector: RetinaNetConf, loader: "DataLoader[Batch]", settings: Sequence[InferenceConfig]
-) -> Iterator[tuple[Batch, list[list[Detections]]]]:
-    device = next(detector.parameters()).device
-    for batch in loader:
-        with torch.inference_mode():
-            images = normalize(batch.images.to(device), batch.sizes.to(device))
-            predictions = detector(images).float()
-            grid = anchor_grid(tuple(batch.images.shape[-2:]), device, detector.config.anchor_rule)
-            sizes = batch.sizes.to(device)
-            scales = sizes / batch.original_sizes.to(device)
-            yield batch, [detect(predictions, grid, sizes, scales, setting) for setting in settings]
+    detector: RetinaNetConf, batch: Batch, settings: Sequence[InferenceConfig], images_per_pass: int
+) -> Iterator[list[Detections]]:
+    """The detections of each image, one for each setting."""
+    batch = batch.to(next(detector.parameters()).device)
+    grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
+    scales = batch.sizes / batch.original_sizes
+    for start in range(0, len(batch.images), images_per_pass):
+        chosen = slice(start, start + images_per_pass)
+        sizes = batch.sizes[chosen]
+        images = normalize(batch.images[chosen], sizes)
+        images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
+        images = images.contiguous(memory_format=torch.channels_last)
+        predictions = _first(detector(images).float(), len(sizes))
+        by_setting = [detect(predictions, grid, sizes, scales[chosen], setting) for setting in settings]
+        yield from ([of_setting[image] for of_setting in by_setting] for image in range(len(sizes)))
+
+
+def _first(predictions: Predictions, count: int) -> Predictions:
+    confidences = predictions.confidence_logits
+    return Predictions(
+        [level[:count] for level in predictions.class_logits],
+        [level[:count] for level in predictions.box_deltas],
+        None if confidences is None else [level[:count] for level in confidences],
+    )
 
 
 class _Batches(Dataset[Batch]):
@@ -124,10 +147,6 @@ def _batches(data: CocoData, config: DataConfig, indices: range, limit: int) -> 
         shape = padded_shape(*resize_shape(height, width, config.short_edge, config.long_edge))
         by_shape.setdefault(shape, []).append(index)
     return [group[i : i + limit] for group in by_shape.values() for i in range(0, len(group), limit)]
-
-
-def _batch_limit(detector: RetinaNetConf) -> int:
-    return 8 if next(detector.parameters()).is_cuda else 1
 
 
 def _table(data: CocoData, image_id: int, found: Detections) -> DetectionTable:

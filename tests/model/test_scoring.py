@@ -12,7 +12,7 @@ import model.scoring
 from model.anchors import anchor_grid
 from model.checkpoint import save_checkpoint
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from model.data import CocoData, collate, load_sample, padded_shape, read_coco, resize_shape
+from model.data import CocoData, Sample, collate, load_sample, padded_shape, read_coco, resize_shape
 from model.detector import RetinaNetConf, build_detector
 from model.evaluation import METRICS, DetectionTable
 from model.postprocess import detect
@@ -79,22 +79,78 @@ def test_every_setting_gets_the_detections_of_a_pass_of_its_own(data: CocoData, 
         assert not any(same_bits(one.detections, other.detections) for other in together[:place])
 
 
-def score_here(rank: int, shapes_root: Path, folder: Path) -> None:
+def score_here(rank: int, shapes_root: Path, folder: Path, batch_size: int | None) -> None:
     data = read_coco(shapes_root, "val", num_images=7)
-    scores = score(opinionated(data), data, SETTINGS, SIZES)
-    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(scores))
+    detector = opinionated(data)
+    shown: list[int] = []
+    detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    scores = score(detector, data, SETTINGS, SIZES, batch_size=batch_size)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps((shown, scores)))
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_detections_and_numbers_of_one(
-    shapes_root: Path, together: list[Scores], tmp_path: Path
+@pytest.mark.parametrize(("num_processes", "batch_size"), [(2, None), (2, 3), (3, None), (3, 2), (3, 8)])
+def test_any_number_of_processes_gives_the_detections_and_numbers_of_one(
+    shapes_root: Path, together: list[Scores], tmp_path: Path, num_processes: int, batch_size: int | None
 ) -> None:
-    run_processes(2, score_here, shapes_root, tmp_path)
-    for rank in range(2):
-        apart: list[Scores] = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())
+    run_processes(num_processes, score_here, shapes_root, tmp_path, batch_size)
+    shares = []
+    for rank in range(num_processes):
+        shown, apart = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())
+        shares.append(sum(shown))
         for one, two in zip(together, apart, strict=True):
             assert same_bits(one.detections, two.detections)
             assert one.metrics == two.metrics
+    assert shares == ([4, 3] if num_processes == 2 else [3, 2, 2])  # ragged, and no image twice
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_any_batch_size_gives_the_same_bits(data: CocoData, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    one = score(opinionated(data), data, SETTINGS, SIZES, batch_size=1)
+    for batch_size in (2, 3, 8):
+        other = score(opinionated(data), data, SETTINGS, SIZES, batch_size=batch_size)
+        assert all(same_bits(mine.detections, theirs.detections) for mine, theirs in zip(one, other, strict=True))
+        assert [scores.metrics for scores in one] == [scores.metrics for scores in other]
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 8])
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 9])
+def test_every_image_is_decoded_and_scored_exactly_once(
+    data: CocoData, monkeypatch: pytest.MonkeyPatch, num_processes: int, batch_size: int | None
+) -> None:
+    decoded: list[int] = []
+    tables: list[DetectionTable] = []
+
+    def load(data: CocoData, index: int, short_edge: int, long_edge: int, flip: bool) -> Sample:
+        decoded.append(index)
+        return load_sample(data, index, short_edge, long_edge, flip)
+
+    monkeypatch.setattr(model.scoring, "load_sample", load)
+    detector, shown = opinionated(data), []
+    detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    for rank in range(num_processes):
+        monkeypatch.setattr(model.scoring, "world", lambda rank=rank: (rank, num_processes))
+        monkeypatch.setattr(model.scoring, "gather", lambda value: [[{}] if value is None else value])
+        (scores,) = score(detector, data, SETTINGS[:1], SIZES, batch_size=batch_size)
+        tables.append(scores.detections)
+    assert sorted(decoded) == list(range(7))
+    assert shown == [1] * 7
+    ids = [image_id for table in tables for image_id in set(table.image_ids.tolist())]
+    assert sorted(ids) == data.image_ids.tolist()
+
+
+def test_a_pass_of_fixed_size_is_filled_up_and_what_fills_it_is_dropped(data: CocoData) -> None:
+    detector, shown = opinionated(data), []
+    detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    samples = [load_sample(data, 0, SIZES.short_edge, SIZES.long_edge, flip=False) for _ in range(3)]
+    batch = collate(samples, pad_to=padded_shape(*samples[0].size))
+    found = list(model.scoring._detect(detector, batch, SETTINGS[:2], images_per_pass=2))
+    assert shown == [2, 2]
+    assert [len(detections) for detections in found] == [2, 2, 2]
+    for detections in found[1:]:  # the same image three times: second in a pass, then first beside a filler
+        for one, other in zip(detections, found[0], strict=True):
+            assert torch.equal(one.scores, other.scores) and torch.equal(one.boxes, other.boxes)
 
 
 def test_each_detection_is_what_the_image_alone_gives(data: CocoData, together: list[Scores]) -> None:
@@ -117,11 +173,8 @@ def test_each_detection_is_what_the_image_alone_gives(data: CocoData, together: 
         assert (table.boxes[rows] <= np.array([width, height] * 2) * 1.00001).all()
 
 
-@pytest.mark.parametrize("limit", [1, 8])
-def test_images_are_padded_to_their_own_size(
-    data: CocoData, together: list[Scores], limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model.scoring, "_batch_limit", lambda _: limit)
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_images_are_padded_to_their_own_size(data: CocoData, batch_size: int) -> None:
     detector = opinionated(data)
     shapes: list[tuple[int, int]] = []
 
@@ -129,11 +182,10 @@ def test_images_are_padded_to_their_own_size(
         shapes.extend([(inputs[0].shape[2], inputs[0].shape[3])] * len(inputs[0]))
 
     detector.register_forward_pre_hook(see)
-    (scores,) = score(detector, data, SETTINGS[:1], SIZES)
+    score(detector, data, SETTINGS[:1], SIZES, batch_size=batch_size)
     own = [padded_shape(*resize_shape(height, width, 64, 128)) for height, width in data.sizes.tolist()]
     assert sorted(shapes) == sorted(own)
     assert len(set(own)) == 2
-    assert np.allclose(scores.detections.scores, together[0].detections.scores, atol=1e-5)
 
 
 def test_decoding_in_other_processes_changes_nothing(data: CocoData, together: list[Scores]) -> None:
