@@ -16,13 +16,13 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
     """The sum over anchors and classes of the focal loss (Lin et al. 2017, Eq. 5).
 
     Args:
-        logits: [R, K], one row per anchor; float32 or bfloat16, computed in float32.
+        logits: [R, K], one row per anchor; less than float32 is computed in float32.
         labels: [R] class of each anchor, or NEGATIVE for background; anything below counts nothing.
         alpha: the weight of an anchor's own class; all others weigh 1 - alpha.
         gamma: the exponent of the modulating factor.
 
     Returns:
-        [] float32. Its gradient is computed along with it, so `backward` may run once.
+        [] at least float32. Its gradient is computed along with it, so `backward` may run once.
     """
     loss: Tensor = _FocalLoss.apply(logits, labels, alpha, gamma)
     return loss
@@ -47,12 +47,13 @@ class _FocalLoss(torch.autograd.Function):
 def _block(logits: Tensor, labels: Tensor, gradient: Tensor, *, alpha: float, gamma: float) -> Tensor:
     """The loss of some rows; their gradient is written into `gradient`."""
     counts = (labels >= NEGATIVE).float()[:, None] * (1 - alpha)
-    value, slope = _background(logits.float(), gamma)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    value, slope = _background(logits, gamma)
     value = value.mul_(counts)
     torch.mul(slope, counts, out=gradient)
     own, positive = labels.clamp(min=0)[:, None], (labels >= 0)[:, None]
     # The loss of an anchor's own class is that of the background with the sign of its logit turned.
-    foreground, rise = _background(-logits.gather(1, own).float(), gamma)
+    foreground, rise = _background(-logits.gather(1, own), gamma)
     value.scatter_(1, own, torch.where(positive, alpha * foreground, value.gather(1, own)))
     gradient.scatter_(1, own, torch.where(positive, (-alpha * rise).to(gradient.dtype), gradient.gather(1, own)))
     return value.sum()

@@ -49,6 +49,21 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def narrow_root(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn scenes that are not wider than high, so that 8 images make one batch."""
+    root = tmp_path_factory.mktemp("narrow")
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / split).symlink_to(shapes_root / split)
+        content = json.loads((shapes_root / "annotations" / f"instances_{split}.json").read_text())
+        content["images"] = [image for image in content["images"] if image["width"] <= image["height"]]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
 @pytest.fixture
 def make_coco(tmp_path: Path) -> MakeCoco:
     """A function that writes a small data set: images of id 1, 2, ... and these annotations over categories 3 and 8."""

@@ -159,7 +159,8 @@ def test_each_detection_is_what_the_image_alone_gives(data: CocoData, together: 
         sample = load_sample(data, index, SIZES.short_edge, SIZES.long_edge, flip=False)
         batch = collate([sample], pad_to=padded_shape(*sample.size))
         with torch.no_grad():
-            predictions = detector(normalize(batch.images, batch.sizes))
+            images = normalize(batch.images, batch.sizes).contiguous(memory_format=torch.channels_last)
+            predictions = detector(images)
         grid = anchor_grid(padded_shape(*sample.size))
         (found,) = detect(predictions, grid, batch.sizes, batch.sizes / batch.original_sizes, SETTINGS[0])
         table = together[0].detections

@@ -1,69 +1,34 @@
 """Training gives the same weights on any number of processes, in any micro-batches, interrupted or not."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
 
 from model.backbone import Backbone
 from model.checkpoint import load_resume, load_weights, read_card
-from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.config import ScheduleConfig, TrainConfig
 from model.data import CocoData, Sample, epoch_batches, flips, load_sample, read_coco
 from model.detector import build_detector
 from model.evaluation import METRICS
 from model.training import Progress, TrainingError, train
 from tests.processes import run_processes
+from tests.trainings import CONFIG, MODEL, SPEEDS, last, norm, run, same, without_speed
 
-MODEL = ModelConfig(
-    backbone="resnet18_quarter", backbone_norm="group", channels=16, tower_depth=1, tower_norm="group", frozen_stages=0
-)
-CONFIG = TrainConfig(
-    model=MODEL,
-    data=DataConfig(
-        train_split="train", val_split="val", num_train_images=24, num_val_images=3, short_edge=64, long_edge=96
-    ),
-    schedule=ScheduleConfig(epochs=3, lr_drop_epochs=(2,), warmup_iterations=6, warmup_ratio=0.1, validate_every=3),
-    global_batch=8,
-    seed=1,
-)
 ONE_UPDATE = replace(
     CONFIG,
     data=replace(CONFIG.data, num_train_images=8),
     schedule=ScheduleConfig(epochs=1, lr_drop_epochs=(), warmup_iterations=0, learning_rate=0.02),
 )
 LOSSES = {"train/loss", "train/loss_class", "train/loss_box", "train/loss_confidence"}
-SPEEDS = {"perf/images_per_s", "perf/eta_s"}
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def narrow_root(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn scenes that are not wider than high, so that 8 images make one batch."""
-    root = tmp_path_factory.mktemp("narrow")
-    (root / "annotations").mkdir()
-    for split in ("train", "val"):
-        (root / split).symlink_to(shapes_root / split)
-        content = json.loads((shapes_root / "annotations" / f"instances_{split}.json").read_text())
-        content["images"] = [image for image in content["images"] if image["width"] <= image["height"]]
-        kept = {image["id"] for image in content["images"]}
-        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return root
-
-
-def run(config: TrainConfig, root: Path, folder: Path, **settings: Any) -> list[Progress]:
-    reports: list[Progress] = []
-    train(config, data_root=root, folder=folder, report=reports.append, **settings)
-    return reports
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +48,6 @@ def one_update(narrow_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def last(folder: Path) -> Path:
-    return max(folder.glob("epoch-*"))
-
-
 def assert_agree(one: Path, other: Path, config: TrainConfig) -> None:
     """What two trainings changed is equal to 1e-4, and to 1e-3 for each tensor; weights are then equal to 1e-6."""
     first = build_detector(config.model, num_classes=6, seed=config.seed).state_dict()
@@ -98,29 +59,6 @@ def assert_agree(one: Path, other: Path, config: TrainConfig) -> None:
         assert change.norm() > 0 and differences[name].norm() <= 1e-3 * change.norm(), name
     assert norm(differences) <= 1e-4 * norm(changes)
     assert norm(differences) <= 1e-6 * norm(weights)
-
-
-def norm(tensors: dict[str, Tensor]) -> float:
-    return float(torch.cat([tensor.flatten() for tensor in tensors.values()]).norm())
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two nests of dicts, lists and tensors are equal bit for bit."""
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
-
-
-def without_speed(reports: Sequence[Progress]) -> list[tuple[Any, ...]]:
-    """What reports say, but for how fast it went and where checkpoints lie."""
-    return [
-        (r.step, r.num_steps, r.epoch, r.end_of_epoch, {k: v for k, v in r.metrics.items() if k not in SPEEDS})
-        for r in reports
-    ]
 
 
 @pytest.mark.parametrize("local_batch", [4, 3, 1])
