@@ -3,7 +3,11 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,44 @@ def test_a_real_detectors_numbers_are_those_of_pycocotools(coco_root: Path) -> N
     assert ours == pytest.approx({name: 100 * stored[name] for name in METRICS}, abs=2e-3)
 
 
+def test_the_coco_apis_own_example_gives_its_published_numbers(coco_root: Path, tmp_path: Path) -> None:
+    truth_file = coco_root / "eval2014" / "instances_val2014_100.json"
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "annotations" / "instances_val2014.json").symlink_to(truth_file)
+    data = read_coco(tmp_path, "val2014", check_images=False)
+    results = json.loads((coco_root / "eval2014" / "instances_val2014_fakebbox100_results.json").read_text())
+    found = table([(row["image_id"], row["category_id"], row["bbox"], row["score"]) for row in results])
+    assert_same_bits(evaluate(data, found), pycocotools_numbers(truth_file, found))
+    # Some of these boxes lie exactly on an IoU threshold, from which a detector's float32 would move them.
+    corners = np.array([row["bbox"] for row in results])
+    corners[:, 2:] += corners[:, :2]
+    exact = replace(found, boxes=corners)
+    ours = evaluate(data, exact)
+    assert_same_bits(ours, pycocotools_numbers(truth_file, exact))
+    # PythonAPI/pycocoEvalDemo.ipynb of the COCO API
+    published = [50.5, 69.7, 57.3, 58.6, 51.9, 50.1, 38.7, 59.4, 59.5, 64.0, 56.6, 56.4]
+    assert [round(value or 0, 1) for value in ours.values()] == published
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [4910, 500])
+def test_thousands_of_images_give_the_numbers_of_pycocotools(images: int) -> None:
+    """By the benchmark, which makes the detections, runs both sides and fails where a bit differs."""
+    if images > 500 and "RNC_COCO_ROOT" not in os.environ:
+        pytest.skip("RNC_COCO_ROOT is not set")
+    environment = {name: value for name, value in os.environ.items() if images > 500 or name != "RNC_COCO_ROOT"}
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "experiments/benchmarks/evaluation.py", "--pairs", "1", "--images", str(images)]
+    environment |= {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "numbers: identical to the last bit" in done.stdout
+    assert f"{images} images" in done.stdout
+    if images > 500:
+        assert "35897 boxes, 64651 detections" in done.stdout
+
+
 def random_scene(seed: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, list[float], float]]]:
     """Annotations and detections full of ties, crowds, and areas on the borders of the size classes."""
     generator = np.random.default_rng(seed)
@@ -110,6 +152,69 @@ def test_ties_crowds_and_border_areas_are_counted_as_pycocotools_counts_them(tmp
     ours = evaluate(data, table(found))
     assert_same_bits(ours, pycocotools_numbers(file, table(found)))
     assert 1 < (ours["AP"] or 0) < 99
+
+
+def around(area: float) -> list[float]:
+    """An area, and its neighbours one unit in the last place below and above."""
+    return [float(np.nextafter(area, 0)), area, float(np.nextafter(area, np.inf))]
+
+
+def border_scene(seed: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, list[float], float]]]:
+    """Truth whose areas are one ulp from a border of the size classes, and detections whose sides are (in float32)."""
+    generator = np.random.default_rng(seed)
+    sides = {
+        border: np.nextafter(np.float32(border), np.array([0, border, 1e3], np.float32)).tolist() for border in (32, 96)
+    }
+    annotations: list[dict[str, Any]] = []
+    found: list[tuple[int, int, list[float], float]] = []
+    for image in range(1, 6):
+        for border, lengths in sides.items():
+            for area in around(float(border**2)):
+                category, crowd = int(generator.choice(CATEGORIES)), int(generator.random() < 0.2)
+                identity = {"id": len(annotations) + 1, "image_id": image, "category_id": category, "iscrowd": crowd}
+                # From the corner, as only there float32 corners hold a side that is one ulp from the border.
+                annotations.append(identity | {"bbox": [0.0, 0.0, float(border), float(border)], "area": area})
+                for _ in range(int(generator.integers(0, 3))):
+                    box = [0.0, 0.0, *generator.choice(lengths, 2).tolist()]
+                    found.append(
+                        (image, int(generator.choice([category, 2])), box, float(generator.integers(1, 5)) / 4)
+                    )
+        for _ in range(130 if image == 3 else 10):
+            border = int(generator.choice([32, 96]))
+            box = [float(generator.integers(0, 200)), 0.0, *generator.choice(sides[border], 2).tolist()]
+            found.append((image, 2, box, float(generator.integers(1, 5)) / 4))
+    return annotations, found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_areas_one_ulp_from_a_border_are_classed_as_pycocotools_classes_them(tmp_path: Path, seed: int) -> None:
+    annotations, found = border_scene(seed)
+    detected = table(found)
+    areas = {w * h for _, _, (_, _, w, h), _ in found}
+    for border in (32.0, 96.0):
+        assert {row["area"] for row in annotations} >= set(around(border**2))
+        assert min(areas, key=lambda area: abs(area - border**2)) == border**2 and len(areas) > 10
+    data, file = write(tmp_path, annotations, num_images=7)  # the last two are empty
+    assert_same_bits(evaluate(data, detected), pycocotools_numbers(file, detected))
+
+
+def test_the_size_class_of_an_area_one_ulp_from_a_border(tmp_path: Path) -> None:
+    classes = {}
+    for border in (32.0, 96.0):
+        for place, area in enumerate(around(border**2)):
+            root = tmp_path / f"{border}-{place}"
+            root.mkdir()
+            data, _ = write(root, [large(1, border) | {"area": area}], num_images=1)
+            numbers = evaluate(data, table([(1, 2, [0, 0, border, border], 0.9)]))
+            classes[border, place] = {name for name in ("APs", "APm", "APl") if numbers[name] is not None}
+    assert classes == {
+        (32.0, 0): {"APs"},
+        (32.0, 1): {"APs", "APm"},
+        (32.0, 2): {"APm"},
+        (96.0, 0): {"APm"},
+        (96.0, 1): {"APm", "APl"},
+        (96.0, 2): {"APl"},
+    }
 
 
 def test_the_order_of_equal_scores_is_the_order_of_the_table(tmp_path: Path) -> None:
