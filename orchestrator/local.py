@@ -9,7 +9,7 @@ from orchestrator.experiment import METRICS, Experiment, Row
 from orchestrator.plan import Ledger, make_plan, train_key
 from orchestrator.prepare import prepare
 from orchestrator.site import Site
-from orchestrator.table import Column, Table
+from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table
 
 
 def run_row(
@@ -65,7 +65,7 @@ def run_row(
     return Table(
         title=label,
         columns=tuple(Column(name) for name in METRICS),
-        rows=(tuple(scores.metrics[name] for name in METRICS),),
+        rows=(tuple(Cell(scores.metrics[name], absent=NOT_APPLICABLE) for name in METRICS),),
         notes=(f"Seed {config.seed}, {row.split}.",),
     )
 

@@ -17,7 +17,7 @@ from orchestrator.plan import (
     why_evaluation_is_missing,
     why_training_is_missing,
 )
-from orchestrator.table import Cell, Column, Table, Value
+from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table, Value
 
 
 def plan_table(plan: Plan) -> Table:
@@ -137,10 +137,17 @@ def results_table(experiment: Experiment, ledger: Ledger) -> Table:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Result:
     row: Row
+    is_scored: bool
+    """Whether the ledger holds numbers of any seed."""
     means: Mapping[str, float]
     spreads: Mapping[str, float]
     state: str
     """Empty for a row that is complete."""
+
+    def cell(self, metric: str, bold: bool) -> Cell:
+        """Show a metric: `n/a` where the row was scored and its data set has nothing to measure it on."""
+        absent = NOT_APPLICABLE if self.is_scored else Cell(None).absent
+        return Cell(self.means.get(metric), spread=self.spreads.get(metric), bold=bold, absent=absent)
 
 
 def _result(row: Row, ledger: Ledger) -> _Result:
@@ -158,6 +165,7 @@ def _result(row: Row, ledger: Ledger) -> _Result:
     values = {metric: [metrics[metric] for metrics in found if metric in metrics] for metric in _names(found)}
     return _Result(
         row=row,
+        is_scored=bool(found),
         means={metric: fmean(numbers) for metric, numbers in values.items()},
         spreads={metric: stdev(numbers) for metric, numbers in values.items() if len(numbers) > 1},
         state=_state(row, reasons),
@@ -187,7 +195,7 @@ def _numbers(
     for metric in metrics:
         ours, theirs = result.means.get(metric), result.row.paper.get(metric)
         is_best = ours is not None and round(ours, 1) == best[metric]
-        cells.append(Cell(ours, spread=result.spreads.get(metric), bold=is_best))
+        cells.append(result.cell(metric, is_best))
         if metric in in_paper:
             cells += [theirs, None if ours is None or theirs is None else ours - theirs]
     return cells

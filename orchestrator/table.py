@@ -12,6 +12,8 @@ from orchestrator.errors import UserError
 FORMATS = ("text", "markdown", "latex", "html", "json")
 
 Value = str | int | float | None
+NOT_APPLICABLE = "n/a"
+"""Shown for a number that cannot exist, such as the AP of a size of which the data set has no object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Cell:
     spread: float | None = None
     """Standard deviation, shown behind the value."""
     bold: bool = False
+    absent: str = "—"
+    """What an absent value is shown as: a dash where it may still come, NOT_APPLICABLE where it cannot exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +102,9 @@ def render(table: Table, form: str) -> str:
 
 
 def show(cell: Cell, column: Column) -> str:
-    """Write a cell's value as the column has it; an absent value is a dash."""
+    """Write a cell's value as the column has it."""
     if cell.value is None:
-        return "—"
+        return cell.absent
     shown = _number(cell.value, column)
     return shown if cell.spread is None else f"{shown} ± {cell.spread:.{column.digits}f}"
 

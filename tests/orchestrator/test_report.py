@@ -1,5 +1,6 @@
 """What the tables of plan, status and results say; every number in them is worked out by hand here."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelCon
 from orchestrator.experiment import Experiment, Resources, Row
 from orchestrator.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.report import plan_json, plan_table, results_table, status_table
-from orchestrator.table import Cell, Table, show
+from orchestrator.table import Cell, Table, render, show
 
 BASE = Row(
     label="RetinaNet",
@@ -96,8 +97,21 @@ def test_seeds_are_summed_up_by_mean_and_sample_standard_deviation() -> None:
     row = Row(label="A", seeds=(0, 1, 2))
     table = results_table(experiment(row), ledger((row, [finished(AP=30.0), finished(AP=31.0), finished(AP=35.0)])))
     # mean 32; deviations -2, -1, 3; variance (4 + 1 + 9) / 2 = 7; root 2.6458
-    assert shown(table) == [{"row": "A", "AP": "32.0 ± 2.6", "APs": "—"}]
+    assert shown(table) == [{"row": "A", "AP": "32.0 ± 2.6", "APs": "n/a"}]
     assert table.notes[0] == "Mean ± std over 3 seeds: 0, 1, 2."
+
+
+def test_a_size_without_objects_is_not_applicable_and_a_row_that_never_ran_is_a_dash() -> None:
+    nothing = finished()  # a data set without any annotation
+    held = ledger((OURS, [finished(AP=30.0)]), (BOX, [nothing]))
+    table = results_table(experiment(OURS, BOX, BASE), held)
+    assert [(row["AP"], row["APs"]) for row in shown(table)] == [("30.0", "n/a"), ("n/a", "n/a"), ("—", "—")]
+    for form in ("text", "markdown", "latex", "html"):
+        rendered = render(table, form)
+        assert rendered.count("n/a") == 3 and "-1" not in rendered and "None" not in rendered
+    rows = json.loads(render(table, "json"))["rows"]
+    assert [(row["AP"], row["APs"]) for row in rows] == [(30.0, None), (None, None), (None, None)]
+    assert [row["state"] for row in rows] == ["", "", "not run"]
 
 
 def test_rows_that_look_equal_are_bold_together_and_a_single_one_never_is() -> None:

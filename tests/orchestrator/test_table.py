@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.table import FORMATS, Cell, Column, Table, html_page, render, show, width
+from orchestrator.table import FORMATS, NOT_APPLICABLE, Cell, Column, Table, html_page, render, show, width
 
 TABLE = Table(
     title="Heads & tails",
@@ -155,6 +155,13 @@ def test_the_page_holds_every_cell_and_loads_nothing() -> None:
 )
 def test_a_value_is_shown_as_its_column_says(value: str | float | None, column: Column, shown: str) -> None:
     assert show(Cell(value), column) == shown
+
+
+def test_a_number_that_cannot_exist_is_shown_as_such_in_every_form_and_null_in_json() -> None:
+    table = Table(title="t", columns=(Column("APs"),), rows=((Cell(None, absent=NOT_APPLICABLE),), (None,)))
+    assert [render(table, form).count("n/a") for form in FORMATS] == [1, 1, 1, 1, 0]
+    assert [render(table, form).count(dash) for form, dash in zip(FORMATS, "——-—", strict=False)] == [1, 1, 3, 1]
+    assert json.loads(table.to_json())["rows"] == [{"APs": None}, {"APs": None}]
 
 
 def test_every_format_is_rendered_and_another_is_refused() -> None:
