@@ -21,7 +21,7 @@ demo: $(READY)  ## Train the paper's main comparison in miniature and print its 
 test: $(READY)  ## Run all tests
 	$(PYTHON) -m pytest
 
-check: $(READY)  ## Format, lint, types and the fast tests, in under a minute
+check: $(READY)  ## Format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
