@@ -2,29 +2,20 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.testing import assert_close
 from torchvision.models import resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from model.anchors import level_sizes
 from model.backbone import Backbone, FeaturePyramid, FrozenBatchNorm
-from model.config import ModelConfig
 from model.detector import RetinaNetConf
+from tests.detectors import images, small
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def small(**settings: object) -> ModelConfig:
-    defaults: dict[str, object] = {"backbone": "resnet18_quarter", "channels": 16, "tower_depth": 1}
-    return ModelConfig(**(defaults | settings))  # type: ignore[arg-type]
-
-
-def images(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def lively(module: nn.Module) -> nn.Module:

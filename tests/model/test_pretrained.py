@@ -25,6 +25,7 @@ from model.checkpoint import file_sha256
 from model.config import ConfidenceConfig, ModelConfig
 from model.detector import RetinaNetConf, build_detector
 from model.pretrained import load_backbone, load_detector, load_first_weights
+from tests.detectors import images, small
 
 SMALL = ModelConfig(
     backbone="resnet18_quarter", channels=16, tower_depth=2, confidence=None, detector_weights="retinanet.pth"
@@ -38,15 +39,6 @@ COCO_LIKE_IDS = (1, 2, 5)
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def small(**settings: object) -> ModelConfig:
-    defaults: dict[str, object] = {"backbone": "resnet18_quarter", "channels": 16, "tower_depth": 1}
-    return ModelConfig(**(defaults | settings))  # type: ignore[arg-type]
-
-
-def images(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def distinct(module: nn.Module) -> nn.Module:
