@@ -72,7 +72,7 @@ def cli() -> None:
 @FORMAT
 def plan(experiments: list[Experiment], form: str) -> None:
     """Show what EXPERIMENT would train and score. Starts nothing."""
-    from orchestrator.report import plan_table, plans_json
+    from orchestrator.plan_table import plan_table, plans_json
     from orchestrator.submit import read_suite
 
     site = _site()
@@ -114,7 +114,7 @@ def submit(ctx: click.Context, experiments: list[Experiment], form: str, address
 @FORMAT
 def status(experiments: list[Experiment], form: str) -> None:
     """Show how far each training of EXPERIMENT is."""
-    from orchestrator.report import status_table
+    from orchestrator.status import status_table
     from orchestrator.submit import read_suite
 
     site = _site()
@@ -189,7 +189,7 @@ def _by_suite(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
 
 
 def _print_results(experiments: Sequence[Experiment], site: Site, form: str) -> list[Table]:
-    from orchestrator.report import results_table
+    from orchestrator.results import results_table
     from orchestrator.submit import read_suite
 
     ledgers = {suite: read_suite(suite, site) for suite in _by_suite(experiments)}

@@ -11,7 +11,7 @@ from orchestrator.fit import local_cluster, require_plan_fits
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.prepare import prepare
 from orchestrator.rayenv import set_ray_environment
-from orchestrator.report import results_table
+from orchestrator.results import results_table
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
 from orchestrator.table import Table, html_page

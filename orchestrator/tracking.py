@@ -6,14 +6,13 @@ A run is FINISHED last of all, so that whatever dies on the way is seen as unfin
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator import rest, views
+from orchestrator.artifacts import upload, upload_texts
 from orchestrator.entries import Kind, inference_params, place_tags, read_record, training_params, varied_params
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
@@ -80,7 +79,7 @@ def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
     config = train_run.config
     seed = {"seed": str(config.seed)}
     run_id = _begin(tracking, "training", train_run.key, train_run.label, seed, training_params(config))
-    _upload_texts(tracking, run_id, {"config.json": json.dumps(to_dict(config), indent=2)})
+    upload_texts(tracking.uri, run_id, {"config.json": json.dumps(to_dict(config), indent=2)})
     return run_id
 
 
@@ -101,7 +100,7 @@ def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
-        _upload(tracking, run_id, [weights, folder / "config.json"], "checkpoint")
+        upload(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
         write(tracking.uri, run_id, tags={"checkpoint_sha256": digest})
     return digest
 
@@ -123,7 +122,7 @@ def record_evaluation(
     name = label if seed == "0" else f"{label}, seed {seed}"
     run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
     if detections is not None:
-        _upload(tracking, run_id, [detections], "detections")
+        upload(tracking.uri, run_id, [detections], "detections")
     held = metrics_of(get_run(tracking.uri, run_id))
     numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
@@ -153,7 +152,7 @@ def repair_stale(tracking: Tracking, is_alive: Callable[[Running], bool] = looks
 def log_table(tracking: Tracking, name: str, files: Mapping[str, str]) -> str:
     """Store the rendered forms of a table, by file name, in the one run that is the table's, and return that run."""
     run_id = _begin(tracking, "table", name, name, {}, {})
-    _upload_texts(tracking, run_id, files)
+    upload_texts(tracking.uri, run_id, files)
     _end(tracking, run_id, "FINISHED", "")
     return run_id
 
@@ -255,36 +254,6 @@ def _end(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
     if note or "note" in tags_of(get_run(tracking.uri, run_id)):
         write(tracking.uri, run_id, tags={"note": note[:5000]})
     set_status(tracking.uri, run_id, status)
-
-
-def _upload_texts(tracking: Tracking, run_id: str, files: Mapping[str, str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text)
-        _upload(tracking, run_id, [Path(folder) / name for name in files], None)
-
-
-def _upload(tracking: Tracking, run_id: str, files: Sequence[Path], folder: str | None) -> None:
-    _tame_mlflow()
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    client = MlflowClient(tracking_uri=tracking.uri)
-    for file in files:
-        try:
-            client.log_artifact(run_id, str(file), folder)
-        except (OSError, MlflowException) as error:
-            raise UserError(f"MLflow at {tracking.uri} does not take {file} for run {run_id}: {error}") from error
-
-
-def _tame_mlflow() -> None:
-    """Give up on an absent server in seconds instead of four minutes, and reach our own one past any proxy."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if "127.0.0.1" not in direct:
-        os.environ["no_proxy"] = f"{direct},127.0.0.1,localhost".lstrip(",")
 
 
 def _save_view(tracking: Tracking, view_id: str, name: str, view: views.View, mode: views.Mode = "TABLE") -> str:

@@ -8,7 +8,9 @@ import pytest
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.experiment import Experiment, Resources, Row
 from orchestrator.plan import Ledger, Record, make_plan, row_keys
-from orchestrator.report import plan_json, plan_table, results_table, status_table
+from orchestrator.plan_table import plan_json, plan_table
+from orchestrator.results import results_table
+from orchestrator.status import status_table
 from orchestrator.table import Cell, Table, render, show
 
 BASE = Row(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator import rest, runs, tracking, views
+from orchestrator import artifacts, rest, runs, tracking, views
 from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS, Experiment, Resources, Row
 from orchestrator.liveness import Running, looks_alive, this_process
@@ -317,7 +317,7 @@ def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):
     for call in (
         lambda: tracking.open_suite(gone.uri, "any"),
         lambda: tracking.read_ledger(gone),
-        lambda: tracking._upload(gone, "abc", [checkpoint / "config.json"], None),
+        lambda: artifacts.upload(gone.uri, "abc", [checkpoint / "config.json"]),
     ):
         with pytest.raises(UserError, match=r"127\.0\.0\.1:9"):
             call()
