@@ -1,0 +1,121 @@
+"""Draws detections, and the ground truth if wanted, on a photograph."""
+
+import colorsys
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
+
+SMALLEST = 512
+"""Pixels of the longer side; a smaller image is enlarged by a whole factor, or its labels would cover it."""
+DARK, LIGHT = (0, 0, 0), (255, 255, 255)
+HUES = (0, 20, 38, 52, 75, 120, 158, 180, 197, 214, 235, 262, 285, 312, 335)
+"""In degrees, about as different to the eye from one to the next."""
+Color = tuple[int, int, int]
+Corners = tuple[float, float, float, float]
+
+
+def draw(
+    image: Image.Image,
+    boxes: ArrayLike,
+    labels: Sequence[str],
+    scores: ArrayLike | None = None,
+    *,
+    truth: tuple[ArrayLike, Sequence[str]] | None = None,
+) -> Image.Image:
+    """A copy of the image with a box for each detection, the best on top, and dashed ones for the ground truth.
+
+    Args:
+        image: of any mode; an image with a longer side below 512 pixels is enlarged by a whole factor.
+        boxes: [D, 4] xyxy, in pixels of `image`.
+        labels: the class of each box; one class has one colour in every image.
+        scores: [D], 0 to 1; None leaves them out.
+        truth: boxes [G, 4] and their classes.
+    """
+    factor = -(-SMALLEST // max(image.size)) if max(image.size) < SMALLEST else 1
+    canvas = image.convert("RGB").resize((image.width * factor, image.height * factor))
+    pen = _Pen(canvas)
+    real = list(zip(_corners(truth[0], factor), truth[1], strict=True)) if truth else []
+    detections = list(zip(_corners(boxes, factor), labels, _numbers(scores, len(labels)), strict=True))
+    detections.sort(key=lambda detection: detection[2] or 0.0)
+    for corners, label in real:
+        pen.dashed(corners, color_of(label))
+    for corners, label, _ in detections:
+        pen.solid(corners, color_of(label))
+    for corners, label in real:
+        pen.text(corners, label, color_of(label), below=True)
+    for corners, label, score in detections:
+        pen.text(corners, label if score is None else f"{label} {score:.2f}", color_of(label))
+    return canvas
+
+
+def color_of(label: str) -> Color:
+    """The colour of a class, which depends on its name alone."""
+    code = zlib.crc32(label.encode())
+    hue, lightness = HUES[code % len(HUES)] / 360, (0.35, 0.5, 0.7)[code // len(HUES) % 3]
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.9))
+    return red, green, blue
+
+
+class _Pen:
+    """Lines and letters as large as the image asks for; every line has a dark rim, to be seen on any background."""
+
+    def __init__(self, canvas: Image.Image) -> None:
+        self.size = canvas.size
+        self.line = max(2, round(max(canvas.size) / 320))
+        self.font = ImageFont.load_default(max(11, round(max(canvas.size) / 48)))
+        self.ink = ImageDraw.Draw(canvas)
+
+    def solid(self, corners: Corners, color: Color) -> None:
+        left, top, right, bottom = corners
+        self.ink.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=DARK, width=self.line + 2)
+        self.ink.rectangle(corners, outline=color, width=self.line)
+
+    def dashed(self, corners: Corners, color: Color) -> None:
+        left, top, right, bottom = corners
+        sides = [(left, top, right, top), (left, bottom, right, bottom)]
+        sides += [(left, top, left, bottom), (right, top, right, bottom)]
+        for side in sides:
+            self.ink.line(side, fill=LIGHT, width=self.line)
+            for dash in _dashes(side, 4 * self.line):
+                self.ink.line(dash, fill=color, width=self.line)
+
+    def text(self, corners: Corners, text: str, color: Color, *, below: bool = False) -> None:
+        """Write on a plate of the colour: over the box, or under it, and within the image in any case."""
+        left, top, right, bottom = self.ink.textbbox((0, 0), text, font=self.font)
+        width, height = right - left + 2 * self.line, bottom - top + 2 * self.line
+        x = max(0.0, min(corners[0], self.size[0] - width))
+        y = corners[3] if below else corners[1] - height
+        y = max(0.0, min(y, self.size[1] - height))
+        self.ink.rectangle((x, y, x + width, y + height), fill=color)
+        self.ink.text((x + self.line - left, y + self.line - top), text, fill=_readable_on(color), font=self.font)
+
+
+def _readable_on(color: Color) -> Color:
+    """Black or white, whichever stands out more (WCAG's relative luminance)."""
+    parts = [part / 255 for part in color]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return DARK if luminance > 0.179 else LIGHT
+
+
+def _dashes(side: Corners, length: int) -> Iterator[Corners]:
+    """Every other piece of a line."""
+    start, stop = np.array(side[:2]), np.array(side[2:])
+    distance = float(np.abs(stop - start).sum())
+    for begin in np.arange(0.0, distance, 2 * length):
+        ends = [start + (stop - start) * min(1.0, at / distance) for at in (begin, begin + length)]
+        yield float(ends[0][0]), float(ends[0][1]), float(ends[1][0]), float(ends[1][1])
+
+
+def _corners(boxes: ArrayLike, factor: int) -> list[Corners]:
+    array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * factor
+    return [(left, top, max(left, right), max(top, bottom)) for left, top, right, bottom in array.tolist()]
+
+
+def _numbers(scores: ArrayLike | None, count: int) -> list[float | None]:
+    if scores is None:
+        return [None] * count
+    return [float(score) for score in np.asarray(scores).reshape(-1)]
