@@ -25,9 +25,15 @@ class Running:
 
 def looks_alive(running: Running) -> bool:
     """Say whether a run's driver still exists: by its process on this host, by signs of life from another host."""
-    host, _, process = running.driver.partition(" ")
+    here = exists_here(running.driver)
+    return time.time() - running.last_sign_of_life < SILENT_SECONDS if here is None else here
+
+
+def exists_here(driver: str) -> bool | None:
+    """Say whether a process that `this_process` named still exists; None if it is one of another host."""
+    host, _, process = driver.partition(" ")
     if host != socket.gethostname():
-        return time.time() - running.last_sign_of_life < SILENT_SECONDS
+        return None
     pid = process.partition(" ")[0]
     return pid.isdigit() and process == _process(int(pid))
 

@@ -3,11 +3,13 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator import tracking
 from orchestrator.experiment import Experiment
 from orchestrator.fit import local_cluster, require_plan_fits
+from orchestrator.onlooker import onlooker
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.prepare import prepare
 from orchestrator.rayenv import set_ray_environment
@@ -15,8 +17,10 @@ from orchestrator.results import results_table
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
 from orchestrator.table import Table, html_page
+from orchestrator.turn import my_turn
 
 Say = Callable[[str], None]
+INTERRUPTED = 130
 
 
 def submit(experiments: Sequence[Experiment], site: Site, say: Say) -> int:
@@ -27,10 +31,22 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say) -> int:
     """
     uri = tracking_server(site)
     suite = tracking.open_suite(uri, experiments[0].suite)
+    if _is_complete(make_plan(experiments, tracking.read_ledger(suite))):
+        return _run_missing(experiments, suite, site, say)
+    with ExitStack() as stack:
+        try:
+            with onlooker(experiments, suite, say) as waiting:
+                stack.enter_context(my_turn(suite, site, waiting))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return _run_missing(experiments, suite, site, say)
+
+
+def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> int:
     for key in tracking.repair_stale(suite):
         say(f"training {key} was interrupted and is taken up again")
     plan = make_plan(experiments, tracking.read_ledger(suite))
-    if not (plan.missing_trainings or plan.missing_evaluations):
+    if _is_complete(plan):
         say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
         publish(experiments, suite, site, say)
         return 0
@@ -38,7 +54,7 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say) -> int:
         f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
     )
-    exit_code = _run(plan, site, uri, say)
+    exit_code = _run(plan, site, suite.uri, say)
     tracking.place_evaluations(suite, plan.evaluations.values())
     publish(experiments, suite, site, say)
     return exit_code
@@ -75,6 +91,10 @@ def read_suite(suite: str, site: Site) -> Ledger:
     if uri is None:
         return Ledger()
     return tracking.read_ledger(tracking.open_suite(uri, suite, create=False))
+
+
+def _is_complete(plan: Plan) -> bool:
+    return not (plan.missing_trainings or plan.missing_evaluations)
 
 
 def _run(plan: Plan, site: Site, uri: str, say: Say) -> int:
