@@ -25,7 +25,8 @@ def read_record(run: Run, kind: Kind) -> Record:
         status, note = "KILLED", "its metrics are missing"
     if status not in ("FINISHED", "FAILED", "KILLED"):
         status = "RUNNING"
-    return Record(status=status, run_id=run["info"]["run_id"], metrics=metrics, note=note)
+    matches = tags.get("matches_sha256", "")
+    return Record(status=status, run_id=run["info"]["run_id"], metrics=metrics, note=note, matches=matches)
 
 
 def training_params(config: TrainConfig) -> dict[str, str]:

@@ -86,6 +86,8 @@ class Record:
     metrics: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     """Why it failed, or was interrupted."""
+    matches: str = ""
+    """The sha256 of an evaluation's table of matches; empty where none was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,6 +38,8 @@ Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
 
 KEY_TAG: Mapping[Kind, str] = {"training": "train_key", "evaluation": "evaluation_key", "table": "table"}
 """The tag that tells the runs of a kind apart."""
+MATCHES = "matches.parquet"
+"""The file of an evaluation's matches, beside its detections."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +99,7 @@ def end_training(tracking: Tracking, run_id: str, status: Status, note: str = ""
 def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
     weights = folder / "model.safetensors"
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(weights)
     if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
         upload(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
         write(tracking.uri, run_id, tags={"checkpoint_sha256": digest})
@@ -112,8 +113,9 @@ def record_evaluation(
     *,
     detections: Path | None,
     train_run_id: str,
+    matches: Path | None = None,
 ) -> str:
-    """Record the numbers and the detections of an evaluation, and return its run; doing so twice changes nothing."""
+    """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing."""
     training = get_run(tracking.uri, train_run_id)
     seed = tags_of(training).get("seed", "0")
     tags = {"train_key": evaluation.train_key, "split": evaluation.split, "seed": seed} | place_tags(evaluation)
@@ -123,10 +125,14 @@ def record_evaluation(
     run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
     if detections is not None:
         upload(tracking.uri, run_id, [detections], "detections")
+    digests = {}
+    if matches is not None:
+        upload(tracking.uri, run_id, [matches], "detections")
+        digests = {"matches_sha256": _sha256(matches)}
     held = metrics_of(get_run(tracking.uri, run_id))
     numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
-    write(tracking.uri, run_id, metrics=changed)
+    write(tracking.uri, run_id, metrics=changed, tags=digests)
     _end(tracking, run_id, "FINISHED", "")
     return run_id
 
@@ -181,6 +187,11 @@ def experiment_link(tracking: Tracking) -> str:
 def run_link(tracking: Tracking, run_id: str) -> str:
     """Return the address of a run in MLflow's user interface."""
     return views.run_link(tracking.uri, _experiment_id(tracking), run_id)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from orchestrator.work import Work
 if TYPE_CHECKING:
     import torch
 
+    from model.data import CocoData
     from model.evaluation import DetectionTable
     from model.training import Progress
 
@@ -204,16 +205,23 @@ def _score(work: Work) -> None:
         scores = score(detector, data, settings, data_config, num_loader_processes=resources.loader_processes)
         if ray.train.get_context().get_world_rank() == 0:
             pairs = zip(evaluations, scores, strict=True)
-            _record(work, [(evaluation, one.metrics, one.detections) for evaluation, one in pairs])
+            _record(work, data, [(evaluation, one.metrics, one.detections) for evaluation, one in pairs])
 
 
-def _record(work: Work, results: "Sequence[tuple[Evaluation, dict[str, float | None], DetectionTable]]") -> None:
+def _record(
+    work: Work, data: "CocoData", results: "Sequence[tuple[Evaluation, dict[str, float | None], DetectionTable]]"
+) -> None:
+    from model.matches import match, write_matches
+
     suite = tracking.open_suite(work.tracking_uri, work.train_run.suite)
     for evaluation, metrics, detections in results:
         with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "detections.parquet"
+            file, matches = Path(scratch) / "detections.parquet", Path(scratch) / tracking.MATCHES
             _write_detections(detections, file)
-            tracking.record_evaluation(suite, evaluation, metrics, detections=file, train_run_id=work.hear_run())
+            write_matches(match(data, detections), matches)
+            tracking.record_evaluation(
+                suite, evaluation, metrics, detections=file, matches=matches, train_run_id=work.hear_run()
+            )
 
 
 def _write_detections(detections: "DetectionTable", file: Path) -> None:

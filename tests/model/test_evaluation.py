@@ -1,12 +1,9 @@
 """The twelve COCO numbers, bit for bit those of pycocotools."""
 
-import contextlib
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,54 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from model.data import CocoData, read_coco
+from model.data import read_coco
 from model.evaluation import METRICS, DetectionTable, evaluate
-
-CATEGORIES = (2, 5, 9, 11)
-
-
-def table(rows: Sequence[tuple[int, int, Sequence[float], float]]) -> DetectionTable:
-    """Detections (image id, category id, xywh box, score) as a detector hands them over."""
-    boxes = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
-    return DetectionTable(
-        np.array([image for image, *_ in rows], np.int64),
-        np.array([category for _, category, *_ in rows], np.int64),
-        np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32),
-        np.array([score for *_, score in rows], np.float32),
-        np.zeros(len(rows), np.int32),
-    )
-
-
-def pycocotools_numbers(truth_file: Path, found: DetectionTable) -> NDArray[np.float64]:
-    boxes = found.boxes.astype(np.float64)
-    rows = np.column_stack(
-        [found.image_ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], found.scores.astype(float), found.category_ids]
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(truth_file))
-        evaluator = COCOeval(truth, truth.loadRes(rows), "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    stats: NDArray[np.float64] = evaluator.stats
-    return stats
-
-
-def write(root: Path, annotations: Sequence[dict[str, Any]], num_images: int) -> tuple[CocoData, Path]:
-    (root / "annotations").mkdir()
-    (root / "val").mkdir()
-    sizes = {"height": 400, "width": 500}
-    content = {
-        "images": [{"id": id, "file_name": f"{id}.jpg", **sizes} for id in range(1, num_images + 1)],
-        "annotations": list(annotations),
-        "categories": [{"id": id, "name": f"thing {id}"} for id in CATEGORIES],
-    }
-    file = root / "annotations" / "instances_val.json"
-    file.write_text(json.dumps(content))
-    return read_coco(root, "val", check_images=False), file
+from tests.detections import around, border_scene, pycocotools_numbers, random_scene, table, write
 
 
 def assert_same_bits(ours: dict[str, float | None], theirs: NDArray[np.float64]) -> None:
@@ -121,29 +74,6 @@ def test_thousands_of_images_give_the_numbers_of_pycocotools(images: int) -> Non
         assert "35897 boxes, 64651 detections" in done.stdout
 
 
-def random_scene(seed: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, list[float], float]]]:
-    """Annotations and detections full of ties, crowds, and areas on the borders of the size classes."""
-    generator = np.random.default_rng(seed)
-    annotations: list[dict[str, Any]] = []
-    found: list[tuple[int, int, list[float], float]] = []
-    sides = [8.0, 31.0, 32.0, 33.0, 60.0, 96.0, 97.0, 150.0]
-    for image in range(1, 8):  # image 8 has neither, image 7 has detections alone
-        for _ in range(0 if image == 7 else int(generator.integers(2, 12))):
-            box = [*generator.integers(0, 200, 2).astype(float).tolist(), *generator.choice(sides, 2).tolist()]
-            category = int(generator.choice(CATEGORIES[:3]))
-            crowd = int(generator.random() < 0.15)
-            identity = {"id": len(annotations) + 1, "image_id": image, "category_id": category}
-            annotations.append(identity | {"bbox": box, "area": box[2] * box[3], "iscrowd": crowd})
-            for _ in range(int(generator.integers(0, 4))):
-                moved = [side + float(generator.integers(-3, 4)) for side in box]
-                found.append((image, category, moved, float(generator.integers(1, 8)) / 8))
-    for _ in range(300):
-        box = [*generator.integers(0, 200, 2).astype(float).tolist(), *generator.choice(sides, 2).tolist()]
-        image = int(generator.choice([1, 1, 1, 1, 1, 2, 3, 7]))
-        found.append((image, int(generator.choice([2, 2, 2, 2, 5, 11])), box, float(generator.integers(1, 8)) / 8))
-    return annotations, found
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_ties_crowds_and_border_areas_are_counted_as_pycocotools_counts_them(tmp_path: Path, seed: int) -> None:
     annotations, found = random_scene(seed)
@@ -152,38 +82,6 @@ def test_ties_crowds_and_border_areas_are_counted_as_pycocotools_counts_them(tmp
     ours = evaluate(data, table(found))
     assert_same_bits(ours, pycocotools_numbers(file, table(found)))
     assert 1 < (ours["AP"] or 0) < 99
-
-
-def around(area: float) -> list[float]:
-    """An area, and its neighbours one unit in the last place below and above."""
-    return [float(np.nextafter(area, 0)), area, float(np.nextafter(area, np.inf))]
-
-
-def border_scene(seed: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, list[float], float]]]:
-    """Truth whose areas are one ulp from a border of the size classes, and detections whose sides are (in float32)."""
-    generator = np.random.default_rng(seed)
-    sides = {
-        border: np.nextafter(np.float32(border), np.array([0, border, 1e3], np.float32)).tolist() for border in (32, 96)
-    }
-    annotations: list[dict[str, Any]] = []
-    found: list[tuple[int, int, list[float], float]] = []
-    for image in range(1, 6):
-        for border, lengths in sides.items():
-            for area in around(float(border**2)):
-                category, crowd = int(generator.choice(CATEGORIES)), int(generator.random() < 0.2)
-                identity = {"id": len(annotations) + 1, "image_id": image, "category_id": category, "iscrowd": crowd}
-                # From the corner, as only there float32 corners hold a side that is one ulp from the border.
-                annotations.append(identity | {"bbox": [0.0, 0.0, float(border), float(border)], "area": area})
-                for _ in range(int(generator.integers(0, 3))):
-                    box = [0.0, 0.0, *generator.choice(lengths, 2).tolist()]
-                    found.append(
-                        (image, int(generator.choice([category, 2])), box, float(generator.integers(1, 5)) / 4)
-                    )
-        for _ in range(130 if image == 3 else 10):
-            border = int(generator.choice([32, 96]))
-            box = [float(generator.integers(0, 200)), 0.0, *generator.choice(sides[border], 2).tolist()]
-            found.append((image, 2, box, float(generator.integers(1, 5)) / 4))
-    return annotations, found
 
 
 @pytest.mark.parametrize("seed", range(8))

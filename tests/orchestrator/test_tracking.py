@@ -153,17 +153,22 @@ def test_the_curves_of_a_training_are_in_its_record(suite):
 
 def test_an_evaluation_keeps_every_digit_and_leaves_out_what_is_absent(suite, checkpoint, tmp_path):
     (tmp_path / "detections.json").write_text("[1]")
+    (tmp_path / "matches").write_text("abc")
     run_id = tracking.record_evaluation(
         suite,
         evaluation(),
         NUMBERS | {"APl": None},
         detections=tmp_path / "detections.json",
+        matches=tmp_path / "matches",
         train_run_id=trained(suite, checkpoint),
     )
     record = tracking.read_ledger(suite).evaluations[evaluation().key]
     assert (record.status, record.run_id) == ("FINISHED", run_id)
     assert record.metrics == {name: value for name, value in NUMBERS.items() if name != "APl"}
     assert artifact(suite, run_id, "detections/detections.json") == "[1]"
+    assert artifact(suite, run_id, "detections/matches") == "abc"
+    # sha256 of "abc", from FIPS 180-2, appendix B.1
+    assert record.matches == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_an_evaluation_shows_its_places_the_papers_numbers_and_all_settings(suite, checkpoint):
