@@ -156,15 +156,33 @@ def run(experiments: list[Experiment], label: str, seed: int | None, form: str) 
 
 
 @cli.command()
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", callback=_experiments)
+@click.option("--open", "opens", is_flag=True, help="Open the first address in a browser.")
 @click.option("--stop", is_flag=True, help="End the server instead.")
-def ui(stop: bool) -> None:
-    """Start the MLflow UI, or find the one that runs."""
+def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
+    """Start the MLflow UI, or find the one that runs.
+
+    With EXPERIMENT, print where it shows their tables, charts and training curves.
+    """
     from orchestrator.server import stop_server, tracking_server
 
     if stop:
         click.echo("The server has ended." if stop_server(_site()) else "No server was running.")
         return
-    click.echo(f"{tracking_server(_site())}/#/experiments?workflowType=machine_learning")
+    from orchestrator.browse import suite_links
+    from orchestrator.views import front_page
+
+    uri = tracking_server(_site())
+    found = [
+        (name, link) for group in _by_suite(experiments).values() for name, link in suite_links(uri, group).items()
+    ]
+    for name, link in found:
+        click.echo(f"{name}: {link}")
+    if not found:
+        found = [("", front_page(uri))]
+        click.echo(found[0][1])
+    if opens:
+        click.launch(found[0][1])
     click.echo("The server stays until `rnc ui --stop`.", err=True)
 
 

@@ -1,8 +1,10 @@
 """How trainings and evaluations look as tags and params of MLflow runs, and how runs read back as records."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.config import InferenceConfig, TrainConfig
@@ -11,6 +13,17 @@ from orchestrator.plan import Evaluation, Record, settings_that_differ
 from orchestrator.runs import Run, metrics_of, tags_of
 
 Kind = Literal["training", "evaluation", "table"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """A param in which the rows of a table differ."""
+
+    name: str
+    everywhere: bool
+    """Whether every row has it, as an axis of parallel coordinates needs."""
+    is_number: bool
+    """Whether it has several values, each of them a number, as the axis of a curve needs."""
 
 
 def read_record(run: Run, kind: Kind) -> Record:
@@ -43,11 +56,31 @@ def inference_params(inference: InferenceConfig) -> dict[str, str]:
     return _params(exponent | settings_that_differ(inference))
 
 
-def varied_params(rows: Sequence[Row]) -> dict[str, bool]:
-    """Return the params in which rows differ, and of each whether every row has it."""
+def varied_settings(rows: Sequence[Row]) -> list[Setting]:
+    """Return the params in which rows differ."""
     params = [training_params(row.train) | inference_params(row.inference) for row in rows]
-    names = dict.fromkeys(name for row in params for name in row)
-    return {name: all(name in row for row in params) for name in names if len({row.get(name) for row in params}) > 1}
+    values = {name: [row.get(name) for row in params] for name in dict.fromkeys(name for row in params for name in row)}
+    return [
+        Setting(name=name, everywhere=None not in found, is_number=_are_numbers({value for value in found if value}))
+        for name, found in values.items()
+        if len(set(found)) > 1
+    ]
+
+
+def shown_metrics(metrics: Mapping[str, float | None], paper: Mapping[str, float]) -> dict[str, float]:
+    """Return what MLflow's user interface, which rounds nothing, shows of an evaluation: two digits after the point."""
+    shown: dict[str, float] = {}
+    for name, value in metrics.items():
+        if value is not None and math.isfinite(value):
+            shown[name] = round(value, 2)
+            if name in paper:
+                shown |= dict(zip(beside_paper(name), (paper[name], round(value - paper[name], 2)), strict=True))
+    return shown
+
+
+def beside_paper(metric: str) -> tuple[str, str]:
+    """Return the names under which the paper's number and our difference to it stand beside a metric."""
+    return f"{metric} paper", f"{metric} Δ"
 
 
 def place_tags(evaluation: Evaluation) -> dict[str, str]:
@@ -56,6 +89,14 @@ def place_tags(evaluation: Evaluation) -> dict[str, str]:
     for place in reversed(evaluation.places):  # of two places in one table the first counts
         tags[f"row.{place.table}"] = f"{place.place:02d} {place.label}"
     return tags
+
+
+def _are_numbers(values: Iterable[str]) -> bool:
+    found = list(values)
+    try:
+        return len(found) > 1 and all(math.isfinite(float(value)) for value in found)
+    except ValueError:
+        return False
 
 
 def _params(settings: Mapping[str, Any]) -> dict[str, str]:

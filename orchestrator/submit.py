@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from orchestrator import tracking
+from orchestrator import browse, tracking
 from orchestrator.experiment import Experiment
 from orchestrator.fit import local_cluster, require_plan_fits
 from orchestrator.onlooker import onlooker
@@ -72,8 +72,8 @@ def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: S
             f"{experiment.name}.html": html_page(table.title, [table]),
         }
         tracking.log_table(suite, experiment.name, files)
-        say(f"{experiment.name} in MLflow: {tracking.write_view(suite, experiment)}")
-    say(f"curves in MLflow: {tracking.write_curves_view(suite)}")
+    for name, link in browse.write_views(suite, experiments).items():
+        say(f"{name} in MLflow: {link}")
     say(f"tables as files: {folder}")
 
 

@@ -13,9 +13,8 @@ from typing import Any, Literal
 
 from orchestrator import rest, views
 from orchestrator.artifacts import upload, upload_texts
-from orchestrator.entries import Kind, inference_params, place_tags, read_record, training_params, varied_params
+from orchestrator.entries import Kind, inference_params, place_tags, read_record, shown_metrics, training_params
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
 from orchestrator.liveness import Running, looks_alive, this_process
 from orchestrator.plan import Evaluation, Ledger, TrainRun, to_dict
 from orchestrator.runs import (
@@ -131,6 +130,7 @@ def record_evaluation(
         digests = {"matches_sha256": _sha256(matches)}
     held = metrics_of(get_run(tracking.uri, run_id))
     numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
+    numbers |= shown_metrics(metrics, evaluation.paper)
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)
     _end(tracking, run_id, "FINISHED", "")
@@ -142,9 +142,11 @@ def place_evaluations(tracking: Tracking, evaluations: Iterable[Evaluation]) -> 
     runs = _runs_by_key(tracking, "evaluation")
     for evaluation in evaluations:
         if run := runs.get(evaluation.key):
-            held = tags_of(run)
-            missing = {name: value for name, value in place_tags(evaluation).items() if held.get(name) != value}
-            write(tracking.uri, run["info"]["run_id"], tags=missing)
+            held, numbers = tags_of(run), metrics_of(run)
+            tags = {name: value for name, value in place_tags(evaluation).items() if held.get(name) != value}
+            shown = shown_metrics(read_record(run, "evaluation").metrics, evaluation.paper)
+            new = {name: value for name, value in shown.items() if numbers.get(name) != value}
+            write(tracking.uri, run["info"]["run_id"], metrics=new, tags=tags)
 
 
 def repair_stale(tracking: Tracking, is_alive: Callable[[Running], bool] = looks_alive) -> list[str]:
@@ -163,30 +165,25 @@ def log_table(tracking: Tracking, name: str, files: Mapping[str, str]) -> str:
     return run_id
 
 
-def write_view(tracking: Tracking, experiment: Experiment) -> str:
-    """Write the saved view of a table, and return its link."""
-    view = views.table_view(experiment.name, experiment.columns, varied_params(experiment.rows))
-    return _save_view(tracking, experiment.name, experiment.title, view)
-
-
-def write_curves_view(tracking: Tracking) -> str:
-    """Write the saved view of the suite's training curves, and return its link."""
-    return _save_view(tracking, "curves", "Training curves", views.curves_view(), "CHART")
-
-
-def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
-    """Return the address of a saved view, as a table or as charts; a table's view has its experiment's name."""
-    return views.view_link(tracking.uri, _experiment_id(tracking), view_id, mode)
-
-
 def experiment_link(tracking: Tracking) -> str:
     """Return the address of the suite in MLflow's user interface."""
-    return views.experiment_link(tracking.uri, _experiment_id(tracking))
+    return views.experiment_link(tracking.uri, experiment_id(tracking))
 
 
 def run_link(tracking: Tracking, run_id: str) -> str:
     """Return the address of a run in MLflow's user interface."""
-    return views.run_link(tracking.uri, _experiment_id(tracking), run_id)
+    return views.run_link(tracking.uri, experiment_id(tracking), run_id)
+
+
+def experiment_id(tracking: Tracking) -> str:
+    """Return MLflow's experiment of the suite.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    if tracking.experiment_id is None:
+        raise UserError(f"MLflow at {tracking.uri} holds nothing of suite {tracking.suite} yet; `rnc submit` fills it")
+    return tracking.experiment_id
 
 
 def _sha256(path: Path) -> str:
@@ -202,12 +199,6 @@ def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:
             raise
         return None
     return experiment
-
-
-def _experiment_id(tracking: Tracking) -> str:
-    if tracking.experiment_id is None:
-        raise UserError(f"MLflow at {tracking.uri} holds nothing of suite {tracking.suite} yet; `rnc run` fills it")
-    return tracking.experiment_id
 
 
 def _runs_by_key(tracking: Tracking, kind: Kind, key: str | None = None) -> dict[str, Run]:
@@ -251,7 +242,7 @@ def _begin(
     run = _runs_by_key(tracking, kind, key).get(key)
     if run is None:
         identity = {"kind": kind, KEY_TAG[kind]: key, "suite": tracking.suite}
-        run_id = create_run(tracking.uri, _experiment_id(tracking), name, {**identity, **tags})
+        run_id = create_run(tracking.uri, experiment_id(tracking), name, {**identity, **tags})
         write(tracking.uri, run_id, params=params)
     else:
         run_id = str(run["info"]["run_id"])
@@ -265,9 +256,3 @@ def _end(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
     if note or "note" in tags_of(get_run(tracking.uri, run_id)):
         write(tracking.uri, run_id, tags={"note": note[:5000]})
     set_status(tracking.uri, run_id, status)
-
-
-def _save_view(tracking: Tracking, view_id: str, name: str, view: views.View, mode: views.Mode = "TABLE") -> str:
-    tag = {"key": views.view_tag(view_id), "value": views.encode(name, view, now())}
-    rest.post(tracking.uri, "experiments/set-experiment-tag", {"experiment_id": _experiment_id(tracking), **tag})
-    return view_link(tracking, view_id, mode)

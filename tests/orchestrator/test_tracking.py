@@ -1,22 +1,20 @@
 """The ledger on a real MLflow server, one suite to a test; expected values are those that the test records."""
 
-import base64
 import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator import artifacts, rest, runs, tracking, views
+from orchestrator import artifacts, rest, runs, tracking
 from orchestrator.errors import UserError
-from orchestrator.experiment import METRICS, Experiment, Resources, Row
+from orchestrator.experiment import METRICS, Resources
 from orchestrator.liveness import Running, looks_alive, this_process
 from orchestrator.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, to_dict, train_key
 from orchestrator.tracking import Tracking
@@ -268,53 +266,6 @@ def test_a_table_has_one_run_with_its_newest_files(suite):
     assert artifact(suite, first, "table3.md") == "new λ"
     assert artifact(suite, first, "table3.tex") == "old"
     assert tracking.read_ledger(suite) == Ledger()
-
-
-def test_a_saved_view_shows_the_tables_rows_in_order_and_what_sets_them_apart(suite):
-    rows = tuple(
-        Row(label=f"{e}", train=config, inference=InferenceConfig(confidence_exponent=e))
-        for e, config in [(0.0, TrainConfig(model=ModelConfig(confidence=None))), (0.2, BOX), (0.4, BOX)]
-    )
-    experiment = Experiment(
-        name="table3", suite="any", title="Table 3", rows=rows, columns=("AP", "APs"), path=Path("table3.yaml")
-    )
-    link = tracking.write_view(suite, experiment)
-    base = f"{suite.uri}/#/experiments/{suite.experiment_id}/runs?workflowType=machine_learning"
-    assert link == f"{base}&viewStateShareKey=table3&compareRunsMode=TABLE"
-    held = rest.get(suite.uri, "experiments/get", {"experiment_id": suite.experiment_id})["experiment"]["tags"]
-    (saved,) = (json.loads(tag["value"]) for tag in held if tag["key"] == "mlflow.sharedViewState.table3")
-    state = json.loads(zlib.decompress(base64.b64decode(saved["state"].removeprefix("deflate;"))))
-    assert saved["name"] == "Table 3"
-    assert (state["orderByKey"], state["orderByAsc"]) == ("tags.`row.table3`", True)
-    assert state["searchFilter"] == "tags.kind = 'evaluation' and tags.`row.table3` != ''"
-    cells = ["metrics.`val/AP`", "metrics.`val/APs`", "params.`head`", "params.`confidence_exponent`"]
-    assert state["columnOrder"] == ["attributes.`Run Name`", *cells, "params.`loss`", "tags.`seed`"]
-    bars = [chart["metricKey"] for chart in state["compareRunCharts"] if chart["type"] == "BAR"]
-    (parallel,) = (chart for chart in state["compareRunCharts"] if chart["type"] == "PARALLEL")
-    assert bars == ["val/AP", "val/APs"]
-    assert parallel["selectedParams"] == ["head", "confidence_exponent"]  # not every row has a loss
-
-
-def test_the_filter_of_a_saved_view_finds_exactly_the_tables_rows(suite, checkpoint):
-    training = trained(suite, checkpoint)
-    for exponent, place in [(0.6, 1), (0.2, 0)]:
-        shown = evaluation(exponent, Place("table3", place, f"λ = {exponent}"))
-        tracking.record_evaluation(suite, shown, NUMBERS, detections=None, train_run_id=training)
-    other = evaluation(0.9, Place("table1", 0, "other"))
-    tracking.record_evaluation(suite, other, NUMBERS, detections=None, train_run_id=training)
-    view = views.table_view("table3", ("AP",), {})
-    query = {"experiment_ids": [suite.experiment_id], "filter": view["searchFilter"]}
-    found = rest.post(suite.uri, "runs/search", {**query, "order_by": [f"{view['orderByKey']} ASC"]})["runs"]
-    assert [runs.tags_of(run)["row.table3"] for run in found] == ["00 λ = 0.2", "01 λ = 0.6"]
-
-
-def test_links_lead_past_the_page_for_language_models(suite):
-    base = f"{suite.uri}/#/experiments/{suite.experiment_id}/runs"
-    assert tracking.experiment_link(suite) == f"{base}?workflowType=machine_learning"
-    assert tracking.run_link(suite, "abc") == f"{base}/abc?workflowType=machine_learning"
-    assert tracking.write_curves_view(suite).startswith(
-        f"{base}?workflowType=machine_learning&viewStateShareKey=curves"
-    )
 
 
 def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):

@@ -1,0 +1,90 @@
+"""What a suite shows in MLflow's user interface: a saved view of each table and one of the curves, and their links."""
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator import rest, views
+from orchestrator.entries import varied_settings
+from orchestrator.experiment import Experiment
+from orchestrator.plan import suite_of
+from orchestrator.runs import now
+from orchestrator.tracking import Tracking, experiment_id, open_suite
+
+CURVES = "curves"
+NOTE = "mlflow.note.content"
+"""The tag that the user interface shows as a description, in Markdown."""
+
+
+def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Save the views of these tables and of the suite's curves, describe the suite by them, and return their links.
+
+    What stands there already is not written again.
+    """
+    held = _tags(tracking)
+    tags = _view_tag(held, CURVES, "Training curves", views.curves_view())
+    for experiment in experiments:
+        in_paper = [metric for metric in experiment.columns if any(metric in row.paper for row in experiment.rows)]
+        settings = varied_settings(experiment.rows)
+        view = views.table_view(experiment.name, experiment.columns, settings, in_paper)
+        tags |= _view_tag(held, experiment.name, experiment.title, view)
+        tags[f"table.{experiment.name}"] = _line(tracking, experiment)
+    tags[NOTE] = _note(tracking, held | tags)
+    for name, value in tags.items():
+        if held.get(name) != value:
+            tag = {"experiment_id": experiment_id(tracking), "key": name, "value": value}
+            rest.post(tracking.uri, "experiments/set-experiment-tag", tag)
+    return links(tracking, experiments)
+
+
+def suite_links(uri: str, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Bring the views of one suite's tables up to date, and return their links.
+
+    Raises:
+        UserError: nothing of the suite was ever recorded.
+    """
+    return write_views(open_suite(uri, suite_of(experiments), create=False), experiments)
+
+
+def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Return the addresses of each table, as a table and as charts, and of the suite's curves, by what they show."""
+    found: dict[str, str] = {}
+    for experiment in experiments:
+        found[experiment.name] = view_link(tracking, experiment.name)
+        found[f"{experiment.name}, charts"] = view_link(tracking, experiment.name, "CHART")
+    return found | {f"{tracking.suite}, training curves": view_link(tracking, CURVES, "CHART")}
+
+
+def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
+    """Return the address of a saved view, as a table or as charts; a table's view has its experiment's name."""
+    return views.view_link(tracking.uri, experiment_id(tracking), view_id, mode)
+
+
+def _tags(tracking: Tracking) -> dict[str, str]:
+    answer = rest.get(tracking.uri, "experiments/get", {"experiment_id": experiment_id(tracking)})
+    return {tag["key"]: tag["value"] for tag in answer["experiment"].get("tags", [])}
+
+
+def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View) -> dict[str, str]:
+    """Return the tag of a view; the held one if it says the same, whose times differ."""
+    tag = views.view_tag(view_id)
+    same = tag in held and views.decode(held[tag]) == (name, view)
+    return {tag: held[tag] if same else views.encode(name, view, now())}
+
+
+def _line(tracking: Tracking, experiment: Experiment) -> str:
+    table, charts = (_in_page(tracking, experiment.name, mode) for mode in ("TABLE", "CHART"))
+    return (
+        f"[{experiment.title}]({table}) ([charts]({charts})){f': {experiment.question}' if experiment.question else ''}"
+    )
+
+
+def _note(tracking: Tracking, tags: Mapping[str, str]) -> str:
+    """Describe the suite: its tables in one line, which is all that shows at first, then with their questions."""
+    lines = {name.removeprefix("table."): line for name, line in sorted(tags.items()) if name.startswith("table.")}
+    tables = [f"[{name}]({_in_page(tracking, name, 'TABLE')})" for name in lines]
+    curves = f"[training curves]({_in_page(tracking, CURVES, 'CHART')})"
+    return "\n".join([" · ".join([*tables, curves]), "", *(f"- {line}" for line in lines.values())])
+
+
+def _in_page(tracking: Tracking, view_id: str, mode: views.Mode) -> str:
+    """Link from within the user interface, whatever its address is."""
+    return views.view_link("", experiment_id(tracking), view_id, mode).removeprefix("/")
