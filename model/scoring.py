@@ -80,7 +80,7 @@ def score(
     training = detector.training
     detector.eval()
     for batch in loader:
-        found = _detect(detector, batch, settings, batch_size if on_cuda else 1)
+        found = detect_batch(detector, batch, settings, batch_size if on_cuda else 1)
         for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
             for table, of_setting in zip(tables, detections, strict=True):
                 table.append(_table(data, image_id, of_setting))
@@ -97,10 +97,10 @@ def score(
 
 
 @torch.inference_mode()
-def _detect(
+def detect_batch(
     detector: RetinaNetConf, batch: Batch, settings: Sequence[InferenceConfig], images_per_pass: int
 ) -> Iterator[list[Detections]]:
-    """The detections of each image, one for each setting."""
+    """The detections of each image of a batch, one for each setting; the batch goes to the detector's device."""
     batch = batch.to(next(detector.parameters()).device)
     grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
     scales = batch.sizes / batch.original_sizes

@@ -35,10 +35,15 @@ def load_image(path: Path) -> Tensor:
     """Decode a file to uint8 RGB [3, h, w]; an EXIF orientation is not obeyed, as boxes are annotated without it."""
     try:
         with Image.open(path) as image:
-            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            return rgb_pixels(image)
     except Exception as error:  # a decoder raises whatever its format's parser meets
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{path}: the image does not decode ({reason}); restore it, or take it off the list") from error
+
+
+def rgb_pixels(image: Image.Image) -> Tensor:
+    """uint8 RGB [3, h, w] of an image of any mode."""
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -11,18 +11,17 @@ import torch
 import model.scoring
 from model.anchors import anchor_grid
 from model.checkpoint import save_checkpoint
-from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import DataConfig, InferenceConfig, TrainConfig
 from model.data import CocoData, Sample, collate, load_sample, padded_shape, read_coco, resize_shape
 from model.detector import RetinaNetConf, build_detector
 from model.evaluation import METRICS, DetectionTable
 from model.postprocess import detect
 from model.scoring import Scores, load_detector, score
 from model.transforms import normalize
+from tests import detectors
+from tests.detectors import MODEL
 from tests.processes import run_processes
 
-MODEL = ModelConfig(
-    backbone="resnet18_quarter", backbone_norm="group", channels=16, tower_depth=1, tower_norm="group", frozen_stages=0
-)
 SIZES = DataConfig(short_edge=64, long_edge=128)
 SETTINGS = [
     InferenceConfig(),
@@ -51,15 +50,7 @@ def together(data: CocoData) -> list[Scores]:
 
 
 def opinionated(data: CocoData) -> RetinaNetConf:
-    """A detector whose scores spread from 0 to 1, though it learnt nothing."""
-    detector = build_detector(MODEL, len(data.category_ids), seed=3)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in detector.head.named_parameters():
-            if name in ("class_logits.weight", "confidence_logits.weight", "box_deltas.weight"):
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.15)
-        detector.head.class_logits.bias.fill_(-3.0)  # type: ignore[union-attr]
-    return detector.eval()
+    return detectors.opinionated(len(data.category_ids))
 
 
 def same_bits(one: DetectionTable, other: DetectionTable) -> bool:
@@ -145,7 +136,7 @@ def test_a_pass_of_fixed_size_is_filled_up_and_what_fills_it_is_dropped(data: Co
     detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
     samples = [load_sample(data, 0, SIZES.short_edge, SIZES.long_edge, flip=False) for _ in range(3)]
     batch = collate(samples, pad_to=padded_shape(*samples[0].size))
-    found = list(model.scoring._detect(detector, batch, SETTINGS[:2], images_per_pass=2))
+    found = list(model.scoring.detect_batch(detector, batch, SETTINGS[:2], images_per_pass=2))
     assert shown == [2, 2]
     assert [len(detections) for detections in found] == [2, 2, 2]
     for detections in found[1:]:  # the same image three times: second in a pass, then first beside a filler
