@@ -87,19 +87,29 @@ def plan(experiments: list[Experiment], form: str) -> None:
 @EXPERIMENTS
 @FORMAT
 @click.option("--address", help="A Ray cluster to join, instead of RAY_ADDRESS.")
+@click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
 @click.pass_context
-def submit(ctx: click.Context, experiments: list[Experiment], form: str, address: str | None) -> None:
+def submit(ctx: click.Context, experiments: list[Experiment], form: str, address: str | None, detach: bool) -> None:
     """Train and score what is missing of EXPERIMENT.
 
     Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow; then the tables are printed.
     What stands in MLflow already is not run again. Ctrl-C stops cleanly, and the next submit goes on from the last
-    checkpoints.
+    checkpoints. A suite that somebody else submits already is looked on at, and taken over when that submit ends.
+
+    With --detach, mistakes in files, settings and annotations are still found at once; then a process of its own goes
+    on, and writes to RNC_HOME/submits/SUITE/.
     """
     from orchestrator.submit import submit as submit_suite
 
     site = _site()
     if address:
         site = replace(site, ray_address=address)
+    if detach:
+        from orchestrator.detach import submit_detached
+
+        options = ["--format", form, *(["--address", address] if address else [])]
+        submit_detached(list(_by_suite(experiments).values()), site, options, _say)
+        return
     codes = []
     for group in _by_suite(experiments).values():
         codes.append(submit_suite(group, site, _say))
@@ -153,6 +163,18 @@ def run(experiments: list[Experiment], label: str, seed: int | None, form: str) 
     from orchestrator.local import run_row
 
     _print([run_row(experiments, label, seed, _site(), _say)], form)
+
+
+@cli.command()
+@EXPERIMENTS
+@click.option("--row", "label", required=True, help="The label of the row.")
+@click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
+@click.option("--follow", is_flag=True, help="Go on with what is added, until the training ends.")
+def logs(experiments: list[Experiment], label: str, seed: int | None, follow: bool) -> None:
+    """Print what the training of a row wrote: its log, its last metrics, and its errors."""
+    from orchestrator.logs import print_logs
+
+    print_logs(experiments, label, seed, _site(), click.echo, follow=follow)
 
 
 @cli.command()
@@ -223,3 +245,7 @@ def _print(tables: Sequence[Table], form: str) -> None:
         click.echo("[" + ",\n".join(table.to_json() for table in tables) + "]")
     else:
         click.echo("\n\n".join(render(table, form) for table in tables))
+
+
+if __name__ == "__main__":
+    main()

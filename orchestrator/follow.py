@@ -12,6 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.fit import Cluster, needs
 from orchestrator.live import Show, State, Status
 from orchestrator.plan import Record
+from orchestrator.training_log import note
 from orchestrator.work import Work, epochs_done
 
 WATCH_SECONDS = 2.0
@@ -86,6 +87,7 @@ class Follower:
         progress.state = "failed" if error else "finished"
         progress.error, progress.log = error, log
         if error:
+            note(self._works[key].folder, f"failed: {error}")
             self._pool.submit(self._fail, key)
 
     def interrupted(self) -> None:
@@ -97,6 +99,7 @@ class Follower:
             epoch = epochs_done(work.folder)
             progress.state = "interrupted"
             progress.error = f"interrupted; the next submit goes on from epoch {epoch}"
+            note(work.folder, progress.error)
             with suppress(UserError):
                 if progress.run_id is not None and self._runs(key):
                     tracking.end_training(self._suite, progress.run_id, "KILLED", progress.error)

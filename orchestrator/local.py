@@ -27,7 +27,7 @@ def run_row(
     from model.scoring import load_detector, score
     from model.training import Progress, TrainingError, train
 
-    experiment, row = _find(experiments, label)
+    experiment, row = find_row(experiments, label)
     if seed is not None and seed not in row.seeds:
         raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
     config = replace(row.train, seed=row.seeds[0] if seed is None else seed)
@@ -70,7 +70,12 @@ def run_row(
     )
 
 
-def _find(experiments: Sequence[Experiment], label: str) -> tuple[Experiment, Row]:
+def find_row(experiments: Sequence[Experiment], label: str) -> tuple[Experiment, Row]:
+    """Return the one row of this label, with its experiment.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
     found = [(experiment, row) for experiment in experiments for row in experiment.rows if row.label == label]
     if len(found) > 1:
         files = ", ".join(str(experiment.path) for experiment, _ in found)

@@ -18,13 +18,14 @@ CHECKPOINTS_ALIVE = 4
 """Ray keeps two, writes a third, and MLflow stores the weights of the last."""
 
 
-def prepare(plan: Plan, site: Site, say: Callable[[str], None]) -> None:
+def prepare(plan: Plan, site: Site, say: Callable[[str], None], *, check_images: bool = True) -> None:
     """Draw and check the data of all that is missing; nothing is started and nothing of the plan is lost.
 
     Args:
         plan: of one suite.
         site: where data, weights and storage are.
         say: told of faults that are left out.
+        check_images: read the headers of all images, which takes minutes where there are many.
 
     Raises:
         UserError: data, weights or disk cannot carry the plan.
@@ -43,7 +44,7 @@ def prepare(plan: Plan, site: Site, say: Callable[[str], None]) -> None:
     training = dict.fromkeys(config.data for config in missing)
     scoring = dict.fromkeys((config.data, split) for config, split in scored)
     scoring |= dict.fromkeys((data, data.val_split) for data in training)
-    category_ids = _check(training, scoring, site, say)
+    category_ids = _check(training, scoring, site, say, check_images)
     for model, dataset in dict.fromkeys((config.model, config.data.dataset) for config in missing):
         _check_detector_weights(model, category_ids[dataset], site)
 
@@ -92,9 +93,13 @@ def _check_detector_weights(model: ModelConfig, category_ids: Sequence[int], sit
 
 
 def _check(
-    training: Iterable[DataConfig], scoring: Iterable[tuple[DataConfig, str]], site: Site, say: Callable[[str], None]
+    training: Iterable[DataConfig],
+    scoring: Iterable[tuple[DataConfig, str]],
+    site: Site,
+    say: Callable[[str], None],
+    check_images: bool,
 ) -> dict[str, tuple[int, ...]]:
-    """Read every split that will be read, with the headers of all its images; give each data set's category ids."""
+    """Read every split that is used, if asked with the headers of its images; give each data set's category ids."""
     from model.coco import CocoData, read_for_scoring, read_for_training
     from model.faults import DataError, describe
 
@@ -104,7 +109,7 @@ def _check(
     told: set[str] = set()
     for dataset, read in readings:
         try:
-            data = read(site.data_root(dataset), check_images=True)
+            data = read(site.data_root(dataset), check_images=check_images)
         except DataError as error:
             raise UserError(str(error)) from error
         faults = "\n  ".join([f"{data.root}, split {data.split}: left out are", *describe(data.faults)])

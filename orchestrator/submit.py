@@ -60,6 +60,21 @@ def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, si
     return exit_code
 
 
+def check(experiments: Sequence[Experiment], site: Site, say: Say) -> tuple[Plan, str]:
+    """Find what would stop a submit, as far as seconds can tell; return its plan and the address of MLflow.
+
+    Raises:
+        UserError: something that must be right before the start is not.
+    """
+    uri = tracking_server(site)
+    suite = tracking.open_suite(uri, experiments[0].suite, create=False)
+    plan = make_plan(experiments, tracking.read_ledger(suite))
+    if site.ray_address is None:
+        require_plan_fits(plan, local_cluster())
+    prepare(plan, site, say, check_images=False)
+    return plan, uri
+
+
 def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> None:
     """Write the results tables as files and into MLflow, and say where they are."""
     ledger = tracking.read_ledger(suite)

@@ -70,6 +70,12 @@ def holder_of(suite: Tracking, site: Site) -> Holder | None:
     return _Claim(suite).holder() if site.tracking_uri is not None and suite.experiment_id is not None else None
 
 
+def signed(site: Site, suite: str) -> Holder | None:
+    """Return who signed the lock last, and may still hold it."""
+    path = lock_file(site, suite)
+    return _read(path.read_text()) if path.exists() else None
+
+
 def lock_file(site: Site, suite: str) -> Path:
     """Return the file whose lock is the turn on this machine."""
     return site.home / "submits" / suite / "lock"

@@ -18,6 +18,7 @@ from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
 from orchestrator.runs import known_points, metric_sender
 from orchestrator.trainer import LeanTrainer
+from orchestrator.training_log import note, note_epoch, note_start
 from orchestrator.work import Work
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
         group = get_current_placement_group()
         assert group is not None
         (work.folder / "placement_group").write_text(group.id.hex())
+        done = _epochs_done(ray.train.get_checkpoint())
+        note_start(work.folder, context.get_world_size(), done, work.num_epochs)
     torch.set_num_threads(max(1, int(work.train_run.resources.cpus_per_worker)))
     try:
         if _epochs_done(ray.train.get_checkpoint()) < work.num_epochs:
@@ -127,6 +130,8 @@ def _train(work: Work, picked_up: float) -> None:
             if recorder is not None:
                 recorder.log(metrics, progress.step)
             if progress.end_of_epoch:
+                if recorder is not None:
+                    note_epoch(work.folder, progress.epoch, work.num_epochs, metrics)
                 _report(metrics, progress)
 
         resume = Path(scratch) / "resume"
@@ -180,6 +185,7 @@ def _finish(work: Work) -> None:
     with checkpoint.as_directory() as folder:
         tracking.record_checkpoint(suite, work.hear_run(), Path(folder))
     tracking.end_training(suite, work.hear_run(), "FINISHED")
+    note(work.folder, "finished; its checkpoint is recorded")
 
 
 def _score(work: Work) -> None:
@@ -206,6 +212,7 @@ def _score(work: Work) -> None:
         if ray.train.get_context().get_world_rank() == 0:
             pairs = zip(evaluations, scores, strict=True)
             _record(work, data, [(evaluation, one.metrics, one.detections) for evaluation, one in pairs])
+            note(work.folder, f"scored under {len(settings)} settings on {split}")
 
 
 def _record(

@@ -1,0 +1,63 @@
+"""The log that a training keeps in its folder for people to read: a line for each start, epoch and end."""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+NAME = "training.log"
+ENDINGS = ("finished", "failed", "interrupted", "scored")
+"""How the last line of a training begins that nobody works on."""
+SHOWN = {"train/loss": "loss {:.3f}", "val/AP": "AP {:.1f}", "perf/images_per_s": "{:.1f} images/s"}
+
+
+def note(folder: Path, text: str) -> None:
+    """Append a line; a full or missing disk must not end a training."""
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(text.split())}\n"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / NAME).open("a") as file:
+            file.write(line)
+
+
+def note_start(folder: Path, num_workers: int, epochs_done: int, num_epochs: int) -> None:
+    """Say where the first of the workers runs, and from which epoch it goes on."""
+    begun = f"goes on from epoch {epochs_done} of {num_epochs}" if epochs_done else f"begins {num_epochs} epochs"
+    workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
+    output = _output()
+    if (folder / NAME).exists() and not has_ended(folder):
+        note(folder, "what ran before ended without a word: its process was killed, or its node lost")
+    note(
+        folder,
+        f"started on {workers}, the first as process {os.getpid()} on {socket.gethostname()}; {begun}"
+        + (f"; output in {output}" if output else ""),
+    )
+
+
+def note_epoch(folder: Path, epoch: float, num_epochs: int, metrics: Mapping[str, float]) -> None:
+    """Say how an epoch ended."""
+    numbers = [form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics]
+    note(folder, ", ".join([f"epoch {round(epoch)}/{num_epochs}", *numbers]))
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the last line says that the training came to an end, of whatever kind."""
+    with suppress(OSError, IndexError):
+        return (folder / NAME).read_text(errors="replace").splitlines()[-1][21:].startswith(ENDINGS)
+    return False
+
+
+def output_of(line: str) -> Path | None:
+    """Return the file that a start's line names for what the worker prints."""
+    _, found, path = line.partition("; output in ")
+    return Path(path.strip()) if found else None
+
+
+def _output() -> str:
+    """The file that this process prints to, if it is one."""
+    with suppress(OSError):
+        path = os.readlink("/proc/self/fd/1")
+        return path if path.startswith("/") and Path(path).is_file() else ""
+    return ""
