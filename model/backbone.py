@@ -13,6 +13,9 @@ from model.heads import group_norm
 C5_STAGES = (2, 3, 4)
 """Stages whose output the pyramid reads: C3, C4, C5 with strides 8, 16, 32."""
 
+NARROW = {"resnet18_quarter": 16, "resnet18_half": 32}
+"""Channels of the first stage, where torchvision's ResNets have 64."""
+
 
 class FrozenBatchNorm(nn.BatchNorm2d):
     """Batch norm that always uses its stored mean and variance; scale and shift still learn."""
@@ -120,13 +123,14 @@ def _resnet(name: str, norm: type[nn.Module]) -> resnet.ResNet:
     layout: dict[str, tuple[type[resnet.BasicBlock | resnet.Bottleneck], list[int]]] = {
         "resnet18": (_BasicBlock, [2, 2, 2, 2]),
         "resnet18_quarter": (_BasicBlock, [2, 2, 2, 2]),
+        "resnet18_half": (_BasicBlock, [2, 2, 2, 2]),
         "resnet50": (_Bottleneck, [3, 4, 6, 3]),
         "resnet101": (_Bottleneck, [3, 4, 23, 3]),
     }
     block, depths = layout[name]
     body = resnet.ResNet(block, depths, norm_layer=norm)
-    if name == "resnet18_quarter":
-        _narrow(body, depths, norm, width=16)
+    if name in NARROW:
+        _narrow(body, depths, norm, NARROW[name])
     del body.fc, body.avgpool
     return body
 

@@ -62,8 +62,8 @@ class ConfidenceConfig:
 class ModelConfig:
     """The detector: backbone, feature pyramid, towers and their losses."""
 
-    backbone: Literal["resnet18", "resnet50", "resnet101", "resnet18_quarter"] = "resnet50"
-    """The ResNet; `resnet18_quarter` has a quarter of the channels, for trainings on a CPU."""
+    backbone: Literal["resnet18", "resnet50", "resnet101", "resnet18_quarter", "resnet18_half"] = "resnet50"
+    """The ResNet; `resnet18_quarter` and `resnet18_half` have so many of its channels, for trainings on a CPU."""
     backbone_weights: str | None = None
     """A file in the weights folder (RNC_WEIGHTS); None starts from random numbers."""
     detector_weights: str | None = None

@@ -12,7 +12,12 @@ from orchestrator.site import Site
 
 SHAPES = {"num_train": 2000, "num_val": 300}
 """How many scenes of the embedded data set are drawn; trainings may take fewer."""
-CHECKPOINT_BYTES = {"resnet18_quarter": 10_000_000, "resnet18": 250_000_000, "resnet50": 420_000_000}
+CHECKPOINT_BYTES = {
+    "resnet18_quarter": 14_000_000,
+    "resnet18_half": 40_000_000,
+    "resnet18": 250_000_000,
+    "resnet50": 420_000_000,
+}
 """Weights and resume state of one checkpoint, about; a larger backbone counts as 650 MB."""
 CHECKPOINTS_ALIVE = 4
 """Ray keeps two, writes a third, and MLflow stores the weights of the last."""

@@ -42,6 +42,17 @@ def test_the_five_maps_have_strides_8_to_128(size: tuple[int, int]) -> None:
     assert [tuple(level.shape) for level in pyramid(features)] == [(2, 16, *level) for level in level_sizes(size)]
 
 
+@pytest.mark.parametrize(("kind", "part"), [("resnet18_half", 2), ("resnet18_quarter", 4)])
+def test_a_narrow_resnet_is_torchvisions_with_a_part_of_the_channels(kind: str, part: int) -> None:
+    whole = resnet.resnet18(weights=None).state_dict()
+    narrow = Backbone(small(backbone=kind)).body.state_dict()
+    assert {name for name in whole if not name.startswith("fc.")} == set(narrow)
+    for name, tensor in narrow.items():
+        shape = [size if size == 3 and place == 1 else size // part for place, size in enumerate(whole[name].shape[:2])]
+        assert list(tensor.shape[:2]) == shape, name  # 3 colours stay 3
+        assert tensor.shape[2:] == whole[name].shape[2:], name
+
+
 @pytest.mark.parametrize("frozen_stages", [0, 1, 2, 4])
 def test_frozen_stages_get_no_gradient_and_the_others_do(frozen_stages: int) -> None:
     detector = RetinaNetConf(small(frozen_stages=frozen_stages), num_classes=2)
