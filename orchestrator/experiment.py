@@ -2,19 +2,19 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import normpath
 from pathlib import Path
 from typing import Any
 
 from model.config import InferenceConfig, TrainConfig
+from orchestrator.document import METRICS, Document, inherit
 from orchestrator.errors import UserError
 from orchestrator.reading import read_yaml, typed
 from orchestrator.settings import Settings, merge, misspelt, suggestion
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The twelve numbers of an evaluation, by the names of model.evaluation, which is too heavy to import here."""
+__all__ = ["METRICS", "Cited", "Experiment", "Resources", "Row", "load_experiment", "load_experiments"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -68,6 +68,17 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cited:
+    """A line that a table only quotes: nothing is trained or scored for it."""
+
+    label: str
+    paper: Mapping[str, float]
+    """The numbers that are quoted, by metric, on the 0-100 scale."""
+    source: str
+    """Where they stand."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
     """One YAML file: one table or figure of the paper."""
 
@@ -76,6 +87,7 @@ class Experiment:
     title: str
     question: str = ""
     rows: tuple[Row, ...]
+    cited: tuple[Cited, ...] = ()
     reference: str | None = None
     """The label of the row that the others are compared with."""
     columns: tuple[str, ...] = METRICS[:6]
@@ -89,14 +101,19 @@ def load_experiment(path: Path | str) -> Experiment:
     Raises:
         UserError: the file has mistakes; all of them, one to a line.
     """
-    return _load(Path(path), ())[0]
+    path = Path(path)
+    merged, problems = _read(path, ())
+    experiment, mistakes = _experiment(path, merged)
+    if experiment is None or problems + mistakes:
+        raise _error(path, problems + mistakes)
+    return experiment
 
 
 def load_experiments(paths: Iterable[Path | str]) -> list[Experiment]:
-    """Read several experiment files; a folder stands for all of its files."""
+    """Read several experiment files; a folder stands for its files, but those that begin with `_`."""
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        inside = sorted(path.glob("[!_]*.yaml")) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: no experiment in this folder, expected *.yaml")
         files.extend(inside)
@@ -110,49 +127,51 @@ def load_experiments(paths: Iterable[Path | str]) -> list[Experiment]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Document:
-    """The top level of a file, before it inherits, and before its rows and settings are looked into."""
-
-    name: str | None = None
-    suite: str | None = None
-    title: str | None = None
-    question: str = ""
-    extends: str | None = None
-    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
-    rows: tuple[dict[str, Any], ...] | None = None
-    only: tuple[str, ...] | None = None
-    reference: str | None = None
-    columns: tuple[str, ...] = METRICS[:6]
-    resources: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Defaults:
     train: TrainConfig
     inference: InferenceConfig
 
 
-def _load(path: Path, chain: tuple[Path, ...]) -> tuple[Experiment, Settings]:
-    """Return the experiment, and its document merged with what it extends; `chain` are the files that led here."""
+def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
+    """Return a file merged with what it extends, and its own mistakes of form; `chain` are the files that led here.
+
+    Raises:
+        UserError: the file is no mapping of settings, or one that it extends has mistakes.
+    """
     if path.resolve() in [earlier.resolve() for earlier in chain]:
         raise UserError(f"{chain[0]}: extends goes in a circle: {' -> '.join(map(str, (*chain, path)))}")
     own = read_yaml(path, named_by=chain[-1] if chain else None)
+    if isinstance(own.get("extends"), str):
+        own["extends"] = [own["extends"]]
     problems = list(_spelling(own))
-    checked, structure = typed(_Document, own)
-    if checked is None:
+    document, structure = typed(Document, own)
+    if document is None:
         raise _error(path, structure + problems)
-    merged = own
-    if checked.extends is not None:
-        merged = _inherit(_load(Path(normpath(path.parent / checked.extends)), (*chain, path))[1], own)
-    problems += _select(merged, own)
-    document, _ = typed(_Document, merged)
-    assert document is not None, "a document of checked parts is a checked document"
-    rows, in_rows = _rows(merged)
-    resources, in_resources = typed(Resources, document.resources, "resources.")
-    problems += [*in_rows, *in_resources, *_mistakes_of_document(document)]
-    if problems or resources is None:
+    parents = [_read_parent(Path(normpath(path.parent / name)), (*chain, path)) for name in document.extends]
+    merged, more = inherit(parents, own)
+    return merged, problems + more
+
+
+def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
+    """Read a file that another extends; one without rows is a part of experiments, which is checked within them."""
+    merged, problems = _read(path, chain)
+    if merged.get("rows"):
+        problems += _experiment(path, merged)[1]
+    if problems:
         raise _error(path, problems)
+    return merged
+
+
+def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[str]]:
+    """Type a merged document; return the experiment, or None and its mistakes."""
+    document, _ = typed(Document, merged)
+    assert document is not None, "a document of checked parts is a checked document"
+    rows, problems = _rows(merged)
+    resources, in_resources = typed(Resources, document.resources, "resources.")
+    cited, in_cited = _cited(document)
+    problems += [*in_resources, *in_cited, *_mistakes_of_document(document)]
+    if problems or resources is None:
+        return None, problems
     name = document.name or path.stem
     experiment = Experiment(
         name=name,
@@ -160,12 +179,13 @@ def _load(path: Path, chain: tuple[Path, ...]) -> tuple[Experiment, Settings]:
         title=document.title or name,
         question=document.question,
         rows=tuple(rows),
+        cited=tuple(cited),
         reference=document.reference,
         columns=document.columns,
         resources=resources,
         path=path,
     )
-    return experiment, merged
+    return experiment, []
 
 
 def _error(path: Path, problems: Iterable[str]) -> UserError:
@@ -180,41 +200,57 @@ def _where(row: Mapping[str, Any], place: int) -> str:
 
 def _spelling(own: Settings) -> Iterator[str]:
     """Name every key of a file, at any depth, that is no setting."""
-    yield from misspelt(_Document, own)
+    yield from misspelt(Document, own)
     yield from misspelt(_Defaults, _mapping(own.get("defaults")), "defaults.")
     yield from misspelt(Resources, _mapping(own.get("resources")), "resources.")
-    rows = own.get("rows")
-    for place, row in enumerate(rows if isinstance(rows, list) else ()):
-        for problem in misspelt(Row, _mapping(row)):
+    for place, row in enumerate(_list(own.get("rows"))):
+        for problem in _spelling_of_row(Row, row):
             yield f"{_where(row, place)}: {problem}"
-        for metric in _mapping(_mapping(row).get("paper")):
-            if metric not in METRICS:
-                yield f"{_where(row, place)}: paper.{metric} is no metric; {suggestion(metric, METRICS, 'paper.')}"
+    for label, row in _mapping(own.get("changes")).items():
+        for problem in _spelling_of_row(Row, row):
+            yield f"row {label!r}: changes: {problem}"
+    for place, row in enumerate(_list(own.get("cited"))):
+        for problem in _spelling_of_row(Cited, row):
+            yield f"cited.{place}: {problem}"
+
+
+def _spelling_of_row(kind: type[Row] | type[Cited], row: Any) -> Iterator[str]:
+    yield from misspelt(kind, _mapping(row))
+    for metric in _mapping(_mapping(row).get("paper")):
+        if metric not in METRICS:
+            yield f"paper.{metric} is no metric; {suggestion(metric, METRICS, 'paper.')}"
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _inherit(parent: Settings, own: Settings) -> Settings:
-    """Lay a document on the one it extends: defaults and resources merge, name and suite stay behind."""
-    deep = {name: merge(parent.get(name, {}), own.get(name, {})) for name in ("defaults", "resources")}
-    return {name: value for name, value in parent.items() if name not in ("name", "suite")} | own | deep
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
 
 
-def _select(merged: Settings, own: Settings) -> Iterator[str]:
-    """Keep the inherited rows that `only` names, in its order."""
-    only = own.get("only")
-    if only is None:
-        return
-    if "rows" in own:
-        yield "only picks among inherited rows, but this file gives its own; leave one of them out"
-        return
-    rows = {row["label"]: row for row in merged.get("rows", ())}
-    merged["rows"] = [rows[label] for label in only if label in rows]
-    for label in only:
-        if label not in rows:
-            yield f"only names {label!r}, which is no row; {suggestion(label, rows)}"
+def _cited(document: Document) -> tuple[list[Cited], list[str]]:
+    """Type the lines that are only quoted."""
+    lines, problems = [], []
+    for place, raw in enumerate(document.cited):
+        line, mistakes = typed(Cited, raw)
+        lines += [line] if line else []
+        problems += [
+            f"cited.{place}: {mistake}" for mistake in [*mistakes, *(_mistakes_of_cited(line) if line else ())]
+        ]
+    return lines, problems
+
+
+def _mistakes_of_cited(line: Cited) -> Iterator[str]:
+    if not line.label.strip() or not line.source.strip():
+        yield "label and source must say something"
+    yield from _mistakes_of_paper(line.paper)
+
+
+def _mistakes_of_paper(numbers: Mapping[str, float]) -> Iterator[str]:
+    for metric, value in numbers.items():
+        if metric in METRICS and not 0.0 <= value <= 100.0:
+            yield f"paper.{metric} is {value}, expected 0 to 100"
 
 
 def _rows(merged: Settings) -> tuple[list[Row], list[str]]:
@@ -251,9 +287,7 @@ def _mistakes_of_row(row: Row) -> Iterator[str]:
         yield f"seeds is {list(row.seeds)}, expected different numbers, 0 to 2147483647"
     if row.train.seed != 0:
         yield f"train.seed is {row.train.seed}, but seeds decides it; set seeds: [{row.train.seed}]"
-    for metric, value in row.paper.items():
-        if metric in METRICS and not 0.0 <= value <= 100.0:
-            yield f"paper.{metric} is {value}, expected 0 to 100"
+    yield from _mistakes_of_paper(row.paper)
     if row.inference.needs_confidence and row.train.model.confidence is None:
         reads = [f"inference.{name} is {value}" for name, value in _that_read_confidence(row.inference)]
         yield (
@@ -272,7 +306,7 @@ def _that_read_confidence(inference: InferenceConfig) -> Iterator[tuple[str, obj
         yield "min_confidence", inference.min_confidence
 
 
-def _mistakes_of_document(document: _Document) -> Iterator[str]:
+def _mistakes_of_document(document: Document) -> Iterator[str]:
     for setting in ("name", "suite"):
         value = getattr(document, setting)
         if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
@@ -280,7 +314,8 @@ def _mistakes_of_document(document: _Document) -> Iterator[str]:
     labels = [row["label"] for row in document.rows or () if isinstance(row.get("label"), str)]
     if not document.rows:
         yield "there are no rows; list at least one under rows, or extend a file that has some"
-    for label, count in Counter(labels).items():
+    quoted = [line["label"] for line in document.cited if isinstance(line.get("label"), str)]
+    for label, count in Counter(labels + quoted).items():
         if count > 1:
             yield f"row {label!r}: label stands {count} times; give each row its own"
     if document.reference is not None and document.reference not in labels:

@@ -26,6 +26,7 @@ LIGHT = {
         "errors",
         "settings",
         "reading",
+        "document",
         "experiment",
         "plan",
         "plan_table",

@@ -94,6 +94,93 @@ def test_a_child_inherits_rows_with_the_papers_numbers_but_not_name_and_suite(tm
     assert child.resources == Resources(num_workers=1, gpus_per_worker=1.0)
 
 
+def test_of_several_parents_the_later_counts_and_the_rows_are_those_of_the_last_that_has_some(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        """
+        title: Title
+        defaults: {train: {model: {channels: 64, tower_depth: 1}}}
+        columns: [AP]
+        resources: {num_workers: 8, cpus_per_worker: 2}
+        rows: [{label: A}]
+        """,
+        "table.yaml",
+    )
+    write(
+        tmp_path,
+        "defaults: {train: {model: {tower_depth: 2}}}\ncolumns: [AP50]\nresources: {num_workers: 1}",
+        "_recipe.yaml",
+    )
+    child = load_experiment(write(tmp_path, "extends: [table.yaml, _recipe.yaml]", "child.yaml"))
+    (only,) = child.rows
+    assert (only.label, child.title, child.columns) == ("A", "Title", ("AP50",))
+    assert (only.train.model.channels, only.train.model.tower_depth) == (64, 2)
+    assert child.resources == Resources(num_workers=1, cpus_per_worker=2.0)
+    other = load_experiment(write(tmp_path, "extends: [_recipe.yaml, table.yaml]", "child.yaml"))
+    assert (other.rows[0].train.model.tower_depth, other.columns) == (1, ("AP",))
+
+
+def test_a_file_whose_name_begins_with_an_underscore_is_a_part_of_others_and_no_experiment(tmp_path: Path) -> None:
+    write(tmp_path, "defaults: {train: {schedule: {epochs: 3}}}", "_part.yaml")
+    write(tmp_path, "extends: _part.yaml\nrows: [{label: A, train: {schedule: {lr_drop_epochs: [2]}}}]", "table.yaml")
+    (table,) = load_experiments([tmp_path])
+    assert table.rows[0].train.schedule.epochs == 3
+    assert "there are no rows" in mistake(tmp_path, "extends: _part.yaml")
+    write(tmp_path, "defaults: {train: {schedule: {epoch: 3}}}", "_part.yaml")
+    with pytest.raises(UserError, match=r"_part\.yaml: defaults\.train\.schedule\.epoch is not a setting"):
+        load_experiment(tmp_path / "table.yaml")
+
+
+def test_changes_are_laid_over_inherited_rows_by_label(tmp_path: Path) -> None:
+    rows = "rows: [{label: A, train: {model: {channels: 64, tower_depth: 1}}}, {label: B, paper: {AP: 30}}]"
+    write(tmp_path, rows, "parent.yaml")
+    changes = "changes: {A: {train: {model: {tower_depth: 3}}}, B: {paper: {AP50: 40}, seeds: [1]}}"
+    first, second = load(tmp_path, f"extends: parent.yaml\n{changes}").rows
+    assert (first.train.model.channels, first.train.model.tower_depth) == (64, 3)
+    assert (dict(second.paper), second.seeds) == ({"AP": 30.0, "AP50": 40.0}, (1,))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("changes: {C: {}}", ": changes names 'C', which is no row; expected one of: A, B"),
+        ("changes: {A: {trian: {}}}", ", row 'A': changes: trian is not a setting; did you mean train?"),
+        ("changes: {A: {paper: {ap: 1}}}", ", row 'A': changes: paper.ap is no metric; did you mean paper.AP?"),
+        ("changes: {A: {label: C}}", ": changes gives row 'A' another label; give the row under rows instead"),
+        (
+            "rows: [{label: C}]\nchanges: {C: {}}",
+            ": changes is laid on inherited rows, but this file gives its own; leave one of them out",
+        ),
+    ],
+)
+def test_changes_that_cannot_be_laid_on_a_row_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    write(tmp_path, "rows: [{label: A}, {label: B, split: other}]", "parent.yaml")
+    assert mistake(tmp_path, f"extends: parent.yaml\n{text}") == f"table.yaml{says}"
+
+
+def test_cited_rows_are_quoted_with_their_source_and_never_trained(tmp_path: Path) -> None:
+    cited = "cited: [{label: Theirs, paper: {AP: 40}, source: Their paper}]"
+    experiment = load(tmp_path, f"rows: [{{label: A}}]\n{cited}")
+    (line,) = experiment.cited
+    assert (line.label, dict(line.paper), line.source) == ("Theirs", {"AP": 40.0}, "Their paper")
+    assert [r.label for r in experiment.rows] == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{label: X, paper: {AP: 40}}", ": cited.0: source is missing"),
+        ("{label: X, paper: {AP: 400}, source: S}", ": cited.0: paper.AP is 400.0, expected 0 to 100"),
+        ("{label: X, paper: {Ap: 40}, source: S}", ": cited.0: paper.Ap is no metric; did you mean paper.AP?"),
+        ("{label: X, papr: {}, paper: {}, source: S}", ": cited.0: papr is not a setting; did you mean paper?"),
+        ("{label: ' ', paper: {AP: 40}, source: S}", ": cited.0: label and source must say something"),
+        ("{label: A, paper: {AP: 40}, source: S}", ", row 'A': label stands 2 times; give each row its own"),
+    ],
+)
+def test_a_mistake_in_a_cited_row_is_named_by_its_place(tmp_path: Path, line: str, says: str) -> None:
+    assert mistake(tmp_path, f"rows: [{{label: A}}]\ncited: [{line}]") == f"table.yaml{says}"
+
+
 def test_only_keeps_the_named_rows_in_its_own_order(tmp_path: Path) -> None:
     write(tmp_path, "rows: [{label: A}, {label: B}, {label: C}]", "parent.yaml")
     assert [r.label for r in load(tmp_path, "extends: parent.yaml\nonly: [C, A]").rows] == ["C", "A"]
@@ -352,11 +439,28 @@ def test_the_metrics_are_those_of_the_evaluation() -> None:
 
 
 def test_the_tables_in_miniature_have_the_rows_of_the_paper() -> None:
-    for name in ("table1_heads.yaml", "table5_exponents.yaml"):
-        paper, miniature = load_experiment(PAPER / name), load_experiment(MINIATURE / name)
+    tables = zip(load_experiments([PAPER]), load_experiments([MINIATURE]), strict=True)
+    for paper, miniature in tables:
+        assert miniature.name == paper.name
         assert [(r.label, r.inference) for r in miniature.rows] == [(r.label, r.inference) for r in paper.rows]
         assert [r.train.model.confidence for r in miniature.rows] == [r.train.model.confidence for r in paper.rows]
         assert {(r.train.data.dataset, r.split) for r in miniature.rows} == {("shapes", "val")}
+        assert {r.seeds for r in miniature.rows} == {(0, 1, 2) if paper.name == "table1_heads" else (0,)}
+
+
+def test_the_deeper_backbone_and_the_longer_training_are_told_apart_in_miniature_as_well() -> None:
+    """The baseline has both once, R101 another backbone, and 2x that backbone with twice the epochs."""
+    for folder in (PAPER, MINIATURE):
+        rows = {r.label: r.train for r in load_experiment(folder / "table6_detectors.yaml").rows}
+        r50, r101, long = (rows[f"RetinaNet-Conf, {kind}"] for kind in ("R50, 1x", "R101, 1x", "R101, 2x"))
+        assert r50.model.backbone != r101.model.backbone == long.model.backbone
+        assert r50.schedule == r101.schedule
+        assert long.schedule.epochs == 2 * r101.schedule.epochs
+    assert (r50.model.backbone, r101.model.backbone) == ("resnet18_quarter", "resnet18_half")
+
+
+def test_no_number_stands_as_the_papers_that_its_abstract_does_not_give() -> None:
+    assert not any(dict(row.paper) for table in load_experiments([PAPER]) for row in table.rows)
 
 
 def test_the_papers_table_1_differs_from_the_defaults_only_where_the_files_say_so() -> None:

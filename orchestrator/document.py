@@ -1,0 +1,81 @@
+"""The top level of an experiment file, and what it takes from the files that it extends."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.settings import Settings, merge, suggestion
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The twelve numbers of an evaluation, by the names of model.evaluation, which is too heavy to import here."""
+
+OF_ONE_FILE = ("name", "suite", "extends", "only", "changes")
+"""What a file says of itself alone; all else is inherited."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """The top level of a file, before its rows and settings are looked into."""
+
+    name: str | None = None
+    suite: str | None = None
+    title: str | None = None
+    question: str = ""
+    extends: tuple[str, ...] = ()
+    """Files whose settings this one starts from; of two that say the same the later counts."""
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    rows: tuple[dict[str, Any], ...] | None = None
+    only: tuple[str, ...] | None = None
+    """Labels of the inherited rows to keep."""
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings laid over inherited rows, by label."""
+    cited: tuple[dict[str, Any], ...] = ()
+    reference: str | None = None
+    columns: tuple[str, ...] = METRICS[:6]
+    resources: dict[str, Any] = field(default_factory=dict)
+
+
+def inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list[str]]:
+    """Lay a checked document on those that it extends, and return the whole with the mistakes of doing so.
+
+    Defaults and resources merge deeply; rows are the document's own, or else those of the last parent that has some.
+    """
+    inherited: Settings = {}
+    for parent in parents:
+        inherited = _lay({name: value for name, value in parent.items() if name not in OF_ONE_FILE}, inherited)
+    merged = _lay(own, inherited)
+    problems: list[str] = []
+    if "rows" not in own and "rows" in inherited:
+        rows, problems = _inherited_rows(inherited["rows"], own)
+        merged["rows"] = rows
+    elif "rows" in own:
+        problems = list(_picks_among_own_rows(own))
+    return merged, problems
+
+
+def _lay(above: Settings, below: Settings) -> Settings:
+    deep = {name: merge(below.get(name, {}), above.get(name, {})) for name in ("defaults", "resources")}
+    return below | above | deep
+
+
+def _inherited_rows(rows: Sequence[Settings], own: Settings) -> tuple[list[Settings], list[str]]:
+    """Keep the rows that `only` names, in its order, and lay `changes` on them."""
+    by_label: dict[str, Settings] = {row["label"]: row for row in rows}
+    changes: dict[str, Settings] = own.get("changes", {})
+    kept = own["only"] if own.get("only") is not None else list(by_label)
+    problems = [
+        f"only names {name!r}, which is no row; {suggestion(name, by_label)}" for name in kept if name not in by_label
+    ]
+    for label, settings in changes.items():
+        if label not in by_label:
+            problems.append(f"changes names {label!r}, which is no row; {suggestion(label, by_label)}")
+        elif "label" in settings:
+            problems.append(f"changes gives row {label!r} another label; give the row under rows instead")
+    return [merge(by_label[name], changes.get(name, {})) for name in kept if name in by_label], problems
+
+
+def _picks_among_own_rows(own: Settings) -> Iterator[str]:
+    for name, verb in (("only", "picks among"), ("changes", "is laid on")):
+        if name in own:
+            yield f"{name} {verb} inherited rows, but this file gives its own; leave one of them out"
