@@ -16,7 +16,7 @@ help:  ## Show what can be made
 setup: $(READY)  ## Make .venv with everything that the project needs
 
 demo: $(READY)  ## Train the paper's main comparison in miniature and print its tables (5 minutes, no GPU)
-	$(RNC) submit experiments/miniature/table1_heads.yaml experiments/miniature/table5_exponents.yaml
+	$(RNC) submit experiments/demo
 
 test: $(READY)  ## Run all tests
 	$(PYTHON) -m pytest

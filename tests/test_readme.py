@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.experiment import load_experiments
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -43,9 +45,16 @@ def test_every_rnc_command_works(command: str, tmp_path: Path):
 
 def test_the_demo_submits_what_the_readme_says():
     done = subprocess.run(["make", "demo", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (
-        "rnc submit experiments/miniature/table1_heads.yaml experiments/miniature/table5_exponents.yaml" in done.stdout
-    )
+    assert "rnc submit experiments/demo" in done.stdout
+    demo = load_experiments([ROOT / "experiments" / "demo"])
+    printed = README.split("```text\n")[1].split("```")[0]
+    tables = [block.strip().splitlines() for block in re.findall(r"─\n((?:.+\n)+)", printed)]
+    assert [[row.label for row in table.rows] for table in demo] == [
+        [re.split(r"  +", line)[0] for line in lines] for lines in tables
+    ]
+    heads = re.findall(r"^row +(.+?)  AP over reference$", printed, flags=re.MULTILINE)
+    assert [list(table.columns) for table in demo] == [head.split() for head in heads]
+    assert {row.seeds for table in demo for row in table.rows} == {(0,)}
 
 
 def test_every_verb_is_described():

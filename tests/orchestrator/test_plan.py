@@ -132,16 +132,39 @@ def test_reading_back_refuses_what_is_unknown_or_out_of_range() -> None:
         inference_config_from_dict({"nms_iou": 2})
 
 
-def test_both_tables_of_the_paper_share_three_trainings() -> None:
+@pytest.mark.parametrize("suite", ["paper", "miniature"])
+def test_the_45_rows_of_the_paper_are_13_trainings_and_35_evaluations(suite: str) -> None:
+    """By hand: 3 + 6 + 0 + 0 + 0 + 4 trainings; 3 + 6 + 0 + 5 + 17 + 4 evaluations that no earlier table has."""
+    tables = load_experiments([EXPERIMENTS / suite])
+    assert [len(table.rows) for table in tables] == [3, 7, 2, 6, 20, 7]
+    by_one_seed = [replace(table, rows=tuple(replace(row, seeds=(0,)) for row in table.rows)) for table in tables]
+    new = []
+    for number in range(1, 7):
+        plan = make_plan(by_one_seed[:number], Ledger())
+        new.append((len(plan.trainings), len(plan.evaluations)))
+    assert new == [(3, 3), (9, 9), (9, 9), (9, 14), (9, 31), (13, 35)]
+
+
+def test_a_row_that_stands_in_every_table_is_one_evaluation_with_six_places() -> None:
     plan = make_plan(load_experiments([EXPERIMENTS / "paper"]), Ledger())
-    assert [run.label for run in plan.trainings.values()] == ["RetinaNet", "IoU-aware RetinaNet", "RetinaNet-Conf"]
-    assert len(plan.evaluations) == 21  # 1 without a branch, 10 exponents on each of two; 0.4 stands in both tables
     (shared,) = plan.evaluations_of("table1_heads", "RetinaNet-Conf")
     assert shared.places == (
         Place("table1_heads", 2, "RetinaNet-Conf"),
+        Place("table2_losses", 6, "CE"),
+        Place("table3_samples", 0, "positive samples"),
+        Place("table4_fusion", 2, "cls^0.6 * obj^0.4"),
         Place("table5_exponents", 4, "RetinaNet-Conf, exponent 0.4"),
+        Place("table6_detectors", 2, "RetinaNet-Conf, R50, 1x"),
     )
     assert shared in plan.evaluations_on(plan.evaluations[shared.key].train_key)
+
+
+def test_the_demo_trains_nothing_that_the_miniature_tables_do_not() -> None:
+    demo, miniature = (make_plan(load_experiments([EXPERIMENTS / name]), Ledger()) for name in ("demo", "miniature"))
+    assert demo.suite == miniature.suite
+    assert (len(demo.trainings), len(demo.evaluations)) == (3, 21)
+    assert set(demo.trainings) <= set(miniature.trainings)
+    assert set(demo.evaluations) <= set(miniature.evaluations)
 
 
 def test_every_seed_is_a_training_of_its_own() -> None:

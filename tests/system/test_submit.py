@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 RNC = Path(sys.executable).parent / "rnc"
 EXPERIMENT = f"""
 suite: tiny
-extends: {ROOT}/experiments/miniature/table1_heads.yaml
+extends: {ROOT}/experiments/demo/table1_demo.yaml
 only: [RetinaNet, RetinaNet-Conf]
 defaults:
   train:
