@@ -29,6 +29,9 @@ class _Verbs(click.Group):
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What is recorded stays; the same command goes on from there.", err=True)
+            ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

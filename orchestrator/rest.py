@@ -24,8 +24,8 @@ class ServerAway(UserError):
 class Refused(UserError):
     """The tracking server answered with an error; `code` is MLflow's name for it."""
 
-    def __init__(self, message: str, code: str) -> None:
-        """Keep the code beside the message."""
+    def __init__(self, message: str, code: str = "") -> None:
+        """Keep the code beside the message; pickle adds it later."""
         super().__init__(message)
         self.code = code
 

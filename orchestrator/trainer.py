@@ -13,8 +13,11 @@ import ray.train
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from orchestrator.failures import failure_of
 
 
 class LeanTrainer(DataParallelTrainer):
@@ -22,6 +25,7 @@ class LeanTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
         parts["scaling_policy"] = _FixedSize(self.scaling_config)  # type: ignore[arg-type]
+        parts["failure_policy"] = _AgainAfterLoss(self.run_config.failure_config)  # type: ignore[arg-type]
         controller = TrainController(**parts)
         asyncio.run(controller.run())  # type: ignore[no-untyped-call]
         return controller.get_result()
@@ -45,3 +49,12 @@ class _FixedSize(FixedScalingPolicy):
 
     def _cancel_resource_request(self) -> None:
         pass
+
+
+class _AgainAfterLoss(DefaultFailurePolicy):
+    """Starts workers again that were lost; does not repeat what comes again."""
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        if failure_of(training_failed_error).kind != "loss":
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)

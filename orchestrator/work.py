@@ -33,6 +33,10 @@ class Work:
         """Where the driver tells the workers the run of this training."""
         return self.folder / "run.json"
 
+    def error_log(self, rank: int | None = None) -> Path:
+        """Where a worker writes why it failed, and without a rank, where its trial does."""
+        return self.folder / ("error.log" if rank is None else f"error-{rank}.log")
+
     @property
     def num_epochs(self) -> int:
         """Epochs of the whole training."""

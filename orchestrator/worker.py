@@ -13,6 +13,7 @@ import ray.train
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from orchestrator import tracking
+from orchestrator.failures import explain, failure_of
 from orchestrator.fit import per_worker
 from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from model.training import Progress
 
 MAX_FAILURES = 2
-"""How often a training starts again from its last checkpoint after a worker died."""
+"""How often a training starts again from its last checkpoint after a worker or a node was lost."""
 SEND_SECONDS = 60.0
 """How long the end of a training waits for the tracking server to take the last metrics."""
 
@@ -39,14 +40,19 @@ def run_trial(config: dict[str, Any], works: Mapping[str, Work]) -> dict[str, An
     work = works[config["key"]]
     settings = {"work": work, "picked_up": time.time()}
     release(work)
+    for old in work.folder.glob("error*.log"):
+        old.unlink()
     try:
-        result = _trainer(work, settings).fit()
-        return {"error": "", "log": "", **(result.return_value or {})}  # type: ignore[attr-defined]
+        _trainer(work, settings).fit()
     except Exception as error:
-        log = work.folder / "error.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"{error}\n\n{traceback.format_exc()}")
-        return {"error": _last_line(error), "log": str(log)}
+        failure = failure_of(error)
+        log = work.error_log(failure.rank)
+        if failure.kind == "loss" or not log.exists():
+            log = work.error_log()
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(f"{error}\n\n{traceback.format_exc()}")
+        return {"error": explain(failure, work.train_run.resources.local_batch), "log": str(log)}
+    return {"error": "", "log": ""}
 
 
 def release(work: Work) -> None:
@@ -82,11 +88,12 @@ def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
     )
 
 
-def run(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train and score, as one of the workers; the same calls on each of them."""
-    import torch
+def run(settings: dict[str, Any]) -> None:
+    """Train and score, as one of the workers; the same calls on each of them.
 
-    from model.training import TrainingError
+    What one of them raises ends all of them, wherever they wait for it.
+    """
+    import torch
 
     work: Work = settings["work"]
     context = ray.train.get_context()
@@ -103,13 +110,9 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
         if context.get_world_rank() == 0 and not work.is_trained:
             _finish(work)
         _score(work)
-    except (ValueError, TrainingError) as error:
-        if context.get_world_size() > 1:
-            raise  # the others may be waiting for this one
-        log = work.folder / "error.log"
-        log.write_text(traceback.format_exc())
-        return {"error": _last_line(error), "log": str(log)}  # trying again would change nothing
-    return {}
+    except Exception:
+        work.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
+        raise
 
 
 def _train(work: Work, picked_up: float) -> None:
@@ -255,8 +258,3 @@ def _device(work: Work) -> "torch.device":
 
 def _epochs_done(checkpoint: ray.train.Checkpoint | None) -> int:
     return int(checkpoint.path.rpartition("-")[2]) if checkpoint else 0
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)

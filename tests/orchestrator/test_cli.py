@@ -210,3 +210,13 @@ def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):
     environment = os.environ | {"RNC_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_ctrl_c_before_anything_runs_is_told_in_a_sentence_and_exits_130(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.submit.submit", interrupted)
+    result = rnc("submit", MINIATURE)
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted. What is recorded stays; the same command goes on from there.\n"

@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,63 +11,22 @@ import pytest
 import ray
 import torch
 
-from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from model.shapes import draw_shapes
+from model.config import TrainConfig
 from model.training import train
-from orchestrator import launch, server, tracking
+from orchestrator import launch
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, Resources, Row
+from orchestrator.experiment import Resources
 from orchestrator.fit import Cluster, require_fit
-from orchestrator.live import Show, Status, live_view
-from orchestrator.plan import Ledger, Plan, make_plan, train_key
+from orchestrator.live import Status, live_view
+from orchestrator.plan import train_key
 from orchestrator.recorder import read_journal
 from orchestrator.site import Site
 from orchestrator.work import epochs_done, last_checkpoint
+from tests.suites import TRAIN, launched, ledger_of, plan_of
 
 pytestmark = pytest.mark.slow
 
-TRAIN = TrainConfig(
-    model=ModelConfig(
-        backbone="resnet18_quarter",
-        backbone_norm="group",
-        frozen_stages=0,
-        channels=16,
-        tower_depth=1,
-        tower_norm="group",
-    ),
-    data=DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=64),
-    schedule=ScheduleConfig(epochs=4, lr_drop_epochs=(), warmup_iterations=2, gradient_clip=10.0),
-    global_batch=4,
-)
 DIVERGES = replace(TRAIN, schedule=replace(TRAIN.schedule, learning_rate=1e9, gradient_clip=None))
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(home=tmp_path_factory.mktemp("home"))
-    draw_shapes(site.data_root("shapes"), num_train=32, num_val=8, image_size=64)
-    starting = server.begin_tracking_server(site)
-    launch.start_ray(site)
-    starting.wait()
-    yield site
-    launch.stop_ray()
-    server.stop_server(site)
-
-
-def plan_of(site: Site, suite: str, *trains: TrainConfig, resources: Resources | None = None) -> Plan:
-    rows = tuple(Row(label=f"row {place}", train=train, split="val") for place, train in enumerate(trains))
-    experiment = Experiment(
-        name="tiny", suite=suite, title="Tiny", rows=rows, resources=resources or Resources(), path=Path("tiny.yaml")
-    )
-    return make_plan([experiment], ledger_of(site, suite))
-
-
-def ledger_of(site: Site, suite: str) -> Ledger:
-    return tracking.read_ledger(tracking.open_suite(server.tracking_server(site), suite))
-
-
-def launched(plan: Plan, site: Site, show: Show = lambda _: None) -> launch.Outcome:
-    return launch.launch(plan, site, server.tracking_server(site), show=show)
 
 
 @pytest.mark.usefixtures("site")

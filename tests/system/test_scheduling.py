@@ -1,0 +1,98 @@
+"""What Ray does with trainings that fail, and with those that are stopped: a tiny suite on two cores."""
+
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from PIL import Image
+
+from model.config import TrainConfig
+from orchestrator.experiment import Resources
+from orchestrator.live import Status
+from orchestrator.site import Site
+from orchestrator.work import last_checkpoint
+from tests.suites import TRAIN, launched, ledger_of, plan_of
+
+pytestmark = pytest.mark.slow
+
+TOO_LARGE = replace(TRAIN, model=replace(TRAIN.model, channels=2**20))  # 36 TB for one convolution
+
+
+def test_a_worker_that_is_killed_starts_again_from_its_last_checkpoint_and_changes_no_bit(site: Site):
+    long = replace(TRAIN, schedule=replace(TRAIN.schedule, epochs=12))
+    killed: list[int] = []
+
+    def kill_once(statuses: Sequence[Status]) -> None:
+        if not killed and statuses[0].state == "training" and statuses[0].epoch >= 2:
+            killed.extend(workers())
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    before = num_groups()
+    (ending,) = launched(plan_of(site, "killed", long), site, kill_once).endings
+    assert num_groups() - before == 3  # of the trial, and of two starts of its worker
+    assert (ending.state, len(killed)) == ("finished", 1)
+    (straight,) = launched(plan_of(site, "straight", long), site).endings
+    assert weights(site, "killed", ending.key) == weights(site, "straight", straight.key)
+    log = (site.storage / "killed" / ending.key / "metrics.jsonl").read_text()
+    assert log.count("perf/startup_s") == 2
+
+
+def workers() -> list[int]:
+    """The processes of this machine in which Ray Train runs a worker."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def weights(site: Site, suite: str, key: str) -> bytes:
+    checkpoint = last_checkpoint(site.storage / suite / key)
+    assert checkpoint is not None
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_too_little_memory_ends_a_row_at_once_with_advice_and_leaves_the_other_alone(site: Site):
+    before = num_groups()
+    outcome = launched(plan_of(site, "memory", TOO_LARGE, TRAIN), site)
+    large, small = outcome.endings
+    assert (large.state, small.state) == ("failed", "finished")
+    assert large.error.startswith("out of memory: lower resources.local_batch (now a worker's whole share)")
+    assert "can't allocate memory" in large.error
+    record = ledger_of(site, "memory").trainings[large.key]
+    assert (record.status, record.note) == ("FAILED", large.error)
+    assert num_groups() - before == 4  # for each training one of its trial, and one of the only start of its workers
+
+
+def num_groups() -> int:
+    """Placement groups that there ever were."""
+    return len(ray.util.placement_group_table())
+
+
+def test_a_mistake_that_one_of_two_workers_meets_ends_both_at_once(site: Site):
+    before = num_groups()
+    outcome = launched(plan_of(site, "torn", torn(site), resources=Resources(num_workers=2, cpus_per_worker=0.5)), site)
+    (ending,) = outcome.endings
+    assert ending.state == "failed"
+    assert "annotated (64, 64); mend either" in ending.error
+    assert "DataError" in Path(ending.log).read_text()
+    assert num_groups() - before == 2
+
+
+def torn(site: Site) -> TrainConfig:
+    """A training of which one image has another size than annotated, so that one worker fails and the other waits."""
+    root = site.data_root("shapes")
+    shutil.copytree(root / "train", root / "torn")
+    shutil.copy(root / "annotations" / "instances_train.json", root / "annotations" / "instances_torn.json")
+    image = min((root / "torn").iterdir())
+    Image.new("RGB", (32, 32)).save(image)
+    return replace(TRAIN, data=replace(TRAIN.data, train_split="torn"))
