@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from orchestrator.checkpoint_verbs import VERBS
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, load_experiments
 from orchestrator.plan import make_plan
@@ -209,6 +210,10 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     if opens:
         click.launch(found[0][1])
     click.echo("The server stays until `rnc ui --stop`.", err=True)
+
+
+for _verb in VERBS:
+    cli.add_command(_verb)
 
 
 def main() -> None:

@@ -4,13 +4,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.experiment import Row
 from orchestrator.plan import Evaluation, Record, settings_that_differ
 from orchestrator.runs import Run, metrics_of, tags_of
+from orchestrator.settings import from_dict
 
 Kind = Literal["training", "evaluation", "table"]
 
@@ -54,6 +55,13 @@ def inference_params(inference: InferenceConfig) -> dict[str, str]:
     """Return the confidence exponent, if it has a meaning, and the settings that differ from the defaults."""
     exponent = {} if inference.fusion == "product" else {"confidence_exponent": inference.confidence_exponent}
     return _params(exponent | settings_that_differ(inference))
+
+
+def read_inference(params: Mapping[str, str]) -> InferenceConfig:
+    """Read back what `inference_params` wrote, from among all params of an evaluation."""
+    exponents = {"confidence_exponent": InferenceConfig().confidence_exponent}  # not told with fusion "product"
+    told = {f.name: _value(params[f.name]) for f in fields(InferenceConfig) if f.name in params}
+    return from_dict(InferenceConfig, exponents | told)
 
 
 def varied_settings(rows: Sequence[Row]) -> list[Setting]:
@@ -104,6 +112,13 @@ def _params(settings: Mapping[str, Any]) -> dict[str, str]:
     short = {path: path.rpartition(".")[2] for path in settings}
     uses = Counter(short.values())
     return {short[path] if uses[short[path]] == 1 else path: _text(value) for path, value in settings.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _text(value: Any) -> str:

@@ -6,8 +6,10 @@ A run is FINISHED last of all, so that whatever dies on the way is seen as unfin
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +103,7 @@ def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     digest = _sha256(weights)
     if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
         upload(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
-        write(tracking.uri, run_id, tags={"checkpoint_sha256": digest})
+        write(tracking.uri, run_id, tags={"checkpoint_sha256": digest, "versions": json.dumps(_versions())})
     return digest
 
 
@@ -113,11 +115,16 @@ def record_evaluation(
     detections: Path | None,
     train_run_id: str,
     matches: Path | None = None,
+    data_fingerprint: str = "",
 ) -> str:
-    """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing."""
+    """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing.
+
+    `data_fingerprint` is that of the images which were scored.
+    """
     training = get_run(tracking.uri, train_run_id)
     seed = tags_of(training).get("seed", "0")
     tags = {"train_key": evaluation.train_key, "split": evaluation.split, "seed": seed} | place_tags(evaluation)
+    tags |= {"data_fingerprint": data_fingerprint} if data_fingerprint else {}
     params = params_of(training) | inference_params(evaluation.inference)
     label = evaluation.places[0].label if evaluation.places else evaluation.key
     name = label if seed == "0" else f"{label}, seed {seed}"
@@ -184,6 +191,10 @@ def experiment_id(tracking: Tracking) -> str:
     if tracking.experiment_id is None:
         raise UserError(f"MLflow at {tracking.uri} holds nothing of suite {tracking.suite} yet; `rnc submit` fills it")
     return tracking.experiment_id
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "ray")}
 
 
 def _sha256(path: Path) -> str:

@@ -230,7 +230,13 @@ def _record(
             _write_detections(detections, file)
             write_matches(match(data, detections), matches)
             tracking.record_evaluation(
-                suite, evaluation, metrics, detections=file, matches=matches, train_run_id=work.hear_run()
+                suite,
+                evaluation,
+                metrics,
+                detections=file,
+                matches=matches,
+                train_run_id=work.hear_run(),
+                data_fingerprint=data.fingerprint,
             )
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 OWNERS = {
-    "click": {"orchestrator/cli.py"},
+    "click": {"orchestrator/cli.py", "orchestrator/checkpoint_verbs.py"},
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py"},
