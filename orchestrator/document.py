@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.grid import grid_rows
+from orchestrator.search import read_search
 from orchestrator.settings import Settings, merge, suggestion
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of an evaluation, by the names of model.evaluation, which is too heavy to import here."""
 
-OF_ONE_FILE = ("name", "suite", "extends", "only", "changes")
+OF_ONE_FILE = ("name", "suite", "extends", "only", "changes", "grid")
 """What a file says of itself alone; all else is inherited."""
 
 
@@ -26,6 +28,10 @@ class Document:
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     rows: tuple[dict[str, Any], ...] | None = None
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values by dotted setting, of which every combination is a row."""
+    search: dict[str, Any] | None = None
+    """A space of settings, from which rows are drawn."""
     only: tuple[str, ...] | None = None
     """Labels of the inherited rows to keep."""
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -39,19 +45,32 @@ class Document:
 def inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list[str]]:
     """Lay a checked document on those that it extends, and return the whole with the mistakes of doing so.
 
-    Defaults and resources merge deeply; rows are the document's own, or else those of the last parent that has some.
+    Defaults and resources merge deeply. Rows are the document's own, then those of its grid, then those of its search.
+    Where it has none of these, or picks with `only`, it begins with the rows of the last parent that has some.
     """
     inherited: Settings = {}
     for parent in parents:
-        inherited = _lay({name: value for name, value in parent.items() if name not in OF_ONE_FILE}, inherited)
-    merged = _lay(own, inherited)
-    problems: list[str] = []
-    if "rows" not in own and "rows" in inherited:
-        rows, problems = _inherited_rows(inherited["rows"], own)
-        merged["rows"] = rows
-    elif "rows" in own:
-        problems = list(_picks_among_own_rows(own))
-    return merged, problems
+        passed_on = {name: value for name, value in parent.items() if name not in OF_ONE_FILE}
+        if not passed_on["rows"]:
+            del passed_on["rows"]
+        inherited = _lay(passed_on, inherited)
+    rows, problems = _rows(inherited.get("rows") or [], own)
+    for made, mistakes in (
+        grid_rows(own["grid"]) if "grid" in own else ([], []),
+        read_search(own["search"])[1:] if own.get("search") is not None else ([], []),
+    ):
+        rows += made
+        problems += mistakes
+    return _lay(own, inherited) | {"rows": rows}, problems
+
+
+def _rows(inherited: Sequence[Settings], own: Settings) -> tuple[list[Settings], list[str]]:
+    """Return the rows that are listed, here or in a parent."""
+    makes_rows = any(own.get(name) is not None for name in ("rows", "grid", "search"))
+    if "rows" in own or (makes_rows and "only" not in own) or not inherited:
+        problems = list(_picks_among_own_rows(own)) if makes_rows else []
+        return list(own.get("rows") or ()), problems
+    return _inherited_rows(inherited, own)
 
 
 def _lay(above: Settings, below: Settings) -> Settings:

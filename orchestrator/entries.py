@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from model.config import InferenceConfig, TrainConfig
 from orchestrator.experiment import Row
 from orchestrator.plan import Evaluation, Record, settings_that_differ
 from orchestrator.runs import Run, metrics_of, tags_of
-from orchestrator.settings import from_dict
+from orchestrator.settings import from_dict, short_names
 
 Kind = Literal["training", "evaluation", "table"]
 
@@ -109,9 +108,8 @@ def _are_numbers(values: Iterable[str]) -> bool:
 
 def _params(settings: Mapping[str, Any]) -> dict[str, str]:
     """Name settings by their last part, unless two share it; MLflow's user interface cuts long names."""
-    short = {path: path.rpartition(".")[2] for path in settings}
-    uses = Counter(short.values())
-    return {short[path] if uses[short[path]] == 1 else path: _text(value) for path, value in settings.items()}
+    names = short_names(settings)
+    return {names[path]: _text(value) for path, value in settings.items()}
 
 
 def _value(text: str) -> Any:

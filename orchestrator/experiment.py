@@ -8,74 +8,16 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from model.config import InferenceConfig, TrainConfig
 from orchestrator.document import METRICS, Document, inherit
 from orchestrator.errors import UserError
+from orchestrator.grid import Settable
 from orchestrator.reading import read_yaml, typed
+from orchestrator.resources import Resources, contradictions
+from orchestrator.row import Cited, Row, read_cited, read_row, spelling
+from orchestrator.search import Search, SearchForm, read_search
 from orchestrator.settings import Settings, merge, misspelt, suggestion
 
-__all__ = ["METRICS", "Cited", "Experiment", "Resources", "Row", "load_experiment", "load_experiments"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
-    """What a training runs on; free to change, no part of any identity."""
-
-    num_workers: int = 1
-    """Processes that train one model together."""
-    gpus_per_worker: float = 0.0
-    """0 trains on the CPU; a part of 1 shares a GPU."""
-    cpus_per_worker: float = 1.0
-    """CPUs that each worker reserves, its loader processes included."""
-    local_batch: int | None = None
-    """Images of one forward pass of a worker; gradients add up to the global batch. None takes the whole share."""
-    loader_processes: int = 0
-    """Processes of each worker that read images; 0 reads in the worker itself."""
-
-    def __post_init__(self) -> None:
-        gpus = self.gpus_per_worker
-        _require(self.num_workers >= 1, f"num_workers is {self.num_workers}, expected at least 1")
-        _require(
-            gpus >= 0.0 and (gpus <= 1.0 or gpus == int(gpus)),
-            f"gpus_per_worker is {gpus}, expected 0 to 1, or a whole number",
-        )
-        _require(self.cpus_per_worker > 0.0, f"cpus_per_worker is {self.cpus_per_worker}, expected more than 0")
-        _require(
-            self.local_batch is None or self.local_batch >= 1,
-            f"local_batch is {self.local_batch}, expected at least 1, or null for a worker's whole share",
-        )
-        _require(self.loader_processes >= 0, f"loader_processes is {self.loader_processes}, expected at least 0")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One line of a table: a training for each seed, and how its checkpoints are scored."""
-
-    label: str
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Its seed is replaced by each of `seeds`."""
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
-    split: str = "val2017"
-    """The split that is scored; a file that is silent means the row's own train.data.val_split."""
-    seeds: tuple[int, ...] = (0,)
-    paper: Mapping[str, float] = field(default_factory=dict)
-    """The paper's own numbers, by metric, on the 0-100 scale."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cited:
-    """A line that a table only quotes: nothing is trained or scored for it."""
-
-    label: str
-    paper: Mapping[str, float]
-    """The numbers that are quoted, by metric, on the 0-100 scale."""
-    source: str
-    """Where they stand."""
+__all__ = ["METRICS", "Cited", "Experiment", "Resources", "Row", "Search", "load_experiment", "load_experiments"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +29,8 @@ class Experiment:
     title: str
     question: str = ""
     rows: tuple[Row, ...]
+    search: Search | None = None
+    """How some of the rows were drawn, if any were."""
     cited: tuple[Cited, ...] = ()
     reference: str | None = None
     """The label of the row that the others are compared with."""
@@ -126,12 +70,6 @@ def load_experiments(paths: Iterable[Path | str]) -> list[Experiment]:
     return experiments
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Defaults:
-    train: TrainConfig
-    inference: InferenceConfig
-
-
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
     """Return a file merged with what it extends, and its own mistakes of form; `chain` are the files that led here.
 
@@ -169,7 +107,11 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     rows, problems = _rows(merged)
     resources, in_resources = typed(Resources, document.resources, "resources.")
     cited, in_cited = _cited(document)
-    problems += [*in_resources, *in_cited, *_mistakes_of_document(document)]
+    search, in_search = _search(document, rows)
+    problems += [*in_resources, *in_cited, *in_search, *_mistakes_of_document(document)]
+    if resources is not None and not problems:
+        problems += [f"resources.{problem}" for problem in contradictions(resources, [row.train for row in rows])]
+        problems += _twice(rows, search)
     if problems or resources is None:
         return None, problems
     name = document.name or path.stem
@@ -179,6 +121,7 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
         title=document.title or name,
         question=document.question,
         rows=tuple(rows),
+        search=search,
         cited=tuple(cited),
         reference=document.reference,
         columns=document.columns,
@@ -193,32 +136,26 @@ def _error(path: Path, problems: Iterable[str]) -> UserError:
     return UserError("\n".join(dict.fromkeys(lines)))
 
 
-def _where(row: Mapping[str, Any], place: int) -> str:
-    label = row.get("label")
-    return f"row {label!r}" if isinstance(label, str) else f"row {place + 1}"
-
-
 def _spelling(own: Settings) -> Iterator[str]:
     """Name every key of a file, at any depth, that is no setting."""
     yield from misspelt(Document, own)
-    yield from misspelt(_Defaults, _mapping(own.get("defaults")), "defaults.")
+    yield from misspelt(Settable, _mapping(own.get("defaults")), "defaults.")
     yield from misspelt(Resources, _mapping(own.get("resources")), "resources.")
+    yield from misspelt(SearchForm, _mapping(own.get("search")), "search.")
     for place, row in enumerate(_list(own.get("rows"))):
-        for problem in _spelling_of_row(Row, row):
+        for problem in spelling(Row, row):
             yield f"{_where(row, place)}: {problem}"
     for label, row in _mapping(own.get("changes")).items():
-        for problem in _spelling_of_row(Row, row):
+        for problem in spelling(Row, row):
             yield f"row {label!r}: changes: {problem}"
-    for place, row in enumerate(_list(own.get("cited"))):
-        for problem in _spelling_of_row(Cited, row):
+    for place, line in enumerate(_list(own.get("cited"))):
+        for problem in spelling(Cited, line):
             yield f"cited.{place}: {problem}"
 
 
-def _spelling_of_row(kind: type[Row] | type[Cited], row: Any) -> Iterator[str]:
-    yield from misspelt(kind, _mapping(row))
-    for metric in _mapping(_mapping(row).get("paper")):
-        if metric not in METRICS:
-            yield f"paper.{metric} is no metric; {suggestion(metric, METRICS, 'paper.')}"
+def _where(row: Any, place: int) -> str:
+    label = _mapping(row).get("label")
+    return f"row {label!r}" if isinstance(label, str) else f"row {place + 1}"
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
@@ -229,81 +166,58 @@ def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _cited(document: Document) -> tuple[list[Cited], list[str]]:
-    """Type the lines that are only quoted."""
-    lines, problems = [], []
-    for place, raw in enumerate(document.cited):
-        line, mistakes = typed(Cited, raw)
-        lines += [line] if line else []
-        problems += [
-            f"cited.{place}: {mistake}" for mistake in [*mistakes, *(_mistakes_of_cited(line) if line else ())]
-        ]
-    return lines, problems
-
-
-def _mistakes_of_cited(line: Cited) -> Iterator[str]:
-    if not line.label.strip() or not line.source.strip():
-        yield "label and source must say something"
-    yield from _mistakes_of_paper(line.paper)
-
-
-def _mistakes_of_paper(numbers: Mapping[str, float]) -> Iterator[str]:
-    for metric, value in numbers.items():
-        if metric in METRICS and not 0.0 <= value <= 100.0:
-            yield f"paper.{metric} is {value}, expected 0 to 100"
-
-
 def _rows(merged: Settings) -> tuple[list[Row], list[str]]:
     """Type each row; a mistake of the defaults that every row inherits is told once."""
     usual = {"seeds": merged.get("seeds", [0])} | merged.get("defaults", {})
     rows, found = [], []
-    for raw in merged.get("rows") or ():
-        row, problems = _row(merge(usual, raw))
+    for raw in merged["rows"]:
+        row, problems = read_row(merge(usual, raw))
         rows += [row] if row else []
         found.append(problems)
-    shared = set(_row({"label": "defaults"} | usual)[1]).intersection(*found) if len(found) > 1 else set()
+    shared = set(read_row({"label": "defaults"} | usual)[1]).intersection(*found) if len(found) > 1 else set()
     common = [problem for problem in (found[0] if found else ()) if problem in shared]
     once = [f"defaults.{p}" if p.startswith(("train.", "inference.")) else p for p in common]
-    for place, (raw, problems) in enumerate(zip(merged.get("rows") or (), found, strict=True)):
+    for place, (raw, problems) in enumerate(zip(merged["rows"], found, strict=True)):
         once += [f"{_where(raw, place)}: {problem}" for problem in problems if problem not in shared]
     return rows, once
 
 
-def _row(raw: Settings) -> tuple[Row | None, list[str]]:
-    row, problems = typed(Row, raw)
-    if row is None:
-        return None, problems
-    if "split" not in raw:
-        row = replace(row, split=row.train.data.val_split)
-    return row, list(_mistakes_of_row(row))
+def _cited(document: Document) -> tuple[list[Cited], list[str]]:
+    lines, found = [], []
+    for place, raw in enumerate(document.cited):
+        line, problems = read_cited(raw)
+        lines += [line] if line else []
+        found += [f"cited.{place}: {problem}" for problem in problems]
+    return lines, found
 
 
-def _mistakes_of_row(row: Row) -> Iterator[str]:
-    if not row.label.strip():
-        yield "label is empty; it names the row in tables"
-    if not row.split.strip():
-        yield "split is empty; leave it out to score train.data.val_split"
-    if not row.seeds or len(set(row.seeds)) < len(row.seeds) or min(row.seeds) < 0 or max(row.seeds) >= 2**31:
-        yield f"seeds is {list(row.seeds)}, expected different numbers, 0 to 2147483647"
-    if row.train.seed != 0:
-        yield f"train.seed is {row.train.seed}, but seeds decides it; set seeds: [{row.train.seed}]"
-    yield from _mistakes_of_paper(row.paper)
-    if row.inference.needs_confidence and row.train.model.confidence is None:
-        reads = [f"inference.{name} is {value}" for name, value in _that_read_confidence(row.inference)]
-        yield (
-            f"{', '.join(reads)}, but the model has no confidence branch (train.model.confidence is null);"
-            " set inference.confidence_exponent: 0 and leave the rest out, or give the row a branch:"
-            " train.model.confidence: {tower: classification} or {tower: box}"
+def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, list[str]]:
+    """Return the search, if rows that it drew are still there."""
+    search = read_search(document.search)[0] if document.search is not None else None
+    if search is None:
+        return None, []
+    problems = []
+    if search.metric not in METRICS:
+        problems.append(f"search.metric: {search.metric} is no metric; {suggestion(search.metric, METRICS)}")
+    drawn = [row for row in rows if row.label in search.labels]
+    shortest = min((row.train.schedule.epochs for row in drawn), default=0)
+    if drawn and search.asha and search.asha.grace_epochs >= shortest:
+        problems.append(
+            f"search.scheduler.asha.grace_epochs is {search.asha.grace_epochs}, but a training has only {shortest}"
+            " epochs; nothing would stop early"
         )
+    return (replace(search, labels=tuple(row.label for row in drawn)) if drawn else None), problems
 
 
-def _that_read_confidence(inference: InferenceConfig) -> Iterator[tuple[str, object]]:
-    if inference.fusion == "product":
-        yield "fusion", "product"
-    elif inference.confidence_exponent > 0.0:
-        yield "confidence_exponent", inference.confidence_exponent
-    if inference.min_confidence > 0.0:
-        yield "min_confidence", inference.min_confidence
+def _twice(rows: Sequence[Row], search: Search | None) -> Iterator[str]:
+    """Name listed rows that are one and the same; draws may meet by chance."""
+    first: dict[Any, str] = {}
+    for row in rows:
+        if search is None or row.label not in search.labels:
+            for seed in row.seeds:
+                other = first.setdefault((row.train, row.inference, row.split, seed), row.label)
+                if other != row.label:
+                    yield f"row {row.label!r}: is the same as row {other!r}; leave one out, or change a setting of it"
 
 
 def _mistakes_of_document(document: Document) -> Iterator[str]:

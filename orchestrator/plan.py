@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, Resources, Row
+from orchestrator.experiment import Experiment, Resources, Row, Search
 from orchestrator.settings import Settings, differences, flat_differences, from_dict, to_dict
 
 __all__ = [
@@ -121,6 +121,21 @@ class Plan:
     def evaluations_on(self, train_key: str) -> tuple[Evaluation, ...]:
         """Return the evaluations that score one training."""
         return tuple(e for e in self.evaluations.values() if e.train_key == train_key)
+
+    @property
+    def max_concurrent(self) -> int | None:
+        """The most trainings that may run at once: the smallest number of all files, None where none has one."""
+        return min((n for e in self.experiments if (n := e.resources.max_concurrent) is not None), default=None)
+
+    def search_of(self, train_key: str) -> Search | None:
+        """Return the search that alone needs a training, so that it may be stopped early; None where others need it."""
+        searches = {experiment.name: experiment.search for experiment in self.experiments}
+        places = [place for evaluation in self.evaluations_on(train_key) for place in evaluation.places]
+        found = {place.table: searches[place.table] for place in places}
+        first = searches[places[0].table]
+        if first is None or len(found) > 1 or any(place.label not in first.labels for place in places):
+            return None
+        return first
 
 
 def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -51,6 +52,13 @@ def merge(base: Settings, over: Mapping[str, Any]) -> Settings:
         below = merged.get(name)
         merged[name] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
     return merged
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Return the last part of each dotted name, or the whole where two would share it."""
+    short = {path: path.rpartition(".")[2] for path in paths}
+    uses = Counter(short.values())
+    return {path: name if uses[name] == 1 else path for path, name in short.items()}
 
 
 def misspelt(kind: Any, settings: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

@@ -6,35 +6,11 @@ import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment import METRICS, Experiment, Resources, load_experiment, load_experiments
+from orchestrator.experiment import METRICS, Resources, load_experiment, load_experiments
+from tests.experiment_files import load, mistake, mistakes, write
 
 PAPER = Path(__file__).parents[2] / "experiments" / "paper"
 MINIATURE = PAPER.parent / "miniature"
-
-
-def write(folder: Path, text: str, name: str = "table.yaml") -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def load(folder: Path, text: str) -> Experiment:
-    return load_experiment(write(folder, text))
-
-
-def mistakes(folder: Path, text: str) -> list[str]:
-    """Return what is wrong with a file, line by line, without the folder."""
-    path = write(folder, text)
-    with pytest.raises(UserError) as caught:
-        load_experiment(path)
-    return str(caught.value).replace(f"{folder}/", "").splitlines()
-
-
-def mistake(folder: Path, text: str) -> str:
-    lines = mistakes(folder, text)
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def row(settings: str) -> str:
@@ -83,7 +59,7 @@ def test_a_child_inherits_rows_with_the_papers_numbers_but_not_name_and_suite(tm
         columns: [AP]
         reference: A
         resources: {num_workers: 8, gpus_per_worker: 1}
-        rows: [{label: A, paper: {AP: 35.6}}, {label: B}]
+        rows: [{label: A, paper: {AP: 35.6}}, {label: B, split: other}]
         """
     write(tmp_path, text, "paper/table.yaml")
     path = write(tmp_path, "extends: ../paper/table.yaml\nresources: {num_workers: 1}", "small/mine.yaml")
@@ -182,7 +158,7 @@ def test_a_mistake_in_a_cited_row_is_named_by_its_place(tmp_path: Path, line: st
 
 
 def test_only_keeps_the_named_rows_in_its_own_order(tmp_path: Path) -> None:
-    write(tmp_path, "rows: [{label: A}, {label: B}, {label: C}]", "parent.yaml")
+    write(tmp_path, "rows: [{label: A}, {label: B, split: b}, {label: C, split: c}]", "parent.yaml")
     assert [r.label for r in load(tmp_path, "extends: parent.yaml\nonly: [C, A]").rows] == ["C", "A"]
     assert mistake(tmp_path, "extends: parent.yaml\nonly: [A, D]") == (
         "table.yaml: only names 'D', which is no row; expected one of: A, B, C"
@@ -225,6 +201,53 @@ def test_numbers_are_read_as_a_reader_means_them(tmp_path: Path) -> None:
     assert schedule.weight_decay == 0.0001
     assert (schedule.learning_rate, type(schedule.learning_rate)) == (1.0, float)
     assert schedule.lr_drop_epochs == (3, 5)
+
+
+def test_two_rows_that_are_one_and_the_same_are_refused_with_both_labels(tmp_path: Path) -> None:
+    rows = "rows: [{label: A}, {label: B, split: val2017, inference: {confidence_exponent: 0.4}}]"
+    assert mistake(tmp_path, rows) == (
+        "table.yaml, row 'B': is the same as row 'A'; leave one out, or change a setting of it"
+    )
+    seeds = "rows: [{label: A, seeds: [0, 1]}, {label: B, seeds: [1, 2]}]"
+    assert "row 'B': is the same as row 'A'" in mistake(tmp_path, seeds)
+    assert len(load(tmp_path, "rows: [{label: A, seeds: [0]}, {label: B, seeds: [1]}]").rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("resources", "says"),
+    [
+        (
+            "{num_workers: 2, gpus_per_worker: 0.5}",
+            "gpus_per_worker is 0.5 for 2 workers, but NCCL takes each worker on a GPU of its own;"
+            " set gpus_per_worker: 1, or num_workers: 1",
+        ),
+        (
+            "{cpus_per_worker: 2, loader_processes: 3}",
+            "loader_processes is 3, but cpus_per_worker reserves only 2;"
+            " raise cpus_per_worker, or lower loader_processes",
+        ),
+        (
+            "{num_workers: 8, local_batch: 3}",
+            "local_batch is 3, but a worker's share of an update is 2 (train.global_batch 16 over 8 workers);"
+            " leave local_batch out to take it whole",
+        ),
+        ("{num_workers: 17}", "num_workers is 17, but an update has only 16 images (train.global_batch)"),
+        ("{num_workers: 4, num_nodes: 3}", "num_nodes is 3, expected a number that divides num_workers, 4"),
+        ("{num_nodes: 0}", "num_nodes is 0, expected a number that divides num_workers, 1"),
+        ("{max_concurrent: 0}", "max_concurrent is 0, expected at least 1, or null for no limit"),
+    ],
+)
+def test_resources_that_contradict_each_other_or_the_training_are_refused(
+    tmp_path: Path, resources: str, says: str
+) -> None:
+    assert mistake(tmp_path, f"rows: [{{label: A}}]\nresources: {resources}") == f"table.yaml: resources.{says}"
+
+
+def test_resources_at_the_limit_are_accepted(tmp_path: Path) -> None:
+    text = "{num_workers: 8, num_nodes: 2, local_batch: 2, gpus_per_worker: 1, cpus_per_worker: 3, loader_processes: 3}"
+    assert load(tmp_path, f"rows: [{{label: A}}]\nresources: {text}").resources.num_nodes == 2
+    uneven = "rows: [{label: A, train: {global_batch: 10}}]\nresources: {num_workers: 4, local_batch: 3}"
+    assert load(tmp_path, uneven).resources.local_batch == 3  # 10 = 3 + 3 + 2 + 2
 
 
 def test_a_misspelt_setting_is_named_with_its_path_and_the_setting_that_was_meant(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Experiment files that tests write, and what is said of them."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, load_experiment
+
+
+def write(folder: Path, text: str, name: str = "table.yaml") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def load(folder: Path, text: str) -> Experiment:
+    return load_experiment(write(folder, text))
+
+
+def mistakes(folder: Path, text: str) -> list[str]:
+    """Return what is wrong with a file, line by line, without the folder."""
+    path = write(folder, text)
+    with pytest.raises(UserError) as caught:
+        load_experiment(path)
+    return str(caught.value).replace(f"{folder}/", "").splitlines()
+
+
+def mistake(folder: Path, text: str) -> str:
+    lines = mistakes(folder, text)
+    assert len(lines) == 1, lines
+    return lines[0]
