@@ -91,9 +91,12 @@ def plan(experiments: list[Experiment], form: str) -> None:
 @EXPERIMENTS
 @FORMAT
 @click.option("--address", help="A Ray cluster to join, instead of RAY_ADDRESS.")
+@click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
 @click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
 @click.pass_context
-def submit(ctx: click.Context, experiments: list[Experiment], form: str, address: str | None, detach: bool) -> None:
+def submit(
+    ctx: click.Context, experiments: list[Experiment], form: str, address: str | None, prune: bool, detach: bool
+) -> None:
     """Train and score what is missing of EXPERIMENT.
 
     Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow; then the tables are printed.
@@ -111,12 +114,12 @@ def submit(ctx: click.Context, experiments: list[Experiment], form: str, address
     if detach:
         from orchestrator.detach import submit_detached
 
-        options = ["--format", form, *(["--address", address] if address else [])]
+        options = ["--format", form, *(["--address", address] if address else []), *(["--prune"] if prune else [])]
         submit_detached(list(_by_suite(experiments).values()), site, options, _say)
         return
     codes = []
     for group in _by_suite(experiments).values():
-        codes.append(submit_suite(group, site, _say))
+        codes.append(submit_suite(group, site, _say, prune=prune))
         if codes[-1] == INTERRUPTED:
             break
     _print_results(experiments, site, form)
@@ -127,14 +130,18 @@ def submit(ctx: click.Context, experiments: list[Experiment], form: str, address
 @EXPERIMENTS
 @FORMAT
 def status(experiments: list[Experiment], form: str) -> None:
-    """Show how far each training of EXPERIMENT is."""
+    """Show how far each row of EXPERIMENT is, and why not further.
+
+    Long reasons are cut, and the logs with the rest of them named; --format json has them whole.
+    """
     from orchestrator.status import status_table
     from orchestrator.submit import read_suite
 
     site = _site()
     ledgers = {suite: read_suite(suite, site) for suite in _by_suite(experiments)}
     plans = [make_plan(group, ledgers[suite]) for suite, group in _by_suite(experiments).items()]
-    _print([status_table(one, ledgers[one.suite]) for one in plans], form)
+    whole = form == "json"
+    _print([status_table(p, ledgers[p.suite], None if whole else site.storage / p.suite) for p in plans], form)
 
 
 @cli.command()
@@ -167,6 +174,20 @@ def run(experiments: list[Experiment], label: str, seed: int | None, form: str) 
     from orchestrator.local import run_row
 
     _print([run_row(experiments, label, seed, _site(), _say)], form)
+
+
+@cli.command()
+@EXPERIMENTS
+@click.option("--row", "label", required=True, help="The label of the row to end.")
+@click.option("--seed", type=int, help="One of the row's seeds; all of them if not given.")
+def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
+    """End the training of a row that a submit in another terminal runs.
+
+    Its checkpoints stay, the other rows go on, and the next submit takes it up from its last checkpoint.
+    """
+    from orchestrator.cancel import cancel_row
+
+    cancel_row(experiments, label, seed, _site(), click.echo)
 
 
 @cli.command()

@@ -26,6 +26,12 @@ class Setting:
     """Whether it has several values, each of them a number, as the axis of a curve needs."""
 
 
+STOP_TAG = "stop"
+"""Of a training's run: what whoever runs it was asked to end it as."""
+TABLE_TAG = "table."
+"""Begins the tags of a training's run that name the tables that want it."""
+
+
 def read_record(run: Run, kind: Kind) -> Record:
     """Read a run; one that lacks what belongs to it is not finished, whatever it says."""
     tags, metrics, status = tags_of(run), metrics_of(run), run["info"]["status"]
@@ -39,7 +45,16 @@ def read_record(run: Run, kind: Kind) -> Record:
     if status not in ("FINISHED", "FAILED", "KILLED"):
         status = "RUNNING"
     matches = tags.get("matches_sha256", "")
-    return Record(status=status, run_id=run["info"]["run_id"], metrics=metrics, note=note, matches=matches)
+    return Record(
+        status=status,
+        run_id=run["info"]["run_id"],
+        metrics=metrics,
+        note=note,
+        matches=matches,
+        label=run["info"].get("run_name", ""),
+        wanted_by=frozenset(name.removeprefix(TABLE_TAG) for name in tags if name.startswith(TABLE_TAG)),
+        stop=tags.get(STOP_TAG, ""),
+    )
 
 
 def training_params(config: TrainConfig) -> dict[str, str]:

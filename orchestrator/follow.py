@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
-from orchestrator import tracking
+from orchestrator import stops, tracking
 from orchestrator.errors import UserError
 from orchestrator.fit import Cluster, needs
 from orchestrator.live import Show, State, Status
@@ -40,6 +41,8 @@ class _Progress:
     state: State = "waiting"
     error: str = ""
     log: str = ""
+    stop: str = ""
+    """As what it was asked to end."""
     run_id: str | None = None
     record: Record | None = None
     """As it was read last."""
@@ -79,16 +82,17 @@ class Follower:
         progress.state, progress.before = "starting", progress.record
         work.folder.mkdir(parents=True, exist_ok=True)
         work.run_file.unlink(missing_ok=True)
-        self._pool.submit(self._begin, work)
+        if not progress.stop:
+            self._pool.submit(self._begin, work)
 
     def ended(self, key: str, *, error: str, log: str = "") -> None:
         """Note how a training ended."""
         progress = self._progress[key]
-        progress.state = "failed" if error else "finished"
-        progress.error, progress.log = error, log
-        if error:
-            note(self._works[key].folder, f"failed: {error}")
-            self._pool.submit(self._fail, key)
+        progress.state = "failed" if error else "cancelled" if progress.stop else "finished"
+        progress.error, progress.log = error or progress.stop, log
+        if progress.error:
+            note(self._works[key].folder, f"failed: {error}" if error else progress.stop)
+            self._pool.submit(self._close, key, "FAILED" if error else "KILLED")
 
     def interrupted(self) -> None:
         """Mark the runs of trainings that did not end, after all their processes have ended."""
@@ -110,6 +114,7 @@ class Follower:
             ledger = tracking.read_ledger(self._suite)
             for key, progress in self._progress.items():
                 progress.record = ledger.trainings.get(key)
+            self._stop_what_is_asked()
         self._show([self._status(work) for work in self._works.values()])
 
     def ending(self, work: Work) -> Ending:
@@ -137,10 +142,22 @@ class Follower:
         except Exception as error:
             work.tell_run(error=str(error))
 
-    def _fail(self, key: str) -> None:
+    def _stop_what_is_asked(self) -> None:
+        """Tell trials to end that somebody asked for, through MLflow."""
+        prune = stops.prune_asked(self._suite)
+        for key, progress in self._progress.items():
+            run = self._works[key].train_run
+            asked = progress.record.stop if progress.record else ""
+            if not asked and prune is not None and prune.takes(key, run.tables):
+                asked = stops.PRUNED
+            if asked and not progress.stop and progress.state in ("waiting", "starting"):
+                progress.stop = asked
+                self._works[key].tell_stop()
+
+    def _close(self, key: str, status: Literal["FAILED", "KILLED"]) -> None:
         progress = self._progress[key]
         if progress.run_id is not None and self._runs(key):
-            tracking.end_training(self._suite, progress.run_id, "FAILED", progress.error)
+            tracking.end_training(self._suite, progress.run_id, status, progress.error)
 
     def _runs(self, key: str) -> bool:
         """Whether the training is unfinished in MLflow; its scoring may have failed after it finished."""
@@ -155,6 +172,8 @@ class Follower:
         progress = self._progress[work.train_run.key]
         metrics = progress.record.metrics if progress.record else {}
         epoch, state = metrics.get("train/epoch", 0.0), progress.state
+        if progress.stop and state == "waiting":
+            state = "cancelled"
         if (
             state == "starting"
             and progress.record
@@ -165,7 +184,7 @@ class Follower:
         return Status(
             label=work.train_run.label,
             state=state,
-            note=self._why_waiting(work) if state == "waiting" else progress.error,
+            note=self._why_waiting(work) if state == "waiting" else progress.error or progress.stop,
             epoch=epoch,
             num_epochs=work.num_epochs,
             loss=metrics.get("train/loss"),

@@ -95,6 +95,8 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     cluster = _cluster()
     require_plan_fits(plan, cluster)
     suite = tracking.open_suite(tracking_uri, plan.suite)
+    for work in works:
+        work.stop_file.unlink(missing_ok=True)
     follower = Follower(works, suite, cluster, show)
     interrupted = False
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 if TYPE_CHECKING:
     from rich.table import Table
 
-State = Literal["waiting", "starting", "training", "scoring", "finished", "failed", "interrupted"]
+State = Literal["waiting", "starting", "training", "scoring", "finished", "failed", "interrupted", "cancelled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +54,7 @@ def _lines(stream: TextIO) -> Show:
         for place, status in enumerate(statuses):
             now = (int(status.epoch), status.state)
             old = seen.get(place, (0, "waiting"))
-            if now[0] > old[0] or (now[1] != old[1] and now[1] in ("starting", "finished", "failed", "interrupted")):
+            if now[0] > old[0] or (now[1] != old[1] and now[1] not in ("waiting", "training", "scoring")):
                 print(_line(status), file=stream, flush=True)
             seen[place] = now
 

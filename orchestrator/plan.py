@@ -60,6 +60,8 @@ class TrainRun:
     suite: str
     label: str
     """The first row that asks for it, with its seed when the row has several."""
+    tables: tuple[str, ...] = ()
+    """All that ask for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +88,12 @@ class Record:
     metrics: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     """Why it failed, or was interrupted."""
+    label: str = ""
+    """What the run is called."""
+    wanted_by: frozenset[str] = frozenset()
+    """The tables that ever asked for a training."""
+    stop: str = ""
+    """What whoever runs a training was asked to end it as: "cancelled"; empty where nobody asked."""
     matches: str = ""
     """The sha256 of an evaluation's table of matches; empty where none was recorded."""
 
@@ -145,6 +153,8 @@ def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
     evaluations: dict[str, Evaluation] = {}
     for run, evaluation in _expand(experiments):
         known = trainings.setdefault(run.key, run)
+        tables = tuple(dict.fromkeys(known.tables + run.tables))
+        known = trainings[run.key] = replace(known, tables=tables)
         if run.resources.num_workers > known.resources.num_workers:
             trainings[run.key] = replace(known, resources=run.resources)
         same = evaluations.setdefault(evaluation.key, evaluation)
@@ -232,7 +242,12 @@ def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evalu
                 config = replace(row.train, seed=seed)
                 yield (
                     TrainRun(
-                        key=key, config=config, resources=experiment.resources, suite=experiment.suite, label=label
+                        key=key,
+                        config=config,
+                        resources=experiment.resources,
+                        suite=experiment.suite,
+                        label=label,
+                        tables=(experiment.name,),
                     ),
                     Evaluation(
                         key=scored,

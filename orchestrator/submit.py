@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator import browse, tracking
+from orchestrator.cancel import prune as prune_suite
 from orchestrator.experiment import Experiment
 from orchestrator.fit import local_cluster, require_plan_fits
 from orchestrator.onlooker import onlooker
@@ -16,6 +17,7 @@ from orchestrator.rayenv import set_ray_environment
 from orchestrator.results import results_table
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
+from orchestrator.stops import forget_stops
 from orchestrator.table import Table, html_page
 from orchestrator.turn import my_turn
 
@@ -23,14 +25,18 @@ Say = Callable[[str], None]
 INTERRUPTED = 130
 
 
-def submit(experiments: Sequence[Experiment], site: Site, say: Say) -> int:
+def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bool = False) -> int:
     """Run what a suite lacks, record it, write its tables; returns the exit code.
+
+    With `prune`, trainings that no row asks for any more are ended first.
 
     Raises:
         UserError: something that must be right before the start is not; nothing was started.
     """
     uri = tracking_server(site)
     suite = tracking.open_suite(uri, experiments[0].suite)
+    if prune:
+        prune_suite(experiments, suite, site, say)
     if _is_complete(make_plan(experiments, tracking.read_ledger(suite))):
         return _run_missing(experiments, suite, site, say)
     with ExitStack() as stack:
@@ -50,6 +56,7 @@ def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, si
         say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
         publish(experiments, suite, site, say)
         return 0
+    forget_stops(suite)
     say(
         f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."

@@ -15,7 +15,15 @@ from typing import Any, Literal
 
 from orchestrator import rest, views
 from orchestrator.artifacts import upload, upload_texts
-from orchestrator.entries import Kind, inference_params, place_tags, read_record, shown_metrics, training_params
+from orchestrator.entries import (
+    TABLE_TAG,
+    Kind,
+    inference_params,
+    place_tags,
+    read_record,
+    shown_metrics,
+    training_params,
+)
 from orchestrator.errors import UserError
 from orchestrator.liveness import Running, looks_alive, this_process
 from orchestrator.plan import Evaluation, Ledger, TrainRun, to_dict
@@ -80,8 +88,8 @@ def read_ledger(tracking: Tracking) -> Ledger:
 def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
     """Return the run of a training, set running: the one that has its key, or a new one."""
     config = train_run.config
-    seed = {"seed": str(config.seed)}
-    run_id = _begin(tracking, "training", train_run.key, train_run.label, seed, training_params(config))
+    tags = {"seed": str(config.seed)} | {f"{TABLE_TAG}{table}": "wanted" for table in train_run.tables}
+    run_id = _begin(tracking, "training", train_run.key, train_run.label, tags, training_params(config))
     upload_texts(tracking.uri, run_id, {"config.json": json.dumps(to_dict(config), indent=2)})
     return run_id
 
@@ -258,6 +266,7 @@ def _begin(
     else:
         run_id = str(run["info"]["run_id"])
         new = {name: value for name, value in params.items() if name not in params_of(run)}
+        tags |= {"note": ""} if "note" in tags_of(run) else {}
         write(tracking.uri, run_id, tags=tags, params=new)
         set_status(tracking.uri, run_id, "RUNNING")
     return run_id

@@ -7,11 +7,13 @@ not Ray's public interface, which is why pyproject.toml names the one version th
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import ray.train
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -36,6 +38,19 @@ class LeanTrainer(DataParallelTrainer):
             DatasetsCallback,  # an actor for Ray Data sets; there are none
         )
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+
+class StopWhenAsked(WorkerGroupCallback):
+    """Ends the workers of a training in order, and frees what they hold; `fit` then raises."""
+
+    def __init__(self, is_asked: Callable[[], bool]) -> None:
+        """Take what is asked each time that the workers are looked at, several times a second."""
+        self._is_asked = is_asked
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Raise what the failure policy does not retry."""
+        if self._is_asked():
+            raise InterruptedError("asked to stop")
 
 
 class _FixedSize(FixedScalingPolicy):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 NAME = "training.log"
-ENDINGS = ("finished", "failed", "interrupted", "scored")
+ENDINGS = ("finished", "failed", "interrupted", "cancelled", "pruned", "scored")
 """How the last line of a training begins that nobody works on."""
 SHOWN = {"train/loss": "loss {:.3f}", "val/AP": "AP {:.1f}", "perf/images_per_s": "{:.1f} images/s"}
 

@@ -38,6 +38,11 @@ class Work:
         return self.folder / ("error.log" if rank is None else f"error-{rank}.log")
 
     @property
+    def stop_file(self) -> Path:
+        """Where the driver tells the trial to end."""
+        return self.folder / "stop"
+
+    @property
     def num_epochs(self) -> int:
         """Epochs of the whole training."""
         return self.train_run.config.schedule.epochs
@@ -47,6 +52,15 @@ class Work:
         draft = self.run_file.with_suffix(".new")
         draft.write_text(json.dumps({"run_id": run_id, "error": error}))
         draft.replace(self.run_file)
+
+    def tell_stop(self) -> None:
+        """Ask the trial to end its workers and itself, now or as soon as it starts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stop_file.touch()
+
+    def hears_stop(self) -> bool:
+        """Whether the trial is to end."""
+        return self.stop_file.exists()
 
     def hear_run(self, seconds: float = 60.0) -> str:
         """Return the run to record to, which the driver opens while the workers start.

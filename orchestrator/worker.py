@@ -18,7 +18,7 @@ from orchestrator.fit import per_worker
 from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
 from orchestrator.runs import known_points, metric_sender
-from orchestrator.trainer import LeanTrainer
+from orchestrator.trainer import LeanTrainer, StopWhenAsked
 from orchestrator.training_log import note, note_epoch, note_start
 from orchestrator.work import Work
 
@@ -43,8 +43,11 @@ def run_trial(config: dict[str, Any], works: Mapping[str, Work]) -> dict[str, An
     for old in work.folder.glob("error*.log"):
         old.unlink()
     try:
-        _trainer(work, settings).fit()
+        if not work.hears_stop():
+            _trainer(work, settings).fit()
     except Exception as error:
+        if work.hears_stop():
+            return {"error": "", "log": ""}
         failure = failure_of(error)
         log = work.error_log(failure.rank)
         if failure.kind == "loss" or not log.exists():
@@ -84,6 +87,7 @@ def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
             storage_path=str(work.storage),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[StopWhenAsked(work.hears_stop)],  # type: ignore[list-item]
         ),
     )
 

@@ -1,5 +1,6 @@
 """Small suites on drawn shapes that go through Ray and MLflow, and what tests ask of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
@@ -22,6 +23,11 @@ TRAIN = TrainConfig(
     schedule=ScheduleConfig(epochs=4, lr_drop_epochs=(), warmup_iterations=2, gradient_clip=10.0),
     global_batch=4,
 )
+
+
+def variant(number: int) -> TrainConfig:
+    """Another training that costs the same."""
+    return replace(TRAIN, schedule=replace(TRAIN.schedule, warmup_iterations=2 + number))
 
 
 def experiment_of(

@@ -1,6 +1,7 @@
 """What the tables of plan, status and results say; every number in them is worked out by hand here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,7 @@ def test_a_plan_with_nothing_missing_says_so() -> None:
     assert table.notes[1] == "Nothing is missing."
 
 
-def test_status_shows_how_far_a_training_is_and_how_fast() -> None:
+def test_status_shows_how_far_the_training_of_each_row_is_and_how_fast() -> None:
     running = {
         "train/epoch": 3.5,
         "train/loss": 0.12345,
@@ -196,20 +197,48 @@ def test_status_shows_how_far_a_training_is_and_how_fast() -> None:
     )
     table = status_table(make_plan([experiment(BASE, OURS, BOX)], held), held)
     nothing = {"loss": "—", "AP": "—", "images/s": "—", "ETA": "—"}
-    assert shown(table) == [
-        {"training": "RetinaNet", "state": "waiting (never run)", "epoch": "0/12", **nothing, "scored": "0/1"},
+    assert [line.pop("table") for line in shown(table)] == ["table"] * 3
+    assert [{name: value for name, value in line.items() if name != "table"} for line in shown(table)] == [
+        {"row": "RetinaNet", "training": "waiting (never run)", "epoch": "0/12", **nothing, "scored": "no"},
         {
-            "training": "RetinaNet-Conf",
-            "state": "running",
+            "row": "RetinaNet-Conf",
+            "training": "running",
             "epoch": "3.5/12",
             "loss": "0.123",
             "AP": "12.3",
             "images/s": "80.0",
             "ETA": "1 h 05 min",
-            "scored": "0/1",
+            "scored": "no",
         },
-        {"training": "IoU-aware", "state": "finished", "epoch": "12/12", **nothing, "scored": "1/1"},
+        {"row": "IoU-aware", "training": "finished", "epoch": "12/12", **nothing, "scored": "yes"},
     ]
+
+
+def test_status_has_a_line_for_each_seed_of_each_row_of_each_table() -> None:
+    twice = replace(OURS, seeds=(0, 3))
+    other = replace(experiment(replace(OURS, label="again")), name="other")
+    held = ledger((twice, [finished(AP=30.0), None]))
+    lines = shown(status_table(make_plan([experiment(twice), other], held), held))
+    assert [(line["table"], line["row"], line["scored"]) for line in lines] == [
+        ("table", "RetinaNet-Conf, seed 0", "yes"),
+        ("table", "RetinaNet-Conf, seed 3", "no"),
+        ("other", "again", "yes"),
+    ]
+
+
+def test_status_cuts_long_reasons_for_people_and_names_the_log_with_the_rest(tmp_path: Path) -> None:
+    ((_, train_key, _),) = row_keys(OURS)
+    reason = "the loss is nan at update 3: lower train.schedule.learning_rate, or set train.schedule.gradient_clip"
+    held = Ledger(trainings={train_key: Record(status="FAILED", run_id="r", note=reason)})
+    (tmp_path / train_key).mkdir()
+    log = tmp_path / train_key / "error-1.log"
+    log.write_text("Traceback")
+    plan = make_plan([experiment(OURS)], held)
+    cut = status_table(plan, held, tmp_path)
+    assert shown(cut)[0]["training"] == "failed: the loss is nan at update 3: lower train.schedule.l…"
+    assert cut.notes == (f"RetinaNet-Conf: {log}",)
+    whole = status_table(plan, held)
+    assert (shown(whole)[0]["training"], whole.notes) == (f"failed: {reason}", ())
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import ray
 from PIL import Image
 
 from model.config import TrainConfig
+from orchestrator import server, stops, tracking
 from orchestrator.experiment import Resources
 from orchestrator.live import Status
 from orchestrator.site import Site
-from orchestrator.work import last_checkpoint
-from tests.suites import TRAIN, launched, ledger_of, plan_of
+from orchestrator.work import epochs_done, last_checkpoint
+from tests.suites import TRAIN, launched, ledger_of, plan_of, variant
 
 pytestmark = pytest.mark.slow
 
@@ -96,3 +97,34 @@ def torn(site: Site) -> TrainConfig:
     image = min((root / "torn").iterdir())
     Image.new("RGB", (32, 32)).save(image)
     return replace(TRAIN, data=replace(TRAIN.data, train_split="torn"))
+
+
+def test_a_cancelled_and_a_pruned_training_end_and_free_their_place_while_the_others_go_on(site: Site):
+    long = replace(TRAIN, schedule=replace(TRAIN.schedule, epochs=200))
+    trains = [long, variant(1), variant(2)]
+    plan = plan_of(site, "cancelled", *trains)
+    first, second, third = plan.trainings
+    suite = tracking.open_suite(server.tracking_server(site), "cancelled")
+    asked = False
+
+    def ask(statuses: Sequence[Status]) -> None:
+        nonlocal asked
+        if not asked and statuses[0].epoch >= 1:
+            asked = True
+            stops.ask_to_cancel(suite, plan.trainings[first])
+            stops.ask_to_prune(suite, stops.Prune(tables=frozenset({"tiny"}), keep=frozenset({first, second})))
+
+    outcome = launched(plan, site, ask)
+    assert [(ending.state, ending.error) for ending in outcome.endings] == [
+        ("cancelled", "cancelled"),
+        ("finished", ""),
+        ("cancelled", "pruned"),
+    ]
+    assert outcome.exit_code == 1
+    ledger = ledger_of(site, "cancelled")
+    assert (ledger.trainings[first].status, ledger.trainings[first].note) == ("KILLED", "cancelled")
+    assert third not in ledger.trainings  # it waited
+    assert 1 <= epochs_done(site.storage / "cancelled" / first) < 200
+    assert plan_of(site, "cancelled", *trains).missing_trainings == {first: "cancelled", third: "never run"}
+    states = {group["state"] for group in ray.util.placement_group_table().values()}
+    assert states == {"REMOVED"}
