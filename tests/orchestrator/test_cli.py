@@ -88,7 +88,7 @@ def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
 def test_ctrl_c_in_one_suite_does_not_start_the_next(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
     started: list[str] = []
 
-    def interrupted(group: list[Experiment], *_: object) -> int:
+    def interrupted(group: list[Experiment], *_: object, **__: object) -> int:
         started.append(group[0].suite)
         return 130
 
@@ -123,7 +123,7 @@ def test_a_training_that_can_never_fit_is_refused_before_ray_starts(
     monkeypatch.setattr("orchestrator.launch.start_ray", lambda *_: pytest.fail("Ray was started"))
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: vast\nresources: {{cpus_per_worker: 4096}}\n")
-    assert refused(rnc("submit", file), "mine, row 'RetinaNet'", "4096 CPU", "cpus_per_worker")
+    assert refused(rnc("submit", file), "mine, row 'RetinaNet, seed 0'", "4096 CPU", "cpus_per_worker")
 
 
 @pytest.mark.parametrize("arguments", [("run", "--row", "RetinaNet"), ("submit",)])
@@ -213,7 +213,7 @@ def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):
 
 
 def test_ctrl_c_before_anything_runs_is_told_in_a_sentence_and_exits_130(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
-    def interrupted(*_: object) -> int:
+    def interrupted(*_: object, **__: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.submit.submit", interrupted)
