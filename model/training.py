@@ -15,6 +15,7 @@ from model.config import InferenceConfig, TrainConfig
 from model.data import CocoData, epoch_batches, read_for_scoring, read_for_training
 from model.detector import RetinaNetConf, build_detector
 from model.distributed import total, world
+from model.evaluation import DetectionTable
 from model.pretrained import load_first_weights
 from model.schedule import learning_rate
 from model.scoring import score
@@ -44,6 +45,8 @@ class Progress:
     """On rank 0 at the end of an epoch: the checkpoint's folder."""
     end_of_epoch: bool = False
     """Whether this is the report that carries the checkpoint, on every rank."""
+    validation: tuple[CocoData, DetectionTable] | None = None
+    """At the end of an epoch with a validation: its images, and what was detected on all of them."""
 
 
 def train(
@@ -112,9 +115,9 @@ def train(
                 losses = []
                 report(Progress(step=step, num_steps=num_steps, epoch=step / steps_per_epoch, metrics=metrics))
         done = epoch + 1
-        metrics = {}
+        metrics, detections = {}, None
         if done % config.schedule.validate_every == 0 or done == config.schedule.epochs:
-            metrics = _validate(config, detector, validation, num_loader_processes)
+            metrics, detections = _validate(config, detector, validation, num_loader_processes)
         checkpoint = None
         if world()[0] == 0:
             checkpoint = save_checkpoint(
@@ -135,6 +138,7 @@ def train(
                 metrics=metrics,
                 checkpoint=checkpoint,
                 end_of_epoch=True,
+                validation=None if detections is None else (validation, detections),
             )
         )
 
@@ -158,8 +162,8 @@ def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:
 
 def _validate(
     config: TrainConfig, detector: RetinaNetConf, validation: CocoData, num_loader_processes: int
-) -> dict[str, float]:
-    """The COCO numbers under the default inference setting of this kind of detector."""
+) -> tuple[dict[str, float], DetectionTable]:
+    """The COCO numbers under the default inference setting of this kind of detector, and the detections."""
     setting = InferenceConfig() if config.model.confidence else InferenceConfig(confidence_exponent=0.0)
     (scores,) = score(detector, validation, [setting], config.data, num_loader_processes=num_loader_processes)
-    return {f"val/{name}": value for name, value in scores.metrics.items() if value is not None}
+    return {f"val/{name}": value for name, value in scores.metrics.items() if value is not None}, scores.detections

@@ -35,6 +35,22 @@ def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = No
             raise UserError(f"MLflow at {uri} does not take {file} for run {run_id}: {error}") from error
 
 
+def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
+    """Return the paths of the files in one folder of a run's artifacts.
+
+    Raises:
+        UserError: the server does not tell.
+    """
+    _tame_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return [file.path for file in MlflowClient(tracking_uri=uri).list_artifacts(run_id, folder) if not file.is_dir]
+    except (OSError, MlflowException) as error:
+        raise UserError(f"MLflow at {uri} does not list the files of run {run_id}: {error}") from error
+
+
 def upload_texts(uri: str, run_id: str, files: Mapping[str, str]) -> None:
     """Store texts as files of a run, by file name."""
     with tempfile.TemporaryDirectory() as folder:

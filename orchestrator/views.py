@@ -62,14 +62,14 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
 
 
 def curves_view() -> View:
-    """Show the trainings of a suite: validation first, then losses, rate and speed, the machine, and detections."""
-    sections = {"val": 2, "train": 2, "perf": 2, "val/detections": 1, "system": 3}
+    """Show the trainings of a suite: validation first, then example detections, losses, rate and speed."""
+    sections = {"val": 2, "val/detections": 1, "train": 2, "perf": 2}
     charts = [_line(name) for name in CURVES]
     images = {"imageKeys": ["val/detections"], "step": 0, "showRunParams": False}
     charts.append(_chart("IMAGE", "val/detections", "val/detections") | images)
     metrics = ["metrics.`val/AP`", "metrics.`val/AP50`", "metrics.`train/loss`", "metrics.`perf/images_per_s`"]
     cells = [*metrics, "params.`head`", "tags.`seed`", "tags.`note`"]
-    return _view(charts, sections, ("system",)) | {
+    return _view(charts, sections) | {
         "searchFilter": "tags.kind = 'training'",
         "orderByKey": "attributes.start_time",
         "orderByAsc": True,
@@ -117,7 +117,7 @@ def run_link(uri: str, experiment_id: str, run_id: str) -> str:
 
 
 def _view(charts: list[View], columns: Mapping[str, int], folded: Sequence[str] = ()) -> View:
-    """Lay charts out in sections, each with so many charts in a line; `folded` ones open with a click."""
+    """Lay charts out in sections of so many charts in a line, one alone high; `folded` ones open with a click."""
     return {
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -134,6 +134,7 @@ def _view(charts: list[View], columns: Mapping[str, int], folded: Sequence[str] 
                 "deleted": False,
                 "isGenerated": False,
                 "columns": number,
+                "cardHeight": 360 if number > 1 else 680,
             }
             for name, number in columns.items()
         ],

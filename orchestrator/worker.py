@@ -4,7 +4,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,14 @@ import ray.train
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from orchestrator import tracking
+from orchestrator.errors import UserError
 from orchestrator.failures import explain, failure_of
 from orchestrator.fit import per_worker
+from orchestrator.inputs import log_input
 from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
 from orchestrator.runs import known_points, metric_sender
+from orchestrator.showcase import Showcase
 from orchestrator.trainer import LeanTrainer, StopWhenAsked
 from orchestrator.training_log import note, note_epoch, note_start
 from orchestrator.work import Work
@@ -33,6 +37,8 @@ MAX_FAILURES = 2
 """How often a training starts again from its last checkpoint after a worker or a node was lost."""
 SEND_SECONDS = 60.0
 """How long the end of a training waits for the tracking server to take the last metrics."""
+SHOW_SECONDS = 20.0
+"""How long it waits for the last example detections."""
 
 
 def run_trial(config: dict[str, Any], works: Mapping[str, Work]) -> dict[str, Any]:
@@ -126,7 +132,11 @@ def _train(work: Work, picked_up: float) -> None:
     resources = work.train_run.resources
     checkpoint = ray.train.get_checkpoint()
     rank = ray.train.get_context().get_world_rank()
-    with tempfile.TemporaryDirectory() as scratch, _recorder(work, rank) as recorder:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _recorder(work, rank) as recorder,
+        _showcase(work, rank) as showcase,
+    ):
 
         def report(progress: "Progress") -> None:
             nonlocal starting
@@ -134,8 +144,8 @@ def _train(work: Work, picked_up: float) -> None:
             if starting:
                 metrics["perf/startup_s"] = time.time() - picked_up
                 starting = False
-            if recorder is not None:
-                recorder.log(metrics, progress.step)
+            if recorder is not None and showcase is not None:
+                recorder.log(metrics | showcase.look(progress), progress.step)
             if progress.end_of_epoch:
                 if recorder is not None:
                     note_epoch(work.folder, progress.epoch, work.num_epochs, metrics)
@@ -183,6 +193,24 @@ def _recorder(work: Work, rank: int) -> Iterator[Recorder | None]:
         raise
     if num_missing := recorder.close(SEND_SECONDS):
         raise RuntimeError(f"MLflow at {uri} lacks {num_missing} metrics; they wait in {work.folder / 'metrics.jsonl'}")
+
+
+@contextmanager
+def _showcase(work: Work, rank: int) -> Iterator[Showcase | None]:
+    if rank != 0:
+        yield None
+        return
+    from model.data import read_for_training
+
+    data = work.train_run.config.data
+    read = partial(read_for_training, work.data_root, data)
+    showcase = Showcase(work.tracking_uri, work.hear_run(), data, read, _device(work))
+    try:
+        yield showcase
+    except BaseException:
+        showcase.close(1.0)
+        raise
+    showcase.close(SHOW_SECONDS)
 
 
 def _finish(work: Work) -> None:
@@ -233,7 +261,7 @@ def _record(
             file, matches = Path(scratch) / "detections.parquet", Path(scratch) / tracking.MATCHES
             _write_detections(detections, file)
             write_matches(match(data, detections), matches)
-            tracking.record_evaluation(
+            run_id = tracking.record_evaluation(
                 suite,
                 evaluation,
                 metrics,
@@ -242,6 +270,8 @@ def _record(
                 train_run_id=work.hear_run(),
                 data_fingerprint=data.fingerprint,
             )
+        with suppress(UserError):  # good to have, and the numbers stand
+            log_input(work.tracking_uri, run_id, work.train_run.config.data.dataset, data, "evaluation")
 
 
 def _write_detections(detections: "DetectionTable", file: Path) -> None:

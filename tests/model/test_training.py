@@ -231,6 +231,7 @@ def test_reports_come_after_the_first_update_and_at_the_end_of_each_epoch(alone:
             assert report.metrics["train/loss"] == pytest.approx(sum(parts))
             assert all(part > 0 for part in parts)
     assert [bool(r.metrics) for r in reports if r.end_of_epoch] == [False, False, True]  # validate_every is 3
+    assert [r.validation is not None for r in reports] == [False] * (len(reports) - 1) + [True]
     assert reports[-1].metrics.keys() <= {f"val/{name}" for name in METRICS}
     assert {"val/AP", "val/AR100"} <= reports[-1].metrics.keys()
     # 6 updates of warm-up from a tenth; a drop from the third epoch
