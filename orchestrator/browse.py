@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from orchestrator import rest, views
+from orchestrator.describe import NOTE, describe_runs, link_in_page
 from orchestrator.entries import varied_settings
 from orchestrator.experiment import Experiment
 from orchestrator.plan import suite_of
@@ -10,8 +11,6 @@ from orchestrator.runs import now
 from orchestrator.tracking import Tracking, experiment_id, open_suite
 
 CURVES = "curves"
-NOTE = "mlflow.note.content"
-"""The tag that the user interface shows as a description, in Markdown."""
 
 
 def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
@@ -36,12 +35,15 @@ def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[s
 
 
 def suite_links(uri: str, experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Bring the views of one suite's tables up to date, and return their links.
+    """Bring the views and descriptions of one suite up to date, and return the links of these tables.
 
     Raises:
         UserError: nothing of the suite was ever recorded.
     """
-    return write_views(open_suite(uri, suite_of(experiments), create=False), experiments)
+    tracking = open_suite(uri, suite_of(experiments), create=False)
+    found = write_views(tracking, experiments)
+    describe_runs(tracking)
+    return found
 
 
 def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
@@ -71,7 +73,7 @@ def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View
 
 
 def _line(tracking: Tracking, experiment: Experiment) -> str:
-    table, charts = (_in_page(tracking, experiment.name, mode) for mode in ("TABLE", "CHART"))
+    table, charts = (link_in_page(tracking, experiment.name, mode) for mode in ("TABLE", "CHART"))
     return (
         f"[{experiment.title}]({table}) ([charts]({charts})){f': {experiment.question}' if experiment.question else ''}"
     )
@@ -80,11 +82,6 @@ def _line(tracking: Tracking, experiment: Experiment) -> str:
 def _note(tracking: Tracking, tags: Mapping[str, str]) -> str:
     """Describe the suite: its tables in one line, which is all that shows at first, then with their questions."""
     lines = {name.removeprefix("table."): line for name, line in sorted(tags.items()) if name.startswith("table.")}
-    tables = [f"[{name}]({_in_page(tracking, name, 'TABLE')})" for name in lines]
-    curves = f"[training curves]({_in_page(tracking, CURVES, 'CHART')})"
+    tables = [f"[{name}]({link_in_page(tracking, name, 'TABLE')})" for name in lines]
+    curves = f"[training curves]({link_in_page(tracking, CURVES, 'CHART')})"
     return "\n".join([" · ".join([*tables, curves]), "", *(f"- {line}" for line in lines.values())])
-
-
-def _in_page(tracking: Tracking, view_id: str, mode: views.Mode) -> str:
-    """Link from within the user interface, whatever its address is."""
-    return views.view_link("", experiment_id(tracking), view_id, mode).removeprefix("/")

@@ -54,6 +54,7 @@ def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, si
     plan = make_plan(experiments, tracking.read_ledger(suite))
     if _is_complete(plan):
         say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
+        tracking.place_evaluations(suite, plan.evaluations.values())
         publish(experiments, suite, site, say)
         return 0
     forget_stops(suite)
@@ -94,7 +95,7 @@ def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: S
             f"{experiment.name}.html": html_page(table.title, [table]),
         }
         tracking.log_table(suite, experiment.name, files)
-    for name, link in browse.write_views(suite, experiments).items():
+    for name, link in browse.suite_links(suite.uri, experiments).items():
         say(f"{name} in MLflow: {link}")
     say(f"tables as files: {folder}")
 

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -159,3 +160,45 @@ def test_a_suite_of_which_nothing_is_recorded_has_no_links_and_stays_absent(mlfl
     with pytest.raises(UserError, match="holds nothing of suite never made either"):
         browse.suite_links(mlflow_uri, [replace(TABLE, suite="never made either")])
     assert tracking.open_suite(mlflow_uri, "never made either", create=False).experiment_id is None
+
+
+def test_runs_say_which_rows_rest_on_them_and_lead_to_each_other(suite, tmp_path):
+    table = replace(TABLE, suite=suite.suite)
+    plan = make_plan([table, replace(table, name="table1", rows=ROWS[1:2])], Ledger())
+    plain, *_ = found = recorded(suite, plan, list(plan.evaluations.values()), tmp_path)
+    browse.suite_links(suite.uri, [table])
+    page = f"#/experiments/{suite.experiment_id}/runs"
+    view = "workflowType=machine_learning&viewStateShareKey"
+    of_plain, of_box = (tracking.begin_training(suite, training) for training in plan.trainings.values())
+    assert note(suite, plain).splitlines() == [
+        f"- [table3]({page}?{view}=table3&compareRunsMode=TABLE): 00 plain",
+        f"- Scores the checkpoint of [plain]({page}/{of_plain}?workflowType=machine_learning)",
+    ]
+    assert note(suite, of_box).splitlines()[:2] == [
+        f"- [table1]({page}?{view}=table1&compareRunsMode=TABLE): 00 λ = 0.2",
+        f"- [table3]({page}?{view}=table3&compareRunsMode=TABLE): 01 λ = 0.2; 02 λ = 0.4",
+    ]
+    where, _, value = unquote(note(suite, of_box).rpartition("searchFilter=")[2].rstrip(")")).rpartition(" = ")
+    assert where == "tags.kind = 'evaluation' and tags.train_key"
+    assert value.strip("'") == list(plan.trainings)[1]
+    assert len(found) == 3
+
+
+def test_descriptions_that_stand_are_not_written_again(suite, tmp_path, monkeypatch):
+    table = replace(TABLE, suite=suite.suite)
+    plan = make_plan([table], Ledger())
+    recorded(suite, plan, list(plan.evaluations.values()), tmp_path)
+    browse.suite_links(suite.uri, [table])
+    post, asked = rest.post, []
+
+    def watched(uri: str, path: str, payload: dict[str, Any]) -> dict[str, Any]:
+        asked.append(path)
+        return post(uri, path, payload)
+
+    monkeypatch.setattr(rest, "post", watched)
+    browse.suite_links(suite.uri, [table])
+    assert set(asked) == {"runs/search"}
+
+
+def note(suite: Tracking, run_id: str) -> str:
+    return runs.tags_of(runs.get_run(suite.uri, run_id))["mlflow.note.content"]

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator import browse, runs, server, tracking
 from orchestrator.experiment import METRICS, Experiment, Row
+from orchestrator.pictures import store_picture
 from orchestrator.plan import Ledger, make_plan
 from orchestrator.recorder import Metric
+from orchestrator.showcase import DETECTIONS
 from orchestrator.site import Site
 from orchestrator.tracking import Tracking
 from tests.browser import CHROMIUM, Browser, chromium
@@ -67,11 +70,12 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
             send([Metric(name=n, value=v, step=100 * epoch, timestamp=runs.now()) for n, v in points.items()])
         tracking.record_checkpoint(suite, trainings[key], folder)
         tracking.end_training(suite, trainings[key], "FINISHED")
+        store_picture(suite.uri, trainings[key], DETECTIONS, 0, lambda: Image.new("RGB", (640, 480), "orange"))
     for place, evaluation in sorted(enumerate(plan.evaluations.values()), key=lambda _: random.random()):
         numbers = {metric: 30 + place + offset / 7 for offset, metric in enumerate(METRICS)}
         run_id = trainings[evaluation.train_key]
         tracking.record_evaluation(suite, evaluation, numbers, detections=None, train_run_id=run_id)
-    browse.write_views(suite, [TABLE])
+    browse.suite_links(suite.uri, [TABLE])
     yield suite
     server.stop_server(site)
 
@@ -96,7 +100,30 @@ def test_its_charts_hold_every_row(browser: Browser, suite: Tracking, tmp_path: 
     assert found[1] == 20  # AP by exponent
 
 
-def test_the_curves_of_every_training_are_drawn(browser: Browser, suite: Tracking, tmp_path: Path):
+def test_the_curves_and_the_example_detections_of_every_training_are_shown(
+    browser: Browser, suite: Tracking, tmp_path: Path
+):
     link = browse.links(suite, [TABLE])["made-up, training curves"]
     lines = "document.querySelectorAll('.js-plotly-plot .scatterlayer .trace').length"
-    assert browser.look(link, f"{lines} >= 4", picture=tmp_path / "curves.png")
+    assert browser.look(link, f"{lines} >= 4", then=lines, picture=tmp_path / "curves.png") % 2 == 0
+    pictures = "[...document.images].filter(image => image.src.includes('get-artifact'))"
+    scroll = "[...document.querySelectorAll('span')].find(e => e.innerText == 'val/detections')?.scrollIntoView()"
+    widths = browser.look(
+        link,
+        f"{scroll}, {pictures}.length >= 2 && {pictures}.every(image => image.naturalWidth > 0)",
+        then=f"{pictures}.map(image => image.naturalWidth)",
+        picture=tmp_path / "detections.png",
+    )
+    assert widths == [640, 640]
+
+
+def test_the_page_of_a_training_says_which_rows_rest_on_it_and_lists_its_evaluations(
+    browser: Browser, suite: Tracking, tmp_path: Path
+):
+    run_id = next(iter(tracking.read_ledger(suite).trainings.values())).run_id
+    link = "[...document.querySelectorAll('a')].find(link => link.innerText == 'Its evaluations')"
+    page = tracking.run_link(suite, run_id)
+    found = browser.look(page, f"{link} != null", then=f"[{link}.href, document.body.innerText]")
+    assert "table5: 00 IoU-aware, exponent 0.0; 01" in found[1] or "table5: 10 RetinaNet-Conf" in found[1]
+    count = "document.body.innerText.includes('10 matching runs')"
+    assert browser.look(found[0], count, picture=tmp_path / "evaluations.png")
