@@ -74,17 +74,32 @@ def cli() -> None:
 @cli.command()
 @EXPERIMENTS
 @FORMAT
-def plan(experiments: list[Experiment], form: str) -> None:
-    """Show what EXPERIMENT would train and score. Starts nothing."""
-    from orchestrator.plan_table import plan_table, plans_json
+@click.option("--gpus", type=click.IntRange(min=1), help="How many hours would it take on this many GPUs?")
+@click.option(
+    "--images-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Training throughput of one GPU (or CPU worker), where none was measured.",
+)
+@click.option("--verbose", is_flag=True, help="List every evaluation: where it is shown, and why it is missing.")
+def plan(experiments: list[Experiment], form: str, gpus: int | None, images_per_s: float | None, verbose: bool) -> None:
+    """Show what EXPERIMENT would train and score, how long that takes, and how much disk. Starts nothing."""
+    from orchestrator.estimate import estimate
+    from orchestrator.plan_table import evaluations_table, plan_table, plans_json
     from orchestrator.submit import read_suite
 
     site = _site()
-    plans = [make_plan(group, read_suite(suite, site)) for suite, group in _by_suite(experiments).items()]
+    plans = []
+    for suite, group in _by_suite(experiments).items():
+        ledger = read_suite(suite, site)
+        one = make_plan(group, ledger)
+        cpus = float(os.cpu_count() or 1)
+        time = estimate(one, ledger, site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
+        plans.append((one, time))
     if form == "json":
         click.echo(json.dumps(plans_json(plans), indent=2))
         return
-    _print([plan_table(one) for one in plans], form)
+    tables = [[plan_table(one, time), *([evaluations_table(one)] if verbose else [])] for one, time in plans]
+    _print([table for of_suite in tables for table in of_suite], form)
 
 
 @cli.command()

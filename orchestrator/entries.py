@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from model.config import InferenceConfig, TrainConfig
-from orchestrator.experiment import Row
+from orchestrator.experiment import Resources, Row
 from orchestrator.plan import Evaluation, Record, settings_that_differ
 from orchestrator.runs import Run, metrics_of, tags_of
 from orchestrator.settings import from_dict, short_names
@@ -44,17 +44,22 @@ def read_record(run: Run, kind: Kind) -> Record:
         status, note = "KILLED", "its metrics are missing"
     if status not in ("FINISHED", "FAILED", "KILLED"):
         status = "RUNNING"
-    matches = tags.get("matches_sha256", "")
     return Record(
         status=status,
         run_id=run["info"]["run_id"],
         metrics=metrics,
         note=note,
-        matches=matches,
+        resources=_resources(tags),
+        matches=tags.get("matches_sha256", ""),
         label=run["info"].get("run_name", ""),
         wanted_by=frozenset(name.removeprefix(TABLE_TAG) for name in tags if name.startswith(TABLE_TAG)),
         stop=tags.get(STOP_TAG, ""),
     )
+
+
+def resources_tags(resources: Resources) -> dict[str, str]:
+    """Return what a throughput has to be divided by."""
+    return {"num_workers": str(resources.num_workers), "gpus_per_worker": f"{resources.gpus_per_worker:g}"}
 
 
 def training_params(config: TrainConfig) -> dict[str, str]:
@@ -125,6 +130,13 @@ def _params(settings: Mapping[str, Any]) -> dict[str, str]:
     """Name settings by their last part, unless two share it; MLflow's user interface cuts long names."""
     names = short_names(settings)
     return {names[path]: _text(value) for path, value in settings.items()}
+
+
+def _resources(tags: Mapping[str, str]) -> Resources | None:
+    try:
+        return Resources(num_workers=int(tags["num_workers"]), gpus_per_worker=float(tags["gpus_per_worker"]))
+    except (KeyError, ValueError):
+        return None
 
 
 def _value(text: str) -> Any:

@@ -94,6 +94,8 @@ class Record:
     """The tables that ever asked for a training."""
     stop: str = ""
     """What whoever runs a training was asked to end it as: "cancelled"; empty where nobody asked."""
+    resources: Resources | None = None
+    """What a training last ran on; None where that was not recorded."""
     matches: str = ""
     """The sha256 of an evaluation's table of matches; empty where none was recorded."""
 

@@ -2,18 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.estimate import Estimate
 from orchestrator.experiment import Resources
 from orchestrator.plan import Plan, TrainRun, settings_that_differ
+from orchestrator.sizes import Disk, disk
 from orchestrator.table import Column, Table, Value
 
 
-def plan_table(plan: Plan) -> Table:
-    """Show one line for each training: what stands on it, and what of it is missing."""
-    counts = plan_json(plan)
+def plan_table(plan: Plan, estimate: Estimate) -> Table:
+    """Show one line for each training: what stands on it, what of it is missing, and how long that takes."""
+    counts = _counts(plan)
     missing = counts["missing"]
-    return Table(
+    table = Table(
         title=f"Plan of suite {plan.suite}",
         columns=(
             Column("training", numeric=False),
@@ -27,23 +30,43 @@ def plan_table(plan: Plan) -> Table:
         rows=tuple(_plan_row(plan, run) for run in plan.trainings.values()),
         notes=(
             f"{_count(counts['rows'], 'row')} of {_count(len(plan.experiments), 'table')}:"
-            f" {_count(counts['trainings'], 'training')}, {_count(counts['evaluations'], 'evaluation')}.",
+            f" {_count(counts['trainings'], 'training')}, {_count(counts['evaluations'], 'distinct evaluation')}.",
             f"Missing: {_count(missing['trainings'], 'training')}, {_count(missing['evaluations'], 'evaluation')}."
             if any(missing.values())
             else "Nothing is missing.",
+            *_notes_on_time(estimate),
+            *([_note_on_disk(disk(plan))] if any(missing.values()) else []),
+        ),
+    )
+    return _with_hours(table, plan, estimate) if estimate.speeds else table
+
+
+def evaluations_table(plan: Plan) -> Table:
+    """Show one line for each row that an evaluation stands in, and whether it stands in MLflow or why not."""
+    return Table(
+        title=f"Evaluations of suite {plan.suite}",
+        columns=tuple(Column(name, numeric=False) for name in ("evaluation", "table", "row", "of training", "state")),
+        rows=tuple(
+            (
+                evaluation.key,
+                place.table,
+                place.label,
+                plan.trainings[evaluation.train_key].label,
+                plan.missing_evaluations.get(evaluation.key, "stands in MLflow"),
+            )
+            for evaluation in plan.evaluations.values()
+            for place in evaluation.places
         ),
     )
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan for a program: counts, and a list of what is behind each."""
+def plan_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
+    """Return the plan for a program: counts, estimates, and a list of what is behind each."""
     return {
         "suite": plan.suite,
         "experiments": [experiment.name for experiment in plan.experiments],
-        "rows": sum(len(experiment.rows) for experiment in plan.experiments),
-        "trainings": len(plan.trainings),
-        "evaluations": len(plan.evaluations),
-        "missing": {"trainings": len(plan.missing_trainings), "evaluations": len(plan.missing_evaluations)},
+        **_counts(plan),
+        "estimate": _estimate_json(plan, estimate),
         "training_list": [
             {
                 "key": run.key,
@@ -67,14 +90,86 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def plans_json(plans: Sequence[Plan]) -> dict[str, Any]:
+def plans_json(plans: Sequence[tuple[Plan, Estimate]]) -> dict[str, Any]:
     """Return several suites' plans for a program: the sums of their counts, and each plan."""
-    suites = [plan_json(plan) for plan in plans]
+    suites = [plan_json(plan, estimate) for plan, estimate in plans]
     return {
         **{count: sum(suite[count] for suite in suites) for count in ("rows", "trainings", "evaluations")},
         "missing": {kind: sum(suite["missing"][kind] for suite in suites) for kind in ("trainings", "evaluations")},
         "suites": suites,
     }
+
+
+def _counts(plan: Plan) -> dict[str, Any]:
+    return {
+        "rows": sum(len(experiment.rows) for experiment in plan.experiments),
+        "trainings": len(plan.trainings),
+        "evaluations": len(plan.evaluations),
+        "missing": {"trainings": len(plan.missing_trainings), "evaluations": len(plan.missing_evaluations)},
+    }
+
+
+def _estimate_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
+    bytes_of = disk(plan)
+    return {
+        "gpus": estimate.gpus,
+        "gpu_hours": estimate.gpu_hours,
+        "hours": estimate.hours,
+        "throughputs": [
+            {**kind._asdict(), "images_per_s": speed.images_per_s, "measured": speed.is_measured}
+            for kind, speed in estimate.speeds.items()
+        ],
+        "without_throughput": [kind._asdict() for kind in estimate.unknown],
+        "trainings": [
+            {"key": t.key, "images": t.num_images, "device": t.kind.device, "amount": t.amount, "seconds": t.seconds}
+            for t in estimate.trainings
+        ],
+        "bytes": {"ray": bytes_of.ray, "mlflow": bytes_of.mlflow},
+    }
+
+
+def _notes_on_time(estimate: Estimate) -> list[str]:
+    """Say how long it takes, and on what that rests, or how to come by a throughput."""
+    notes = []
+    devices = {t.kind.device for t in estimate.trainings}
+    if estimate.gpu_hours:
+        notes.append(f"Time: {estimate.gpu_hours:.1f} GPU-hours of training; validation and scoring come on top.")
+    if estimate.hours:
+        on = [f"{estimate.gpus:g} GPUs"] if "GPU" in devices else []
+        on += [f"{estimate.cpus:g} CPUs"] if "CPU" in devices else []
+        notes.append(f"Largest first on {' and '.join(on)} the training takes {estimate.hours:.1f} hours.")
+    for kind, speed in estimate.speeds.items():
+        source = "measured" if speed.is_measured else "given, not measured"
+        notes.append(f"Throughput of {kind}: {speed.images_per_s:.1f} images/s ({source}).")
+    for kind in estimate.unknown:
+        notes.append(
+            f"No throughput is known yet for {kind}: a training of it that has begun will tell; until then, give one"
+            f" {kind.device}'s as --images-per-s."
+        )
+    if any(t.num_images is None for t in estimate.trainings):
+        notes.append("How many images there are to train on is not known; set RNC_COCO_ROOT to the data.")
+    for device in sorted({t.kind.device for t in estimate.trainings if t.is_cut}):
+        notes.append(f"A training asks for more {device}s than there are; its time is that on fewer workers.")
+    return notes
+
+
+def _note_on_disk(needed: Disk) -> str:
+    return (
+        f"Disk: up to {_size(needed.ray)} in Ray's storage (two checkpoints of each training)"
+        f" and {_size(needed.mlflow)} in MLflow (weights and detections)."
+    )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def _with_hours(table: Table, plan: Plan, estimate: Estimate) -> Table:
+    """Put how long each missing training takes on what it asks for before the reason."""
+    hours = {t.key: t.seconds / 3600 for t in estimate.trainings if t.seconds is not None}
+    rows = [(*row[:-1], hours.get(key), row[-1]) for key, row in zip(plan.trainings, table.rows, strict=True)]
+    columns = (*table.columns[:-1], Column("hours", digits=2), table.columns[-1])
+    return replace(table, columns=columns, rows=tuple(rows))
 
 
 def _plan_row(plan: Plan, run: TrainRun) -> tuple[Value, ...]:

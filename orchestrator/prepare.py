@@ -8,19 +8,11 @@ from pathlib import Path
 from model.config import DataConfig, ModelConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan
-from orchestrator.site import Site
+from orchestrator.site import NUM_SHAPES, Site
+from orchestrator.sizes import needed_while_training
 
-SHAPES = {"num_train": 2000, "num_val": 300}
+SHAPES = {"num_train": NUM_SHAPES, "num_val": 300}
 """How many scenes of the embedded data set are drawn; trainings may take fewer."""
-CHECKPOINT_BYTES = {
-    "resnet18_quarter": 14_000_000,
-    "resnet18_half": 40_000_000,
-    "resnet18": 250_000_000,
-    "resnet50": 420_000_000,
-}
-"""Weights and resume state of one checkpoint, about; a larger backbone counts as 650 MB."""
-CHECKPOINTS_ALIVE = 4
-"""Ray keeps two, writes a third, and MLflow stores the weights of the last."""
 
 
 def prepare(plan: Plan, site: Site, say: Callable[[str], None], *, check_images: bool = True) -> None:
@@ -134,7 +126,7 @@ def _check(
 
 
 def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
-    needed = CHECKPOINTS_ALIVE * sum(CHECKPOINT_BYTES.get(config.model.backbone, 650_000_000) for config in configs)
+    needed = needed_while_training(configs)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,11 +1,17 @@
 """Where things are on this machine: results, data, weights, the tracking server and the Ray cluster."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.config import DataConfig
 from orchestrator.errors import UserError
 
+TRAIN2017 = {"all": 118_287, "with_boxes": 117_266}
+"""Images of COCO's train2017, as published."""
+NUM_SHAPES = 2000
+"""Training scenes of the embedded data set that are drawn; trainings may take fewer."""
 COCO_LAYOUT = "train2017/ val2017/ annotations/instances_train2017.json annotations/instances_val2017.json"
 
 
@@ -40,6 +46,21 @@ class Site:
         if self.coco_root is None:
             raise UserError(f"RNC_COCO_ROOT is not set; name the folder of COCO 2017, which holds {COCO_LAYOUT}")
         return self.coco_root
+
+    def num_images(self, data: DataConfig) -> int | None:
+        """Return the images that a training sees in an epoch, about, without reading annotations; None if unknown.
+
+        Of COCO's train2017 those with boxes count; of other splits all files of the folder, which may be a few more.
+        """
+        if data.dataset == "shapes":
+            there: int | None = NUM_SHAPES
+        else:
+            folder = self.coco_root / data.train_split if self.coco_root else None
+            there = len(os.listdir(folder)) if folder is not None and folder.is_dir() else None
+            if data.train_split == "train2017" and there in (None, TRAIN2017["all"]):
+                there = TRAIN2017["all" if data.train_on_empty_images else "with_boxes"]
+        counts = [count for count in (there, data.num_train_images) if count is not None]
+        return min(counts, default=None)
 
     def weights_file(self, name: str | None) -> Path | None:
         """Return the file of pretrained weights that a config names, or None where it names none.

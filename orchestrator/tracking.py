@@ -21,6 +21,7 @@ from orchestrator.entries import (
     inference_params,
     place_tags,
     read_record,
+    resources_tags,
     shown_metrics,
     training_params,
 )
@@ -88,7 +89,8 @@ def read_ledger(tracking: Tracking) -> Ledger:
 def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
     """Return the run of a training, set running: the one that has its key, or a new one."""
     config = train_run.config
-    tags = {"seed": str(config.seed)} | {f"{TABLE_TAG}{table}": "wanted" for table in train_run.tables}
+    tags = {"seed": str(config.seed)} | resources_tags(train_run.resources)
+    tags |= {f"{TABLE_TAG}{table}": "wanted" for table in train_run.tables}
     run_id = _begin(tracking, "training", train_run.key, train_run.label, tags, training_params(config))
     upload_texts(tracking.uri, run_id, {"config.json": json.dumps(to_dict(config), indent=2)})
     return run_id

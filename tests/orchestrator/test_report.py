@@ -1,4 +1,4 @@
-"""What the tables of plan, status and results say; every number in them is worked out by hand here."""
+"""What the tables of status and results say; every number in them is worked out by hand here."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,6 @@ import pytest
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.experiment import Experiment, Resources, Row
 from orchestrator.plan import Ledger, Record, make_plan, row_keys
-from orchestrator.plan_table import plan_json, plan_table
 from orchestrator.results import results_table
 from orchestrator.status import status_table
 from orchestrator.table import Cell, Table, render, show
@@ -151,32 +150,6 @@ def test_another_data_set_than_the_papers_is_noted(paper: dict[str, float], note
     train = TrainConfig(data=DataConfig(dataset="shapes", val_split="val", num_val_images=50))
     table = results_table(experiment(Row(label="A", train=train, split="val", paper=paper)), Ledger())
     assert note in table.notes
-
-
-def test_the_plan_counts_what_is_missing_and_says_why() -> None:
-    other = Row(label="exponent 0.7", inference=InferenceConfig(confidence_exponent=0.7))
-    plan = make_plan([experiment(BASE, OURS, other)], ledger((OURS, [finished(AP=30.0)])))
-    assert [(row["training"], row["evaluations"], row["missing"], row["why"]) for row in shown(plan_table(plan))] == [
-        ("RetinaNet", "1", "1", "training never run"),
-        ("RetinaNet-Conf", "2", "1", "1 evaluation never run"),
-    ]
-    assert shown(plan_table(plan))[0]["on"] == "8 workers, 0.5 GPU each"
-    assert plan_table(plan).notes == (
-        "3 rows of 1 table: 2 trainings, 3 evaluations.",
-        "Missing: 1 training, 2 evaluations.",
-    )
-    content = plan_json(plan)
-    assert [content[name] for name in ("rows", "trainings", "evaluations")] == [3, 2, 3]
-    assert content["missing"] == {"trainings": 1, "evaluations": 2}
-    assert [run["missing"] for run in content["training_list"]] == ["never run", None]
-    assert content["training_list"][0]["settings"] == {"model.confidence": None}
-    assert [e["missing"] for e in content["evaluation_list"]] == ["waits for its training", None, "never run"]
-
-
-def test_a_plan_with_nothing_missing_says_so() -> None:
-    table = plan_table(make_plan([experiment(OURS)], ledger((OURS, [finished(AP=30.0)]))))
-    assert shown(table)[0]["why"] == "complete"
-    assert table.notes[1] == "Nothing is missing."
 
 
 def test_status_shows_how_far_the_training_of_each_row_is_and_how_fast() -> None:

@@ -124,6 +124,13 @@ def test_a_training_shows_its_identity_and_what_differs_from_the_defaults(suite)
     assert params(suite, tracking.begin_training(suite, train_run(plain))) == {"head": "none"}
 
 
+def test_a_training_tells_what_it_last_ran_on(suite):
+    for resources in (Resources(num_workers=8, gpus_per_worker=1.0), Resources(num_workers=2, gpus_per_worker=0.5)):
+        tracking.begin_training(suite, replace(train_run(), resources=resources))
+        (record,) = tracking.read_ledger(suite).trainings.values()
+        assert record.resources == resources
+
+
 def test_a_training_does_not_finish_without_its_checkpoint(suite):
     run_id = tracking.begin_training(suite, train_run())
     with pytest.raises(ValueError, match="before its checkpoint is recorded"):
