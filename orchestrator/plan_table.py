@@ -137,7 +137,7 @@ def _notes_on_time(estimate: Estimate) -> list[str]:
     if estimate.hours:
         on = [f"{estimate.gpus:g} GPUs"] if "GPU" in devices else []
         on += [f"{estimate.cpus:g} CPUs"] if "CPU" in devices else []
-        notes.append(f"Largest first on {' and '.join(on)} the training takes {estimate.hours:.1f} hours.")
+        notes.append(f"Largest first on {' and '.join(on)} the training takes {_duration(estimate.hours)}.")
     for kind, speed in estimate.speeds.items():
         source = "measured" if speed.is_measured else "given, not measured"
         notes.append(f"Throughput of {kind}: {speed.images_per_s:.1f} images/s ({source}).")
@@ -158,6 +158,10 @@ def _note_on_disk(needed: Disk) -> str:
         f"Disk: up to {_size(needed.ray)} in Ray's storage (two checkpoints of each training)"
         f" and {_size(needed.mlflow)} in MLflow (weights and detections)."
     )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1.0 else f"{max(1, round(60 * hours))} min"
 
 
 def _size(number: int) -> str:

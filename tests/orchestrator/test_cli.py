@@ -48,6 +48,17 @@ def test_plan_counts_rows_trainings_and_evaluations_and_leaves_no_trace(rnc: Rnc
     assert not (tmp_path / "home").exists()
 
 
+def test_plan_says_how_long_the_paper_takes_on_so_many_gpus_and_lists_every_row(rnc: Rnc):
+    paper = ROOT / "experiments" / "paper"
+    said = rnc("plan", paper, "--gpus", "8", "--images-per-s", "10", "--verbose").stdout
+    # 12 trainings of 12 epochs and one of 24, 117,266 images each, at 8 x 10 images/s
+    hours = (12 * 12 + 24) * 117_266 / 80 / 3600
+    assert f"Time: {8 * hours:.1f} GPU-hours" in said
+    assert f"Largest first on 8 GPUs the training takes {hours:.1f} hours." in said
+    assert said.count("waits for its training") == 45
+    assert rnc("plan", paper, "--gpus", "0").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("form", "sign"), [("text", "───"), ("markdown", "|---"), ("latex", r"\toprule"), ("html", "<table")]
 )

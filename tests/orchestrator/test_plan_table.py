@@ -111,6 +111,13 @@ def test_time_is_told_in_gpu_hours_and_hours_with_the_throughput_that_it_rests_o
     }
 
 
+def test_less_than_an_hour_is_told_in_minutes() -> None:
+    plan = make_plan([experiment(BASE, resources=Resources(cpus_per_worker=1.0))], Ledger())
+    for images, shown_as in ((75, "15 min"), (1, "1 min")):  # 12 epochs at one image a second
+        time = estimate(plan, Ledger(), lambda _, images=images: images, cpus=2.0, images_per_s=1.0)  # type: ignore[misc]
+        assert f"Largest first on 2 CPUs the training takes {shown_as}." in plan_table(plan, time).notes
+
+
 def test_without_any_throughput_the_plan_says_how_to_come_by_one() -> None:
     plan = make_plan([experiment(BASE)], Ledger())
     table = plan_table(plan, unknown(plan))
