@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.checkpoint import Card, read_card
@@ -163,6 +163,19 @@ def require_branch(card: Card, inference: InferenceConfig) -> None:
             "this checkpoint has no confidence branch: confidence_exponent has to be 0, fusion 'power' and "
             "min_confidence 0"
         )
+
+
+def upright(source: Path | IO[bytes]) -> Image.Image:
+    """Decode a photograph as people see it, turned as its EXIF orientation says; data sets are read without it.
+
+    Raises:
+        ValueError: it does not decode.
+    """
+    try:
+        with Image.open(source) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # a decoder raises whatever its format's parser meets
+        raise ValueError(f"the image does not decode ({type(error).__name__}: {error})") from error
 
 
 def pixels_of(photo: Photo) -> Tensor:

@@ -7,6 +7,13 @@ import click
 
 from orchestrator.experiment import METRICS
 from orchestrator.site import site_from_environment
+from orchestrator.table import FORMATS, render
+
+CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")
+SETTINGS = click.option(
+    "--set", "settings", multiple=True, metavar="SETTING=VALUE", help="Another inference setting: inference.nms_iou=0.6"
+)
 
 
 @click.command()
@@ -19,8 +26,8 @@ from orchestrator.site import site_from_environment
 def pull(row: str, table: str | None, suite: str | None, run_id: str | None, metric: str, output: Path | None) -> None:
     """Fetch a checkpoint from MLflow: that of ROW, or the best one.
 
-    The folder holds weights, config, inference settings and a card that says where they come from; `model.load` takes
-    it. The weights are checked against the recorded sha256.
+    The folder holds weights, config, inference settings and a card that says where they come from; `model.load`,
+    `rnc evaluate` and `rnc predict` take it. The weights are checked against the recorded sha256.
 
     \b
       rnc pull best --table table1
@@ -36,8 +43,90 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
     click.echo(folder)
 
 
+@click.command()
+@CHECKPOINT
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A COCO-format data set.")
+@click.option("--split", help="Such as val2017; that of the checkpoint's row if not given.")
+@EXPONENT
+@SETTINGS
+@click.option("--all", "all_images", is_flag=True, help="Score all images, not the first ones as in the training.")
+@click.option(
+    "--detections", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as COCO JSON."
+)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How the table is printed.")
+def evaluate(
+    folder: Path,
+    data: Path | None,
+    split: str | None,
+    exponent: float | None,
+    settings: tuple[str, ...],
+    all_images: bool,
+    detections: Path | None,
+    form: str,
+) -> None:
+    """Score the checkpoint in DIR on a COCO-format data set, and compare the numbers with MLflow's.
+
+    Images lie in <data>/<split>/, annotations in <data>/annotations/instances_<split>.json. Without --data it is
+    RNC_COCO_ROOT, or the shapes that the project draws itself.
+
+    \b
+      rnc evaluate DIR --data /data/coco --split val2017
+      rnc evaluate DIR --exponent 0.2 --set inference.nms_iou=0.6
+    """
+    from orchestrator.bars import bar
+    from orchestrator.evaluate import Request
+    from orchestrator.evaluate import evaluate as evaluate_checkpoint
+
+    request = Request(
+        folder=folder,
+        data=data,
+        split=split,
+        settings=_settings(exponent, settings),
+        all_images=all_images,
+        detections=detections,
+    )
+    with bar("images", "images") as progress:
+        table = evaluate_checkpoint(request, site_from_environment(os.environ), _say, progress)
+    click.echo(render(table, form))
+
+
+@click.command()
+@CHECKPOINT
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder to write to.")
+@click.option("--score", type=click.FloatRange(0.0, 1.0), default=0.3, show_default=True, help="The least score shown.")
+@EXPONENT
+@SETTINGS
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    folder: Path,
+    images: tuple[str, ...],
+    out: Path,
+    score: float,
+    exponent: float | None,
+    settings: tuple[str, ...],
+) -> None:
+    """Detect with the checkpoint in DIR on pictures, and write them with their boxes drawn in.
+
+    An IMAGE is a file, a folder or a pattern such as 'photos/*.jpg'. The detections are written to detections.json in
+    COCO's format, the ids of the images being their places here. What does not decode is named and skipped, and the
+    exit code is then 1.
+    """
+    from orchestrator.bars import bar
+    from orchestrator.predict import predict as predict_on
+
+    with bar("images", "images") as progress:
+        broken = predict_on(folder, images, out, score, _settings(exponent, settings), _say, progress)
+    ctx.exit(1 if broken else 0)
+
+
+def _settings(exponent: float | None, settings: tuple[str, ...]) -> tuple[str, ...]:
+    return settings if exponent is None else (f"confidence_exponent={exponent}", *settings)
+
+
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-VERBS = (pull,)
+VERBS = (pull, evaluate, predict)

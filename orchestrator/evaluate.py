@@ -1,0 +1,209 @@
+"""Scores a pulled checkpoint on a COCO-format data set, and compares the numbers with those in MLflow."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.config import DataConfig, InferenceConfig
+from orchestrator.errors import UserError
+from orchestrator.experiment import METRICS
+from orchestrator.prepare import draw
+from orchestrator.provenance import Provenance, read_provenance
+from orchestrator.reading import typed
+from orchestrator.settings import Settings, misspelt, to_dict
+from orchestrator.site import Site
+from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table
+
+if TYPE_CHECKING:
+    from model.checkpoint import Card
+    from model.data import CocoData
+    from model.evaluation import DetectionTable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What to score, and how."""
+
+    folder: Path
+    """A checkpoint, as `rnc pull` fetches it."""
+    data: Path | None = None
+    """A COCO-format data set; None takes the one that the site has under the checkpoint's name."""
+    split: str | None = None
+    """None takes the one that the row was scored on."""
+    settings: Sequence[str] = ()
+    """Inference settings to change, such as `nms_iou=0.6`."""
+    all_images: bool = False
+    """Score the whole split, even where the training scored its first images only."""
+    detections: Path | None = None
+    """Where to write the detections, as the list that the COCO tools read."""
+
+
+def evaluate(
+    request: Request,
+    site: Site,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Table:
+    """Give the twelve numbers of a checkpoint, and say whether they are MLflow's.
+
+    Raises:
+        UserError: the checkpoint, the data or a setting is not what it should be.
+    """
+    from model.checkpoint import require_categories
+    from model.scoring import load_detector, score
+
+    card, provenance, inference = read_checkpoint(request.folder, request.settings)
+    split = request.split or (provenance.split if provenance else card.config.data.val_split)
+    data = _data(card, request, split, site, say)
+    try:
+        require_categories(request.folder, (data.category_ids, data.category_names), f"split {split}")
+        detector = load_detector(request.folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    import torch
+
+    on_cuda = torch.cuda.is_available()
+    (scores,) = score(
+        detector.to("cuda" if on_cuda else "cpu"),
+        data,
+        [inference],
+        card.config.data,
+        num_loader_processes=min(8, os.cpu_count() or 1) if on_cuda else 0,
+        progress=progress,
+    )
+    if request.detections is not None:
+        write_detections(request.detections, scores.detections)
+        say(f"{len(scores.detections.scores)} detections written to {request.detections}")
+    return _table(card, provenance, inference, split, data, scores.metrics)
+
+
+def read_checkpoint(folder: Path, settings: Sequence[str]) -> "tuple[Card, Provenance | None, InferenceConfig]":
+    """Read what lies beside the weights, with some inference settings changed.
+
+    Raises:
+        UserError: the folder is no checkpoint, or a setting is unknown, of another type or has no meaning for it.
+    """
+    from model.checkpoint import read_card
+    from model.inference import changed, read_inference, require_branch
+
+    try:
+        card, provenance = read_card(folder), read_provenance(folder)
+        changes = _changes(settings)
+        inference = changed(read_inference(folder), changes)
+        require_branch(card, inference)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return card, provenance, inference
+
+
+def write_detections(file: Path, table: "DetectionTable") -> None:
+    """Write detections as the list that COCO's tools load: image_id, category_id, bbox (x, y, width, height), score."""
+    boxes = table.boxes.astype(float)
+    boxes[:, 2:] -= boxes[:, :2]
+    columns = (table.image_ids, table.category_ids, boxes, table.scores.astype(float))
+    keys = ("image_id", "category_id", "bbox", "score")
+    rows = [dict(zip(keys, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    write_json(file, rows)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content))
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror}); name another place") from error
+
+
+def _changes(settings: Sequence[str]) -> Settings:
+    """Type `name=value` pairs, in which `inference.` before the name may be left out."""
+    changes: Settings = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: expected a setting and its value, such as inference.nms_iou=0.6")
+        try:
+            changes[name.strip().removeprefix("inference.")] = json.loads(value)
+        except ValueError:
+            changes[name.strip().removeprefix("inference.")] = value.strip()
+    problems = list(misspelt(InferenceConfig, changes, "inference."))
+    problems = problems or typed(InferenceConfig, changes, "inference.")[1]
+    if problems:
+        raise UserError("\n".join(f"--set {problem}" for problem in problems))
+    return changes
+
+
+def _data(card: "Card", request: Request, split: str, site: Site, say: Callable[[str], None]) -> "CocoData":
+    from model.data import DataError, read_for_scoring
+    from model.faults import describe
+
+    config: DataConfig = card.config.data
+    if request.all_images:
+        config = replace(config, num_train_images=None, num_val_images=None)
+    root = request.data
+    if root is None:
+        draw(card.config, site)
+        root = site.data_root(config.dataset)
+    try:
+        data = read_for_scoring(root, config, split, check_images=True)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    if data.faults:
+        say("\n  ".join([f"{root}, split {split}: left out are", *describe(data.faults)]))
+    return data
+
+
+def _table(
+    card: "Card",
+    provenance: Provenance | None,
+    inference: InferenceConfig,
+    split: str,
+    data: "CocoData",
+    metrics: Mapping[str, float | None],
+) -> Table:
+    title = provenance.row if provenance else f"epoch {card.epoch} of {card.config.model.backbone}"
+    rows = [_row("here", metrics)]
+    notes = [f"{len(data)} images of {data.root / split}."]
+    if len(data) in (card.config.data.num_val_images, card.config.data.num_train_images):
+        notes = [f"The first {len(data)} images by id of {data.root / split}, as in the training; --all takes all."]
+    if provenance is not None:
+        reasons = list(_why_not_compared(provenance, inference, split, data))
+        ours = {name: value for name, value in metrics.items() if value is not None}
+        if reasons:
+            notes.append(f"Not compared with MLflow's numbers: {'; '.join(reasons)}.")
+        elif ours == dict(provenance.metrics):
+            notes.append("Equal to MLflow's numbers, to the last digit.")
+        else:
+            far = max(abs(ours.get(name, 0.0) - provenance.metrics.get(name, 0.0)) for name in METRICS)
+            rows.append(_row("MLflow", provenance.metrics))
+            notes.append(f"Not equal to MLflow's numbers: they differ by up to {far:.2g}.")
+    columns = (Column("", numeric=False), *(Column(name) for name in METRICS))
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=tuple(notes))
+
+
+def _row(name: str, metrics: Mapping[str, float | None]) -> tuple[Cell | str, ...]:
+    return (name, *(Cell(metrics.get(metric), absent=NOT_APPLICABLE) for metric in METRICS))
+
+
+def _why_not_compared(
+    provenance: Provenance, inference: InferenceConfig, split: str, data: "CocoData"
+) -> Iterator[str]:
+    if split != provenance.split:
+        yield f"they are of split {provenance.split}"
+    elif not provenance.split_fingerprint:
+        yield "which data they were measured on was not recorded"
+    elif data.fingerprint != provenance.split_fingerprint:
+        yield f"they are of other data (fingerprint {provenance.split_fingerprint[:12]}, here {data.fingerprint[:12]})"
+    mine = to_dict(inference)
+    changed = [name for name, value in mine.items() if provenance.inference.get(name) != value]
+    if changed:
+        yield "they are of other settings (" + ", ".join(f"{n} {provenance.inference.get(n)}" for n in changed) + ")"
