@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from orchestrator.experiment import Experiment, Row
+from orchestrator.experiment import Cited, Experiment, Row
 from orchestrator.plan import (
     Ledger,
     row_keys,
@@ -17,7 +17,8 @@ from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table, Value
 def results_table(experiment: Experiment, ledger: Ledger) -> Table:
     """Show our numbers, the paper's beside them where the experiment has them, and the best of each column in bold."""
     results = [_result(row, ledger) for row in experiment.rows]
-    in_paper = [metric for metric in experiment.columns if any(metric in row.paper for row in experiment.rows)]
+    numbers = [row.paper for row in experiment.rows] + [line.paper for line in experiment.cited]
+    in_paper = [metric for metric in experiment.columns if any(metric in one for one in numbers)]
     columns = [Column("row", numeric=False)]
     for metric in experiment.columns:
         columns.append(Column(metric))
@@ -33,11 +34,13 @@ def results_table(experiment: Experiment, ledger: Ledger) -> Table:
         columns.append(Column("state", numeric=False))
         for row, result in zip(rows, results, strict=True):
             row.append(result.state)
+    quoted = [_quoted(line, experiment.columns, in_paper, len(columns)) for line in experiment.cited]
     return Table(
         title=experiment.title,
         caption=experiment.question,
         columns=tuple(columns),
-        rows=tuple(map(tuple, rows)),
+        rows=(*map(tuple, rows), *map(tuple, quoted)),
+        rules_before=(len(rows),) if quoted else (),
         notes=tuple(_notes(experiment, bool(in_paper))),
     )
 
@@ -109,6 +112,14 @@ def _numbers(
     return cells
 
 
+def _quoted(line: Cited, metrics: Sequence[str], in_paper: Sequence[str], width: int) -> list[Value]:
+    """Show a line that is only cited: the paper's numbers, and none of ours."""
+    cells: list[Value] = [line.label]
+    for metric in metrics:
+        cells += [None, line.paper.get(metric), None] if metric in in_paper else [None]
+    return cells + [None] * (width - len(cells))
+
+
 def _best(results: Sequence[_Result], metric: str) -> float | None:
     """Return the best mean as shown, so that rows that look equal are bold together; None without a contest."""
     means = [round(result.means[metric], 1) for result in results if metric in result.means]
@@ -139,6 +150,7 @@ def _notes(experiment: Experiment, compares: bool) -> list[str]:
         notes.append(f"Measured on {'; '.join(ours)}.")
     if experiment.reference is not None:
         notes.append(f"Reference: {experiment.reference}.")
+    notes += [f"Cited, not run: {line.label}, {line.source}." for line in experiment.cited]
     return notes
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.experiment import Experiment, Resources, Row
+from orchestrator.experiment import Cited, Experiment, Resources, Row
 from orchestrator.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.results import results_table
 from orchestrator.status import status_table
@@ -88,6 +88,24 @@ def test_results_stand_beside_the_papers_numbers_with_the_difference() -> None:
     ]
     assert bold(table) == [[False, False, False, False, True, False], [False, True, False, False, False, False]]
     assert table.notes == ("One seed: 0.", "Measured on COCO val2017.", "Reference: RetinaNet.")
+
+
+def test_a_line_that_is_only_cited_stands_below_ours_with_its_numbers_and_its_source() -> None:
+    theirs = Cited(label="Theirs", paper={"AP": 40.0}, source="Their paper, Table 2")
+    cites = replace(experiment(OURS, BASE, reference="RetinaNet"), cited=(theirs,))
+    table = results_table(cites, ledger((OURS, [finished(AP=36.5, APs=17.0)])))
+    assert shown(table)[-1] == {
+        "row": "Theirs",
+        "AP": "—",
+        "AP, paper": "40.0",
+        "AP, Δ": "—",
+        "APs": "—",
+        "AP over reference": "—",
+        "state": "—",
+    }
+    assert table.rules_before == (2,)
+    assert table.notes[-1] == "Cited, not run: Theirs, Their paper, Table 2."
+    assert not any(cell.bold for cell in table.cells()[-1])
 
 
 def test_without_numbers_of_the_paper_there_is_no_column_for_them() -> None:
