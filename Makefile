@@ -31,6 +31,7 @@ bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, an
 	$(PYTHON) experiments/benchmarks/train_step.py
 	$(PYTHON) experiments/benchmarks/inference.py
 	$(PYTHON) experiments/benchmarks/evaluation.py
+	$(PYTHON) experiments/benchmarks/bootstrap.py
 	$(PYTHON) experiments/benchmarks/loading.py
 	$(PYTHON) experiments/benchmarks/overhead.py
 

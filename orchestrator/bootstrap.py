@@ -1,0 +1,74 @@
+"""Fetches the matches of evaluations, resamples them, and keeps the outcome, as it costs about a second a row."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import UserError
+from orchestrator.plan import Ledger
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Resamples = NDArray[np.float64]
+
+
+def resampled(
+    ledger: Ledger, keys: Iterable[str], fetch: Callable[[str], Path], folder: Path
+) -> Mapping[str, "Resamples"]:
+    """Return AP, AP50 and AP75 of each resample, [3, resamples], by evaluation key; without those of unknown matches.
+
+    Args:
+        ledger: says which evaluations are there, and the sha256 of their matches.
+        keys: of evaluations.
+        fetch: returns the file of matches of a run, which is then removed.
+        folder: keeps what was resampled, by that sha256; it may be deleted at any time.
+
+    Raises:
+        UserError: a file is not the one that was recorded.
+    """
+    records = {key: ledger.evaluations[key] for key in dict.fromkeys(keys) if key in ledger.evaluations}
+    wanted = {key: record for key, record in records.items() if record.status == "FINISHED" and record.matches}
+    if not wanted:
+        return {}
+    import numpy as np
+
+    from orchestrator.statistics import NUM_RESAMPLES, SEED
+
+    files = {key: folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}.npy" for key, record in wanted.items()}
+    missing = {files[key]: record for key, record in wanted.items() if not files[key].exists()}
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(lambda file: _resample(fetch(missing[file].run_id), missing[file].matches, file), missing))
+    return {key: np.load(file) for key, file in files.items()}
+
+
+def _resample(matches_file: Path, sha256: str, file: Path) -> None:
+    import numpy as np
+
+    from model.matches import read_matches
+    from orchestrator.statistics import average_precision
+
+    content = matches_file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{matches_file.name} with sha256 {sha256} was changed since it was recorded; score it again")
+    matches = read_matches(matches_file)
+    matches_file.unlink()
+    numbers = average_precision(matches, _weights(matches.num_images))
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
+        np.save(part, numbers)
+    os.replace(part.name, file)
+
+
+@cache
+def _weights(num_images: int) -> "NDArray[np.float32]":
+    from orchestrator.statistics import resample
+
+    return resample(num_images)
