@@ -13,6 +13,7 @@ import click
 from orchestrator.checkpoint_verbs import VERBS
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, load_experiments
+from orchestrator.job_environment import is_jobs_address, require_cluster_settings
 from orchestrator.plan import make_plan
 from orchestrator.site import Site, site_from_environment
 from orchestrator.table import FORMATS, Table, html_page, render
@@ -105,12 +106,19 @@ def plan(experiments: list[Experiment], form: str, gpus: int | None, images_per_
 @cli.command()
 @EXPERIMENTS
 @FORMAT
-@click.option("--address", help="A Ray cluster to join, instead of RAY_ADDRESS.")
+@click.option("--address", help="A Ray cluster, instead of RAY_ADDRESS: http://HOST:8265 to send a job, else to join.")
+@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For the environment of a job; repeat it.")
 @click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
 @click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
 @click.pass_context
 def submit(
-    ctx: click.Context, experiments: list[Experiment], form: str, address: str | None, prune: bool, detach: bool
+    ctx: click.Context,
+    experiments: list[Experiment],
+    form: str,
+    address: str | None,
+    env: tuple[str, ...],
+    prune: bool,
+    detach: bool,
 ) -> None:
     """Train and score what is missing of EXPERIMENT.
 
@@ -120,12 +128,34 @@ def submit(
 
     With --detach, mistakes in files, settings and annotations are still found at once; then a process of its own goes
     on, and writes to RNC_HOME/submits/SUITE/.
+
+    With an address http:// or https://, of the cluster's dashboard, the files that git tracks and the EXPERIMENTs are
+    sent there as a job, and its log is followed until it ends, with its exit code. Ctrl-C stops the job as it stops a
+    local submit; a second Ctrl-C leaves it to that. A job that runs the suite already is followed, and Ctrl-C leaves
+    it alone. The cluster has to have the project's dependencies, and RNC_HOME, RNC_COCO_ROOT, RNC_WEIGHTS and
+    MLFLOW_TRACKING_URI in its environment, as they are there, or from --env; of this machine's environment only
+    MLFLOW_TRACKING_URI is passed on, and only if it is another machine's. Secrets, such as MLFLOW_TRACKING_PASSWORD,
+    are never sent, because everybody who reads the Jobs API would see them: the cluster has to hold them. A cluster
+    that wants a token takes it from RAY_AUTH_TOKEN, or from the file at RAY_AUTH_TOKEN_PATH.
     """
     from orchestrator.submit import submit as submit_suite
 
     site = _site()
     if address:
         site = replace(site, ray_address=address)
+    if is_jobs_address(site.ray_address):
+        from orchestrator.jobs import Remote, submit_job
+
+        options = ["--format", form, *(["--prune"] if prune else [])]
+        remote = Remote(address=str(site.ray_address), env=env, options=tuple(options), detach=detach)
+        codes = []
+        for group in _by_suite(experiments).values():
+            codes.append(submit_job(group, remote, _say, lambda text: click.echo(text, nl=False)))
+            if codes[-1] == INTERRUPTED:
+                break
+        ctx.exit(max(codes))
+    if env:
+        raise UserError("--env is for a job; it needs --address http://HOST:8265")
     if detach:
         from orchestrator.detach import submit_detached
 
@@ -207,13 +237,27 @@ def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
 
 @cli.command()
 @EXPERIMENTS
-@click.option("--row", "label", required=True, help="The label of the row.")
+@click.option("--row", "label", help="The label of the row.")
 @click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
 @click.option("--follow", is_flag=True, help="Go on with what is added, until the training ends.")
-def logs(experiments: list[Experiment], label: str, seed: int | None, follow: bool) -> None:
-    """Print what the training of a row wrote: its log, its last metrics, and its errors."""
+@click.option("--address", help="A cluster, http://HOST:8265, whose job's log is printed.")
+def logs(experiments: list[Experiment], label: str | None, seed: int | None, follow: bool, address: str | None) -> None:
+    """Print what the training of a row wrote: its log, its last metrics, and its errors.
+
+    With an --address, or one in RAY_ADDRESS, that is http:// or https://, print the log of the suite's last job on
+    that cluster, or with --row the lines of it that name the row.
+    """
     from orchestrator.logs import print_logs
 
+    address = address or _site().ray_address
+    if is_jobs_address(address):
+        from orchestrator.jobs import print_job_log
+
+        for group in _by_suite(experiments).values():
+            print_job_log(group, label, str(address), lambda text: click.echo(text, nl=False), follow=follow)
+        return
+    if label is None:
+        raise UserError("--row is missing; name the row whose training is asked for")
     print_logs(experiments, label, seed, _site(), click.echo, follow=follow)
 
 
@@ -258,6 +302,7 @@ def main() -> None:
 
 
 def _site() -> Site:
+    require_cluster_settings(os.environ)
     return site_from_environment(os.environ)
 
 

@@ -3,6 +3,7 @@
 import getpass
 import json
 import math
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import rest
+from orchestrator.job_environment import COMMIT
 from orchestrator.recorder import Known, Metric, Send
 
 PAGE = 1000
@@ -124,7 +126,12 @@ def now() -> int:
 
 @cache
 def git_commit() -> str | None:
-    """Return the commit of the source tree, marked if files differ from it; None outside of a repository."""
+    """Return the commit of the source tree, marked if files differ from it; None if there is neither.
+
+    Where sources were sent without their repository, RNC_GIT_COMMIT says it.
+    """
+    if sent := os.environ.get(COMMIT):
+        return sent
     try:
         commit = _git("rev-parse", "HEAD")
         return f"{commit} with changes" if _git("status", "--porcelain", "--untracked-files=no") else commit

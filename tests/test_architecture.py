@@ -16,7 +16,7 @@ OWNERS = {
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py"},
-    "ray": {"orchestrator/launch.py", "orchestrator/trainer.py", "orchestrator/worker.py"},
+    "ray": {"orchestrator/jobs.py", "orchestrator/launch.py", "orchestrator/trainer.py", "orchestrator/worker.py"},
 }
 """The only modules that may import a library, at any level."""
 

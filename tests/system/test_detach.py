@@ -15,6 +15,7 @@ EXPERIMENT = f"""
 suite: away
 extends: {ROOT}/experiments/miniature/table1_heads.yaml
 only: [RetinaNet]
+seeds: [0]
 defaults:
   train:
     data: {{num_train_images: 24, num_val_images: 8}}
