@@ -28,7 +28,7 @@ class Document:
     defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     rows: tuple[dict[str, Any], ...] | None = None
-    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    grid: dict[str, tuple[Any, ...]] | None = None
     """Values by dotted setting, of which every combination is a row."""
     search: dict[str, Any] | None = None
     """A space of settings, from which rows are drawn."""
@@ -56,7 +56,7 @@ def inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list[
         inherited = _lay(passed_on, inherited)
     rows, problems = _rows(inherited.get("rows") or [], own)
     for made, mistakes in (
-        grid_rows(own["grid"]) if "grid" in own else ([], []),
+        grid_rows(own["grid"]) if own.get("grid") is not None else ([], []),
         read_search(own["search"])[1:] if own.get("search") is not None else ([], []),
     ):
         rows += made

@@ -226,7 +226,7 @@ def _mistakes_of_document(document: Document) -> Iterator[str]:
         if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
             yield f"{setting} is {value!r}, expected a letter or digit, then also '_', '-', '.'"
     labels = [row["label"] for row in document.rows or () if isinstance(row.get("label"), str)]
-    if not document.rows:
+    if not document.rows and document.grid is None and document.search is None:
         yield "there are no rows; list at least one under rows, or extend a file that has some"
     quoted = [line["label"] for line in document.cited if isinstance(line.get("label"), str)]
     for label, count in Counter(labels + quoted).items():

@@ -11,7 +11,7 @@ from orchestrator.experiment import load_experiment
 from orchestrator.grid import grid_rows
 from orchestrator.plan import Ledger, make_plan, train_key
 from orchestrator.search import Asha, read_search
-from tests.experiment_files import load, mistake, mistakes, write
+from tests.experiment_files import load, mistake, write
 
 
 def grid(folder: Path, text: str) -> list[str]:
@@ -97,8 +97,7 @@ def test_a_grid_stands_behind_rows_of_its_file_or_behind_those_that_only_picks(t
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    told = mistakes(tmp_path, f"rows: [{{label: A}}]\ngrid: {text}")
-    assert told == [f"table.yaml: {says}"]
+    assert mistake(tmp_path, f"grid: {text}") == f"table.yaml: {says}"
 
 
 def test_a_value_out_of_range_is_named_by_the_row_that_the_grid_makes(tmp_path: Path) -> None:
@@ -253,4 +252,4 @@ def test_only_a_training_that_nobody_else_needs_may_be_stopped_by_its_search(tmp
     ],
 )
 def test_a_search_that_cannot_be_meant_is_refused(tmp_path: Path, settings: str, says: str) -> None:
-    assert mistake(tmp_path, f"rows: [{{label: A}}]\nsearch: {settings}") == f"table.yaml: {says}"
+    assert mistake(tmp_path, f"search: {settings}") == f"table.yaml: {says}"

@@ -181,6 +181,14 @@ def test_a_shared_training_gets_the_larger_number_of_workers() -> None:
         assert run.resources.num_workers == 4
 
 
+def test_of_several_files_the_smallest_number_of_trainings_at_once_counts() -> None:
+    def limited(name: str, most: int | None) -> Experiment:
+        return replace(experiment(Row(label=name), name=name), resources=Resources(max_concurrent=most))
+
+    assert make_plan([limited("a", None), limited("b", 3), limited("c", 2)], Ledger()).max_concurrent == 2
+    assert make_plan([limited("a", None)], Ledger()).max_concurrent is None
+
+
 def test_the_papers_numbers_reach_the_evaluation_from_whichever_row_has_them() -> None:
     first, second = Row(label="A"), Row(label="B", paper={"AP": 35.6})
     (evaluation,) = make_plan([experiment(first, second)], Ledger()).evaluations.values()
