@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import UserError
+from orchestrator.rest import ServerAway
 
 Progress = Callable[[int, int], None]
 """Is given bytes done and bytes in all, again and again, from another thread."""
@@ -21,18 +22,30 @@ def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = No
     """Store files with a run, in a folder of its artifacts.
 
     Raises:
-        UserError: the server does not take one.
+        ServerAway: the server does not take one; it may later.
     """
     _tame_mlflow()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     client = MlflowClient(tracking_uri=uri)
     for file in files:
-        try:
+        with _answers(f"MLflow at {uri} does not take {file} for run {run_id}"):
             client.log_artifact(run_id, str(file), folder)
-        except (OSError, MlflowException) as error:
-            raise UserError(f"MLflow at {uri} does not take {file} for run {run_id}: {error}") from error
+
+
+def delete(uri: str, run_id: str, path: str) -> None:
+    """Remove a file or a folder of a run's artifacts for good.
+
+    Raises:
+        ServerAway: the server does not remove it.
+    """
+    _tame_mlflow()
+    import mlflow
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with _answers(f"MLflow at {uri} does not remove {path} of run {run_id}"):
+        root = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).info.artifact_uri
+        get_artifact_repository(root, tracking_uri=uri).delete_artifacts(path)  # type: ignore[no-untyped-call]
 
 
 def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
@@ -74,7 +87,8 @@ def download(
 
     Raises:
         Missing: the run has no such file.
-        UserError: the server does not answer, or sends less than the whole.
+        ServerAway: the server does not answer.
+        UserError: it sends less than the whole.
     """
     _tame_mlflow()
     from mlflow import MlflowClient
@@ -91,7 +105,7 @@ def download(
         with _watched(folder / PurePosixPath(path).name, sizes[path], progress):
             file = Path(client.download_artifacts(run_id, path, str(folder)))
     except (OSError, MlflowException) as error:
-        raise UserError(f"MLflow at {uri} does not give {path} of run {run_id}: {error}") from error
+        raise ServerAway(f"MLflow at {uri} does not give {path} of run {run_id}: {error}") from error
     if file.stat().st_size != sizes[path]:
         raise UserError(f"MLflow at {uri} sent {file.stat().st_size} of {sizes[path]} bytes of {path}; try again")
     return file
@@ -115,6 +129,16 @@ def _watched(file: Path, total: int, progress: Progress, seconds: float = 0.2) -
         arrived.set()
         watcher.join()
     progress(total, total)
+
+
+@contextmanager
+def _answers(what_not: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (OSError, MlflowException) as error:
+        raise ServerAway(f"{what_not}: {error}") from error
 
 
 def _tame_mlflow() -> None:

@@ -82,16 +82,24 @@ def cli() -> None:
     help="Training throughput of one GPU (or CPU worker), where none was measured.",
 )
 @click.option("--verbose", is_flag=True, help="List every evaluation: where it is shown, and why it is missing.")
-def plan(experiments: list[Experiment], form: str, gpus: int | None, images_per_s: float | None, verbose: bool) -> None:
+@click.option("--quick", is_flag=True, help="Do not look whether MLflow still holds the files of what stands.")
+def plan(
+    experiments: list[Experiment],
+    form: str,
+    gpus: int | None,
+    images_per_s: float | None,
+    verbose: bool,
+    quick: bool,
+) -> None:
     """Show what EXPERIMENT would train and score, how long that takes, and how much disk. Starts nothing."""
     from orchestrator.estimate import estimate
     from orchestrator.plan_table import evaluations_table, plan_table, plans_json
-    from orchestrator.submit import read_suite
+    from orchestrator.submit import checked_suite, read_suite
 
     site = _site()
     plans = []
     for suite, group in _by_suite(experiments).items():
-        ledger = read_suite(suite, site)
+        ledger = read_suite(suite, site) if quick else checked_suite(group, site)
         one = make_plan(group, ledger)
         cpus = float(os.cpu_count() or 1)
         time = estimate(one, ledger, site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
@@ -259,6 +267,23 @@ def logs(experiments: list[Experiment], label: str | None, seed: int | None, fol
     if label is None:
         raise UserError("--row is missing; name the row whose training is asked for")
     print_logs(experiments, label, seed, _site(), click.echo, follow=follow)
+
+
+@cli.command()
+@EXPERIMENTS
+@click.option("--dry-run", is_flag=True, help="Only say what is wrong.")
+def repair(experiments: list[Experiment], dry_run: bool) -> None:
+    """Mend what killed processes and deleted files left behind in MLflow.
+
+    Runs that say RUNNING and that nobody works on are closed; metrics that wait on this side are sent; weights that
+    MLflow lost are stored again from the last checkpoint; what else lost its files is marked, and made again by the
+    next submit. Every submit does the same by itself.
+    """
+    from orchestrator.submit import repair_suite
+
+    site = _site()
+    number = sum(repair_suite(group, site, _say, dry_run=dry_run) for group in _by_suite(experiments).values())
+    click.echo(f"{number} to mend." if dry_run else f"{number} mended." if number else "Nothing to mend.")
 
 
 @cli.command()

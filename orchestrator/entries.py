@@ -9,10 +9,11 @@ from typing import Any, Literal
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.experiment import Resources, Row
 from orchestrator.plan import Evaluation, Record, settings_that_differ
-from orchestrator.runs import Run, metrics_of, tags_of
+from orchestrator.runs import Run, files_of, metrics_of, tags_of
 from orchestrator.settings import from_dict, short_names
 
 Kind = Literal["training", "evaluation", "table"]
+FINGERPRINT_TAG = "data_fingerprint"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,7 @@ def read_record(run: Run, kind: Kind) -> Record:
     if kind == "evaluation":
         metrics = {name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")}
     if status == "FINISHED" and kind == "training" and "checkpoint_sha256" not in tags:
-        status, note = "KILLED", "its checkpoint is missing"
+        status, note = "KILLED", note or "its checkpoint is missing"
     if status == "FINISHED" and kind == "evaluation" and not metrics:
         status, note = "KILLED", "its metrics are missing"
     if status not in ("FINISHED", "FAILED", "KILLED"):
@@ -54,6 +55,8 @@ def read_record(run: Run, kind: Kind) -> Record:
         label=run["info"].get("run_name", ""),
         wanted_by=frozenset(name.removeprefix(TABLE_TAG) for name in tags if name.startswith(TABLE_TAG)),
         stop=tags.get(STOP_TAG, ""),
+        files=files_of(run),
+        data_fingerprint=tags.get(FINGERPRINT_TAG, ""),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 from orchestrator import stops, tracking
 from orchestrator.errors import UserError
 from orchestrator.fit import Cluster, needs
-from orchestrator.live import Show, State, Status
+from orchestrator.live import GOES_ON, Show, State, Status
+from orchestrator.patience import patiently
 from orchestrator.plan import Record
 from orchestrator.training_log import note
 from orchestrator.work import Work, epochs_done
@@ -59,6 +60,7 @@ class Follower:
         self._works = {work.train_run.key: work for work in works}
         self._suite, self._cluster, self._show = suite, cluster, show
         self._progress = {key: _Progress() for key in self._works}
+        self._away = False
         self._pool = ThreadPoolExecutor(1)
         self._closing = threading.Event()
 
@@ -110,10 +112,17 @@ class Follower:
 
     def draw(self) -> None:
         """Show where all trainings stand."""
-        with suppress(UserError):  # the server is away; what it last told stands
+        try:
             ledger = tracking.read_ledger(self._suite)
+        except UserError:  # the server is away; what it last told stands
+            self._away = True
+        else:
+            self._away = False
             for key, progress in self._progress.items():
                 progress.record = ledger.trainings.get(key)
+                if progress.record is None and progress.run_id is not None and progress.state == "starting":
+                    progress.run_id = None
+                    self._pool.submit(self._begin, self._works[key])
             self._stop_what_is_asked()
         self._show([self._status(work) for work in self._works.values()])
 
@@ -131,13 +140,19 @@ class Follower:
         )
 
     def _begin(self, work: Work) -> None:
-        """Open the run, and tell the workers which it is; or why there is none."""
+        """Open the run, and tell the workers which it is; or why there is none. Again, if MLflow has lost it."""
         progress = self._progress[work.train_run.key]
+
+        def begin() -> str:
+            self._suite = tracking.open_suite(self._suite.uri, self._suite.suite)
+            held = tracking.read_ledger(self._suite).trainings.get(work.train_run.key)
+            if held is not None and work.is_trained:
+                return held.run_id
+            return tracking.begin_training(self._suite, work.train_run)
+
         try:
-            if work.is_trained and progress.record is not None:
-                progress.run_id = progress.record.run_id
-            else:
-                progress.run_id = tracking.begin_training(self._suite, work.train_run)
+            work.tell_run()
+            progress.run_id = patiently(begin)
             work.tell_run(run_id=progress.run_id)
         except Exception as error:
             work.tell_run(error=str(error))
@@ -184,7 +199,9 @@ class Follower:
         return Status(
             label=work.train_run.label,
             state=state,
-            note=self._why_waiting(work) if state == "waiting" else progress.error or progress.stop,
+            note=self._why_waiting(work)
+            if state == "waiting"
+            else progress.error or progress.stop or self._why_silent(state),
             epoch=epoch,
             num_epochs=work.num_epochs,
             loss=metrics.get("train/loss"),
@@ -192,6 +209,10 @@ class Follower:
             images_per_s=metrics.get("perf/images_per_s") if state == "training" else None,
             remaining_s=_remaining(progress.first, epoch, work.num_epochs) if state == "training" else None,
         )
+
+    def _why_silent(self, state: State) -> str:
+        silent = self._away and state in GOES_ON
+        return f"waiting for MLflow at {self._suite.uri}; nothing is lost meanwhile" if silent else ""
 
     def _why_waiting(self, work: Work) -> str:
         busy = [

@@ -30,6 +30,8 @@ class Status:
     """Until the last epoch, at the present pace."""
 
 
+GOES_ON: tuple[State, ...] = ("starting", "training", "scoring")
+"""The states of a training that somebody works on."""
 Show = Callable[[Sequence[Status]], None]
 
 
@@ -47,14 +49,15 @@ def live_view(stream: TextIO = sys.stdout) -> Iterator[Show]:
 
 
 def _lines(stream: TextIO) -> Show:
-    """One line where a training has finished an epoch, or has ended."""
-    seen: dict[int, tuple[int, State]] = {}
+    """One line where a training has finished an epoch, has to wait, or has ended."""
+    seen: dict[int, tuple[int, State, str]] = {}
 
     def show(statuses: Sequence[Status]) -> None:
         for place, status in enumerate(statuses):
-            now = (int(status.epoch), status.state)
-            old = seen.get(place, (0, "waiting"))
-            if now[0] > old[0] or (now[1] != old[1] and now[1] not in ("waiting", "training", "scoring")):
+            now = (int(status.epoch), status.state, status.note if status.state in GOES_ON else "")
+            old = seen.get(place, (0, "waiting", ""))
+            changed = now[1] != old[1] and now[1] not in ("waiting", "training", "scoring")
+            if now[0] > old[0] or changed or (now[2] and now[2] != old[2]):
                 print(_line(status), file=stream, flush=True)
             seen[place] = now
 

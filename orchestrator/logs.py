@@ -15,6 +15,7 @@ from orchestrator.site import Site
 from orchestrator.tracking import open_suite, read_ledger
 from orchestrator.training_log import NAME, output_of
 from orchestrator.turn import holder_of
+from orchestrator.work import JOURNAL
 
 NUM_POINTS = 5
 NUM_OUTPUT_LINES = 20
@@ -64,7 +65,7 @@ def print_logs(
 
 
 def _sections(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    journal = folder / "metrics.jsonl"
+    journal = folder / JOURNAL
     if points := read_journal(journal)[0][-NUM_POINTS:]:
         yield (
             f"{journal}, the last {len(points)} lines",

@@ -98,6 +98,10 @@ class Record:
     """What a training last ran on; None where that was not recorded."""
     matches: str = ""
     """The sha256 of an evaluation's table of matches; empty where none was recorded."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """The artifacts that its run should have: bytes by path."""
+    data_fingerprint: str = ""
+    """CocoData.fingerprint of the images it was trained or scored on; empty where that was not noted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

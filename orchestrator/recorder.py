@@ -1,7 +1,8 @@
 """Writes the metrics of a training to its tracking server from the background, each point once, server or no server.
 
-Each call is first a line of a journal, which also notes how many of its lines the server has. A process that takes the
-journal over sends what is missing, and skips what the journal or the server's history already holds.
+Each call is first a line of a journal, which also notes how many of its lines which run has. A process that takes the
+journal over sends what is missing, and skips what the journal or the server's history already holds. A run that the
+server has lost is followed by another one, which gets all lines.
 """
 
 import json
@@ -37,22 +38,34 @@ Known = Callable[[], set[tuple[str, int]]]
 """Reads which points, by name and step, the server has, or raises."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """The run that takes the metrics."""
+
+    run_id: str
+    send: Send
+    known: Known
+
+
+Connect = Callable[[], Target]
+"""Tells which run takes the metrics by now, or raises."""
+
+
 class Recorder:
     """A queue of metrics before a server that may be slow or away; `log` never waits for it."""
 
-    def __init__(self, send: Send, journal: Path, known: Known, *, batch_seconds: float = 1.0) -> None:
+    def __init__(self, connect: Connect, journal: Path, *, batch_seconds: float = 1.0) -> None:
         """Take up the journal, whose unsent lines go first, and start the background thread.
 
         Args:
-            send: called from that thread only, again and again until it returns.
+            connect: called at once, and from that thread again whenever the run takes nothing.
             journal: a file that no other process writes.
-            known: called from that thread only, until it returns.
             batch_seconds: how long points are gathered before they are sent.
         """
-        self._send, self._known, self._batch_seconds = send, known, batch_seconds
-        lines, self._num_sent = read_journal(journal)
-        self._points = {(metric.name, metric.step) for line in lines for metric in line}
-        self._unsent = lines[self._num_sent :]
+        self._connect, self._batch_seconds = connect, batch_seconds
+        self._target = connect()
+        self._lines, self._num_sent = read_journal(journal, self._target.run_id)
+        self._points = {(metric.name, metric.step) for line in self._lines for metric in line}
         self._journal = _open(journal)
         self._changed = threading.Condition()
         self._closing = self._given_up = False
@@ -69,7 +82,7 @@ class Recorder:
         with self._changed:
             self._points.update((name, step) for name in new)
             _write(self._journal, {"step": step, "timestamp": now, "metrics": new})
-            self._unsent.append(line)
+            self._lines.append(line)
             self._changed.notify_all()
 
     def close(self, timeout: float) -> int:
@@ -84,7 +97,7 @@ class Recorder:
             if journal is not None:
                 with suppress(OSError):  # a full disk
                     journal.close()
-            return sum(len(line) for line in self._unsent)
+            return sum(len(line) for line in self._lines[self._num_sent :])
 
     def _run(self) -> None:
         known: set[tuple[str, int]] | None = None
@@ -92,22 +105,33 @@ class Recorder:
         while lines := self._next_lines():
             try:
                 if known is None:
-                    known = self._known()
-                _send_new(self._send, lines, known)
+                    known = self._target.known()
+                _send_new(self._target.send, lines, known)
             except Exception as error:
                 logger.warning("metrics wait in the journal: %s", error)
                 self._rest(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+                known = None if self._has_moved() else known
             else:
                 pause = 0.5
                 self._note_sent(len(lines))
 
+    def _has_moved(self) -> bool:
+        """Say whether another run takes the metrics by now; it gets all of them."""
+        with suppress(Exception):  # it is not known yet
+            target = self._connect()
+            if target.run_id != self._target.run_id:
+                with self._changed:
+                    self._target, self._num_sent = target, 0
+                return True
+        return False
+
     def _next_lines(self) -> list[list[Metric]]:
         """Wait for lines and gather them for a while; an empty list says that it is closed and all is sent."""
         with self._changed:
-            self._changed.wait_for(lambda: self._unsent or self._closing)
+            self._changed.wait_for(lambda: self._num_sent < len(self._lines) or self._closing)
             self._changed.wait_for(lambda: self._closing, self._batch_seconds)
-            return [] if self._given_up else list(self._unsent)
+            return [] if self._given_up else self._lines[self._num_sent :]
 
     def _rest(self, seconds: float) -> None:
         with self._changed:
@@ -118,29 +142,49 @@ class Recorder:
 
     def _note_sent(self, num_lines: int) -> None:
         with self._changed:
-            del self._unsent[:num_lines]
             self._num_sent += num_lines
-            _write(self._journal, {"sent": self._num_sent})
+            _write(self._journal, _sent(self._num_sent, len(self._lines), self._target.run_id))
 
 
-def replay(journal: Path, send: Send, known: Known) -> int:
-    """Send what a journal holds and the server lacks, and return how many points that were.
+def replay(journal: Path, target: Target) -> int:
+    """Send what a journal holds and the run lacks, and return how many points that were.
 
     Only for a journal whose recorder is gone. What `send` raises is passed on; a later call takes it up again.
     """
-    lines, num_sent = read_journal(journal)
-    if num_sent == len(lines):
+    if not has_unsent(journal, target.run_id):
         return 0
-    num_points = _send_new(send, lines[num_sent:], known())
+    lines, num_sent = read_journal(journal, target.run_id)
+    num_points = _send_new(target.send, lines[num_sent:], target.known())
     file = _open(journal)
-    _write(file, {"sent": len(lines)})
+    _write(file, _sent(len(lines), len(lines), target.run_id))
     if file is not None:
         file.close()
     return num_points
 
 
-def read_journal(journal: Path) -> tuple[list[list[Metric]], int]:
-    """Return the lines of a journal and how many of them are known to be sent; a torn line is passed over."""
+def num_lacking(journal: Path, target: Target) -> int:
+    """Return how many points of a journal the run lacks."""
+    if not has_unsent(journal, target.run_id):
+        return 0
+    lines, num_sent = read_journal(journal, target.run_id)
+    return len(_new(lines[num_sent:], target.known()))
+
+
+def has_unsent(journal: Path, run_id: str) -> bool:
+    """Say whether a journal may hold what a run lacks, by its last line, which says so where all was sent."""
+    try:
+        with journal.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 200))
+            last = json.loads(file.read().splitlines()[-1])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, IndexError):
+        return True
+    return not isinstance(last, dict) or last.get("run") != run_id or last.get("sent") != last.get("of")
+
+
+def read_journal(journal: Path, run_id: str = "") -> tuple[list[list[Metric]], int]:
+    """Return the lines of a journal and how many of them a run is known to have; a torn line is passed over."""
     lines: list[list[Metric]] = []
     num_sent = 0
     if not journal.exists():
@@ -151,7 +195,7 @@ def read_journal(journal: Path) -> tuple[list[list[Metric]], int]:
         except ValueError:
             continue
         if "sent" in entry:
-            num_sent = entry["sent"]
+            num_sent = entry["sent"] if entry.get("run") == run_id else num_sent
             continue
         step, timestamp = entry["step"], entry["timestamp"]
         points = entry["metrics"].items()
@@ -159,11 +203,19 @@ def read_journal(journal: Path) -> tuple[list[list[Metric]], int]:
     return lines, num_sent
 
 
+def _sent(num_sent: int, num_lines: int, run_id: str) -> dict[str, Any]:
+    return {"sent": num_sent, "of": num_lines, "run": run_id}
+
+
 def _send_new(send: Send, lines: list[list[Metric]], known: set[tuple[str, int]]) -> int:
-    new = [metric for line in lines for metric in line if (metric.name, metric.step) not in known]
+    new = _new(lines, known)
     for start in range(0, len(new), MAX_BATCH):
         send(new[start : start + MAX_BATCH])
     return len(new)
+
+
+def _new(lines: list[list[Metric]], known: set[tuple[str, int]]) -> list[Metric]:
+    return [metric for line in lines for metric in line if (metric.name, metric.step) not in known]
 
 
 def _open(journal: Path) -> IO[str] | None:

@@ -13,9 +13,11 @@ from typing import Any
 
 from orchestrator import rest
 from orchestrator.job_environment import COMMIT
-from orchestrator.recorder import Known, Metric, Send
+from orchestrator.recorder import Metric, Target
 
 PAGE = 1000
+FILES_TAG = "files"
+"""Holds what a run's artifacts should be: bytes by path."""
 
 Run = dict[str, Any]
 """A run as the API writes it: `info`, and `data` with its latest metrics, params and tags."""
@@ -47,6 +49,11 @@ def set_status(uri: str, run_id: str, status: str) -> None:
     rest.post(uri, "runs/update", {"run_id": run_id, "status": status, **end})
 
 
+def rename(uri: str, run_id: str, name: str) -> None:
+    """Give a run another name."""
+    rest.post(uri, "runs/update", {"run_id": run_id, "run_name": name})
+
+
 def write(
     uri: str,
     run_id: str,
@@ -62,30 +69,30 @@ def write(
         rest.post(uri, "runs/log-batch", {"run_id": run_id, **content})
 
 
+def delete_tag(uri: str, run_id: str, key: str) -> None:
+    """Remove a tag of a run, if it has it."""
+    if key in tags_of(get_run(uri, run_id)):
+        rest.post(uri, "runs/delete-tag", {"run_id": run_id, "key": key})
+
+
 def history(uri: str, run_id: str, metric: str) -> Iterator[dict[str, Any]]:
     """Yield every point of one metric."""
     query = {"run_id": run_id, "metric_key": metric, "max_results": 25000}
     yield from rest.pages(uri, "metrics/get-history", query, "metrics", by_get=True)
 
 
-def metric_sender(uri: str, run_id: str) -> Send:
+def metrics_target(uri: str, run_id: str) -> Target:
     """Return what delivers points to a run; a point that it has already, time and all, changes nothing."""
 
     def send(metrics: list[Metric]) -> None:
         points = [{"key": m.name, "value": number(m.value), "step": m.step, "timestamp": m.timestamp} for m in metrics]
         rest.post(uri, "runs/log-batch", {"run_id": run_id, "metrics": points})
 
-    return send
-
-
-def known_points(uri: str, run_id: str) -> Known:
-    """Return what reads which points a run holds."""
-
     def known() -> set[tuple[str, int]]:
         names = metrics_of(get_run(uri, run_id))
         return {(name, int(point.get("step", 0))) for name in names for point in history(uri, run_id, name)}
 
-    return known
+    return Target(run_id=run_id, send=send, known=known)
 
 
 def tags_of(run: Run) -> dict[str, str]:
@@ -101,6 +108,12 @@ def params_of(run: Run) -> dict[str, str]:
 def metrics_of(run: Run) -> dict[str, float]:
     """Return the latest value of each metric of a run."""
     return {metric["key"]: float(metric["value"]) for metric in run["data"].get("metrics", [])}
+
+
+def files_of(run: Run) -> dict[str, int]:
+    """Return what a run's artifacts should be, bytes by path, as far as that was noted."""
+    files: dict[str, int] = json.loads(tags_of(run).get(FILES_TAG, "{}"))
+    return files
 
 
 def last_sign_of_life(run: Run) -> int:

@@ -10,6 +10,7 @@ from orchestrator import browse, tracking
 from orchestrator.cancel import prune as prune_suite
 from orchestrator.experiment import Experiment
 from orchestrator.fit import local_cluster, require_plan_fits
+from orchestrator.holdings import check_files
 from orchestrator.onlooker import onlooker
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.prepare import prepare
@@ -20,6 +21,7 @@ from orchestrator.site import Site
 from orchestrator.stops import forget_stops
 from orchestrator.table import Table, html_page
 from orchestrator.turn import my_turn
+from orchestrator.upkeep import find_defects
 
 Say = Callable[[str], None]
 INTERRUPTED = 130
@@ -37,7 +39,9 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
     suite = tracking.open_suite(uri, experiments[0].suite)
     if prune:
         prune_suite(experiments, suite, site, say)
-    if _is_complete(make_plan(experiments, tracking.read_ledger(suite))):
+    ledger = tracking.read_ledger(suite)
+    plan = make_plan(experiments, ledger)
+    if _is_complete(make_plan(experiments, check_plan(uri, ledger, plan))):
         return _run_missing(experiments, suite, site, say)
     with ExitStack() as stack:
         try:
@@ -49,9 +53,9 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
 
 
 def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> int:
-    for key in tracking.repair_stale(suite):
-        say(f"training {key} was interrupted and is taken up again")
+    _repair(experiments, suite, site, say)
     plan = make_plan(experiments, tracking.read_ledger(suite))
+    tracking.name_seeds(suite, plan.trainings.values())
     if _is_complete(plan):
         say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
         tracking.place_evaluations(suite, plan.evaluations.values())
@@ -83,6 +87,15 @@ def check(experiments: Sequence[Experiment], site: Site, say: Say) -> tuple[Plan
     return plan, uri
 
 
+def repair_suite(experiments: Sequence[Experiment], site: Site, say: Say, *, dry_run: bool = False) -> int:
+    """Mend what is wrong with what MLflow holds, say what it is, and return how much of it there is."""
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return 0
+    suite = tracking.open_suite(uri, experiments[0].suite, create=False)
+    return _repair(experiments, suite, site, say, dry_run=dry_run)
+
+
 def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> None:
     """Write the results tables as files and into MLflow, and say where they are."""
     ledger = tracking.read_ledger(suite)
@@ -104,8 +117,8 @@ def write_tables(folder: Path, experiments: Sequence[Experiment], tables: Sequen
     """Write each table as Markdown, and all of them as one HTML page."""
     folder.mkdir(parents=True, exist_ok=True)
     for experiment, table in zip(experiments, tables, strict=True):
-        (folder / f"{experiment.name}.md").write_text(table.to_markdown())
-    (folder / "index.html").write_text(html_page(f"retinanet-conf: {experiments[0].suite}", list(tables)))
+        _write_new(folder / f"{experiment.name}.md", table.to_markdown())
+    _write_new(folder / "index.html", html_page(f"retinanet-conf: {experiments[0].suite}", list(tables)))
 
 
 def read_suite(suite: str, site: Site) -> Ledger:
@@ -114,6 +127,37 @@ def read_suite(suite: str, site: Site) -> Ledger:
     if uri is None:
         return Ledger()
     return tracking.read_ledger(tracking.open_suite(uri, suite, create=False))
+
+
+def checked_suite(experiments: Sequence[Experiment], site: Site) -> Ledger:
+    """What MLflow holds of the suite, less what the experiments use and what has lost its files."""
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return Ledger()
+    ledger = tracking.read_ledger(tracking.open_suite(uri, experiments[0].suite, create=False))
+    return check_plan(uri, ledger, make_plan(experiments, ledger))
+
+
+def check_plan(uri: str, ledger: Ledger, plan: Plan) -> Ledger:
+    """Return the ledger without what a plan uses and has lost its files."""
+    return check_files(uri, ledger, [*plan.trainings, *plan.evaluations])
+
+
+def _repair(
+    experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say, *, dry_run: bool = False
+) -> int:
+    defects = find_defects(suite, make_plan(experiments, Ledger()), site.storage / suite.suite)
+    for defect in defects:
+        if not dry_run:
+            defect.mend()
+        say(defect.text)
+    return len(defects)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file, unless it says so already."""
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
 
 
 def _is_complete(plan: Plan) -> bool:

@@ -7,15 +7,16 @@ A run is FINISHED last of all, so that whatever dies on the way is seen as unfin
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator import rest, views
-from orchestrator.artifacts import upload, upload_texts
+from orchestrator.artifacts import upload_texts
 from orchestrator.entries import (
+    FINGERPRINT_TAG,
     TABLE_TAG,
     Kind,
     inference_params,
@@ -26,18 +27,21 @@ from orchestrator.entries import (
     training_params,
 )
 from orchestrator.errors import UserError
-from orchestrator.liveness import Running, looks_alive, this_process
+from orchestrator.holdings import store
+from orchestrator.liveness import this_process
 from orchestrator.plan import Evaluation, Ledger, TrainRun, to_dict
+from orchestrator.recorder import replay
 from orchestrator.runs import (
     Run,
     create_run,
     get_run,
     git_commit,
-    last_sign_of_life,
     metrics_of,
+    metrics_target,
     now,
     pairs,
     params_of,
+    rename,
     search_runs,
     set_status,
     tags_of,
@@ -81,8 +85,8 @@ def open_suite(uri: str, suite: str, *, create: bool = True) -> Tracking:
 
 def read_ledger(tracking: Tracking) -> Ledger:
     """Read what the suite holds. Of several runs with one key a finished one counts, else the newest."""
-    trainings = {key: read_record(run, "training") for key, run in _runs_by_key(tracking, "training").items()}
-    evaluations = {key: read_record(run, "evaluation") for key, run in _runs_by_key(tracking, "evaluation").items()}
+    trainings = {key: read_record(run, "training") for key, run in runs_by_key(tracking, "training").items()}
+    evaluations = {key: read_record(run, "evaluation") for key, run in runs_by_key(tracking, "evaluation").items()}
     return Ledger(trainings=trainings, evaluations=evaluations)
 
 
@@ -104,7 +108,18 @@ def end_training(tracking: Tracking, run_id: str, status: Status, note: str = ""
     """
     if status == "FINISHED" and "checkpoint_sha256" not in tags_of(get_run(tracking.uri, run_id)):
         raise ValueError(f"training {run_id} cannot be FINISHED before its checkpoint is recorded")
-    _end(tracking, run_id, status, note)
+    end_run(tracking, run_id, status, note)
+
+
+def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path) -> bool:
+    """Complete the record of a training from its last checkpoint and its journal, unless that stands already."""
+    run = get_run(tracking.uri, run_id)
+    if _is_finished(run, "training") and tags_of(run)["checkpoint_sha256"] == card_of(folder).get("weights_sha256"):
+        return False
+    replay(journal, metrics_target(tracking.uri, run_id))
+    record_checkpoint(tracking, run_id, folder)
+    end_training(tracking, run_id, "FINISHED")
+    return True
 
 
 def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
@@ -112,9 +127,17 @@ def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     weights = folder / "model.safetensors"
     digest = _sha256(weights)
     if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
-        upload(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
-        write(tracking.uri, run_id, tags={"checkpoint_sha256": digest, "versions": json.dumps(_versions())})
+        store(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
+        fingerprint = str(card_of(folder).get("data_fingerprint", ""))
+        tags = {FINGERPRINT_TAG: fingerprint, "checkpoint_sha256": digest, "versions": json.dumps(_versions())}
+        write(tracking.uri, run_id, tags=tags)
     return digest
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself, without torch."""
+    card: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return card
 
 
 def record_evaluation(
@@ -134,29 +157,29 @@ def record_evaluation(
     training = get_run(tracking.uri, train_run_id)
     seed = tags_of(training).get("seed", "0")
     tags = {"train_key": evaluation.train_key, "split": evaluation.split, "seed": seed} | place_tags(evaluation)
-    tags |= {"data_fingerprint": data_fingerprint} if data_fingerprint else {}
+    tags |= {FINGERPRINT_TAG: data_fingerprint} if data_fingerprint else {}
     params = params_of(training) | inference_params(evaluation.inference)
     label = evaluation.places[0].label if evaluation.places else evaluation.key
     name = label if seed == "0" else f"{label}, seed {seed}"
     run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
     if detections is not None:
-        upload(tracking.uri, run_id, [detections], "detections")
+        store(tracking.uri, run_id, [detections], "detections")
     digests = {}
     if matches is not None:
-        upload(tracking.uri, run_id, [matches], "detections")
+        store(tracking.uri, run_id, [matches], "detections")
         digests = {"matches_sha256": _sha256(matches)}
     held = metrics_of(get_run(tracking.uri, run_id))
     numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
     numbers |= shown_metrics(metrics, evaluation.paper)
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)
-    _end(tracking, run_id, "FINISHED", "")
+    end_run(tracking, run_id, "FINISHED", "")
     return run_id
 
 
 def place_evaluations(tracking: Tracking, evaluations: Iterable[Evaluation]) -> None:
     """Enter in each recorded evaluation the tables that use it by now; what is not recorded is passed over."""
-    runs = _runs_by_key(tracking, "evaluation")
+    runs = runs_by_key(tracking, "evaluation")
     for evaluation in evaluations:
         if run := runs.get(evaluation.key):
             held, numbers = tags_of(run), metrics_of(run)
@@ -166,19 +189,49 @@ def place_evaluations(tracking: Tracking, evaluations: Iterable[Evaluation]) -> 
             write(tracking.uri, run["info"]["run_id"], metrics=new, tags=tags)
 
 
-def repair_stale(tracking: Tracking, is_alive: Callable[[Running], bool] = looks_alive) -> list[str]:
-    """Mark KILLED what is RUNNING by name only, and return the keys of it."""
-    stale = [running for running in _running(tracking) if not is_alive(running)]
-    for running in stale:
-        _end(tracking, running.run_id, "KILLED", "interrupted")
-    return [running.key for running in stale]
+def name_seeds(tracking: Tracking, trainings: Iterable[TrainRun]) -> None:
+    """Name the seed in the runs of trainings that had no second seed when they began."""
+    runs = runs_by_key(tracking, "training")
+    for training in trainings:
+        if run := runs.get(training.key):
+            name = tags_of(run).get("mlflow.runName", "")
+            if training.label == f"{name}, seed {training.config.seed}":
+                rename(tracking.uri, run["info"]["run_id"], training.label)
+
+
+def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
+    """End a run of any kind, and say why it did not finish."""
+    if note or "note" in tags_of(get_run(tracking.uri, run_id)):
+        write(tracking.uri, run_id, tags={"note": note[:5000]})
+    set_status(tracking.uri, run_id, status)
+
+
+def runs_by_key(tracking: Tracking, kind: Kind, key: str | None = None) -> dict[str, Run]:
+    """Return the run that counts for each key, or for one: a finished one, else the newest."""
+    if tracking.experiment_id is None:
+        return {}
+    where = f"tags.kind = '{kind}'" + (f" and tags.{KEY_TAG[kind]} = '{key}'" if key else "")
+    found: dict[str, Run] = {}
+    for run in search_runs(tracking.uri, tracking.experiment_id, where):
+        name = tags_of(run).get(KEY_TAG[kind], "")
+        if name not in found or (_is_finished(run, kind) and not _is_finished(found[name], kind)):
+            found[name] = run
+    return found
 
 
 def log_table(tracking: Tracking, name: str, files: Mapping[str, str]) -> str:
-    """Store the rendered forms of a table, by file name, in the one run that is the table's, and return that run."""
+    """Store the rendered forms of a table, by file name, in the one run that is the table's, and return that run.
+
+    What the run holds already is not written again.
+    """
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    held = runs_by_key(tracking, "table", name).get(name)
+    if held is not None and _is_finished(held, "table") and tags_of(held).get("content_sha256") == digest:
+        return str(held["info"]["run_id"])
     run_id = _begin(tracking, "table", name, name, {}, {})
     upload_texts(tracking.uri, run_id, files)
-    _end(tracking, run_id, "FINISHED", "")
+    write(tracking.uri, run_id, tags={"content_sha256": digest})
+    end_run(tracking, run_id, "FINISHED", "")
     return run_id
 
 
@@ -222,35 +275,8 @@ def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:
     return experiment
 
 
-def _runs_by_key(tracking: Tracking, kind: Kind, key: str | None = None) -> dict[str, Run]:
-    """Return the run that counts for each key, or for one: a finished one, else the newest."""
-    if tracking.experiment_id is None:
-        return {}
-    where = f"tags.kind = '{kind}'" + (f" and tags.{KEY_TAG[kind]} = '{key}'" if key else "")
-    found: dict[str, Run] = {}
-    for run in search_runs(tracking.uri, tracking.experiment_id, where):
-        name = tags_of(run).get(KEY_TAG[kind], "")
-        if name not in found or (_is_finished(run, kind) and not _is_finished(found[name], kind)):
-            found[name] = run
-    return found
-
-
 def _is_finished(run: Run, kind: Kind) -> bool:
     return read_record(run, kind).status == "FINISHED"
-
-
-def _running(tracking: Tracking) -> list[Running]:
-    if tracking.experiment_id is None:
-        return []
-    found = []
-    for run in search_runs(tracking.uri, tracking.experiment_id, "attributes.status = 'RUNNING'"):
-        tags = tags_of(run)
-        if tags.get("kind") in KEY_TAG:
-            key = tags.get(KEY_TAG[tags["kind"]], "")  # type: ignore[index]
-            seconds = last_sign_of_life(run) / 1000
-            driver, run_id = tags.get("driver", ""), run["info"]["run_id"]
-            found.append(Running(key=key, run_id=run_id, driver=driver, last_sign_of_life=seconds))
-    return found
 
 
 def _begin(
@@ -260,7 +286,7 @@ def _begin(
     commit = git_commit()
     tags = {**tags, "driver": this_process(), "begun": str(now())}
     tags |= {"git_commit": commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {}
-    run = _runs_by_key(tracking, kind, key).get(key)
+    run = runs_by_key(tracking, kind, key).get(key)
     if run is None:
         identity = {"kind": kind, KEY_TAG[kind]: key, "suite": tracking.suite}
         run_id = create_run(tracking.uri, experiment_id(tracking), name, {**identity, **tags})
@@ -272,9 +298,3 @@ def _begin(
         write(tracking.uri, run_id, tags=tags, params=new)
         set_status(tracking.uri, run_id, "RUNNING")
     return run_id
-
-
-def _end(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
-    if note or "note" in tags_of(get_run(tracking.uri, run_id)):
-        write(tracking.uri, run_id, tags={"note": note[:5000]})
-    set_status(tracking.uri, run_id, status)

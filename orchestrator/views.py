@@ -90,10 +90,14 @@ def encode(name: str, view: View, milliseconds: int) -> str:
     return json.dumps({"name": name, "createdAt": milliseconds, "updatedAt": milliseconds, "state": state})
 
 
-def decode(tag: str) -> tuple[str, View]:
-    """Read the name and the view that `encode` wrote."""
-    saved = json.loads(tag)
-    return saved["name"], json.loads(zlib.decompress(base64.b64decode(saved["state"].removeprefix("deflate;"))))
+def decode(tag: str) -> tuple[str, View] | None:
+    """Read the name and the view that `encode` wrote, without its times; None where the text is something else."""
+    try:
+        saved = json.loads(tag)
+        state = json.loads(zlib.decompress(base64.b64decode(saved["state"].removeprefix("deflate;"))))
+        return saved["name"], state
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
+        return None
 
 
 def front_page(uri: str) -> str:

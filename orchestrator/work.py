@@ -7,6 +7,9 @@ from pathlib import Path
 
 from orchestrator.plan import Evaluation, TrainRun
 
+JOURNAL = "metrics.jsonl"
+"""The file, in a training's folder, of what it reported."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
@@ -29,6 +32,11 @@ class Work:
         return self.storage / self.train_run.key
 
     @property
+    def journal(self) -> Path:
+        """Where the metrics of this training are kept before they are sent."""
+        return self.folder / JOURNAL
+
+    @property
     def run_file(self) -> Path:
         """Where the driver tells the workers the run of this training."""
         return self.folder / "run.json"
@@ -48,7 +56,7 @@ class Work:
         return self.train_run.config.schedule.epochs
 
     def tell_run(self, *, run_id: str = "", error: str = "") -> None:
-        """Write which run the workers record to, or why there is none."""
+        """Write which run the workers record to, or why there is none; neither says that MLflow is waited for."""
         draft = self.run_file.with_suffix(".new")
         draft.write_text(json.dumps({"run_id": run_id, "error": error}))
         draft.replace(self.run_file)
@@ -74,7 +82,9 @@ class Work:
                 told = json.loads(self.run_file.read_text())
                 if told["error"]:
                     raise ValueError(told["error"])
-                return str(told["run_id"])
+                if told["run_id"]:
+                    return str(told["run_id"])
+                deadline = time.monotonic() + seconds
             time.sleep(0.1)
         raise ValueError(f"{self.run_file} does not appear; do all nodes see the storage under RNC_HOME?")
 

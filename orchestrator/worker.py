@@ -3,7 +3,7 @@
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,15 @@ import ray.train
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from orchestrator import tracking
+from orchestrator.artifacts import download
 from orchestrator.errors import UserError
 from orchestrator.failures import explain, failure_of
 from orchestrator.fit import per_worker
 from orchestrator.inputs import log_input
+from orchestrator.patience import PATIENCE_SECONDS, given_up, patiently
 from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
-from orchestrator.runs import known_points, metric_sender
+from orchestrator.runs import metrics_target
 from orchestrator.showcase import Showcase
 from orchestrator.trainer import LeanTrainer, StopWhenAsked
 from orchestrator.training_log import note, note_epoch, note_start
@@ -31,14 +33,13 @@ if TYPE_CHECKING:
 
     from model.data import CocoData
     from model.evaluation import DetectionTable
+    from model.scoring import Scores
     from model.training import Progress
 
 MAX_FAILURES = 2
 """How often a training starts again from its last checkpoint after a worker or a node was lost."""
-SEND_SECONDS = 60.0
-"""How long the end of a training waits for the tracking server to take the last metrics."""
 SHOW_SECONDS = 20.0
-"""How long it waits for the last example detections."""
+"""How long the end of a training waits for the last example detections."""
 
 
 def run_trial(config: dict[str, Any], works: Mapping[str, Work]) -> dict[str, Any]:
@@ -115,11 +116,12 @@ def run(settings: dict[str, Any]) -> None:
         note_start(work.folder, context.get_world_size(), done, work.num_epochs)
     torch.set_num_threads(max(1, int(work.train_run.resources.cpus_per_worker)))
     try:
-        if _epochs_done(ray.train.get_checkpoint()) < work.num_epochs:
+        if not work.is_trained and _epochs_done(ray.train.get_checkpoint()) < work.num_epochs:
             _train(work, settings["picked_up"])
-        if context.get_world_rank() == 0 and not work.is_trained:
-            _finish(work)
-        _score(work)
+        with _checkpoint(work) as folder:
+            if context.get_world_rank() == 0:
+                patiently(lambda: _finish(work, folder))
+            _score(work, folder)
     except Exception:
         work.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
         raise
@@ -183,16 +185,15 @@ def _recorder(work: Work, rank: int) -> Iterator[Recorder | None]:
     if rank != 0:
         yield None
         return
-    run_id = work.hear_run()
-    uri = work.tracking_uri
-    recorder = Recorder(metric_sender(uri, run_id), work.folder / "metrics.jsonl", known_points(uri, run_id))
+    work.hear_run()  # a training that has no run fails before it starts
+    recorder = Recorder(lambda: metrics_target(work.tracking_uri, work.hear_run()), work.journal)
     try:
         yield recorder
     except BaseException:
         recorder.close(5.0)
         raise
-    if num_missing := recorder.close(SEND_SECONDS):
-        raise RuntimeError(f"MLflow at {uri} lacks {num_missing} metrics; they wait in {work.folder / 'metrics.jsonl'}")
+    if num_missing := recorder.close(PATIENCE_SECONDS):
+        raise UserError(given_up(PATIENCE_SECONDS, f"{num_missing} metrics wait in {work.journal}"))
 
 
 @contextmanager
@@ -213,17 +214,28 @@ def _showcase(work: Work, rank: int) -> Iterator[Showcase | None]:
     showcase.close(SHOW_SECONDS)
 
 
-def _finish(work: Work) -> None:
-    suite = tracking.open_suite(work.tracking_uri, work.train_run.suite)
+@contextmanager
+def _checkpoint(work: Work) -> Iterator[Path]:
+    """The last checkpoint, from Ray's storage, or from MLflow where the storage was freed."""
     checkpoint = ray.train.get_checkpoint()
-    assert checkpoint is not None
-    with checkpoint.as_directory() as folder:
-        tracking.record_checkpoint(suite, work.hear_run(), Path(folder))
-    tracking.end_training(suite, work.hear_run(), "FINISHED")
-    note(work.folder, "finished; its checkpoint is recorded")
+    if checkpoint is not None and _epochs_done(checkpoint) == work.num_epochs:
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("model.safetensors", "config.json"):
+            path = f"checkpoint/{name}"
+            patiently(partial(download, work.tracking_uri, work.hear_run(), path, Path(scratch)))
+        yield Path(scratch)
 
 
-def _score(work: Work) -> None:
+def _finish(work: Work, folder: Path) -> None:
+    suite = tracking.open_suite(work.tracking_uri, work.train_run.suite)
+    if tracking.finish_training(suite, work.hear_run(), folder, work.journal):
+        note(work.folder, "finished; its checkpoint is recorded")
+
+
+def _score(work: Work, folder: Path) -> None:
     """Score the last checkpoint under every missing setting, in one pass over each split."""
     if not work.evaluations:
         return
@@ -231,47 +243,46 @@ def _score(work: Work) -> None:
     from model.data import read_for_scoring
     from model.scoring import load_detector, score
 
-    checkpoint = ray.train.get_checkpoint()
-    assert checkpoint is not None
     resources, data_config = work.train_run.resources, work.train_run.config.data
     splits = dict.fromkeys(evaluation.split for evaluation in work.evaluations)
     split_data = {split: read_for_scoring(work.data_root, data_config, split) for split in splits}
-    with checkpoint.as_directory() as folder:
-        for split, data in split_data.items():
-            require_categories(Path(folder), (data.category_ids, data.category_names), f"split {split}")
-        detector = load_detector(Path(folder)).to(_device(work))
+    for split, data in split_data.items():
+        require_categories(folder, (data.category_ids, data.category_names), f"split {split}")
+    detector = load_detector(folder).to(_device(work))
     for split, data in split_data.items():
         evaluations = [evaluation for evaluation in work.evaluations if evaluation.split == split]
         settings = [evaluation.inference for evaluation in evaluations]
         scores = score(detector, data, settings, data_config, num_loader_processes=resources.loader_processes)
         if ray.train.get_context().get_world_rank() == 0:
             pairs = zip(evaluations, scores, strict=True)
-            _record(work, data, [(evaluation, one.metrics, one.detections) for evaluation, one in pairs])
+            for evaluation, one in pairs:
+                _record(work, folder, data, evaluation, one)
             note(work.folder, f"scored under {len(settings)} settings on {split}")
 
 
-def _record(
-    work: Work, data: "CocoData", results: "Sequence[tuple[Evaluation, dict[str, float | None], DetectionTable]]"
-) -> None:
+def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
     from model.matches import match, write_matches
 
-    suite = tracking.open_suite(work.tracking_uri, work.train_run.suite)
-    for evaluation, metrics, detections in results:
-        with tempfile.TemporaryDirectory() as scratch:
-            file, matches = Path(scratch) / "detections.parquet", Path(scratch) / tracking.MATCHES
-            _write_detections(detections, file)
-            write_matches(match(data, detections), matches)
-            run_id = tracking.record_evaluation(
-                suite,
+    with tempfile.TemporaryDirectory() as scratch:
+        file, matches = Path(scratch) / "detections.parquet", Path(scratch) / tracking.MATCHES
+        _write_detections(scores.detections, file)
+        write_matches(match(data, scores.detections), matches)
+
+        def record() -> str:
+            _finish(work, folder)  # again, should MLflow have lost it meanwhile
+            return tracking.record_evaluation(
+                tracking.open_suite(work.tracking_uri, work.train_run.suite),
                 evaluation,
-                metrics,
+                scores.metrics,
                 detections=file,
                 matches=matches,
                 train_run_id=work.hear_run(),
                 data_fingerprint=data.fingerprint,
             )
-        with suppress(UserError):  # good to have, and the numbers stand
-            log_input(work.tracking_uri, run_id, work.train_run.config.data.dataset, data, "evaluation")
+
+        run_id = patiently(record)
+    with suppress(UserError):  # good to have, and the numbers stand
+        log_input(work.tracking_uri, run_id, work.train_run.config.data.dataset, data, "evaluation")
 
 
 def _write_detections(detections: "DetectionTable", file: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator import recorder as module
-from orchestrator.recorder import Metric, Recorder, read_journal, replay
-from orchestrator.runs import create_run, history, known_points, metric_sender
+from orchestrator.recorder import Metric, Recorder, Target, read_journal, replay
+from orchestrator.runs import create_run, history, metrics_target
 from orchestrator.server import stop_server, tracking_server
 from orchestrator.tracking import open_suite
 
@@ -25,6 +25,7 @@ class Server:
         self.calls: list[int] = []
         self.num_refused = 0
         self.away = False
+        self.run_id = "run"
         self.gate = threading.Event()
         self.gate.set()
 
@@ -43,6 +44,9 @@ class Server:
             raise ConnectionError("away")
         return {(name, step) for name, step, _ in self.points}
 
+    def target(self) -> Target:
+        return Target(run_id=self.run_id, send=self.send, known=self.known)
+
 
 @pytest.fixture
 def server() -> Server:
@@ -50,7 +54,7 @@ def server() -> Server:
 
 
 def start(server: Server, journal: Path, batch_seconds: float = 0.0) -> Recorder:
-    return Recorder(server.send, journal, server.known, batch_seconds=batch_seconds)
+    return Recorder(server.target, journal, batch_seconds=batch_seconds)
 
 
 def test_every_point_arrives_once_and_in_order(server, tmp_path):
@@ -116,10 +120,10 @@ def test_what_was_not_sent_is_replayed_once(server, tmp_path):
     recorder.log({"loss": 1.0}, 1)
     assert recorder.close(0.1) == 3
     with pytest.raises(ConnectionError):
-        replay(journal, server.send, server.known)
+        replay(journal, server.target())
     server.away = False
-    assert replay(journal, server.send, server.known) == 3
-    assert replay(journal, server.send, server.known) == 0
+    assert replay(journal, server.target()) == 3
+    assert replay(journal, server.target()) == 0
     assert server.points == [("loss", 0, 2.0), ("lr", 0, 0.1), ("loss", 1, 1.0)]
 
 
@@ -147,6 +151,28 @@ def test_a_resumed_training_sends_what_its_journal_holds_and_the_server_lacks(se
     assert server.points == [("loss", 0, 2.0), ("loss", 1, 1.0), ("loss", 2, 0.5)]
 
 
+def test_a_server_that_lost_everything_gets_the_whole_history_in_the_run_that_follows(server, tmp_path):
+    journal = tmp_path / "journal.jsonl"
+    first = start(server, journal)
+    first.log({"loss": 2.0}, 0)
+    assert first.close(10.0) == 0
+    recorder = start(server, journal)
+    recorder.log({"loss": 1.0}, 1)
+    while len(server.points) < 2:
+        time.sleep(0.01)
+    server.away = True
+    recorder.log({"loss": 0.5}, 2)
+    while server.num_refused < 1:
+        time.sleep(0.01)
+    server.points, server.run_id, server.away = [], "its successor", False
+    assert recorder.close(10.0) == 0
+    assert server.points == [("loss", 0, 2.0), ("loss", 1, 1.0), ("loss", 2, 0.5)]
+    assert replay(journal, server.target()) == 0
+    server.points, server.run_id = [], "one more"
+    assert replay(journal, server.target()) == 3
+    assert server.points == [("loss", 0, 2.0), ("loss", 1, 1.0), ("loss", 2, 0.5)]
+
+
 def test_a_point_that_is_sent_again_keeps_its_time(server, tmp_path):
     """MLflow tells points apart by time as well: the same point sent twice is one point only with the same time."""
     sent: list[Metric] = []
@@ -156,7 +182,8 @@ def test_a_point_that_is_sent_again_keeps_its_time(server, tmp_path):
         if len(sent) == 1:
             raise ConnectionError("the answer was lost")
 
-    recorder = Recorder(lose_the_answer, tmp_path / "journal.jsonl", set, batch_seconds=0.0)
+    target = Target(run_id="run", send=lose_the_answer, known=set)
+    recorder = Recorder(lambda: target, tmp_path / "journal.jsonl", batch_seconds=0.0)
     recorder.log({"loss": 1.0}, 0)
     assert recorder.close(10.0) == 0
     assert len(sent) == 2
@@ -171,7 +198,7 @@ def test_a_torn_last_line_of_the_journal_is_passed_over(server, tmp_path):
     recorder.log({"loss": 1.0}, 1)
     assert recorder.close(10.0) == 0
     assert server.points == [("loss", 0, 2.0), ("loss", 1, 1.0)]
-    lines, num_sent = read_journal(journal)
+    lines, num_sent = read_journal(journal, "run")
     assert (len(lines), num_sent) == (2, 2)
 
 
@@ -194,9 +221,8 @@ def test_no_point_is_lost_or_doubled_when_the_real_server_dies_and_comes_back(mo
     uri = tracking_server(mortal_site)
     tracking = open_suite(uri, "recorder")
     run_id = create_run(uri, str(tracking.experiment_id), "dies", {})
-    recorder = Recorder(
-        metric_sender(uri, run_id), tmp_path / "journal.jsonl", known_points(uri, run_id), batch_seconds=0.01
-    )
+    target = metrics_target(uri, run_id)
+    recorder = Recorder(lambda: target, tmp_path / "journal.jsonl", batch_seconds=0.01)
     for step in range(300):
         recorder.log({"loss": step / 7}, step)
         if step == 100:
@@ -211,6 +237,6 @@ def test_no_point_is_lost_or_doubled_when_the_real_server_dies_and_comes_back(mo
     assert [(p["step"], p["value"]) for p in points[300:]] == [(300, "NaN")]
     assert len(list(history(uri, run_id, "inf"))) == 1
 
-    metric_sender(uri, run_id)([Metric(name="loss", value=0.0, step=0, timestamp=int(points[0]["timestamp"]))])
+    target.send([Metric(name="loss", value=0.0, step=0, timestamp=int(points[0]["timestamp"]))])
     assert len(list(history(uri, run_id, "loss"))) == 301
     stop_server(mortal_site)

@@ -84,7 +84,6 @@ def all_runs(suite: Tracking) -> list[runs.Run]:
 def test_a_suite_that_does_not_exist_is_an_empty_view_and_stays_absent(mlflow_uri):
     view = tracking.open_suite(mlflow_uri, "never made", create=False)
     assert tracking.read_ledger(view) == Ledger()
-    assert tracking.repair_stale(view) == []
     with pytest.raises(UserError, match="holds nothing of suite never made yet"):
         tracking.begin_training(view, train_run())
     assert tracking.open_suite(mlflow_uri, "never made", create=False).experiment_id is None
@@ -236,24 +235,6 @@ def test_a_ledger_of_many_pages_is_read_whole(suite, monkeypatch):
     for number in range(5):
         runs.create_run(suite.uri, suite.experiment_id, "", {"kind": "training", "train_key": f"key{number}"})
     assert tracking.read_ledger(suite).trainings.keys() == {f"key{number}" for number in range(5)}
-
-
-def test_a_run_whose_driver_is_gone_is_marked_interrupted_and_a_live_one_is_left(suite):
-    dead = subprocess.run(
-        [sys.executable, "-c", "from orchestrator.liveness import *; print(this_process())"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    ours = tracking.begin_training(suite, train_run())
-    theirs = tracking.begin_training(suite, train_run(TrainConfig()))
-    runs.write(suite.uri, theirs, tags={"driver": dead})
-    assert tracking.repair_stale(suite) == [train_key(TrainConfig())]
-    ledger = tracking.read_ledger(suite)
-    killed = ledger.trainings[train_key(TrainConfig())]
-    assert (killed.status, killed.run_id, killed.note) == ("KILLED", theirs, "interrupted")
-    assert ledger.trainings[train_key(BOX)].status == "RUNNING"
-    assert tracking.repair_stale(suite, lambda running: running.run_id != ours) == [train_key(BOX)]
 
 
 def test_a_driver_is_told_from_a_later_process_of_the_same_id():

@@ -64,7 +64,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
     trainings = {}
     for key, train_run in plan.trainings.items():
         trainings[key] = tracking.begin_training(suite, train_run)
-        send = runs.metric_sender(suite.uri, trainings[key])
+        send = runs.metrics_target(suite.uri, trainings[key]).send
         for epoch in range(1, 4):
             points = {"train/loss": math.exp(-epoch), "perf/images_per_s": 20.0, "val/AP": 12.0 * epoch}
             send([Metric(name=n, value=v, step=100 * epoch, timestamp=runs.now()) for n, v in points.items()])
