@@ -19,6 +19,9 @@ from orchestrator.settings import Settings, merge, misspelt, suggestion
 
 __all__ = ["METRICS", "Cited", "Experiment", "Resources", "Row", "Search", "load_experiment", "load_experiments"]
 
+CLAIMS = "claims.yaml"
+"""The file of sentences that rest on the tables of its folder; it is no table itself."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
@@ -53,14 +56,22 @@ def load_experiment(path: Path | str) -> Experiment:
     return experiment
 
 
-def load_experiments(paths: Iterable[Path | str]) -> list[Experiment]:
-    """Read several experiment files; a folder stands for its files, but those that begin with `_`."""
+def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
+    """Read several experiment files; a folder stands for its files.
+
+    Passed over are, as a shell's *.yaml may name them, parts of experiments (`_*.yaml`) and the claims beside them.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob("[!_]*.yaml")) if path.is_dir() else [path]
-        if not inside:
+        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        experiments_inside = [file for file in inside if not _is_passed_over(file)]
+        if path.is_dir() and not experiments_inside:
             raise UserError(f"{path}: no experiment in this folder, expected *.yaml")
-        files.extend(inside)
+        files.extend(experiments_inside)
+    if not files:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no experiment, but a part of others; name a file that extends it"
+        )
     experiments = [load_experiment(path) for path in dict.fromkeys(files)]
     first: dict[tuple[str, str], Experiment] = {}
     for experiment in experiments:
@@ -68,6 +79,10 @@ def load_experiments(paths: Iterable[Path | str]) -> list[Experiment]:
         if other is not experiment:
             raise UserError(f"{experiment.path}: name is {experiment.name!r}, as in {other.path}; rename one of them")
     return experiments
+
+
+def _is_passed_over(file: Path) -> bool:
+    return file.name.startswith("_") or file.name == CLAIMS
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:

@@ -99,8 +99,14 @@ def test_of_several_parents_the_later_counts_and_the_rows_are_those_of_the_last_
 def test_a_file_whose_name_begins_with_an_underscore_is_a_part_of_others_and_no_experiment(tmp_path: Path) -> None:
     write(tmp_path, "defaults: {train: {schedule: {epochs: 3}}}", "_part.yaml")
     write(tmp_path, "extends: _part.yaml\nrows: [{label: A, train: {schedule: {lr_drop_epochs: [2]}}}]", "table.yaml")
-    (table,) = load_experiments([tmp_path])
-    assert table.rows[0].train.schedule.epochs == 3
+    write(tmp_path, "claims: []", "claims.yaml")
+    for paths in ([tmp_path], sorted(tmp_path.glob("*.yaml"))):  # a folder, or what a shell makes of *.yaml
+        (table,) = load_experiments(paths)
+        assert table.rows[0].train.schedule.epochs == 3
+    with pytest.raises(
+        UserError, match=r"_part\.yaml: no experiment, but a part of others; name a file that extends it"
+    ):
+        load_experiments([tmp_path / "_part.yaml"])
     assert "there are no rows" in mistake(tmp_path, "extends: _part.yaml")
     write(tmp_path, "defaults: {train: {schedule: {epoch: 3}}}", "_part.yaml")
     with pytest.raises(UserError, match=r"_part\.yaml: defaults\.train\.schedule\.epoch is not a setting"):
