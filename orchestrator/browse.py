@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from orchestrator import rest, views
 from orchestrator.describe import NOTE, describe_runs, link_in_page
-from orchestrator.entries import varied_settings
+from orchestrator.entries import varied_params, varied_settings
 from orchestrator.experiment import Experiment
-from orchestrator.plan import suite_of
-from orchestrator.runs import now
+from orchestrator.plan import row_keys, suite_of
+from orchestrator.runs import Run, now, params_of, search_runs, tags_of, write
 from orchestrator.tracking import Tracking, experiment_id, open_suite
 
 CURVES = "curves"
@@ -42,7 +42,9 @@ def suite_links(uri: str, experiments: Sequence[Experiment]) -> dict[str, str]:
     """
     tracking = open_suite(uri, suite_of(experiments), create=False)
     found = write_views(tracking, experiments)
-    describe_runs(tracking)
+    runs = list(search_runs(tracking.uri, experiment_id(tracking), "tags.kind != 'table'"))
+    describe_runs(tracking, runs)
+    _enter_settings(tracking, runs, experiments)
     return found
 
 
@@ -58,6 +60,18 @@ def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, st
 def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
     """Return the address of a saved view, as a table or as charts; a table's view has its experiment's name."""
     return views.view_link(tracking.uri, experiment_id(tracking), view_id, mode)
+
+
+def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
+    """Give each evaluation a param for all that its tables compare; parallel coordinates leave out who lacks one."""
+    held = {tags_of(run).get("evaluation_key"): (run["info"]["run_id"], params_of(run)) for run in reversed(runs)}
+    for experiment in experiments:
+        for row, params in zip(experiment.rows, varied_params(experiment.rows), strict=True):
+            for keys in row_keys(row):
+                run_id, has = held.get(keys.evaluation_key, ("", params))
+                if missing := {name: value for name, value in params.items() if name not in has}:
+                    write(tracking.uri, run_id, params=missing)
+                    has.update(missing)
 
 
 def _tags(tracking: Tracking) -> dict[str, str]:

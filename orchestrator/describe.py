@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from orchestrator import views
-from orchestrator.runs import Run, search_runs, tags_of, write
+from orchestrator.runs import Run, tags_of, write
 from orchestrator.tracking import Tracking, experiment_id
 
 NOTE = "mlflow.note.content"
@@ -15,9 +15,8 @@ Rows = Mapping[str, Sequence[str]]
 """Labels by the name of their table."""
 
 
-def describe_runs(tracking: Tracking) -> None:
+def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
     """Say of every training and evaluation which rows rest on it; what is said already is not written again."""
-    found = list(search_runs(tracking.uri, experiment_id(tracking), "tags.kind != 'table'"))
     evaluations = [run for run in found if tags_of(run)["kind"] == "evaluation"]
     trainings = {tags_of(run).get("train_key", ""): run for run in found if tags_of(run)["kind"] == "training"}
     resting: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

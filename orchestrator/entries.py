@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.experiment import Resources, Row
-from orchestrator.plan import Evaluation, Record, settings_that_differ
+from orchestrator.plan import Evaluation, Record, settings_that_differ, to_dict
 from orchestrator.runs import Run, files_of, metrics_of, tags_of
 from orchestrator.settings import from_dict, short_names
 
@@ -21,10 +21,8 @@ class Setting:
     """A param in which the rows of a table differ."""
 
     name: str
-    everywhere: bool
-    """Whether every row has it, as an axis of parallel coordinates needs."""
     is_number: bool
-    """Whether it has several values, each of them a number, as the axis of a curve needs."""
+    """Whether each of its values is a number, as the axis of a curve needs."""
 
 
 STOP_TAG = "stop"
@@ -86,15 +84,19 @@ def read_inference(params: Mapping[str, str]) -> InferenceConfig:
     return from_dict(InferenceConfig, exponents | told)
 
 
+def varied_params(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return each row's value of every setting in which the rows differ: defaults too, and "none" without a meaning."""
+    params = [training_params(row.train) | inference_params(row.inference) for row in rows]
+    names = dict.fromkeys(name for own in params for name in own)
+    filled = [{name: own.get(name, _usual(row, name)) for name in names} for row, own in zip(rows, params, strict=True)]
+    varied = [name for name in names if len({values[name] for values in filled}) > 1]
+    return [{name: values[name] for name in varied} for values in filled]
+
+
 def varied_settings(rows: Sequence[Row]) -> list[Setting]:
     """Return the params in which rows differ."""
-    params = [training_params(row.train) | inference_params(row.inference) for row in rows]
-    values = {name: [row.get(name) for row in params] for name in dict.fromkeys(name for row in params for name in row)}
-    return [
-        Setting(name=name, everywhere=None not in found, is_number=_are_numbers({value for value in found if value}))
-        for name, found in values.items()
-        if len(set(found)) > 1
-    ]
+    filled = varied_params(rows)
+    return [Setting(name=name, is_number=_are_numbers(values[name] for values in filled)) for name in filled[0]]
 
 
 def shown_metrics(metrics: Mapping[str, float | None], paper: Mapping[str, float]) -> dict[str, float]:
@@ -121,10 +123,24 @@ def place_tags(evaluation: Evaluation) -> dict[str, str]:
     return tags
 
 
+def _usual(row: Row, name: str) -> str:
+    """Return the value of a setting that a row has no param for."""
+    settings = dict(_leaves(to_dict(row.train))) | dict(_leaves(to_dict(row.inference)))
+    found = [value for path, value in settings.items() if f".{path}".endswith(f".{name}")]
+    return _text(found[0]) if len(found) == 1 and name != "confidence_exponent" else "none"
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def _are_numbers(values: Iterable[str]) -> bool:
-    found = list(values)
     try:
-        return len(found) > 1 and all(math.isfinite(float(value)) for value in found)
+        return all(math.isfinite(float(value)) for value in values)
     except ValueError:
         return False
 
@@ -150,4 +166,7 @@ def _value(text: str) -> Any:
 
 
 def _text(value: Any) -> str:
+    """Write a value; a whole number has no point, as in what differs from the defaults."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -1,5 +1,6 @@
 """How busy the machine is, under MLflow's names for it; sampled between two steps, without a thread."""
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,8 @@ import psutil
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 INTERVAL = 10.0  # seconds, as MLflow's own monitor has it
 
@@ -21,7 +24,8 @@ class Machine:
             device: on which the process trains.
             interval: seconds from one sample to the next.
         """
-        self._device, self._interval, self._next = device, interval, 0.0
+        self._gpu = device if device.type == "cuda" else None
+        self._interval, self._next = interval, 0.0
         psutil.cpu_percent()  # what it returns is the load since the call before
 
     def sample(self) -> dict[str, float]:
@@ -35,8 +39,18 @@ class Machine:
             "system/cpu_utilization_percentage": psutil.cpu_percent(),
             "system/system_memory_usage_megabytes": round(memory.used / 1e6, 1),
             "system/system_memory_usage_percentage": memory.percent,
-            **(_gpu(self._device) if self._device.type == "cuda" else {}),
+            **self._sample_gpu(),
         }
+
+    def _sample_gpu(self) -> dict[str, float]:
+        if self._gpu is None:
+            return {}
+        try:
+            return _gpu(self._gpu)
+        except Exception as error:  # a driver that hides its numbers must not end a training
+            logger.warning("the GPU is not sampled: %s", error)
+            self._gpu = None
+            return {}
 
 
 def _gpu(device: "torch.device") -> dict[str, float]:

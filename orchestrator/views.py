@@ -41,8 +41,8 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     cells = [row, *metrics, *params, "tags.`seed`"]
     widths = {row: 260, "tags.`seed`": 60} | dict.fromkeys(metrics, 80) | dict.fromkeys(params, 110)
     charts = [_curve(setting.name, first) for setting in settings if setting.is_number]
-    axes = [setting.name for setting in settings if setting.everywhere]
-    if axes:
+    if settings:
+        axes = [setting.name for setting in settings]
         selected = {"selectedParams": axes, "selectedMetrics": [first], "showAllRuns": True}
         charts.append(_chart("PARALLEL", "settings", f"settings and {first}") | selected)
     charts += [_bar("COCO numbers", name) for name in columns]
@@ -75,7 +75,7 @@ def curves_view() -> View:
         "orderByAsc": True,
         "selectedColumns": cells,
         "columnOrder": [RUN_NAME, *cells],
-        "columnWidths": {RUN_NAME: 260} | dict.fromkeys(metrics, 110) | {"tags.`seed`": 60, "tags.`note`": 260},
+        "columnWidths": {RUN_NAME: 260} | dict.fromkeys(metrics, 150) | {"tags.`seed`": 60, "tags.`note`": 260},
     }
 
 

@@ -117,6 +117,29 @@ def test_the_machine_is_sampled_now_and_then_under_the_names_of_mlflow():
     assert machine.sample().keys() == first.keys()
 
 
+def test_a_gpu_that_does_not_tell_is_asked_once_and_ends_no_training(monkeypatch: pytest.MonkeyPatch, caplog):
+    def refuse(*_: object) -> tuple[int, int]:
+        raise RuntimeError("not supported")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    machine = Machine(torch.device("cuda"), interval=0.0)
+    assert machine.sample().keys() == machine.sample().keys() == Machine(CPU).sample().keys()
+    assert [record.getMessage() for record in caplog.records] == ["the GPU is not sampled: not supported"]
+
+
+def test_a_gpu_is_sampled_as_the_first_of_its_process(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60_000_000_000, 80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda _: 93)
+    monkeypatch.setattr(torch.cuda, "power_draw", lambda _: 412_000)  # milliwatts
+    sample = Machine(torch.device("cuda", 3)).sample()
+    assert {name: value for name, value in sample.items() if "gpu" in name} == {
+        "system/gpu_0_memory_usage_megabytes": 20_000.0,
+        "system/gpu_0_memory_usage_percentage": 25.0,
+        "system/gpu_0_utilization_percentage": 93,
+        "system/gpu_0_power_usage_watts": 412.0,
+    }
+
+
 def test_a_picture_is_stored_once_for_a_step_under_the_names_of_mlflows_own(run: tuple[str, str]):
     import mlflow
 

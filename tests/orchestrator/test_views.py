@@ -12,7 +12,7 @@ import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator import browse, rest, runs, tracking
-from orchestrator.entries import Setting, shown_metrics, varied_settings
+from orchestrator.entries import Setting, shown_metrics, varied_params, varied_settings
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Row
 from orchestrator.plan import Evaluation, Ledger, Plan, make_plan
@@ -72,11 +72,22 @@ def recorded(suite: Tracking, plan: Plan, evaluations: list[Evaluation], folder:
     ]
 
 
-def test_what_sets_rows_apart_is_an_axis_where_every_row_has_it_and_a_curve_where_it_is_a_number():
+def test_what_sets_rows_apart_is_told_of_every_row_with_defaults_and_none_where_it_means_nothing():
+    product = replace(ROWS[1], inference=InferenceConfig(fusion="product"))
+    cross_entropy = replace(ROWS[1], train=TrainConfig())
+    assert varied_params([ROWS[0], product, cross_entropy]) == [
+        {"head": "none", "confidence_exponent": "0", "loss": "none", "fusion": "power"},
+        {"head": "box", "confidence_exponent": "none", "loss": "l1", "fusion": "product"},
+        {"head": "classification", "confidence_exponent": "0.2", "loss": "ce", "fusion": "power"},
+    ]
+    assert varied_params(ROWS[:1]) == [{}]
+
+
+def test_a_setting_is_the_axis_of_a_curve_where_it_is_a_number_in_every_row():
     assert varied_settings(ROWS) == [
-        Setting(name="head", everywhere=True, is_number=False),
-        Setting(name="confidence_exponent", everywhere=True, is_number=True),
-        Setting(name="loss", everywhere=False, is_number=False),  # the plain detector has none
+        Setting(name="head", is_number=False),
+        Setting(name="confidence_exponent", is_number=True),
+        Setting(name="loss", is_number=False),
     ]
 
 
@@ -106,7 +117,7 @@ def test_a_saved_view_shows_the_tables_rows_in_order_and_what_sets_them_apart(su
     (parallel,) = (chart for chart in charts if chart["type"] == "PARALLEL")
     (curve,) = (chart for chart in charts if chart["type"] == "SCATTER")
     assert bars[:4] == ["AP", "APs", "AP Δ", "AP paper"]
-    assert parallel["selectedParams"] == ["head", "confidence_exponent"]
+    assert parallel["selectedParams"] == ["head", "confidence_exponent", "loss"]
     assert (curve["xaxis"]["key"], curve["yaxis"]["key"]) == ("confidence_exponent", "AP")
 
 
@@ -182,6 +193,8 @@ def test_runs_say_which_rows_rest_on_them_and_lead_to_each_other(suite, tmp_path
     assert where == "tags.kind = 'evaluation' and tags.train_key"
     assert value.strip("'") == list(plan.trainings)[1]
     assert len(found) == 3
+    settings = runs.params_of(runs.get_run(suite.uri, plain))
+    assert settings == {"head": "none", "confidence_exponent": "0", "loss": "none"}
 
 
 def test_descriptions_that_stand_are_not_written_again(suite, tmp_path, monkeypatch):
