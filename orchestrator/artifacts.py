@@ -52,16 +52,13 @@ def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
     """Return the paths of the files in one folder of a run's artifacts.
 
     Raises:
-        UserError: the server does not tell.
+        ServerAway: the server does not tell; it may later.
     """
     _tame_mlflow()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
-    try:
+    with _answers(f"MLflow at {uri} does not list the files of run {run_id}"):
         return [file.path for file in MlflowClient(tracking_uri=uri).list_artifacts(run_id, folder) if not file.is_dir]
-    except (OSError, MlflowException) as error:
-        raise UserError(f"MLflow at {uri} does not list the files of run {run_id}: {error}") from error
 
 
 def upload_texts(uri: str, run_id: str, files: Mapping[str, str]) -> None:
