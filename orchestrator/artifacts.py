@@ -24,7 +24,7 @@ def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = No
     Raises:
         ServerAway: the server does not take one; it may later.
     """
-    _tame_mlflow()
+    tame_mlflow()
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -39,7 +39,7 @@ def delete(uri: str, run_id: str, path: str) -> None:
     Raises:
         ServerAway: the server does not remove it.
     """
-    _tame_mlflow()
+    tame_mlflow()
     import mlflow
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -54,7 +54,7 @@ def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
     Raises:
         ServerAway: the server does not tell; it may later.
     """
-    _tame_mlflow()
+    tame_mlflow()
     from mlflow import MlflowClient
 
     with _answers(f"MLflow at {uri} does not list the files of run {run_id}"):
@@ -87,7 +87,7 @@ def download(
         ServerAway: the server does not answer.
         UserError: it sends less than the whole.
     """
-    _tame_mlflow()
+    tame_mlflow()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -138,7 +138,7 @@ def _answers(what_not: str) -> Iterator[None]:
         raise ServerAway(f"{what_not}: {error}") from error
 
 
-def _tame_mlflow() -> None:
+def tame_mlflow() -> None:
     """Give up on an absent server in seconds instead of four minutes, and reach our own one past any proxy."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")

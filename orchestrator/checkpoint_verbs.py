@@ -32,6 +32,7 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
     \b
       rnc pull best --table table1
       rnc pull "RetinaNet-Conf" --table table1 --suite paper --metric AP75
+      rnc pull --suite miniature            what is registered as its best
     """
     from orchestrator.bars import bar
     from orchestrator.choice import Choice

@@ -13,6 +13,8 @@ from orchestrator.settings import suggestion
 PREFIX = "retinanet-conf/"
 """Of the MLflow experiments that are suites."""
 BEST = "best"
+ALIAS = "best"
+"""Of the registered model of a suite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +80,15 @@ def find(uri: str, choice: Choice) -> Candidate:
             f"--suite {choice.suite}: MLflow at {uri} has no such suite; {suggestion(choice.suite, suites)}"
         )
     wanted = suites if choice.suite is None else {choice.suite: suites[choice.suite]}
-    candidates = [candidate for suite, number in wanted.items() for candidate in _finished(uri, suite, number)]
+    candidates = [candidate for suite, number in wanted.items() for candidate in finished(uri, suite, number)]
     if not candidates:
         where = "" if choice.suite is None else f" of suite {choice.suite}"
         raise UserError(f"nothing{where} is finished in MLflow at {uri} yet; `rnc submit` trains and scores it")
+    if len(wanted) == 1 and (choice.row, choice.table, choice.metric) == (BEST, None, "AP"):
+        held = best_version(uri, next(iter(wanted))) or {}
+        registered = [one for one in candidates if one.tags.get("evaluation_key") == held.get("evaluation_key")]
+        if registered:
+            return registered[0]
     return choose(candidates, choice)
 
 
@@ -112,6 +119,22 @@ def choose(candidates: Sequence[Candidate], choice: Choice) -> Candidate:
     return max(order, key=lambda candidate: candidate.metrics[choice.metric])
 
 
+def model_name(suite: str) -> str:
+    """Return the name under which a suite's best detector is registered."""
+    return f"retinanet-conf-{suite}"
+
+
+def best_version(uri: str, suite: str) -> dict[str, str] | None:
+    """Return the tags of the registered version that has the alias `best`, if there is one."""
+    try:
+        answer = rest.get(uri, "registered-models/alias", {"name": model_name(suite), "alias": ALIAS})
+    except rest.Refused as error:
+        if error.code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    return {tag["key"]: tag["value"] for tag in answer["model_version"].get("tags", [])}
+
+
 def _suites(uri: str) -> dict[str, str]:
     """Return the MLflow experiment of each suite."""
     query = {"max_results": 1000, "filter": f"name LIKE '{PREFIX}%'"}
@@ -119,7 +142,8 @@ def _suites(uri: str) -> dict[str, str]:
     return {experiment["name"].removeprefix(PREFIX): experiment["experiment_id"] for experiment in found}
 
 
-def _finished(uri: str, suite: str, experiment_id: str) -> Iterable[Candidate]:
+def finished(uri: str, suite: str, experiment_id: str) -> Iterable[Candidate]:
+    """Yield the finished evaluations of a suite."""
     for run in search_runs(uri, experiment_id, "tags.kind = 'evaluation'"):
         if read_record(run, "evaluation").status == "FINISHED":
             yield Candidate(suite=suite, experiment_id=experiment_id, run=run)
@@ -135,7 +159,7 @@ def _of_run(uri: str, run_id: str, suites: dict[str, str], metric: str) -> Candi
     number, tags = run["info"]["experiment_id"], tags_of(run)
     if number not in suites or tags.get("kind") not in ("evaluation", "training"):
         raise UserError(f"--run {run_id} is neither a training nor an evaluation of this project; name one of these")
-    candidates = list(_finished(uri, suites[number], number))
+    candidates = list(finished(uri, suites[number], number))
     same: dict[str, Any] = {"evaluation": "evaluation_key", "training": "train_key"}
     key = same[tags["kind"]]
     mine = [candidate for candidate in candidates if candidate.tags.get(key) == tags.get(key)]

@@ -15,6 +15,7 @@ from orchestrator.onlooker import onlooker
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.prepare import prepare
 from orchestrator.rayenv import set_ray_environment
+from orchestrator.registry import register_best
 from orchestrator.results import results_table
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
@@ -60,6 +61,7 @@ def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, si
         say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
         tracking.place_evaluations(suite, plan.evaluations.values())
         publish(experiments, suite, site, say)
+        register_best(suite, say)
         return 0
     forget_stops(suite)
     say(
@@ -69,6 +71,8 @@ def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, si
     exit_code = _run(plan, site, suite.uri, say)
     tracking.place_evaluations(suite, plan.evaluations.values())
     publish(experiments, suite, site, say)
+    if exit_code != INTERRUPTED:
+        register_best(suite, say)
     return exit_code
 
 

@@ -15,7 +15,7 @@ OWNERS = {
     "click": {"orchestrator/cli.py", "orchestrator/checkpoint_verbs.py"},
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
-    "mlflow": {"orchestrator/artifacts.py"},
+    "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},
     "ray": {"orchestrator/jobs.py", "orchestrator/launch.py", "orchestrator/trainer.py", "orchestrator/worker.py"},
 }
 """The only modules that may import a library, at any level."""
