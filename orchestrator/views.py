@@ -40,11 +40,12 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     params = [f"params.`{setting.name}`" for setting in settings]
     cells = [row, *metrics, *params, "tags.`seed`"]
     widths = {row: 260, "tags.`seed`": 60} | dict.fromkeys(metrics, 80) | dict.fromkeys(params, 110)
-    charts = [_curve(setting.name, first) for setting in settings if setting.is_number]
+    charts: list[View] = []
     if settings:
         axes = [setting.name for setting in settings]
         selected = {"selectedParams": axes, "selectedMetrics": [first], "showAllRuns": True}
         charts.append(_chart("PARALLEL", "settings", f"settings and {first}") | selected)
+    charts += [_curve(setting.name, first) for setting in settings if setting.is_number]
     charts += [_bar("COCO numbers", name) for name in columns]
     charts += [_bar("beside the paper", name) for column in in_paper for name in beside_paper(column)[::-1]]
     others = [name for name in METRICS if name not in columns]
