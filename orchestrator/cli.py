@@ -42,7 +42,7 @@ class _Verbs(click.Group):
 
 
 def _experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
-    return load_experiments(paths)
+    return load_experiments(paths) if paths else []
 
 
 EXPERIMENTS = click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...", callback=_experiments)

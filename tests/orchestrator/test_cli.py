@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from orchestrator import tracking
 from orchestrator.cli import cli
 from orchestrator.experiment import Experiment
 from tests.conftest import MakeCoco
@@ -231,3 +232,22 @@ def test_ctrl_c_before_anything_runs_is_told_in_a_sentence_and_exits_130(rnc: Rn
     result = rnc("submit", MINIATURE)
     assert result.exit_code == 130
     assert result.stderr == "Interrupted. What is recorded stays; the same command goes on from there.\n"
+
+
+def test_ui_prints_and_opens_where_the_tables_of_an_experiment_are(
+    rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    opened: list[str] = []
+    monkeypatch.setattr("click.launch", opened.append)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: browsed\n")
+    assert refused(rnc("ui", file), "holds nothing of suite browsed yet")
+    tracking.open_suite(mlflow_uri, "browsed")
+    shown = rnc("ui", file, "--open")
+    assert shown.exit_code == 0, shown.output
+    names, links = zip(*(line.split(": ") for line in shown.stdout.splitlines()), strict=True)
+    assert names == ("mine", "mine, charts", "browsed, training curves")
+    assert all(link.startswith(mlflow_uri) and "workflowType=machine_learning" in link for link in links)
+    assert opened == [links[0]]
+    assert rnc("ui").stdout == f"{mlflow_uri}/#/experiments?workflowType=machine_learning\n"
