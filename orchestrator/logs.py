@@ -19,6 +19,8 @@ from orchestrator.work import JOURNAL
 
 NUM_POINTS = 5
 NUM_OUTPUT_LINES = 20
+RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
+"""How the lines begin with which Ray tells its own log readers whose output follows."""
 LOOK_SECONDS = 1.0
 
 
@@ -71,21 +73,22 @@ def _sections(folder: Path) -> Iterator[tuple[str, list[str]]]:
             f"{journal}, the last {len(points)} lines",
             [
                 f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(line[0].timestamp / 1000))}  step {line[0].step}: "
-                + ", ".join(f"{metric.name} {metric.value:.4g}" for metric in line)
+                + ", ".join(f"{point.name} {point.value:.4g}" for point in line if not point.name.startswith("system/"))
                 for line in points
                 if line
             ],
         )
-    log = (folder / NAME).read_text(errors="replace").splitlines() if (folder / NAME).exists() else []
-    outputs = [path for line in log if (path := output_of(line))]
-    if outputs and outputs[-1].exists() and (lines := _lines(outputs[-1])[-NUM_OUTPUT_LINES:]):
-        yield f"{outputs[-1]}, the last {len(lines)} lines", lines
+    outputs = [path for line in _lines(folder / NAME) if (path := output_of(line))]
+    for path in (outputs[-1], outputs[-1].with_suffix(".err")) if outputs else ():
+        printed = [line for line in _lines(path) if not line.startswith(RAYS_OWN)][-NUM_OUTPUT_LINES:]
+        if printed:
+            yield f"{path}, the last {len(printed)} lines", printed
     for path in sorted(folder.glob("error*.log")):
         yield str(path), _lines(path)
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines()
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def _growing(folder: Path, is_over: Callable[[], bool]) -> Iterator[str]:

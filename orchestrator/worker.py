@@ -139,10 +139,12 @@ def _train(work: Work, picked_up: float) -> None:
         _recorder(work, rank) as recorder,
         _showcase(work, rank) as showcase,
     ):
+        latest: dict[str, float] = {}
 
         def report(progress: "Progress") -> None:
             nonlocal starting
             metrics = progress.metrics | {"train/epoch": progress.epoch}
+            latest.update(metrics)
             if starting:
                 metrics["perf/startup_s"] = time.time() - picked_up
                 starting = False
@@ -150,7 +152,7 @@ def _train(work: Work, picked_up: float) -> None:
                 recorder.log(metrics | showcase.look(progress), progress.step)
             if progress.end_of_epoch:
                 if recorder is not None:
-                    note_epoch(work.folder, progress.epoch, work.num_epochs, metrics)
+                    note_epoch(work.folder, progress.epoch, work.num_epochs, latest)
                 _report(metrics, progress)
 
         resume = Path(scratch) / "resume"

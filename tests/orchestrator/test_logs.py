@@ -69,14 +69,16 @@ def test_logs_prints_points_output_errors_and_the_log(rnc: Rnc, tmp_path: Path):
     folder = tmp_path / "home" / "ray" / "miniature" / row_keys(row)[0].train_key
     folder.mkdir(parents=True)
     output = tmp_path / "worker.out"
-    output.write_text("loading\n")
+    output.write_text(":job_id:01000000\nloading\n")
+    output.with_suffix(".err").write_text("a warning\n")
     note(folder, f"started on 1 worker; output in {output}")
     (folder / "error.log").write_text("Traceback\nValueError: no such image\n")
     points = {"step": 7, "timestamp": 0, "metrics": {"train/loss": 1.23456, "train/lr": 0.01}}
     (folder / "metrics.jsonl").write_text(json.dumps(points) + "\n")
     shown = rnc("logs", TABLE, "--row", row.label).stdout
     assert "step 7: train/loss 1.235, train/lr 0.01\n" in shown
-    assert "loading\n" in shown
+    assert f"{output}, the last 1 lines\nloading\n" in shown
+    assert "a warning\n" in shown
     assert "ValueError: no such image\n" in shown
     assert shown.endswith(f"started on 1 worker; output in {output}\n")
 

@@ -90,11 +90,9 @@ def test_a_suite_is_sent_seen_from_elsewhere_joined_and_ends_with_its_tables(her
     assert re.search(r"Package: \d+ files, 0\.\d\d MB", sent.stderr)
     assert f"Job rnc-sent-1 is submitted to {here.address}" in sent.stderr
 
-    again = here.rnc("submit", "heads.yaml", "--detach", *here.settings)
-    assert (again.returncode, "is being run by job rnc-sent-1" in again.stderr) == (0, True), again.stderr
-
     joined = here.rnc("submit", "heads.yaml", "--format", "json", *here.settings)
     assert joined.returncode == 0, joined.stderr
+    assert "is being run by job rnc-sent-1" in joined.stderr
     assert "To do: 1 of 1 trainings" in joined.stdout
     table = json.loads(joined.stdout[joined.stdout.index("\n[{") :])
     assert table[0]["rows"][0]["AP"] is not None
@@ -102,9 +100,8 @@ def test_a_suite_is_sent_seen_from_elsewhere_joined_and_ends_with_its_tables(her
 
     log = here.rnc("logs", "heads.yaml")
     assert "RetinaNet: finished, epoch 2/2" in log.stdout
-    assert all("RetinaNet" in line for line in here.rnc("logs", "heads.yaml", "--row", "RetinaNet").stdout.splitlines())
     (written,) = (here.folder / "shared" / "ray" / "sent").glob("*/training.log")
-    assert "epoch 2/2" in written.read_text()
+    assert re.search(r"epoch 2/2, loss \d.*images/s", written.read_text())
     assert "hunter2" not in log.stdout + sent.stdout + sent.stderr
 
 
@@ -116,19 +113,18 @@ def test_a_job_without_lasting_storage_is_refused_by_the_cluster_and_its_code_pa
     assert "MLFLOW_TRACKING_URI is not set on the cluster" in done.stdout
 
 
-def test_ctrl_c_stops_the_job_and_the_next_submit_is_a_job_of_its_own(here: Here):
+def test_ctrl_c_stops_the_job_and_its_training_keeps_its_checkpoints(here: Here):
     (here.folder / "long.yaml").write_text(
         EXPERIMENT.replace("suite: sent", "suite: long").replace("epochs: 2", "epochs: 400")
     )
     process = here.start("submit", "long.yaml", *here.settings)
     assert process.stdout is not None
     for line in process.stdout:
-        if re.search(r"epoch \d+/400", line):
+        if re.search(r"training, epoch ([2-9]|\d\d+)/400", line):
             break
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "The job has stopped" in err
     record = here.rnc("status", "long.yaml").stdout
-    assert re.search(r"interrupted; the next submit goes on from epoch \d+", record), record + out + err
-    assert "Job rnc-long-2 is submitted" in here.rnc("submit", "long.yaml", "--detach", *here.settings).stderr
+    assert re.search(r"interrupted; the next submit goes on from epoch [1-9]", record), record + out + err
