@@ -62,11 +62,15 @@ def my_turn(suite: Tracking, site: Site, waiting: Callable[[Holder], None]) -> I
 
 def holder_of(suite: Tracking, site: Site) -> Holder | None:
     """Say who runs a suite now, as far as it can be known at once."""
-    if lock_file(site, suite.suite).exists():
-        with _opened(lock_file(site, suite.suite)) as file:
-            if holder := _lock(file):
-                return holder
-            file.truncate(0)
+    if holder := signed(site, suite.suite):
+        lives = exists_here(holder.driver)
+        if lives is None:  # another host that shares the folder
+            with _opened(lock_file(site, suite.suite)) as file:
+                lives = _lock(file) is not None
+                if not lives:
+                    file.truncate(0)
+        if lives:
+            return holder
     return _Claim(suite).holder() if site.tracking_uri is not None and suite.experiment_id is not None else None
 
 

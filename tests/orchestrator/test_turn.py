@@ -150,7 +150,7 @@ def test_who_waits_may_leave(tmp_path: Path):
 def test_an_onlooker_sees_what_the_ledger_says_of_each_training():
     experiment = load_experiment(ROOT / "experiments" / "miniature" / "table1_heads.yaml")
     plan = make_plan([experiment], Ledger())
-    first, second, third = plan.trainings
+    first, second, third, *_ = plan.trainings
     epochs = plan.trainings[first].config.schedule.epochs
     trainings = {
         first: Record(status="FINISHED", run_id="1", metrics={"train/epoch": float(epochs), "val/AP": 23.5}),
@@ -159,7 +159,7 @@ def test_an_onlooker_sees_what_the_ledger_says_of_each_training():
     }
     ledger = Ledger(trainings=trainings)
     seen = statuses(make_plan([experiment], ledger), ledger)
-    assert [(status.state, status.epoch, status.note) for status in seen] == [
+    assert [(status.state, status.epoch, status.note) for status in seen[:3]] == [
         ("scoring", epochs, ""),
         ("training", 2.5, ""),
         ("failed", 0.0, "out of memory"),
