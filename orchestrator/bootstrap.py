@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
-from orchestrator.plan import Ledger
+from orchestrator.plan import Ledger, Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def resampled(
-    ledger: Ledger, keys: Iterable[str], fetch: Callable[[str], Path], folder: Path
+    ledger: Ledger, keys: Iterable[str], fetch: Callable[[str, Path], Path], folder: Path
 ) -> Mapping[str, "Resamples"]:
     """Return AP, AP50 and AP75 of each resample, [3, resamples], by evaluation key; without those of unknown matches.
 
     Args:
         ledger: says which evaluations are there, and the sha256 of their matches.
         keys: of evaluations.
-        fetch: returns the file of matches of a run, which is then removed.
+        fetch: gets the file of matches of a run, into a folder.
         folder: keeps what was resampled, by that sha256; it may be deleted at any time.
 
     Raises:
@@ -46,21 +46,21 @@ def resampled(
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            list(threads.map(lambda file: _resample(fetch(missing[file].run_id), missing[file].matches, file), missing))
+            list(threads.map(lambda file: _resample(missing[file], fetch, file), missing))
     return {key: np.load(file) for key, file in files.items()}
 
 
-def _resample(matches_file: Path, sha256: str, file: Path) -> None:
+def _resample(record: Record, fetch: Callable[[str, Path], Path], file: Path) -> None:
     import numpy as np
 
     from model.matches import read_matches
     from orchestrator.statistics import average_precision
 
-    content = matches_file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{matches_file.name} with sha256 {sha256} was changed since it was recorded; score it again")
-    matches = read_matches(matches_file)
-    matches_file.unlink()
+    with tempfile.TemporaryDirectory() as scratch:
+        fetched = fetch(record.run_id, Path(scratch))
+        if hashlib.sha256(fetched.read_bytes()).hexdigest() != record.matches:
+            raise UserError(f"{fetched.name} of run {record.run_id} was changed since it was recorded; score it again")
+        matches = read_matches(fetched)
     numbers = average_precision(matches, _weights(matches.num_images))
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
         np.save(part, numbers)

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from orchestrator.experiment import METRICS
+from orchestrator.page import FORMATS, render
 from orchestrator.site import site_from_environment
-from orchestrator.table import FORMATS, render
 
 CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")

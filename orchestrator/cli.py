@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,9 +14,13 @@ from orchestrator.checkpoint_verbs import VERBS
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, load_experiments
 from orchestrator.job_environment import is_jobs_address, require_cluster_settings
+from orchestrator.page import FORMATS, html_page, render
 from orchestrator.plan import make_plan
 from orchestrator.site import Site, site_from_environment
-from orchestrator.table import FORMATS, Table, html_page, render
+from orchestrator.table import Table
+
+if TYPE_CHECKING:
+    from orchestrator.report import Report
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -200,15 +204,44 @@ def status(experiments: list[Experiment], form: str) -> None:
 @cli.command()
 @EXPERIMENTS
 @FORMAT
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Write Markdown and HTML here, too.")
-def report(experiments: list[Experiment], form: str, output: Path | None) -> None:
-    """Print the results tables of EXPERIMENT."""
-    tables = _print_results(experiments, _site(), form)
-    if output is not None:
-        from orchestrator.submit import write_tables
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write every format here, too, and index.html with all tables and figures.",
+)
+@click.option("--no-bootstrap", is_flag=True, help="Leave out the intervals; they cost a second for a new evaluation.")
+@click.option(
+    "--claims",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Judge the sentences of claims.yaml, of the paper's or of FILE; put this behind EXPERIMENT.",
+)
+def report(
+    experiments: list[Experiment], form: str, output: Path | None, no_bootstrap: bool, claims: str | None
+) -> None:
+    """Print the results tables of EXPERIMENT, or what they say to the claims of the paper."""
+    from orchestrator.claims import claims_table, find_claims, judge, load_claims
+    from orchestrator.report import write_reports
+    from orchestrator.submit import report_suite
 
+    site, judged = _site(), []
+    listed = None
+    if claims is not None:
+        listed = load_claims(Path(claims) if claims else find_claims([one.path for one in experiments]))
+    reports = []
+    for group in _by_suite(experiments).values():
+        of_suite = report_suite(group, site, bootstrap=not no_bootstrap)
+        reports += of_suite
+        if listed is not None:
+            judged.append(claims_table(judge(listed, {one.experiment.name: one.rows for one in of_suite})))
+    if judged:
+        _print(judged, form)
+    else:
+        _print_reports(reports, form)
+    if output is not None:
         try:
-            write_tables(output, experiments, tables)
+            write_reports(output, reports, judged)
         except OSError as error:
             raise UserError(f"--output: cannot write to {output} ({error.strerror}); name another folder") from error
         _say(f"written to {output}")
@@ -342,14 +375,20 @@ def _by_suite(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
     return suites
 
 
-def _print_results(experiments: Sequence[Experiment], site: Site, form: str) -> list[Table]:
-    from orchestrator.results import results_table
-    from orchestrator.submit import read_suite
+def _print_results(experiments: Sequence[Experiment], site: Site, form: str) -> None:
+    from orchestrator.submit import report_suite
 
-    ledgers = {suite: read_suite(suite, site) for suite in _by_suite(experiments)}
-    tables = [results_table(experiment, ledgers[experiment.suite]) for experiment in experiments]
-    _print(tables, form)
-    return tables
+    suites = _by_suite(experiments).values()
+    _print_reports([report for group in suites for report in report_suite(group, site)], form)
+
+
+def _print_reports(reports: "Sequence[Report]", form: str) -> None:
+    from orchestrator.report import reports_page
+
+    if form == "html":
+        click.echo(reports_page(reports))
+    else:
+        _print([report.table for report in reports], form)
 
 
 def _print(tables: Sequence[Table], form: str) -> None:

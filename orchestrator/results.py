@@ -1,34 +1,44 @@
 """What `rnc report` says: our numbers, the paper's beside them, and what is not there yet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from typing import TYPE_CHECKING
 
 from orchestrator.experiment import Cited, Experiment, Row
-from orchestrator.plan import (
-    Ledger,
-    row_keys,
-    why_evaluation_is_missing,
-    why_training_is_missing,
-)
+from orchestrator.measured import Measured, measure
+from orchestrator.plan import Ledger
 from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table, Value
 
+if TYPE_CHECKING:
+    from orchestrator.bootstrap import Resamples
 
-def results_table(experiment: Experiment, ledger: Ledger) -> Table:
-    """Show our numbers, the paper's beside them where the experiment has them, and the best of each column in bold."""
-    results = [_result(row, ledger) for row in experiment.rows]
+SURE = "*"
+"""Marks a difference whose 95 % interval excludes 0."""
+
+
+def results_table(experiment: Experiment, ledger: Ledger, resampled: "Mapping[str, Resamples] | None" = None) -> Table:
+    """Show our numbers, the paper's beside them where the experiment has them, and the best of each column in bold.
+
+    Args:
+        experiment: one table.
+        ledger: what is measured.
+        resampled: by evaluation key; with it, the difference to the reference row has its 95 % interval.
+    """
+    results = measure(experiment, ledger, resampled)
     numbers = [row.paper for row in experiment.rows] + [line.paper for line in experiment.cited]
     in_paper = [metric for metric in experiment.columns if any(metric in one for one in numbers)]
     columns = [Column("row", numeric=False)]
     for metric in experiment.columns:
         columns.append(Column(metric))
         if metric in in_paper:
-            columns += [Column(f"{metric}, paper"), Column(f"{metric}, Δ", signed=True)]
+            columns.append(Column(f"{metric}, paper", under=metric, detail="paper"))
+            columns.append(Column(f"{metric}, Δ", signed=True, under=metric, detail="difference"))
     best = {metric: _best(results, metric) for metric in experiment.columns}
     rows = [[result.row.label, *_numbers(result, experiment.columns, in_paper, best)] for result in results]
+    gains: list[Cell] = []
     if experiment.reference is not None and len(results) > 1:
         columns.append(Column(f"{experiment.columns[0]} over reference", signed=True))
-        for row, gain in zip(rows, _gains(results, experiment), strict=True):
+        gains = _gains(results, experiment)
+        for row, gain in zip(rows, gains, strict=True):
             row.append(gain)
     if any(result.state for result in results):
         columns.append(Column("state", numeric=False))
@@ -41,72 +51,20 @@ def results_table(experiment: Experiment, ledger: Ledger) -> Table:
         columns=tuple(columns),
         rows=(*map(tuple, rows), *map(tuple, quoted)),
         rules_before=(len(rows),) if quoted else (),
-        notes=tuple(_notes(experiment, bool(in_paper))),
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Result:
-    row: Row
-    is_scored: bool
-    """Whether the ledger holds numbers of any seed."""
-    means: Mapping[str, float]
-    spreads: Mapping[str, float]
-    state: str
-    """Empty for a row that is complete."""
-
-    def cell(self, metric: str, bold: bool) -> Cell:
-        """Show a metric: `n/a` where the row was scored and its data set has nothing to measure it on."""
-        absent = NOT_APPLICABLE if self.is_scored else Cell(None).absent
-        return Cell(self.means.get(metric), spread=self.spreads.get(metric), bold=bold, absent=absent)
-
-
-def _result(row: Row, ledger: Ledger) -> _Result:
-    """Gather a row's numbers over the seeds that the ledger holds."""
-    reasons: dict[int, str] = {}
-    found: list[Mapping[str, float]] = []
-    for seed, trained, scored in row_keys(row):
-        reason = why_evaluation_is_missing(ledger, trained, scored)
-        if reason is None:
-            found.append(ledger.evaluations[scored].metrics)
-        elif reason.startswith("waits"):
-            reasons[seed] = why_training_is_missing(ledger, trained) or reason
-        else:
-            reasons[seed] = reason
-    values = {metric: [metrics[metric] for metrics in found if metric in metrics] for metric in _names(found)}
-    return _Result(
-        row=row,
-        is_scored=bool(found),
-        means={metric: fmean(numbers) for metric, numbers in values.items()},
-        spreads={metric: stdev(numbers) for metric, numbers in values.items() if len(numbers) > 1},
-        state=_state(row, reasons),
-    )
-
-
-def _names(found: Sequence[Mapping[str, float]]) -> list[str]:
-    return list(dict.fromkeys(metric for metrics in found for metric in metrics))
-
-
-def _state(row: Row, reasons: Mapping[int, str]) -> str:
-    if not reasons:
-        return ""
-    why = "; ".join(f"{reason} (seed {seed})" if len(row.seeds) > 1 else reason for seed, reason in reasons.items())
-    if len(set(reasons.values())) == 1 and len(reasons) == len(row.seeds):
-        why = next(iter(reasons.values()))
-    done = len(row.seeds) - len(reasons)
-    return (
-        f"{done} of {len(row.seeds)} seeds: {why}" if done else "not run" if why == "never run" else f"not run: {why}"
+        notes=(*_notes(experiment, bool(in_paper)), *_notes_on_gains(results, gains, resampled is not None)),
     )
 
 
 def _numbers(
-    result: _Result, metrics: Sequence[str], in_paper: Sequence[str], best: Mapping[str, float | None]
+    result: Measured, metrics: Sequence[str], in_paper: Sequence[str], best: Mapping[str, float | None]
 ) -> list[Cell | Value]:
     cells: list[Cell | Value] = []
     for metric in metrics:
-        ours, theirs = result.means.get(metric), result.row.paper.get(metric)
+        ours, theirs = result.mean(metric), result.row.paper.get(metric)
         is_best = ours is not None and round(ours, 1) == best[metric]
-        cells.append(result.cell(metric, is_best))
+        # A row that was scored lacks a number only where its data set has nothing to measure it on.
+        absent = NOT_APPLICABLE if result.by_seed else Cell(None).absent
+        cells.append(Cell(ours, spread=result.std(metric), bold=is_best, absent=absent))
         if metric in in_paper:
             cells += [theirs, None if ours is None or theirs is None else ours - theirs]
     return cells
@@ -120,21 +78,40 @@ def _quoted(line: Cited, metrics: Sequence[str], in_paper: Sequence[str], width:
     return cells + [None] * (width - len(cells))
 
 
-def _best(results: Sequence[_Result], metric: str) -> float | None:
+def _best(results: Sequence[Measured], metric: str) -> float | None:
     """Return the best mean as shown, so that rows that look equal are bold together; None without a contest."""
-    means = [round(result.means[metric], 1) for result in results if metric in result.means]
+    means = [round(mean, 1) for mean in (result.mean(metric) for result in results) if mean is not None]
     return max(means) if len(means) > 1 else None
 
 
-def _gains(results: Sequence[_Result], experiment: Experiment) -> list[float | None]:
+def _gains(results: Sequence[Measured], experiment: Experiment) -> list[Cell]:
     """Return how far each row is above the reference, in the first column's metric."""
-    means = [result.means.get(experiment.columns[0]) for result in results]
-    labels = [result.row.label for result in results]
-    base = means[labels.index(experiment.reference or "")]
-    return [
-        None if base is None or mean is None or label == experiment.reference else mean - base
-        for mean, label in zip(means, labels, strict=True)
-    ]
+    metric = experiment.columns[0]
+    (base,) = [result for result in results if result.row.label == experiment.reference]
+    return [Cell(None) if result is base else _gain(result, base, metric) for result in results]
+
+
+def _gain(result: Measured, base: Measured, metric: str) -> Cell:
+    mean, reference = result.mean(metric), base.mean(metric)
+    if mean is None or reference is None:
+        return Cell(None)
+    gain = result.difference(base, metric)
+    if gain is None:
+        return Cell(mean - reference)
+    return Cell(mean - reference, interval=(gain.low, gain.high), mark=SURE if gain.excludes_zero else "")
+
+
+def _notes_on_gains(results: Sequence[Measured], gains: Sequence[Cell], is_resampled: bool) -> list[str]:
+    notes = []
+    if any(gain.interval for gain in gains):
+        from orchestrator.statistics import NUM_RESAMPLES
+
+        notes.append(f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images, and by seeds where several.")
+        notes += [f"{SURE} The interval excludes 0."] if any(gain.mark for gain in gains) else []
+    old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
+    if gains and is_resampled and old:
+        notes.append(f"No interval, as no matches are recorded: {', '.join(old)}.")
+    return notes
 
 
 def _notes(experiment: Experiment, compares: bool) -> list[str]:

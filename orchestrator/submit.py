@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from orchestrator import browse, tracking
 from orchestrator.cancel import prune as prune_suite
@@ -16,11 +15,10 @@ from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.prepare import prepare
 from orchestrator.rayenv import set_ray_environment
 from orchestrator.registry import register_best
-from orchestrator.results import results_table
+from orchestrator.report import Report, make_reports, table_files, write_reports
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
 from orchestrator.stops import forget_stops
-from orchestrator.table import Table, html_page
 from orchestrator.turn import my_turn
 from orchestrator.upkeep import find_defects
 
@@ -101,28 +99,22 @@ def repair_suite(experiments: Sequence[Experiment], site: Site, say: Say, *, dry
 
 
 def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> None:
-    """Write the results tables as files and into MLflow, and say where they are."""
-    ledger = tracking.read_ledger(suite)
-    tables = [results_table(experiment, ledger) for experiment in experiments]
+    """Write the results tables as files and into MLflow, and say where they are; what stands there already is left."""
+    reports = make_reports(experiments, tracking.read_ledger(suite), suite.uri, site)
     folder = site.home / "reports" / suite.suite
-    write_tables(folder, experiments, tables)
-    for experiment, table in zip(experiments, tables, strict=True):
-        files = {
-            f"{experiment.name}.md": table.to_markdown(),
-            f"{experiment.name}.html": html_page(table.title, [table]),
-        }
-        tracking.log_table(suite, experiment.name, files)
+    write_reports(folder, reports)
+    for report in reports:
+        tracking.log_table(suite, report.experiment.name, table_files(report))
     for name, link in browse.suite_links(suite.uri, experiments).items():
         say(f"{name} in MLflow: {link}")
     say(f"tables as files: {folder}")
 
 
-def write_tables(folder: Path, experiments: Sequence[Experiment], tables: Sequence[Table]) -> None:
-    """Write each table as Markdown, and all of them as one HTML page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for experiment, table in zip(experiments, tables, strict=True):
-        _write_new(folder / f"{experiment.name}.md", table.to_markdown())
-    _write_new(folder / "index.html", html_page(f"retinanet-conf: {experiments[0].suite}", list(tables)))
+def report_suite(experiments: Sequence[Experiment], site: Site, *, bootstrap: bool = True) -> list[Report]:
+    """Measure the experiments of one suite, as far as MLflow holds them."""
+    uri, suite = existing_tracking_server(site), experiments[0].suite
+    ledger = Ledger() if uri is None else tracking.read_ledger(tracking.open_suite(uri, suite, create=False))
+    return make_reports(experiments, ledger, uri, site, bootstrap=bootstrap)
 
 
 def read_suite(suite: str, site: Site) -> Ledger:
@@ -156,12 +148,6 @@ def _repair(
             defect.mend()
         say(defect.text)
     return len(defects)
-
-
-def _write_new(path: Path, text: str) -> None:
-    """Write a file, unless it says so already."""
-    if not path.is_file() or path.read_text() != text:
-        path.write_text(text)
 
 
 def _is_complete(plan: Plan) -> bool:

@@ -1,17 +1,13 @@
-"""A table of values, rendered as text, Markdown, LaTeX, HTML or JSON."""
+"""A table of values, written as text, Markdown, LaTeX or JSON."""
 
 import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-
-from orchestrator.errors import UserError
-
-FORMATS = ("text", "markdown", "latex", "html", "json")
+from dataclasses import dataclass, replace
 
 Value = str | int | float | None
+TEXT_WIDTH = 120
 NOT_APPLICABLE = "n/a"
 """Shown for a number that cannot exist, such as the AP of a size of which the data set has no object."""
 
@@ -24,6 +20,10 @@ class Cell:
     spread: float | None = None
     """Standard deviation, shown behind the value."""
     bold: bool = False
+    interval: tuple[float, float] | None = None
+    """Low and high end, shown in brackets behind the value."""
+    mark: str = ""
+    """Shown behind everything else, such as an asterisk that a note explains."""
     absent: str = "—"
     """What an absent value is shown as: a dash where it may still come, NOT_APPLICABLE where it cannot exist."""
 
@@ -39,6 +39,10 @@ class Column:
     """Decimals of a float."""
     signed: bool = False
     """Differences show their plus."""
+    under: str = ""
+    """The column of which this one is a detail; text that is too wide shows it on a line of its own below the row."""
+    detail: str = ""
+    """What that line is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,27 +82,9 @@ class Table:
         """Render for a paper, with booktabs."""
         return to_latex(self)
 
-    def to_html(self) -> str:
-        """Render as a self-contained page."""
-        return html_page(self.title, [self])
-
     def to_json(self) -> str:
         """Render for a program."""
         return to_json(self)
-
-
-def render(table: Table, form: str) -> str:
-    """Render in one of FORMATS."""
-    if form not in FORMATS:
-        raise UserError(f"format is {form!r}, expected one of: {', '.join(FORMATS)}")
-    renderers = {
-        "text": to_text,
-        "markdown": to_markdown,
-        "latex": to_latex,
-        "html": Table.to_html,
-        "json": to_json,
-    }
-    return renderers[form](table)
 
 
 def show(cell: Cell, column: Column) -> str:
@@ -106,22 +92,64 @@ def show(cell: Cell, column: Column) -> str:
     if cell.value is None:
         return cell.absent
     shown = _number(cell.value, column)
-    return shown if cell.spread is None else f"{shown} ± {cell.spread:.{column.digits}f}"
+    spread = "" if cell.spread is None else f" ± {cell.spread:.{column.digits}f}"
+    interval = "" if cell.interval is None else f" [{', '.join(_number(end, column) for end in cell.interval)}]"
+    return f"{shown}{spread}{interval}{cell.mark}"
 
 
-def to_text(table: Table) -> str:
-    """Render for a terminal: columns aligned by the width that characters take on a screen."""
-    header = [column.name for column in table.columns]
-    body = [[show(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in table.cells()]
-    widths = [max(map(width, column)) for column in zip(header, *body, strict=True)]
+def to_text(table: Table, max_width: int = TEXT_WIDTH) -> str:
+    """Render for a terminal: columns aligned by the width that characters take on a screen.
+
+    What would be wider than `max_width` has spreads and details of columns on lines of their own below each row.
+    """
+    columns, groups = table.columns, [[_texts(row, table.columns)] for row in table.cells()]
+    if _total(columns, groups) > max_width and _has_details(table):
+        columns = tuple(column for column in table.columns if not column.under)
+        groups = [_folded(row, table.columns) for row in table.cells()]
+    widths = _widths(columns, groups)
     rule = "  ".join("─" * n for n in widths)
     lines = [table.title, *([table.caption] if table.caption else []), ""]
-    lines += [_aligned(header, widths, table.columns), rule]
-    for place, row in enumerate(body):
+    lines += [_aligned([column.name for column in columns], widths, columns), rule]
+    for place, group in enumerate(groups):
         lines += [rule] if place in table.rules_before and place > 0 else []
-        lines.append(_aligned(row, widths, table.columns))
+        lines += [_aligned(texts, widths, columns) for texts in group]
     lines += ["", *table.notes] if table.notes else []
     return "\n".join(lines)
+
+
+def _texts(row: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
+    return [show(cell, column) for cell, column in zip(row, columns, strict=True)]
+
+
+def _widths(columns: Sequence[Column], groups: Sequence[Sequence[Sequence[str]]]) -> list[int]:
+    lines = [[column.name for column in columns], *(texts for group in groups for texts in group)]
+    return [max(map(width, texts)) for texts in zip(*lines, strict=True)]
+
+
+def _total(columns: Sequence[Column], groups: Sequence[Sequence[Sequence[str]]]) -> int:
+    return sum(_widths(columns, groups)) + 2 * (len(columns) - 1)
+
+
+def _has_details(table: Table) -> bool:
+    return any(c.under for c in table.columns) or any(cell.spread is not None for row in table.cells() for cell in row)
+
+
+def _folded(row: Sequence[Cell], columns: Sequence[Column]) -> list[list[str]]:
+    """The line of a row, then one of its spreads and one of each detail, as far as there are any."""
+    cells = {column.name: (cell, column) for cell, column in zip(row, columns, strict=True)}
+    main = [column for column in columns if not column.under]
+    lines = [[show(replace(cells[column.name][0], spread=None), column) for column in main]]
+    spreads = {
+        name: f"± {cell.spread:.{column.digits}f}" for name, (cell, column) in cells.items() if cell.spread is not None
+    }
+    details = {"std over seeds": spreads}
+    for cell, column in cells.values():
+        if column.under and cell.value is not None:
+            details.setdefault(column.detail, {})[column.under] = show(cell, column)
+    for detail, texts in details.items():
+        if texts:
+            lines.append([f"  {detail}", *(texts.get(column.name, "") for column in main[1:])])
+    return lines
 
 
 def to_markdown(table: Table) -> str:
@@ -153,7 +181,10 @@ def to_latex(table: Table) -> str:
 
 
 def to_json(table: Table) -> str:
-    """Render for a program: one object for each row, its values by column name, spreads as `<column> std`."""
+    """Render for a program: one object for each row, its values by column name.
+
+    Spreads stand as `<column> std`, intervals as `<column> low` and `<column> high`.
+    """
     rows = []
     for cells in table.cells():
         row: dict[str, Value] = {}
@@ -161,6 +192,8 @@ def to_json(table: Table) -> str:
             row[column.name] = cell.value
             if cell.spread is not None:
                 row[f"{column.name} std"] = cell.spread
+            if cell.interval is not None:
+                row[f"{column.name} low"], row[f"{column.name} high"] = cell.interval
         rows.append(row)
     content = {
         "title": table.title,
@@ -170,40 +203,6 @@ def to_json(table: Table) -> str:
         "notes": list(table.notes),
     }
     return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
-
-
-def html_page(title: str, tables: Sequence[Table]) -> str:
-    """Render tables as one page that needs nothing else: no script, no font, no network."""
-    body = "\n".join(html_table(table) for table in tables)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def html_table(table: Table) -> str:
-    """Render one table as a section; a wide table scrolls within itself."""
-    head = "".join(f'<th scope="col"{_css_class(c)}>{escape(c.name)}</th>' for c in table.columns)
-    body = []
-    for place, row in enumerate(table.cells()):
-        cells = []
-        for cell, column in zip(row, table.columns, strict=True):
-            text = escape(show(cell, column))
-            cells.append(f"<td{_css_class(column)}>{f'<strong>{text}</strong>' if cell.bold else text}</td>")
-        begins = ' class="group"' if place in table.rules_before and place > 0 else ""
-        body.append(f"<tr{begins}>{''.join(cells)}</tr>")
-    caption = f"<p>{escape(table.caption)}</p>\n" if table.caption else ""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    return (
-        f"<section>\n<h2>{escape(table.title)}</h2>\n{caption}"
-        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(body)
-        + "\n</tbody>\n</table></div>\n"
-        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
-        + "</section>"
-    )
 
 
 def width(text: str) -> int:
@@ -238,15 +237,13 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
 
 
-def _css_class(column: Column) -> str:
-    return ' class="number"' if column.numeric else ""
-
-
+_GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "lambda", "mu", "sigma")
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "[": "{[}",  # or it would be an argument of the line break before it
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
@@ -254,20 +251,5 @@ _LATEX = {
     "\u00d7": r"$\times$",
     "—": "---",
     "Δ": r"$\Delta$",
-    "\u03b1": r"$\alpha$",
+    **{c: rf"$\{name}$" for c, name in zip("\u03b1β\u03b3δελμ\u03c3", _GREEK, strict=True)},
 }
-
-_CSS = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #c9ccd1; --soft: #5b6168; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e6e9; --paper: #16181b; --line: #44494f; --soft: #a2a8b0; } }
-body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .95rem; }
-th, td { padding: .35rem .75rem; text-align: left; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--line); }
-tbody tr + tr td { border-top: 1px solid var(--line); } tr.group td { border-top: 2px solid var(--soft) !important; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-.notes { color: var(--soft); font-size: .9rem; padding-left: 1.2rem; }
-"""

@@ -4,14 +4,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.experiment import Cited, Experiment, Resources, Row
+from orchestrator.page import render
 from orchestrator.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.results import results_table
 from orchestrator.status import status_table
-from orchestrator.table import Cell, Table, render, show
+from orchestrator.table import Cell, Table, show
 
 BASE = Row(
     label="RetinaNet",
@@ -240,3 +242,26 @@ def test_the_time_left_is_rounded_to_minutes(seconds: float, shown_as: str) -> N
     record = Record(status="RUNNING", run_id="r", metrics={"perf/eta_s": seconds})
     held = Ledger(trainings={train_key: record})
     assert shown(status_table(make_plan([experiment(OURS)], held), held))[0]["ETA"] == shown_as
+
+
+def test_a_difference_to_the_reference_has_its_interval_and_a_mark_when_it_is_sure() -> None:
+    """Resamples in which ours is 0.5 to 1.5 above, and the box tower -1 to 1: 95 % of each, centred on the means."""
+    held = ledger((BASE, [finished(AP=30.0)]), (OURS, [finished(AP=31.0)]), (BOX, [finished(AP=30.2)]))
+    keys = {row.label: row_keys(row)[0].evaluation_key for row in (BASE, OURS, BOX)}
+    moved = np.linspace(-5, 5, 1001)
+    samples = {
+        keys["RetinaNet"]: np.tile(moved, (3, 1)),
+        keys["RetinaNet-Conf"]: np.tile(moved + 1 + moved / 10, (3, 1)),
+        keys["IoU-aware"]: np.tile(moved + moved / 5, (3, 1)),
+    }
+    table = results_table(experiment(BASE, OURS, BOX, reference="RetinaNet"), held, samples)
+    gains = [row["AP over reference"] for row in shown(table)]
+    assert gains == ["—", "+1.0 [+0.5, +1.5]*", "+0.2 [-0.8, +1.1]"]
+    assert table.notes[3:] == (
+        "[95 % interval] by 1000 paired resamples of the images, and by seeds where several.",
+        "* The interval excludes 0.",
+    )
+    del samples[keys["IoU-aware"]]
+    table = results_table(experiment(BASE, OURS, BOX, reference="RetinaNet"), held, samples)
+    assert shown(table)[2]["AP over reference"] == "+0.2"
+    assert table.notes[-1] == "No interval, as no matches are recorded: IoU-aware."

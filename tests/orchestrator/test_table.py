@@ -1,12 +1,27 @@
 """One table in five forms."""
 
 import json
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.table import FORMATS, NOT_APPLICABLE, Cell, Column, Table, html_page, render, show, width
+from orchestrator.page import FORMATS, html_page, render
+from orchestrator.table import (
+    NOT_APPLICABLE,
+    Cell,
+    Column,
+    Table,
+    show,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_text,
+    width,
+)
 
 TABLE = Table(
     title="Heads & tails",
@@ -134,7 +149,7 @@ def test_the_page_holds_every_cell_and_loads_nothing() -> None:
         "0.0",
         "9",
     ]
-    assert page.links == []
+    assert page.links == ["#table-0", "#table-1"]  # the table of contents
     assert "url(" not in text and "@import" not in text and "<script" not in text
     assert "<title>Results &lt;2&gt;</title>" in text
     assert '<meta name="viewport" content="width=device-width' in text
@@ -177,3 +192,68 @@ def test_a_table_whose_rows_do_not_fit_its_columns_is_refused() -> None:
     with pytest.raises(ValueError, match="expected different names"):
         Table(title="t", columns=(Column("a"), Column("a")), rows=())
     assert Table(title="t", columns=(Column("a"),), rows=()).to_text() == "t\n\na\n─"
+
+
+WIDE = Table(
+    title="Wide",
+    columns=(
+        Column("row", numeric=False),
+        Column("AP"),
+        Column("AP, paper", under="AP", detail="paper"),
+        Column("AP, Δ", signed=True, under="AP", detail="difference"),
+        Column("AP50"),
+        Column("gain", signed=True),
+    ),
+    rows=(
+        ("ours", Cell(36.0, spread=0.24), 35.5, 0.5, 55.0, Cell(0.44, interval=(0.12, 0.81), mark="*")),
+        ("cited", None, 37.0, None, None, None),
+    ),
+    rules_before=(1,),
+)
+
+
+def test_text_that_is_too_wide_has_spreads_and_details_on_lines_of_their_own() -> None:
+    assert to_text(WIDE, 50) == (
+        "Wide\n"
+        "\n"
+        "row                  AP  AP50                gain\n"
+        "────────────────  ─────  ────  ──────────────────\n"
+        "ours               36.0  55.0  +0.4 [+0.1, +0.8]*\n"
+        "  std over seeds  ± 0.2\n"
+        "  paper            35.5\n"
+        "  difference       +0.5\n"
+        "────────────────  ─────  ────  ──────────────────\n"
+        "cited                 —     —                   —\n"
+        "  paper            37.0"
+    )
+    assert "ours   36.0 ± 0.2       35.5   +0.5  55.0  +0.4 [+0.1, +0.8]*" in to_text(WIDE)
+
+
+def test_an_interval_is_written_in_every_format() -> None:
+    assert "+0.4 [+0.1, +0.8]*" in to_text(WIDE) and "+0.4 \\[+0.1, +0.8\\]\\*" in to_markdown(WIDE)
+    assert "+0.4 {[}+0.1, +0.8]*" in to_latex(WIDE) and '<td class="number">+0.4 [+0.1, +0.8]*</td>' in render(
+        WIDE, "html"
+    )
+    row = json.loads(to_json(WIDE))["rows"][0]
+    assert (row["gain"], row["gain low"], row["gain high"]) == (0.44, 0.12, 0.81)
+
+
+def test_figures_stand_below_their_table() -> None:
+    text = html_page("Results", [TABLE, WIDE], ["<svg></svg>"])
+    Page(text)
+    assert text.count("<figure>") == 1 and text.index("<svg>") < text.index('id="table-1"')
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex is installed")
+def test_latex_compiles_with_booktabs(tmp_path: Path) -> None:
+    odd = Table(
+        title="Odd: 100% & $5 #1_a {b} ~ ^ \\ <i>",
+        columns=(Column("row", numeric=False), Column("AP, Δ", signed=True)),
+        rows=(("[0.5, 1] cls^0.6 * obj^0.4", Cell(0.4, spread=0.1)), ("α × β − 1 — |x|", None)),  # noqa: RUF001
+    )
+    tables = "\n".join(to_latex(table) for table in (WIDE, odd))
+    packages = r"\documentclass{article}\usepackage{booktabs}"
+    (tmp_path / "tables.tex").write_text(packages + r"\begin{document}" + tables + r"\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "tables.pdf").exists(), done.stdout[-2000:]

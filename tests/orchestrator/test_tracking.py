@@ -256,6 +256,20 @@ def test_a_table_has_one_run_with_its_newest_files(suite):
     assert tracking.read_ledger(suite) == Ledger()
 
 
+def test_a_table_that_stands_as_it_is_is_not_written_again(suite, monkeypatch):
+    files = {"table4.md": "λ", "table4.tex": "x"}
+    first = tracking.log_table(suite, "table4", files)
+
+    def refuse(*arguments, **named):
+        raise AssertionError("nothing is to be written")
+
+    for name in ("upload_texts", "write", "_begin"):
+        monkeypatch.setattr(tracking, name, refuse)
+    assert tracking.log_table(suite, "table4", dict(files)) == first
+    with pytest.raises(AssertionError):
+        tracking.log_table(suite, "table4", files | {"table4.md": "other"})
+
+
 def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):
     gone = replace(suite, uri="http://127.0.0.1:9")
     for call in (

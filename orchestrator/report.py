@@ -1,0 +1,86 @@
+"""The results of one suite as files: each table in every format, and all of them with their figures on one page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from orchestrator.bootstrap import resampled
+from orchestrator.experiment import Experiment
+from orchestrator.figures import figures
+from orchestrator.measured import Measured, measure
+from orchestrator.page import html_page, render
+from orchestrator.plan import Ledger, row_keys
+from orchestrator.results import results_table
+from orchestrator.site import Site
+from orchestrator.table import Table
+
+SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "json": "json"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """One experiment, measured as far as it is."""
+
+    experiment: Experiment
+    rows: tuple[Measured, ...]
+    table: Table
+    figures: str
+    """As SVG."""
+
+
+def make_reports(
+    experiments: Sequence[Experiment], ledger: Ledger, uri: str | None, site: Site, *, bootstrap: bool = True
+) -> list[Report]:
+    """Measure the experiments of one suite.
+
+    Args:
+        experiments: of one suite.
+        ledger: what MLflow holds of it.
+        uri: of MLflow; None where there is none.
+        site: keeps what was resampled.
+        bootstrap: whether the differences get intervals, which takes about a second for each new evaluation.
+    """
+    samples = None
+    if bootstrap and uri is not None:
+        keys = [keys.evaluation_key for e in experiments for row in e.rows for keys in row_keys(row)]
+        samples = resampled(ledger, keys, partial(_fetch, uri), site.home / "statistics")
+    reports = []
+    for experiment in experiments:
+        rows = measure(experiment, ledger, samples)
+        table = results_table(experiment, ledger, samples)
+        reports.append(Report(experiment=experiment, rows=rows, table=table, figures=figures(experiment, rows)))
+    return reports
+
+
+def table_files(report: Report) -> Mapping[str, str]:
+    """Return a table in every format, by file name."""
+    name, table = report.experiment.name, report.table
+    files = {f"{name}.{suffix}": render(table, form) + "\n" for form, suffix in SUFFIXES.items()}
+    return files | {f"{name}.html": html_page(table.title, [table], [report.figures])}
+
+
+def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
+    """Return one page of all tables and figures."""
+    suites = ", ".join(dict.fromkeys(report.experiment.suite for report in reports))
+    tables = [*(report.table for report in reports), *extra]
+    return html_page(f"retinanet-conf: {suites}", tables, [report.figures for report in reports])
+
+
+def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table] = ()) -> None:
+    """Write each table as text, Markdown, LaTeX and JSON, and all as index.html; what stands there already is left."""
+    files = {"index.html": reports_page(reports, extra)}
+    for report in reports:
+        files |= {name: text for name, text in table_files(report).items() if not name.endswith(".html")}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        file = folder / name
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+
+
+def _fetch(uri: str, run_id: str, into: Path) -> Path:
+    from orchestrator.artifacts import download
+    from orchestrator.tracking import MATCHES
+
+    return download(uri, run_id, f"detections/{MATCHES}", into)
