@@ -8,7 +8,6 @@ import base64
 import io
 import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -62,18 +61,16 @@ def save_model(folder: Path, checkpoint: Path, mlflow_model: Any = None) -> None
     import mlflow.pyfunc
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it advises type hints, which would replace the signature given here
-        mlflow.pyfunc.save_model(
-            path=str(folder),
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(checkpoint)},
-            code_paths=[str(Path(__file__).parents[1] / "model")],
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-            signature=_signature(),
-            input_example=(_example(), {"score": 0.3}),
-            mlflow_model=mlflow_model,
-        )
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"checkpoint": str(checkpoint)},
+        code_paths=[str(Path(__file__).parents[1] / "model")],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        signature=_signature(),
+        input_example=(_example(), {"score": 0.3}),
+        mlflow_model=mlflow_model,
+    )
 
 
 def _register(uri: str, name: str, best: Candidate) -> str:
@@ -106,7 +103,7 @@ def _register(uri: str, name: str, best: Candidate) -> str:
 
 def _ensure(uri: str, name: str, card: Provenance) -> None:
     try:
-        text = f"The best detector of suite {card.suite}. Input: base64 JPEG or PNG, column `image`."
+        text = f"The best detector of suite {card.suite}. Input: JPEG or PNG as base64 text, one a row."
         rest.post(uri, "registered-models/create", {"name": name, "description": text})
     except rest.Refused as error:
         if error.code != "RESOURCE_ALREADY_EXISTS":
@@ -146,7 +143,7 @@ def _signature() -> Any:
         ColSpec(Array(DataType.double), "scores"),
     ]
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
+        inputs=Schema([ColSpec(DataType.string)]),
         outputs=Schema(outputs),
         params=ParamSchema([ParamSpec("score", DataType.double, 0.0)]),
     )

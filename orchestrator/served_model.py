@@ -5,6 +5,7 @@ import binascii
 import io
 from typing import Any
 
+import pandas as pd  # type: ignore[import-untyped]
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
@@ -19,20 +20,21 @@ class ServedDetector(PythonModel):
 
         self.predictor = model.load(context.artifacts["checkpoint"])
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow would check hints
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         """Detect on each image.
 
         Args:
             context: MLflow's.
-            model_input: one JPEG or PNG a row, as base64 text in column `image`.
+            model_input: one JPEG or PNG a row, as base64 text in the first column, whatever its name.
             params: `score`, the least score that is returned.
 
         Returns:
             One record an image: boxes (xyxy pixels of the upright image), labels, category_ids, scores.
         """
         least = float((params or {}).get("score", 0.0))
-        rows = model_input["image"] if hasattr(model_input, "columns") else model_input
-        photos = [_decoded(place, text) for place, text in enumerate(rows)]
+        photos = [_decoded(place, text) for place, text in enumerate(model_input.iloc[:, 0])]
         found = [one.above(least) for one in self.predictor(photos)]
         return [
             {

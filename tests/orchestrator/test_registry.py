@@ -160,7 +160,7 @@ def test_the_registered_model_loads_without_pickle_and_serves_the_detections_of_
             np.testing.assert_allclose(np.array(found["boxes"]), one.boxes, rtol=0, atol=1e-2)
             np.testing.assert_allclose(np.array(found["scores"]), one.scores, rtol=0, atol=1e-4)
             assert found["labels"] == list(one.labels) and len(one.labels) > 3
-        payload = {"dataframe_records": [{"image": images[0]}], "params": {"score": 0.5}}
+        payload = {"inputs": images[:1], "params": {"score": 0.5}}
         (few,) = requests.post(f"{address}/invocations", json=payload, timeout=120).json()["predictions"]
         assert few["scores"] == [score for score in answer.json()["predictions"][0]["scores"] if score >= 0.5]
         wrong = {"dataframe_records": [{"image": "no image"}]}
