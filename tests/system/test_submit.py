@@ -101,3 +101,14 @@ def test_the_same_row_run_without_ray_and_mlflow_ends_with_the_same_numbers(
     (table,) = json.loads(alone.stdout)
     through_ray = json.loads(submitted.stdout)[0]["rows"][1]
     assert all(table["rows"][0][name] == through_ray[name] for name in ("AP", "AP50", "AP75", "APs", "APm"))
+
+
+def test_the_best_checkpoint_is_registered_and_pulled_gives_the_numbers_in_mlflow(
+    folder: Path, submitted: subprocess.CompletedProcess[str]
+):
+    assert "registered model retinanet-conf-tiny version 1, alias best: " in submitted.stderr
+    pulled = rnc(folder, "pull", "RetinaNet-Conf", "--table", "heads")
+    assert pulled.returncode == 0, pulled.stderr
+    scored = rnc(folder, "evaluate", pulled.stdout.strip(), "--format", "json")
+    assert "Equal to MLflow's numbers, to the last digit." in json.loads(scored.stdout)["notes"]
+    assert json.loads(scored.stdout)["rows"][0]["AP"] == json.loads(submitted.stdout)[0]["rows"][1]["AP"]
