@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 def resampled(
     ledger: Ledger, keys: Iterable[str], fetch: Callable[[str, Path], Path], folder: Path
 ) -> Mapping[str, "Resamples"]:
-    """Return AP, AP50 and AP75 of each resample, [3, resamples], by evaluation key; without those of unknown matches.
+    """Return AP, AP50 and AP75 of each resample, [3, resamples], by evaluation key, but of lost matches.
 
     Args:
         ledger: says which evaluations are there, and the sha256 of their matches.
         keys: of evaluations.
         fetch: gets the file of matches of a run, into a folder.
         folder: keeps what was resampled, by that sha256; it may be deleted at any time.
-
-    Raises:
-        UserError: a file is not the one that was recorded.
     """
     records = {key: ledger.evaluations[key] for key in dict.fromkeys(keys) if key in ledger.evaluations}
     wanted = {key: record for key, record in records.items() if record.status == "FINISHED" and record.matches}
@@ -47,19 +44,23 @@ def resampled(
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             list(threads.map(lambda file: _resample(missing[file], fetch, file), missing))
-    return {key: np.load(file) for key, file in files.items()}
+    return {key: np.load(file) for key, file in files.items() if file.exists()}
 
 
 def _resample(record: Record, fetch: Callable[[str, Path], Path], file: Path) -> None:
+    """Resample an evaluation into a file; none is written where its matches are lost, or not those recorded."""
     import numpy as np
 
     from model.matches import read_matches
     from orchestrator.statistics import average_precision
 
     with tempfile.TemporaryDirectory() as scratch:
-        fetched = fetch(record.run_id, Path(scratch))
+        try:
+            fetched = fetch(record.run_id, Path(scratch))
+        except UserError:
+            return
         if hashlib.sha256(fetched.read_bytes()).hexdigest() != record.matches:
-            raise UserError(f"{fetched.name} of run {record.run_id} was changed since it was recorded; score it again")
+            return
         matches = read_matches(fetched)
     numbers = average_precision(matches, _weights(matches.num_images))
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:

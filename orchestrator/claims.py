@@ -142,7 +142,9 @@ def _judge(claim: Claim, rows: Sequence[Measured] | None) -> Finding:
         return Finding(claim=claim, verdict="undecided", numbers=f"not run: {', '.join(absent)}")
     unsure = [row.row.label for row in involved if row.estimate(claim.metric) is None]
     if unsure:
-        return Finding(claim=claim, verdict="undecided", numbers=f"no matches recorded: {', '.join(unsure)}")
+        return Finding(
+            claim=claim, verdict="undecided", numbers=f"for want of matches no interval: {', '.join(unsure)}"
+        )
     over = involved[len(claim.rows) :]
     verdict, numbers = _KINDS[claim.kind](claim, involved[: len(claim.rows)], over)
     return Finding(claim=claim, verdict=verdict, numbers=numbers)

@@ -110,7 +110,7 @@ def _notes_on_gains(results: Sequence[Measured], gains: Sequence[Cell], is_resam
         notes += [f"{SURE} The interval excludes 0."] if any(gain.mark for gain in gains) else []
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
     if gains and is_resampled and old:
-        notes.append(f"No interval, as no matches are recorded: {', '.join(old)}.")
+        notes.append(f"No interval, for want of matches: {', '.join(old)}.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""What is resampled once is kept, and a file that is not the recorded one is refused."""
+"""What is resampled once is kept, and an evaluation whose matches are lost is left out."""
 
 import hashlib
 import shutil
@@ -63,7 +63,16 @@ def test_nothing_recorded_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "kept").exists()
 
 
-def test_another_file_than_the_recorded_one_is_refused(stored: tuple[Path, str, float], tmp_path: Path) -> None:
-    ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches="0" * 64)})
-    with pytest.raises(UserError, match="was changed since it was recorded"):
-        resampled(ledger, ["scored"], fetcher(stored[0], []), tmp_path / "kept")
+def test_matches_that_are_lost_or_not_those_recorded_leave_an_evaluation_out(
+    stored: tuple[Path, str, float], tmp_path: Path
+) -> None:
+    file, sha256, _ = stored
+    other = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches="0" * 64)})
+    assert resampled(other, ["scored"], fetcher(file, []), tmp_path / "kept") == {}
+
+    def lost(run_id: str, into: Path) -> Path:
+        raise UserError("it was deleted")
+
+    ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches=sha256)})
+    assert resampled(ledger, ["scored"], lost, tmp_path / "kept") == {}
+    assert list(resampled(ledger, ["scored"], fetcher(file, []), tmp_path / "kept")) == ["scored"]

@@ -115,7 +115,7 @@ def test_what_is_not_there_leaves_a_claim_open() -> None:
     assert (found.verdict, found.numbers) == ("undecided", "not run: b")
     bare = Measured(row=Row(label="a"), by_seed={0: {"AP": 31.0}}, resampled={}, state="")
     claim = Claim(sentence="s", kind="at_least", table="t", rows=("a",), value=30)
-    assert judge([claim], {"t": [bare]})[0].numbers == "no matches recorded: a"
+    assert judge([claim], {"t": [bare]})[0].numbers == "for want of matches no interval: a"
     assert judge([claim], {})[0].numbers == "table t is not among those shown"
     with pytest.raises(UserError, match="'a' is no row of t; did you mean"):
         judge([claim], {"t": [measured("aa", 30.0, 0.0)]})

@@ -264,4 +264,4 @@ def test_a_difference_to_the_reference_has_its_interval_and_a_mark_when_it_is_su
     del samples[keys["IoU-aware"]]
     table = results_table(experiment(BASE, OURS, BOX, reference="RetinaNet"), held, samples)
     assert shown(table)[2]["AP over reference"] == "+0.2"
-    assert table.notes[-1] == "No interval, as no matches are recorded: IoU-aware."
+    assert table.notes[-1] == "No interval, for want of matches: IoU-aware."
