@@ -123,7 +123,8 @@ class Follower:
                 if progress.record is None and progress.run_id is not None and progress.state == "starting":
                     progress.run_id = None
                     self._pool.submit(self._begin, self._works[key])
-            self._stop_what_is_asked()
+            with suppress(UserError):  # it went away, or has only just lost the suite
+                self._stop_what_is_asked()
         self._show([self._status(work) for work in self._works.values()])
 
     def ending(self, work: Work) -> Ending:

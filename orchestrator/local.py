@@ -32,7 +32,7 @@ def run_row(
         raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
     config = replace(row.train, seed=row.seeds[0] if seed is None else seed)
     alone = replace(experiment, rows=(replace(row, seeds=(config.seed,)),), reference=None)
-    prepare(make_plan([alone], Ledger()), site, say)
+    prepare(make_plan([alone], Ledger()), Ledger(), site, say)
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = site.home / "local" / train_key(config)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.plan import Plan
+from orchestrator.identity import Measured, measured, require_same_data, scoring_reading, training_reading
+from orchestrator.plan import Ledger, Plan
 from orchestrator.site import NUM_SHAPES, Site
 from orchestrator.sizes import needed_while_training
 
@@ -15,11 +16,12 @@ SHAPES = {"num_train": NUM_SHAPES, "num_val": 300}
 """How many scenes of the embedded data set are drawn; trainings may take fewer."""
 
 
-def prepare(plan: Plan, site: Site, say: Callable[[str], None], *, check_images: bool = True) -> None:
+def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], *, check_images: bool = True) -> None:
     """Draw and check the data of all that is missing; nothing is started and nothing of the plan is lost.
 
     Args:
         plan: of one suite.
+        ledger: what it was made from; its results must rest on the data that are there now.
         site: where data, weights and storage are.
         say: told of faults that are left out.
         check_images: read the headers of all images, which takes minutes where there are many.
@@ -41,7 +43,7 @@ def prepare(plan: Plan, site: Site, say: Callable[[str], None], *, check_images:
     training = dict.fromkeys(config.data for config in missing)
     scoring = dict.fromkeys((config.data, split) for config, split in scored)
     scoring |= dict.fromkeys((data, data.val_split) for data in training)
-    category_ids = _check(training, scoring, site, say, check_images)
+    category_ids = _check(training, scoring, measured(plan, ledger), site, say, check_images)
     for model, dataset in dict.fromkeys((config.model, config.data.dataset) for config in missing):
         _check_detector_weights(model, category_ids[dataset], site)
 
@@ -92,6 +94,7 @@ def _check_detector_weights(model: ModelConfig, category_ids: Sequence[int], sit
 def _check(
     training: Iterable[DataConfig],
     scoring: Iterable[tuple[DataConfig, str]],
+    results: list[Measured],
     site: Site,
     say: Callable[[str], None],
     check_images: bool,
@@ -100,15 +103,19 @@ def _check(
     from model.coco import CocoData, read_for_scoring, read_for_training
     from model.faults import DataError, describe
 
-    readings = [(data.dataset, partial(read_for_training, config=data)) for data in training]
-    readings += [(data.dataset, partial(read_for_scoring, config=data, split=split)) for data, split in scoring]
+    readings = [(training_reading(data), partial(read_for_training, config=data)) for data in training]
+    readings += [
+        (scoring_reading(data, split), partial(read_for_scoring, config=data, split=split)) for data, split in scoring
+    ]
     first: dict[str, CocoData] = {}
     told: set[str] = set()
-    for dataset, read in readings:
+    for reading, read in readings:
+        dataset = reading.dataset
         try:
             data = read(site.data_root(dataset), check_images=check_images)
         except DataError as error:
             raise UserError(str(error)) from error
+        require_same_data(reading, data.fingerprint, results)
         faults = "\n  ".join([f"{data.root}, split {data.split}: left out are", *describe(data.faults)])
         if data.faults and faults not in told:
             say(faults)

@@ -53,7 +53,8 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
 
 def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> int:
     _repair(experiments, suite, site, say)
-    plan = make_plan(experiments, tracking.read_ledger(suite))
+    ledger = tracking.read_ledger(suite)
+    plan = make_plan(experiments, ledger)
     tracking.name_seeds(suite, plan.trainings.values())
     if _is_complete(plan):
         say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
@@ -66,7 +67,7 @@ def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, si
         f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
     )
-    exit_code = _run(plan, site, suite.uri, say)
+    exit_code = _run(plan, ledger, site, suite.uri, say)
     tracking.place_evaluations(suite, plan.evaluations.values())
     publish(experiments, suite, site, say)
     if exit_code != INTERRUPTED:
@@ -82,10 +83,11 @@ def check(experiments: Sequence[Experiment], site: Site, say: Say) -> tuple[Plan
     """
     uri = tracking_server(site)
     suite = tracking.open_suite(uri, experiments[0].suite, create=False)
-    plan = make_plan(experiments, tracking.read_ledger(suite))
+    ledger = tracking.read_ledger(suite)
+    plan = make_plan(experiments, ledger)
     if site.ray_address is None:
         require_plan_fits(plan, local_cluster())
-    prepare(plan, site, say, check_images=False)
+    prepare(plan, ledger, site, say, check_images=False)
     return plan, uri
 
 
@@ -154,10 +156,10 @@ def _is_complete(plan: Plan) -> bool:
     return not (plan.missing_trainings or plan.missing_evaluations)
 
 
-def _run(plan: Plan, site: Site, uri: str, say: Say) -> int:
+def _run(plan: Plan, ledger: Ledger, site: Site, uri: str, say: Say) -> int:
     if site.ray_address is None:
         require_plan_fits(plan, local_cluster())
-    prepare(plan, site, say)
+    prepare(plan, ledger, site, say)
     set_ray_environment(is_local=site.ray_address is None)
     from orchestrator.launch import launch, start_ray, stop_ray
     from orchestrator.live import live_view

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.coco import read_for_training
 from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.detector import build_detector
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Row
-from orchestrator.plan import Ledger, make_plan
+from orchestrator.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.prepare import prepare
 from orchestrator.site import Site
 from tests.conftest import MakeCoco
@@ -27,7 +28,7 @@ def check(model: ModelConfig, root: Path) -> None:
     row = Row(label="one", train=config, split="train")
     experiment = Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")
     site = Site(home=root / "home", coco_root=root, weights_root=root)
-    prepare(make_plan([experiment], Ledger()), site, lambda _: None)
+    prepare(make_plan([experiment], Ledger()), Ledger(), site, lambda _: None)
 
 
 @pytest.fixture
@@ -54,3 +55,24 @@ def test_a_file_that_is_not_there_is_named_before_the_data_are_read(root: Path) 
     (root / "annotations" / "instances_train.json").unlink()
     with pytest.raises(UserError, match=r"holds no file retinanet\.pth"):
         check(MODEL, root)
+
+
+def test_data_that_changed_under_a_recorded_result_are_refused_and_nothing_is_lost(make_coco: MakeCoco) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    root = make_coco([box])
+    data = DataConfig(train_split="train", val_split="train", short_edge=64, long_edge=64)
+    train = TrainConfig(model=replace(MODEL, detector_weights=None), data=data)
+    rows = [Row(label=f"seed {seed}", train=train, split="train", seeds=(seed,)) for seed in (0, 1)]
+    experiment = Experiment(name="t", suite="s", title="T", rows=tuple(rows), path=root / "t.yaml")
+    fingerprint = read_for_training(root, data).fingerprint
+    record = Record(status="FINISHED", run_id="r", data_fingerprint=fingerprint)
+    ledger = Ledger(trainings={row_keys(rows[0])[0].train_key: record})
+    site = Site(home=root / "home", coco_root=root)
+    prepare(make_plan([experiment], ledger), ledger, site, lambda _: None)
+    make_coco([box, {**box, "id": 2, "bbox": [50, 20, 20, 20], "area": 400}])
+    changed = read_for_training(root, data).fingerprint
+    words = rf"split train of coco has changed: training 'seed 0' .* {fingerprint[:12]}, now it has {changed[:12]}"
+    with pytest.raises(UserError, match=words):
+        prepare(make_plan([experiment], ledger), ledger, site, lambda _: None)
+    moved = Experiment(name="t", suite="another", title="T", rows=tuple(rows), path=root / "t.yaml")
+    prepare(make_plan([moved], Ledger()), Ledger(), site, lambda _: None)
