@@ -304,6 +304,23 @@ def logs(experiments: list[Experiment], label: str | None, seed: int | None, fol
 
 @cli.command()
 @EXPERIMENTS
+@FORMAT
+@click.option("--delete", "deletes", is_flag=True, help="Free it; without this nothing is touched.")
+def gc(experiments: list[Experiment], form: str, deletes: bool) -> None:
+    """Show which checkpoints and caches no table, alias or pin needs, and free them with --delete.
+
+    Checkpoints to resume from go once their training is finished; weights in MLflow only where no row of these files,
+    no other table of the suite, no alias of the model registry and no tag `pin` of the run asks for them.
+    """
+    from orchestrator.submit import collect_garbage
+
+    site = _site()
+    groups = _by_suite(experiments).values()
+    _print([table for group in groups for table in collect_garbage(group, site, deletes=deletes)], form)
+
+
+@cli.command()
+@EXPERIMENTS
 @click.option("--dry-run", is_flag=True, help="Only say what is wrong.")
 def repair(experiments: list[Experiment], dry_run: bool) -> None:
     """Mend what killed processes and deleted files left behind in MLflow.

@@ -7,8 +7,10 @@ from contextlib import ExitStack
 
 from orchestrator import browse, tracking
 from orchestrator.cancel import prune as prune_suite
+from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.fit import local_cluster, require_plan_fits
+from orchestrator.garbage import find_garbage, garbage_table
 from orchestrator.holdings import check_files
 from orchestrator.onlooker import onlooker
 from orchestrator.plan import Ledger, Plan, make_plan
@@ -19,7 +21,8 @@ from orchestrator.report import Report, make_reports, table_files, write_reports
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
 from orchestrator.stops import forget_stops
-from orchestrator.turn import my_turn
+from orchestrator.table import Table
+from orchestrator.turn import holder_of, my_turn
 from orchestrator.upkeep import find_defects
 
 Say = Callable[[str], None]
@@ -98,6 +101,26 @@ def repair_suite(experiments: Sequence[Experiment], site: Site, say: Say, *, dry
         return 0
     suite = tracking.open_suite(uri, experiments[0].suite, create=False)
     return _repair(experiments, suite, site, say, dry_run=dry_run)
+
+
+def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: bool) -> list[Table]:
+    """Say what of a suite takes space and why it stays or may go; free it if told so.
+
+    Raises:
+        UserError: somebody runs the suite just now.
+    """
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return []
+    suite = tracking.open_suite(uri, experiments[0].suite, create=False)
+    items = find_garbage(suite, make_plan(experiments, Ledger()), site.storage / suite.suite)
+    if deletes:
+        if holder := holder_of(suite, site):
+            raise UserError(f"suite {suite.suite} is being run by {holder}; free space when it has ended")
+        for item in items:
+            if item.free is not None:
+                item.free()
+    return [garbage_table(items)]
 
 
 def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> None:
