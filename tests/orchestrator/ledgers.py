@@ -5,9 +5,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.config import TrainConfig
 from orchestrator import tracking
 from orchestrator.experiment import METRICS, Experiment, Row
-from orchestrator.plan import Ledger, Plan, make_plan
+from orchestrator.plan import Ledger, Plan, make_plan, to_dict
 from orchestrator.tracking import Tracking
 from orchestrator.work import JOURNAL
 
@@ -19,13 +20,23 @@ def experiment(name: str, rows: Sequence[Row], suite: str = "any") -> Experiment
     return Experiment(name=name, suite=suite, title=name, rows=tuple(rows), path=Path(f"{name}.yaml"))
 
 
-def keep_checkpoint(storage: Path, key: str, epoch: int = 12, weights: str = "", fingerprint: str = "data") -> Path:
+def keep_checkpoint(
+    storage: Path, key: str, epoch: int = 12, weights: str = "", config: TrainConfig | None = None
+) -> Path:
     """What Ray Train leaves of a training: a checkpoint, and a note of which is the last."""
     folder = storage / key / f"epoch-{epoch:04d}"
     folder.mkdir(parents=True)
     content = (weights or key).encode()
     (folder / "model.safetensors").write_bytes(content)
-    card = {"weights_sha256": hashlib.sha256(content).hexdigest(), "data_fingerprint": fingerprint}
+    card = {
+        "config": to_dict(config or TrainConfig()),
+        "epoch": epoch,
+        "step": epoch * 10,
+        "category_ids": [1],
+        "category_names": ["thing"],
+        "data_fingerprint": "data",
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+    }
     (folder / "config.json").write_text(json.dumps(card))
     (folder / "resume.pt").write_bytes(bytes(1000))
     note = {"latest_checkpoint_result": {"checkpoint_dir_name": folder.name}}
@@ -38,7 +49,9 @@ def record(suite: Tracking, experiments: Sequence[Experiment], storage: Path) ->
     plan = make_plan(experiments, Ledger())
     for key, run in plan.trainings.items():
         run_id = tracking.begin_training(suite, run)
-        tracking.finish_training(suite, run_id, keep_checkpoint(storage, key), storage / key / JOURNAL)
+        tracking.finish_training(
+            suite, run_id, keep_checkpoint(storage, key, config=run.config), storage / key / JOURNAL
+        )
         for evaluation in plan.evaluations_on(key):
             detections = storage / key / "detections.parquet"
             detections.write_text(evaluation.key)
