@@ -13,7 +13,7 @@ NUM_EXAMPLES = 4
 TILE = 512
 """Pixels of an example's longer side."""
 MIN_SCORE = 0.3
-MOST = 20
+MOST = 8
 """Detections drawn on one image, the best."""
 
 

@@ -28,12 +28,12 @@ def log_input(uri: str, run_id: str, dataset: str, data: "CocoData", context: Co
         "digest": data.fingerprint[:DIGEST_LENGTH],
         "source_type": "local",
         "source": json.dumps({"uri": str(data.root / data.split)}),
-        "schema": json.dumps({"categories": dict(zip(map(str, data.category_ids), data.category_names, strict=True))}),
         "profile": json.dumps(
             {
                 "num_images": len(data),
                 "num_boxes": len(data.annotation_ids),
                 "num_categories": len(data.category_ids),
+                "categories": ", ".join(data.category_names),
                 "fingerprint": data.fingerprint,
             }
         ),
