@@ -68,7 +68,7 @@ def fetch(
     Raises:
         UserError: a file is gone or damaged, or the folder holds something else.
     """
-    training = _training(uri, candidate)
+    training = training_of(uri, candidate)
     digest = tags_of(training)["checkpoint_sha256"]
     held = _held(folder)
     if held not in (None, digest):
@@ -100,7 +100,12 @@ def fetch(
     return provenance
 
 
-def _training(uri: str, candidate: Candidate) -> Run:
+def training_of(uri: str, candidate: Candidate) -> Run:
+    """Return the finished training behind an evaluation.
+
+    Raises:
+        UserError: it is gone.
+    """
     key = candidate.tags["train_key"]
     for run in search_runs(uri, candidate.experiment_id, f"tags.kind = 'training' and tags.train_key = '{key}'"):
         if read_record(run, "training").status == "FINISHED":

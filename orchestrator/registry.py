@@ -19,7 +19,7 @@ from orchestrator.artifacts import tame_mlflow
 from orchestrator.choice import ALIAS, Candidate, Choice, best_version, choose, finished, model_name
 from orchestrator.errors import UserError
 from orchestrator.provenance import Provenance
-from orchestrator.pull import fetch
+from orchestrator.pull import fetch, training_of
 from orchestrator.runs import params_of
 from orchestrator.tracking import Tracking
 
@@ -81,20 +81,21 @@ def _register(uri: str, name: str, best: Candidate) -> str:
     from mlflow.models import Model
 
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    run_id = str(training_of(uri, best)["info"]["run_id"])
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, saved = Path(scratch) / "checkpoint", Path(scratch) / "model"
         card = fetch(uri, best, best.label(None), checkpoint)
         try:
             _ensure(uri, name, card)
             logged = client.create_logged_model(
-                best.experiment_id, name=name, source_run_id=best.run_id, tags=_tags(card), model_type="detector"
+                best.experiment_id, name=name, source_run_id=run_id, tags=_tags(card), model_type="detector"
             )
-            model = Model(artifact_path=logged.artifact_location, run_id=best.run_id, model_id=logged.model_id)
+            model = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
             save_model(saved, checkpoint, model)
             client.log_model_artifacts(logged.model_id, str(saved))
             client.finalize_logged_model(logged.model_id, "READY")
             made = client.create_model_version(
-                name, f"models:/{logged.model_id}", run_id=best.run_id, tags=_tags(card), model_id=logged.model_id
+                name, f"models:/{logged.model_id}", run_id=run_id, tags=_tags(card), model_id=logged.model_id
             )
         except (OSError, MlflowException) as error:
             raise UserError(f"MLflow at {uri} does not take model {name}: {error}") from error

@@ -23,6 +23,7 @@ from model.data import read_coco
 from orchestrator import tracking
 from orchestrator.choice import Choice, best_version, find, finished
 from orchestrator.experiment import Resources
+from orchestrator.garbage import _aliases
 from orchestrator.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
 from orchestrator.provenance import read_provenance
 from orchestrator.pull import pull
@@ -100,6 +101,13 @@ def test_pulling_a_suite_takes_its_registered_model(suite, tmp_path):
     card = read_provenance(pull(Choice(suite=suite.suite), site, None, lambda text: None))
     assert card is not None and card.evaluation_key == first
     assert find(suite.uri, Choice(suite=suite.suite, table="table1")).metrics["AP"] == 40.0
+
+
+def test_a_version_belongs_to_its_training_so_that_its_checkpoint_is_not_freed(suite, tmp_path):
+    record(suite, tmp_path, 30.0)
+    register_best(suite, lambda text: None)
+    (training,) = tracking.read_ledger(suite).trainings.values()
+    assert _aliases(suite)[training.run_id] == f"retinanet-conf-{suite.suite}@best"
 
 
 def test_a_registration_that_fails_is_told_and_stops_nothing(suite, tmp_path, monkeypatch):
