@@ -44,7 +44,7 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
     ledger = tracking.read_ledger(suite)
     plan = make_plan(experiments, ledger)
     if _is_complete(make_plan(experiments, check_plan(uri, ledger, plan))):
-        return _run_missing(experiments, suite, site, say)
+        return _run_missing(experiments, suite, site, say, look_at_files=False)
     with ExitStack() as stack:
         try:
             with onlooker(experiments, suite, say) as waiting:
@@ -54,8 +54,10 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
         return _run_missing(experiments, suite, site, say)
 
 
-def _run_missing(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> int:
-    _repair(experiments, suite, site, say)
+def _run_missing(
+    experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say, *, look_at_files: bool = True
+) -> int:
+    _repair(experiments, suite, site, say, look_at_files=look_at_files)
     ledger = tracking.read_ledger(suite)
     plan = make_plan(experiments, ledger)
     tracking.name_seeds(suite, plan.trainings.values())
@@ -165,9 +167,16 @@ def check_plan(uri: str, ledger: Ledger, plan: Plan) -> Ledger:
 
 
 def _repair(
-    experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say, *, dry_run: bool = False
+    experiments: Sequence[Experiment],
+    suite: tracking.Tracking,
+    site: Site,
+    say: Say,
+    *,
+    dry_run: bool = False,
+    look_at_files: bool = True,
 ) -> int:
-    defects = find_defects(suite, make_plan(experiments, Ledger()), site.storage / suite.suite)
+    plan, storage = make_plan(experiments, Ledger()), site.storage / suite.suite
+    defects = find_defects(suite, plan, storage, look_at_files=look_at_files)
     for defect in defects:
         if not dry_run:
             defect.mend()

@@ -149,6 +149,17 @@ def test_a_training_that_failed_says_why_and_is_taken_up_in_the_same_run(suite):
     assert len(all_runs(suite)) == 1
 
 
+def test_a_training_names_its_seed_once_its_row_has_several(suite):
+    run_id = tracking.begin_training(suite, train_run())
+    tracking.name_seeds(suite, [train_run()])
+    assert tags(suite, run_id)["mlflow.runName"] == "box, L1"
+    several = replace(train_run(), label="box, L1, seed 3")
+    tracking.name_seeds(suite, [several])
+    assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
+    tracking.name_seeds(suite, [train_run()])  # a file with one seed does not take it back
+    assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
+
+
 def test_the_curves_of_a_training_are_in_its_record(suite):
     run_id = tracking.begin_training(suite, train_run())
     runs.write(suite.uri, run_id, metrics={"train/loss": 0.25, "val/AP": 12.5})

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from orchestrator import artifacts, rest, runs, tracking
 from orchestrator.experiment import Row
 from orchestrator.holdings import check_files
 from orchestrator.plan import Ledger, Plan, make_plan
+from orchestrator.site import Site
+from orchestrator.submit import submit
 from orchestrator.tracking import Tracking
 from orchestrator.upkeep import find_defects
 from orchestrator.work import JOURNAL
@@ -137,3 +140,21 @@ def test_looking_writes_nothing(suite, tmp_path):
     before = list(runs.search_runs(suite.uri, str(suite.experiment_id), ""))
     assert len(find_defects(suite, plan, tmp_path)) == 1
     assert list(runs.search_runs(suite.uri, str(suite.experiment_id), "")) == before
+
+
+def test_a_submit_of_a_finished_suite_writes_nothing(suite, tmp_path):
+    site = Site(home=tmp_path, tracking_uri=suite.uri)
+    table = replace(TABLE, suite=suite.suite)
+    record(suite, [table], site.storage / suite.suite)
+    said: list[str] = []
+
+    def content() -> tuple[object, ...]:
+        held = rest.get(suite.uri, "experiments/get", {"experiment_id": suite.experiment_id})["experiment"]
+        files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+        return list(runs.search_runs(suite.uri, str(suite.experiment_id), "")), held, files
+
+    assert submit([table], site, said.append) == 0
+    before = content()
+    assert submit([table], site, said.append) == 0
+    assert content() == before
+    assert said.count("Nothing is missing: 2 trainings and 3 evaluations stand.") == 2
