@@ -97,6 +97,24 @@ def test_flat_keeps_every_pair_within_its_width(values: list[float], verdict: st
         )
 
 
+@pytest.mark.parametrize("values", [[30.0, 31.1], [31.1, 30.0]])
+def test_flat_looks_up_and_down(values: list[float]) -> None:
+    assert finding("flat", values, 2, value=0.6).verdict == "contradicted"
+
+
+def test_each_metric_has_resamples_of_its_own() -> None:
+    row = Measured(
+        row=Row(label="a"),
+        by_seed={0: {"AP": 30.0, "AP50": 50.0, "AP75": 32.0, "APs": 9.0}},
+        resampled={0: np.stack([NOISE, 2 * NOISE, 3 * NOISE])},
+        state="",
+    )
+    halves = [
+        found.high - found.value if (found := row.estimate(name)) else None for name in ("AP", "AP50", "AP75", "APs")
+    ]
+    assert halves == [pytest.approx(0.475), pytest.approx(0.95), pytest.approx(1.425), None]
+
+
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [
