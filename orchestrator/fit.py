@@ -23,6 +23,10 @@ class Cluster:
         """Return the amount on all nodes."""
         return sum(node.get(name, 0.0) for node in self.nodes)
 
+    def num_nodes_with(self, num_workers: int, per_worker: Mapping[str, float]) -> int:
+        """Return how many nodes have room for so many such workers each."""
+        return sum(Cluster(nodes=(node,)).num_places(per_worker) >= num_workers for node in self.nodes)
+
     def num_places(self, per_worker: Mapping[str, float]) -> int:
         """Return how many such workers find room at once; each has to fit on one node."""
         wanted = {name: amount for name, amount in per_worker.items() if amount}
@@ -40,6 +44,15 @@ def needs(resources: Resources) -> dict[str, float]:
     }
 
 
+def placement(resources: Resources) -> str:
+    """Return how Ray is to place the workers on nodes."""
+    if resources.num_nodes is None:
+        return "PACK"
+    if resources.num_nodes == 1:
+        return "STRICT_PACK"
+    return "STRICT_SPREAD" if resources.num_nodes == resources.num_workers else "SPREAD"
+
+
 def per_worker(resources: Resources) -> dict[str, float]:
     """Return what one worker takes, without what it does not need."""
     amounts = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
@@ -53,7 +66,17 @@ def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
         UserError: the cluster is too small for the workers of `where`.
     """
     wanted, num_workers = per_worker(resources), resources.num_workers
-    if cluster.grows or cluster.num_places(wanted) >= num_workers:
+    num_nodes = resources.num_nodes
+    if cluster.grows:
+        return
+    if num_nodes is not None and cluster.num_nodes_with(num_workers // num_nodes, wanted) < num_nodes:
+        have = cluster.num_nodes_with(num_workers // num_nodes, wanted)
+        raise UserError(
+            f"{where}: resources ask for {num_nodes} node(s) with room for {num_workers // num_nodes} worker(s) each; "
+            f"{have} of {len(cluster.nodes)} node(s) have it. Lower resources.num_nodes or num_workers, or set "
+            "RAY_ADDRESS to a larger cluster"
+        )
+    if cluster.num_places(wanted) >= num_workers:
         return
     short = next((name for name in wanted if cluster.num_places({name: wanted[name]}) < num_workers), "CPU")
     asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())

@@ -101,7 +101,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     interrupted = False
     try:
         with _interruptible(), follower.watching():
-            _tune({work.train_run.key: work for work in works}, cluster, follower)
+            _tune({work.train_run.key: work for work in works}, cluster, follower, plan.max_concurrent)
     except KeyboardInterrupt:
         interrupted = True
         with _uninterruptible():
@@ -139,7 +139,7 @@ def _cluster() -> Cluster:
     return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
 
 
-def _tune(works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> None:
+def _tune(works: Mapping[str, Work], cluster: Cluster, follower: Follower, max_concurrent: int | None) -> None:
     storage = next(iter(works.values())).storage
     tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
 
@@ -152,7 +152,7 @@ def _tune(works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> No
         tune.with_resources(tune.with_parameters(run_trial, works=dict(works)), bundles),
         param_space={"key": tune.grid_search(list(works))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=_most_at_once(list(works.values()), cluster, tokens),
+            max_concurrent_trials=most_at_once(list(works.values()), cluster, tokens, max_concurrent),
             reuse_actors=True,
             trial_dirname_creator=_key,
         ),
@@ -166,14 +166,15 @@ def _tune(works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> No
     ).fit()
 
 
-def _most_at_once(works: Sequence[Work], cluster: Cluster, tokens: Mapping[str, str]) -> int | None:
-    """How many trials to start on a cluster that has no tokens to hold them back."""
+def most_at_once(works: Sequence[Work], cluster: Cluster, tokens: Mapping[str, str], wanted: int | None) -> int | None:
+    """Return how many trials to start: as many as wanted, and as find room where no tokens hold them back."""
     most = [
         cluster.total(name) // min(amounts)
         for name in TOKENS
         if name not in tokens and (amounts := [n for work in works if (n := needs(work.train_run.resources)[name])])
     ]
-    return max(1, int(min(most))) if most and not cluster.grows else None
+    room = [max(1, int(min(most)))] if most and not cluster.grows else []
+    return min([*room, *([wanted] if wanted is not None else [])], default=None)
 
 
 def _key(trial: Any) -> str:

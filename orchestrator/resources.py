@@ -18,7 +18,7 @@ class Resources:
     num_workers: int = 1
     """Processes that train one model together."""
     num_nodes: int | None = None
-    """Nodes over which the workers are spread, as many on each; None packs them on as few as have room."""
+    """Nodes over which the workers are spread, at least; None packs them on as few as have room."""
     gpus_per_worker: float = 0.0
     """0 trains on the CPU; a part of 1 shares a GPU."""
     cpus_per_worker: float = 1.0

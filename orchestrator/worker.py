@@ -17,7 +17,7 @@ from orchestrator import tracking
 from orchestrator.artifacts import download
 from orchestrator.errors import UserError
 from orchestrator.failures import explain, failure_of
-from orchestrator.fit import per_worker
+from orchestrator.fit import per_worker, placement
 from orchestrator.inputs import log_input
 from orchestrator.patience import PATIENCE_SECONDS, given_up, patiently
 from orchestrator.plan import Evaluation
@@ -88,6 +88,7 @@ def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker(resources),
+            placement_strategy=placement(resources),
         ),
         run_config=ray.train.RunConfig(
             name=work.train_run.key,

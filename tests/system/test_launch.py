@@ -16,7 +16,7 @@ from model.training import train
 from orchestrator import launch
 from orchestrator.errors import UserError
 from orchestrator.experiment import Resources
-from orchestrator.fit import Cluster, require_fit
+from orchestrator.fit import Cluster, placement, require_fit
 from orchestrator.live import Status, live_view
 from orchestrator.plan import train_key
 from orchestrator.recorder import read_journal
@@ -126,6 +126,26 @@ def test_a_worker_has_to_fit_on_one_node(resources: Resources, fits: bool):
     else:
         with pytest.raises(UserError, match="here: resources ask for"):
             require_fit(resources, cluster, "here")
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_nodes", "fits"), [(4, 2, True), (2, 2, True), (3, 3, False), (4, 1, False), (2, 1, True)]
+)
+def test_workers_have_to_fit_on_as_many_nodes_as_are_asked_for(num_workers: int, num_nodes: int, fits: bool):
+    cluster = Cluster(nodes=({"CPU": 2.0}, {"CPU": 3.0}))
+    resources = Resources(num_workers=num_workers, num_nodes=num_nodes)
+    if fits:
+        require_fit(resources, cluster, "here")
+    else:
+        with pytest.raises(UserError, match=rf"here: resources ask for {num_nodes} node\(s\) with room for"):
+            require_fit(resources, cluster, "here")
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "strategy"), [(None, "PACK"), (1, "STRICT_PACK"), (2, "SPREAD"), (4, "STRICT_SPREAD")]
+)
+def test_the_number_of_nodes_decides_how_ray_places_the_workers(num_nodes: int | None, strategy: str):
+    assert placement(Resources(num_workers=4, num_nodes=num_nodes)) == strategy
 
 
 def test_a_stream_that_is_no_terminal_gets_one_line_for_each_finished_epoch():

@@ -6,21 +6,25 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 from PIL import Image
 
 from model.config import TrainConfig
-from orchestrator import server, stops, tracking
+from orchestrator import launch, server, stops, tracking
 from orchestrator.experiment import Resources
+from orchestrator.fit import Cluster
 from orchestrator.live import Status
+from orchestrator.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.work import epochs_done, last_checkpoint
-from tests.suites import TRAIN, launched, ledger_of, plan_of, variant
+from tests.suites import TRAIN, experiment_of, launched, ledger_of, plan_of, variant
 
 pytestmark = pytest.mark.slow
 
+GOES_ON = ("starting", "training", "scoring")
 TOO_LARGE = replace(TRAIN, model=replace(TRAIN.model, channels=2**20))  # 36 TB for one convolution
 
 
@@ -97,6 +101,26 @@ def torn(site: Site) -> TrainConfig:
     image = min((root / "torn").iterdir())
     Image.new("RGB", (32, 32)).save(image)
     return replace(TRAIN, data=replace(TRAIN.data, train_split="torn"))
+
+
+def test_trainings_of_different_sizes_share_a_cluster_the_largest_first(site: Site):
+    large = experiment_of("sizes", TRAIN, name="large", resources=Resources(num_workers=2))
+    small = experiment_of("sizes", variant(1), variant(2), name="small")
+    plan = make_plan([small, large], ledger_of(site, "sizes"))
+    seen: list[list[str]] = []
+    outcome = launched(plan, site, lambda statuses: seen.append([status.state for status in statuses]))
+    assert [(ending.state, ending.error) for ending in outcome.endings] == [("finished", "")] * 3
+    assert next(states for states in seen if states[0] != "waiting")[1:] == ["waiting", "waiting"]
+    assert not any(states[0] in GOES_ON and set(states[1:]) & set(GOES_ON) for states in seen)
+
+
+def test_no_more_trainings_run_at_once_than_a_file_allows(site: Site):
+    works = [SimpleNamespace(train_run=run) for run in plan_of(site, "most", TRAIN, variant(1)).trainings.values()]
+    cluster = Cluster(nodes=({"CPU": 8.0},))
+    assert launch.most_at_once(works, cluster, launch.TOKENS, None) is None  # type: ignore[arg-type]
+    assert launch.most_at_once(works, cluster, launch.TOKENS, 3) == 3  # type: ignore[arg-type]
+    assert launch.most_at_once(works, cluster, {}, None) == 8  # type: ignore[arg-type]
+    assert launch.most_at_once(works, cluster, {}, 3) == 3  # type: ignore[arg-type]
 
 
 def test_a_cancelled_and_a_pruned_training_end_and_free_their_place_while_the_others_go_on(site: Site):
