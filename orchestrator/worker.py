@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
+from ray.train.collective import broadcast_from_rank_zero
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from orchestrator import tracking
@@ -220,7 +221,7 @@ def _showcase(work: Work, rank: int) -> Iterator[Showcase | None]:
 @contextmanager
 def _checkpoint(work: Work) -> Iterator[Path]:
     """The last checkpoint, from Ray's storage, or from MLflow where the storage was freed."""
-    checkpoint = ray.train.get_checkpoint()
+    checkpoint = _reported_by_first()
     if checkpoint is not None and _epochs_done(checkpoint) == work.num_epochs:
         with checkpoint.as_directory() as folder:
             yield Path(folder)
@@ -230,6 +231,15 @@ def _checkpoint(work: Work) -> Iterator[Path]:
             path = f"checkpoint/{name}"
             patiently(partial(download, work.tracking_uri, work.hear_run(), path, Path(scratch)))
         yield Path(scratch)
+
+
+def _reported_by_first() -> ray.train.Checkpoint | None:
+    """The last checkpoint; the workers that report none with an epoch do not know the one of the first worker."""
+    checkpoint = ray.train.get_checkpoint()
+    if ray.train.get_context().get_world_size() == 1:
+        return checkpoint
+    path: str = broadcast_from_rank_zero(checkpoint.path if checkpoint is not None else "")
+    return ray.train.Checkpoint(path) if path else None
 
 
 def _finish(work: Work, folder: Path) -> None:
