@@ -68,6 +68,9 @@ def _run_missing(
         register_best(suite, say)
         return 0
     forget_stops(suite)
+    for experiment in experiments:
+        if experiment.search is not None and experiment.search.asha is not None:
+            say(f"{experiment.name}: search.scheduler.asha stops nothing early yet; every row trains to its last epoch")
     say(
         f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."

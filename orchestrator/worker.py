@@ -235,7 +235,7 @@ def _checkpoint(work: Work) -> Iterator[Path]:
 
 def _reported_by_first() -> ray.train.Checkpoint | None:
     """The last checkpoint; the workers that report none with an epoch do not know the one of the first worker."""
-    checkpoint = ray.train.get_checkpoint()
+    checkpoint: ray.train.Checkpoint | None = ray.train.get_checkpoint()
     if ray.train.get_context().get_world_size() == 1:
         return checkpoint
     path: str = broadcast_from_rank_zero(checkpoint.path if checkpoint is not None else "")
