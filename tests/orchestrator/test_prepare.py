@@ -11,6 +11,7 @@ from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.detector import build_detector
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Row
+from orchestrator.identity import Measured, require_same_data, scoring_reading, training_reading
 from orchestrator.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.prepare import prepare
 from orchestrator.site import Site
@@ -76,3 +77,12 @@ def test_data_that_changed_under_a_recorded_result_are_refused_and_nothing_is_lo
         prepare(make_plan([experiment], ledger), ledger, site, lambda _: None)
     moved = Experiment(name="t", suite="another", title="T", rows=tuple(rows), path=root / "t.yaml")
     prepare(make_plan([moved], Ledger()), Ledger(), site, lambda _: None)
+
+
+def test_other_splits_and_other_parts_of_a_split_are_other_data() -> None:
+    data = DataConfig(train_split="train", val_split="val", num_train_images=10, num_val_images=5)
+    results = [Measured("training 'one'", training_reading(data), "old")]
+    require_same_data(scoring_reading(data, "val"), "new", results)
+    require_same_data(training_reading(replace(data, num_train_images=20)), "new", results)
+    with pytest.raises(UserError, match="split train of coco has changed"):
+        require_same_data(scoring_reading(data, "train"), "new", results)
