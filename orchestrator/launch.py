@@ -20,6 +20,7 @@ from orchestrator.live import Show
 from orchestrator.plan import Plan
 from orchestrator.rayenv import ray_environment
 from orchestrator.site import Site
+from orchestrator.sizes import weights_bytes
 from orchestrator.work import Work
 from orchestrator.worker import release, run_trial
 
@@ -115,7 +116,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
 
 
 def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
-    """What there is to do, the largest first: it is the hardest to place."""
+    """What there is to do, the largest first: it is the hardest to place, and the longest should not begin last."""
     works = []
     for key, train_run in plan.trainings.items():
         evaluations = tuple(e for e in plan.evaluations_on(key) if e.key in plan.missing_evaluations)
@@ -131,7 +132,13 @@ def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
                 tracking_uri=tracking_uri,
             )
             works.append(work)
-    return sorted(works, key=lambda work: [-need for need in needs(work.train_run.resources).values()])
+    return sorted(works, key=_size, reverse=True)
+
+
+def _size(work: Work) -> tuple[float, ...]:
+    """What a training reserves, and then how long it takes, about: its epochs times its weights."""
+    length = 0 if work.is_trained else work.num_epochs * weights_bytes(work.train_run.config)
+    return (*needs(work.train_run.resources).values(), length)
 
 
 def _cluster() -> Cluster:
