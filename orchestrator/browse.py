@@ -7,8 +7,8 @@ from orchestrator.describe import NOTE, describe_runs, link_in_page
 from orchestrator.entries import varied_params, varied_settings
 from orchestrator.experiment import Experiment
 from orchestrator.plan import row_keys, suite_of
-from orchestrator.runs import Run, now, params_of, search_runs, tags_of, write
-from orchestrator.tracking import Tracking, experiment_id, open_suite
+from orchestrator.runs import Run, now, params_of, tags_of, write
+from orchestrator.tracking import Tracking, experiment_id, open_suite, read_runs
 
 CURVES = "curves"
 
@@ -41,8 +41,12 @@ def suite_links(uri: str, experiments: Sequence[Experiment]) -> dict[str, str]:
         UserError: nothing of the suite was ever recorded.
     """
     tracking = open_suite(uri, suite_of(experiments), create=False)
+    return show_suite(tracking, read_runs(tracking), experiments)
+
+
+def show_suite(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Like `suite_links`, by the runs of the suite as they were read just now."""
     found = write_views(tracking, experiments)
-    runs = list(search_runs(tracking.uri, experiment_id(tracking), "tags.kind != 'table'"))
     describe_runs(tracking, runs)
     _enter_settings(tracking, runs, experiments)
     return found

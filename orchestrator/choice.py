@@ -80,7 +80,7 @@ def find(uri: str, choice: Choice) -> Candidate:
             f"--suite {choice.suite}: MLflow at {uri} has no such suite; {suggestion(choice.suite, suites)}"
         )
     wanted = suites if choice.suite is None else {choice.suite: suites[choice.suite]}
-    candidates = [candidate for suite, number in wanted.items() for candidate in finished(uri, suite, number)]
+    candidates = [one for suite, number in wanted.items() for one in finished(_evaluations(uri, number), suite, number)]
     if not candidates:
         where = "" if choice.suite is None else f" of suite {choice.suite}"
         raise UserError(f"nothing{where} is finished in MLflow at {uri} yet; `rnc submit` trains and scores it")
@@ -142,11 +142,15 @@ def _suites(uri: str) -> dict[str, str]:
     return {experiment["name"].removeprefix(PREFIX): experiment["experiment_id"] for experiment in found}
 
 
-def finished(uri: str, suite: str, experiment_id: str) -> Iterable[Candidate]:
-    """Yield the finished evaluations of a suite."""
-    for run in search_runs(uri, experiment_id, "tags.kind = 'evaluation'"):
-        if read_record(run, "evaluation").status == "FINISHED":
+def finished(runs: Iterable[Run], suite: str, experiment_id: str) -> Iterable[Candidate]:
+    """Yield the finished evaluations among the runs of a suite."""
+    for run in runs:
+        if tags_of(run).get("kind") == "evaluation" and read_record(run, "evaluation").status == "FINISHED":
             yield Candidate(suite=suite, experiment_id=experiment_id, run=run)
+
+
+def _evaluations(uri: str, experiment_id: str) -> Iterable[Run]:
+    return search_runs(uri, experiment_id, "tags.kind = 'evaluation'")
 
 
 def _of_run(uri: str, run_id: str, suites: dict[str, str], metric: str) -> Candidate:
@@ -159,7 +163,7 @@ def _of_run(uri: str, run_id: str, suites: dict[str, str], metric: str) -> Candi
     number, tags = run["info"]["experiment_id"], tags_of(run)
     if number not in suites or tags.get("kind") not in ("evaluation", "training"):
         raise UserError(f"--run {run_id} is neither a training nor an evaluation of this project; name one of these")
-    candidates = list(finished(uri, suites[number], number))
+    candidates = list(finished(_evaluations(uri, number), suites[number], number))
     same: dict[str, Any] = {"evaluation": "evaluation_key", "training": "train_key"}
     key = same[tags["kind"]]
     mine = [candidate for candidate in candidates if candidate.tags.get(key) == tags.get(key)]

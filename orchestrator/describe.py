@@ -17,8 +17,8 @@ Rows = Mapping[str, Sequence[str]]
 
 def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
     """Say of every training and evaluation which rows rest on it; what is said already is not written again."""
-    evaluations = [run for run in found if tags_of(run)["kind"] == "evaluation"]
-    trainings = {tags_of(run).get("train_key", ""): run for run in found if tags_of(run)["kind"] == "training"}
+    evaluations = [run for run in found if tags_of(run).get("kind") == "evaluation"]
+    trainings = {tags_of(run).get("train_key", ""): run for run in found if tags_of(run).get("kind") == "training"}
     resting: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for run in evaluations:
         tags = tags_of(run)

@@ -16,7 +16,7 @@ from orchestrator.holdings import check_files
 from orchestrator.plan import Ledger, Plan
 from orchestrator.runs import FILES_TAG, Run, delete_tag, files_of, get_run, tags_of, write
 from orchestrator.table import Column, Table
-from orchestrator.tracking import Tracking, read_ledger, runs_by_key
+from orchestrator.tracking import Tracking, by_key, ledger_of, read_runs
 from orchestrator.work import epochs_done
 
 PIN_TAG = "pin"
@@ -46,9 +46,9 @@ def find_garbage(suite: Tracking, plan: Plan, storage: Path) -> list[Item]:
         plan: of experiments of the suite; what other tables use stays, for want of their files.
         storage: the suite's folder of Ray's checkpoints.
     """
-    ledger = read_ledger(suite)
-    runs = runs_by_key(suite, "training")
-    others = _tables(runs, runs_by_key(suite, "evaluation").values(), {one.name for one in plan.experiments})
+    everything = read_runs(suite)
+    ledger, runs = ledger_of(everything), by_key(everything, "training")
+    others = _tables(runs, by_key(everything, "evaluation").values(), {one.name for one in plan.experiments})
     aliases = _aliases(suite)
     pinned = {key for key, run in runs.items() if PIN_TAG in tags_of(run)}
     kept: dict[str, str] = {}

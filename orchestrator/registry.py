@@ -8,7 +8,7 @@ import base64
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,19 @@ from orchestrator.choice import ALIAS, Candidate, Choice, best_version, choose, 
 from orchestrator.errors import UserError
 from orchestrator.provenance import Provenance
 from orchestrator.pull import fetch, training_of
-from orchestrator.runs import params_of
+from orchestrator.runs import Run, params_of
 from orchestrator.tracking import Tracking
 
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pyarrow", "safetensors", "torch", "torchvision")
 """What `model.load` imports; the code itself travels with the model."""
 
 
-def register_best(tracking: Tracking, say: Callable[[str], None]) -> None:
+def register_best(tracking: Tracking, runs: Iterable[Run], say: Callable[[str], None]) -> None:
     """Register the suite's best evaluation under the alias `best`, unless it has it; a failure stops nothing."""
     if tracking.experiment_id is None:
         return
     try:
-        best = best_of(list(finished(tracking.uri, tracking.suite, tracking.experiment_id)))
+        best = best_of(list(finished(runs, tracking.suite, tracking.experiment_id)))
         if best is None:
             return
         name, key = model_name(tracking.suite), best.tags["evaluation_key"]

@@ -18,6 +18,7 @@ from orchestrator.prepare import prepare
 from orchestrator.rayenv import set_ray_environment
 from orchestrator.registry import register_best
 from orchestrator.report import Report, make_reports, table_files, write_reports
+from orchestrator.runs import Run
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
 from orchestrator.stops import forget_stops
@@ -41,10 +42,11 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
     suite = tracking.open_suite(uri, experiments[0].suite)
     if prune:
         prune_suite(experiments, suite, site, say)
-    ledger = tracking.read_ledger(suite)
+    runs = tracking.read_runs(suite)
+    ledger = tracking.ledger_of(runs)
     plan = make_plan(experiments, ledger)
     if _is_complete(make_plan(experiments, check_plan(uri, ledger, plan))):
-        return _run_missing(experiments, suite, site, say, look_at_files=False)
+        return _run_missing(experiments, suite, site, say, checked=runs)
     with ExitStack() as stack:
         try:
             with onlooker(experiments, suite, say) as waiting:
@@ -55,17 +57,22 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
 
 
 def _run_missing(
-    experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say, *, look_at_files: bool = True
+    experiments: Sequence[Experiment],
+    suite: tracking.Tracking,
+    site: Site,
+    say: Say,
+    *,
+    checked: Sequence[Run] | None = None,
 ) -> int:
-    _repair(experiments, suite, site, say, look_at_files=look_at_files)
-    ledger = tracking.read_ledger(suite)
+    """Do what is missing; `checked` are the suite's runs, if they were read just now and hold their files."""
+    num_mended = _repair(experiments, suite, site, say, runs=checked)
+    runs = tracking.read_runs(suite) if checked is None or num_mended else checked
+    ledger = tracking.ledger_of(runs)
     plan = make_plan(experiments, ledger)
-    tracking.name_seeds(suite, plan.trainings.values())
+    tracking.name_seeds(suite, runs, plan.trainings.values())
     if _is_complete(plan):
         say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
-        tracking.place_evaluations(suite, plan.evaluations.values())
-        publish(experiments, suite, site, say)
-        register_best(suite, say)
+        _conclude(plan, suite, runs, site, say)
         return 0
     forget_stops(suite)
     for experiment in experiments:
@@ -76,10 +83,7 @@ def _run_missing(
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
     )
     exit_code = _run(plan, ledger, site, suite.uri, say)
-    tracking.place_evaluations(suite, plan.evaluations.values())
-    publish(experiments, suite, site, say)
-    if exit_code != INTERRUPTED:
-        register_best(suite, say)
+    _conclude(plan, suite, tracking.read_runs(suite), site, say, registers=exit_code != INTERRUPTED)
     return exit_code
 
 
@@ -128,16 +132,25 @@ def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: b
     return [garbage_table(items)]
 
 
-def publish(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> None:
-    """Write the results tables as files and into MLflow, and say where they are; what stands there already is left."""
-    reports = make_reports(experiments, tracking.read_ledger(suite), suite.uri, site)
+def _conclude(
+    plan: Plan, suite: tracking.Tracking, runs: Sequence[Run], site: Site, say: Say, *, registers: bool = True
+) -> None:
+    """Write the results tables as files and into MLflow, say where they are, and register the best checkpoint.
+
+    What stands there already is left as it is.
+    """
+    if tracking.place_evaluations(suite, runs, plan.evaluations.values()):
+        runs = tracking.read_runs(suite)
+    reports = make_reports(plan.experiments, tracking.ledger_of(runs), suite.uri, site)
     folder = site.home / "reports" / suite.suite
     write_reports(folder, reports)
     for report in reports:
-        tracking.log_table(suite, report.experiment.name, table_files(report))
-    for name, link in browse.suite_links(suite.uri, experiments).items():
+        tracking.log_table(suite, runs, report.experiment.name, table_files(report))
+    for name, link in browse.show_suite(suite, runs, plan.experiments).items():
         say(f"{name} in MLflow: {link}")
     say(f"tables as files: {folder}")
+    if registers:
+        register_best(suite, runs, say)
 
 
 def report_suite(experiments: Sequence[Experiment], site: Site, *, bootstrap: bool = True) -> list[Report]:
@@ -176,10 +189,10 @@ def _repair(
     say: Say,
     *,
     dry_run: bool = False,
-    look_at_files: bool = True,
+    runs: Sequence[Run] | None = None,
 ) -> int:
     plan, storage = make_plan(experiments, Ledger()), site.storage / suite.suite
-    defects = find_defects(suite, plan, storage, look_at_files=look_at_files)
+    defects = find_defects(suite, plan, storage, runs=runs)
     for defect in defects:
         if not dry_run:
             defect.mend()

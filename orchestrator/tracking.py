@@ -85,9 +85,23 @@ def open_suite(uri: str, suite: str, *, create: bool = True) -> Tracking:
 
 def read_ledger(tracking: Tracking) -> Ledger:
     """Read what the suite holds. Of several runs with one key a finished one counts, else the newest."""
-    trainings = {key: read_record(run, "training") for key, run in runs_by_key(tracking, "training").items()}
-    evaluations = {key: read_record(run, "evaluation") for key, run in runs_by_key(tracking, "evaluation").items()}
-    return Ledger(trainings=trainings, evaluations=evaluations)
+    return ledger_of(read_runs(tracking))
+
+
+def ledger_of(runs: Iterable[Run]) -> Ledger:
+    """Return what the runs of a suite hold."""
+    runs = list(runs)
+    return Ledger(
+        trainings={key: read_record(run, "training") for key, run in by_key(runs, "training").items()},
+        evaluations={key: read_record(run, "evaluation") for key, run in by_key(runs, "evaluation").items()},
+    )
+
+
+def read_runs(tracking: Tracking, where: str = "") -> list[Run]:
+    """Read the runs of the suite of every kind, newest first, in one question: each costs as much as reading all."""
+    if tracking.experiment_id is None:
+        return []
+    return list(search_runs(tracking.uri, tracking.experiment_id, where))
 
 
 def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
@@ -177,23 +191,25 @@ def record_evaluation(
     return run_id
 
 
-def place_evaluations(tracking: Tracking, evaluations: Iterable[Evaluation]) -> None:
-    """Enter in each recorded evaluation the tables that use it by now; what is not recorded is passed over."""
-    runs = runs_by_key(tracking, "evaluation")
+def place_evaluations(tracking: Tracking, runs: Iterable[Run], evaluations: Iterable[Evaluation]) -> bool:
+    """Enter in each recorded evaluation the tables that use it by now, and say whether there were new ones."""
+    held_runs, has_new = by_key(runs, "evaluation"), False
     for evaluation in evaluations:
-        if run := runs.get(evaluation.key):
+        if run := held_runs.get(evaluation.key):
             held, numbers = tags_of(run), metrics_of(run)
             tags = {name: value for name, value in place_tags(evaluation).items() if held.get(name) != value}
             shown = shown_metrics(read_record(run, "evaluation").metrics, evaluation.paper)
             new = {name: value for name, value in shown.items() if numbers.get(name) != value}
             write(tracking.uri, run["info"]["run_id"], metrics=new, tags=tags)
+            has_new = has_new or bool(new or tags)
+    return has_new
 
 
-def name_seeds(tracking: Tracking, trainings: Iterable[TrainRun]) -> None:
+def name_seeds(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[TrainRun]) -> None:
     """Name the seed in the runs of trainings that had no second seed when they began."""
-    runs = runs_by_key(tracking, "training")
+    held_runs = by_key(runs, "training")
     for training in trainings:
-        if run := runs.get(training.key):
+        if run := held_runs.get(training.key):
             name = tags_of(run).get("mlflow.runName", "")
             if training.label == f"{name}, seed {training.config.seed}":
                 rename(tracking.uri, run["info"]["run_id"], training.label)
@@ -206,26 +222,26 @@ def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
     set_status(tracking.uri, run_id, status)
 
 
-def runs_by_key(tracking: Tracking, kind: Kind, key: str | None = None) -> dict[str, Run]:
-    """Return the run that counts for each key, or for one: a finished one, else the newest."""
-    if tracking.experiment_id is None:
-        return {}
-    where = f"tags.kind = '{kind}'" + (f" and tags.{KEY_TAG[kind]} = '{key}'" if key else "")
+def by_key(runs: Iterable[Run], kind: Kind) -> dict[str, Run]:
+    """Return, of runs that come newest first, the one that counts for each key: a finished one, else the newest."""
     found: dict[str, Run] = {}
-    for run in search_runs(tracking.uri, tracking.experiment_id, where):
-        name = tags_of(run).get(KEY_TAG[kind], "")
+    for run in runs:
+        tags = tags_of(run)
+        if tags.get("kind") != kind:
+            continue
+        name = tags.get(KEY_TAG[kind], "")
         if name not in found or (_is_finished(run, kind) and not _is_finished(found[name], kind)):
             found[name] = run
     return found
 
 
-def log_table(tracking: Tracking, name: str, files: Mapping[str, str]) -> str:
+def log_table(tracking: Tracking, runs: Iterable[Run], name: str, files: Mapping[str, str]) -> str:
     """Store the rendered forms of a table, by file name, in the one run that is the table's, and return that run.
 
     What the run holds already is not written again.
     """
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    held = runs_by_key(tracking, "table", name).get(name)
+    held = by_key(runs, "table").get(name)
     if held is not None and _is_finished(held, "table") and tags_of(held).get("content_sha256") == digest:
         return str(held["info"]["run_id"])
     run_id = _begin(tracking, "table", name, name, {}, {})
@@ -286,7 +302,8 @@ def _begin(
     commit = git_commit()
     tags = {**tags, "driver": this_process(), "begun": str(now())}
     tags |= {"git_commit": commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {}
-    run = runs_by_key(tracking, kind, key).get(key)
+    where = f"tags.kind = '{kind}' and tags.{KEY_TAG[kind]} = '{key}'"
+    run = by_key(read_runs(tracking, where), kind).get(key)
     if run is None:
         identity = {"kind": kind, KEY_TAG[kind]: key, "suite": tracking.suite}
         run_id = create_run(tracking.uri, experiment_id(tracking), name, {**identity, **tags})

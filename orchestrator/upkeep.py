@@ -4,7 +4,7 @@ Stale runs are closed, metrics that wait in journals are sent, weights that MLfl
 checkpoint that Ray kept, and a result whose files are gone is marked, so that the next submit makes it again.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ from orchestrator.holdings import check_files
 from orchestrator.liveness import Running, looks_alive
 from orchestrator.plan import Evaluation, Ledger, Plan, Record
 from orchestrator.recorder import num_lacking, replay
-from orchestrator.runs import delete_tag, get_run, last_sign_of_life, metrics_target, search_runs, tags_of
-from orchestrator.tracking import KEY_TAG, Tracking, card_of, end_run, finish_training, read_ledger
+from orchestrator.runs import Run, delete_tag, get_run, last_sign_of_life, metrics_target, tags_of
+from orchestrator.tracking import KEY_TAG, Tracking, card_of, end_run, finish_training, ledger_of, read_runs
 from orchestrator.work import JOURNAL, last_checkpoint
 
 
@@ -33,7 +33,7 @@ def find_defects(
     storage: Path,
     is_alive: Callable[[Running], bool] = looks_alive,
     *,
-    look_at_files: bool = True,
+    runs: Sequence[Run] | None = None,
 ) -> list[Defect]:
     """Look for what is wrong with a suite, and with the files of what a plan uses; nothing is written.
 
@@ -42,14 +42,15 @@ def find_defects(
         plan: of experiments of the suite.
         storage: the suite's folder, where Ray keeps checkpoints and journals lie.
         is_alive: tells a run that somebody works on.
-        look_at_files: whether MLflow still holds the files is not known yet.
+        runs: those of the suite, if they were read just now and hold their files.
     """
     names = _names(plan)
-    running = list(_running(suite))
+    held = read_runs(suite) if runs is None else runs
+    running = list(_running(held))
     stale = [run for run in running if not is_alive(run)]
     alive = {run.run_id for run in running} - {run.run_id for run in stale}
-    ledger = read_ledger(suite)
-    checked = check_files(suite.uri, ledger, [*plan.trainings, *plan.evaluations]) if look_at_files else ledger
+    ledger = ledger_of(held)
+    checked = check_files(suite.uri, ledger, [*plan.trainings, *plan.evaluations]) if runs is None else ledger
     return [
         *(_stale(suite, run, names) for run in stale),
         *_waiting_metrics(suite.uri, ledger, storage, alive, names),
@@ -68,12 +69,10 @@ def _evaluation_name(plan: Plan, evaluation: Evaluation) -> str:
     return f"evaluation {place.label!r} of {place.table}, seed {seed}"
 
 
-def _running(suite: Tracking) -> Iterator[Running]:
-    if suite.experiment_id is None:
-        return
-    for run in search_runs(suite.uri, suite.experiment_id, "attributes.status = 'RUNNING'"):
+def _running(runs: Sequence[Run]) -> Iterator[Running]:
+    for run in runs:
         tags = tags_of(run)
-        if tags.get("kind") in KEY_TAG:
+        if run["info"]["status"] == "RUNNING" and tags.get("kind") in KEY_TAG:
             yield Running(
                 key=tags.get(KEY_TAG[tags["kind"]], ""),  # type: ignore[index]
                 run_id=run["info"]["run_id"],

@@ -151,12 +151,12 @@ def test_a_training_that_failed_says_why_and_is_taken_up_in_the_same_run(suite):
 
 def test_a_training_names_its_seed_once_its_row_has_several(suite):
     run_id = tracking.begin_training(suite, train_run())
-    tracking.name_seeds(suite, [train_run()])
+    tracking.name_seeds(suite, tracking.read_runs(suite), [train_run()])
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1"
     several = replace(train_run(), label="box, L1, seed 3")
-    tracking.name_seeds(suite, [several])
+    tracking.name_seeds(suite, tracking.read_runs(suite), [several])
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
-    tracking.name_seeds(suite, [train_run()])  # a file with one seed does not take it back
+    tracking.name_seeds(suite, tracking.read_runs(suite), [train_run()])  # a file with one seed does not take it back
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
 
 
@@ -213,7 +213,7 @@ def test_a_table_that_comes_later_is_entered_in_the_evaluations_it_uses(suite, c
     training = trained(suite, checkpoint)
     run_id = tracking.record_evaluation(suite, evaluation(), NUMBERS, detections=None, train_run_id=training)
     later = replace(evaluation(), places=(*evaluation().places, Place("figure4", 0, "new")))
-    tracking.place_evaluations(suite, [later, evaluation(0.9)])
+    tracking.place_evaluations(suite, tracking.read_runs(suite), [later, evaluation(0.9)])
     assert {"row.table3": "02 λ = 0.4", "row.figure4": "00 new"}.items() <= tags(suite, run_id).items()
     assert tracking.read_ledger(suite).evaluations.keys() == {evaluation().key}
 
@@ -260,8 +260,8 @@ def test_a_driver_is_told_from_a_later_process_of_the_same_id():
 
 
 def test_a_table_has_one_run_with_its_newest_files(suite):
-    first = tracking.log_table(suite, "table3", {"table3.md": "old", "table3.tex": "old"})
-    assert tracking.log_table(suite, "table3", {"table3.md": "new λ"}) == first
+    first = tracking.log_table(suite, tracking.read_runs(suite), "table3", {"table3.md": "old", "table3.tex": "old"})
+    assert tracking.log_table(suite, tracking.read_runs(suite), "table3", {"table3.md": "new λ"}) == first
     assert artifact(suite, first, "table3.md") == "new λ"
     assert artifact(suite, first, "table3.tex") == "old"
     assert tracking.read_ledger(suite) == Ledger()
@@ -269,16 +269,16 @@ def test_a_table_has_one_run_with_its_newest_files(suite):
 
 def test_a_table_that_stands_as_it_is_is_not_written_again(suite, monkeypatch):
     files = {"table4.md": "λ", "table4.tex": "x"}
-    first = tracking.log_table(suite, "table4", files)
+    first = tracking.log_table(suite, tracking.read_runs(suite), "table4", files)
 
     def refuse(*arguments, **named):
         raise AssertionError("nothing is to be written")
 
     for name in ("upload_texts", "write", "_begin"):
         monkeypatch.setattr(tracking, name, refuse)
-    assert tracking.log_table(suite, "table4", dict(files)) == first
+    assert tracking.log_table(suite, tracking.read_runs(suite), "table4", dict(files)) == first
     with pytest.raises(AssertionError):
-        tracking.log_table(suite, "table4", files | {"table4.md": "other"})
+        tracking.log_table(suite, tracking.read_runs(suite), "table4", files | {"table4.md": "other"})
 
 
 def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):

@@ -138,7 +138,7 @@ def test_an_evaluation_has_the_exact_numbers_and_those_that_are_shown(suite, tmp
     exact = {"val/AP": 100 / 3, "val/APs": 12.0}
     shown = {"AP": 33.33, "AP paper": 36.5, "AP Δ": -3.17, "APs": 12.0}
     assert runs.metrics_of(runs.get_run(suite.uri, run_id)) == exact | shown
-    tracking.place_evaluations(suite, [replace(evaluation, paper={"AP": 33.3})])
+    tracking.place_evaluations(suite, tracking.read_runs(suite), [replace(evaluation, paper={"AP": 33.3})])
     assert runs.metrics_of(runs.get_run(suite.uri, run_id)) == exact | shown | {"AP paper": 33.3, "AP Δ": 0.03}
     assert tracking.read_ledger(suite).evaluations[evaluation.key].metrics == {"AP": 100 / 3, "APs": 12.0}
 
