@@ -67,7 +67,7 @@ def prune(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Sit
         ask_to_prune(suite, wish)
         say("The submit that runs the suite was asked to end the trainings that no row asks for any more.")
     for key, record in ledger.trainings.items():
-        if not wish.takes(key, record.wanted_by) or record.status == "FINISHED" or record.note == PRUNED:
+        if not wish.takes(key, record.wanted_by) or record.status in ("FINISHED", "STOPPED") or record.note == PRUNED:
             continue
         if not (runs and record.status == "RUNNING"):
             tracking.end_training(suite, record.run_id, "KILLED", PRUNED)

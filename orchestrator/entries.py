@@ -27,6 +27,8 @@ class Setting:
 
 STOP_TAG = "stop"
 """Of a training's run: what whoever runs it was asked to end it as."""
+STOPPED_TAG = "stopped_early"
+"""Of a training's run: why a search decided against it."""
 TABLE_TAG = "table."
 """Begins the tags of a training's run that name the tables that want it."""
 
@@ -41,7 +43,9 @@ def read_record(run: Run, kind: Kind) -> Record:
         status, note = "KILLED", note or "its checkpoint is missing"
     if status == "FINISHED" and kind == "evaluation" and not metrics:
         status, note = "KILLED", "its metrics are missing"
-    if status not in ("FINISHED", "FAILED", "KILLED"):
+    if status == "KILLED" and tags.get(STOPPED_TAG):
+        status, note = "STOPPED", tags[STOPPED_TAG]
+    if status not in ("FINISHED", "FAILED", "KILLED", "STOPPED"):
         status = "RUNNING"
     return Record(
         status=status,

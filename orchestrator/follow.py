@@ -44,6 +44,8 @@ class _Progress:
     log: str = ""
     stop: str = ""
     """As what it was asked to end."""
+    is_decided: bool = False
+    """Whether its search asked for that, so that it is not taken up again."""
     run_id: str | None = None
     record: Record | None = None
     """As it was read last."""
@@ -87,14 +89,22 @@ class Follower:
         if not progress.stop:
             self._pool.submit(self._begin, work)
 
+    def stop_early(self, key: str, reason: str) -> None:
+        """End a training that its search decided against."""
+        progress = self._progress[key]
+        if not progress.stop:
+            progress.stop, progress.is_decided = reason, True
+            self._works[key].tell_stop()
+
     def ended(self, key: str, *, error: str, log: str = "") -> None:
         """Note how a training ended."""
         progress = self._progress[key]
-        progress.state = "failed" if error else "cancelled" if progress.stop else "finished"
+        on_request: State = "stopped" if progress.is_decided else "cancelled"
+        progress.state = "failed" if error else on_request if progress.stop else "finished"
         progress.error, progress.log = error or progress.stop, log
         if progress.error:
             note(self._works[key].folder, f"failed: {error}" if error else progress.stop)
-            self._pool.submit(self._close, key, "FAILED" if error else "KILLED")
+            self._pool.submit(self._close, key)
 
     def interrupted(self) -> None:
         """Mark the runs of trainings that did not end, after all their processes have ended."""
@@ -170,9 +180,14 @@ class Follower:
                 progress.stop = asked
                 self._works[key].tell_stop()
 
-    def _close(self, key: str, status: Literal["FAILED", "KILLED"]) -> None:
+    def _close(self, key: str) -> None:
         progress = self._progress[key]
-        if progress.run_id is not None and self._runs(key):
+        if progress.run_id is None or not self._runs(key):
+            return
+        if progress.state == "stopped":
+            tracking.stop_training(self._suite, progress.run_id, progress.error, self._works[key].journal)
+        else:
+            status: Literal["FAILED", "KILLED"] = "FAILED" if progress.state == "failed" else "KILLED"
             tracking.end_training(self._suite, progress.run_id, status, progress.error)
 
     def _runs(self, key: str) -> bool:

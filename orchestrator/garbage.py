@@ -13,7 +13,7 @@ from orchestrator import rest
 from orchestrator.artifacts import delete
 from orchestrator.entries import TABLE_TAG
 from orchestrator.holdings import check_files
-from orchestrator.plan import Ledger, Plan
+from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.runs import FILES_TAG, Run, delete_tag, files_of, get_run, tags_of, write
 from orchestrator.table import Column, Table
 from orchestrator.tracking import Tracking, by_key, ledger_of, read_runs
@@ -51,6 +51,7 @@ def find_garbage(suite: Tracking, plan: Plan, storage: Path) -> list[Item]:
     others = _tables(runs, by_key(everything, "evaluation").values(), {one.name for one in plan.experiments})
     aliases = _aliases(suite)
     pinned = {key for key, run in runs.items() if PIN_TAG in tags_of(run)}
+    stopped = make_plan(plan.experiments, ledger).stopped_trainings
     kept: dict[str, str] = {}
     for key, record in ledger.trainings.items():
         if record.status == "RUNNING":
@@ -59,13 +60,13 @@ def find_garbage(suite: Tracking, plan: Plan, storage: Path) -> list[Item]:
             kept[key] = "its run is pinned"
         elif record.run_id in aliases:
             kept[key] = f"the model registry names it: {aliases[record.run_id]}"
-        elif key in plan.trainings:
+        elif key in plan.trainings and key not in stopped:
             kept[key] = f"row {plan.trainings[key].label!r} needs it"
         elif key in others:
             kept[key] = f"{', '.join(sorted(others[key]))} uses it; name that file as well"
     checked = check_files(suite.uri, ledger, ledger.trainings)
     return [
-        *_resume_states(storage, plan, checked, kept, pinned),
+        *_resume_states(storage, plan, checked, kept, pinned, stopped),
         *_weights(suite, plan, checked, kept),
         *_old_caches(),
     ]
@@ -115,7 +116,12 @@ def _aliases(suite: Tracking) -> dict[str, str]:
 
 
 def _resume_states(
-    storage: Path, plan: Plan, checked: Ledger, kept: Mapping[str, str], pinned: set[str]
+    storage: Path,
+    plan: Plan,
+    checked: Ledger,
+    kept: Mapping[str, str],
+    pinned: set[str],
+    stopped: Mapping[str, str],
 ) -> Iterator[Item]:
     for folder in sorted(storage.glob("[!_.]*")) if storage.is_dir() else []:
         parts = [path for path in folder.iterdir() if path.is_dir() or path.name.startswith("checkpoint_manager")]
@@ -124,6 +130,8 @@ def _resume_states(
         key, record = folder.name, checked.trainings.get(folder.name)
         is_over = record is not None and record.status == "FINISHED" and bool(record.files) and key not in pinned
         reason = "it is finished, and its weights stand in MLflow" if is_over else kept.get(key, "")
+        if not reason and key in stopped:
+            is_over, reason = True, stopped[key]
         if not reason and key in plan.trainings:
             reason = f"row {plan.trainings[key].label!r} goes on from epoch {epochs_done(folder)}"
         yield Item(

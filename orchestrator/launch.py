@@ -16,6 +16,7 @@ from orchestrator import tracking
 from orchestrator.errors import UserError
 from orchestrator.fit import Cluster, local_cluster, needs, per_worker, require_plan_fits
 from orchestrator.follow import Ending, Follower
+from orchestrator.halving import Halving
 from orchestrator.live import Show
 from orchestrator.plan import Plan
 from orchestrator.rayenv import ray_environment
@@ -39,8 +40,10 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """Return 0 if everything finished, 130 after Ctrl-C, else 1."""
-        return 130 if self.interrupted else int(any(ending.state != "finished" for ending in self.endings))
+        """Return 0 if everything finished or was stopped by its search, 130 after Ctrl-C, else 1."""
+        if self.interrupted:
+            return 130
+        return int(any(ending.state not in ("finished", "stopped") for ending in self.endings))
 
 
 def start_ray(site: Site) -> None:
@@ -102,7 +105,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     interrupted = False
     try:
         with _interruptible(), follower.watching():
-            _tune({work.train_run.key: work for work in works}, cluster, follower, plan.max_concurrent)
+            _tune(plan, {work.train_run.key: work for work in works}, cluster, follower)
     except KeyboardInterrupt:
         interrupted = True
         with _uninterruptible():
@@ -121,7 +124,7 @@ def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
     for key, train_run in plan.trainings.items():
         evaluations = tuple(e for e in plan.evaluations_on(key) if e.key in plan.missing_evaluations)
         if key in plan.missing_trainings or evaluations:
-            config = train_run.config
+            config, search = train_run.config, plan.search_of(key)
             work = Work(
                 train_run=train_run,
                 evaluations=evaluations,
@@ -130,6 +133,7 @@ def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
                 data_root=site.data_root(config.data.dataset),
                 weights_file=site.weights_file(config.model.weights),
                 tracking_uri=tracking_uri,
+                judged_by=search.metric if search is not None and search.asha is not None else None,
             )
             works.append(work)
     return sorted(works, key=_size, reverse=True)
@@ -146,7 +150,7 @@ def _cluster() -> Cluster:
     return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
 
 
-def _tune(works: Mapping[str, Work], cluster: Cluster, follower: Follower, max_concurrent: int | None) -> None:
+def _tune(plan: Plan, works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> None:
     storage = next(iter(works.values())).storage
     tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
 
@@ -159,7 +163,8 @@ def _tune(works: Mapping[str, Work], cluster: Cluster, follower: Follower, max_c
         tune.with_resources(tune.with_parameters(run_trial, works=dict(works)), bundles),
         param_space={"key": tune.grid_search(list(works))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=most_at_once(list(works.values()), cluster, tokens, max_concurrent),
+            max_concurrent_trials=most_at_once(list(works.values()), cluster, tokens, plan.max_concurrent),
+            scheduler=Halving(plan, storage, follower.stop_early),
             reuse_actors=True,
             trial_dirname_creator=_key,
         ),

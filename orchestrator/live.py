@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Literal, TextIO
 if TYPE_CHECKING:
     from rich.table import Table
 
-State = Literal["waiting", "starting", "training", "scoring", "finished", "failed", "interrupted", "cancelled"]
+State = Literal[
+    "waiting", "starting", "training", "scoring", "finished", "failed", "interrupted", "cancelled", "stopped"
+]
+"""Stopped is what its search decided against."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from orchestrator.experiment import Experiment, Row
-from orchestrator.plan import Ledger, row_keys, why_evaluation_is_missing, why_training_is_missing
+from orchestrator.plan import STOPPED_EARLY, Ledger, row_keys, why_evaluation_is_missing, why_training_is_missing
 
 if TYPE_CHECKING:
     from orchestrator.bootstrap import Resamples
@@ -95,7 +95,8 @@ def _state(row: Row, reasons: Mapping[int, str]) -> str:
     why = "; ".join(f"{reason} (seed {seed})" if len(row.seeds) > 1 else reason for seed, reason in reasons.items())
     if len(set(reasons.values())) == 1 and len(reasons) == len(row.seeds):
         why = next(iter(reasons.values()))
-    done = len(row.seeds) - len(reasons)
-    return (
-        f"{done} of {len(row.seeds)} seeds: {why}" if done else "not run" if why == "never run" else f"not run: {why}"
-    )
+    if done := len(row.seeds) - len(reasons):
+        return f"{done} of {len(row.seeds)} seeds: {why}"
+    if why.startswith(STOPPED_EARLY):
+        return why
+    return "not run" if why == "never run" else f"not run: {why}"

@@ -64,5 +64,5 @@ def _state(plan: Plan, run: TrainRun, ledger: Ledger) -> State:
     if record.status == "FINISHED":
         unscored = any(evaluation.key in plan.missing_evaluations for evaluation in plan.evaluations_on(run.key))
         return "scoring" if unscored else "finished"
-    states: dict[str, State] = {"RUNNING": "training", "FAILED": "failed"}
+    states: dict[str, State] = {"RUNNING": "training", "FAILED": "failed", "STOPPED": "stopped"}
     return states.get(record.status, "interrupted")

@@ -12,6 +12,7 @@ from orchestrator.experiment import Experiment, Resources, Row, Search
 from orchestrator.settings import Settings, differences, flat_differences, from_dict, to_dict
 
 __all__ = [
+    "STOPPED_EARLY",
     "Evaluation",
     "Ledger",
     "Place",
@@ -31,6 +32,10 @@ __all__ = [
     "why_evaluation_is_missing",
     "why_training_is_missing",
 ]
+
+
+STOPPED_EARLY = "stopped early"
+"""Begins the note of a STOPPED training."""
 
 
 class Place(NamedTuple):
@@ -82,12 +87,13 @@ class Evaluation:
 class Record:
     """What MLflow holds of one training or evaluation."""
 
-    status: Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
-    """FINISHED only with all that belongs to it; a run that lost its detections is KILLED, with that as its note."""
+    status: Literal["FINISHED", "RUNNING", "FAILED", "KILLED", "STOPPED"]
+    """FINISHED only with all that belongs to it; a run that lost its detections is KILLED, with that as its note.
+    STOPPED is a training that a search decided against."""
     run_id: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
-    """Why it failed, or was interrupted."""
+    """Why it failed, was interrupted, or was stopped."""
     label: str = ""
     """What the run is called."""
     wanted_by: frozenset[str] = frozenset()
@@ -126,6 +132,8 @@ class Plan:
     """The reason by train key."""
     missing_evaluations: Mapping[str, str]
     """The reason by evaluation key."""
+    stopped_trainings: Mapping[str, str] = field(default_factory=dict)
+    """What its search stopped early and nothing else needs, by train key, and why; neither trained nor scored."""
 
     def evaluations_of(self, table: str, label: str) -> tuple[Evaluation, ...]:
         """Return the evaluations behind one row, one for each seed."""
@@ -167,15 +175,24 @@ def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
         if same is not evaluation:
             both = replace(same, places=same.places + evaluation.places, paper={**evaluation.paper, **same.paper})
             evaluations[evaluation.key] = both
-    why_not_trained = {key: why_training_is_missing(ledger, key) for key in trainings}
-    why_not_scored = {key: why_evaluation_is_missing(ledger, e.train_key, key) for key, e in evaluations.items()}
-    return Plan(
+    plan = Plan(
         suite=suite,
         experiments=tuple(experiments),
         trainings=trainings,
         evaluations=evaluations,
-        missing_trainings={key: reason for key, reason in why_not_trained.items() if reason},
-        missing_evaluations={key: reason for key, reason in why_not_scored.items() if reason},
+        missing_trainings={},
+        missing_evaluations={},
+    )
+    stopped = {key: ledger.trainings[key].note for key in trainings if _is_decided(plan, ledger, key)}
+    why_not_trained = {key: why_training_is_missing(ledger, key) for key in trainings}
+    why_not_scored = {key: why_evaluation_is_missing(ledger, e.train_key, key) for key, e in evaluations.items()}
+    return replace(
+        plan,
+        missing_trainings={key: why for key, why in why_not_trained.items() if why and key not in stopped},
+        missing_evaluations={
+            key: why for key, why in why_not_scored.items() if why and evaluations[key].train_key not in stopped
+        },
+        stopped_trainings=stopped,
     )
 
 
@@ -265,6 +282,12 @@ def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evalu
                         paper=row.paper,
                     ),
                 )
+
+
+def _is_decided(plan: Plan, ledger: Ledger, key: str) -> bool:
+    """Whether a training was stopped early by the search that still is the only one to need it."""
+    record, search = ledger.trainings.get(key), plan.search_of(key)
+    return record is not None and record.status == "STOPPED" and search is not None and search.asha is not None
 
 
 def _why_missing(record: Record | None) -> str | None:

@@ -34,6 +34,7 @@ def plan_table(plan: Plan, estimate: Estimate) -> Table:
             f"Missing: {_count(missing['trainings'], 'training')}, {_count(missing['evaluations'], 'evaluation')}."
             if any(missing.values())
             else "Nothing is missing.",
+            *_note_on_stopped(plan),
             *_notes_on_time(estimate),
             *([_note_on_disk(disk(plan))] if any(missing.values()) else []),
         ),
@@ -52,7 +53,9 @@ def evaluations_table(plan: Plan) -> Table:
                 place.table,
                 place.label,
                 plan.trainings[evaluation.train_key].label,
-                plan.missing_evaluations.get(evaluation.key, "stands in MLflow"),
+                plan.missing_evaluations.get(
+                    evaluation.key, plan.stopped_trainings.get(evaluation.train_key, "stands in MLflow")
+                ),
             )
             for evaluation in plan.evaluations.values()
             for place in evaluation.places
@@ -73,6 +76,7 @@ def plan_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
                 "label": run.label,
                 "settings": settings_that_differ(run.config),
                 "missing": plan.missing_trainings.get(run.key),
+                "stopped": plan.stopped_trainings.get(run.key),
             }
             for run in plan.trainings.values()
         ],
@@ -126,6 +130,11 @@ def _estimate_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
         ],
         "bytes": {"ray": bytes_of.ray, "mlflow": bytes_of.mlflow},
     }
+
+
+def _note_on_stopped(plan: Plan) -> list[str]:
+    number = len(plan.stopped_trainings)
+    return [f"Stopped early by their search, and not taken up again: {_count(number, 'training')}."] if number else []
 
 
 def _notes_on_time(estimate: Estimate) -> list[str]:
@@ -189,7 +198,7 @@ def _plan_row(plan: Plan, run: TrainRun) -> tuple[Value, ...]:
         _where(run.resources),
         len(evaluations),
         len(missing),
-        "; ".join(why) or "complete",
+        "; ".join(why) or plan.stopped_trainings.get(run.key, "complete"),
     )
 
 

@@ -71,13 +71,10 @@ def _run_missing(
     plan = make_plan(experiments, ledger)
     tracking.name_seeds(suite, runs, plan.trainings.values())
     if _is_complete(plan):
-        say(f"Nothing is missing: {len(plan.trainings)} trainings and {len(plan.evaluations)} evaluations stand.")
+        say(_complete(plan))
         _conclude(plan, suite, runs, site, say)
         return 0
     forget_stops(suite)
-    for experiment in experiments:
-        if experiment.search is not None and experiment.search.asha is not None:
-            say(f"{experiment.name}: search.scheduler.asha stops nothing early yet; every row trains to its last epoch")
     say(
         f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
@@ -198,6 +195,13 @@ def _repair(
             defect.mend()
         say(defect.text)
     return len(defects)
+
+
+def _complete(plan: Plan) -> str:
+    stopped = len(plan.stopped_trainings)
+    unscored = sum(len(plan.evaluations_on(key)) for key in plan.stopped_trainings)
+    text = f"{len(plan.trainings) - stopped} trainings and {len(plan.evaluations) - unscored} evaluations stand"
+    return f"Nothing is missing: {text}{f', {stopped} were stopped early' if stopped else ''}."
 
 
 def _is_complete(plan: Plan) -> bool:

@@ -17,6 +17,7 @@ from orchestrator import rest, views
 from orchestrator.artifacts import upload_texts
 from orchestrator.entries import (
     FINGERPRINT_TAG,
+    STOPPED_TAG,
     TABLE_TAG,
     Kind,
     inference_params,
@@ -123,6 +124,13 @@ def end_training(tracking: Tracking, run_id: str, status: Status, note: str = ""
     if status == "FINISHED" and "checkpoint_sha256" not in tags_of(get_run(tracking.uri, run_id)):
         raise ValueError(f"training {run_id} cannot be FINISHED before its checkpoint is recorded")
     end_run(tracking, run_id, status, note)
+
+
+def stop_training(tracking: Tracking, run_id: str, reason: str, journal: Path) -> None:
+    """End a training that its search decided against, and complete its curves from its journal."""
+    replay(journal, metrics_target(tracking.uri, run_id))
+    write(tracking.uri, run_id, tags={STOPPED_TAG: reason})
+    end_run(tracking, run_id, "KILLED", reason)
 
 
 def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path) -> bool:
@@ -311,7 +319,7 @@ def _begin(
     else:
         run_id = str(run["info"]["run_id"])
         new = {name: value for name, value in params.items() if name not in params_of(run)}
-        tags |= {"note": ""} if "note" in tags_of(run) else {}
+        tags |= {name: "" for name in ("note", STOPPED_TAG) if name in tags_of(run)}
         write(tracking.uri, run_id, tags=tags, params=new)
         set_status(tracking.uri, run_id, "RUNNING")
     return run_id

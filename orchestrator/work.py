@@ -25,6 +25,8 @@ class Work:
     data_root: Path
     weights_file: Path | None
     tracking_uri: str
+    judged_by: str | None = None
+    """The metric by which its search may stop the training early; None where nothing may."""
 
     @property
     def folder(self) -> Path:

@@ -27,7 +27,7 @@ from orchestrator.runs import metrics_target
 from orchestrator.showcase import Showcase
 from orchestrator.trainer import LeanTrainer, StopWhenAsked
 from orchestrator.training_log import note, note_epoch, note_start
-from orchestrator.work import Work
+from orchestrator.work import Work, epochs_done
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,11 @@ def release(work: Work) -> None:
 
 def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
     resources = work.train_run.resources
+    callbacks: list[Any] = [StopWhenAsked(work.hears_stop)]
+    if work.judged_by is not None:
+        from orchestrator.halving import TellTune  # imports Ray Tune, which workers do without
+
+        callbacks.append(TellTune(work.judged_by, work.num_epochs))
     backend = None
     if resources.num_workers > 1:
         from ray.train.torch import TorchConfig  # imports torch
@@ -96,7 +101,7 @@ def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
             storage_path=str(work.storage),
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=[StopWhenAsked(work.hears_stop)],  # type: ignore[list-item]
+            callbacks=callbacks,
         ),
     )
 
@@ -120,6 +125,8 @@ def run(settings: dict[str, Any]) -> None:
     try:
         if not work.is_trained and _epochs_done(ray.train.get_checkpoint()) < work.num_epochs:
             _train(work, settings["picked_up"])
+            if work.judged_by is not None and context.get_world_rank() == 0:
+                _await_judgement(work)
         with _checkpoint(work) as folder:
             if context.get_world_rank() == 0:
                 patiently(lambda: _finish(work, folder))
@@ -171,6 +178,12 @@ def _train(work: Work, picked_up: float) -> None:
             report=report,
             device=_device(work),
         )
+
+
+def _await_judgement(work: Work) -> None:
+    """Finish nothing that was stopped: the last checkpoint stands once all epochs before it were judged."""
+    while epochs_done(work.folder) < work.num_epochs:
+        time.sleep(0.1)
 
 
 def _report(metrics: dict[str, float], progress: "Progress") -> None:

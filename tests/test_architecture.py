@@ -16,7 +16,7 @@ OWNERS = {
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},
-    "ray": {"orchestrator/jobs.py", "orchestrator/launch.py", "orchestrator/trainer.py", "orchestrator/worker.py"},
+    "ray": {f"orchestrator/{name}.py" for name in ("halving", "jobs", "launch", "trainer", "worker")},
 }
 """The only modules that may import a library, at any level."""
 

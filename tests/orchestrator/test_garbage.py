@@ -1,5 +1,6 @@
 """What a suite in a real MLflow server keeps, and what of it may go."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from orchestrator.experiment import Experiment, Row
 from orchestrator.garbage import FREED, find_garbage
 from orchestrator.holdings import check_files
 from orchestrator.plan import Ledger, Plan, make_plan, row_keys
+from orchestrator.search import Asha, Search
 from orchestrator.tracking import Tracking
 from orchestrator.work import JOURNAL
 from tests.orchestrator.ledgers import experiment, keep_checkpoint, record
@@ -105,6 +107,17 @@ def test_an_unfinished_training_keeps_its_checkpoints_only_while_a_row_needs_it(
     assert item.free is not None
     item.free()
     assert [path.name for path in (tmp_path / key_of(OURS)).iterdir()] == [JOURNAL]
+
+
+def test_checkpoints_of_a_training_that_its_search_stopped_may_go(suite, tmp_path):
+    search = Search(labels=("ours",), space={}, num_samples=1, metric="AP", asha=Asha(), seed=0)
+    searched = replace(experiment("searched", [OURS]), search=search)
+    (run,) = plan_of(searched).trainings.values()
+    folder = keep_checkpoint(tmp_path, run.key, epoch=2).parent
+    reason = "stopped early by ASHA after epoch 2 (AP 12.3)"
+    tracking.stop_training(suite, tracking.begin_training(suite, run), reason, folder / JOURNAL)
+    assert verdicts(suite, plan_of(searched), tmp_path) == {("resume", "ours"): (True, reason)}
+    assert not verdicts(suite, plan_of(searched, BOTH), tmp_path)["resume", "ours"][0]
 
 
 def test_a_setting_of_inference_alone_keeps_the_weights_it_needs(suite, tmp_path):

@@ -22,6 +22,7 @@ from orchestrator.plan import (
     train_config_from_dict,
     train_key,
 )
+from orchestrator.search import Asha, Search
 from orchestrator.settings import differences
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -224,6 +225,25 @@ def test_an_evaluation_is_missing_unless_it_and_its_training_finished(
     untrained = make_plan([experiment(row)], Ledger(evaluations=evaluations))
     assert dict(untrained.missing_trainings) == {trained: "never run"}
     assert "waits for its training" in untrained.missing_evaluations[scored]
+
+
+def test_a_training_that_its_search_stopped_is_missing_only_where_something_else_needs_it() -> None:
+    kept, gone = Row(label="kept"), Row(label="gone", seeds=(1,))
+    asha = Search(labels=("kept", "gone"), space={}, num_samples=2, metric="AP", asha=Asha(), seed=0)
+    searched = replace(experiment(kept, gone, name="searched"), search=asha)
+    ((_, trained, scored),) = row_keys(gone)
+    note = "stopped early by ASHA after epoch 2 (AP 12.3)"
+    held = Ledger(trainings={trained: Record(status="STOPPED", run_id="r", note=note)})
+    plan = make_plan([searched], held)
+    assert dict(plan.stopped_trainings) == {trained: note}
+    assert trained not in plan.missing_trainings and scored not in plan.missing_evaluations
+    assert len(plan.missing_trainings) == len(plan.missing_evaluations) == 1
+    unscheduled = replace(searched, search=replace(asha, asha=None))
+    for others in ([searched, experiment(gone, name="other")], [unscheduled]):
+        wanted = make_plan(others, held)
+        assert wanted.missing_trainings[trained] == note
+        assert wanted.missing_evaluations[scored] == "waits for its training"
+        assert not wanted.stopped_trainings
 
 
 def test_a_new_exponent_costs_an_evaluation_and_no_training() -> None:

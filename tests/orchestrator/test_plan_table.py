@@ -8,6 +8,7 @@ from orchestrator.estimate import Estimate, estimate
 from orchestrator.experiment import Experiment, Resources, Row
 from orchestrator.plan import Ledger, Plan, Record, make_plan, row_keys
 from orchestrator.plan_table import evaluations_table, plan_json, plan_table, plans_json
+from orchestrator.search import Asha, Search
 from orchestrator.table import Table, show
 
 BASE = Row(
@@ -67,6 +68,23 @@ def test_a_plan_with_nothing_missing_says_so_and_asks_for_nothing() -> None:
     table = plan_table(plan, unknown(plan))
     assert shown(table)[0]["why"] == "complete"
     assert table.notes[1:] == ("Nothing is missing.",)
+
+
+def test_a_training_that_its_search_stopped_is_told_and_not_counted_as_missing() -> None:
+    ((_, trained, _),) = row_keys(OURS)
+    note = "stopped early by ASHA after epoch 2 (AP 12.3)"
+    held = Ledger(trainings={trained: Record(status="STOPPED", run_id="r", note=note)})
+    search = Search(labels=(OURS.label,), space={}, num_samples=1, metric="AP", asha=Asha(), seed=0)
+    plan = make_plan([replace(experiment(OURS), search=search)], held)
+    table = plan_table(plan, unknown(plan))
+    assert [(row["missing"], row["why"]) for row in shown(table)] == [("0", note)]
+    assert table.notes[1:] == (
+        "Nothing is missing.",
+        "Stopped early by their search, and not taken up again: 1 training.",
+    )
+    assert [row["state"] for row in shown(evaluations_table(plan))] == [note]
+    (told,) = plan_json(plan, unknown(plan))["training_list"]
+    assert (told["missing"], told["stopped"]) == (None, note)
 
 
 def test_every_evaluation_is_listed_where_it_is_shown_with_its_state() -> None:

@@ -151,6 +151,17 @@ def test_a_row_that_is_not_there_says_why() -> None:
     assert shown(results_table(experiment(BASE), broken))[0]["state"] == "not run: interrupted at epoch 3"
 
 
+def test_a_row_that_its_search_stopped_says_so_and_nothing_else() -> None:
+    ((_, train_key, _),) = row_keys(BASE)
+    note = "stopped early by ASHA after epoch 2 (AP 12.3)"
+    record = Record(status="STOPPED", run_id="r", note=note, metrics={"train/epoch": 2.0, "val/AP": 12.3})
+    held = Ledger(trainings={train_key: record})
+    (line,) = shown(results_table(experiment(BASE, columns=("AP",)), held))
+    assert (line["AP"], line["state"]) == ("—", note)
+    (line,) = shown(status_table(make_plan([experiment(BASE)], held), held))
+    assert (line["training"], line["epoch"], line["AP"], line["scored"]) == (note, "2/12", "12.3", "no")
+
+
 def test_a_row_with_some_of_its_seeds_says_how_many() -> None:
     row = Row(label="A", seeds=(0, 1, 2))
     held = ledger((row, [finished(AP=30.0), None, Record(status="FAILED", run_id="r", note="lost")]))

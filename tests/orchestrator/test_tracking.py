@@ -241,6 +241,20 @@ def test_a_run_that_says_finished_and_lacks_its_results_is_not(suite):
     assert (ledger.evaluations["a"].status, ledger.evaluations["a"].note) == ("KILLED", "its metrics are missing")
 
 
+def test_a_training_that_was_stopped_early_says_why_until_it_is_begun_again(suite, tmp_path):
+    run_id = tracking.begin_training(suite, train_run())
+    journal = tmp_path / "metrics.jsonl"
+    journal.write_text('{"step": 8, "timestamp": 1, "metrics": {"val/AP": 3.0}}\n')
+    tracking.stop_training(suite, run_id, "stopped early by ASHA after epoch 1 (AP 3.0)", journal)
+    record = tracking.read_ledger(suite).trainings[train_run().key]
+    assert (record.status, record.note) == ("STOPPED", "stopped early by ASHA after epoch 1 (AP 3.0)")
+    assert record.metrics == {"val/AP": 3.0}
+    assert tracking.begin_training(suite, train_run()) == run_id
+    tracking.end_training(suite, run_id, "KILLED", "interrupted")
+    record = tracking.read_ledger(suite).trainings[train_run().key]
+    assert (record.status, record.note) == ("KILLED", "interrupted")
+
+
 def test_a_ledger_of_many_pages_is_read_whole(suite, monkeypatch):
     monkeypatch.setattr(runs, "PAGE", 2)
     for number in range(5):

@@ -150,13 +150,14 @@ def test_who_waits_may_leave(tmp_path: Path):
 def test_an_onlooker_sees_what_the_ledger_says_of_each_training():
     experiment = load_experiment(ROOT / "experiments" / "miniature" / "table1_heads.yaml")
     plan = make_plan([experiment], Ledger())
-    first, second, third, *_ = plan.trainings
+    first, second, third, *others = plan.trainings
     epochs = plan.trainings[first].config.schedule.epochs
     trainings = {
         first: Record(status="FINISHED", run_id="1", metrics={"train/epoch": float(epochs), "val/AP": 23.5}),
         second: Record(status="RUNNING", run_id="2", metrics={"train/epoch": 2.5, "perf/eta_s": 60.0}),
         third: Record(status="FAILED", run_id="3", note="out of memory"),
     }
+    trainings |= {key: Record(status="STOPPED", run_id="4", note="stopped early") for key in others}
     ledger = Ledger(trainings=trainings)
     seen = statuses(make_plan([experiment], ledger), ledger)
     assert [(status.state, status.epoch, status.note) for status in seen[:3]] == [
@@ -164,6 +165,7 @@ def test_an_onlooker_sees_what_the_ledger_says_of_each_training():
         ("training", 2.5, ""),
         ("failed", 0.0, "out of memory"),
     ]
+    assert {(status.state, status.note) for status in seen[3:]} == {("stopped", "stopped early")}
 
 
 def claim_in(suite: Tracking) -> str:
