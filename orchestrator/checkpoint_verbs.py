@@ -1,13 +1,12 @@
 """The verbs of `rnc` that fetch and use checkpoints."""
 
-import os
 from pathlib import Path
 
 import click
 
 from orchestrator.experiment import METRICS
-from orchestrator.page import FORMATS, render
-from orchestrator.site import site_from_environment
+from orchestrator.options import FORMAT, say, site
+from orchestrator.page import render
 
 CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")
@@ -40,7 +39,7 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 
     choice = Choice(row=row, table=table, suite=suite, run_id=run_id, metric=metric)
     with bar("weights", "bytes") as progress:
-        folder = pull_checkpoint(choice, site_from_environment(os.environ), output, _say, progress)
+        folder = pull_checkpoint(choice, site(), output, say, progress)
     click.echo(folder)
 
 
@@ -54,7 +53,7 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 @click.option(
     "--detections", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as COCO JSON."
 )
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How the table is printed.")
+@FORMAT
 def evaluate(
     folder: Path,
     data: Path | None,
@@ -87,7 +86,7 @@ def evaluate(
         detections=detections,
     )
     with bar("images", "images") as progress:
-        table = evaluate_checkpoint(request, site_from_environment(os.environ), _say, progress)
+        table = evaluate_checkpoint(request, site(), say, progress)
     click.echo(render(table, form))
 
 
@@ -118,16 +117,12 @@ def predict(
     from orchestrator.predict import predict as predict_on
 
     with bar("images", "images") as progress:
-        broken = predict_on(folder, images, out, score, _settings(exponent, settings), _say, progress)
+        broken = predict_on(folder, images, out, score, _settings(exponent, settings), say, progress)
     ctx.exit(1 if broken else 0)
 
 
 def _settings(exponent: float | None, settings: tuple[str, ...]) -> tuple[str, ...]:
     return settings if exponent is None else (f"confidence_exponent={exponent}", *settings)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 VERBS = (pull, evaluate, predict)

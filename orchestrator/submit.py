@@ -30,8 +30,8 @@ Say = Callable[[str], None]
 INTERRUPTED = 130
 
 
-def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bool = False) -> int:
-    """Run what a suite lacks, record it, write its tables; returns the exit code.
+def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bool = False) -> tuple[int, list[Report]]:
+    """Run what a suite lacks, record it, write its tables; returns the exit code and what was measured.
 
     With `prune`, trainings that no row asks for any more are ended first.
 
@@ -52,7 +52,7 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
             with onlooker(experiments, suite, say) as waiting:
                 stack.enter_context(my_turn(suite, site, waiting))
         except KeyboardInterrupt:
-            return INTERRUPTED
+            return INTERRUPTED, report_suite(experiments, site)
         return _run_missing(experiments, suite, site, say)
 
 
@@ -63,7 +63,7 @@ def _run_missing(
     say: Say,
     *,
     checked: Sequence[Run] | None = None,
-) -> int:
+) -> tuple[int, list[Report]]:
     """Do what is missing; `checked` are the suite's runs, if they were read just now and hold their files."""
     num_mended = _repair(experiments, suite, site, say, runs=checked)
     runs = tracking.read_runs(suite) if checked is None or num_mended else checked
@@ -72,16 +72,14 @@ def _run_missing(
     tracking.name_seeds(suite, runs, plan.trainings.values())
     if _is_complete(plan):
         say(_complete(plan))
-        _conclude(plan, suite, runs, site, say)
-        return 0
+        return 0, _conclude(plan, suite, runs, site, say)
     forget_stops(suite)
     say(
         f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
     )
     exit_code = _run(plan, ledger, site, suite.uri, say)
-    _conclude(plan, suite, tracking.read_runs(suite), site, say, registers=exit_code != INTERRUPTED)
-    return exit_code
+    return exit_code, _conclude(plan, suite, tracking.read_runs(suite), site, say, registers=exit_code != INTERRUPTED)
 
 
 def check(experiments: Sequence[Experiment], site: Site, say: Say) -> tuple[Plan, str]:
@@ -131,7 +129,7 @@ def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: b
 
 def _conclude(
     plan: Plan, suite: tracking.Tracking, runs: Sequence[Run], site: Site, say: Say, *, registers: bool = True
-) -> None:
+) -> list[Report]:
     """Write the results tables as files and into MLflow, say where they are, and register the best checkpoint.
 
     What stands there already is left as it is.
@@ -148,6 +146,7 @@ def _conclude(
     say(f"tables as files: {folder}")
     if registers:
         register_best(suite, runs, say)
+    return reports
 
 
 def report_suite(experiments: Sequence[Experiment], site: Site, *, bootstrap: bool = True) -> list[Report]:

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 OWNERS = {
-    "click": {"orchestrator/cli.py", "orchestrator/checkpoint_verbs.py"},
+    "click": {"orchestrator/cli.py", "orchestrator/options.py"}
+    | {f"orchestrator/{verbs}_verbs.py" for verbs in ("experiment", "suite", "checkpoint")},
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from orchestrator import tracking
 from orchestrator.cli import cli
 from orchestrator.experiment import Experiment
+from orchestrator.report import Report
 from tests.conftest import MakeCoco
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +101,9 @@ def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
 def test_ctrl_c_in_one_suite_does_not_start_the_next(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
     started: list[str] = []
 
-    def interrupted(group: list[Experiment], *_: object, **__: object) -> int:
+    def interrupted(group: list[Experiment], *_: object, **__: object) -> tuple[int, list[Report]]:
         started.append(group[0].suite)
-        return 130
+        return 130, []
 
     monkeypatch.setattr("orchestrator.submit.submit", interrupted)
     result = rnc("submit", MINIATURE / "table1_heads.yaml", ROOT / "experiments" / "coco-subset.yaml")

@@ -1,0 +1,64 @@
+"""What the verbs of `rnc` share: arguments, options, and how they print."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.experiment import Experiment, load_experiments
+from orchestrator.job_environment import require_cluster_settings
+from orchestrator.page import FORMATS, html_page, render
+from orchestrator.site import Site, site_from_environment
+from orchestrator.table import Table
+
+if TYPE_CHECKING:
+    from orchestrator.report import Report
+
+
+def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
+    """Read the files that an argument names."""
+    return load_experiments(paths) if paths else []
+
+
+EXPERIMENTS = click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...", callback=read_experiments)
+FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
+
+
+def site() -> Site:
+    """Return the site that the environment names."""
+    require_cluster_settings(os.environ)
+    return site_from_environment(os.environ)
+
+
+def say(text: str) -> None:
+    """Tell something beside the output."""
+    click.echo(text, err=True)
+
+
+def by_suite(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+    """Gather the experiments of each suite, in the order of the files."""
+    suites: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        suites.setdefault(experiment.suite, []).append(experiment)
+    return suites
+
+
+def show(tables: Sequence[Table], form: str) -> None:
+    """Print tables."""
+    if form == "html":
+        click.echo(html_page(tables[0].title, list(tables)))
+    elif form == "json":
+        click.echo("[" + ",\n".join(table.to_json() for table in tables) + "]")
+    else:
+        click.echo("\n\n".join(render(table, form) for table in tables))
+
+
+def show_reports(reports: "Sequence[Report]", form: str) -> None:
+    """Print results tables, on a page with their figures."""
+    from orchestrator.report import reports_page
+
+    if form == "html":
+        click.echo(reports_page(reports))
+    else:
+        show([report.table for report in reports], form)
