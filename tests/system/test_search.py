@@ -74,7 +74,7 @@ def test_worse_samples_are_stopped_for_good_and_what_others_need_is_left_alone(s
     assert list(plan().stopped_trainings) == [second, third]
 
     said: list[str] = []
-    assert submit([searched, also], site, said.append) == 0
+    assert submit([searched, also], site, said.append)[0] == 0
     assert said[0] == "Nothing is missing: 2 trainings and 2 evaluations stand, 2 were stopped early."
     assert ledger_of(site, "searched") == ledger
 
