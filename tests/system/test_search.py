@@ -1,5 +1,6 @@
 """A search with ASHA: trainings that are stopped early, for good, while the others go on."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 import ray
 
 from orchestrator.experiment import Experiment
+from orchestrator.follow import Follower
 from orchestrator.halving import Halving
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.recorder import Recorder, Target
@@ -20,15 +22,15 @@ from tests.suites import experiment_of, launched, ledger_of, variant
 pytestmark = pytest.mark.slow
 
 
-def search_of(suite: str, count: int, metric: str = "AP") -> Experiment:
-    """A search that drew rows 0, 1 ...; each is a training of 4 epochs, and the better half goes on after 1 and 2."""
+def search_of(suite: str, count: int, metric: str = "AP", grace_epochs: int = 1) -> Experiment:
+    """A search that drew rows 0, 1 ... of 4 epochs; the better half goes on after the grace, and after twice that."""
     experiment = experiment_of(suite, *map(variant, range(count)), name="search")
     search = Search(
         labels=tuple(row.label for row in experiment.rows),
         space={"train.schedule.warmup_iterations": {"randint": [2, 6]}},
         num_samples=count,
         metric=metric,
-        asha=Asha(grace_epochs=1, reduction_factor=2.0),
+        asha=Asha(grace_epochs=grace_epochs, reduction_factor=2.0),
         seed=0,
     )
     return replace(experiment, search=search)
@@ -42,8 +44,17 @@ def reported_earlier(journal: Path, epoch: int, ap: float) -> None:
     recorder.close(10.0)
 
 
-def test_worse_samples_are_stopped_for_good_and_what_others_need_is_left_alone(site: Site):
-    searched = search_of("searched", 4)
+def test_worse_samples_are_stopped_for_good_and_what_others_need_is_left_alone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+):
+    at_once = Follower.stop_early
+
+    def late(follower: Follower, key: str, reason: str) -> None:
+        time.sleep(5.0)  # in which the workers train the last epoch
+        at_once(follower, key, reason)
+
+    monkeypatch.setattr(Follower, "stop_early", late)
+    searched = search_of("searched", 4, grace_epochs=3)
     also = experiment_of("searched", variant(3), name="also")  # needs the last sample's training
 
     def plan() -> Plan:
@@ -51,7 +62,7 @@ def test_worse_samples_are_stopped_for_good_and_what_others_need_is_left_alone(s
 
     storage = site.storage / "searched"
     first, second, third, last = plan().trainings
-    reported_earlier(storage / first / JOURNAL, epoch=1, ap=99.0)
+    reported_earlier(storage / first / JOURNAL, epoch=3, ap=99.0)
 
     outcome = launched(plan(), site)
     assert [(ending.key, ending.state) for ending in outcome.endings] == [
@@ -68,8 +79,8 @@ def test_worse_samples_are_stopped_for_good_and_what_others_need_is_left_alone(s
         record = ledger.trainings[ending.key]
         assert record.status == "STOPPED"
         assert record.note == ending.error
-        assert record.note.startswith("stopped early by ASHA after epoch 1 (AP ")
-        assert 1 <= epochs_done(storage / ending.key) < 4
+        assert record.note.startswith("stopped early by ASHA after epoch 3 (AP ")
+        assert epochs_done(storage / ending.key) == 3
     assert not (plan().missing_trainings or plan().missing_evaluations)
     assert list(plan().stopped_trainings) == [second, third]
 
