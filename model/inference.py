@@ -67,7 +67,8 @@ class Predictor:
     def __call__(self, images: Photo | Sequence[Photo], **settings: Any) -> list[Found]:
         """Detect on one image or several; one result for each, in their order.
 
-        On the CPU the results are those of `model.scoring.score`, bit for bit.
+        On the CPU the results are those of `model.scoring.score`: bit for bit with one thread, to the last bits with
+        several, which share the work on an image here.
 
         Args:
             images: a file, PIL image, array or tensor, or a list of such.

@@ -17,6 +17,7 @@ from model.distributed import gather, world
 from model.evaluation import DetectionTable, evaluate
 from model.heads import Predictions
 from model.postprocess import Detections, detect
+from model.threads import map_in_order, one_thread_each
 from model.transforms import normalize, padded_shape, resize_shape
 
 
@@ -54,9 +55,10 @@ def score(
 ) -> list[Scores]:
     """Detect on every image of `data`, shared out over the processes, and evaluate each setting.
 
-    Images are padded to their own size only. A convolution's last bits depend on how many images it takes at once, so
-    the CPU predicts image by image, and CUDA always `batch_size` images, filled up where fewer of a shape are left:
-    no detection depends on the number of processes, nor, on the CPU, on `batch_size`.
+    Images are padded to their own size only. A convolution's last bits depend on how many images it takes at once, and
+    on how many threads. So the CPU predicts image by image, as many at a time as torch has threads, and CUDA always
+    `batch_size` images, filled up where fewer of a shape are left: no detection depends on the number of processes,
+    nor, on the CPU, on `batch_size` and threads.
 
     Args:
         detector: on its device.
@@ -79,13 +81,19 @@ def score(
     done, mine = 0, sum(len(batch) for batch in batches)
     training = detector.training
     detector.eval()
-    for batch in loader:
-        found = detect_batch(detector, batch, settings, batch_size if on_cuda else 1)
-        for image_id, detections in zip(batch.image_ids.tolist(), found, strict=True):
-            for table, of_setting in zip(tables, detections, strict=True):
-                table.append(_table(data, image_id, of_setting))
-        done += len(batch.image_ids)
-        progress(done, mine)
+    images_per_pass = batch_size if on_cuda else 1
+
+    def detect_all(batch: Batch) -> tuple[list[int], list[list[Detections]]]:
+        return batch.image_ids.tolist(), list(detect_batch(detector, batch, settings, images_per_pass))
+
+    with one_thread_each() as num_threads:
+        results = map(detect_all, loader) if on_cuda else map_in_order(detect_all, loader, num_threads)
+        for image_ids, found in results:
+            for image_id, detections in zip(image_ids, found, strict=True):
+                for table, of_setting in zip(tables, detections, strict=True):
+                    table.append(_table(data, image_id, of_setting))
+            done += len(image_ids)
+            progress(done, mine)
     detector.train(training)
     shares = gather([DetectionTable.concatenate(table) for table in tables])
     merged = [DetectionTable.concatenate([part[place] for part in shares]) for place in range(len(settings))]

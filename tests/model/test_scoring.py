@@ -1,6 +1,7 @@
 """One pass for many settings, on any number of processes, gives the same bits as one pass for each."""
 
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from model.detector import RetinaNetConf, build_detector
 from model.evaluation import METRICS, DetectionTable
 from model.postprocess import detect
 from model.scoring import Scores, load_detector, score
+from model.threads import map_in_order
 from model.transforms import normalize
 from tests import detectors
 from tests.detectors import MODEL
@@ -95,14 +97,25 @@ def test_any_number_of_processes_gives_the_detections_and_numbers_of_one(
     assert shares == ([4, 3] if num_processes == 2 else [3, 2, 2])  # ragged, and no image twice
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_any_batch_size_gives_the_same_bits(data: CocoData, num_threads: int) -> None:
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_any_batch_size_and_number_of_threads_gives_the_same_bits(
+    data: CocoData, together: list[Scores], num_threads: int
+) -> None:
     torch.set_num_threads(num_threads)
-    one = score(opinionated(data), data, SETTINGS, SIZES, batch_size=1)
-    for batch_size in (2, 3, 8):
+    for batch_size in (1, 2, 3, 8):
         other = score(opinionated(data), data, SETTINGS, SIZES, batch_size=batch_size)
-        assert all(same_bits(mine.detections, theirs.detections) for mine, theirs in zip(one, other, strict=True))
-        assert [scores.metrics for scores in one] == [scores.metrics for scores in other]
+        assert all(same_bits(mine.detections, theirs.detections) for mine, theirs in zip(together, other, strict=True))
+        assert [scores.metrics for scores in together] == [scores.metrics for scores in other]
+    assert torch.get_num_threads() == num_threads
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_results_come_in_the_order_of_the_items_whichever_is_ready_first(num_threads: int) -> None:
+    def slow(place: int) -> int:
+        time.sleep(0.02 * (3 - place % 4))
+        return place
+
+    assert list(map_in_order(slow, range(9), num_threads)) == list(range(9))
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 8])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -244,8 +243,3 @@ def test_there_has_to_be_something_to_predict_on(folder: Path, tmp_path: Path) -
     refused(rnc("predict", folder, tmp_path / "empty", *out), "no image in this folder, expected .jpg")
     refused(rnc("predict", folder, tmp_path / "x*.jpg", *out), "no such image, folder or pattern")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
