@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import CLAIMS
-from orchestrator.measured import Measured
+from orchestrator.measured import PAPERS_DATA, Measured, data_of
 from orchestrator.reading import read_yaml, typed
 from orchestrator.settings import misspelt, suggestion
 from orchestrator.table import Column, Table
@@ -95,8 +95,9 @@ def judge(claims: Sequence[Claim], tables: Mapping[str, Sequence[Measured]]) -> 
     return [_judge(claim, tables.get(claim.table)) for claim in claims]
 
 
-def claims_table(findings: Sequence[Finding]) -> Table:
-    """Show each claim with its verdict and the numbers behind."""
+def claims_table(findings: Sequence[Finding], tables: Mapping[str, Sequence[Measured]]) -> Table:
+    """Show each claim with its verdict and the numbers behind, and what the tables were measured on."""
+    ours = list(dict.fromkeys(data_of(measured.row) for rows in tables.values() for measured in rows))
     counts = {v: sum(f.verdict == v for f in findings) for v in ("supported", "contradicted", "undecided")}
     return Table(
         title="Claims of the paper",
@@ -107,6 +108,7 @@ def claims_table(findings: Sequence[Finding]) -> Table:
             ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".",
             "[95 % interval] by paired resamples of the images, and by seeds where several; "
             "undecided is what it leaves open.",
+            f"Measured on {'; '.join(ours)}{'' if ours == [PAPERS_DATA] else f'; the paper speaks of {PAPERS_DATA}'}.",
         ),
     )
 
@@ -216,4 +218,9 @@ def _all(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def _shown(found: "Estimate", sign: str) -> str:
-    return f"{found.value:{sign}.1f} [{found.low:{sign}.1f}, {found.high:{sign}.1f}]"
+    value, low, high = (f"{number:{sign}.1f}" for number in (found.value, found.low, found.high))
+    return f"{_unsigned_zero(value)} [{_unsigned_zero(low)}, {_unsigned_zero(high)}]"
+
+
+def _unsigned_zero(number: str) -> str:
+    return number if float(number) else number.lstrip("+-")

@@ -176,7 +176,8 @@ def report(
         of_suite = report_suite(group, here, bootstrap=not no_bootstrap)
         reports += of_suite
         if listed is not None:
-            judged.append(claims_table(judge(listed, {one.experiment.name: one.rows for one in of_suite})))
+            tables = {one.experiment.name: one.rows for one in of_suite}
+            judged.append(claims_table(judge(listed, tables), tables))
     if judged:
         show(judged, form)
     else:

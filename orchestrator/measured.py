@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from orchestrator.statistics import Estimate, Sample
 
 
+PAPERS_DATA = "COCO val2017"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Measured:
     """One row of a table, measured as far as it is."""
@@ -71,6 +74,14 @@ def measure(
 ) -> tuple[Measured, ...]:
     """Gather the rows of a table; `resampled` by evaluation key."""
     return tuple(_measure(row, ledger, resampled or {}) for row in experiment.rows)
+
+
+def data_of(row: Row) -> str:
+    """Name what a row is measured on."""
+    data = row.train.data
+    is_coco = data.dataset == "coco" and row.split in ("train2017", "val2017", "test-dev2017")
+    name = f"{'COCO' if is_coco else data.dataset} {row.split}"
+    return name if data.num_val_images is None else f"{name}, first {data.num_val_images} images"
 
 
 def _measure(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> Measured:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.experiment import Cited, Experiment, Row
-from orchestrator.measured import Measured, measure
+from orchestrator.experiment import Cited, Experiment
+from orchestrator.measured import PAPERS_DATA, Measured, data_of, measure
 from orchestrator.plan import Ledger
 from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table, Value
 
@@ -119,20 +119,13 @@ def _notes(experiment: Experiment, compares: bool) -> list[str]:
     for seeds in dict.fromkeys(row.seeds for row in experiment.rows):
         listed = ", ".join(map(str, seeds))
         notes.append(f"One seed: {listed}." if len(seeds) == 1 else f"Mean ± std over {len(seeds)} seeds: {listed}.")
-    ours = list(dict.fromkeys(_data(row) for row in experiment.rows))
-    elsewhere = ours != ["COCO val2017"]
+    ours = list(dict.fromkeys(data_of(row) for row in experiment.rows))
+    elsewhere = ours != [PAPERS_DATA]
     if compares and elsewhere:
-        notes.append(f"paper: COCO val2017, ours: {'; '.join(ours)}.")
+        notes.append(f"paper: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
     else:
         notes.append(f"Measured on {'; '.join(ours)}.")
     if experiment.reference is not None:
         notes.append(f"Reference: {experiment.reference}.")
     notes += [f"Cited, not run: {line.label}, {line.source}." for line in experiment.cited]
     return notes
-
-
-def _data(row: Row) -> str:
-    data = row.train.data
-    is_coco = data.dataset == "coco" and row.split in ("train2017", "val2017", "test-dev2017")
-    name = f"{'COCO' if is_coco else data.dataset} {row.split}"
-    return name if data.num_val_images is None else f"{name}, first {data.num_val_images} images"

@@ -1,17 +1,20 @@
 """Each kind of claim is supported, contradicted or left open by intervals that are worked out by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from model.config import DataConfig, TrainConfig
 from orchestrator.claims import Claim, Finding, claims_table, find_claims, judge, load_claims
 from orchestrator.errors import UserError
 from orchestrator.experiment import Row, load_experiments
 from orchestrator.measured import Measured
 
 ROOT = Path(__file__).parents[2]
+SHAPES = TrainConfig(data=DataConfig(dataset="shapes", train_split="train", val_split="val"))
 NOISE = np.linspace(-0.5, 0.5, 1001)
 """95 % of it lie within 0.475 of 0; every second row has it, so that neighbours differ by it."""
 
@@ -140,9 +143,14 @@ def test_what_is_not_there_leaves_a_claim_open() -> None:
 
 
 def test_the_table_counts_the_verdicts() -> None:
-    table = claims_table([finding("best", [31.0, 30.0], 1), finding("best", [31.0, None], 1)])
+    findings = [finding("best", [31.0, 30.0], 1), finding("best", [31.0, None], 1)]
+    table = claims_table(findings, {"t": [measured("a", 31.0, 0.0)]})
     assert table.rows[0] == ("s", "supported", "+1.0 [+0.5, +1.5] over b")
     assert table.notes[0] == "1 supported, 0 contradicted, 1 undecided."
+    assert table.notes[2] == "Measured on COCO val2017."
+    drawn = replace(measured("a", 31.0, 0.0), row=Row(label="a", train=SHAPES, split="val"))
+    told = claims_table(findings, {"t": [drawn]}).notes[2]
+    assert told == "Measured on shapes val; the paper speaks of COCO val2017."
 
 
 @pytest.mark.parametrize(
