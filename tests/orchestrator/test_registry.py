@@ -84,7 +84,11 @@ def test_the_alias_follows_the_best_evaluation_and_is_written_only_when_it_moves
     second = record(suite, tmp_path, 31.0, exponent=0.5)
     register_best(suite, tracking.read_runs(suite), said.append)
     assert registered(suite) == (second, "31.00") and "version 2" in said[-1]
-    (best,) = (one for one in finished(suite.uri, suite.suite, suite.experiment_id) if one.metrics["AP"] == 31.0)
+    (best,) = (
+        one
+        for one in finished(tracking.read_runs(suite), suite.suite, str(suite.experiment_id))
+        if one.metrics["AP"] == 31.0
+    )
     from orchestrator import rest
 
     rest.post(suite.uri, "runs/delete", {"run_id": best.run_id})
