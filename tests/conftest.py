@@ -1,4 +1,4 @@
-"""Data sets that many tests share."""
+"""Data sets that many tests share, and Ray's environment, which has to be set before any of them imports Ray."""
 
 import json
 import os
@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 from model.shapes import draw_shapes
+from orchestrator.rayenv import set_ray_environment
+
+set_ray_environment(is_local=True)
 
 MakeCoco = Callable[..., Path]
 

@@ -1,16 +1,12 @@
-"""Ray's environment, set before any test imports Ray, and a site with one Ray for each file."""
+"""A site with one Ray for each file of tests."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.rayenv import set_ray_environment
-
-set_ray_environment(is_local=True)
-
-from model.shapes import draw_shapes  # noqa: E402
-from orchestrator import launch, server  # noqa: E402
-from orchestrator.site import Site  # noqa: E402
+from model.shapes import draw_shapes
+from orchestrator import launch, server
+from orchestrator.site import Site
 
 
 @pytest.fixture(scope="module")

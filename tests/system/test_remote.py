@@ -123,7 +123,7 @@ def test_ctrl_c_stops_the_job_and_its_training_keeps_its_checkpoints(here: Here)
         if re.search(r"training, epoch ([2-9]|\d\d+)/400", line):
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "The job has stopped" in err
     record = here.rnc("status", "long.yaml").stdout
