@@ -32,6 +32,11 @@ defaults:
 pytestmark = pytest.mark.slow
 
 
+def _hear_ctrl_c() -> None:
+    """A process that a shell began in the background ignores Ctrl-C, and so would all that it begins."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Here:
     """This machine, from which jobs are sent to a cluster."""
@@ -60,6 +65,7 @@ class Here:
             env=kept,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_hear_ctrl_c,
             text=True,
         )
 
