@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import pickle
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.digest import file_sha256
 
 WEIGHTS, CARD, RESUME = "model.safetensors", "config.json", "resume.pt"
 Categories = tuple[tuple[int, ...], tuple[str, ...]]
@@ -164,12 +164,6 @@ def load_resume(folder: Path, config: TrainConfig, categories: Categories, data_
             "earlier checkpoint, or anew"
         ) from error
     return state
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

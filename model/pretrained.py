@@ -13,9 +13,9 @@ from torch import Tensor
 
 from model.anchors import NUM_ANCHORS
 from model.backbone import Backbone
-from model.checkpoint import file_sha256
 from model.config import ModelConfig
 from model.detector import RetinaNetConf
+from model.digest import file_sha256
 
 MARKS = {"our": "head.class_logits.", "torchvision's": "head.classification_head.", "MMDetection's": "bbox_head."}
 """Whose names a RetinaNet's file has, by how one of them begins."""

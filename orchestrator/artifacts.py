@@ -1,4 +1,4 @@
-"""Files of MLflow runs, sent by mlflow itself, whose import takes seconds; the only module that imports it."""
+"""Files of MLflow runs, sent by mlflow itself, whose import takes seconds."""
 
 import os
 import tempfile

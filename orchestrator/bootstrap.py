@@ -1,6 +1,5 @@
 """Fetches the matches of evaluations, resamples them, and keeps the outcome, as it costs about a second a row."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.digest import file_sha256
 from orchestrator.errors import UserError
 from orchestrator.plan import Ledger, Record
 
@@ -59,7 +59,7 @@ def _resample(record: Record, fetch: Callable[[str, Path], Path], file: Path) ->
             fetched = fetch(record.run_id, Path(scratch))
         except UserError:
             return
-        if hashlib.sha256(fetched.read_bytes()).hexdigest() != record.matches:
+        if file_sha256(fetched) != record.matches:
             return
         matches = read_matches(fetched)
     numbers = average_precision(matches, _weights(matches.num_images))

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from orchestrator import tracking
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
-from orchestrator.local import find_row
+from orchestrator.experiment import Experiment, find_row
 from orchestrator.plan import make_plan, train_key
 from orchestrator.server import existing_tracking_server
 from orchestrator.site import Site
@@ -29,9 +28,7 @@ def cancel_row(experiments: Sequence[Experiment], label: str, seed: int | None, 
     Raises:
         UserError: there is no such row or seed, or nobody runs the suite.
     """
-    experiment, row = find_row(experiments, label)
-    if seed is not None and seed not in row.seeds:
-        raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
+    experiment, row = find_row(experiments, label, seed)
     uri = existing_tracking_server(site)
     suite = tracking.open_suite(uri, experiment.suite, create=False) if uri is not None else None
     if suite is None or suite.experiment_id is None or holder_of(suite, site) is None:

@@ -6,10 +6,9 @@ from typing import Any
 import click
 
 from orchestrator import checkpoint_verbs, experiment_verbs, suite_verbs
-from orchestrator.errors import UserError
+from orchestrator.errors import INTERRUPTED, UserError
 
 BAD_INPUT = 2
-INTERRUPTED = 130
 
 
 class _Verbs(click.Group):

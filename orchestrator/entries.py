@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.experiment import Resources, Row
-from orchestrator.plan import Evaluation, Record, settings_that_differ, to_dict
+from orchestrator.plan import Evaluation, Record
 from orchestrator.runs import Run, files_of, metrics_of, tags_of
-from orchestrator.settings import from_dict, short_names
+from orchestrator.settings import flat_differences, from_dict, short_names, to_dict
 
 Kind = Literal["training", "evaluation", "table"]
 FINGERPRINT_TAG = "data_fingerprint"
@@ -71,14 +71,14 @@ def training_params(config: TrainConfig) -> dict[str, str]:
     """Return where the confidence branch sits, and the other settings that differ from the defaults."""
     head = config.model.confidence.tower if config.model.confidence else "none"
     said = ("model.confidence", "model.confidence.tower", "seed")
-    others = {path: value for path, value in settings_that_differ(config).items() if path not in said}
+    others = {path: value for path, value in flat_differences(config).items() if path not in said}
     return {"head": head} | _params(others)
 
 
 def inference_params(inference: InferenceConfig) -> dict[str, str]:
     """Return the confidence exponent, if it has a meaning, and the settings that differ from the defaults."""
     exponent = {} if inference.fusion == "product" else {"confidence_exponent": inference.confidence_exponent}
-    return _params(exponent | settings_that_differ(inference))
+    return _params(exponent | flat_differences(inference))
 
 
 def read_inference(params: Mapping[str, str]) -> InferenceConfig:

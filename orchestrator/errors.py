@@ -1,4 +1,6 @@
-"""The one error that a user can fix."""
+"""The one error that a user can fix, and the exit code of what a user stopped."""
+
+INTERRUPTED = 130
 
 
 class UserError(Exception):

@@ -81,6 +81,25 @@ def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
     return experiments
 
 
+def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = None) -> tuple[Experiment, Row]:
+    """Return the one row of this label, with its experiment; the seed, if there is one, has to be one of the row's.
+
+    Raises:
+        UserError: there is no such row or seed, or more than one such row.
+    """
+    found = [(experiment, row) for experiment in experiments for row in experiment.rows if row.label == label]
+    if len(found) > 1:
+        files = ", ".join(str(experiment.path) for experiment, _ in found)
+        raise UserError(f"--row {label!r} stands in {files}; name one of these files alone")
+    if not found:
+        labels = [row.label for experiment in experiments for row in experiment.rows]
+        raise UserError(f"--row {label!r} is no row; {suggestion(label, labels)}")
+    experiment, row = found[0]
+    if seed is not None and seed not in row.seeds:
+        raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
+    return experiment, row
+
+
 def _is_passed_over(file: Path) -> bool:
     return file.name.startswith("_") or file.name == CLAIMS
 

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator.errors import UserError
+from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment import Experiment
 from orchestrator.job_environment import is_jobs_address
 from orchestrator.options import EXPERIMENTS, FORMAT, by_suite, say, show, show_reports, site
 from orchestrator.plan import make_plan
-
-INTERRUPTED = 130
 
 
 @click.command()

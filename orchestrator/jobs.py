@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from orchestrator.errors import UserError
+from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment import Experiment
 from orchestrator.job_environment import job_environment
 from orchestrator.package import Package, build_package
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-INTERRUPTED = 130
 CONNECT_SECONDS, ANSWER_SECONDS = 4.0, 5.0
 LOOK_SECONDS = 1.0
 CHATTY = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")

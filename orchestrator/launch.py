@@ -13,7 +13,7 @@ import ray
 from ray import tune
 
 from orchestrator import tracking
-from orchestrator.errors import UserError
+from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.fit import Cluster, local_cluster, needs, per_worker, require_plan_fits
 from orchestrator.follow import Ending, Follower
 from orchestrator.halving import Halving
@@ -42,7 +42,7 @@ class Outcome:
     def exit_code(self) -> int:
         """Return 0 if everything finished or was stopped by its search, 130 after Ctrl-C, else 1."""
         if self.interrupted:
-            return 130
+            return INTERRUPTED
         return int(any(ending.state not in ("finished", "stopped") for ending in self.endings))
 
 

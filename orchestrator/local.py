@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import METRICS, Experiment, Row
+from orchestrator.experiment import METRICS, Experiment, find_row
 from orchestrator.plan import Ledger, make_plan, train_key
 from orchestrator.prepare import prepare
 from orchestrator.site import Site
@@ -27,9 +27,7 @@ def run_row(
     from model.scoring import load_detector, score
     from model.training import Progress, TrainingError, train
 
-    experiment, row = find_row(experiments, label)
-    if seed is not None and seed not in row.seeds:
-        raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
+    experiment, row = find_row(experiments, label, seed)
     config = replace(row.train, seed=row.seeds[0] if seed is None else seed)
     alone = replace(experiment, rows=(replace(row, seeds=(config.seed,)),), reference=None)
     prepare(make_plan([alone], Ledger()), Ledger(), site, say)
@@ -68,19 +66,3 @@ def run_row(
         rows=(tuple(Cell(scores.metrics[name], absent=NOT_APPLICABLE) for name in METRICS),),
         notes=(f"Seed {config.seed}, {row.split}.",),
     )
-
-
-def find_row(experiments: Sequence[Experiment], label: str) -> tuple[Experiment, Row]:
-    """Return the one row of this label, with its experiment.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
-    found = [(experiment, row) for experiment in experiments for row in experiment.rows if row.label == label]
-    if len(found) > 1:
-        files = ", ".join(str(experiment.path) for experiment, _ in found)
-        raise UserError(f"--row {label!r} stands in {files}; name one of these files alone")
-    if found:
-        return found[0]
-    labels = [row.label for experiment in experiments for row in experiment.rows]
-    raise UserError(f"--row {label!r} is none of the rows: {', '.join(labels)}")

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment
-from orchestrator.local import find_row
+from orchestrator.experiment import Experiment, find_row
 from orchestrator.plan import make_plan, train_key
 from orchestrator.recorder import read_journal
 from orchestrator.server import existing_tracking_server
@@ -46,9 +45,7 @@ def print_logs(
     Raises:
         UserError: there is no such row or seed, or nothing of it on the storage.
     """
-    experiment, row = find_row(experiments, label)
-    if seed is not None and seed not in row.seeds:
-        raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
+    experiment, row = find_row(experiments, label, seed)
     key = train_key(replace(row.train, seed=row.seeds[0] if seed is None else seed))
     folder = site.storage / experiment.suite / key
     if not (folder / NAME).exists() and not follow:

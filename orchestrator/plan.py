@@ -4,35 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Resources, Row, Search
-from orchestrator.settings import Settings, differences, flat_differences, from_dict, to_dict
-
-__all__ = [
-    "STOPPED_EARLY",
-    "Evaluation",
-    "Ledger",
-    "Place",
-    "Plan",
-    "Record",
-    "RowKeys",
-    "TrainRun",
-    "evaluation_key",
-    "inference_config_from_dict",
-    "make_plan",
-    "row_keys",
-    "settings_that_differ",
-    "suite_of",
-    "to_dict",
-    "train_config_from_dict",
-    "train_key",
-    "why_evaluation_is_missing",
-    "why_training_is_missing",
-]
-
+from orchestrator.settings import Settings, differences
 
 STOPPED_EARLY = "stopped early"
 """Begins the note of a STOPPED training."""
@@ -235,21 +212,6 @@ def row_keys(row: Row) -> tuple[RowKeys, ...]:
         for seed in row.seeds
         for key in [train_key(replace(row.train, seed=seed))]
     )
-
-
-def train_config_from_dict(settings: Mapping[str, Any]) -> TrainConfig:
-    """Read back what `to_dict` wrote; a setting that is unknown or out of range is a ValueError."""
-    return from_dict(TrainConfig, settings)
-
-
-def inference_config_from_dict(settings: Mapping[str, Any]) -> InferenceConfig:
-    """Read back what `to_dict` wrote; a setting that is unknown or out of range is a ValueError."""
-    return from_dict(InferenceConfig, settings)
-
-
-def settings_that_differ(config: Any) -> dict[str, Any]:
-    """Return what differs from the defaults by dotted name: {"model.backbone": "resnet18"}."""
-    return flat_differences(config)
 
 
 def _key(kind: str, settings: Settings, *rest: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from orchestrator.estimate import Estimate
 from orchestrator.experiment import Resources
-from orchestrator.plan import Plan, TrainRun, settings_that_differ
+from orchestrator.plan import Plan, TrainRun
+from orchestrator.settings import flat_differences
 from orchestrator.sizes import Disk, disk
 from orchestrator.table import Column, Table, Value
 
@@ -74,7 +75,7 @@ def plan_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
             {
                 "key": run.key,
                 "label": run.label,
-                "settings": settings_that_differ(run.config),
+                "settings": flat_differences(run.config),
                 "missing": plan.missing_trainings.get(run.key),
                 "stopped": plan.stopped_trainings.get(run.key),
             }
@@ -85,7 +86,7 @@ def plan_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
                 "key": evaluation.key,
                 "train_key": evaluation.train_key,
                 "split": evaluation.split,
-                "settings": settings_that_differ(evaluation.inference),
+                "settings": flat_differences(evaluation.inference),
                 "places": [place._asdict() for place in evaluation.places],
                 "missing": plan.missing_evaluations.get(evaluation.key),
             }

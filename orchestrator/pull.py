@@ -1,6 +1,5 @@
 """Fetches a checkpoint out of MLflow, whole and checked, with a card that says what it is."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.digest import file_sha256
 from orchestrator import views
 from orchestrator.artifacts import Missing, Progress, download
 from orchestrator.choice import Candidate, Choice, find
@@ -82,7 +82,7 @@ def fetch(
             card = _card(partial / CARD, digest)
             if held is None:
                 download(uri, training["info"]["run_id"], f"checkpoint/{WEIGHTS}", partial, progress=progress)
-                _require_same(_sha256(partial / WEIGHTS), digest)
+                _require_same(file_sha256(partial / WEIGHTS), digest)
         except Missing as error:
             raise UserError(
                 f"{label} is recorded, but its checkpoint is not there any more ({error}); pull another row, or train "
@@ -146,7 +146,7 @@ def _held(folder: Path) -> str | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     weights = folder / WEIGHTS
-    return _sha256(weights) if weights.is_file() else ""
+    return file_sha256(weights) if weights.is_file() else ""
 
 
 def _card(file: Path, digest: str) -> dict[str, Any]:
@@ -164,11 +164,6 @@ def _require_same(found: str, recorded: str) -> None:
             f"the weights in MLflow have sha256 {found[:12]}, recorded is {recorded[:12]}: they are damaged or were "
             "swapped; nothing was kept. Try again, or pull another row"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from orchestrator import browse, tracking
 from orchestrator.cancel import prune as prune_suite
-from orchestrator.errors import UserError
+from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment import Experiment
 from orchestrator.fit import local_cluster, require_plan_fits
 from orchestrator.garbage import find_garbage, garbage_table
@@ -27,7 +27,6 @@ from orchestrator.turn import holder_of, my_turn
 from orchestrator.upkeep import find_defects
 
 Say = Callable[[str], None]
-INTERRUPTED = 130
 
 
 def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bool = False) -> tuple[int, list[Report]]:

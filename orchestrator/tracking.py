@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator import rest, views
+from model.digest import file_sha256
+from orchestrator import rest
 from orchestrator.artifacts import upload_texts
 from orchestrator.entries import (
     FINGERPRINT_TAG,
@@ -30,7 +31,7 @@ from orchestrator.entries import (
 from orchestrator.errors import UserError
 from orchestrator.holdings import store
 from orchestrator.liveness import this_process
-from orchestrator.plan import Evaluation, Ledger, TrainRun, to_dict
+from orchestrator.plan import Evaluation, Ledger, TrainRun
 from orchestrator.recorder import replay
 from orchestrator.runs import (
     Run,
@@ -48,6 +49,7 @@ from orchestrator.runs import (
     tags_of,
     write,
 )
+from orchestrator.settings import to_dict
 
 Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
 
@@ -147,7 +149,7 @@ def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path
 def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
     weights = folder / "model.safetensors"
-    digest = _sha256(weights)
+    digest = file_sha256(weights)
     if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
         store(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
         fingerprint = str(card_of(folder).get("data_fingerprint", ""))
@@ -189,7 +191,7 @@ def record_evaluation(
     digests = {}
     if matches is not None:
         store(tracking.uri, run_id, [matches], "detections")
-        digests = {"matches_sha256": _sha256(matches)}
+        digests = {"matches_sha256": file_sha256(matches)}
     held = metrics_of(get_run(tracking.uri, run_id))
     numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
     numbers |= shown_metrics(metrics, evaluation.paper)
@@ -259,16 +261,6 @@ def log_table(tracking: Tracking, runs: Iterable[Run], name: str, files: Mapping
     return run_id
 
 
-def experiment_link(tracking: Tracking) -> str:
-    """Return the address of the suite in MLflow's user interface."""
-    return views.experiment_link(tracking.uri, experiment_id(tracking))
-
-
-def run_link(tracking: Tracking, run_id: str) -> str:
-    """Return the address of a run in MLflow's user interface."""
-    return views.run_link(tracking.uri, experiment_id(tracking), run_id)
-
-
 def experiment_id(tracking: Tracking) -> str:
     """Return MLflow's experiment of the suite.
 
@@ -282,11 +274,6 @@ def experiment_id(tracking: Tracking) -> str:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "ray")}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:

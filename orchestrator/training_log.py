@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.plan import STOPPED_EARLY
+
 NAME = "training.log"
-ENDINGS = ("finished", "failed", "interrupted", "cancelled", "pruned", "scored")
+ENDINGS = ("finished", "failed", "interrupted", "cancelled", "pruned", "scored", STOPPED_EARLY)
 """How the last line of a training begins that nobody works on."""
 SHOWN = {"train/loss": "loss {:.3f}", "val/AP": "AP {:.1f}", "perf/images_per_s": "{:.1f} images/s"}
 

@@ -21,9 +21,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from model import pretrained
 from model.backbone import Backbone
-from model.checkpoint import file_sha256
 from model.config import ConfidenceConfig, ModelConfig
 from model.detector import RetinaNetConf, build_detector
+from model.digest import file_sha256
 from model.pretrained import load_backbone, load_detector, load_first_weights
 from tests.detectors import images, small
 

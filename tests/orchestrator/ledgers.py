@@ -8,7 +8,8 @@ from pathlib import Path
 from model.config import TrainConfig
 from orchestrator import tracking
 from orchestrator.experiment import METRICS, Experiment, Row
-from orchestrator.plan import Ledger, Plan, make_plan, to_dict
+from orchestrator.plan import Ledger, Plan, make_plan
+from orchestrator.settings import to_dict
 from orchestrator.tracking import Tracking
 from orchestrator.work import JOURNAL
 

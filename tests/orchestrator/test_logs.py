@@ -118,3 +118,11 @@ def _nothing_checked(experiments, site, say):
     from orchestrator.plan import Ledger, make_plan
 
     return make_plan(experiments, Ledger()), site.tracking_uri
+
+
+def test_every_way_in_which_a_training_ends_is_known_as_an_end(tmp_path: Path):
+    for said in ("failed: no", "cancelled", "pruned", "stopped early by ASHA after epoch 2 (AP 1.0)"):
+        note(tmp_path, said)
+        assert has_ended(tmp_path), said
+        note_start(tmp_path, 1, 2, 4)
+    assert "ended without a word" not in (tmp_path / NAME).read_text()

@@ -14,16 +14,12 @@ from orchestrator.plan import (
     Place,
     Record,
     evaluation_key,
-    inference_config_from_dict,
     make_plan,
     row_keys,
-    settings_that_differ,
-    to_dict,
-    train_config_from_dict,
     train_key,
 )
 from orchestrator.search import Asha, Search
-from orchestrator.settings import differences
+from orchestrator.settings import differences, flat_differences, from_dict, to_dict
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DEFAULTS = Path(__file__).parents[1] / "golden" / "defaults.json"
@@ -109,28 +105,28 @@ def test_settings_that_differ_have_dotted_names() -> None:
         model=ModelConfig(backbone="resnet18", confidence=ConfidenceConfig(loss="l2")),
         schedule=ScheduleConfig(lr_drop_epochs=(3, 5)),
     )
-    assert settings_that_differ(config) == {
+    assert flat_differences(config) == {
         "model.backbone": "resnet18",
         "model.confidence.loss": "l2",
         "schedule.lr_drop_epochs": [3, 5],
     }
-    assert settings_that_differ(NO_BRANCH) == {"model.confidence": None}
-    assert settings_that_differ(TrainConfig()) == {}
+    assert flat_differences(NO_BRANCH) == {"model.confidence": None}
+    assert flat_differences(TrainConfig()) == {}
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), NO_BRANCH, TrainConfig(schedule=ScheduleConfig(lr_drop_epochs=()))])
 def test_a_training_is_read_back_as_it_was_written(config: TrainConfig) -> None:
-    assert train_config_from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_reading_back_refuses_what_is_unknown_or_out_of_range() -> None:
-    assert inference_config_from_dict({"nms_iou": 0.6}) == InferenceConfig(nms_iou=0.6)
+    assert from_dict(InferenceConfig, {"nms_iou": 0.6}) == InferenceConfig(nms_iou=0.6)
     with pytest.raises(ValueError, match=r"nms_iuo is not a setting; did you mean nms_iou\?"):
-        inference_config_from_dict({"nms_iuo": 0.6})
+        from_dict(InferenceConfig, {"nms_iuo": 0.6})
     with pytest.raises(ValueError, match=r"model\.confidence\.towr is not a setting"):
-        train_config_from_dict({"model": {"confidence": {"towr": "box"}}})
+        from_dict(TrainConfig, {"model": {"confidence": {"towr": "box"}}})
     with pytest.raises(ValueError, match="nms_iou is 2, expected 0 to 1"):
-        inference_config_from_dict({"nms_iou": 2})
+        from_dict(InferenceConfig, {"nms_iou": 2})
 
 
 @pytest.mark.parametrize("suite", ["paper", "miniature"])

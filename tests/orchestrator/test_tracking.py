@@ -16,7 +16,8 @@ from orchestrator import artifacts, rest, runs, tracking
 from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS, Resources
 from orchestrator.liveness import Running, looks_alive, this_process
-from orchestrator.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, to_dict, train_key
+from orchestrator.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, train_key
+from orchestrator.settings import to_dict
 from orchestrator.tracking import Tracking
 
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)

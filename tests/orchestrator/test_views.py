@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator import browse, rest, runs, tracking
+from orchestrator import browse, rest, runs, tracking, views
 from orchestrator.entries import Setting, shown_metrics, varied_params, varied_settings
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Row
@@ -163,8 +163,8 @@ def test_the_suite_is_described_by_every_table_that_was_ever_shown(suite):
 
 def test_links_lead_past_the_page_for_language_models(suite):
     base = f"{suite.uri}/#/experiments/{suite.experiment_id}/runs"
-    assert tracking.experiment_link(suite) == f"{base}?workflowType=machine_learning"
-    assert tracking.run_link(suite, "abc") == f"{base}/abc?workflowType=machine_learning"
+    assert views.experiment_link(suite.uri, suite.experiment_id) == f"{base}?workflowType=machine_learning"
+    assert views.run_link(suite.uri, suite.experiment_id, "abc") == f"{base}/abc?workflowType=machine_learning"
 
 
 def test_a_suite_of_which_nothing_is_recorded_has_no_links_and_stays_absent(mlflow_uri):

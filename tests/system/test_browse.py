@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator import browse, runs, server, tracking
+from orchestrator import browse, runs, server, tracking, views
 from orchestrator.experiment import METRICS, Experiment, Row
 from orchestrator.pictures import store_picture
 from orchestrator.plan import Ledger, make_plan
@@ -123,7 +123,7 @@ def test_the_page_of_a_training_says_which_rows_rest_on_it_and_lists_its_evaluat
 ):
     run_id = next(iter(tracking.read_ledger(suite).trainings.values())).run_id
     link = "[...document.querySelectorAll('a')].find(link => link.innerText == 'Its evaluations')"
-    page = tracking.run_link(suite, run_id)
+    page = views.run_link(suite.uri, str(suite.experiment_id), run_id)
     found = browser.look(page, f"{link} != null", then=f"[{link}.href, document.body.innerText]")
     assert "table5: 00 IoU-aware, exponent 0.0; 01" in found[1] or "table5: 10 RetinaNet-Conf" in found[1]
     count = "document.body.innerText.includes('10 matching runs')"
