@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator import rest, views
+from orchestrator import views
 from orchestrator.describe import NOTE, describe_runs, link_in_page
 from orchestrator.entries import varied_params, varied_settings
 from orchestrator.experiment import Experiment
-from orchestrator.plan import row_keys, suite_of
+from orchestrator.keys import row_keys
+from orchestrator.plan import suite_of
 from orchestrator.runs import Run, now, params_of, tags_of, write
-from orchestrator.tracking import Tracking, experiment_id, open_suite, read_runs
+from orchestrator.suite import Tracking, experiment_id, experiment_tags, open_suite, read_runs, tag_experiment
 
 CURVES = "curves"
 
@@ -18,7 +19,7 @@ def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[s
 
     What stands there already is not written again.
     """
-    held = _tags(tracking)
+    held = experiment_tags(tracking)
     tags = _view_tag(held, CURVES, "Training curves", views.curves_view())
     for experiment in experiments:
         in_paper = [metric for metric in experiment.columns if any(metric in row.paper for row in experiment.rows)]
@@ -29,8 +30,7 @@ def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[s
     tags[NOTE] = _note(tracking, held | tags)
     for name, value in tags.items():
         if held.get(name) != value:
-            tag = {"experiment_id": experiment_id(tracking), "key": name, "value": value}
-            rest.post(tracking.uri, "experiments/set-experiment-tag", tag)
+            tag_experiment(tracking, name, value)
     return links(tracking, experiments)
 
 
@@ -76,11 +76,6 @@ def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequen
                 if missing := {name: value for name, value in params.items() if name not in has}:
                     write(tracking.uri, run_id, params=missing)
                     has.update(missing)
-
-
-def _tags(tracking: Tracking) -> dict[str, str]:
-    answer = rest.get(tracking.uri, "experiments/get", {"experiment_id": experiment_id(tracking)})
-    return {tag["key"]: tag["value"] for tag in answer["experiment"].get("tags", [])}
 
 
 def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View) -> dict[str, str]:

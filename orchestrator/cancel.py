@@ -6,10 +6,12 @@ from dataclasses import replace
 from orchestrator import tracking
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, find_row
-from orchestrator.plan import make_plan, train_key
+from orchestrator.keys import train_key
+from orchestrator.plan import make_plan
 from orchestrator.server import existing_tracking_server
 from orchestrator.site import Site
 from orchestrator.stops import PRUNED, Prune, ask_to_cancel, ask_to_prune
+from orchestrator.suite import Tracking, open_suite
 from orchestrator.turn import holder_of
 
 Say = Callable[[str], None]
@@ -30,7 +32,7 @@ def cancel_row(experiments: Sequence[Experiment], label: str, seed: int | None, 
     """
     experiment, row = find_row(experiments, label, seed)
     uri = existing_tracking_server(site)
-    suite = tracking.open_suite(uri, experiment.suite, create=False) if uri is not None else None
+    suite = open_suite(uri, experiment.suite, create=False) if uri is not None else None
     if suite is None or suite.experiment_id is None or holder_of(suite, site) is None:
         raise UserError(
             f"nothing to cancel: nobody runs suite {experiment.suite} now; `rnc status` says where it stands"
@@ -48,7 +50,7 @@ def cancel_row(experiments: Sequence[Experiment], label: str, seed: int | None, 
     say("The other rows go on; the next submit takes up what is cancelled from its last checkpoint.")
 
 
-def prune(experiments: Sequence[Experiment], suite: tracking.Tracking, site: Site, say: Say) -> None:
+def prune(experiments: Sequence[Experiment], suite: Tracking, site: Site, say: Say) -> None:
     """End unfinished trainings that only tables of `experiments` wanted, and of which no row asks any more.
 
     Whoever runs the suite ends its own within seconds, those that wait included. Finished work stays, and so does what

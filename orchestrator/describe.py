@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from orchestrator import views
 from orchestrator.runs import Run, tags_of, write
-from orchestrator.tracking import Tracking, experiment_id
+from orchestrator.suite import Tracking, experiment_id
 
 NOTE = "mlflow.note.content"
 """The tag that the user interface shows as a description, in Markdown."""

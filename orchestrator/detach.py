@@ -11,7 +11,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.site import Site
 from orchestrator.submit import check
-from orchestrator.tracking import open_suite
+from orchestrator.suite import open_suite
 from orchestrator.turn import holder_of, lock_file, signed
 
 START_SECONDS = 20.0

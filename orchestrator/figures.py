@@ -5,8 +5,8 @@ from html import escape
 from numbers import Real
 
 from orchestrator.experiment import Experiment
+from orchestrator.keys import train_key
 from orchestrator.measured import Measured
-from orchestrator.plan import train_key
 from orchestrator.settings import to_dict
 
 WIDTH = 360

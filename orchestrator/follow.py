@@ -14,6 +14,7 @@ from orchestrator.fit import Cluster, needs
 from orchestrator.live import GOES_ON, Show, State, Status
 from orchestrator.patience import patiently
 from orchestrator.plan import Record
+from orchestrator.suite import Tracking, open_suite
 from orchestrator.training_log import note
 from orchestrator.work import Work, epochs_done
 
@@ -58,7 +59,7 @@ class _Progress:
 class Follower:
     """What the driver knows of every training, shown and written to MLflow."""
 
-    def __init__(self, works: Sequence[Work], suite: tracking.Tracking, cluster: Cluster, show: Show) -> None:
+    def __init__(self, works: Sequence[Work], suite: Tracking, cluster: Cluster, show: Show) -> None:
         self._works = {work.train_run.key: work for work in works}
         self._suite, self._cluster, self._show = suite, cluster, show
         self._progress = {key: _Progress() for key in self._works}
@@ -155,7 +156,7 @@ class Follower:
         progress = self._progress[work.train_run.key]
 
         def begin() -> str:
-            self._suite = tracking.open_suite(self._suite.uri, self._suite.suite)
+            self._suite = open_suite(self._suite.uri, self._suite.suite)
             held = tracking.read_ledger(self._suite).trainings.get(work.train_run.key)
             if held is not None and work.is_trained:
                 return held.run_id

@@ -15,8 +15,9 @@ from orchestrator.entries import TABLE_TAG
 from orchestrator.holdings import check_files
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.runs import FILES_TAG, Run, delete_tag, files_of, get_run, tags_of, write
+from orchestrator.suite import Tracking, by_key, read_runs
 from orchestrator.table import Column, Table
-from orchestrator.tracking import Tracking, by_key, ledger_of, read_runs
+from orchestrator.tracking import ledger_of
 from orchestrator.work import epochs_done
 
 PIN_TAG = "pin"

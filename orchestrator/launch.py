@@ -12,7 +12,6 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator import tracking
 from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.fit import Cluster, local_cluster, needs, per_worker, require_plan_fits
 from orchestrator.follow import Ending, Follower
@@ -22,8 +21,9 @@ from orchestrator.plan import Plan
 from orchestrator.rayenv import ray_environment
 from orchestrator.site import Site
 from orchestrator.sizes import weights_bytes
+from orchestrator.suite import open_suite
+from orchestrator.trial import release, run_trial
 from orchestrator.work import Work
-from orchestrator.worker import release, run_trial
 
 TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
 """Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
@@ -98,7 +98,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
         return Outcome(endings=())
     cluster = _cluster()
     require_plan_fits(plan, cluster)
-    suite = tracking.open_suite(tracking_uri, plan.suite)
+    suite = open_suite(tracking_uri, plan.suite)
     for work in works:
         work.stop_file.unlink(missing_ok=True)
     follower = Follower(works, suite, cluster, show)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS, Experiment, find_row
-from orchestrator.plan import Ledger, make_plan, train_key
+from orchestrator.keys import train_key
+from orchestrator.plan import Ledger, make_plan
 from orchestrator.prepare import prepare
 from orchestrator.site import Site
 from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table

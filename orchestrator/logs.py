@@ -7,11 +7,13 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, find_row
-from orchestrator.plan import make_plan, train_key
+from orchestrator.keys import train_key
+from orchestrator.plan import make_plan
 from orchestrator.recorder import read_journal
 from orchestrator.server import existing_tracking_server
 from orchestrator.site import Site
-from orchestrator.tracking import open_suite, read_ledger
+from orchestrator.suite import open_suite
+from orchestrator.tracking import read_ledger
 from orchestrator.training_log import NAME, output_of
 from orchestrator.turn import holder_of
 from orchestrator.work import JOURNAL

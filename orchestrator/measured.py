@@ -6,7 +6,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from orchestrator.experiment import Experiment, Row
-from orchestrator.plan import STOPPED_EARLY, Ledger, row_keys, why_evaluation_is_missing, why_training_is_missing
+from orchestrator.keys import row_keys
+from orchestrator.plan import STOPPED_EARLY, Ledger, why_evaluation_is_missing, why_training_is_missing
 
 if TYPE_CHECKING:
     from orchestrator.bootstrap import Resamples

@@ -9,12 +9,13 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.live import Show, State, Status, live_view
 from orchestrator.plan import Ledger, Plan, TrainRun, make_plan
+from orchestrator.suite import Tracking
 from orchestrator.turn import Holder
 
 
 @contextmanager
 def onlooker(
-    experiments: Sequence[Experiment], suite: tracking.Tracking, say: Callable[[str], None]
+    experiments: Sequence[Experiment], suite: Tracking, say: Callable[[str], None]
 ) -> Iterator[Callable[[Holder], None]]:
     """Yield what tells who runs the suite, once, and draws where its trainings stand, each time it is called."""
     show: Show | None = None

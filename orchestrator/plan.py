@@ -1,15 +1,13 @@
 """Rows -> trainings and evaluations, each once by content key, and which of them the ledger lacks."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, Resources, Row, Search
-from orchestrator.settings import Settings, differences
+from orchestrator.experiment import Experiment, Resources, Search
+from orchestrator.keys import row_keys
 
 STOPPED_EARLY = "stopped early"
 """Begins the note of a STOPPED training."""
@@ -22,14 +20,6 @@ class Place(NamedTuple):
     place: int
     """The row's place in its table, from 0."""
     label: str
-
-
-class RowKeys(NamedTuple):
-    """What one row is for one seed."""
-
-    seed: int
-    train_key: str
-    evaluation_key: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,30 +183,6 @@ def why_evaluation_is_missing(ledger: Ledger, train_key: str, key: str) -> str |
     if training is not None:
         return "waits for its training" if reason in (None, "never run") else f"{reason}; waits for its training"
     return reason
-
-
-def train_key(config: TrainConfig) -> str:
-    """Return the identity of a training: a hash over the settings that differ from the defaults."""
-    return _key("TrainConfig", differences(config))
-
-
-def evaluation_key(train_key: str, inference: InferenceConfig, split: str) -> str:
-    """Return the identity of an evaluation: its training, how it is scored, and on which split."""
-    return _key("InferenceConfig", differences(inference), train_key, split)
-
-
-def row_keys(row: Row) -> tuple[RowKeys, ...]:
-    """Return the identities of a row's training and evaluation for each seed."""
-    return tuple(
-        RowKeys(seed, key, evaluation_key(key, row.inference, row.split))
-        for seed in row.seeds
-        for key in [train_key(replace(row.train, seed=seed))]
-    )
-
-
-def _key(kind: str, settings: Settings, *rest: str) -> str:
-    content = json.dumps([kind, settings, *rest], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evaluation]]:

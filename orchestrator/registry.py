@@ -21,7 +21,7 @@ from orchestrator.errors import UserError
 from orchestrator.provenance import Provenance
 from orchestrator.pull import fetch, training_of
 from orchestrator.runs import Run, params_of
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking
 
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pyarrow", "safetensors", "torch", "torchvision")
 """What `model.load` imports; the code itself travels with the model."""

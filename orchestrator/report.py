@@ -8,9 +8,10 @@ from pathlib import Path
 from orchestrator.bootstrap import resampled
 from orchestrator.experiment import Experiment
 from orchestrator.figures import figures
+from orchestrator.keys import row_keys
 from orchestrator.measured import Measured, measure
 from orchestrator.page import html_page, render
-from orchestrator.plan import Ledger, row_keys
+from orchestrator.plan import Ledger
 from orchestrator.results import results_table
 from orchestrator.site import Site
 from orchestrator.table import Table

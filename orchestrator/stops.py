@@ -3,13 +3,12 @@
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator import rest, tracking
+from orchestrator import tracking
 from orchestrator.entries import STOP_TAG
 from orchestrator.plan import TrainRun
 from orchestrator.runs import search_runs, write
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, experiment_tags, tag_experiment
 
 CANCELLED = "cancelled"
 PRUNED = "pruned"
@@ -41,14 +40,12 @@ def ask_to_cancel(suite: Tracking, run: TrainRun) -> None:
 
 def ask_to_prune(suite: Tracking, prune: Prune) -> None:
     """Ask for the end of all trainings that a prune takes."""
-    _tag_suite(suite, json.dumps({"tables": sorted(prune.tables), "keep": sorted(prune.keep)}))
+    tag_experiment(suite, PRUNE_TAG, json.dumps({"tables": sorted(prune.tables), "keep": sorted(prune.keep)}))
 
 
 def prune_asked(suite: Tracking) -> Prune | None:
     """Return what was asked for, if anything was."""
-    query = {"experiment_id": suite.experiment_id}
-    experiment: dict[str, Any] = rest.get(suite.uri, "experiments/get", query)["experiment"]
-    text = {tag["key"]: tag["value"] for tag in experiment.get("tags", [])}.get(PRUNE_TAG)
+    text = experiment_tags(suite).get(PRUNE_TAG)
     if not text:
         return None
     told = json.loads(text)
@@ -62,9 +59,4 @@ def forget_stops(suite: Tracking) -> None:
     for run in search_runs(suite.uri, suite.experiment_id, f"tags.{STOP_TAG} != ''"):
         write(suite.uri, run["info"]["run_id"], tags={STOP_TAG: ""})
     if prune_asked(suite) is not None:
-        _tag_suite(suite, "")
-
-
-def _tag_suite(suite: Tracking, value: str) -> None:
-    tag = {"experiment_id": suite.experiment_id, "key": PRUNE_TAG, "value": value}
-    rest.post(suite.uri, "experiments/set-experiment-tag", tag)
+        tag_experiment(suite, PRUNE_TAG, "")

@@ -22,6 +22,7 @@ from orchestrator.runs import Run
 from orchestrator.server import existing_tracking_server, tracking_server
 from orchestrator.site import Site
 from orchestrator.stops import forget_stops
+from orchestrator.suite import Tracking, open_suite, read_runs
 from orchestrator.table import Table
 from orchestrator.turn import holder_of, my_turn
 from orchestrator.upkeep import find_defects
@@ -38,10 +39,10 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
         UserError: something that must be right before the start is not; nothing was started.
     """
     uri = tracking_server(site)
-    suite = tracking.open_suite(uri, experiments[0].suite)
+    suite = open_suite(uri, experiments[0].suite)
     if prune:
         prune_suite(experiments, suite, site, say)
-    runs = tracking.read_runs(suite)
+    runs = read_runs(suite)
     ledger = tracking.ledger_of(runs)
     plan = make_plan(experiments, ledger)
     if _is_complete(make_plan(experiments, check_plan(uri, ledger, plan))):
@@ -57,7 +58,7 @@ def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bo
 
 def _run_missing(
     experiments: Sequence[Experiment],
-    suite: tracking.Tracking,
+    suite: Tracking,
     site: Site,
     say: Say,
     *,
@@ -65,7 +66,7 @@ def _run_missing(
 ) -> tuple[int, list[Report]]:
     """Do what is missing; `checked` are the suite's runs, if they were read just now and hold their files."""
     num_mended = _repair(experiments, suite, site, say, runs=checked)
-    runs = tracking.read_runs(suite) if checked is None or num_mended else checked
+    runs = read_runs(suite) if checked is None or num_mended else checked
     ledger = tracking.ledger_of(runs)
     plan = make_plan(experiments, ledger)
     tracking.name_seeds(suite, runs, plan.trainings.values())
@@ -78,7 +79,7 @@ def _run_missing(
         f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
     )
     exit_code = _run(plan, ledger, site, suite.uri, say)
-    return exit_code, _conclude(plan, suite, tracking.read_runs(suite), site, say, registers=exit_code != INTERRUPTED)
+    return exit_code, _conclude(plan, suite, read_runs(suite), site, say, registers=exit_code != INTERRUPTED)
 
 
 def check(experiments: Sequence[Experiment], site: Site, say: Say) -> tuple[Plan, str]:
@@ -88,7 +89,7 @@ def check(experiments: Sequence[Experiment], site: Site, say: Say) -> tuple[Plan
         UserError: something that must be right before the start is not.
     """
     uri = tracking_server(site)
-    suite = tracking.open_suite(uri, experiments[0].suite, create=False)
+    suite = open_suite(uri, experiments[0].suite, create=False)
     ledger = tracking.read_ledger(suite)
     plan = make_plan(experiments, ledger)
     if site.ray_address is None:
@@ -102,7 +103,7 @@ def repair_suite(experiments: Sequence[Experiment], site: Site, say: Say, *, dry
     uri = existing_tracking_server(site)
     if uri is None:
         return 0
-    suite = tracking.open_suite(uri, experiments[0].suite, create=False)
+    suite = open_suite(uri, experiments[0].suite, create=False)
     return _repair(experiments, suite, site, say, dry_run=dry_run)
 
 
@@ -115,7 +116,7 @@ def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: b
     uri = existing_tracking_server(site)
     if uri is None:
         return []
-    suite = tracking.open_suite(uri, experiments[0].suite, create=False)
+    suite = open_suite(uri, experiments[0].suite, create=False)
     items = find_garbage(suite, make_plan(experiments, Ledger()), site.storage / suite.suite)
     if deletes:
         if holder := holder_of(suite, site):
@@ -127,14 +128,14 @@ def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: b
 
 
 def _conclude(
-    plan: Plan, suite: tracking.Tracking, runs: Sequence[Run], site: Site, say: Say, *, registers: bool = True
+    plan: Plan, suite: Tracking, runs: Sequence[Run], site: Site, say: Say, *, registers: bool = True
 ) -> list[Report]:
     """Write the results tables as files and into MLflow, say where they are, and register the best checkpoint.
 
     What stands there already is left as it is.
     """
     if tracking.place_evaluations(suite, runs, plan.evaluations.values()):
-        runs = tracking.read_runs(suite)
+        runs = read_runs(suite)
     reports = make_reports(plan.experiments, tracking.ledger_of(runs), suite.uri, site)
     folder = site.home / "reports" / suite.suite
     write_reports(folder, reports)
@@ -151,7 +152,7 @@ def _conclude(
 def report_suite(experiments: Sequence[Experiment], site: Site, *, bootstrap: bool = True) -> list[Report]:
     """Measure the experiments of one suite, as far as MLflow holds them."""
     uri, suite = existing_tracking_server(site), experiments[0].suite
-    ledger = Ledger() if uri is None else tracking.read_ledger(tracking.open_suite(uri, suite, create=False))
+    ledger = Ledger() if uri is None else tracking.read_ledger(open_suite(uri, suite, create=False))
     return make_reports(experiments, ledger, uri, site, bootstrap=bootstrap)
 
 
@@ -160,7 +161,7 @@ def read_suite(suite: str, site: Site) -> Ledger:
     uri = existing_tracking_server(site)
     if uri is None:
         return Ledger()
-    return tracking.read_ledger(tracking.open_suite(uri, suite, create=False))
+    return tracking.read_ledger(open_suite(uri, suite, create=False))
 
 
 def checked_suite(experiments: Sequence[Experiment], site: Site) -> Ledger:
@@ -168,7 +169,7 @@ def checked_suite(experiments: Sequence[Experiment], site: Site) -> Ledger:
     uri = existing_tracking_server(site)
     if uri is None:
         return Ledger()
-    ledger = tracking.read_ledger(tracking.open_suite(uri, experiments[0].suite, create=False))
+    ledger = tracking.read_ledger(open_suite(uri, experiments[0].suite, create=False))
     return check_plan(uri, ledger, make_plan(experiments, ledger))
 
 
@@ -179,7 +180,7 @@ def check_plan(uri: str, ledger: Ledger, plan: Plan) -> Ledger:
 
 def _repair(
     experiments: Sequence[Experiment],
-    suite: tracking.Tracking,
+    suite: Tracking,
     site: Site,
     say: Say,
     *,

@@ -8,13 +8,11 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from model.digest import file_sha256
-from orchestrator import rest
 from orchestrator.artifacts import upload_texts
 from orchestrator.entries import (
     FINGERPRINT_TAG,
@@ -28,7 +26,6 @@ from orchestrator.entries import (
     shown_metrics,
     training_params,
 )
-from orchestrator.errors import UserError
 from orchestrator.holdings import store
 from orchestrator.liveness import this_process
 from orchestrator.plan import Evaluation, Ledger, TrainRun
@@ -41,49 +38,19 @@ from orchestrator.runs import (
     metrics_of,
     metrics_target,
     now,
-    pairs,
     params_of,
     rename,
-    search_runs,
     set_status,
     tags_of,
     write,
 )
 from orchestrator.settings import to_dict
+from orchestrator.suite import KEY_TAG, Tracking, by_key, experiment_id, is_finished, read_runs
 
 Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
 
-KEY_TAG: Mapping[Kind, str] = {"training": "train_key", "evaluation": "evaluation_key", "table": "table"}
-"""The tag that tells the runs of a kind apart."""
 MATCHES = "matches.parquet"
 """The file of an evaluation's matches, beside its detections."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tracking:
-    """One suite on one server."""
-
-    uri: str
-    suite: str
-    experiment_id: str | None
-    """MLflow's experiment of the suite; None where there is none, which holds nothing and takes nothing."""
-
-
-def open_suite(uri: str, suite: str, *, create: bool = True) -> Tracking:
-    """Find the suite's experiment on the server, or make it; without `create`, a missing one is an empty view."""
-    name = f"retinanet-conf/{suite}"
-    experiment = _experiment_by_name(uri, name)
-    if experiment is None and create:
-        tags = pairs({"suite": suite, "mlflow.experimentKind": "custom_model_development"})
-        try:
-            rest.post(uri, "experiments/create", {"name": name, "tags": tags})
-        except rest.Refused as error:
-            if error.code != "RESOURCE_ALREADY_EXISTS":  # another process may have been quicker
-                raise
-        experiment = _experiment_by_name(uri, name)
-    if experiment is not None and experiment.get("lifecycle_stage") == "deleted":
-        raise UserError(f"MLflow at {uri}: experiment {name} is deleted; restore it, or purge it with `mlflow gc`")
-    return Tracking(uri=uri, suite=suite, experiment_id=experiment["experiment_id"] if experiment else None)
 
 
 def read_ledger(tracking: Tracking) -> Ledger:
@@ -98,13 +65,6 @@ def ledger_of(runs: Iterable[Run]) -> Ledger:
         trainings={key: read_record(run, "training") for key, run in by_key(runs, "training").items()},
         evaluations={key: read_record(run, "evaluation") for key, run in by_key(runs, "evaluation").items()},
     )
-
-
-def read_runs(tracking: Tracking, where: str = "") -> list[Run]:
-    """Read the runs of the suite of every kind, newest first, in one question: each costs as much as reading all."""
-    if tracking.experiment_id is None:
-        return []
-    return list(search_runs(tracking.uri, tracking.experiment_id, where))
 
 
 def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
@@ -138,7 +98,7 @@ def stop_training(tracking: Tracking, run_id: str, reason: str, journal: Path) -
 def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path) -> bool:
     """Complete the record of a training from its last checkpoint and its journal, unless that stands already."""
     run = get_run(tracking.uri, run_id)
-    if _is_finished(run, "training") and tags_of(run)["checkpoint_sha256"] == card_of(folder).get("weights_sha256"):
+    if is_finished(run, "training") and tags_of(run)["checkpoint_sha256"] == card_of(folder).get("weights_sha256"):
         return False
     replay(journal, metrics_target(tracking.uri, run_id))
     record_checkpoint(tracking, run_id, folder)
@@ -232,19 +192,6 @@ def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
     set_status(tracking.uri, run_id, status)
 
 
-def by_key(runs: Iterable[Run], kind: Kind) -> dict[str, Run]:
-    """Return, of runs that come newest first, the one that counts for each key: a finished one, else the newest."""
-    found: dict[str, Run] = {}
-    for run in runs:
-        tags = tags_of(run)
-        if tags.get("kind") != kind:
-            continue
-        name = tags.get(KEY_TAG[kind], "")
-        if name not in found or (_is_finished(run, kind) and not _is_finished(found[name], kind)):
-            found[name] = run
-    return found
-
-
 def log_table(tracking: Tracking, runs: Iterable[Run], name: str, files: Mapping[str, str]) -> str:
     """Store the rendered forms of a table, by file name, in the one run that is the table's, and return that run.
 
@@ -252,7 +199,7 @@ def log_table(tracking: Tracking, runs: Iterable[Run], name: str, files: Mapping
     """
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     held = by_key(runs, "table").get(name)
-    if held is not None and _is_finished(held, "table") and tags_of(held).get("content_sha256") == digest:
+    if held is not None and is_finished(held, "table") and tags_of(held).get("content_sha256") == digest:
         return str(held["info"]["run_id"])
     run_id = _begin(tracking, "table", name, name, {}, {})
     upload_texts(tracking.uri, run_id, files)
@@ -261,33 +208,8 @@ def log_table(tracking: Tracking, runs: Iterable[Run], name: str, files: Mapping
     return run_id
 
 
-def experiment_id(tracking: Tracking) -> str:
-    """Return MLflow's experiment of the suite.
-
-    Raises:
-        UserError: there is none yet.
-    """
-    if tracking.experiment_id is None:
-        raise UserError(f"MLflow at {tracking.uri} holds nothing of suite {tracking.suite} yet; `rnc submit` fills it")
-    return tracking.experiment_id
-
-
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "ray")}
-
-
-def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:
-    try:
-        experiment: dict[str, Any] = rest.get(uri, "experiments/get-by-name", {"experiment_name": name})["experiment"]
-    except rest.Refused as error:
-        if error.code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return experiment
-
-
-def _is_finished(run: Run, kind: Kind) -> bool:
-    return read_record(run, kind).status == "FINISHED"
 
 
 def _begin(

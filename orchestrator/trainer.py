@@ -34,7 +34,7 @@ class LeanTrainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         needless = (
-            PlacementGroupCleanerCallback,  # asks Ray's dashboard, which may be off; worker.release does its work
+            PlacementGroupCleanerCallback,  # asks Ray's dashboard, which may be off; trial.release does its work
             DatasetsCallback,  # an actor for Ray Data sets; there are none
         )
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from orchestrator import rest
 from orchestrator.errors import UserError
 from orchestrator.liveness import exists_here, this_process
 from orchestrator.site import Site
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, experiment_tags, tag_experiment, untag_experiment
 
 TAG = "submit"
 LOOK_SECONDS = 2.0
@@ -150,7 +149,7 @@ class _Claim:
             thread.join()
             with suppress(UserError):  # the server is away; nobody renews it, so it lapses
                 if self.holder() is None:
-                    self._call("delete-experiment-tag", {"key": TAG})
+                    untag_experiment(self._suite, TAG)
 
     def _keep(self) -> None:
         while not self._done.wait(RENEW_SECONDS):
@@ -158,15 +157,10 @@ class _Claim:
                 self._renew()
 
     def _renew(self) -> None:
-        self._call("set-experiment-tag", {"key": TAG, "value": _written(self._since)})
+        tag_experiment(self._suite, TAG, _written(self._since))
 
     def _text(self) -> str:
-        experiment = rest.get(self._suite.uri, "experiments/get", {"experiment_id": self._suite.experiment_id})
-        tags = {tag["key"]: str(tag["value"]) for tag in experiment["experiment"].get("tags", [])}
-        return tags.get(TAG, "")
-
-    def _call(self, path: str, content: dict[str, str]) -> None:
-        rest.post(self._suite.uri, f"experiments/{path}", {"experiment_id": self._suite.experiment_id, **content})
+        return experiment_tags(self._suite).get(TAG, "")
 
 
 def _written(since: float) -> str:

@@ -14,7 +14,8 @@ from orchestrator.liveness import Running, looks_alive
 from orchestrator.plan import Evaluation, Ledger, Plan, Record
 from orchestrator.recorder import num_lacking, replay
 from orchestrator.runs import Run, delete_tag, get_run, last_sign_of_life, metrics_target, tags_of
-from orchestrator.tracking import KEY_TAG, Tracking, card_of, end_run, finish_training, ledger_of, read_runs
+from orchestrator.suite import KEY_TAG, Tracking, read_runs
+from orchestrator.tracking import card_of, end_run, finish_training, ledger_of
 from orchestrator.work import JOURNAL, last_checkpoint
 
 

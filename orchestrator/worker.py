@@ -1,9 +1,9 @@
-"""One training under Ray Train: what its trial starts, and what each of its workers does."""
+"""One worker of a training under Ray Train: it trains, records and scores."""
 
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
-from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+from ray.util.placement_group import get_current_placement_group
 
 from orchestrator import tracking
 from orchestrator.artifacts import download
 from orchestrator.errors import UserError
-from orchestrator.failures import explain, failure_of
-from orchestrator.fit import per_worker, placement
 from orchestrator.inputs import log_input
 from orchestrator.patience import PATIENCE_SECONDS, given_up, patiently
 from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
 from orchestrator.runs import metrics_target
 from orchestrator.showcase import Showcase
-from orchestrator.trainer import LeanTrainer, StopWhenAsked
+from orchestrator.suite import open_suite
 from orchestrator.training_log import note, note_epoch, note_start
 from orchestrator.work import Work, epochs_done
 
@@ -37,73 +35,8 @@ if TYPE_CHECKING:
     from model.scoring import Scores
     from model.training import Progress
 
-MAX_FAILURES = 2
-"""How often a training starts again from its last checkpoint after a worker or a node was lost."""
 SHOW_SECONDS = 20.0
 """How long the end of a training waits for the last example detections."""
-
-
-def run_trial(config: dict[str, Any], works: Mapping[str, Work]) -> dict[str, Any]:
-    """Train and score one training; the body of its Tune trial. What fails is told, not raised."""
-    work = works[config["key"]]
-    settings = {"work": work, "picked_up": time.time()}
-    release(work)
-    for old in work.folder.glob("error*.log"):
-        old.unlink()
-    try:
-        if not work.hears_stop():
-            _trainer(work, settings).fit()
-    except Exception as error:
-        if work.hears_stop():
-            return {"error": "", "log": ""}
-        failure = failure_of(error)
-        log = work.error_log(failure.rank)
-        if failure.kind == "loss" or not log.exists():
-            log = work.error_log()
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(f"{error}\n\n{traceback.format_exc()}")
-        return {"error": explain(failure, work.train_run.resources.local_batch), "log": str(log)}
-    return {"error": "", "log": ""}
-
-
-def release(work: Work) -> None:
-    """Give back what the workers of a trial that died still hold; Ray keeps it reserved until the job ends."""
-    file = work.folder / "placement_group"
-    if file.exists():
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(file.read_text())))
-        file.unlink(missing_ok=True)
-
-
-def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
-    resources = work.train_run.resources
-    callbacks: list[Any] = [StopWhenAsked(work.hears_stop)]
-    if work.judged_by is not None:
-        from orchestrator.halving import TellTune  # imports Ray Tune, which workers do without
-
-        callbacks.append(TellTune(work.judged_by, work.num_epochs))
-    backend = None
-    if resources.num_workers > 1:
-        from ray.train.torch import TorchConfig  # imports torch
-
-        backend = TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo")
-    return LeanTrainer(
-        run,
-        train_loop_config=settings,
-        backend_config=backend,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=per_worker(resources),
-            placement_strategy=placement(resources),
-        ),
-        run_config=ray.train.RunConfig(
-            name=work.train_run.key,
-            storage_path=str(work.storage),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=callbacks,
-        ),
-    )
 
 
 def run(settings: dict[str, Any]) -> None:
@@ -256,7 +189,7 @@ def _reported_by_first() -> ray.train.Checkpoint | None:
 
 
 def _finish(work: Work, folder: Path) -> None:
-    suite = tracking.open_suite(work.tracking_uri, work.train_run.suite)
+    suite = open_suite(work.tracking_uri, work.train_run.suite)
     if tracking.finish_training(suite, work.hear_run(), folder, work.journal):
         note(work.folder, "finished; its checkpoint is recorded")
 
@@ -297,7 +230,7 @@ def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, 
         def record() -> str:
             _finish(work, folder)  # again, should MLflow have lost it meanwhile
             return tracking.record_evaluation(
-                tracking.open_suite(work.tracking_uri, work.train_run.suite),
+                open_suite(work.tracking_uri, work.train_run.suite),
                 evaluation,
                 scores.metrics,
                 detections=file,

@@ -9,6 +9,7 @@ from orchestrator.experiment import Experiment, Resources, Row
 from orchestrator.live import Show
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.site import Site
+from orchestrator.suite import open_suite
 
 TRAIN = TrainConfig(
     model=ModelConfig(
@@ -47,7 +48,7 @@ def plan_of(site: Site, suite: str, *trains: TrainConfig, resources: Resources |
 
 def ledger_of(site: Site, suite: str) -> Ledger:
     """What MLflow holds of a suite."""
-    return tracking.read_ledger(tracking.open_suite(server.tracking_server(site), suite))
+    return tracking.read_ledger(open_suite(server.tracking_server(site), suite))
 
 
 def launched(plan: Plan, site: Site, show: Show = lambda _: None) -> launch.Outcome:

@@ -17,7 +17,7 @@ OWNERS = {
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},
-    "ray": {f"orchestrator/{name}.py" for name in ("halving", "jobs", "launch", "trainer", "worker")},
+    "ray": {f"orchestrator/{name}.py" for name in ("halving", "jobs", "launch", "trainer", "trial", "worker")},
 }
 """The only modules that may import a library, at any level."""
 
@@ -27,6 +27,7 @@ LIGHT = {
         "errors",
         "settings",
         "reading",
+        "keys",
         "resources",
         "row",
         "search",

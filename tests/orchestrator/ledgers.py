@@ -10,7 +10,7 @@ from orchestrator import tracking
 from orchestrator.experiment import METRICS, Experiment, Row
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.settings import to_dict
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking
 from orchestrator.work import JOURNAL
 
 NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}

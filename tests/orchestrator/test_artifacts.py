@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import artifacts, runs, tracking
+from orchestrator import artifacts, runs
 from orchestrator.artifacts import Missing, download, upload, upload_texts
 from orchestrator.errors import UserError
+from orchestrator.suite import open_suite
 
 
 @pytest.fixture
 def run_id(mlflow_uri, request) -> str:
-    suite = tracking.open_suite(mlflow_uri, request.node.name)
+    suite = open_suite(mlflow_uri, request.node.name)
     assert suite.experiment_id is not None
     return runs.create_run(mlflow_uri, suite.experiment_id, "a run", {})
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator import tracking
 from orchestrator.cli import cli
 from orchestrator.experiment import Experiment
 from orchestrator.report import Report
+from orchestrator.suite import open_suite
 from tests.conftest import MakeCoco
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def test_coco_without_a_root_is_refused_before_anything_is_trained(rnc: Rnc):
 
 
 def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
-    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "RetinaNet-Cnf", "IoU-aware RetinaNet")
+    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "did you mean RetinaNet-Conf?")
 
 
 def test_ctrl_c_in_one_suite_does_not_start_the_next(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
@@ -244,7 +244,7 @@ def test_ui_prints_and_opens_where_the_tables_of_an_experiment_are(
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: browsed\n")
     assert refused(rnc("ui", file), "holds nothing of suite browsed yet")
-    tracking.open_suite(mlflow_uri, "browsed")
+    open_suite(mlflow_uri, "browsed")
     shown = rnc("ui", file, "--open")
     assert shown.exit_code == 0, shown.output
     names, links = zip(*(line.split(": ") for line in shown.stdout.splitlines()), strict=True)

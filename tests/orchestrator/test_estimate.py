@@ -8,7 +8,8 @@ import pytest
 from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from orchestrator.estimate import Kind, estimate, makespan
 from orchestrator.experiment import Experiment, Resources, Row
-from orchestrator.plan import Ledger, Record, make_plan, row_keys
+from orchestrator.keys import row_keys
+from orchestrator.plan import Ledger, Record, make_plan
 from orchestrator.site import Site
 from orchestrator.sizes import BACKBONES, checkpoint_bytes, num_parameters, weights_bytes
 

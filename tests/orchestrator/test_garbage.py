@@ -10,9 +10,10 @@ from orchestrator import rest, runs, tracking
 from orchestrator.experiment import Experiment, Row
 from orchestrator.garbage import FREED, find_garbage
 from orchestrator.holdings import check_files
-from orchestrator.plan import Ledger, Plan, make_plan, row_keys
+from orchestrator.keys import row_keys
+from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.search import Asha, Search
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from orchestrator.work import JOURNAL
 from tests.orchestrator.ledgers import experiment, keep_checkpoint, record
 
@@ -25,7 +26,7 @@ OTHER = experiment("table2", [OLD])
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return tracking.open_suite(mlflow_uri, request.node.name)
+    return open_suite(mlflow_uri, request.node.name)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 from model.config import ConfidenceConfig
 from orchestrator.experiment import load_experiment
 from orchestrator.grid import grid_rows
-from orchestrator.plan import Ledger, make_plan, train_key
+from orchestrator.keys import train_key
+from orchestrator.plan import Ledger, make_plan
 from orchestrator.search import Asha, read_search
 from tests.experiment_files import load, mistake, write
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from orchestrator.cli import cli
 from orchestrator.experiment import load_experiment
-from orchestrator.plan import row_keys
+from orchestrator.keys import row_keys
 from orchestrator.training_log import NAME, has_ended, note, note_epoch, note_start, output_of
 
 TABLE = Path(__file__).parents[2] / "experiments" / "miniature" / "table1_heads.yaml"

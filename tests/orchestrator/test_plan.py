@@ -9,15 +9,8 @@ import pytest
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Resources, Row, load_experiments
-from orchestrator.plan import (
-    Ledger,
-    Place,
-    Record,
-    evaluation_key,
-    make_plan,
-    row_keys,
-    train_key,
-)
+from orchestrator.keys import evaluation_key, row_keys, train_key
+from orchestrator.plan import Ledger, Place, Record, make_plan
 from orchestrator.search import Asha, Search
 from orchestrator.settings import differences, flat_differences, from_dict, to_dict
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.estimate import Estimate, estimate
 from orchestrator.experiment import Experiment, Resources, Row
-from orchestrator.plan import Ledger, Plan, Record, make_plan, row_keys
+from orchestrator.keys import row_keys
+from orchestrator.plan import Ledger, Plan, Record, make_plan
 from orchestrator.plan_table import evaluations_table, plan_json, plan_table, plans_json
 from orchestrator.search import Asha, Search
 from orchestrator.table import Table, show

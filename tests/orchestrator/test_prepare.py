@@ -12,7 +12,8 @@ from model.detector import build_detector
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Row
 from orchestrator.identity import Measured, require_same_data, scoring_reading, training_reading
-from orchestrator.plan import Ledger, Record, make_plan, row_keys
+from orchestrator.keys import row_keys
+from orchestrator.plan import Ledger, Record, make_plan
 from orchestrator.prepare import prepare
 from orchestrator.site import Site
 from tests.conftest import MakeCoco

@@ -16,11 +16,12 @@ from orchestrator.artifacts import download, upload
 from orchestrator.choice import Choice
 from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS, Resources
-from orchestrator.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
+from orchestrator.keys import evaluation_key, train_key
+from orchestrator.plan import Evaluation, Place, TrainRun
 from orchestrator.provenance import read_provenance
 from orchestrator.pull import pull
 from orchestrator.site import Site
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from tests.detectors import MODEL, SIZES, save_opinionated
 
 CATEGORIES = ((3, 8), ("dog", "cat"))
@@ -29,7 +30,7 @@ NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)} | {"AP
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return tracking.open_suite(mlflow_uri, request.node.name)
+    return open_suite(mlflow_uri, request.node.name)
 
 
 @pytest.fixture

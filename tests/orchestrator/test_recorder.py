@@ -14,7 +14,7 @@ from orchestrator import recorder as module
 from orchestrator.recorder import Metric, Recorder, Target, read_journal, replay
 from orchestrator.runs import create_run, history, metrics_target
 from orchestrator.server import stop_server, tracking_server
-from orchestrator.tracking import open_suite
+from orchestrator.suite import open_suite
 
 
 class Server:

@@ -9,8 +9,9 @@ import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.experiment import Cited, Experiment, Resources, Row
+from orchestrator.keys import row_keys
 from orchestrator.page import render
-from orchestrator.plan import Ledger, Record, make_plan, row_keys
+from orchestrator.plan import Ledger, Record, make_plan
 from orchestrator.results import results_table
 from orchestrator.status import status_table
 from orchestrator.table import Cell, Table, show

@@ -13,7 +13,7 @@ from model.config import DataConfig
 from model.data import CocoData, read_for_scoring, read_for_training
 from model.evaluation import DetectionTable
 from model.training import Progress
-from orchestrator import runs, tracking
+from orchestrator import runs
 from orchestrator.artifacts import list_files
 from orchestrator.errands import Errands
 from orchestrator.examples import draw_examples, example_indices
@@ -21,6 +21,7 @@ from orchestrator.inputs import log_input
 from orchestrator.machine import Machine
 from orchestrator.pictures import store_picture
 from orchestrator.showcase import Showcase
+from orchestrator.suite import open_suite
 from tests.conftest import MakeCoco
 
 SHAPES = DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=96)
@@ -35,7 +36,7 @@ def validation(shapes_root: Path) -> CocoData:
 @pytest.fixture
 def run(mlflow_uri, request) -> tuple[str, str]:
     """A server and a run on it."""
-    suite = tracking.open_suite(mlflow_uri, request.node.name)
+    suite = open_suite(mlflow_uri, request.node.name)
     return mlflow_uri, runs.create_run(mlflow_uri, str(suite.experiment_id), "run", {})
 
 

@@ -13,7 +13,7 @@ from orchestrator.errors import UserError
 from orchestrator.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.stops import Prune, forget_stops, prune_asked
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from orchestrator.turn import my_turn
 from tests.suites import TRAIN, experiment_of, variant
 
@@ -23,7 +23,7 @@ nobody: Callable[[object], None] = lambda _: pytest.fail("waited")  # noqa: E731
 
 @pytest.fixture
 def suite(mlflow_uri: str, request: pytest.FixtureRequest) -> Tracking:
-    return tracking.open_suite(mlflow_uri, request.node.name.rstrip("]").replace("[", "."))
+    return open_suite(mlflow_uri, request.node.name.rstrip("]").replace("[", "."))
 
 
 @pytest.fixture

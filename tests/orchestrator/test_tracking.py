@@ -15,10 +15,11 @@ from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainCo
 from orchestrator import artifacts, rest, runs, tracking
 from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS, Resources
+from orchestrator.keys import evaluation_key, train_key
 from orchestrator.liveness import Running, looks_alive, this_process
-from orchestrator.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, train_key
+from orchestrator.plan import Evaluation, Ledger, Place, TrainRun
 from orchestrator.settings import to_dict
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite, read_runs
 
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)
 NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}  # no short decimals: 33.333..., 25, 20
@@ -26,7 +27,7 @@ NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}  # no 
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return tracking.open_suite(mlflow_uri, request.node.name)
+    return open_suite(mlflow_uri, request.node.name)
 
 
 @pytest.fixture
@@ -83,22 +84,22 @@ def all_runs(suite: Tracking) -> list[runs.Run]:
 
 
 def test_a_suite_that_does_not_exist_is_an_empty_view_and_stays_absent(mlflow_uri):
-    view = tracking.open_suite(mlflow_uri, "never made", create=False)
+    view = open_suite(mlflow_uri, "never made", create=False)
     assert tracking.read_ledger(view) == Ledger()
     with pytest.raises(UserError, match="holds nothing of suite never made yet"):
         tracking.begin_training(view, train_run())
-    assert tracking.open_suite(mlflow_uri, "never made", create=False).experiment_id is None
+    assert open_suite(mlflow_uri, "never made", create=False).experiment_id is None
 
 
 def test_a_suite_is_made_once(suite):
-    assert tracking.open_suite(suite.uri, suite.suite) == suite
-    assert tracking.open_suite(suite.uri, suite.suite, create=False) == suite
+    assert open_suite(suite.uri, suite.suite) == suite
+    assert open_suite(suite.uri, suite.suite, create=False) == suite
 
 
 def test_a_suite_in_the_trash_is_an_error_that_says_so(suite):
     rest.post(suite.uri, "experiments/delete", {"experiment_id": suite.experiment_id})
     with pytest.raises(UserError, match="is deleted; restore it"):
-        tracking.open_suite(suite.uri, suite.suite)
+        open_suite(suite.uri, suite.suite)
 
 
 def test_a_training_is_running_then_finished_with_its_config_and_checkpoint(suite, checkpoint):
@@ -152,12 +153,12 @@ def test_a_training_that_failed_says_why_and_is_taken_up_in_the_same_run(suite):
 
 def test_a_training_names_its_seed_once_its_row_has_several(suite):
     run_id = tracking.begin_training(suite, train_run())
-    tracking.name_seeds(suite, tracking.read_runs(suite), [train_run()])
+    tracking.name_seeds(suite, read_runs(suite), [train_run()])
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1"
     several = replace(train_run(), label="box, L1, seed 3")
-    tracking.name_seeds(suite, tracking.read_runs(suite), [several])
+    tracking.name_seeds(suite, read_runs(suite), [several])
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
-    tracking.name_seeds(suite, tracking.read_runs(suite), [train_run()])  # a file with one seed does not take it back
+    tracking.name_seeds(suite, read_runs(suite), [train_run()])  # a file with one seed does not take it back
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
 
 
@@ -214,7 +215,7 @@ def test_a_table_that_comes_later_is_entered_in_the_evaluations_it_uses(suite, c
     training = trained(suite, checkpoint)
     run_id = tracking.record_evaluation(suite, evaluation(), NUMBERS, detections=None, train_run_id=training)
     later = replace(evaluation(), places=(*evaluation().places, Place("figure4", 0, "new")))
-    tracking.place_evaluations(suite, tracking.read_runs(suite), [later, evaluation(0.9)])
+    tracking.place_evaluations(suite, read_runs(suite), [later, evaluation(0.9)])
     assert {"row.table3": "02 λ = 0.4", "row.figure4": "00 new"}.items() <= tags(suite, run_id).items()
     assert tracking.read_ledger(suite).evaluations.keys() == {evaluation().key}
 
@@ -275,8 +276,8 @@ def test_a_driver_is_told_from_a_later_process_of_the_same_id():
 
 
 def test_a_table_has_one_run_with_its_newest_files(suite):
-    first = tracking.log_table(suite, tracking.read_runs(suite), "table3", {"table3.md": "old", "table3.tex": "old"})
-    assert tracking.log_table(suite, tracking.read_runs(suite), "table3", {"table3.md": "new λ"}) == first
+    first = tracking.log_table(suite, read_runs(suite), "table3", {"table3.md": "old", "table3.tex": "old"})
+    assert tracking.log_table(suite, read_runs(suite), "table3", {"table3.md": "new λ"}) == first
     assert artifact(suite, first, "table3.md") == "new λ"
     assert artifact(suite, first, "table3.tex") == "old"
     assert tracking.read_ledger(suite) == Ledger()
@@ -284,22 +285,22 @@ def test_a_table_has_one_run_with_its_newest_files(suite):
 
 def test_a_table_that_stands_as_it_is_is_not_written_again(suite, monkeypatch):
     files = {"table4.md": "λ", "table4.tex": "x"}
-    first = tracking.log_table(suite, tracking.read_runs(suite), "table4", files)
+    first = tracking.log_table(suite, read_runs(suite), "table4", files)
 
     def refuse(*arguments, **named):
         raise AssertionError("nothing is to be written")
 
     for name in ("upload_texts", "write", "_begin"):
         monkeypatch.setattr(tracking, name, refuse)
-    assert tracking.log_table(suite, tracking.read_runs(suite), "table4", dict(files)) == first
+    assert tracking.log_table(suite, read_runs(suite), "table4", dict(files)) == first
     with pytest.raises(AssertionError):
-        tracking.log_table(suite, tracking.read_runs(suite), "table4", files | {"table4.md": "other"})
+        tracking.log_table(suite, read_runs(suite), "table4", files | {"table4.md": "other"})
 
 
 def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):
     gone = replace(suite, uri="http://127.0.0.1:9")
     for call in (
-        lambda: tracking.open_suite(gone.uri, "any"),
+        lambda: open_suite(gone.uri, "any"),
         lambda: tracking.read_ledger(gone),
         lambda: artifacts.upload(gone.uri, "abc", [checkpoint / "config.json"]),
     ):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import rest, tracking, turn
+from orchestrator import rest, turn
 from orchestrator.experiment import load_experiment
 from orchestrator.onlooker import statuses
 from orchestrator.plan import Ledger, Record, make_plan
 from orchestrator.site import Site
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from orchestrator.turn import Holder, holder_of, my_turn
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ HOLDS = """
 import sys
 from pathlib import Path
 from orchestrator.site import Site
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from orchestrator.turn import my_turn
 home, uri, suite, experiment_id = sys.argv[1:]
 site = Site(home=Path(home), tracking_uri=uri or None)
@@ -97,7 +97,7 @@ def test_two_suites_have_a_turn_each(tmp_path: Path):
 
 
 def test_processes_with_homes_of_their_own_take_turns_through_the_server_they_share(tmp_path: Path, mlflow_uri: str):
-    suite = tracking.open_suite(mlflow_uri, "turns")
+    suite = open_suite(mlflow_uri, "turns")
     here = Site(home=tmp_path / "here", tracking_uri=mlflow_uri)
     with holding(Site(home=tmp_path / "there", tracking_uri=mlflow_uri), suite) as first:
         assert first.stdin is not None
@@ -110,7 +110,7 @@ def test_processes_with_homes_of_their_own_take_turns_through_the_server_they_sh
 def test_a_claim_from_another_machine_is_void_once_it_is_not_renewed(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ):
-    suite = tracking.open_suite(mlflow_uri, "elsewhere")
+    suite = open_suite(mlflow_uri, "elsewhere")
     site = Site(home=tmp_path, tracking_uri=mlflow_uri)
     write_claim(suite, renewed=1)
     monkeypatch.setattr(turn, "SILENT_SECONDS", 1e9)
@@ -121,7 +121,7 @@ def test_a_claim_from_another_machine_is_void_once_it_is_not_renewed(
 def test_of_two_claims_on_their_way_at_once_the_last_one_counts(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ):
-    suite = tracking.open_suite(mlflow_uri, "at once")
+    suite = open_suite(mlflow_uri, "at once")
     site = Site(home=tmp_path, tracking_uri=mlflow_uri)
     threading.Timer(0.3, write_claim, [suite]).start()  # while ours settles
     seen: list[Holder] = []

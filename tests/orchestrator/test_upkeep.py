@@ -15,7 +15,7 @@ from orchestrator.holdings import check_files
 from orchestrator.plan import Ledger, Plan, make_plan
 from orchestrator.site import Site
 from orchestrator.submit import submit
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from orchestrator.upkeep import find_defects
 from orchestrator.work import JOURNAL
 from tests.orchestrator.ledgers import experiment, keep_checkpoint, record
@@ -33,7 +33,7 @@ DEAD = "from orchestrator.liveness import this_process; print(this_process())"
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return tracking.open_suite(mlflow_uri, request.node.name)
+    return open_suite(mlflow_uri, request.node.name)
 
 
 def mended(suite: Tracking, storage: Path) -> list[str]:

@@ -16,7 +16,7 @@ from orchestrator.entries import Setting, shown_metrics, varied_params, varied_s
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, Row
 from orchestrator.plan import Evaluation, Ledger, Plan, make_plan
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite, read_runs
 from orchestrator.views import table_view
 
 PLAIN = TrainConfig(model=ModelConfig(confidence=None))
@@ -39,7 +39,7 @@ TABLE = Experiment(
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return tracking.open_suite(mlflow_uri, request.node.name)
+    return open_suite(mlflow_uri, request.node.name)
 
 
 def tags(suite: Tracking) -> dict[str, str]:
@@ -138,7 +138,7 @@ def test_an_evaluation_has_the_exact_numbers_and_those_that_are_shown(suite, tmp
     exact = {"val/AP": 100 / 3, "val/APs": 12.0}
     shown = {"AP": 33.33, "AP paper": 36.5, "AP Δ": -3.17, "APs": 12.0}
     assert runs.metrics_of(runs.get_run(suite.uri, run_id)) == exact | shown
-    tracking.place_evaluations(suite, tracking.read_runs(suite), [replace(evaluation, paper={"AP": 33.3})])
+    tracking.place_evaluations(suite, read_runs(suite), [replace(evaluation, paper={"AP": 33.3})])
     assert runs.metrics_of(runs.get_run(suite.uri, run_id)) == exact | shown | {"AP paper": 33.3, "AP Δ": 0.03}
     assert tracking.read_ledger(suite).evaluations[evaluation.key].metrics == {"AP": 100 / 3, "APs": 12.0}
 
@@ -170,7 +170,7 @@ def test_links_lead_past_the_page_for_language_models(suite):
 def test_a_suite_of_which_nothing_is_recorded_has_no_links_and_stays_absent(mlflow_uri):
     with pytest.raises(UserError, match="holds nothing of suite never made either"):
         browse.suite_links(mlflow_uri, [replace(TABLE, suite="never made either")])
-    assert tracking.open_suite(mlflow_uri, "never made either", create=False).experiment_id is None
+    assert open_suite(mlflow_uri, "never made either", create=False).experiment_id is None
 
 
 def test_runs_say_which_rows_rest_on_them_and_lead_to_each_other(suite, tmp_path):

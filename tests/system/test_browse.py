@@ -16,7 +16,7 @@ from orchestrator.plan import Ledger, make_plan
 from orchestrator.recorder import Metric
 from orchestrator.showcase import DETECTIONS
 from orchestrator.site import Site
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from tests.browser import CHROMIUM, Browser, chromium
 
 pytestmark = [
@@ -57,7 +57,7 @@ def browser() -> Iterator[Browser]:
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
     """Two trainings with curves, and twenty evaluations that were recorded in no order."""
     site = Site(home=tmp_path_factory.mktemp("home"))
-    suite = tracking.open_suite(server.tracking_server(site), TABLE.suite)
+    suite = open_suite(server.tracking_server(site), TABLE.suite)
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "config.json").write_text("{}")

@@ -17,8 +17,8 @@ from orchestrator import launch
 from orchestrator.errors import UserError
 from orchestrator.experiment import Resources
 from orchestrator.fit import Cluster, placement, require_fit
+from orchestrator.keys import train_key
 from orchestrator.live import Status, live_view
-from orchestrator.plan import train_key
 from orchestrator.recorder import read_journal
 from orchestrator.site import Site
 from orchestrator.work import epochs_done, last_checkpoint

@@ -15,7 +15,7 @@ from orchestrator import launch, runs, server, tracking
 from orchestrator.live import Status
 from orchestrator.recorder import read_journal
 from orchestrator.site import Site
-from orchestrator.tracking import Tracking
+from orchestrator.suite import Tracking, open_suite
 from tests.suites import TRAIN, plan_of
 from tests.system.test_submit import EXPERIMENT, RNC
 
@@ -67,7 +67,7 @@ def test_a_training_whose_server_comes_back_empty_ends_with_its_whole_history(si
     outcome = launch.launch(plan_of(site, "lost", TRAIN), site, uri, show=lose)
     assert restarted == [uri]
     assert outcome.exit_code == 0, outcome.endings
-    suite = tracking.open_suite(uri, "lost", create=False)
+    suite = open_suite(uri, "lost", create=False)
     ledger = tracking.read_ledger(suite)
     assert ledger.trainings[key].status == "FINISHED"
     assert [record.status for record in ledger.evaluations.values()] == ["FINISHED"]
@@ -100,7 +100,7 @@ def test_a_suite_whose_driver_was_killed_goes_on_without_doubled_points(tmp_path
     try:
         assert again.returncode == 0, again.stderr
         assert "says RUNNING, and its process is gone: closed as interrupted" in again.stderr
-        suite = tracking.open_suite(server.tracking_server(site), "tiny", create=False)
+        suite = open_suite(server.tracking_server(site), "tiny", create=False)
         ((key, record),) = tracking.read_ledger(suite).trainings.items()
         points = points_of(suite, record.run_id)
         assert len(set(points)) == len(points)

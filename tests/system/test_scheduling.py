@@ -13,12 +13,13 @@ import ray
 from PIL import Image
 
 from model.config import TrainConfig
-from orchestrator import launch, server, stops, tracking
+from orchestrator import launch, server, stops
 from orchestrator.experiment import Resources
 from orchestrator.fit import Cluster
 from orchestrator.live import Status
 from orchestrator.plan import make_plan
 from orchestrator.site import Site
+from orchestrator.suite import open_suite
 from orchestrator.work import epochs_done, last_checkpoint
 from tests.suites import TRAIN, experiment_of, launched, ledger_of, plan_of, variant
 
@@ -128,7 +129,7 @@ def test_a_cancelled_and_a_pruned_training_end_and_free_their_place_while_the_ot
     trains = [long, variant(1), variant(2)]
     plan = plan_of(site, "cancelled", *trains)
     first, second, third = plan.trainings
-    suite = tracking.open_suite(server.tracking_server(site), "cancelled")
+    suite = open_suite(server.tracking_server(site), "cancelled")
     asked = False
 
     def ask(statuses: Sequence[Status]) -> None:
