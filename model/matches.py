@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data import CocoData
-from model.evaluation import DetectionTable
+from model.detections import DetectionTable
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """COCO's; bit t of a mask stands for the t-th."""

@@ -12,9 +12,10 @@ from model.anchors import anchor_grid
 from model.checkpoint import load_weights, read_card
 from model.config import DataConfig, InferenceConfig
 from model.data import Batch, CocoData, collate, load_sample
+from model.detections import DetectionTable
 from model.detector import RetinaNetConf
 from model.distributed import gather, world
-from model.evaluation import DetectionTable, evaluate
+from model.evaluation import evaluate
 from model.heads import Predictions
 from model.postprocess import Detections, detect
 from model.threads import map_in_order, one_thread_each
@@ -158,10 +159,9 @@ def _batches(data: CocoData, config: DataConfig, indices: range, limit: int) -> 
 
 
 def _table(data: CocoData, image_id: int, found: Detections) -> DetectionTable:
-    return DetectionTable(
+    return DetectionTable.plain(
         np.full(len(found.scores), image_id, np.int64),
         np.asarray(data.category_ids, np.int64)[found.labels.cpu().numpy()],
         found.boxes.cpu().numpy(),
         found.scores.cpu().numpy(),
-        found.anchors.cpu().numpy().astype(np.int32),
     )

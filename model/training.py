@@ -13,9 +13,9 @@ from model.batches import updates
 from model.checkpoint import load_resume, load_weights, save_checkpoint
 from model.config import InferenceConfig, TrainConfig
 from model.data import CocoData, epoch_batches, read_for_scoring, read_for_training
+from model.detections import DetectionTable
 from model.detector import RetinaNetConf, build_detector
 from model.distributed import total, world
-from model.evaluation import DetectionTable
 from model.pretrained import load_first_weights
 from model.schedule import learning_rate
 from model.scoring import score

@@ -1,7 +1,6 @@
 """Scores a pulled checkpoint on a COCO-format data set, and compares the numbers with those in MLflow."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from model.config import DataConfig, InferenceConfig
 from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS
+from orchestrator.passes import score_checkpoint
 from orchestrator.prepare import draw
 from orchestrator.provenance import Provenance, read_provenance
 from orchestrator.reading import typed
@@ -20,7 +20,7 @@ from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table
 if TYPE_CHECKING:
     from model.checkpoint import Card
     from model.data import CocoData
-    from model.evaluation import DetectionTable
+    from model.detections import DetectionTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,28 +52,10 @@ def evaluate(
     Raises:
         UserError: the checkpoint, the data or a setting is not what it should be.
     """
-    from model.checkpoint import require_categories
-    from model.scoring import load_detector, score
-
     card, provenance, inference = read_checkpoint(request.folder, request.settings)
     split = request.split or (provenance.split if provenance else card.config.data.val_split)
     data = _data(card, request, split, site, say)
-    try:
-        require_categories(request.folder, (data.category_ids, data.category_names), f"split {split}")
-        detector = load_detector(request.folder)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    import torch
-
-    on_cuda = torch.cuda.is_available()
-    (scores,) = score(
-        detector.to("cuda" if on_cuda else "cpu"),
-        data,
-        [inference],
-        card.config.data,
-        num_loader_processes=min(8, os.cpu_count() or 1) if on_cuda else 0,
-        progress=progress,
-    )
+    (scores,) = score_checkpoint(request.folder, data, [inference], progress)
     if request.detections is not None:
         write_detections(request.detections, scores.detections)
         say(f"{len(scores.detections.scores)} detections written to {request.detections}")

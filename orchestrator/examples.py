@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from model.data import CocoData
+from model.detections import DetectionTable
 from model.drawing import draw
-from model.evaluation import DetectionTable
 
 NUM_EXAMPLES = 4
 TILE = 512

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from model.config import DataConfig
     from model.data import CocoData
-    from model.evaluation import DetectionTable
+    from model.detections import DetectionTable
     from model.training import Progress
 
 DETECTIONS = "val/detections"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.data import CocoData
-    from model.evaluation import DetectionTable
+    from model.detections import DetectionTable
     from model.scoring import Scores
     from model.training import Progress
 

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.data import CocoData, read_coco
-from model.evaluation import DetectionTable
+from model.detections import DetectionTable
 
 CATEGORIES = (2, 5, 9, 11)
 
@@ -21,12 +21,11 @@ CATEGORIES = (2, 5, 9, 11)
 def table(rows: Sequence[tuple[int, int, Sequence[float], float]]) -> DetectionTable:
     """Detections (image id, category id, xywh box, score) as a detector hands them over."""
     boxes = np.array([box for _, _, box, _ in rows], np.float64).reshape(-1, 4)
-    return DetectionTable(
+    return DetectionTable.plain(
         np.array([image for image, *_ in rows], np.int64),
         np.array([category for _, category, *_ in rows], np.int64),
         np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32),
         np.array([score for *_, score in rows], np.float32),
-        np.zeros(len(rows), np.int32),
     )
 
 

@@ -20,7 +20,8 @@ from evaluation import SPLIT, detections, write_truth
 from numpy.typing import NDArray
 
 from model.data import CocoData, read_coco
-from model.evaluation import DetectionTable, evaluate
+from model.detections import DetectionTable
+from model.evaluation import evaluate
 from model.matches import match
 from orchestrator.statistics import average_precision, resample
 
@@ -87,9 +88,9 @@ def _evaluate_drawn(data: CocoData, found: DetectionTable, weights: NDArray[Any]
         annotation_crowds=data.annotation_crowds[truth],
         fingerprint="",
     )
-    table = DetectionTable(
+    table = DetectionTable.plain(
         np.repeat(copy.image_ids, stops - starts),
-        *(getattr(found, name)[rows] for name in ("category_ids", "boxes", "scores", "anchors")),
+        *(getattr(found, name)[rows] for name in ("category_ids", "boxes", "scores")),
     )
     numbers = evaluate(copy, table)
     return [numbers[name] or 0.0 for name in ("AP", "AP50", "AP75")]

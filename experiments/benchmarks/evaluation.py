@@ -23,7 +23,8 @@ import click
 import numpy as np
 
 from model.data import CocoData, read_coco
-from model.evaluation import METRICS, DetectionTable, evaluate
+from model.detections import DetectionTable
+from model.evaluation import METRICS, evaluate
 
 SPLIT = "val2017"
 NUM_CATEGORIES = 80
@@ -111,12 +112,11 @@ def detections(data: CocoData, seed: int = 0) -> DetectionTable:
     labels[wrong] = generator.integers(0, len(data.category_ids), int(wrong.sum()))
     scores = np.round(generator.beta(np.where(true, 3, 1), 2) * 64) / 64
     order = np.lexsort([-scores, images[rows]])
-    return DetectionTable(
+    return DetectionTable.plain(
         images[rows][order],
         np.array(data.category_ids)[labels][order],
         np.concatenate([low, low + side], axis=1).astype(np.float32)[order],
         scores.astype(np.float32)[order],
-        np.zeros(len(rows), np.int32),
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from model.data import read_coco
-from model.evaluation import METRICS, DetectionTable, evaluate
+from model.detections import DetectionTable
+from model.evaluation import METRICS, evaluate
 from tests.detections import around, border_scene, pycocotools_numbers, random_scene, table, write
 
 

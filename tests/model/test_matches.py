@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.data import CocoData, read_coco
-from model.evaluation import DetectionTable
+from model.detections import DetectionTable
 from model.matches import MatchTable, match, read_matches, write_matches
 from tests.detections import border_scene, pycocotools_evaluation, random_scene, table, write
 

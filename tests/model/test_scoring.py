@@ -14,8 +14,9 @@ from model.anchors import anchor_grid
 from model.checkpoint import save_checkpoint
 from model.config import DataConfig, InferenceConfig, TrainConfig
 from model.data import CocoData, Sample, collate, load_sample, padded_shape, read_coco, resize_shape
+from model.detections import DetectionTable
 from model.detector import RetinaNetConf, build_detector
-from model.evaluation import METRICS, DetectionTable
+from model.evaluation import METRICS
 from model.postprocess import detect
 from model.scoring import Scores, load_detector, score
 from model.threads import map_in_order

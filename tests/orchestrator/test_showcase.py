@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.config import DataConfig
 from model.data import CocoData, read_for_scoring, read_for_training
-from model.evaluation import DetectionTable
+from model.detections import DetectionTable
 from model.training import Progress
 from orchestrator import runs
 from orchestrator.artifacts import list_files
@@ -46,8 +46,8 @@ def perfect(data: CocoData, score: float) -> DetectionTable:
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32)
     count = len(corners)
     categories = np.asarray(data.category_ids, np.int64)[data.annotation_labels]
-    scores, anchors = np.full(count, score, np.float32), np.zeros(count, np.int32)
-    return DetectionTable(np.repeat(data.image_ids, np.diff(data.offsets)), categories, corners, scores, anchors)
+    scores = np.full(count, score, np.float32)
+    return DetectionTable.plain(np.repeat(data.image_ids, np.diff(data.offsets)), categories, corners, scores)
 
 
 def at_end_of_epoch(data: CocoData, step: int) -> Progress:

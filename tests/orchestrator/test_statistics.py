@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from model.data import read_coco
-from model.evaluation import DetectionTable, evaluate
+from model.detections import DetectionTable
+from model.evaluation import evaluate
 from model.matches import MatchTable, match
 from orchestrator.statistics import (
     Estimate,

@@ -1,0 +1,140 @@
+"""The detections of many images as flat columns, and as a Parquet file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TYPES: dict[str, type[np.generic]] = {
+    "image_ids": np.int64,
+    "category_ids": np.int64,
+    "boxes": np.float32,
+    "scores": np.float32,
+    "class_scores": np.float32,
+    "confidences": np.float32,
+    "ious": np.float32,
+    "levels": np.int8,
+    "anchors": np.int32,
+}
+"""Of the columns of a table."""
+CORNERS = ("x1", "y1", "x2", "y2")
+ABOUT = b"retinanet-conf"
+"""Where a file says what its detections are, in Parquet's own metadata."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DetectionTable:
+    """The detections of many images, best first within an image; boxes in pixels of the original images."""
+
+    image_ids: NDArray[np.int64]
+    """[D] COCO image ids."""
+    category_ids: NDArray[np.int64]
+    """[D] the data set's own category ids."""
+    boxes: NDArray[np.float32]
+    """[D, 4] xyxy."""
+    scores: NDArray[np.float32]
+    """[D] the fused scores that ranked the boxes."""
+    class_scores: NDArray[np.float32]
+    """[D] the probability of the class."""
+    confidences: NDArray[np.float32]
+    """[D] the object confidence; NaN where the detector has no such branch."""
+    ious: NDArray[np.float32]
+    """[D] with the object of its image and category that it overlaps most, crowds left out; 0 where there is none."""
+    levels: NDArray[np.int8]
+    """[D] of the feature pyramid that the box came from, 3 to 7."""
+    anchors: NDArray[np.int32]
+    """[D] flat index of the anchor that the box came from."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, rows: NDArray[Any]) -> "DetectionTable":
+        """Those detections, by place or by mask."""
+        return DetectionTable(**{name: getattr(self, name)[rows] for name in TYPES})
+
+    @staticmethod
+    def plain(
+        image_ids: NDArray[np.int64],
+        category_ids: NDArray[np.int64],
+        boxes: NDArray[np.float32],
+        scores: NDArray[np.float32],
+    ) -> "DetectionTable":
+        """Detections of which no more is known: the score is that of the class, the rest NaN or 0."""
+        count = len(scores)
+        return DetectionTable(
+            image_ids=image_ids,
+            category_ids=category_ids,
+            boxes=boxes,
+            scores=scores,
+            class_scores=scores,
+            confidences=np.full(count, np.nan, np.float32),
+            ious=np.zeros(count, np.float32),
+            levels=np.zeros(count, np.int8),
+            anchors=np.zeros(count, np.int32),
+        )
+
+    @staticmethod
+    def concatenate(tables: "list[DetectionTable]") -> "DetectionTable":
+        """One table of all, sorted by image id, whatever the order in which workers finished."""
+        tables = [_empty(), *tables]
+        whole = {name: np.concatenate([getattr(table, name) for table in tables]) for name in TYPES}
+        return DetectionTable(**whole).take(np.argsort(whole["image_ids"], kind="stable"))
+
+
+def _empty() -> DetectionTable:
+    sizes = {"boxes": (0, 4)}
+    return DetectionTable(**{name: np.zeros(sizes.get(name, 0), kind) for name, kind in TYPES.items()})
+
+
+def write_detections(table: DetectionTable, file: Path, about: Mapping[str, Any]) -> None:
+    """Write a Parquet file, compressed, with a row for each detection.
+
+    Args:
+        table: what to write.
+        file: is replaced once the new one is whole.
+        about: whatever says what these are, as JSON will have it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {}
+    for name in TYPES:
+        if name == "boxes":
+            columns |= {corner: np.ascontiguousarray(table.boxes[:, place]) for place, corner in enumerate(CORNERS)}
+        else:
+            columns[_singular(name)] = getattr(table, name)
+    arrow = pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about)})
+    partial = file.with_name(f".{file.name}.partial")
+    pq.write_table(arrow, partial, compression="zstd")
+    partial.replace(file)
+
+
+def read_detections(file: Path) -> tuple[DetectionTable, dict[str, Any]]:
+    """Read back what `write_detections` wrote, and what it says of itself.
+
+    Raises:
+        ValueError: the file is cut off, damaged, or none of ours.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        arrow = pq.read_table(file)
+        about: dict[str, Any] = json.loads(arrow.schema.metadata[ABOUT])
+        columns = {name: arrow[_singular(name)].to_numpy() for name in TYPES if name != "boxes"}
+        boxes = np.column_stack([arrow[corner].to_numpy() for corner in CORNERS])
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} holds no detections, or is cut off or damaged: {error}") from error
+    table = DetectionTable(boxes=boxes, **columns)
+    wrong = [name for name, kind in TYPES.items() if getattr(table, name).dtype != kind]
+    if wrong:
+        raise ValueError(f"{file} has other types than detections have, in: {', '.join(map(_singular, wrong))}")
+    return table, about
+
+
+def _singular(name: str) -> str:
+    return {"category_ids": "category_id", "boxes": "box"}.get(name, name.removesuffix("s"))

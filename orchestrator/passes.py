@@ -1,0 +1,51 @@
+"""One pass of a checkpoint over a data set, under any number of inference settings."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.config import InferenceConfig
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from model.data import CocoData
+    from model.scoring import Scores
+
+
+def score_checkpoint(
+    folder: Path,
+    data: "CocoData",
+    settings: Sequence[InferenceConfig],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> "list[Scores]":
+    """Score on the GPU of this machine, or else on its CPU.
+
+    Args:
+        folder: a checkpoint.
+        data: the images; their categories have to be those of the checkpoint.
+        settings: as many as wanted, for hardly more than the price of one.
+        progress: called with (images done, images in all).
+
+    Raises:
+        UserError: the checkpoint is damaged, or learnt other categories.
+    """
+    import torch
+
+    from model.checkpoint import read_card, require_categories
+    from model.scoring import load_detector, score
+
+    try:
+        require_categories(folder, (data.category_ids, data.category_names), f"split {data.split}")
+        detector = load_detector(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    on_cuda = torch.cuda.is_available()
+    return score(
+        detector.to("cuda" if on_cuda else "cpu"),
+        data,
+        settings,
+        read_card(folder).config.data,
+        num_loader_processes=min(8, os.cpu_count() or 1) if on_cuda else 0,
+        progress=progress,
+    )
