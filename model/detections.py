@@ -1,10 +1,11 @@
 """The detections of many images as flat columns, and as a Parquet file."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ TYPES: dict[str, type[np.generic]] = {
 CORNERS = ("x1", "y1", "x2", "y2")
 ABOUT = b"retinanet-conf"
 """Where a file says what its detections are, in Parquet's own metadata."""
+MAGIC = b"PAR1"
+"""What every Parquet file begins and ends with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,7 +112,7 @@ def write_detections(table: DetectionTable, file: Path, about: Mapping[str, Any]
             columns[_singular(name)] = getattr(table, name)
     arrow = pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about)})
     partial = file.with_name(f".{file.name}.partial")
-    pq.write_table(arrow, partial, compression="zstd")
+    pq.write_table(arrow, partial, compression="zstd", write_page_checksum=True)
     partial.replace(file)
 
 
@@ -117,23 +120,48 @@ def read_detections(file: Path) -> tuple[DetectionTable, dict[str, Any]]:
     """Read back what `write_detections` wrote, and what it says of itself.
 
     Raises:
-        ValueError: the file is cut off, damaged, or none of ours.
+        ValueError: the file is not there, cut off, damaged, of an earlier form, or none of ours.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        arrow = pq.read_table(file)
-        about: dict[str, Any] = json.loads(arrow.schema.metadata[ABOUT])
+        _require_whole(file)
+        arrow = pq.read_table(file, page_checksum_verification=True)
+        said = (arrow.schema.metadata or {}).get(ABOUT)
+        if said is None:
+            _refuse_strangers(file, arrow.column_names)
+        about: dict[str, Any] = json.loads(said)
         columns = {name: arrow[_singular(name)].to_numpy() for name in TYPES if name != "boxes"}
         boxes = np.column_stack([arrow[corner].to_numpy() for corner in CORNERS])
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} holds no detections, or is cut off or damaged: {error}") from error
+    except (pa.ArrowException, OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
     table = DetectionTable(boxes=boxes, **columns)
     wrong = [name for name, kind in TYPES.items() if getattr(table, name).dtype != kind]
     if wrong:
         raise ValueError(f"{file} has other types than detections have, in: {', '.join(map(_singular, wrong))}")
     return table, about
+
+
+def _require_whole(file: Path) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file} is not there, or no file")
+    with file.open("rb") as stream:
+        begin = stream.read(len(MAGIC))
+        stream.seek(-min(len(MAGIC), file.stat().st_size), os.SEEK_END)
+        end = stream.read()
+    if begin != MAGIC:
+        raise ValueError(f"{file} is no Parquet file, so it holds no detections")
+    if end != MAGIC or file.stat().st_size < 3 * len(MAGIC):
+        raise ValueError(f"{file} is cut off: it begins as a Parquet file and does not end as one")
+
+
+def _refuse_strangers(file: Path, columns: list[str]) -> NoReturn:
+    if {"image_id", "category_id", *CORNERS, "score"} <= set(columns):
+        raise ValueError(
+            f"{file} holds detections of an earlier form, which does not say of which data and settings they are"
+        )
+    raise ValueError(f"{file} holds no detections, but columns {', '.join(columns)}")
 
 
 def _singular(name: str) -> str:

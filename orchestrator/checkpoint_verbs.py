@@ -4,15 +4,12 @@ from pathlib import Path
 
 import click
 
+from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS
-from orchestrator.options import FORMAT, say, site
+from orchestrator.options import ALL_IMAGES, CHECKPOINT, DATA, FORMAT, SETTINGS, SPLIT, say, site
 from orchestrator.page import render
 
-CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")
-SETTINGS = click.option(
-    "--set", "settings", multiple=True, metavar="SETTING=VALUE", help="Another inference setting: inference.nms_iou=0.6"
-)
 
 
 @click.command()
@@ -25,8 +22,9 @@ SETTINGS = click.option(
 def pull(row: str, table: str | None, suite: str | None, run_id: str | None, metric: str, output: Path | None) -> None:
     """Fetch a checkpoint from MLflow: that of ROW, or the best one.
 
-    The folder holds weights, config, inference settings and a card that says where they come from; `model.load`,
-    `rnc evaluate` and `rnc predict` take it. The weights are checked against the recorded sha256.
+    The folder holds weights, config, inference settings, the detections that were recorded, and a card that says where
+    they come from; `model.load`, `rnc evaluate` and `rnc predict` take it. The weights are checked against the recorded
+    sha256.
 
     \b
       rnc pull best --table table1
@@ -44,24 +42,32 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 
 
 @click.command()
-@CHECKPOINT
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A COCO-format data set.")
-@click.option("--split", help="Such as val2017; that of the checkpoint's row if not given.")
+@click.argument(
+    "folder", metavar="[DIR]", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option(
+    "--detections", type=click.Path(dir_okay=False, path_type=Path), help="A file of detections, instead of DIR."
+)
+@DATA
+@SPLIT
 @EXPONENT
 @SETTINGS
-@click.option("--all", "all_images", is_flag=True, help="Score all images, not the first ones as in the training.")
+@ALL_IMAGES
 @click.option(
-    "--detections", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as COCO JSON."
+    "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as Parquet, for --detections."
 )
+@click.option("--coco-json", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as COCO JSON.")
 @FORMAT
 def evaluate(
-    folder: Path,
+    folder: Path | None,
+    detections: Path | None,
     data: Path | None,
     split: str | None,
     exponent: float | None,
     settings: tuple[str, ...],
     all_images: bool,
-    detections: Path | None,
+    save: Path | None,
+    coco_json: Path | None,
     form: str,
 ) -> None:
     """Score the checkpoint in DIR on a COCO-format data set, and compare the numbers with MLflow's.
@@ -69,24 +75,42 @@ def evaluate(
     Images lie in <data>/<split>/, annotations in <data>/annotations/instances_<split>.json. Without --data it is
     RNC_COCO_ROOT, or the shapes that the project draws itself.
 
+    With --detections, no checkpoint and no GPU are needed: every number is computed again from the stored detections,
+    and compared with what the file records. `rnc pull` fetches such a file, and --save writes one.
+
     \b
       rnc evaluate DIR --data /data/coco --split val2017
-      rnc evaluate DIR --exponent 0.2 --set inference.nms_iou=0.6
+      rnc evaluate DIR --exponent 0.2 --set inference.nms_iou=0.6 --save found.parquet
+      rnc evaluate --detections DIR/detections.parquet --data /data/coco --coco-json found.json
     """
-    from orchestrator.bars import bar
-    from orchestrator.evaluate import Request
-    from orchestrator.evaluate import evaluate as evaluate_checkpoint
+    if (folder is None) == (detections is None):
+        raise UserError("expected either the folder DIR of a checkpoint or --detections FILE")
+    changes = _settings(exponent, settings)
+    if folder is None and (changes or all_images or save):
+        raise UserError(
+            "--exponent, --set, --all and --save need a checkpoint DIR; the detections of a file are what they are"
+        )
+    if detections is not None:
+        from orchestrator.recompute import recompute
 
-    request = Request(
-        folder=folder,
-        data=data,
-        split=split,
-        settings=_settings(exponent, settings),
-        all_images=all_images,
-        detections=detections,
-    )
-    with bar("images", "images") as progress:
-        table = evaluate_checkpoint(request, site(), say, progress)
+        table = recompute(detections, data, split, coco_json, site(), say)
+    else:
+        from orchestrator.bars import bar
+        from orchestrator.evaluate import Request
+        from orchestrator.evaluate import evaluate as evaluate_checkpoint
+
+        assert folder is not None
+        request = Request(
+            folder=folder,
+            data=data,
+            split=split,
+            settings=changes,
+            all_images=all_images,
+            save=save,
+            coco_json=coco_json,
+        )
+        with bar("images", "images") as progress:
+            table = evaluate_checkpoint(request, site(), say, progress)
     click.echo(render(table, form))
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model.config import DataConfig, InferenceConfig
 from orchestrator.errors import UserError
@@ -15,12 +15,15 @@ from orchestrator.provenance import Provenance, read_provenance
 from orchestrator.reading import typed
 from orchestrator.settings import Settings, misspelt, to_dict
 from orchestrator.site import Site
+from orchestrator.stored import describe, write_coco_json, write_stored
 from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table
 
 if TYPE_CHECKING:
     from model.checkpoint import Card
     from model.data import CocoData
-    from model.detections import DetectionTable
+
+
+COLUMNS = (Column("", numeric=False), *(Column(name) for name in METRICS))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +40,9 @@ class Request:
     """Inference settings to change, such as `nms_iou=0.6`."""
     all_images: bool = False
     """Score the whole split, even where the training scored its first images only."""
-    detections: Path | None = None
+    save: Path | None = None
+    """Where to write the detections, to be evaluated again without the checkpoint."""
+    coco_json: Path | None = None
     """Where to write the detections, as the list that the COCO tools read."""
 
 
@@ -54,11 +59,17 @@ def evaluate(
     """
     card, provenance, inference = read_checkpoint(request.folder, request.settings)
     split = request.split or (provenance.split if provenance else card.config.data.val_split)
-    data = _data(card, request, split, site, say)
+    config = card.config.data
+    if request.all_images:
+        config = replace(config, num_train_images=None, num_val_images=None)
+    data = read_images(request.data, config, split, site, say)
     (scores,) = score_checkpoint(request.folder, data, [inference], progress)
-    if request.detections is not None:
-        write_detections(request.detections, scores.detections)
-        say(f"{len(scores.detections.scores)} detections written to {request.detections}")
+    if request.save is not None:
+        write_stored(request.save, scores.detections, describe(card, config, data, scores))
+        say(f"{len(scores.detections)} detections written to {request.save}")
+    if request.coco_json is not None:
+        write_coco_json(request.coco_json, scores.detections)
+        say(f"{len(scores.detections)} detections written to {request.coco_json}")
     return _table(card, provenance, inference, split, data, scores.metrics)
 
 
@@ -81,31 +92,6 @@ def read_checkpoint(folder: Path, settings: Sequence[str]) -> "tuple[Card, Prove
     return card, provenance, inference
 
 
-def write_detections(file: Path, table: "DetectionTable") -> None:
-    """Write detections as the list that COCO's tools load: image_id, category_id, bbox (x, y, width, height), score."""
-    boxes = table.boxes.astype(float)
-    boxes[:, 2:] -= boxes[:, :2]
-    columns = (table.image_ids, table.category_ids, boxes, table.scores.astype(float))
-    keys = ("image_id", "category_id", "bbox", "score")
-    rows = [dict(zip(keys, row, strict=True)) for row in zip(*(column.tolist() for column in columns), strict=True)]
-    write_json(file, rows)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        UserError: it cannot be written there.
-    """
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content))
-        partial.replace(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file} ({error.strerror}); name another place") from error
-
-
 def _changes(settings: Sequence[str]) -> Settings:
     """Type `name=value` pairs, in which `inference.` before the name may be left out."""
     changes: Settings = {}
@@ -124,23 +110,26 @@ def _changes(settings: Sequence[str]) -> Settings:
     return changes
 
 
-def _data(card: "Card", request: Request, split: str, site: Site, say: Callable[[str], None]) -> "CocoData":
-    from model.data import DataError, read_for_scoring
-    from model.faults import describe
+def read_images(
+    root: Path | None, config: DataConfig, split: str, site: Site, say: Callable[[str], None]
+) -> "CocoData":
+    """Read a split as a training has it, from `root` or from where the site has its data set.
 
-    config: DataConfig = card.config.data
-    if request.all_images:
-        config = replace(config, num_train_images=None, num_val_images=None)
-    root = request.data
+    Raises:
+        UserError: there is no such split, or it is faulty.
+    """
+    from model.data import DataError, read_for_scoring
+    from model.faults import describe as describe_faults
+
     if root is None:
-        draw(card.config, site)
+        draw(config, site)
         root = site.data_root(config.dataset)
     try:
         data = read_for_scoring(root, config, split, check_images=True)
     except DataError as error:
         raise UserError(str(error)) from error
     if data.faults:
-        say("\n  ".join([f"{root}, split {split}: left out are", *describe(data.faults)]))
+        say("\n  ".join([f"{root}, split {split}: left out are", *describe_faults(data.faults)]))
     return data
 
 
@@ -153,7 +142,7 @@ def _table(
     metrics: Mapping[str, float | None],
 ) -> Table:
     title = provenance.row if provenance else f"epoch {card.epoch} of {card.config.model.backbone}"
-    rows = [_row("here", metrics)]
+    rows = [row_of("here", metrics)]
     notes = [f"{len(data)} images of {data.root / split}."]
     if len(data) in (card.config.data.num_val_images, card.config.data.num_train_images):
         notes = [f"The first {len(data)} images by id of {data.root / split}, as in the training; --all takes all."]
@@ -166,13 +155,13 @@ def _table(
             notes.append("Equal to MLflow's numbers, to the last digit.")
         else:
             far = max(abs(ours.get(name, 0.0) - provenance.metrics.get(name, 0.0)) for name in METRICS)
-            rows.append(_row("MLflow", provenance.metrics))
+            rows.append(row_of("MLflow", provenance.metrics))
             notes.append(f"Not equal to MLflow's numbers: they differ by up to {far:.2g}.")
-    columns = (Column("", numeric=False), *(Column(name) for name in METRICS))
-    return Table(title=title, columns=columns, rows=tuple(rows), notes=tuple(notes))
+    return Table(title=title, columns=COLUMNS, rows=tuple(rows), notes=tuple(notes))
 
 
-def _row(name: str, metrics: Mapping[str, float | None]) -> tuple[Cell | str, ...]:
+def row_of(name: str, metrics: Mapping[str, float | None]) -> tuple[Cell | str, ...]:
+    """A line of the table: whose numbers, and the twelve."""
     return (name, *(Cell(metrics.get(metric), absent=NOT_APPLICABLE) for metric in METRICS))
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +24,17 @@ def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequ
 
 EXPERIMENTS = click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...", callback=read_experiments)
 FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
+CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+DATA = click.option(
+    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A COCO-format data set."
+)
+SPLIT = click.option("--split", help="Such as val2017; that of the checkpoint's row if not given.")
+SETTINGS = click.option(
+    "--set", "settings", multiple=True, metavar="SETTING=VALUE", help="Another inference setting: inference.nms_iou=0.6"
+)
+ALL_IMAGES = click.option(
+    "--all", "all_images", is_flag=True, help="Score all images, not the first ones as in the training."
+)
 
 
 def site() -> Site:

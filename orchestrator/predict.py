@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
-from orchestrator.evaluate import read_checkpoint, write_json
+from orchestrator.evaluate import read_checkpoint
 from orchestrator.settings import to_dict
+from orchestrator.stored import write_json
 
 if TYPE_CHECKING:
     from model.checkpoint import Card

@@ -39,7 +39,7 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
         _check_weights(model, site)
     _require_space(site.home, missing)
     for config in [*missing, *(config for config, _ in scored)]:
-        draw(config, site)
+        draw(config.data, site)
     training = dict.fromkeys(config.data for config in missing)
     scoring = dict.fromkeys((config.data, split) for config, split in scored)
     scoring |= dict.fromkeys((data, data.val_split) for data in training)
@@ -48,14 +48,14 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
         _check_detector_weights(model, category_ids[dataset], site)
 
 
-def draw(config: TrainConfig, site: Site) -> None:
-    """Draw the embedded data set if this training uses it and it is not there yet."""
-    if config.data.dataset != "shapes":
+def draw(config: DataConfig, site: Site) -> None:
+    """Draw the embedded data set if a training uses it and it is not there yet."""
+    if config.dataset != "shapes":
         return
     from model.faults import DataError
     from model.shapes import draw_shapes
 
-    for name, asked in (("num_train", config.data.num_train_images), ("num_val", config.data.num_val_images)):
+    for name, asked in (("num_train", config.num_train_images), ("num_val", config.num_val_images)):
         if asked is not None and asked > SHAPES[name]:
             raise UserError(f"train.data.{name}_images is {asked}; the data set shapes has {SHAPES[name]}")
     try:

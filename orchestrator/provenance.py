@@ -41,6 +41,8 @@ class Provenance:
     weights_bytes: int
     versions: Mapping[str, str]
     """Of the libraries that trained it."""
+    detections: str = ""
+    """The file of its detections, beside the checkpoint; empty where MLflow has none."""
 
     def to_markdown(self) -> str:
         """A page for people."""
@@ -56,6 +58,8 @@ class Provenance:
             "inference": ", ".join(f"{name} {value}" for name, value in self.inference.items()),
             "weights": f"{self.weights_bytes / 1e6:.1f} MB, sha256 `{self.weights_sha256}`",
             "keys": f"training `{self.train_key}`, evaluation `{self.evaluation_key}`",
+            "detections": self.detections
+            and f"`{self.detections}`; `rnc evaluate --detections` computes the numbers again",
             "git commit": self.git_commit or "not recorded",
             "trained with": ", ".join(f"{name} {version}" for name, version in self.versions.items()) or "not recorded",
             "in MLflow": f"[evaluation]({self.link}), [training]({self.training_link})",

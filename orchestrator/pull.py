@@ -6,7 +6,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.runs import Run, params_of, search_runs, tags_of
 from orchestrator.server import existing_tracking_server
 from orchestrator.settings import to_dict
 from orchestrator.site import Site
+from orchestrator.stored import NAME
 
 WEIGHTS, CARD, INFERENCE = "model.safetensors", "config.json", "inference.json"
 """As model.checkpoint and model.inference name them, which are too heavy to import here."""
@@ -50,7 +52,7 @@ def pull(
     table = next((one for one in sorted(candidate.places) if choice.table and one.startswith(choice.table)), None)
     label = candidate.label(table)
     folder = output or site.home / "pulled" / f"{candidate.suite}-{_slug(label)}-{candidate.tags['evaluation_key'][:6]}"
-    fetch(uri, candidate, label, folder, progress)
+    fetch(uri, candidate, label, folder, progress, with_detections=True)
     size = (folder / WEIGHTS).stat().st_size / 1e6
     numbers = candidate.metrics
     say(
@@ -61,9 +63,17 @@ def pull(
 
 
 def fetch(
-    uri: str, candidate: Candidate, label: str, folder: Path, progress: Progress = lambda done, total: None
+    uri: str,
+    candidate: Candidate,
+    label: str,
+    folder: Path,
+    progress: Progress = lambda done, total: None,
+    *,
+    with_detections: bool = False,
 ) -> Provenance:
     """Put weights, config, inference settings and provenance of an evaluation into a folder, whole or not at all.
+
+    Its detections come along if they are wanted and MLflow has them.
 
     Raises:
         UserError: a file is gone or damaged, or the folder holds something else.
@@ -90,11 +100,14 @@ def fetch(
             ) from error
         weights = (partial if held is None else folder) / WEIGHTS
         provenance = _provenance(uri, candidate, label, training, card, weights)
+        if with_detections:
+            provenance = replace(provenance, detections=_fetch_detections(uri, candidate, partial))
         write_provenance(partial, provenance)
         (partial / INFERENCE).write_text(json.dumps(provenance.inference, indent=2) + "\n")
         if held is None:
             partial.rename(folder)
         else:
+            (folder / NAME).unlink(missing_ok=True)  # those of another row
             for file in partial.iterdir():
                 file.replace(folder / file.name)
     return provenance
@@ -139,6 +152,13 @@ def _provenance(
         weights_bytes=weights.stat().st_size,
         versions=json.loads(learnt.get("versions", "{}")),
     )
+
+
+def _fetch_detections(uri: str, candidate: Candidate, into: Path) -> str:
+    """Fetch what was detected, and return the file's name; nothing where MLflow has no such file."""
+    with suppress(Missing):
+        return download(uri, candidate.run_id, f"detections/{NAME}", into).name
+    return ""
 
 
 def _held(folder: Path) -> str | None:

@@ -23,6 +23,7 @@ from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
 from orchestrator.runs import metrics_target
 from orchestrator.showcase import Showcase
+from orchestrator.stored import NAME, describe, write_stored
 from orchestrator.suite import open_suite
 from orchestrator.training_log import note, note_epoch, note_start
 from orchestrator.work import Work, epochs_done
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     import torch
 
     from model.data import CocoData
-    from model.detections import DetectionTable
     from model.scoring import Scores
     from model.training import Progress
 
@@ -220,11 +220,13 @@ def _score(work: Work, folder: Path) -> None:
 
 
 def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
+    from model.checkpoint import read_card
     from model.matches import match, write_matches
 
+    card = read_card(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        file, matches = Path(scratch) / "detections.parquet", Path(scratch) / tracking.MATCHES
-        _write_detections(scores.detections, file)
+        file, matches = Path(scratch) / NAME, Path(scratch) / tracking.MATCHES
+        write_stored(file, scores.detections, describe(card, card.config.data, data, scores))
         write_matches(match(data, scores.detections), matches)
 
         def record() -> str:
@@ -242,16 +244,6 @@ def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, 
         run_id = patiently(record)
     with suppress(UserError):  # good to have, and the numbers stand
         log_input(work.tracking_uri, run_id, work.train_run.config.data.dataset, data, "evaluation")
-
-
-def _write_detections(detections: "DetectionTable", file: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    corners = {name: detections.boxes[:, place] for place, name in enumerate(("x1", "y1", "x2", "y2"))}
-    columns = {"image_id": detections.image_ids, "category_id": detections.category_ids, **corners}
-    columns |= {"score": detections.scores, "anchor": detections.anchors}
-    pq.write_table(pa.table(columns), file, compression="zstd")
 
 
 def _device(work: Work) -> "torch.device":

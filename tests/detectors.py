@@ -1,13 +1,17 @@
 """Small detectors and random images, for tests of the network's parts and of what is made of it."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.checkpoint import Categories, save_checkpoint
-from model.config import DataConfig, ModelConfig, TrainConfig
+from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.data import CocoData, read_coco
 from model.detector import RetinaNetConf, build_detector
+from model.scoring import score
 
 MODEL = ModelConfig(
     backbone="resnet18_quarter", backbone_norm="group", channels=16, tower_depth=1, tower_norm="group", frozen_stages=0
@@ -51,3 +55,27 @@ def save_opinionated(folder: Path, categories: Categories, config: TrainConfig |
         data_fingerprint="0" * 64,
         optimizer={},
     )
+
+
+def with_objects_where_it_finds_some(root: Path, data: CocoData) -> CocoData:
+    """The same images with other objects, near some boxes of an opinionated detector, so that no number of it is 0.
+
+    Every second of the objects lies on boxes that rank high by class and confidence, the others anywhere.
+    """
+    found = score(opinionated(len(data.category_ids)), data, [InferenceConfig()], SIZES)[0].detections
+    generator = np.random.default_rng(0)
+    rows: list[dict[str, object]] = []
+    for image_id, (height, width) in zip(data.image_ids.tolist(), data.sizes.tolist(), strict=True):
+        here = np.flatnonzero(found.image_ids == image_id)
+        for place in [*here[:8:2], *here[8::13]]:
+            box = found.boxes[place] + generator.normal(0.0, 1.5, 4)
+            low, high = np.clip(box[:2], 0, [width - 8, height - 8]), np.clip(box[2:], 0, [width, height])
+            side = np.maximum(high - low, 4.0)
+            what = {"image_id": image_id, "category_id": int(found.category_ids[place])}
+            one = what | {"bbox": [*low.tolist(), *side.tolist()], "area": float(side.prod()), "iscrowd": 0}
+            rows.append({"id": len(rows) + 1, **one})
+    (root / "annotations").mkdir(parents=True)
+    (root / data.split).symlink_to(data.root / data.split)
+    content = data.coco_dict() | {"annotations": rows}
+    (root / "annotations" / f"instances_{data.split}.json").write_text(json.dumps(content))
+    return read_coco(root, data.split)

@@ -80,7 +80,7 @@ def test_the_numbers_are_those_of_score_and_equal_to_mlflows_to_the_last_digit(
 ) -> None:
     certify(folder, metrics, split_fingerprint=data.fingerprint)
     detections = tmp_path / "made" / "detections.json"
-    done = rnc("evaluate", folder, "--data", data.root, "--format", "json", "--detections", detections)
+    done = rnc("evaluate", folder, "--data", data.root, "--format", "json", "--coco-json", detections)
     assert done.exit_code == 0, done.output
     (said,) = json.loads(done.stdout)["rows"]
     assert {name: said[name] for name in METRICS} == metrics

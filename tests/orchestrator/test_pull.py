@@ -38,7 +38,14 @@ def site(mlflow_uri, tmp_path) -> Site:
     return Site(home=tmp_path / "home", tracking_uri=mlflow_uri)
 
 
-def record(suite: Tracking, tmp_path: Path, seed: int = 0, exponent: float = 0.3, **metrics: float) -> str:
+def record(
+    suite: Tracking,
+    tmp_path: Path,
+    seed: int = 0,
+    exponent: float = 0.3,
+    detections: Path | None = None,
+    **metrics: float,
+) -> str:
     """One row of table1_heads, trained and scored; returns the training's run."""
     config = TrainConfig(model=MODEL, data=SIZES, seed=seed)
     checkpoint = save_opinionated(tmp_path / f"checkpoint-{seed}", CATEGORIES, config)
@@ -57,7 +64,7 @@ def record(suite: Tracking, tmp_path: Path, seed: int = 0, exponent: float = 0.3
     )
     numbers = NUMBERS | metrics
     tracking.record_evaluation(
-        suite, evaluation, numbers, detections=None, train_run_id=run_id, data_fingerprint="f" * 64
+        suite, evaluation, numbers, detections=detections, train_run_id=run_id, data_fingerprint="f" * 64
     )
     return run_id
 
@@ -95,6 +102,21 @@ def test_a_pulled_folder_is_a_detector_with_the_rows_settings_and_says_what_it_i
         assert text in page
 
 
+def test_the_recorded_detections_come_along_and_those_of_another_row_do_not_stay(suite, site, tmp_path):
+    file = tmp_path / "detections.parquet"
+    file.write_bytes(b"what was detected")
+    record(suite, tmp_path, exponent=0.3, detections=file)
+    record(suite, tmp_path, exponent=0.5)
+    folder = pull(Choice(suite=suite.suite, row="exponent 0.3"), site, tmp_path / "ours", quiet)
+    assert (folder / "detections.parquet").read_bytes() == b"what was detected"
+    assert "`detections.parquet`; `rnc evaluate --detections`" in (folder / "README.md").read_text()
+    pull(Choice(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
+    assert not (folder / "detections.parquet").exists()
+    assert "detections.parquet" not in (folder / "README.md").read_text()
+    card = read_provenance(folder)
+    assert card is not None and card.detections == ""
+
+
 def test_best_or_a_row_or_a_run_decides_which_checkpoint_comes(suite, site, tmp_path):
     trainings = [record(suite, tmp_path, seed, AP=20.0 + seed, AP50=60.0 - seed) for seed in range(2)]
     wanted = {
@@ -121,7 +143,7 @@ def test_the_same_weights_are_recognised_and_anything_else_in_the_way_is_left_al
 
     monkeypatch.setattr(pulling, "download", counted)
     pull(Choice(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
-    assert fetched == ["checkpoint/config.json"]
+    assert fetched == ["checkpoint/config.json", "detections/detections.parquet"]
     assert model.load(folder).inference.confidence_exponent == 0.5
 
     record(suite, tmp_path, seed=1, AP=99.0)

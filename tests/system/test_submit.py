@@ -112,3 +112,10 @@ def test_the_best_checkpoint_is_registered_and_pulled_gives_the_numbers_in_mlflo
     scored = rnc(folder, "evaluate", pulled.stdout.strip(), "--format", "json")
     assert "Equal to MLflow's numbers, to the last digit." in json.loads(scored.stdout)["notes"]
     assert json.loads(scored.stdout)["rows"][0]["AP"] == json.loads(submitted.stdout)[0]["rows"][1]["AP"]
+    detections = Path(pulled.stdout.strip()) / "detections.parquet"
+    again = rnc(folder, "evaluate", "--detections", str(detections), "--format", "json")
+    assert again.returncode == 0, again.stderr
+    assert (
+        "Equal to the numbers recorded in detections.parquet, to the last digit." in json.loads(again.stdout)["notes"]
+    )
+    assert json.loads(again.stdout)["rows"] == json.loads(scored.stdout)["rows"]

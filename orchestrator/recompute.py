@@ -1,0 +1,52 @@
+"""Computes the numbers of an evaluation again from its stored detections, without the checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.evaluate import COLUMNS, read_images, row_of
+from orchestrator.experiment import METRICS
+from orchestrator.settings import to_dict
+from orchestrator.site import Site
+from orchestrator.stored import About, read_stored, require_same_images, write_coco_json
+from orchestrator.table import Table
+
+
+def recompute(
+    file: Path, root: Path | None, split: str | None, coco_json: Path | None, site: Site, say: Callable[[str], None]
+) -> Table:
+    """Give the numbers of stored detections, and say whether they are those that the file records.
+
+    Args:
+        file: of detections, as `rnc evaluate --save`, `rnc pull` and MLflow have them.
+        root: of the data set that they were made on; None takes the one that the site has under its name.
+        split: its name there; None takes the file's.
+        coco_json: where to write the detections, as the list that the COCO tools read.
+        site: where data sets are.
+        say: told what stands beside the numbers.
+
+    Raises:
+        UserError: the file is damaged, or of other data than these.
+    """
+    from model.evaluation import evaluate
+
+    detections, about = read_stored(file)
+    data = read_images(root, about.data, split or about.split, site, say)
+    require_same_images(file, about, detections, data)
+    metrics = evaluate(data, detections)
+    if coco_json is not None:
+        write_coco_json(coco_json, detections)
+        say(f"{len(detections)} detections written to {coco_json}")
+    rows = [row_of("here", metrics)]
+    notes = [f"{len(detections)} detections on {len(data)} images of {data.root / data.split}.", _settings(about)]
+    if metrics == dict(about.metrics):
+        notes.append(f"Equal to the numbers recorded in {file.name}, to the last digit.")
+    else:
+        far = [abs((metrics[name] or 0.0) - (about.metrics.get(name) or 0.0)) for name in METRICS]
+        rows.append(row_of("recorded", about.metrics))
+        notes.append(f"Not equal to the numbers recorded in {file.name}: they differ by up to {max(far):.2g}.")
+    return Table(title=f"Detections of {file}", columns=COLUMNS, rows=tuple(rows), notes=tuple(notes))
+
+
+def _settings(about: About) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in to_dict(about.inference).items())
+    return f"Training {about.train_key}, evaluation {about.evaluation_key}: {settings}."
