@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 OWNERS = {
     "click": {"orchestrator/cli.py", "orchestrator/options.py"}
-    | {f"orchestrator/{verbs}_verbs.py" for verbs in ("experiment", "suite", "checkpoint")},
+    | {f"orchestrator/{verbs}_verbs.py" for verbs in ("experiment", "suite", "checkpoint", "analysis")},
+    "matplotlib": {"orchestrator/charts.py"},
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},
@@ -44,7 +45,7 @@ LIGHT = {
         "site",
     )
 }
-HEAVY = {"torch", "torchvision", "ray", "mlflow", "numpy", "pandas", "rich", "pyarrow"}
+HEAVY = {"torch", "torchvision", "ray", "mlflow", "numpy", "pandas", "rich", "pyarrow", "matplotlib"}
 """What LIGHT modules, behind `rnc plan` and `rnc --help`, must not import at module level."""
 
 
