@@ -22,10 +22,10 @@ from orchestrator.runs import Run, params_of, search_runs, tags_of
 from orchestrator.server import existing_tracking_server
 from orchestrator.settings import to_dict
 from orchestrator.site import Site
-from orchestrator.stored import NAME
 
 WEIGHTS, CARD, INFERENCE = "model.safetensors", "config.json", "inference.json"
-"""As model.checkpoint and model.inference name them, which are too heavy to import here."""
+DETECTIONS = "detections.parquet"
+"""As model.checkpoint, model.inference and orchestrator.stored name them, which are too heavy to import here."""
 
 
 def pull(
@@ -107,7 +107,7 @@ def fetch(
         if held is None:
             partial.rename(folder)
         else:
-            (folder / NAME).unlink(missing_ok=True)  # those of another row
+            (folder / DETECTIONS).unlink(missing_ok=True)  # those of another row
             for file in partial.iterdir():
                 file.replace(folder / file.name)
     return provenance
@@ -157,7 +157,7 @@ def _provenance(
 def _fetch_detections(uri: str, candidate: Candidate, into: Path) -> str:
     """Fetch what was detected, and return the file's name; nothing where MLflow has no such file."""
     with suppress(Missing):
-        return download(uri, candidate.run_id, f"detections/{NAME}", into).name
+        return download(uri, candidate.run_id, f"detections/{DETECTIONS}", into).name
     return ""
 
 
