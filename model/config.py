@@ -58,6 +58,10 @@ class ConfidenceConfig:
         )
 
 
+HEADS = {None: "RetinaNet", "box": "IoU-aware RetinaNet", "classification": "RetinaNet-Conf"}
+"""By the tower that the confidence branch sits on."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The detector: backbone, feature pyramid, towers and their losses."""
@@ -119,6 +123,11 @@ class ModelConfig:
             self.backbone_weights is None or self.detector_weights is None,
             f"detector_weights {self.detector_weights!r} holds a backbone as well; set backbone_weights to null",
         )
+
+    @property
+    def head(self) -> str:
+        """What papers call a detector whose confidence branch sits there."""
+        return HEADS[self.confidence.tower if self.confidence else None]
 
     @property
     def weights(self) -> str | None:

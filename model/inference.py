@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.checkpoint import Card, read_card
-from model.config import InferenceConfig
+from model.config import HEADS, InferenceConfig
 from model.detector import RetinaNetConf
 from model.samples import Sample, collate
 from model.scoring import detect_batch, load_detector
@@ -160,9 +160,10 @@ def require_branch(card: Card, inference: InferenceConfig) -> None:
         ValueError: it has none.
     """
     if inference.needs_confidence and card.config.model.confidence is None:
+        have_one = " and ".join(f"{name} (on the {tower} tower)" for tower, name in HEADS.items() if tower)
         raise ValueError(
-            "this checkpoint has no confidence branch: confidence_exponent has to be 0, fusion 'power' and "
-            "min_confidence 0"
+            f"this checkpoint is a {card.config.model.head}, which has no confidence branch: confidence_exponent has "
+            f"to be 0, fusion 'power' and min_confidence 0. The heads that have one are {have_one}"
         )
 
 

@@ -14,6 +14,8 @@ from orchestrator.settings import flat_differences, from_dict, short_names, to_d
 
 Kind = Literal["training", "evaluation", "table"]
 FINGERPRINT_TAG = "data_fingerprint"
+MISALIGNMENT = "misalignment/"
+"""Begins the names of what model.alignment measures, and of the files that it is measured from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,7 @@ def read_record(run: Run, kind: Kind) -> Record:
     """Read a run; one that lacks what belongs to it is not finished, whatever it says."""
     tags, metrics, status = tags_of(run), metrics_of(run), run["info"]["status"]
     note = tags.get("note", "")
+    misalignment = {name: value for name, value in metrics.items() if name.startswith(MISALIGNMENT)}
     if kind == "evaluation":
         metrics = {name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")}
     if status == "FINISHED" and kind == "training" and "checkpoint_sha256" not in tags:
@@ -51,6 +54,7 @@ def read_record(run: Run, kind: Kind) -> Record:
         status=status,
         run_id=run["info"]["run_id"],
         metrics=metrics,
+        misalignment=misalignment,
         note=note,
         resources=_resources(tags),
         matches=tags.get("matches_sha256", ""),
@@ -112,6 +116,11 @@ def shown_metrics(metrics: Mapping[str, float | None], paper: Mapping[str, float
             if name in paper:
                 shown |= dict(zip(beside_paper(name), (paper[name], round(value - paper[name], 2)), strict=True))
     return shown
+
+
+def misalignment_metrics(statistics: Mapping[str, float | None]) -> dict[str, float]:
+    """Return statistics of misalignment as metrics; four digits after the point suit shares and correlations alike."""
+    return {f"{MISALIGNMENT}{name}": round(value, 4) for name, value in statistics.items() if value is not None}
 
 
 def beside_paper(metric: str) -> tuple[str, str]:

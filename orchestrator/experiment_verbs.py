@@ -157,8 +157,14 @@ def status(experiments: list[Experiment], form: str) -> None:
     metavar="[FILE]",
     help="Judge the sentences of claims.yaml, of the paper's or of FILE; put this behind EXPERIMENT.",
 )
+@click.option("--misalignment", is_flag=True, help="Show what scores say of placement: correlations, oracles, losses.")
 def report(
-    experiments: list[Experiment], form: str, output: Path | None, no_bootstrap: bool, claims: str | None
+    experiments: list[Experiment],
+    form: str,
+    output: Path | None,
+    no_bootstrap: bool,
+    claims: str | None,
+    misalignment: bool,
 ) -> None:
     """Print the results tables of EXPERIMENT, or what they say to the claims of the paper."""
     from orchestrator.claims import claims_table, find_claims, judge, load_claims
@@ -178,6 +184,8 @@ def report(
             judged.append(claims_table(judge(listed, tables), tables))
     if judged:
         show(judged, form)
+    elif misalignment:
+        show([one.misalignment for one in reports], form)
     else:
         show_reports(reports, form)
     if output is not None:

@@ -23,7 +23,7 @@ class Measured:
 
     row: Row
     by_seed: Mapping[int, Mapping[str, float]]
-    """The numbers of each seed that the ledger holds."""
+    """The numbers of each seed that the ledger holds; those of misalignment as `misalignment/ece`."""
     resampled: Mapping[int, "Resamples"]
     """[3, resamples] of each such seed whose matches are known."""
     state: str
@@ -92,7 +92,7 @@ def _measure(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> 
     for seed, trained, scored in row_keys(row):
         reason = why_evaluation_is_missing(ledger, trained, scored)
         if reason is None:
-            found[seed] = ledger.evaluations[scored].metrics
+            found[seed] = {**ledger.evaluations[scored].metrics, **ledger.evaluations[scored].misalignment}
             known |= {seed: resampled[scored]} if scored in resampled else {}
         elif reason.startswith("waits"):
             reasons[seed] = why_training_is_missing(ledger, trained) or reason

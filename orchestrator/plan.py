@@ -49,6 +49,11 @@ class Evaluation:
     """Every row that shows it."""
     paper: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """The first row that shows it."""
+        return self.places[0].label if self.places else self.key
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
@@ -59,6 +64,8 @@ class Record:
     STOPPED is a training that a search decided against."""
     run_id: str
     metrics: Mapping[str, float] = field(default_factory=dict)
+    misalignment: Mapping[str, float] = field(default_factory=dict)
+    """What an evaluation's scores say of placement, as `misalignment/ece`; empty where that was not measured."""
     note: str = ""
     """Why it failed, was interrupted, or was stopped."""
     label: str = ""

@@ -10,6 +10,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.figures import figures
 from orchestrator.keys import row_keys
 from orchestrator.measured import Measured, measure
+from orchestrator.misalignment_table import has_several_heads, misalignment_table
 from orchestrator.page import html_page, render
 from orchestrator.plan import Ledger
 from orchestrator.results import results_table
@@ -28,6 +29,12 @@ class Report:
     table: Table
     figures: str
     """As SVG."""
+    misalignment: Table
+    """The same rows by what their scores say of placement."""
+
+    def tables(self) -> list[Table]:
+        """Return what a page shows of it: the results, and where heads are compared, their misalignment."""
+        return [self.table, *([self.misalignment] if has_several_heads(self.experiment) else [])]
 
 
 def make_reports(
@@ -50,22 +57,32 @@ def make_reports(
     for experiment in experiments:
         rows = measure(experiment, ledger, samples)
         table = results_table(experiment, ledger, samples)
-        reports.append(Report(experiment=experiment, rows=rows, table=table, figures=figures(experiment, rows)))
+        reports.append(
+            Report(
+                experiment=experiment,
+                rows=rows,
+                table=table,
+                figures=figures(experiment, rows),
+                misalignment=misalignment_table(experiment, rows),
+            )
+        )
     return reports
 
 
 def table_files(report: Report) -> Mapping[str, str]:
     """Return a table in every format, by file name."""
     name, table = report.experiment.name, report.table
-    files = {f"{name}.{suffix}": render(table, form) + "\n" for form, suffix in SUFFIXES.items()}
-    return files | {f"{name}.html": html_page(table.title, [table], [report.figures])}
+    return _files(name, table) | {f"{name}.html": html_page(table.title, [table], [report.figures])}
 
 
 def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
     """Return one page of all tables and figures."""
     suites = ", ".join(dict.fromkeys(report.experiment.suite for report in reports))
-    tables = [*(report.table for report in reports), *extra]
-    return html_page(f"retinanet-conf: {suites}", tables, [report.figures for report in reports])
+    shown = [
+        (table, report.figures if table is report.table else "") for report in reports for table in report.tables()
+    ]
+    tables, drawn = [table for table, _ in shown], [figure for _, figure in shown]
+    return html_page(f"retinanet-conf: {suites}", [*tables, *extra], drawn)
 
 
 def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table] = ()) -> None:
@@ -73,11 +90,17 @@ def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table
     files = {"index.html": reports_page(reports, extra)}
     for report in reports:
         files |= {name: text for name, text in table_files(report).items() if not name.endswith(".html")}
+        if has_several_heads(report.experiment):
+            files |= _files(f"{report.experiment.name}_misalignment", report.misalignment)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         file = folder / name
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
+
+
+def _files(name: str, table: Table) -> dict[str, str]:
+    return {f"{name}.{suffix}": render(table, form) + "\n" for form, suffix in SUFFIXES.items()}
 
 
 def _fetch(uri: str, run_id: str, into: Path) -> Path:

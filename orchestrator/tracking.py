@@ -7,7 +7,7 @@ A run is FINISHED last of all, so that whatever dies on the way is seen as unfin
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,12 @@ from model.digest import file_sha256
 from orchestrator.artifacts import upload_texts
 from orchestrator.entries import (
     FINGERPRINT_TAG,
+    MISALIGNMENT,
     STOPPED_TAG,
     TABLE_TAG,
     Kind,
     inference_params,
+    misalignment_metrics,
     place_tags,
     read_record,
     resources_tags,
@@ -132,19 +134,21 @@ def record_evaluation(
     detections: Path | None,
     train_run_id: str,
     matches: Path | None = None,
+    misalignment: Sequence[Path] = (),
+    statistics: Mapping[str, float | None] | None = None,
     data_fingerprint: str = "",
 ) -> str:
     """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing.
 
-    `data_fingerprint` is that of the images which were scored.
+    `misalignment` are files, and `statistics` what model.alignment makes of them; `data_fingerprint` is that of the
+    images which were scored.
     """
     training = get_run(tracking.uri, train_run_id)
     seed = tags_of(training).get("seed", "0")
     tags = {"train_key": evaluation.train_key, "split": evaluation.split, "seed": seed} | place_tags(evaluation)
     tags |= {FINGERPRINT_TAG: data_fingerprint} if data_fingerprint else {}
     params = params_of(training) | inference_params(evaluation.inference)
-    label = evaluation.places[0].label if evaluation.places else evaluation.key
-    name = label if seed == "0" else f"{label}, seed {seed}"
+    name = evaluation.label if seed == "0" else f"{evaluation.label}, seed {seed}"
     run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
     if detections is not None:
         store(tracking.uri, run_id, [detections], "detections")
@@ -152,9 +156,11 @@ def record_evaluation(
     if matches is not None:
         store(tracking.uri, run_id, [matches], "detections")
         digests = {"matches_sha256": file_sha256(matches)}
+    if misalignment:
+        store(tracking.uri, run_id, misalignment, MISALIGNMENT.rstrip("/"))
     held = metrics_of(get_run(tracking.uri, run_id))
     numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
-    numbers |= shown_metrics(metrics, evaluation.paper)
+    numbers |= shown_metrics(metrics, evaluation.paper) | misalignment_metrics(statistics or {})
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)
     end_run(tracking, run_id, "FINISHED", "")

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
-from orchestrator.entries import Setting, beside_paper
+from orchestrator.entries import MISALIGNMENT, Setting, beside_paper
 from orchestrator.experiment import METRICS
+from orchestrator.misalignment_table import COLUMNS as STATISTICS
 
 View = dict[str, Any]
 Mode = Literal["TABLE", "CHART"]
@@ -50,9 +51,10 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     charts += [_bar("beside the paper", name) for column in in_paper for name in beside_paper(column)[::-1]]
     others = [name for name in METRICS if name not in columns]
     charts += [_bar("other COCO numbers", name) for name in others]
+    charts += [_bar("misalignment", f"{MISALIGNMENT}{name}") for name in STATISTICS]
     charts += [_bar("COCO numbers", name) | {"deleted": True} for name in _not_charted(in_paper)]
-    sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, "other COCO numbers": 3}
-    return _view(charts, sections, ("other COCO numbers",)) | {
+    sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, "misalignment": 3, "other COCO numbers": 3}
+    return _view(charts, sections, ("misalignment", "other COCO numbers")) | {
         "searchFilter": f"tags.kind = 'evaluation' and {row} != ''",
         "orderByKey": row,
         "orderByAsc": True,

@@ -101,8 +101,11 @@ def test_a_setting_without_meaning_is_refused_by_name(folder: Path, data: CocoDa
         model.load(folder, device="cpu")(data.path(0), nms_iou=1.5)
     plain = TrainConfig(model=replace(MODEL, confidence=None), data=SIZES)
     save_opinionated(tmp_path / "plain", (data.category_ids, data.category_names), plain)
-    with pytest.raises(ValueError, match="has no confidence branch"):
+    with pytest.raises(ValueError, match="is a RetinaNet, which has no confidence branch") as refused:
         model.load(tmp_path / "plain", confidence_exponent=0.4)
+    assert "IoU-aware RetinaNet (on the box tower) and RetinaNet-Conf (on the classification tower)" in str(
+        refused.value
+    )
     assert model.load(tmp_path / "plain").inference == InferenceConfig(confidence_exponent=0.0)
 
 

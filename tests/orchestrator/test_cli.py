@@ -211,6 +211,14 @@ def test_a_split_without_a_folder_is_refused(on_coco: Callable[..., Result], tmp
     assert refused(on_coco(tmp_path / "empty"), "instances_train.json")
 
 
+def test_report_shows_misalignment_in_every_format(rnc: Rnc):
+    table = MINIATURE / "table1_heads.yaml"
+    for form in ("text", "markdown", "latex", "html", "json"):
+        shown = rnc("report", table, "--misalignment", "--format", form)
+        assert shown.exit_code == 0, shown.output
+        assert "oracle NMS AP" in shown.stdout and "not run" in shown.stdout
+
+
 def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):
     code = (
         "import sys\n"

@@ -211,6 +211,36 @@ def test_recording_an_evaluation_twice_changes_nothing(suite, checkpoint):
     assert tracking.read_ledger(suite).evaluations[evaluation().key].metrics == NUMBERS
 
 
+def test_what_scores_say_of_placement_is_recorded_beside_the_numbers_and_twice_changes_nothing(
+    suite, checkpoint, tmp_path
+):
+    (tmp_path / "counts.parquet").write_text("counts")
+    training = trained(suite, checkpoint)
+    once, twice = (
+        tracking.record_evaluation(
+            suite,
+            evaluation(),
+            NUMBERS,
+            detections=None,
+            misalignment=[tmp_path / "counts.parquet"],
+            statistics={"ece": 100 / 3, "objects_lost": None},
+            train_run_id=training,
+        )
+        for _ in range(2)
+    )
+    assert once == twice and len(list(runs.history(suite.uri, once, "misalignment/ece"))) == 1
+    record = tracking.read_ledger(suite).evaluations[evaluation().key]
+    assert record.misalignment == {"misalignment/ece": 33.3333}
+    assert record.metrics == NUMBERS and record.files == {"misalignment/counts.parquet": 6}
+    assert artifact(suite, once, "misalignment/counts.parquet") == "counts"
+
+
+def test_an_evaluation_without_misalignment_is_as_finished_as_before(suite, checkpoint):
+    tracking.record_evaluation(suite, evaluation(), NUMBERS, detections=None, train_run_id=trained(suite, checkpoint))
+    record = tracking.read_ledger(suite).evaluations[evaluation().key]
+    assert (record.status, record.misalignment) == ("FINISHED", {})
+
+
 def test_a_table_that_comes_later_is_entered_in_the_evaluations_it_uses(suite, checkpoint):
     training = trained(suite, checkpoint)
     run_id = tracking.record_evaluation(suite, evaluation(), NUMBERS, detections=None, train_run_id=training)

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from model.alignment import STATISTICS
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator import browse, rest, runs, tracking, views
 from orchestrator.entries import Setting, shown_metrics, varied_params, varied_settings
@@ -117,6 +118,9 @@ def test_a_saved_view_shows_the_tables_rows_in_order_and_what_sets_them_apart(su
     (parallel,) = (chart for chart in charts if chart["type"] == "PARALLEL")
     (curve,) = (chart for chart in charts if chart["type"] == "SCATTER")
     assert bars[:4] == ["AP", "APs", "AP Δ", "AP paper"]
+    of_placement = [chart for chart in charts if chart["metricSectionId"] == "misalignment"]
+    assert [chart["metricKey"] for chart in of_placement] == [f"misalignment/{name}" for name in STATISTICS]
+    assert "misalignment" in [section["uuid"] for section in view["compareRunSections"]]
     assert parallel["selectedParams"] == ["head", "confidence_exponent", "loss"]
     assert (curve["xaxis"]["key"], curve["yaxis"]["key"]) == ("confidence_exponent", "AP")
 
