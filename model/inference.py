@@ -100,8 +100,8 @@ class Predictor:
         ((found,),) = detect_batch(self.detector, batch, [inference], images_per_pass=1)
         labels = found.labels.tolist()
         return Found(
-            boxes=found.boxes.cpu().numpy(),
-            scores=found.scores.cpu().numpy(),
+            boxes=found.boxes,
+            scores=found.scores,
             labels=tuple(self.card.category_names[label] for label in labels),
             category_ids=tuple(self.card.category_ids[label] for label in labels),
             size=old,

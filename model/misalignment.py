@@ -15,6 +15,18 @@ WELL_PLACED = 0.5
 """The overlap from which a box is well placed."""
 BINS = 50
 """Of a density, along the score and along the IoU, each from 0 to 1."""
+PER_IMAGE = (
+    "image_ids",
+    "num_objects",
+    "num_positive_anchors",
+    "num_before",
+    "num_after",
+    "scores_before",
+    "scores_after",
+    "ious_before",
+    "ious_after",
+)
+"""The fields of `Misalignment` that have a row for each image."""
 Ints = NDArray[np.int32]
 
 

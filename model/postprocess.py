@@ -1,64 +1,131 @@
-"""From raw predictions to detections: score fusion (Eq. 11), object filter, top-k, NMS."""
+"""From raw predictions to detections: the best anchors of each level, score fusion, NMS, for many settings at once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torch.nn.functional import logsigmoid
 
 from model.anchors import NUM_ANCHORS, AnchorGrid, clip, decode
 from model.config import InferenceConfig
-from model.heads import Predictions, per_anchor
+from model.fusion import fuse, log_scores, require_confidence, sigmoid
+from model.heads import Predictions, flat
+from model.suppression import keep
+
+FIRST_LOOK = 24
+"""NMS is tried on so many candidates a detection first, and on four times as many if it kept too few of them."""
+NEAR = 1e-4
+"""More than a score loses in single precision, relatively."""
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Detections:
-    """What is kept of one image, best first."""
+class ImagePredictions:
+    """What the detector says of one image, over the anchors of all levels; on its device."""
 
-    boxes: Tensor
-    """[D, 4] xyxy pixels of the original image."""
-    scores: Tensor
-    """[D] the fused scores that ranked the boxes."""
-    labels: Tensor
-    """[D] classes, 0 to K-1."""
-    anchors: Tensor
-    """[D] flat index of the anchor that each box came from."""
+    def __init__(
+        self,
+        classes: Tensor,
+        deltas: Tensor,
+        confidences: Tensor | None,
+        size: Tensor,
+        scale: Tensor,
+        *,
+        grid: AnchorGrid,
+    ) -> None:
+        """Logits [N, K], deltas [N, 4], confidence logits [N]; the rest as in `detect`."""
+        self._classes, self._deltas, self._confidences = classes, deltas, confidences
+        self._size, self._scale, self.grid = size, scale, grid
+        self.num_anchors, self.num_classes = classes.shape
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether there is a confidence branch."""
+        return self._confidences is not None
+
+    @cached_property
+    def best(self) -> Floats:
+        """[N] logarithm of the probability of each anchor's best class."""
+        return _numpy(logsigmoid(self._classes.amax(dim=1)))
+
+    @cached_property
+    def log_confidences(self) -> Floats | None:
+        """[N]."""
+        return None if self._confidences is None else _numpy(logsigmoid(self._confidences))
+
+    def confidences(self, anchors: Ints) -> Floats:
+        """[n] of some anchors; NaN without a confidence branch."""
+        if self._confidences is None:
+            return np.full(len(anchors), np.float32(np.nan))
+        return sigmoid(_numpy(self._confidences[torch.from_numpy(anchors).to(self._confidences.device)]))
+
+    def class_logits(self, anchors: Ints) -> Floats:
+        """[n, K] of some anchors."""
+        return _numpy(self._classes[torch.from_numpy(anchors).to(self._classes.device)])
+
+    def levels(self, anchors: Ints) -> NDArray[np.int8]:
+        """[n] levels of the feature pyramid, from 3, that some anchors stand on."""
+        ends = np.cumsum(self.grid.level_lengths)
+        return (3 + np.searchsorted(ends, anchors, side="right")).astype(np.int8)
+
+    @cached_property
+    def _boxes(self) -> Tensor:
+        # All of them, as torch's last bits depend on where a number stands.
+        return clip(decode(self.grid.boxes, self._deltas), self._size) / self._scale.flip(0).repeat(2)
+
+    def boxes(self, anchors: Ints) -> Floats:
+        """[n, 4] xyxy boxes of some anchors, in pixels of the original image."""
+        return _numpy(self._boxes[torch.from_numpy(anchors).to(self._boxes.device)])
 
 
-def fuse_scores(class_logits: Tensor, confidence_logits: Tensor | None, config: InferenceConfig) -> Tensor:
-    """Score each anchor by class and by how well its box should fit (Eq. 11, Table 4).
+@dataclass(frozen=True, slots=True, eq=False)
+class Shortlist:
+    """The anchors whose boxes reach NMS under one setting, and how their classes score."""
 
-    Args:
-        class_logits: [..., K].
-        confidence_logits: [...]; may be None where `config.needs_confidence` is False.
-        config: p^(1-e) * c^e, or p * c; scores at or below the object filter become 0.
+    config: InferenceConfig
+    anchors: Ints
+    """[R] rising."""
+    best: Floats
+    """[R] logarithm of an anchor's score for its best class, in single precision."""
+    fused: NDArray[np.bool_]
+    """[R] whether the confidence enters the score."""
+    floor: Floats | None
+    """[R] a pair of this anchor and a class is a candidate only if its score reaches this; None where all are."""
 
-    Returns:
-        [..., K] scores in [0, 1], the order in which NMS keeps boxes.
-    """
-    probability = class_logits.sigmoid()
-    if not config.needs_confidence:
-        return probability
-    if confidence_logits is None:
-        raise ValueError(
-            "this checkpoint has no confidence branch (model.confidence is null): set inference.confidence_exponent "
-            "to 0 and leave fusion and min_confidence at their defaults, or take a checkpoint with a branch on the "
-            "classification or box tower"
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """Candidates of one setting, pairs of an anchor and a class, best first; of equal ones the lower anchor."""
+
+    anchors: Ints
+    labels: Ints
+    boxes: Floats
+    """[n, 4] xyxy pixels of the original image."""
+    scores: Floats
+    class_scores: Floats
+    confidences: Floats
+    """[n], NaN without a confidence branch."""
+
+    def take(self, ranks: Ints) -> "Boxes":
+        """Some of them."""
+        return Boxes(
+            self.anchors[ranks],
+            self.labels[ranks],
+            self.boxes[ranks],
+            self.scores[ranks],
+            self.class_scores[ranks],
+            self.confidences[ranks],
         )
-    confidence = confidence_logits.sigmoid()[..., None]
-    if config.fusion == "product":
-        scores = probability * confidence
-    elif config.confidence_exponent > 0:
-        scores = probability ** (1 - config.confidence_exponent) * confidence**config.confidence_exponent
-    else:
-        scores = probability
-    return scores * (confidence > config.min_confidence) if config.min_confidence > 0 else scores
 
 
 def detect(
     predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor, config: InferenceConfig
-) -> list[Detections]:
+) -> list[Boxes]:
     """Detections of each image of a batch.
 
     Args:
@@ -68,67 +135,141 @@ def detect(
         scales: [B, 2] resized size over original size, (y, x); boxes are divided by it before NMS.
         config: fusion, filter, top-k, thresholds.
     """
-    maps = [predictions.class_logits, predictions.box_deltas, predictions.confidence_logits or []]
-    classes, deltas, confidences = (
-        [per_anchor(level, level.shape[1] // NUM_ANCHORS) for level in levels] for levels in maps
-    )
-    found = []
-    for image in range(len(sizes)):
-        levels = [
-            _Level(rows[image], moves[image], confidences[place][image][:, 0] if confidences else None)
-            for place, (rows, moves) in enumerate(zip(classes, deltas, strict=True))
-        ]
-        found.append(_detect_one(levels, grid, sizes[image], scales[image], config))
-    return found
+    images = split(predictions, grid, sizes, scales)
+    return [suppress(image, shortlists(image, [config]))[0] for image in images]
 
 
-@dataclass(frozen=True, slots=True)
-class _Level:
-    """The n anchors of one level of one image."""
-
-    class_logits: Tensor
-    """[n, K]."""
-    deltas: Tensor
-    """[n, 4]."""
-    confidence_logits: Tensor | None
-    """[n]."""
+def split(predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor) -> list[ImagePredictions]:
+    """The images of a batch one by one; arguments as in `detect`."""
+    num_classes = predictions.class_logits[0].shape[1] // NUM_ANCHORS
+    classes, deltas = flat(predictions.class_logits, num_classes), flat(predictions.box_deltas, 4)
+    logits = predictions.confidence_logits
+    confidences = [None] * len(sizes) if logits is None else flat(logits, 1)[..., 0]
+    return [ImagePredictions(*one, grid=grid) for one in zip(classes, deltas, confidences, sizes, scales, strict=True)]
 
 
-def _detect_one(
-    levels: list[_Level], grid: AnchorGrid, size: Tensor, scale: Tensor, config: InferenceConfig
-) -> Detections:
-    starts = accumulate([0, *grid.level_lengths[:-1]])
-    candidates = [_candidates(level, config) for level in levels]
-    anchor = torch.cat([rows + start for (rows, *_), start in zip(candidates, starts, strict=True)])
-    label, score = (torch.cat([candidate[part] for candidate in candidates]) for part in (1, 2))
-    deltas = torch.cat([level.deltas[rows] for level, (rows, *_) in zip(levels, candidates, strict=True)])
-    boxes = clip(decode(grid.boxes[anchor], deltas), size) / scale.flip(0).repeat(2)
-    kept = batched_nms(boxes, score, label, config.nms_iou)[: config.max_detections]
-    return Detections(boxes[kept], score[kept], label[kept], anchor[kept])
-
-
-def _candidates(level: _Level, config: InferenceConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, classes and scores of what a level sends to NMS.
+def shortlists(image: ImagePredictions, settings: Sequence[InferenceConfig]) -> list[Shortlist]:
+    """What each setting sends to NMS: the best anchors of each level, or of each level the best pairs (`top_k_of`).
 
     A score rises with the class logit, so the best class of each anchor tells which anchors are worth scoring in full.
     """
-    length, num_classes = level.class_logits.shape
-    best = _scores(level, level.class_logits.amax(dim=1, keepdim=True), slice(None), config)[:, 0]
-    if config.top_k_of == "pairs":
-        rows = (best > config.score_threshold).nonzero()[:, 0]
-    elif length > config.nms_pre:
-        rows = best.topk(config.nms_pre).indices
-    else:
-        rows = torch.arange(length, device=best.device)
-    scores = _scores(level, level.class_logits[rows], rows, config).flatten()
-    pairs = (scores > config.score_threshold).nonzero()[:, 0]
-    if config.top_k_of == "pairs":
-        pairs = pairs[scores[pairs].topk(min(config.nms_pre, len(pairs))).indices]
-    return rows[pairs // num_classes], pairs % num_classes, scores[pairs]
+    return [_shortlist(image, config) for config in settings]
 
 
-def _scores(level: _Level, class_logits: Tensor, rows: Tensor | slice, config: InferenceConfig) -> Tensor:
-    if config.needs_confidence and not config.fuse_small_levels and len(level.class_logits) <= config.nms_pre:
-        return class_logits.sigmoid() ** (1 - config.confidence_exponent)
-    confidence = level.confidence_logits
-    return fuse_scores(class_logits, None if confidence is None else confidence[rows], config)
+def rank(image: ImagePredictions, lists: Sequence[Shortlist], counts: Sequence[int]) -> list[tuple[Boxes, bool]]:
+    """Of each setting the best candidates, at least as many as its count, if there are, and whether these are all."""
+    chosen = [_worth_scoring(one, count) for one, count in zip(lists, counts, strict=True)]
+    members = [one.anchors[rows] for one, (rows, _) in zip(lists, chosen, strict=True)]
+    anchors, place_of = number(image.num_anchors, members)
+    probabilities, boxes = sigmoid(image.class_logits(anchors)), image.boxes(anchors)
+    log_probabilities, confidences = np.log(probabilities), image.confidences(anchors)
+    log_confidences = np.log(confidences)
+    ranked = []
+    for one, (rows, is_uncut), count in zip(lists, chosen, counts, strict=True):
+        places = place_of[one.anchors[rows]]
+        of_confidence = (log_confidences[places] * one.fused[rows])[:, None] if one.config.needs_confidence else None
+        scores = fuse(probabilities[places], log_probabilities[places], of_confidence, one.config)
+        if one.floor is not None:
+            scores[scores < one.floor[rows, None]] = 0.0
+        scores = scores.ravel()
+        pairs, complete = _best(scores, count, one.config.score_threshold)
+        row, labels = np.divmod(pairs, image.num_classes)
+        row = places[row]
+        found = Boxes(anchors[row], labels, boxes[row], scores[pairs], probabilities[row, labels], confidences[row])
+        ranked.append((found, complete and is_uncut))
+    return ranked
+
+
+def suppress(image: ImagePredictions, lists: Sequence[Shortlist]) -> list[Boxes]:
+    """What NMS keeps under each setting; a setting's detections are those that it has alone.
+
+    Greedy NMS of the best candidates begins as that of all, so it ends as soon as enough of them are kept.
+    """
+    found: dict[int, Boxes] = {}
+    counts = [FIRST_LOOK * one.config.max_detections for one in lists]
+    while len(found) < len(lists):
+        waiting = [place for place in range(len(lists)) if place not in found]
+        ranked = rank(image, [lists[place] for place in waiting], [counts[place] for place in waiting])
+        for place, (boxes, complete) in zip(waiting, ranked, strict=True):
+            config = lists[place].config
+            kept = keep(boxes.boxes, boxes.labels, np.float32(config.nms_iou), config.max_detections)
+            if complete or len(kept) == config.max_detections:
+                found[place] = boxes.take(kept)
+            counts[place] *= 4
+    return [found[place] for place in range(len(lists))]
+
+
+def number(size: int, members: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """Number what occurs of 0 to size - 1: the members, rising, and the place of each among them."""
+    occurs = np.zeros(size, np.bool_)
+    for some in members:
+        occurs[some] = True
+    found = np.flatnonzero(occurs)
+    places = np.empty(size, np.int64)
+    places[found] = np.arange(len(found))
+    return found, places
+
+
+def _shortlist(image: ImagePredictions, config: InferenceConfig) -> Shortlist:
+    require_confidence(image.has_confidence, config)
+    fused = np.full(image.num_anchors, True)
+    if not config.fuse_small_levels:
+        lengths = image.grid.level_lengths
+        fused = np.repeat([length > config.nms_pre for length in lengths], lengths)
+    confidences = image.log_confidences if config.needs_confidence else None
+    if confidences is not None and not config.fuse_small_levels:
+        confidences = confidences * fused
+    best = log_scores(image.best, confidences, config)
+    if confidences is not None and config.min_confidence > 0.0:
+        best = np.where(confidences > np.log(config.min_confidence) - NEAR, best, -np.inf).astype(np.float32)
+    starts = np.cumsum([0, *image.grid.level_lengths]).tolist()
+    if config.top_k_of == "anchors":
+        anchors = np.concatenate([lo + _top(best[lo:hi], config.nms_pre) for lo, hi in pairwise(starts)])
+        return Shortlist(config, anchors, best[anchors], fused[anchors], None)
+    anchors = np.flatnonzero(best > _log(config.score_threshold) - NEAR)
+    floor = np.zeros(len(anchors), np.float32)
+    every = Shortlist(config, anchors, best[anchors], fused[anchors], None)
+    for lo, hi in pairwise(np.searchsorted(anchors, starts).tolist()):
+        level = Shortlist(config, every.anchors[lo:hi], every.best[lo:hi], every.fused[lo:hi], None)
+        ((ranked, _),) = rank(image, [level], [config.nms_pre])
+        if len(ranked.scores) >= config.nms_pre:
+            floor[lo:hi] = ranked.scores[config.nms_pre - 1]
+    return Shortlist(config, every.anchors, every.best, every.fused, floor)
+
+
+def _worth_scoring(one: Shortlist, count: int) -> tuple[Ints, bool]:
+    """Rows of the anchors that may have a pair among the `count` best, and whether none else has a candidate."""
+    threshold = _log(one.config.score_threshold)
+    kth = float(np.partition(one.best, -count)[-count]) if len(one.best) > count else -np.inf
+    return np.flatnonzero(one.best >= max(threshold, kth) - NEAR), kth <= threshold
+
+
+def _best(scores: Floats, count: int, threshold: float) -> tuple[Ints, bool]:
+    """Places of at least the `count` best scores above a threshold, best first, and whether these are all."""
+    chosen = np.flatnonzero(scores > np.float32(threshold))
+    num_candidates = len(chosen)
+    values = scores[chosen]
+    if num_candidates > count:
+        among = values >= np.partition(values, -count)[-count]
+        chosen, values = chosen[among], values[among]
+    # Positive floats sort like their bits; below these the place, turned round, so that the first of equal ones wins.
+    order = np.sort((values.view(np.uint32).astype(np.uint64) << 32) | (len(scores) - 1 - chosen).astype(np.uint64))
+    return len(scores) - 1 - (order[::-1] & 0xFFFFFFFF).astype(np.int64), len(chosen) == num_candidates
+
+
+def _top(values: Floats, count: int) -> Ints:
+    """Places of the `count` largest values, rising; of equal ones the first."""
+    if len(values) <= count:
+        return np.arange(len(values))
+    kth = np.partition(values, -count)[-count]
+    above, equal = np.flatnonzero(values > kth), np.flatnonzero(values == kth)
+    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
+
+
+def _log(threshold: float) -> float:
+    return float(np.log(threshold)) if threshold > 0.0 else -np.inf
+
+
+def _numpy(tensor: Tensor) -> Floats:
+    array: Floats = tensor.cpu().numpy()
+    return array

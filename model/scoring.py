@@ -11,15 +11,22 @@ from torch.utils.data import DataLoader, Dataset
 from model.anchors import anchor_grid
 from model.checkpoint import load_weights, read_card
 from model.config import DataConfig, InferenceConfig
+from model.counting import Seen, objects_of, see
 from model.data import Batch, CocoData, collate, load_sample
 from model.detections import DetectionTable
 from model.detector import RetinaNetConf
 from model.distributed import gather, world
 from model.evaluation import evaluate
 from model.heads import Predictions
-from model.postprocess import Detections, detect
+from model.matching import GroundTruth, match
+from model.misalignment import Misalignment
+from model.parts import Part, merge, of_images
+from model.postprocess import Boxes, ImagePredictions, shortlists, split, suppress
 from model.threads import map_in_order, one_thread_each
 from model.transforms import normalize, padded_shape, resize_shape
+
+SHARD = 64
+"""Images scored between two looks at what is done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +37,16 @@ class Scores:
     metrics: dict[str, float | None]
     """The twelve COCO numbers, 0 to 100; None where the data set has no such object."""
     detections: DetectionTable
+    misalignment: Misalignment | None
+    """None where it was not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Images that are scored together."""
+
+    indices: tuple[int, ...]
+    """Places in the data set."""
 
 
 def load_detector(folder: Path) -> RetinaNetConf:
@@ -50,11 +67,63 @@ def score(
     settings: Sequence[InferenceConfig],
     config: DataConfig,
     *,
+    counting: bool = True,
     batch_size: int | None = None,
     num_loader_processes: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scores]:
     """Detect on every image of `data`, shared out over the processes, and evaluate each setting.
+
+    Args:
+        detector: on its device.
+        data: the images; their categories must be the detector's.
+        settings: as many as wanted; the forward pass is made once.
+        config: input size.
+        counting: whether boxes are counted before and after NMS, for the misalignment.
+        batch_size: as in `score_shard`.
+        num_loader_processes: as in `score_shard`.
+        progress: called with (images done, images in all) of this process.
+    """
+    rank, num_processes = world()
+    share = Shard(tuple(range(rank, len(data), num_processes)))
+    parts = score_shard(
+        detector,
+        data,
+        share,
+        settings,
+        config,
+        counting=counting,
+        batch_size=batch_size,
+        num_loader_processes=num_loader_processes,
+        progress=progress,
+    )
+    shares = gather(parts)
+    merged = [merge([share[place] for share in shares]) for place in range(len(settings))]
+    metrics = gather([evaluate(data, part.detections) for part in merged] if rank == 0 else None)[0]
+    return [
+        Scores(inference=setting, metrics=numbers, detections=part.detections, misalignment=part.misalignment)
+        for setting, numbers, part in zip(settings, metrics, merged, strict=True)
+    ]
+
+
+def shards(data: CocoData, config: DataConfig) -> list[Shard]:
+    """Divide the images, the same way on any number of processes; those of a shard have one padded shape."""
+    return [Shard(tuple(batch)) for batch in _batches(data, config, range(len(data)), SHARD)]
+
+
+def score_shard(
+    detector: RetinaNetConf,
+    data: CocoData,
+    shard: Shard,
+    settings: Sequence[InferenceConfig],
+    config: DataConfig,
+    *,
+    counting: bool = True,
+    batch_size: int | None = None,
+    num_loader_processes: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Part]:
+    """Detect on some images, in this process; a part for each setting.
 
     Images are padded to their own size only. A convolution's last bits depend on how many images it takes at once, and
     on how many threads. So the CPU predicts image by image, as many at a time as torch has threads, and CUDA always
@@ -64,52 +133,84 @@ def score(
     Args:
         detector: on its device.
         data: the images; their categories must be the detector's.
+        shard: which of them.
         settings: as many as wanted; the forward pass is made once.
         config: input size.
+        counting: whether boxes are counted before and after NMS, for the misalignment.
         batch_size: images decoded and moved to the device together, on CUDA those of one forward pass as well; None
             takes 8 on CUDA, and 1 on the CPU.
         num_loader_processes: processes that decode images; 0 decodes in this one.
-        progress: called with (images done, images in all) of this process.
+        progress: called with (images done, images in all).
     """
-    rank, num_processes = world()
     on_cuda = next(detector.parameters()).is_cuda
     batch_size = batch_size or (8 if on_cuda else 1)
-    batches = _batches(data, config, range(rank, len(data), num_processes), batch_size)
+    batches = _batches(data, config, shard.indices, batch_size)
     loader = DataLoader(
         _Batches(data, config, batches), batch_size=None, shuffle=False, num_workers=num_loader_processes
     )
-    tables: list[list[DetectionTable]] = [[] for _ in settings]
-    done, mine = 0, sum(len(batch) for batch in batches)
     training = detector.training
     detector.eval()
     images_per_pass = batch_size if on_cuda else 1
+    seen: list[list[Seen]] = [[] for _ in settings]
 
-    def detect_all(batch: Batch) -> tuple[list[int], list[list[Detections]]]:
-        return batch.image_ids.tolist(), list(detect_batch(detector, batch, settings, images_per_pass))
+    def look(batch: Batch) -> list[list[Seen]]:
+        return list(_look(detector, data, batch, settings, images_per_pass, counting))
 
     with one_thread_each() as num_threads:
-        results = map(detect_all, loader) if on_cuda else map_in_order(detect_all, loader, num_threads)
-        for image_ids, found in results:
-            for image_id, detections in zip(image_ids, found, strict=True):
-                for table, of_setting in zip(tables, detections, strict=True):
-                    table.append(_table(data, image_id, of_setting))
-            done += len(image_ids)
-            progress(done, mine)
+        results = map(look, loader) if on_cuda else map_in_order(look, loader, num_threads)
+        done = 0
+        for of_batch in results:
+            for of_image in of_batch:
+                for of_setting, one in zip(seen, of_image, strict=True):
+                    of_setting.append(one)
+            done += len(of_batch)
+            progress(done, len(shard.indices))
     detector.train(training)
-    shares = gather([DetectionTable.concatenate(table) for table in tables])
-    merged = [DetectionTable.concatenate([part[place] for part in shares]) for place in range(len(settings))]
-    metrics = gather([evaluate(data, table) for table in merged] if rank == 0 else None)[0]
-    return [
-        Scores(inference=setting, metrics=numbers, detections=table)
-        for setting, numbers, table in zip(settings, metrics, merged, strict=True)
-    ]
+    return [of_images(data, of_setting) for of_setting in seen]
+
+
+@torch.inference_mode()
+def _look(
+    detector: RetinaNetConf,
+    data: CocoData,
+    batch: Batch,
+    settings: Sequence[InferenceConfig],
+    images_per_pass: int,
+    counting: bool,
+) -> Iterator[list[Seen]]:
+    """What there is to see of each image of a batch, under each setting."""
+    indices = np.searchsorted(data.image_ids, batch.image_ids.numpy()).tolist()
+    numbers = _num_positive_anchors(detector, batch) if counting else [0] * len(indices)
+    images = predict_batch(detector, batch, images_per_pass)
+    for index, number, image in zip(indices, numbers, images, strict=True):
+        lists = shortlists(image, settings)
+        yield see(image, lists, suppress(image, lists), objects_of(data, index), index, number, counting=counting)
+
+
+@torch.inference_mode()
+def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> list[int]:
+    """Anchors of each image that training would match with an object."""
+    rules = detector.config
+    grid = anchor_grid(batch.shape, batch.boxes.device, rules.anchor_rule)
+    truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
+    padded = (batch.sizes + 31) // 32 * 32
+    assigned = match(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
+    numbers: list[int] = (assigned >= 0).sum(dim=1).tolist()
+    return numbers
 
 
 @torch.inference_mode()
 def detect_batch(
     detector: RetinaNetConf, batch: Batch, settings: Sequence[InferenceConfig], images_per_pass: int
-) -> Iterator[list[Detections]]:
+) -> Iterator[list[Boxes]]:
     """The detections of each image of a batch, one for each setting; the batch goes to the detector's device."""
+    for image in predict_batch(detector, batch, images_per_pass):
+        yield suppress(image, shortlists(image, settings))
+
+
+@torch.inference_mode()
+def predict_batch(detector: RetinaNetConf, batch: Batch, images_per_pass: int) -> Iterator[ImagePredictions]:
+    """What the detector says of each image of a batch, which goes to the detector's device."""
     batch = batch.to(next(detector.parameters()).device)
     grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
     scales = batch.sizes / batch.original_sizes
@@ -120,8 +221,7 @@ def detect_batch(
         images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
         images = images.contiguous(memory_format=torch.channels_last)
         predictions = _first(detector(images).float(), len(sizes))
-        by_setting = [detect(predictions, grid, sizes, scales[chosen], setting) for setting in settings]
-        yield from ([of_setting[image] for of_setting in by_setting] for image in range(len(sizes)))
+        yield from split(predictions, grid, sizes, scales[chosen])
 
 
 def _first(predictions: Predictions, count: int) -> Predictions:
@@ -148,7 +248,7 @@ class _Batches(Dataset[Batch]):
         return collate(samples, pad_to=padded_shape(*samples[0].size))
 
 
-def _batches(data: CocoData, config: DataConfig, indices: range, limit: int) -> list[list[int]]:
+def _batches(data: CocoData, config: DataConfig, indices: Sequence[int], limit: int) -> list[list[int]]:
     """Images of one padded shape side by side."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for index in indices:
@@ -156,12 +256,3 @@ def _batches(data: CocoData, config: DataConfig, indices: range, limit: int) -> 
         shape = padded_shape(*resize_shape(height, width, config.short_edge, config.long_edge))
         by_shape.setdefault(shape, []).append(index)
     return [group[i : i + limit] for group in by_shape.values() for i in range(0, len(group), limit)]
-
-
-def _table(data: CocoData, image_id: int, found: Detections) -> DetectionTable:
-    return DetectionTable.plain(
-        np.full(len(found.scores), image_id, np.int64),
-        np.asarray(data.category_ids, np.int64)[found.labels.cpu().numpy()],
-        found.boxes.cpu().numpy(),
-        found.scores.cpu().numpy(),
-    )

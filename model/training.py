@@ -165,5 +165,7 @@ def _validate(
 ) -> tuple[dict[str, float], DetectionTable]:
     """The COCO numbers under the default inference setting of this kind of detector, and the detections."""
     setting = InferenceConfig() if config.model.confidence else InferenceConfig(confidence_exponent=0.0)
-    (scores,) = score(detector, validation, [setting], config.data, num_loader_processes=num_loader_processes)
+    (scores,) = score(
+        detector, validation, [setting], config.data, counting=False, num_loader_processes=num_loader_processes
+    )
     return {f"val/{name}": value for name, value in scores.metrics.items() if value is not None}, scores.detections

@@ -26,7 +26,7 @@ from model.backbone import Backbone
 from model.config import InferenceConfig, ModelConfig
 from model.detector import RetinaNetConf, build_detector
 from model.heads import Predictions, flat
-from model.postprocess import Detections, detect
+from model.postprocess import Boxes, detect
 from model.pretrained import load_backbone, load_detector
 from model.transforms import load_image, normalize
 
@@ -124,7 +124,7 @@ class Ours:
     """What our whole path makes of one uint8 image."""
 
     predictions: Predictions
-    detections: Detections
+    detections: Boxes
 
     def outputs(self, num_classes: int) -> dict[str, Tensor]:
         maps = self.predictions
@@ -147,15 +147,16 @@ def assert_outputs_close(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor
         assert_close(mine[name], theirs[name], rtol=0, atol=5e-6 * float(theirs[name].abs().max()))
 
 
-def assert_same_detections(mine: Detections, theirs: Mapping[str, Tensor], at_least: int) -> None:
+def assert_same_detections(mine: Boxes, theirs: Mapping[str, Tensor], at_least: int) -> None:
     """As many, of the same classes, scores and boxes, in the same order but for scores that are equal to 1e-5."""
-    assert len(mine.scores) == len(theirs["scores"]) >= at_least
-    assert_close(mine.scores, theirs["scores"], rtol=0, atol=1e-5)
-    far = (mine.boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e6 * (mine.labels[:, None] != theirs["labels"])
+    scores, boxes, labels = (torch.from_numpy(part) for part in (mine.scores, mine.boxes, mine.labels))
+    assert len(scores) == len(theirs["scores"]) >= at_least
+    assert_close(scores, theirs["scores"], rtol=0, atol=1e-5)
+    far = (boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e6 * (labels[:, None] != theirs["labels"])
     nearest, place = far.min(dim=1)
     assert nearest.max() < 2e-3
     assert sorted(place.tolist()) == list(range(len(place)))
-    assert_close(mine.scores, theirs["scores"][place], rtol=0, atol=1e-5)
+    assert_close(scores, theirs["scores"][place], rtol=0, atol=1e-5)
 
 
 def assert_same(mine: Ours, reference: RetinaNet, image: Tensor, num_classes: int = 91, at_least: int = 300) -> None:
@@ -249,9 +250,9 @@ def test_the_same_predictions_are_made_into_the_same_detections(num_classes: int
     logits, deltas = flat(maps.class_logits, num_classes), flat(maps.box_deltas, 4)
     heads = {"cls_logits": logits.split(grid.level_lengths, 1), "bbox_regression": deltas.split(grid.level_lengths, 1)}
     (theirs,) = reference.postprocess_detections(heads, [list(grid.boxes.split(grid.level_lengths))], [SIZE])
-    assert torch.equal(mine.scores, theirs["scores"])
-    assert torch.equal(mine.labels, theirs["labels"])
-    assert_close(mine.boxes, theirs["boxes"], rtol=0, atol=1e-3)
+    assert_close(torch.from_numpy(mine.scores), theirs["scores"], rtol=1e-6, atol=0)
+    assert torch.equal(torch.from_numpy(mine.labels), theirs["labels"])
+    assert_close(torch.from_numpy(mine.boxes), theirs["boxes"], rtol=0, atol=1e-3)
     assert (len(mine.scores) > 50) == (settings["score_threshold"] < 0.9)
 
 

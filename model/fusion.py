@@ -1,0 +1,79 @@
+"""Score fusion: how class probability and object confidence make the score that ranks a box (Eq. 11, Table 4)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.config import InferenceConfig
+
+Floats = NDArray[np.float32]
+
+
+def fuse_scores(class_logits: Floats, confidence_logits: Floats | None, config: InferenceConfig) -> Floats:
+    """Score each anchor by class and by how well its box should fit.
+
+    Args:
+        class_logits: [..., K].
+        confidence_logits: [...]; may be None where `config.needs_confidence` is False.
+        config: p^(1-e) * c^e, or p * c; scores at or below the object filter become 0.
+
+    Returns:
+        [..., K] scores in [0, 1], the order in which NMS keeps boxes.
+
+    Raises:
+        ValueError: there is no confidence branch, and the settings ask for one.
+    """
+    require_confidence(confidence_logits is not None, config)
+    probabilities = sigmoid(class_logits)
+    log_confidences = None if confidence_logits is None else np.log(sigmoid(confidence_logits))[..., None]
+    return fuse(probabilities, np.log(probabilities), log_confidences, config)
+
+
+def fuse(
+    probabilities: Floats, log_probabilities: Floats, log_confidences: Floats | None, config: InferenceConfig
+) -> Floats:
+    """`fuse_scores` of arrays whose shapes broadcast.
+
+    Numpy gives an element the same bits wherever it stands in an array, which torch's vectors do not.
+    """
+    scores = probabilities
+    if config.fusion == "product" or config.confidence_exponent > 0.0:
+        scores = np.exp(log_scores(log_probabilities, log_confidences, config))
+    if log_confidences is not None and config.min_confidence > 0.0:
+        scores = scores * (np.exp(log_confidences) > np.float32(config.min_confidence))
+    return scores
+
+
+def log_scores(log_probabilities: Floats, log_confidences: Floats | None, config: InferenceConfig) -> Floats:
+    """The logarithm of the score, the object filter aside."""
+    of_class, of_confidence = exponents(config)
+    total = log_probabilities if of_class == 1.0 else of_class * log_probabilities
+    if log_confidences is not None and of_confidence > 0.0:
+        total = total + of_confidence * log_confidences
+    return total
+
+
+def exponents(config: InferenceConfig) -> tuple[np.float32, np.float32]:
+    """The powers of class probability and confidence in the score."""
+    if config.fusion == "product":
+        return np.float32(1.0), np.float32(1.0)
+    return np.float32(1.0 - config.confidence_exponent), np.float32(config.confidence_exponent)
+
+
+def require_confidence(has_branch: bool, config: InferenceConfig) -> None:
+    """Refuse settings that read a confidence branch where there is none.
+
+    Raises:
+        ValueError: the detector has none.
+    """
+    if config.needs_confidence and not has_branch:
+        raise ValueError(
+            "this checkpoint has no confidence branch (model.confidence is null): set inference.confidence_exponent "
+            "to 0 and leave fusion and min_confidence at their defaults, or take a checkpoint with a branch on the "
+            "classification or box tower"
+        )
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """The probability; below -80 as if at -80, so that its logarithm is finite."""
+    probabilities: Floats = np.reciprocal(1 + np.exp(-np.maximum(logits, np.float32(-80.0))))
+    return probabilities
