@@ -58,7 +58,7 @@ def score_against_iou(counts: Counts) -> Figure:
                 said = f"{when} NMS: {int(density.sum()):,} on objects"
                 ax.set_title(f"{label}\n{said}" if len(counts) > 1 else said)
         for ax in axes[:, 0]:
-            ax.set_ylabel("score")
+            ax.set_ylabel("fused score")
         for ax in axes[1]:
             ax.set_xlabel("IoU with the object")
         bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=axes, shrink=0.7, pad=0.02)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from orchestrator import checkpoint_verbs, experiment_verbs, suite_verbs
+from orchestrator import analysis_verbs, checkpoint_verbs, experiment_verbs, suite_verbs
 from orchestrator.errors import INTERRUPTED, UserError
 
 BAD_INPUT = 2
@@ -53,7 +53,7 @@ def cli() -> None:
     """
 
 
-for verb in (*experiment_verbs.VERBS, *suite_verbs.VERBS, *checkpoint_verbs.VERBS):
+for verb in (*experiment_verbs.VERBS, *suite_verbs.VERBS, *checkpoint_verbs.VERBS, *analysis_verbs.VERBS):
     cli.add_command(verb)
 
 

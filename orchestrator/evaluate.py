@@ -86,9 +86,12 @@ def read_checkpoint(folder: Path, settings: Sequence[str]) -> "tuple[Card, Prove
         card, provenance = read_card(folder), read_provenance(folder)
         changes = _changes(settings)
         inference = changed(read_inference(folder), changes)
-        require_branch(card, inference)
     except ValueError as error:
         raise UserError(str(error)) from error
+    try:
+        require_branch(card, inference)
+    except ValueError as error:
+        raise UserError(f"{folder}: {error}") from error
     return card, provenance, inference
 
 

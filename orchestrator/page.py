@@ -83,7 +83,8 @@ tbody tr + tr td { border-top: 1px solid var(--line); } tr.group td { border-top
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .notes { color: var(--soft); font-size: .9rem; padding-left: 1.2rem; }
 a { color: inherit; } nav { color: var(--soft); } nav ol { padding-left: 1.2rem; }
-figure { margin: 1rem 0; } svg { display: block; width: 100%; max-width: 34rem; height: auto; margin-bottom: 1rem; }
+figure { margin: 1rem 0; } img { display: block; max-width: 100%; margin-bottom: 1rem; }
+svg { display: block; width: 100%; max-width: 34rem; height: auto; margin-bottom: 1rem; }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg .soft { fill: var(--soft); font-size: 11px; }
 svg line, svg polyline { stroke: var(--ink); fill: none; stroke-width: 1.5; }
 svg .grid { stroke: var(--line); stroke-width: 1; }

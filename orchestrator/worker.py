@@ -23,7 +23,6 @@ from orchestrator.plan import Evaluation
 from orchestrator.recorder import Recorder
 from orchestrator.runs import metrics_target
 from orchestrator.showcase import Showcase
-from orchestrator.stored import NAME, describe, write_stored
 from orchestrator.suite import open_suite
 from orchestrator.training_log import note, note_epoch, note_start
 from orchestrator.work import Work, epochs_done
@@ -221,13 +220,10 @@ def _score(work: Work, folder: Path) -> None:
 
 def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
     from model.checkpoint import read_card
-    from model.matches import match, write_matches
+    from orchestrator.findings import write_findings
 
-    card = read_card(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        file, matches = Path(scratch) / NAME, Path(scratch) / tracking.MATCHES
-        write_stored(file, scores.detections, describe(card, card.config.data, data, scores))
-        write_matches(match(data, scores.detections), matches)
+        found = write_findings(Path(scratch), read_card(folder), data, scores, evaluation.label)
 
         def record() -> str:
             _finish(work, folder)  # again, should MLflow have lost it meanwhile
@@ -235,8 +231,10 @@ def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, 
                 open_suite(work.tracking_uri, work.train_run.suite),
                 evaluation,
                 scores.metrics,
-                detections=file,
-                matches=matches,
+                detections=found.detections,
+                matches=found.matches,
+                misalignment=found.misalignment,
+                statistics=found.statistics,
                 train_run_id=work.hear_run(),
                 data_fingerprint=data.fingerprint,
             )

@@ -42,7 +42,7 @@ def test_figure_1_shows_each_cell_of_scores_and_ious_where_it_is() -> None:
     assert np.isfinite(np.asarray(means)[:, 1]).nonzero()[0].tolist() == [40]
     assert np.asarray(means)[40].tolist() == pytest.approx([0.81, 0.21])
     assert not np.isfinite(np.asarray(below.lines[1].get_xydata())[:, 1]).any()  # three boxes give no mean
-    assert {"score", "IoU with the object", "boxes in a cell"} <= set(texts(figure))
+    assert {"fused score", "IoU with the object", "boxes in a cell"} <= set(texts(figure))
     assert above.get_title() == "first\nbefore NMS: 700 on objects"
 
 

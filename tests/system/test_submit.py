@@ -72,6 +72,17 @@ def test_its_tables_lie_in_files_and_its_links_are_told(folder: Path, submitted:
 
 
 @pytest.mark.usefixtures("submitted")
+def test_what_scores_say_of_placement_is_recorded_with_every_evaluation(folder: Path):
+    report = rnc(folder, "report", "heads.yaml", "--misalignment", "--format", "json")
+    (table,) = json.loads(report.stdout)
+    always_there = ("oracle AP", "oracle NMS AP", "better dropped", "objects lost, %")  # even where nothing is found
+    assert all(row[name] is not None for row in table["rows"] for name in always_there)
+    figures = [file.parent.name for file in (folder / "runs" / "mlflow" / "artifacts").rglob("figure1.png")]
+    assert figures == ["misalignment"] * 3
+    assert "<h2>Misalignment: " in (folder / "runs" / "reports" / "tiny" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("submitted")
 def test_a_second_submit_has_nothing_to_do(folder: Path):
     again = rnc(folder, "submit", "heads.yaml", "exponents.yaml")
     assert again.returncode == 0, again.stderr
