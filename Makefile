@@ -27,11 +27,12 @@ check: $(READY)  ## Format, lint, types and the fast tests
 	$(VENV)/bin/mypy
 	$(PYTHON) -m pytest -m "not slow" -q
 
-bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (15 minutes)
+bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (20 minutes)
 	$(PYTHON) experiments/benchmarks/train_step.py
 	$(PYTHON) experiments/benchmarks/inference.py
 	$(PYTHON) experiments/benchmarks/evaluation.py
 	$(PYTHON) experiments/benchmarks/bootstrap.py
+	$(PYTHON) experiments/benchmarks/misalignment.py
 	$(PYTHON) experiments/benchmarks/loading.py
 	$(PYTHON) experiments/benchmarks/overhead.py
 

@@ -35,6 +35,11 @@ def has_several_heads(experiment: Experiment) -> bool:
     return len({branch and branch.tower for branch in branches}) > 1
 
 
+def is_measured(row: Measured) -> bool:
+    """Say whether MLflow holds what the scores of a row say of placement, for a seed at least."""
+    return any(name.startswith(MISALIGNMENT) for numbers in row.by_seed.values() for name in numbers)
+
+
 def misalignment_table(experiment: Experiment, rows: Sequence[Measured]) -> Table:
     """Show the statistics of each row of an experiment as far as MLflow holds them, the best of each in bold."""
     columns = [Column("row", numeric=False), Column("AP"), *COLUMNS.values()]
@@ -46,7 +51,7 @@ def misalignment_table(experiment: Experiment, rows: Sequence[Measured]) -> Tabl
         lines = [(*line, state) for line, state in zip(lines, states, strict=True)]
     measured_on = "; ".join(dict.fromkeys(data_of(row) for row in experiment.rows))
     notes = [f"Measured on {measured_on}.", *NOTES]
-    old = [row.row.label for row in rows if row.by_seed and not _is_measured(row)]
+    old = [row.row.label for row in rows if row.by_seed and not is_measured(row)]
     if old:
         notes.append(
             f"Scored before this was measured: {', '.join(old)}. To measure them, delete their evaluations in MLflow "
@@ -82,10 +87,6 @@ def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Val
 
 
 def _cells(row: Measured) -> list[Cell]:
-    absent = NOT_APPLICABLE if _is_measured(row) else Cell(None).absent
+    absent = NOT_APPLICABLE if is_measured(row) else Cell(None).absent
     names = [f"{MISALIGNMENT}{name}" for name in COLUMNS]
     return [Cell(row.mean(name), spread=row.std(name), absent=absent) for name in names]
-
-
-def _is_measured(row: Measured) -> bool:
-    return any(name.startswith(MISALIGNMENT) for numbers in row.by_seed.values() for name in numbers)

@@ -10,7 +10,7 @@ from orchestrator.experiment import Experiment
 from orchestrator.figures import figures
 from orchestrator.keys import row_keys
 from orchestrator.measured import Measured, measure
-from orchestrator.misalignment_table import has_several_heads, misalignment_table
+from orchestrator.misalignment_table import has_several_heads, is_measured, misalignment_table
 from orchestrator.page import html_page, render
 from orchestrator.plan import Ledger
 from orchestrator.results import results_table
@@ -34,7 +34,12 @@ class Report:
 
     def tables(self) -> list[Table]:
         """Return what a page shows of it: the results, and where heads are compared, their misalignment."""
-        return [self.table, *([self.misalignment] if has_several_heads(self.experiment) else [])]
+        return [self.table, *([self.misalignment] if self.compares_heads else [])]
+
+    @property
+    def compares_heads(self) -> bool:
+        """Whether it has several heads, and the misalignment of one at least."""
+        return has_several_heads(self.experiment) and any(map(is_measured, self.rows))
 
 
 def make_reports(
@@ -90,7 +95,7 @@ def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table
     files = {"index.html": reports_page(reports, extra)}
     for report in reports:
         files |= {name: text for name, text in table_files(report).items() if not name.endswith(".html")}
-        if has_several_heads(report.experiment):
+        if report.compares_heads:
             files |= _files(f"{report.experiment.name}_misalignment", report.misalignment)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():

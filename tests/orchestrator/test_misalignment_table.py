@@ -101,3 +101,5 @@ def test_a_page_has_a_section_of_misalignment_where_heads_are_compared(tmp_path:
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert {f"heads_misalignment.{suffix}" for suffix in ("txt", "md", "tex", "json")} <= written
     assert not any(name.startswith("alone_misalignment") for name in written)
+    (unmeasured,) = make_reports([several], ledger((PLAIN, [{}])), None, Site(home=tmp_path), bootstrap=False)
+    assert unmeasured.tables() == [unmeasured.table]
