@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from model.config import InferenceConfig
 from model.data import CocoData
-from model.fusion import exponents, sigmoid
+from model.fusion import exponents
 from model.misalignment import BINS, IOUS, SCORES, WELL_PLACED
-from model.postprocess import Boxes, ImagePredictions, Shortlist, number
+from model.postprocess import Boxes, ImagePredictions, Pool, Shortlist
 from model.suppression import keep, overlap
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-LOG_SCORES = np.log(np.array(SCORES)).astype(np.float32)
+SCORE_LIMITS = np.array(SCORES, np.float32)
 IOU_LIMITS = np.array(IOUS, np.float32)
 
 
@@ -90,6 +90,7 @@ class Seen:
 
 def see(
     image: ImagePredictions,
+    pool: Pool,
     lists: Sequence[Shortlist],
     detections: Sequence[Boxes],
     objects: Objects,
@@ -102,6 +103,7 @@ def see(
 
     Args:
         image: what the detector says of it.
+        pool: what the settings shortlist of that.
         lists: what each setting sends to NMS.
         detections: what NMS keeps of that.
         objects: what there is to find.
@@ -110,7 +112,7 @@ def see(
         counting: whether to count boxes before and after NMS.
     """
     ious = [_best_overlaps(kept.boxes, kept.labels, objects.boxes, objects.labels) for kept in detections]
-    counts = _count(image, lists, detections, ious, objects) if counting else [None] * len(lists)
+    counts = _count(image, pool, lists, detections, ious, objects) if counting else [None] * len(lists)
     return [
         Seen(index, len(objects.labels), num_positive_anchors, kept, image.levels(kept.anchors), of_kept, of_setting)
         for kept, of_kept, of_setting in zip(detections, ious, counts, strict=True)
@@ -119,39 +121,31 @@ def see(
 
 def _count(
     image: ImagePredictions,
+    pool: Pool,
     lists: Sequence[Shortlist],
     detections: Sequence[Boxes],
     kept_ious: Sequence[Floats],
     objects: Objects,
 ) -> list[Counts]:
     """Count what each setting sends to NMS, what NMS keeps, and what it drops although it is better placed."""
-    anchors, place_of = number(image.num_anchors, [one.anchors for one in lists])
-    boxes, probabilities = image.boxes(anchors), sigmoid(image.class_logits(anchors))
-    confidences = image.confidences(anchors)
-    log_probabilities, log_confidences = np.log(probabilities), np.nan_to_num(np.log(confidences))
-    ious, which = _overlaps(boxes, image.num_classes, objects.boxes, objects.labels)
+    log_confidences = np.nan_to_num(pool.log_confidences)
+    ious, which = _overlaps(pool.boxes, image.num_classes, objects.boxes, objects.labels)
     found = []
     for one, kept, kept_iou in zip(lists, detections, kept_ious, strict=True):
-        rows = place_of[one.anchors]
+        rows = pool.place_of[one.anchors]
         of_class, of_confidence = exponents(one.config)
         floor = np.full(len(rows), -np.inf, np.float32) if one.floor is None else np.log(one.floor)
         if one.config.min_confidence > 0.0:
-            floor[~(confidences[rows] > np.float32(one.config.min_confidence))] = np.inf
+            floor[~(pool.confidences[rows] > np.float32(one.config.min_confidence))] = np.inf
         threshold = np.float32(np.log(max(one.config.score_threshold, 1e-30)))
-        logs = log_probabilities, log_confidences[rows] * one.fused
+        logs = pool.probabilities, pool.log_probabilities, log_confidences[rows] * one.fused
         num, by_score, by_iou, cells, row, label, total = _candidates(
             rows, *logs, of_class, of_confidence, threshold, floor, ious
         )
         place = rows[row]
-        well_placed = Boxes(
-            anchors=anchors[place],
-            labels=label,
-            boxes=boxes[place],
-            scores=np.exp(total),
-            class_scores=probabilities[place, label],
-            confidences=confidences[place],
-        )
+        well_placed = pool.take(place, label, np.exp(total))
         own, object_of = ious[place, label], which[place, label]
+        by_score_after, by_iou_after, cells_after = _kept(kept.class_scores, kept.scores, kept_iou)
         dropped = _dropped(well_placed, own, object_of, kept, objects, one.config)
         oracle = _oracle(well_placed, own, one.config)
         found.append(
@@ -159,10 +153,10 @@ def _count(
                 num_before=num,
                 scores_before=by_score,
                 ious_before=by_iou,
-                scores_after=_above(kept.class_scores, SCORES),
-                ious_after=_above(kept_iou, IOUS),
+                scores_after=by_score_after,
+                ious_after=by_iou_after,
                 cells_before=cells,
-                cells_after=_cells(kept.scores, kept_iou),
+                cells_after=cells_after,
                 dropped=dropped,
                 dropped_levels=image.levels(dropped.boxes.anchors),
                 oracle=oracle,
@@ -192,15 +186,25 @@ def _oracle(boxes: Boxes, own: Floats, config: InferenceConfig) -> tuple[Boxes, 
     return boxes.take(ranks), own[ranks]
 
 
-def _above(values: Floats, limits: Sequence[float]) -> Ints:
-    above: Ints = (values > np.array(limits, np.float32)[:, None]).sum(axis=1)
-    return above
+@njit(nogil=True, cache=True, error_model="numpy")
+def _kept(class_scores: Floats, scores: Floats, ious: Floats) -> tuple[Ints, Ints, Ints]:
+    """Count detections above each of SCORES and IOUS, and list the cells of those that overlap an object."""
+    by_score, by_iou = np.zeros(len(SCORES), np.int64), np.zeros(len(IOUS), np.int64)
+    cells, num_cells = np.empty(len(ious), np.int64), 0
+    for i in range(len(ious)):
+        for place in range(len(SCORES)):
+            by_score[place] += class_scores[i] > SCORE_LIMITS[place]
+        for place in range(len(IOUS)):
+            by_iou[place] += ious[i] > IOU_LIMITS[place]
+        if ious[i] > 0:
+            cells[num_cells] = _cell(scores[i], ious[i])
+            num_cells += 1
+    return by_score, by_iou, cells[:num_cells]
 
 
-def _cells(scores: Floats, ious: Floats) -> Ints:
-    chosen = ious > 0
-    score, iou = ((np.minimum(part[chosen] * BINS, BINS - 1)).astype(np.int64) for part in (scores, ious))
-    return score * BINS + iou
+@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _cell(score: np.float32, iou: np.float32) -> int:
+    return min(int(score * BINS), BINS - 1) * BINS + min(int(iou * BINS), BINS - 1)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -233,6 +237,7 @@ def _best_overlaps(boxes: Floats, classes: Ints, truths: Floats, labels: Ints) -
 @njit(nogil=True, cache=True, error_model="numpy")
 def _candidates(
     rows: Ints,
+    probabilities: Floats,
     log_probabilities: Floats,
     log_confidences: Floats,
     of_class: np.float32,
@@ -257,11 +262,10 @@ def _candidates(
             if total > threshold and total >= floor[i]:
                 num += 1
                 for place in range(len(SCORES)):
-                    by_score[place] += log_probabilities[u, k] > LOG_SCORES[place]
+                    by_score[place] += probabilities[u, k] > SCORE_LIMITS[place]
                 iou = ious[u, k]
                 if iou > 0:
-                    score_bin = min(int(np.exp(total) * BINS), BINS - 1)
-                    cells[num_cells] = score_bin * BINS + min(int(iou * BINS), BINS - 1)
+                    cells[num_cells] = _cell(np.exp(total), iou)
                     num_cells += 1
                     for place in range(len(IOUS)):
                         by_iou[place] += iou > IOU_LIMITS[place]

@@ -15,10 +15,10 @@ from model.anchors import NUM_ANCHORS, AnchorGrid, clip, decode
 from model.config import InferenceConfig
 from model.fusion import fuse, log_scores, require_confidence, sigmoid
 from model.heads import Predictions, flat
-from model.suppression import keep
+from model.suppression import LOW, keep_packed, pack
 
 FIRST_LOOK = 24
-"""NMS is tried on so many candidates a detection first, and on four times as many if it kept too few of them."""
+"""NMS is tried on so many anchors a detection first, and on four times as many if it kept too few of their boxes."""
 NEAR = 1e-4
 """More than a score loses in single precision, relatively."""
 Ints = NDArray[np.int64]
@@ -70,8 +70,11 @@ class ImagePredictions:
 
     def levels(self, anchors: Ints) -> NDArray[np.int8]:
         """[n] levels of the feature pyramid, from 3, that some anchors stand on."""
-        ends = np.cumsum(self.grid.level_lengths)
-        return (3 + np.searchsorted(ends, anchors, side="right")).astype(np.int8)
+        return (3 + np.searchsorted(self._level_ends, anchors, side="right")).astype(np.int8)
+
+    @cached_property
+    def _level_ends(self) -> Ints:
+        return np.cumsum(self.grid.level_lengths)
 
     @cached_property
     def _boxes(self) -> Tensor:
@@ -111,15 +114,37 @@ class Boxes:
     confidences: Floats
     """[n], NaN without a confidence branch."""
 
-    def take(self, ranks: Ints) -> "Boxes":
+    def take(self, places: Ints) -> "Boxes":
         """Some of them."""
+        return Boxes(*(getattr(self, name)[places] for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """All that several settings may send to NMS, computed once."""
+
+    place_of: Ints
+    """[N] of each anchor in the pool; without meaning for the others."""
+    anchors: Ints
+    """[U] rising."""
+    boxes: Floats
+    """[U, 4] xyxy pixels of the original image."""
+    probabilities: Floats
+    """[U, K] of the classes."""
+    log_probabilities: Floats
+    confidences: Floats
+    """[U], NaN without a confidence branch."""
+    log_confidences: Floats
+
+    def take(self, places: Ints, labels: Ints, scores: Floats) -> Boxes:
+        """Pairs of an anchor, by its place, and a class."""
         return Boxes(
-            self.anchors[ranks],
-            self.labels[ranks],
-            self.boxes[ranks],
-            self.scores[ranks],
-            self.class_scores[ranks],
-            self.confidences[ranks],
+            self.anchors[places],
+            labels,
+            self.boxes[places],
+            scores,
+            self.probabilities[places, labels],
+            self.confidences[places],
         )
 
 
@@ -136,7 +161,11 @@ def detect(
         config: fusion, filter, top-k, thresholds.
     """
     images = split(predictions, grid, sizes, scales)
-    return [suppress(image, shortlists(image, [config]))[0] for image in images]
+    found = []
+    for image in images:
+        (one,) = shortlists(image, [config])
+        found += suppress(pool(image, [one]), [one])
+    return found
 
 
 def split(predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor) -> list[ImagePredictions]:
@@ -156,47 +185,68 @@ def shortlists(image: ImagePredictions, settings: Sequence[InferenceConfig]) -> 
     return [_shortlist(image, config) for config in settings]
 
 
-def rank(image: ImagePredictions, lists: Sequence[Shortlist], counts: Sequence[int]) -> list[tuple[Boxes, bool]]:
-    """Of each setting the best candidates, at least as many as its count, if there are, and whether these are all."""
-    chosen = [_worth_scoring(one, count) for one, count in zip(lists, counts, strict=True)]
-    members = [one.anchors[rows] for one, (rows, _) in zip(lists, chosen, strict=True)]
-    anchors, place_of = number(image.num_anchors, members)
-    probabilities, boxes = sigmoid(image.class_logits(anchors)), image.boxes(anchors)
-    log_probabilities, confidences = np.log(probabilities), image.confidences(anchors)
-    log_confidences = np.log(confidences)
-    ranked = []
-    for one, (rows, is_uncut), count in zip(lists, chosen, counts, strict=True):
-        places = place_of[one.anchors[rows]]
-        of_confidence = (log_confidences[places] * one.fused[rows])[:, None] if one.config.needs_confidence else None
-        scores = fuse(probabilities[places], log_probabilities[places], of_confidence, one.config)
-        if one.floor is not None:
-            scores[scores < one.floor[rows, None]] = 0.0
-        scores = scores.ravel()
-        pairs, complete = _best(scores, count, one.config.score_threshold)
-        row, labels = np.divmod(pairs, image.num_classes)
-        row = places[row]
-        found = Boxes(anchors[row], labels, boxes[row], scores[pairs], probabilities[row, labels], confidences[row])
-        ranked.append((found, complete and is_uncut))
-    return ranked
+def pool(image: ImagePredictions, lists: Sequence[Shortlist]) -> Pool:
+    """Gather what the settings have shortlisted."""
+    anchors, place_of = number(image.num_anchors, [one.anchors for one in lists])
+    probabilities, confidences = sigmoid(image.class_logits(anchors)), image.confidences(anchors)
+    logs = np.log(probabilities), np.log(confidences)
+    return Pool(place_of, anchors, image.boxes(anchors), probabilities, logs[0], confidences, logs[1])
 
 
-def suppress(image: ImagePredictions, lists: Sequence[Shortlist]) -> list[Boxes]:
+def rank(pool: Pool, one: Shortlist, count: int) -> Boxes:
+    """The best candidates of a setting, best first: as many as `count`, or all if there are fewer."""
+    scored = _score(pool, one, count)
+    best = np.sort(scored.keys)[::-1][:count]
+    rows, labels = np.divmod(scored.scores.size - 1 - (best & LOW).astype(np.int64), scored.scores.shape[1])
+    return pool.take(scored.places[rows], labels, scored.scores[rows, labels])
+
+
+def suppress(pool: Pool, lists: Sequence[Shortlist]) -> list[Boxes]:
     """What NMS keeps under each setting; a setting's detections are those that it has alone.
 
     Greedy NMS of the best candidates begins as that of all, so it ends as soon as enough of them are kept.
     """
-    found: dict[int, Boxes] = {}
-    counts = [FIRST_LOOK * one.config.max_detections for one in lists]
-    while len(found) < len(lists):
-        waiting = [place for place in range(len(lists)) if place not in found]
-        ranked = rank(image, [lists[place] for place in waiting], [counts[place] for place in waiting])
-        for place, (boxes, complete) in zip(waiting, ranked, strict=True):
-            config = lists[place].config
-            kept = keep(boxes.boxes, boxes.labels, np.float32(config.nms_iou), config.max_detections)
-            if complete or len(kept) == config.max_detections:
-                found[place] = boxes.take(kept)
-            counts[place] *= 4
-    return [found[place] for place in range(len(lists))]
+    return [_suppress(pool, one) for one in lists]
+
+
+def _suppress(pool: Pool, one: Shortlist) -> Boxes:
+    limit, iou = one.config.max_detections, np.float32(one.config.nms_iou)
+    count = FIRST_LOOK * limit
+    while True:
+        scored = _score(pool, one, count)
+        last, num_classes = scored.scores.size - 1, scored.scores.shape[1]
+        rows, labels = keep_packed(scored.keys, last, scored.places, pool.boxes, num_classes, iou, limit)
+        if scored.complete or len(rows) == limit:
+            return pool.take(scored.places[rows], labels, scored.scores[rows, labels])
+        count *= 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scored:
+    """The candidates of the best anchors of a setting, at least as many as were asked for, if there are."""
+
+    scores: Floats
+    """[m, K]."""
+    places: Ints
+    """[m] in the pool."""
+    keys: NDArray[np.uint64]
+    """[n] packed; of equal scores the lower anchor, then class, is the better one."""
+    complete: bool
+    """Whether no other anchor has a candidate."""
+
+
+def _score(pool: Pool, one: Shortlist, count: int) -> _Scored:
+    config = one.config
+    threshold = _log(config.score_threshold)
+    kth = float(np.partition(one.best, -count)[-count]) if len(one.best) > count else -np.inf
+    rows = np.flatnonzero(one.best >= max(threshold, kth) - NEAR)
+    places = pool.place_of[one.anchors[rows]]
+    of_confidence = (pool.log_confidences[places] * one.fused[rows])[:, None] if config.needs_confidence else None
+    scores = fuse(pool.probabilities[places], pool.log_probabilities[places], of_confidence, config)
+    if one.floor is not None:
+        scores[scores < one.floor[rows, None]] = 0.0
+    keys = pack(scores.view(np.uint32), np.float32(config.score_threshold).view(np.uint32))
+    return _Scored(scores, places, keys, kth <= threshold)
 
 
 def number(size: int, members: Sequence[Ints]) -> tuple[Ints, Ints]:
@@ -212,9 +262,9 @@ def number(size: int, members: Sequence[Ints]) -> tuple[Ints, Ints]:
 
 def _shortlist(image: ImagePredictions, config: InferenceConfig) -> Shortlist:
     require_confidence(image.has_confidence, config)
+    lengths = image.grid.level_lengths
     fused = np.full(image.num_anchors, True)
     if not config.fuse_small_levels:
-        lengths = image.grid.level_lengths
         fused = np.repeat([length > config.nms_pre for length in lengths], lengths)
     confidences = image.log_confidences if config.needs_confidence else None
     if confidences is not None and not config.fuse_small_levels:
@@ -224,37 +274,21 @@ def _shortlist(image: ImagePredictions, config: InferenceConfig) -> Shortlist:
         best = np.where(confidences > np.log(config.min_confidence) - NEAR, best, -np.inf).astype(np.float32)
     starts = np.cumsum([0, *image.grid.level_lengths]).tolist()
     if config.top_k_of == "anchors":
-        anchors = np.concatenate([lo + _top(best[lo:hi], config.nms_pre) for lo, hi in pairwise(starts)])
+        small = sum(length for length in lengths if length > config.nms_pre)  # the coarser levels come last
+        large = [(lo, hi) for lo, hi in pairwise(starts) if hi <= small]
+        tops = [lo + _top(best[lo:hi], config.nms_pre) for lo, hi in large]
+        anchors = np.concatenate([*tops, np.arange(small, image.num_anchors)])
         return Shortlist(config, anchors, best[anchors], fused[anchors], None)
     anchors = np.flatnonzero(best > _log(config.score_threshold) - NEAR)
     floor = np.zeros(len(anchors), np.float32)
     every = Shortlist(config, anchors, best[anchors], fused[anchors], None)
+    gathered = pool(image, [every])
     for lo, hi in pairwise(np.searchsorted(anchors, starts).tolist()):
         level = Shortlist(config, every.anchors[lo:hi], every.best[lo:hi], every.fused[lo:hi], None)
-        ((ranked, _),) = rank(image, [level], [config.nms_pre])
-        if len(ranked.scores) >= config.nms_pre:
-            floor[lo:hi] = ranked.scores[config.nms_pre - 1]
+        scores = rank(gathered, level, config.nms_pre).scores
+        if len(scores) == config.nms_pre:
+            floor[lo:hi] = scores[-1]
     return Shortlist(config, every.anchors, every.best, every.fused, floor)
-
-
-def _worth_scoring(one: Shortlist, count: int) -> tuple[Ints, bool]:
-    """Rows of the anchors that may have a pair among the `count` best, and whether none else has a candidate."""
-    threshold = _log(one.config.score_threshold)
-    kth = float(np.partition(one.best, -count)[-count]) if len(one.best) > count else -np.inf
-    return np.flatnonzero(one.best >= max(threshold, kth) - NEAR), kth <= threshold
-
-
-def _best(scores: Floats, count: int, threshold: float) -> tuple[Ints, bool]:
-    """Places of at least the `count` best scores above a threshold, best first, and whether these are all."""
-    chosen = np.flatnonzero(scores > np.float32(threshold))
-    num_candidates = len(chosen)
-    values = scores[chosen]
-    if num_candidates > count:
-        among = values >= np.partition(values, -count)[-count]
-        chosen, values = chosen[among], values[among]
-    # Positive floats sort like their bits; below these the place, turned round, so that the first of equal ones wins.
-    order = np.sort((values.view(np.uint32).astype(np.uint64) << 32) | (len(scores) - 1 - chosen).astype(np.uint64))
-    return len(scores) - 1 - (order[::-1] & 0xFFFFFFFF).astype(np.int64), len(chosen) == num_candidates
 
 
 def _top(values: Floats, count: int) -> Ints:

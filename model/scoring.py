@@ -16,12 +16,12 @@ from model.data import Batch, CocoData, collate, load_sample
 from model.detections import DetectionTable
 from model.detector import RetinaNetConf
 from model.distributed import gather, world
-from model.evaluation import evaluate
+from model.evaluation import evaluate_all
 from model.heads import Predictions
 from model.matching import GroundTruth, match
 from model.misalignment import Misalignment
 from model.parts import Part, merge, of_images
-from model.postprocess import Boxes, ImagePredictions, shortlists, split, suppress
+from model.postprocess import Boxes, ImagePredictions, pool, shortlists, split, suppress
 from model.threads import map_in_order, one_thread_each
 from model.transforms import normalize, padded_shape, resize_shape
 
@@ -99,7 +99,7 @@ def score(
     )
     shares = gather(parts)
     merged = [merge([share[place] for share in shares]) for place in range(len(settings))]
-    metrics = gather([evaluate(data, part.detections) for part in merged] if rank == 0 else None)[0]
+    metrics = gather(evaluate_all(data, [part.detections for part in merged]) if rank == 0 else None)[0]
     return [
         Scores(inference=setting, metrics=numbers, detections=part.detections, misalignment=part.misalignment)
         for setting, numbers, part in zip(settings, metrics, merged, strict=True)
@@ -184,7 +184,9 @@ def _look(
     images = predict_batch(detector, batch, images_per_pass)
     for index, number, image in zip(indices, numbers, images, strict=True):
         lists = shortlists(image, settings)
-        yield see(image, lists, suppress(image, lists), objects_of(data, index), index, number, counting=counting)
+        gathered = pool(image, lists)
+        detections = suppress(gathered, lists)
+        yield see(image, gathered, lists, detections, objects_of(data, index), index, number, counting=counting)
 
 
 @torch.inference_mode()
@@ -205,7 +207,8 @@ def detect_batch(
 ) -> Iterator[list[Boxes]]:
     """The detections of each image of a batch, one for each setting; the batch goes to the detector's device."""
     for image in predict_batch(detector, batch, images_per_pass):
-        yield suppress(image, shortlists(image, settings))
+        lists = shortlists(image, settings)
+        yield suppress(pool(image, lists), lists)
 
 
 @torch.inference_mode()

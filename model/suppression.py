@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+LOW = np.uint64(0xFFFFFFFF)
+"""The half of a packed score that says where it stands."""
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -34,6 +36,103 @@ def keep(boxes: Floats, labels: Ints, iou: np.float32, limit: int) -> Ints:
             kept[count] = i
             count += 1
     return kept[:count]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def pack(scores: NDArray[np.uint32], threshold: np.uint32) -> NDArray[np.uint64]:
+    """One number for each score above a threshold: its bits, and below these the number of scores that come after it.
+
+    Args:
+        scores: [m, K] the bits of floats from 0 on, which sort as they do.
+        threshold: the bits of a float.
+    """
+    flat = scores.ravel()
+    keys = np.empty(len(flat), np.uint64)
+    count = 0
+    for i in range(len(flat)):
+        if flat[i] > threshold:
+            keys[count] = (np.uint64(flat[i]) << np.uint64(32)) | np.uint64(len(flat) - 1 - i)
+            count += 1
+    return keys[:count]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def keep_packed(
+    keys: NDArray[np.uint64],
+    last: int,
+    places: Ints,
+    boxes: Floats,
+    num_classes: int,
+    iou: np.float32,
+    limit: int,
+) -> tuple[Ints, Ints]:
+    """`keep` of packed scores: the rows and the classes of the pairs that stay, best first.
+
+    The scores are dealt into as many buckets as there are; a bucket is sorted only when NMS reaches it.
+
+    Args:
+        keys: [n] as `pack` makes them, in any order.
+        last: the number of scores less one.
+        places: [m] of the box of each row.
+        boxes: xyxy.
+        num_classes: K.
+        iou: as in `keep`.
+        limit: as in `keep`.
+    """
+    dealt, ends = _deal(keys)
+    rows, labels = np.empty(limit, np.int64), np.empty(limit, np.int64)
+    newest, before = np.full(num_classes, -1), np.empty(limit, np.int64)
+    count = 0
+    for bucket in range(len(ends) - 1, 0, -1):
+        some = dealt[ends[bucket - 1] : ends[bucket]]
+        _sort(some)
+        for i in range(len(some) - 1, -1, -1):
+            if count == limit:
+                return rows, labels
+            flat = last - np.int64(some[i] & LOW)
+            row, label = flat // num_classes, flat % num_classes
+            k = newest[label]
+            while k >= 0 and not overlap(boxes[places[rows[k]]], boxes[places[row]]) > iou:
+                k = before[k]
+            if k < 0:
+                before[count], newest[label] = newest[label], count
+                rows[count], labels[count] = row, label
+                count += 1
+    return rows[:count], labels[:count]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _deal(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], Ints]:
+    """The keys by bucket, worst bucket first, and where each ends; the first end is 0."""
+    least = keys.min() if len(keys) else LOW
+    span, shift = (keys.max() if len(keys) else LOW) - least, np.uint64(0)
+    while span >> shift >= np.uint64(len(keys) // 2 + 1):
+        shift += np.uint64(1)
+    ends = np.zeros(np.int64(span >> shift) + 2, np.int64)
+    for key in keys:
+        ends[np.int64((key - least) >> shift) + 1] += 1
+    for bucket in range(len(ends) - 1):
+        ends[bucket + 1] += ends[bucket]
+    free, dealt = ends[:-1].copy(), np.empty_like(keys)
+    for key in keys:
+        place = np.int64((key - least) >> shift)
+        dealt[free[place]] = key
+        free[place] += 1
+    return dealt, ends
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sort(keys: NDArray[np.uint64]) -> None:
+    """In place, rising."""
+    if len(keys) > 32:
+        keys[:] = np.sort(keys)
+        return
+    for i in range(1, len(keys)):
+        key, j = keys[i], i
+        while j > 0 and keys[j - 1] > key:
+            keys[j] = keys[j - 1]
+            j -= 1
+        keys[j] = key
 
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")

@@ -85,9 +85,11 @@ def _opinionated(model: ModelConfig, data: CocoData, weights: Path | None = None
         load_backbone(detector.backbone, weights)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for branch in (detector.head.class_logits, detector.head.confidence_logits, detector.head.box_deltas):
-            branch.weight.copy_(torch.randn(branch.weight.shape, generator=generator) * 0.05)
-        detector.head.class_logits.bias.fill_(-4.0)
+        for name, weight in detector.head.named_parameters():
+            if name in ("class_logits.weight", "confidence_logits.weight", "box_deltas.weight"):
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+            if name == "class_logits.bias":
+                weight.fill_(-4.0)
     return detector.eval()
 
 
