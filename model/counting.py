@@ -17,6 +17,8 @@ from model.suppression import keep, overlap
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 SCORE_LIMITS = np.array(SCORES, np.float32)
+NEAREST = np.float32(4e-7)
+"""What a logarithm may lose of a score."""
 IOU_LIMITS = np.array(IOUS, np.float32)
 
 
@@ -134,7 +136,11 @@ def _count(
     for one, kept, kept_iou in zip(lists, detections, kept_ious, strict=True):
         rows = pool.place_of[one.anchors]
         of_class, of_confidence = exponents(one.config)
-        floor = np.full(len(rows), -np.inf, np.float32) if one.floor is None else np.log(one.floor)
+        floor = (
+            np.full(len(rows), -np.inf, np.float32)
+            if one.floor is None
+            else np.log(np.maximum(one.floor, 1e-30)) - NEAREST
+        )
         if one.config.min_confidence > 0.0:
             floor[~(pool.confidences[rows] > np.float32(one.config.min_confidence))] = np.inf
         threshold = np.float32(np.log(max(one.config.score_threshold, 1e-30)))
