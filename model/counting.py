@@ -255,10 +255,7 @@ def _candidates(
     """Count candidates, and list those that overlap an object (by cell) or lie well on one (row, class, log score)."""
     num_classes = log_probabilities.shape[1]
     num, by_score, by_iou = 0, np.zeros(len(SCORES), np.int64), np.zeros(len(IOUS), np.int64)
-    most = 0
-    for i in range(len(rows)):
-        for k in range(num_classes):
-            most += ious[rows[i], k] > 0
+    most = len(rows) * num_classes  # memory that is never touched costs nothing
     cells, num_cells, num_placed = np.empty(most, np.int64), 0, 0
     row, label, scores = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
     for i in range(len(rows)):
@@ -267,8 +264,9 @@ def _candidates(
             total = of_class * log_probabilities[u, k] + of_confidence * log_confidences[i]
             if total > threshold and total >= floor[i]:
                 num += 1
-                for place in range(len(SCORES)):
-                    by_score[place] += probabilities[u, k] > SCORE_LIMITS[place]
+                if probabilities[u, k] > SCORE_LIMITS[0]:
+                    for place in range(len(SCORES)):
+                        by_score[place] += probabilities[u, k] > SCORE_LIMITS[place]
                 iou = ious[u, k]
                 if iou > 0:
                     cells[num_cells] = _cell(np.exp(total), iou)

@@ -15,7 +15,7 @@ from model.anchors import NUM_ANCHORS, AnchorGrid, clip, decode
 from model.config import InferenceConfig
 from model.fusion import fuse, log_scores, require_confidence, sigmoid
 from model.heads import Predictions, flat
-from model.suppression import LOW, keep_packed, pack
+from model.suppression import LOW, keep_packed, largest, pack
 
 FIRST_LOOK = 24
 """NMS is tried on so many anchors a detection first, and on four times as many if it kept too few of their boxes."""
@@ -295,9 +295,8 @@ def _top(values: Floats, count: int) -> Ints:
     """Places of the `count` largest values, rising; of equal ones the first."""
     if len(values) <= count:
         return np.arange(len(values))
-    kth = np.partition(values, -count)[-count]
-    above, equal = np.flatnonzero(values > kth), np.flatnonzero(values == kth)
-    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
+    chosen: Ints = largest(values, np.partition(values, -count)[-count], count)
+    return chosen
 
 
 def _log(threshold: float) -> float:

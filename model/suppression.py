@@ -39,6 +39,21 @@ def keep(boxes: Floats, labels: Ints, iou: np.float32, limit: int) -> Ints:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def largest(values: Floats, kth: np.float32, count: int) -> Ints:
+    """Places of the `count` largest values, of which `kth` is the least, rising; of equal ones the first."""
+    equal = count
+    for value in values:
+        equal -= value > kth
+    found, number = np.empty(count, np.int64), 0
+    for i in range(len(values)):
+        if values[i] > kth or (values[i] == kth and equal > 0):
+            equal -= values[i] == kth
+            found[number] = i
+            number += 1
+    return found
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def pack(scores: NDArray[np.uint32], threshold: np.uint32) -> NDArray[np.uint64]:
     """One number for each score above a threshold: its bits, and below these the number of scores that come after it.
 
@@ -80,7 +95,7 @@ def keep_packed(
         limit: as in `keep`.
     """
     dealt, ends = _deal(keys)
-    rows, labels = np.empty(limit, np.int64), np.empty(limit, np.int64)
+    rows, labels, kept = np.empty(limit, np.int64), np.empty(limit, np.int64), np.empty((limit, 4), np.float32)
     newest, before = np.full(num_classes, -1), np.empty(limit, np.int64)
     count = 0
     for bucket in range(len(ends) - 1, 0, -1):
@@ -91,12 +106,12 @@ def keep_packed(
                 return rows, labels
             flat = last - np.int64(some[i] & LOW)
             row, label = flat // num_classes, flat % num_classes
-            k = newest[label]
-            while k >= 0 and not overlap(boxes[places[rows[k]]], boxes[places[row]]) > iou:
+            box, k = boxes[places[row]], newest[label]
+            while k >= 0 and not overlap(kept[k], box) > iou:
                 k = before[k]
             if k < 0:
                 before[count], newest[label] = newest[label], count
-                rows[count], labels[count] = row, label
+                rows[count], labels[count], kept[count] = row, label, box
                 count += 1
     return rows[:count], labels[:count]
 
