@@ -4,7 +4,22 @@ from pathlib import Path
 
 import click
 
-from orchestrator.options import ALL_IMAGES, DATA, FORMAT, SETTINGS, SPLIT, say, show, site
+from orchestrator.experiment import Experiment
+from orchestrator.options import (
+    ALL_IMAGES,
+    CHECKPOINT,
+    DATA,
+    FORMAT,
+    SETTINGS,
+    SPLIT,
+    read_experiments,
+    say,
+    show,
+    site,
+)
+from orchestrator.page import render
+
+RANGE = "START:STOP:STEP|LIST"
 
 
 @click.command()
@@ -74,4 +89,82 @@ def misalignment(
     say(f"tables and figures: {found.folder}")
 
 
-VERBS = (misalignment,)
+@click.command()
+@CHECKPOINT
+@click.option("--exponents", metavar=RANGE, help="Confidence exponents, 0 to 1: 0:1:0.05 or 0,0.4,0.5.")
+@click.option("--nms-iou", metavar=RANGE, help="Overlaps above which NMS drops a box: 0.4:0.7:0.05.")
+@click.option("--score-threshold", metavar=RANGE, help="Scores at or below which boxes are dropped: 0.01,0.05.")
+@click.option(
+    "--min-confidence", metavar=RANGE, help="Object filters: confidences at or below which boxes are dropped."
+)
+@SETTINGS
+@DATA
+@SPLIT
+@ALL_IMAGES
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="EXPERIMENT",
+    callback=read_experiments,
+    help="Show the paper's numbers that its rows hold for these settings, too; repeat it.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder for table, page and figures; RNC_HOME/reports/sweep/... if not given.",
+)
+@FORMAT
+def sweep(
+    folder: Path,
+    exponents: str | None,
+    nms_iou: str | None,
+    score_threshold: str | None,
+    min_confidence: str | None,
+    settings: tuple[str, ...],
+    data: Path | None,
+    split: str | None,
+    all_images: bool,
+    beside: list[Experiment],
+    output: Path | None,
+    form: str,
+) -> None:
+    """Score the checkpoint in DIR under a range of inference settings, in one pass over the images.
+
+    One setting of several values gives a curve for each metric, two give a grid. The table is printed, and written in
+    every format with a page and a picture of the curves.
+
+    \b
+      rnc sweep DIR --exponents 0:1:0.05
+      rnc sweep DIR --exponents 0:1:0.1 --beside experiments/paper/table5_exponents.yaml
+      rnc sweep DIR --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05 --set inference.max_detections=300
+    """
+    from orchestrator.bars import bar
+    from orchestrator.ranges import parse_axis
+    from orchestrator.sweep import OPTIONS, Request
+    from orchestrator.sweep import sweep as sweep_over
+    from orchestrator.sweep_table import sweep_page, sweep_table, write_sweep
+
+    texts = (exponents, nms_iou, score_threshold, min_confidence)
+    request = Request(
+        folder=folder,
+        axes=tuple(
+            parse_axis(setting, option, text)
+            for (setting, option), text in zip(OPTIONS.items(), texts, strict=True)
+            if text is not None
+        ),
+        settings=settings,
+        data=data,
+        split=split,
+        all_images=all_images,
+        beside=tuple(beside),
+    )
+    here = site()
+    with bar("images", "images") as progress:
+        found = sweep_over(request, here, say, progress)
+    written = output or here.home / "reports" / "sweep" / found.name
+    write_sweep(written, found)
+    click.echo(sweep_page(found) if form == "html" else render(sweep_table(found), form))
+    say(f"written to {written}")
+
+
+VERBS = (misalignment, sweep)

@@ -1,19 +1,15 @@
-"""Figures of results tables as SVG, which takes its colours from the page around it."""
+"""Figures of results tables: a dot for each row, and curves against a setting that varies."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from numbers import Real
 
 from orchestrator.experiment import Experiment
 from orchestrator.keys import train_key
 from orchestrator.measured import Measured
 from orchestrator.settings import to_dict
+from orchestrator.svg import WIDTH, curve_plot, place, span, svg, text, ticks
 
-WIDTH = 360
-"""As wide as a phone, so that its letters are as large there as the page's."""
-MARGIN = 14
 CURVES = ("AP", "AP50", "AP75")
-DASHES = ("", "6 4", "2 3", "8 3 2 3")
 
 
 def figures(experiment: Experiment, rows: Sequence[Measured]) -> str:
@@ -29,27 +25,27 @@ def dot_plot(experiment: Experiment, rows: Sequence[Measured]) -> str:
         return ""
     estimates = {row.row.label: row.estimate(metric) for row in rows}
     ends = [end for e in estimates.values() if e for end in (e.low, e.high)]
-    low, high = _span([*means.values(), *ends])
-    lines = [_text(0, 12, f"{metric}, and its 95 % interval by image" if ends else metric, "soft")]
+    low, high = span([*means.values(), *ends])
+    lines = [text(0, 12, f"{metric}, and its 95 % interval by image" if ends else metric, "soft")]
     bottom = 20 + 34 * len(rows)
     reference = means.get(experiment.reference or "")
     if reference is not None:
-        x = _place(reference, low, high)
+        x = place(reference, low, high)
         lines.append(f'<line class="reference" x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{bottom}"/>')
-    for place, row in enumerate(rows):
-        y, label = 32 + 34 * place, row.row.label
+    for number, row in enumerate(rows):
+        y, label = 32 + 34 * number, row.row.label
         mean, estimate = means.get(label), estimates[label]
         shown = "not run" if mean is None else f"{mean:.1f}"
-        lines += [_text(0, y, label), _text(WIDTH, y, shown, "soft", "end")]
+        lines += [text(0, y, label), text(WIDTH, y, shown, "soft", "end")]
         if estimate is not None:
-            ends_x = [_place(end, low, high) for end in (estimate.low, estimate.high)]
+            ends_x = [place(end, low, high) for end in (estimate.low, estimate.high)]
             lines.append(f'<line x1="{ends_x[0]:.1f}" x2="{ends_x[1]:.1f}" y1="{y + 10}" y2="{y + 10}"/>')
         if mean is not None:
             kind = ' class="hollow"' if label == experiment.reference else ""
-            lines.append(f'<circle{kind} cx="{_place(mean, low, high):.1f}" cy="{y + 10}" r="4"/>')
+            lines.append(f'<circle{kind} cx="{place(mean, low, high):.1f}" cy="{y + 10}" r="4"/>')
     lines.append(f'<line class="grid" x1="0" x2="{WIDTH}" y1="{bottom}" y2="{bottom}"/>')
-    lines += [_text(_place(tick, low, high), bottom + 14, f"{tick:g}", "soft", "middle") for tick in _ticks(low, high)]
-    return _svg(bottom + 20, f"{metric} of each row: {experiment.title}", lines)
+    lines += [text(place(tick, low, high), bottom + 14, f"{tick:g}", "soft", "middle") for tick in ticks(low, high)]
+    return svg(bottom + 20, f"{metric} of each row: {experiment.title}", lines)
 
 
 def curve_plots(experiment: Experiment, rows: Sequence[Measured]) -> list[str]:
@@ -68,31 +64,8 @@ def curve_plots(experiment: Experiment, rows: Sequence[Measured]) -> list[str]:
             for label, of_one in curves.items()
         }
         if any(points.values()):
-            drawn.append(_curve_plot(metric, setting, points, experiment.title))
+            drawn.append(curve_plot(metric, setting.replace("_", " "), points, experiment.title))
     return drawn
-
-
-def _curve_plot(metric: str, setting: str, curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
-    xs, ys = ([point[axis] for points in curves.values() for point in points] for axis in (0, 1))
-    (left, right), (low, high) = _span(xs, 0.0), _span(ys)
-    top, bottom = 22 + 16 * len(curves), 170 + 16 * len(curves)
-    lines = [_text(0, 12, f"{metric} against {setting.replace('_', ' ')}", "soft")]
-    for tick in _ticks(low, high):
-        y = bottom - (tick - low) / (high - low) * (bottom - top)
-        lines.append(f'<line class="grid" x1="34" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        lines.append(_text(28, y + 4, f"{tick:g}", "soft", "end"))
-    for x in sorted(set(xs)):
-        lines.append(_text(_x(x, left, right), bottom + 16, f"{x:g}", "soft", "middle"))
-    for place, (label, points) in enumerate(curves.items()):
-        dash = f' stroke-dasharray="{DASHES[place % len(DASHES)]}"'
-        y = 28 + 16 * place
-        lines += [f'<line x1="34" x2="60" y1="{y - 4}" y2="{y - 4}"{dash}/>', _text(66, y, label)]
-        at = [
-            (_x(x, left, right), bottom - (value - low) / (high - low) * (bottom - top)) for x, value in sorted(points)
-        ]
-        lines.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"{dash}/>')
-        lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in at]
-    return _svg(bottom + 24, f"{metric} against {setting}: {title}", lines)
 
 
 def _varied_number(rows: Sequence[Measured]) -> str | None:
@@ -114,34 +87,3 @@ def _common_label(rows: Sequence[Measured]) -> str:
     words = [row.row.label.split() for row in rows]
     common = [first for first, *others in zip(*words, strict=False) if all(other == first for other in others)]
     return " ".join(common).rstrip(",;:") or rows[0].row.label
-
-
-def _span(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    wide = (high - low) or 1.0
-    return low - room * wide, high + room * wide
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Return three to seven round numbers in between."""
-    steps = (digit * 10.0**power for power in range(6, -9, -1) for digit in (5, 2, 1))
-    step = next(step for step in steps if (high - low) / step >= 3)
-    first = int(low // step) + 1
-    return [round(first * step + place * step, 10) for place in range(int((high - first * step) // step) + 1)]
-
-
-def _place(value: float, low: float, high: float) -> float:
-    return MARGIN + (value - low) / (high - low) * (WIDTH - 2 * MARGIN)
-
-
-def _x(value: float, left: float, right: float) -> float:
-    return 44 + (value - left) / (right - left) * (WIDTH - 58)
-
-
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(height: float, title: str, lines: Sequence[str]) -> str:
-    said = escape(title, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{said}">{"".join(lines)}</svg>'

@@ -89,5 +89,7 @@ svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg .soft { fil
 svg line, svg polyline { stroke: var(--ink); fill: none; stroke-width: 1.5; }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg circle { fill: var(--ink); } svg .hollow { fill: var(--paper); stroke: var(--ink); stroke-width: 1.5; }
+svg .cell { fill: var(--ink); }
+.multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: 1rem 2rem; }
 svg .reference { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 3; }
 """

@@ -51,7 +51,7 @@ def pull(
     candidate = find(uri, choice)
     table = next((one for one in sorted(candidate.places) if choice.table and one.startswith(choice.table)), None)
     label = candidate.label(table)
-    folder = output or site.home / "pulled" / f"{candidate.suite}-{_slug(label)}-{candidate.tags['evaluation_key'][:6]}"
+    folder = output or site.home / "pulled" / f"{candidate.suite}-{slug(label)}-{candidate.tags['evaluation_key'][:6]}"
     fetch(uri, candidate, label, folder, progress, with_detections=True)
     size = (folder / WEIGHTS).stat().st_size / 1e6
     numbers = candidate.metrics
@@ -209,5 +209,6 @@ def _umask() -> int:
     return mask
 
 
-def _slug(label: str) -> str:
+def slug(label: str) -> str:
+    """A label as a part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "row"

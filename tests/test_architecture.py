@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 OWNERS = {
     "click": {"orchestrator/cli.py", "orchestrator/options.py"}
     | {f"orchestrator/{verbs}_verbs.py" for verbs in ("experiment", "suite", "checkpoint", "analysis")},
-    "matplotlib": {"orchestrator/charts.py"},
+    "matplotlib": {"orchestrator/charts.py", "orchestrator/sweep_picture.py"},
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},

@@ -10,8 +10,9 @@ import pytest
 
 from model.config import InferenceConfig, ScheduleConfig, TrainConfig
 from orchestrator.experiment import Experiment, Row
-from orchestrator.figures import WIDTH, curve_plots, dot_plot, figures
+from orchestrator.figures import curve_plots, dot_plot, figures
 from orchestrator.measured import Measured
+from orchestrator.svg import WIDTH
 
 
 def measured(row: Row, ap: float | None, half: float | None = None) -> Measured:
