@@ -142,7 +142,8 @@ def sweep(
     from orchestrator.ranges import parse_axis
     from orchestrator.sweep import OPTIONS, Request
     from orchestrator.sweep import sweep as sweep_over
-    from orchestrator.sweep_table import sweep_page, sweep_table, write_sweep
+    from orchestrator.sweep_files import write_sweep
+    from orchestrator.sweep_table import sweep_page, sweep_table
 
     texts = (exponents, nms_iou, score_threshold, min_confidence)
     request = Request(

@@ -65,7 +65,10 @@ def evaluate(
     data = read_images(request.data, config, split, site, say)
     (scores,) = score_checkpoint(request.folder, data, [inference], progress)
     if request.save is not None:
-        write_stored(request.save, scores.detections, describe(card, config, data, scores))
+        from model.alignment import of_detections
+
+        statistics = of_detections(data, scores.detections)
+        write_stored(request.save, scores.detections, describe(card, config, data, scores, statistics))
         say(f"{len(scores.detections)} detections written to {request.save}")
     if request.coco_json is not None:
         write_coco_json(request.coco_json, scores.detections)

@@ -43,7 +43,8 @@ def write_findings(folder: Path, card: "Card", data: "CocoData", scores: "Scores
     from orchestrator.charts import proportions, save, score_against_iou
 
     assert scores.misalignment is not None
-    about = describe(card, card.config.data, data, scores)
+    found = statistics(data, scores.detections, scores.misalignment)
+    about = describe(card, card.config.data, data, scores, found)
     write_stored(folder / NAME, scores.detections, about)
     write_matches(match(data, scores.detections), folder / MATCHES)
     counts = {label: scores.misalignment}
@@ -54,5 +55,5 @@ def write_findings(folder: Path, card: "Card", data: "CocoData", scores: "Scores
         detections=folder / NAME,
         matches=folder / MATCHES,
         misalignment=tuple(files),
-        statistics=statistics(data, scores.detections, scores.misalignment),
+        statistics=found,
     )

@@ -1,14 +1,14 @@
 """Computes the numbers of an evaluation again from its stored detections, without the checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.evaluate import COLUMNS, read_images, row_of
-from orchestrator.experiment import METRICS
+from orchestrator.misalignment_table import COLUMNS as MISALIGNMENT
 from orchestrator.settings import to_dict
 from orchestrator.site import Site
 from orchestrator.stored import About, read_stored, require_same_images, write_coco_json
-from orchestrator.table import Table
+from orchestrator.table import NOT_APPLICABLE, Cell, Table
 
 
 def recompute(
@@ -27,6 +27,7 @@ def recompute(
     Raises:
         UserError: the file is damaged, or of other data than these.
     """
+    from model.alignment import of_detections
     from model.evaluation import evaluate
 
     detections, about = read_stored(file)
@@ -36,15 +37,22 @@ def recompute(
     if coco_json is not None:
         write_coco_json(coco_json, detections)
         say(f"{len(detections)} detections written to {coco_json}")
-    rows = [row_of("here", metrics)]
+    statistics = of_detections(data, detections)
+    columns = [MISALIGNMENT[name] for name in statistics]
+    rows = [(*row_of("here", metrics), *_cells(statistics, statistics))]
     notes = [f"{len(detections)} detections on {len(data)} images of {data.root / data.split}.", _settings(about)]
-    if metrics == dict(about.metrics):
+    here, recorded = metrics | statistics, {**about.metrics, **about.statistics}
+    if here == recorded:
         notes.append(f"Equal to the numbers recorded in {file.name}, to the last digit.")
     else:
-        far = [abs((metrics[name] or 0.0) - (about.metrics.get(name) or 0.0)) for name in METRICS]
-        rows.append(row_of("recorded", about.metrics))
-        notes.append(f"Not equal to the numbers recorded in {file.name}: they differ by up to {max(far):.2g}.")
-    return Table(title=f"Detections of {file}", columns=COLUMNS, rows=tuple(rows), notes=tuple(notes))
+        far = max(abs((here[name] or 0.0) - (recorded.get(name) or 0.0)) for name in here)
+        rows.append((*row_of("recorded", about.metrics), *_cells(statistics, about.statistics)))
+        notes.append(f"Not equal to the numbers recorded in {file.name}: they differ by up to {far:.2g}.")
+    return Table(title=f"Detections of {file}", columns=(*COLUMNS, *columns), rows=tuple(rows), notes=tuple(notes))
+
+
+def _cells(names: Iterable[str], statistics: Mapping[str, float | None]) -> Iterator[Cell]:
+    return (Cell(statistics.get(name), absent=NOT_APPLICABLE) for name in names)
 
 
 def _settings(about: About) -> str:

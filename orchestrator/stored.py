@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,8 @@ class About:
     weights_sha256: str
     metrics: Mapping[str, float | None]
     """The twelve COCO numbers, to the last digit; None where the images have no such object."""
+    statistics: Mapping[str, float | None] = field(default_factory=dict)
+    """What the detections say of misalignment, by the names of model.alignment.OF_DETECTIONS."""
 
     @property
     def images(self) -> str:
@@ -48,7 +50,13 @@ class About:
         return _images(self.num_images, f"{self.data.dataset} {self.split}", self.data_fingerprint)
 
 
-def describe(card: "Card", config: DataConfig, data: "CocoData", scores: "Scores") -> About:
+def describe(
+    card: "Card",
+    config: DataConfig,
+    data: "CocoData",
+    scores: "Scores",
+    statistics: Mapping[str, float | None],
+) -> About:
     """Say what the detections of a scoring are.
 
     Args:
@@ -56,7 +64,10 @@ def describe(card: "Card", config: DataConfig, data: "CocoData", scores: "Scores
         config: its data settings, or those that the images were read with in their stead.
         data: the images.
         scores: of all of them.
+        statistics: of all of them, by the names of model.alignment; those of the detections alone are kept.
     """
+    from model.alignment import OF_DETECTIONS
+
     key = train_key(card.config)
     return About(
         data=config,
@@ -68,6 +79,7 @@ def describe(card: "Card", config: DataConfig, data: "CocoData", scores: "Scores
         evaluation_key=evaluation_key(key, scores.inference, data.split),
         weights_sha256=card.weights_sha256,
         metrics=scores.metrics,
+        statistics={name: statistics[name] for name in OF_DETECTIONS},
     )
 
 

@@ -58,7 +58,7 @@ class Spot:
     """Of each axis that varies."""
     inference: InferenceConfig
     metrics: Mapping[str, float | None]
-    """By name; None where the images have nothing to measure it on."""
+    """The twelve and those of model.alignment.OF_DETECTIONS; None where there is nothing to measure it on."""
     paper: Mapping[str, float]
     """The paper's numbers of this setting, by metric, where it gives any."""
 
@@ -103,12 +103,14 @@ def sweep(
         config = replace(config, num_train_images=None, num_val_images=None)
     data = read_images(request.data, config, split, site, say)
     scores = score_checkpoint(request.folder, data, settings, progress)
+    from model.alignment import of_detections
+
     papers = [papers_numbers(request.beside, card.config, config, one, split) for one in settings]
     spots = [
         Spot(
             values=tuple(value for axis, value in zip(request.axes, one, strict=True) if axis in varied),
             inference=setting,
-            metrics=score.metrics,
+            metrics=score.metrics | of_detections(data, score.detections),
             paper=paper,
         )
         for one, setting, score, paper in zip(chosen, settings, scores, papers, strict=True)

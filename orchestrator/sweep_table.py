@@ -1,13 +1,10 @@
-"""A sweep as a table, as figures, and as files."""
+"""A sweep as a table, and as a page with its curves or grids."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from orchestrator.errors import UserError
 from orchestrator.experiment import METRICS
-from orchestrator.page import html_page, render
-from orchestrator.report import SUFFIXES
+from orchestrator.page import html_page
 from orchestrator.svg import curve_plot, heat_map
 from orchestrator.sweep import Spot, Sweep
 from orchestrator.table import NOT_APPLICABLE, Cell, Column, Table
@@ -23,7 +20,11 @@ class Shown:
     """Of several values."""
 
 
-SHOWN: Mapping[str, Shown] = {name: Shown(name=name) for name in METRICS}
+SHOWN: Mapping[str, Shown] = {name: Shown(name=name) for name in METRICS} | {
+    "rank_correlation": Shown(name="rank corr.", digits=3),
+    "ece": Shown(name="ECE", best=min),
+    "oracle_AP": Shown(name="oracle AP"),
+}
 """The metrics of a sweep, in the order of its columns."""
 FEW = 4
 """Of the best settings, as many are named."""
@@ -57,25 +58,6 @@ def sweep_figures(sweep: Sweep) -> str:
 def sweep_page(sweep: Sweep) -> str:
     """Table and figures on a page that needs nothing else."""
     return html_page(sweep.title, [sweep_table(sweep)], [sweep_figures(sweep)])
-
-
-def write_sweep(folder: Path, sweep: Sweep) -> None:
-    """Write the table in every format, a page with the figures, and the figures as a picture.
-
-    Raises:
-        UserError: they cannot be written there.
-    """
-    from orchestrator.sweep_picture import write_picture
-
-    table = sweep_table(sweep)
-    files = {f"sweep.{suffix}": render(table, form) + "\n" for form, suffix in SUFFIXES.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (files | {"index.html": sweep_page(sweep)}).items():
-            (folder / name).write_text(text, encoding="utf-8")
-        write_picture(sweep, folder / "sweep.png")
-    except OSError as error:
-        raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
 
 
 def measured(sweep: Sweep, metric: str) -> list[tuple[Spot, float]]:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from model.alignment import of_detections
 from model.checkpoint import read_card
 from model.config import DataConfig, InferenceConfig, TrainConfig
 from model.data import CocoData, read_coco
@@ -53,7 +54,8 @@ def scores(folder: Path, data: CocoData) -> Scores:
 @pytest.fixture
 def file(folder: Path, data: CocoData, scores: Scores, tmp_path: Path) -> Path:
     file = tmp_path / "found.parquet"
-    write_stored(file, scores.detections, describe(read_card(folder), CONFIG.data, data, scores))
+    about = describe(read_card(folder), CONFIG.data, data, scores, of_detections(data, scores.detections))
+    write_stored(file, scores.detections, about)
     return file
 
 
@@ -98,6 +100,7 @@ def test_what_a_pass_stores_is_described_by_its_card_and_read_back_bit_for_bit(
         evaluation_key=evaluation_key(key, INFERENCE, "val"),
         weights_sha256=read_card(folder).weights_sha256,
         metrics=scores.metrics,
+        statistics=of_detections(data, scores.detections),
     )
 
 
@@ -110,7 +113,10 @@ def test_scored_saved_and_computed_again_every_number_is_equal_to_the_last_digit
     assert all(value for name, value in scores.metrics.items() if name not in ("APl", "ARl"))
     assert f"{len(scores.detections)} detections written to {made}" in done.stderr
     again = numbers(rnc("evaluate", "--detections", made, "--data", data.root, "--format", "json"))
-    assert again["rows"] == [first]
+    (row,) = again["rows"]
+    assert {name: row[name] for name in first} == first
+    statistics = of_detections(data, scores.detections)
+    assert {row["rank corr."], row["ECE"], row["oracle AP"]} < set(statistics.values()) and row["oracle AP"] > row["AP"]
     assert {name: first[name] for name in METRICS} == scores.metrics
     assert "Equal to the numbers recorded in found.parquet, to the last digit." in again["notes"]
 
