@@ -131,7 +131,7 @@ def _count(
 ) -> list[Counts]:
     """Count what each setting sends to NMS, what NMS keeps, and what it drops although it is better placed."""
     log_confidences = np.nan_to_num(pool.log_confidences)
-    ious, which = _overlaps(pool.boxes, image.num_classes, objects.boxes, objects.labels)
+    ious, which = overlaps(pool.boxes, image.num_classes, objects.boxes, objects.labels)
     found = []
     for one, kept, kept_iou in zip(lists, detections, kept_ious, strict=True):
         rows = pool.place_of[one.anchors]
@@ -214,7 +214,7 @@ def _cell(score: np.float32, iou: np.float32) -> int:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _overlaps(boxes: Floats, num_classes: int, truths: Floats, labels: Ints) -> tuple[Floats, Ints]:
+def overlaps(boxes: Floats, num_classes: int, truths: Floats, labels: Ints) -> tuple[Floats, Ints]:
     """[n, K] IoU of each box with the object of each class that it overlaps most, and which; 0 and -1 where none."""
     ious = np.zeros((len(boxes), num_classes), np.float32)
     which = np.full((len(boxes), num_classes), -1)

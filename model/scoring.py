@@ -227,6 +227,12 @@ def predict_batch(detector: RetinaNetConf, batch: Batch, images_per_pass: int) -
         yield from split(predictions, grid, sizes, scales[chosen])
 
 
+def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Batch:
+    """Images of one padded shape, by their places in the data set, as they are scored."""
+    samples = [load_sample(data, index, config.short_edge, config.long_edge, flip=False) for index in indices]
+    return collate(samples, pad_to=padded_shape(*samples[0].size))
+
+
 def _first(predictions: Predictions, count: int) -> Predictions:
     confidences = predictions.confidence_logits
     return Predictions(
@@ -246,9 +252,7 @@ class _Batches(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, place: int) -> Batch:
-        edges = self.config.short_edge, self.config.long_edge
-        samples = [load_sample(self.data, index, *edges, flip=False) for index in self.batches[place]]
-        return collate(samples, pad_to=padded_shape(*samples[0].size))
+        return load_batch(self.data, self.batches[place], self.config)
 
 
 def _batches(data: CocoData, config: DataConfig, indices: Sequence[int], limit: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from model.config import InferenceConfig
 from orchestrator.errors import UserError
 from orchestrator.evaluate import read_checkpoint, read_images
+from orchestrator.lab import Lab, instructive_indices, join, lab_section, make_lab
 from orchestrator.misalignment_table import COLUMNS, NOTES, embolden, statistics_cells
 from orchestrator.page import html_page, render
 from orchestrator.passes import score_checkpoint
@@ -52,6 +53,7 @@ class Request:
 class Head:
     """One checkpoint, scored."""
 
+    folder: Path
     label: str
     data: "CocoData"
     scores: "Scores"
@@ -92,10 +94,10 @@ def analyse(
     for folder, (inference, data) in chosen.items():
         (scores,) = score_checkpoint(folder, data, [inference], progress)
         assert scores.misalignment is not None
-        heads.append(Head(label=labels[folder], data=data, scores=scores, counts=scores.misalignment))
+        heads.append(Head(folder=folder, label=labels[folder], data=data, scores=scores, counts=scores.misalignment))
     tables = [*(by_image(head, request.num_images) for head in heads), by_head(heads)]
     where = request.output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
-    return _write(where, tables, heads)
+    return _write(where, tables, heads, _lab(heads))
 
 
 def by_image(head: Head, num_images: int) -> Table:
@@ -186,7 +188,23 @@ def _lines(name: str, counts: "Misalignment", images: slice) -> Iterator[tuple[C
     yield ("", "after", Cell(None, absent=""), *after)
 
 
-def _write(folder: Path, tables: Sequence[Table], heads: Sequence[Head]) -> Found:
+def _lab(heads: Sequence[Head]) -> Lab:
+    """Show the heads on the images on which NMS drops the most better boxes."""
+    from model.checkpoint import read_card
+    from model.scoring import load_detector
+
+    data = heads[0].data
+    indices = instructive_indices(data, [head.counts for head in heads])
+    labs = []
+    for head in heads:
+        config = read_card(head.folder).config.data
+        labs.append(make_lab(head.label, load_detector(head.folder), data, indices, config))
+    joined = join(labs)
+    assert joined is not None
+    return joined
+
+
+def _write(folder: Path, tables: Sequence[Table], heads: Sequence[Head], lab: Lab) -> Found:
     from orchestrator.charts import fused_scores, proportions, save, score_against_iou, sigmoid
 
     counts = {head.label: head.counts for head in heads}
@@ -208,7 +226,7 @@ def _write(folder: Path, tables: Sequence[Table], heads: Sequence[Head]) -> Foun
         for name, table in zip(names, tables, strict=True):
             for form, suffix in SUFFIXES.items():
                 (folder / f"{name}.{suffix}").write_text(render(table, form) + "\n", encoding="utf-8")
-        page = html_page("Misalignment", tables, [""] * len(heads) + ["\n".join(drawn)])
+        page = html_page("Misalignment", tables, [""] * len(heads) + ["\n".join(drawn)], [lab_section(lab)])
         (folder / "index.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error

@@ -1,6 +1,7 @@
 """Tables in any of the formats, and as one self-contained HTML page with their figures."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from orchestrator.errors import UserError
@@ -18,20 +19,36 @@ def render(table: Table, form: str) -> str:
     return {"text": to_text, "markdown": to_markdown, "latex": to_latex, "json": to_json}[form](table)
 
 
-def html_page(title: str, tables: Sequence[Table], figures: Sequence[str] = ()) -> str:
-    """Render tables as one page that needs nothing else: no script, no font, no network.
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Part of a page beside its tables."""
+
+    title: str
+    """Of the entry in the table of contents."""
+    anchor: str
+    html: str
+
+
+def html_page(
+    title: str, tables: Sequence[Table], figures: Sequence[str] = (), sections: Sequence[Section] = ()
+) -> str:
+    """Render tables as one page that needs nothing else: no font, no network, and no script beside those of sections.
 
     Args:
         title: of the page.
         tables: in their order; of several, a table of contents comes first.
         figures: the SVG below each table; left out where there are none.
+        sections: come after the tables.
     """
     drawn = [*figures, *[""] * (len(tables) - len(figures))]
     body = "\n".join(
         html_table(t, figure, f"table-{n}") for n, (t, figure) in enumerate(zip(tables, drawn, strict=True))
     )
-    if len(tables) > 1:
-        lines = "".join(f'<li><a href="#table-{n}">{escape(table.title)}</a></li>' for n, table in enumerate(tables))
+    entries = [(f"table-{n}", table.title) for n, table in enumerate(tables)]
+    entries += [(section.anchor, section.title) for section in sections]
+    body = "\n".join([body, *(section.html for section in sections)])
+    if len(entries) > 1:
+        lines = "".join(f'<li><a href="#{anchor}">{escape(text)}</a></li>' for anchor, text in entries)
         body = f"<nav><ol>{lines}</ol></nav>\n{body}"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

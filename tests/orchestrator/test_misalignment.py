@@ -116,6 +116,7 @@ def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData
     tables = {f"{n}.{s}" for n in ("boxes-retinanet-conf", "statistics") for s in ("txt", "md", "tex", "json")}
     assert {file.name for file in tmp_path.iterdir()} == figures | tables | {"index.html"}
     page = (tmp_path / "index.html").read_text()
+    assert page.count('<section id="lab"') == 1 and page.count('"has_confidence":true') == 1
     assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("</style>")[1]
 
 
