@@ -36,7 +36,7 @@ def draw(
     """
     factor = -(-SMALLEST // max(image.size)) if max(image.size) < SMALLEST else 1
     canvas = image.convert("RGB").resize((image.width * factor, image.height * factor))
-    pen = _Pen(canvas)
+    pen = Pen(canvas)
     real = list(zip(_corners(truth[0], factor), truth[1], strict=True)) if truth else []
     detections = list(zip(_corners(boxes, factor), labels, _numbers(scores, len(labels)), strict=True))
     detections.sort(key=lambda detection: detection[2] or 0.0)
@@ -59,7 +59,7 @@ def color_of(label: str) -> Color:
     return red, green, blue
 
 
-class _Pen:
+class Pen:
     """Lines and letters as large as the image asks for; every line has a dark rim, to be seen on any background."""
 
     def __init__(self, canvas: Image.Image) -> None:
@@ -67,13 +67,16 @@ class _Pen:
         self.line = max(2, round(max(canvas.size) / 320))
         self.font = ImageFont.load_default(max(11, round(max(canvas.size) / 48)))
         self.ink = ImageDraw.Draw(canvas)
+        self.plates: list[Corners] = []
 
     def solid(self, corners: Corners, color: Color) -> None:
+        """A line of the colour."""
         left, top, right, bottom = corners
         self.ink.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=DARK, width=self.line + 2)
         self.ink.rectangle(corners, outline=color, width=self.line)
 
     def dashed(self, corners: Corners, color: Color) -> None:
+        """Dashes of the colour on white."""
         left, top, right, bottom = corners
         sides = [(left, top, right, top), (left, bottom, right, bottom)]
         sides += [(left, top, left, bottom), (right, top, right, bottom)]
@@ -82,15 +85,45 @@ class _Pen:
             for dash in _dashes(side, 4 * self.line):
                 self.ink.line(dash, fill=color, width=self.line)
 
-    def text(self, corners: Corners, text: str, color: Color, *, below: bool = False) -> None:
-        """Write on a plate of the colour: over the box, or under it, and within the image in any case."""
+    def dotted(self, corners: Corners, color: Color) -> None:
+        """Dots of the colour, each with a dark rim."""
+        left, top, right, bottom = corners
+        sides = [(left, top, right, top), (left, bottom, right, bottom)]
+        sides += [(left, top, left, bottom), (right, top, right, bottom)]
+        for radius, fill in ((0.8 * self.line + 1, DARK), (0.8 * self.line, color)):
+            for side in sides:
+                for x, y, *_ in _dashes(side, round(1.75 * self.line)):
+                    self.ink.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+
+    def text(
+        self, corners: Corners, text: str, color: Color, *, below: bool = False, last: bool = False, apart: bool = False
+    ) -> None:
+        """Write on a plate of the colour: over the box, or under it, and within the image in any case.
+
+        Args:
+            corners: of the box.
+            text: to write.
+            color: of the plate.
+            below: under the box.
+            last: at its right end.
+            apart: beside plates that were put apart before, where they would cover each other.
+        """
         left, top, right, bottom = self.ink.textbbox((0, 0), text, font=self.font)
         width, height = right - left + 2 * self.line, bottom - top + 2 * self.line
-        x = max(0.0, min(corners[0], self.size[0] - width))
+        x = max(0.0, min(corners[2] - width if last else corners[0], self.size[0] - width))
         y = corners[3] if below else corners[1] - height
         y = max(0.0, min(y, self.size[1] - height))
+        step = -width if last else width
+        while apart and 0 <= x + step <= self.size[0] - width and self._covers((x, y, x + width, y + height)):
+            x += step
+        self.plates += [(x, y, x + width, y + height)] * apart
         self.ink.rectangle((x, y, x + width, y + height), fill=color)
         self.ink.text((x + self.line - left, y + self.line - top), text, fill=_readable_on(color), font=self.font)
+
+    def _covers(self, plate: Corners) -> bool:
+        """Whether it would lie on one that stands apart."""
+        left, top, right, bottom = plate
+        return any(left < x2 and x1 < right and top < y2 and y1 < bottom for x1, y1, x2, y2 in self.plates)
 
 
 def _readable_on(color: Color) -> Color:
