@@ -31,8 +31,9 @@ RANGE = "START:STOP:STEP|LIST"
     type=click.Path(exists=True, file_okay=False, path_type=Path),
 )
 @click.option(
-    "--images", type=click.IntRange(min=1), default=10, show_default=True, help="Images of the table by image."
+    "--images", type=click.IntRange(min=1), default=10, show_default=True, help="Images of the table and the pictures."
 )
+@click.option("--image-ids", metavar="ID,...", help="These images instead of the first ones.")
 @click.option("--only", is_flag=True, help="Score these images alone; statistics and figures are of them, too.")
 @DATA
 @SPLIT
@@ -44,6 +45,7 @@ RANGE = "START:STOP:STEP|LIST"
 def misalignment(
     folders: tuple[Path, ...],
     images: int,
+    image_ids: str | None,
     only: bool,
     data: Path | None,
     split: str | None,
@@ -58,21 +60,25 @@ def misalignment(
     For each checkpoint the paper's first Table 1: of the first images, boxes by class score and by IoU before and after
     NMS. Then all checkpoints side by side, over all images of the split: rank correlation and calibration of score and
     IoU, what an oracle that knows the IoUs would reach, and how many better boxes NMS dropped. Figures 1, 2, 4 and 5
-    and the tables are written to RNC_HOME/reports/misalignment/, or to --output.
+    and the tables are written to RNC_HOME/reports/misalignment/, or to --output; so is a picture of each of the first
+    images, boxes/ID.png, with its objects, what NMS kept and what it dropped although that is better placed.
 
     Each checkpoint is used with its own inference settings, as pulled, or else with the paper's; --exponent and --set
     change those of all.
 
     \b
       rnc misalignment DIR --images 10
+      rnc misalignment RETINANET CONF --image-ids 42,57
       rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --split val2017 --output looked
     """
     from orchestrator.bars import bar
+    from orchestrator.box_pictures import numbers
     from orchestrator.misalignment import Request, analyse
 
     request = Request(
         folders=folders,
         num_images=images,
+        image_ids=numbers(image_ids) if image_ids is not None else (),
         only=only,
         data=data,
         split=split,
@@ -86,7 +92,7 @@ def misalignment(
         click.echo(found.page)
     else:
         show(found.tables, form)
-    say(f"tables and figures: {found.folder}")
+    say(f"tables, figures and pictures of boxes: {found.folder}")
 
 
 @click.command()

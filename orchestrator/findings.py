@@ -22,7 +22,10 @@ class Findings:
     detections: Path
     matches: Path
     misalignment: tuple[Path, ...]
-    """What was counted before and after NMS, and figures of it."""
+    """What was counted before and after NMS, figures of it, and pictures of boxes on three images.
+
+    They are the same images for every evaluation of the data.
+    """
     statistics: Mapping[str, float | None]
     """By the names of model.alignment."""
 
@@ -40,6 +43,7 @@ def write_findings(folder: Path, card: "Card", data: "CocoData", scores: "Scores
     from model.alignment import statistics
     from model.matches import match, write_matches
     from model.misalignment_files import write_misalignment
+    from orchestrator.box_pictures import write_examples
     from orchestrator.charts import proportions, save, score_against_iou
 
     assert scores.misalignment is not None
@@ -51,6 +55,7 @@ def write_findings(folder: Path, card: "Card", data: "CocoData", scores: "Scores
     files = write_misalignment(folder, scores.misalignment, to_dict(about))
     files += save(score_against_iou(counts), folder, "figure1", ("png",))
     files += save(proportions(counts), folder, "figure2", ("png",))
+    files += write_examples(folder, data, scores, label)
     return Findings(
         detections=folder / NAME,
         matches=folder / MATCHES,

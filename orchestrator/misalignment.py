@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import InferenceConfig
+from orchestrator.box_pictures import choose, write_pictures
 from orchestrator.errors import UserError
 from orchestrator.evaluate import read_checkpoint, read_images
 from orchestrator.lab import Lab, instructive_indices, join, lab_section, make_lab
@@ -34,7 +35,9 @@ class Request:
     folders: tuple[Path, ...]
     """Checkpoints."""
     num_images: int = 10
-    """Images of the table by image, the first by id."""
+    """Images of the table by image and of the pictures, the first by id."""
+    image_ids: tuple[int, ...] = ()
+    """Other images instead."""
     only: bool = False
     """Score these images alone."""
     data: Path | None = None
@@ -69,7 +72,7 @@ class Found:
     page: str
     """All of it as HTML that needs nothing else."""
     folder: Path
-    """Where tables and figures lie."""
+    """Where tables, figures and pictures lie."""
 
 
 def analyse(
@@ -90,36 +93,38 @@ def analyse(
         split = request.split or (said.split if said else card.config.data.val_split)
         chosen[folder] = (inference, _images(request, card, split, site, say))
     _require_same_images({labels[folder]: data for folder, (_, data) in chosen.items()})
+    places = choose(next(iter(chosen.values()))[1], request.num_images, request.image_ids)
     heads = []
     for folder, (inference, data) in chosen.items():
         (scores,) = score_checkpoint(folder, data, [inference], progress)
         assert scores.misalignment is not None
         heads.append(Head(folder=folder, label=labels[folder], data=data, scores=scores, counts=scores.misalignment))
-    tables = [*(by_image(head, request.num_images) for head in heads), by_head(heads)]
+    tables = [*(by_image(head, places) for head in heads), by_head(heads)]
     where = request.output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
-    return _write(where, tables, heads, _lab(heads))
+    return _write(where, tables, heads, _lab(heads), places, progress)
 
 
-def by_image(head: Head, num_images: int) -> Table:
-    """Count boxes by class score and by IoU, before and after NMS: the paper's first Table 1."""
+def by_image(head: Head, places: Sequence[int]) -> Table:
+    """Count boxes of these images by class score and by IoU, before and after NMS: the paper's first Table 1."""
     from model.misalignment import IOUS, SCORES
 
     counts = head.counts
-    num_images = min(num_images, len(head.data))
+    num_images = len(places)
+    chosen = f"The first {num_images}" if list(places) == list(range(num_images)) else str(num_images)
     above = [*(f"p>{_short(one)}" for one in SCORES), *(f"IoU>{_short(one)}" for one in IOUS)]
     columns = (Column("image", numeric=False), Column("NMS", numeric=False), Column("anchors"), *map(Column, above))
     rows: list[tuple[Cell | Value, ...]] = []
-    for place in range(num_images):
-        rows += _lines(str(counts.image_ids[place]), counts, slice(place, place + 1))
-    rows += _lines(f"these {num_images}", counts, slice(num_images))
+    for place in places:
+        rows += _lines(str(counts.image_ids[place]), counts, [place])
+    rows += _lines(f"these {num_images}", counts, places)
     if num_images < len(head.data):
-        rows += _lines(f"all {len(head.data)}", counts, slice(None))
-    empty = [str(counts.image_ids[place]) for place in range(num_images) if counts.num_objects[place] == 0]
+        rows += _lines(f"all {len(head.data)}", counts, range(len(head.data)))
+    empty = [str(counts.image_ids[place]) for place in places if counts.num_objects[place] == 0]
     notes = [
         "anchors: those that training would match with an object. p: class score. IoU: with the object of its class "
         "that a box overlaps most.",
         "before: every anchor and class that enters NMS; after: the detections. " + _setting(head.scores.inference),
-        f"The first {num_images} of {len(head.data)} images of {head.data.root / head.data.split}, by id. The ten "
+        f"{chosen} of {len(head.data)} images of {head.data.root / head.data.split}, by id. The ten "
         "images of the paper's own table, and its numbers, are not part of this project.",
     ]
     notes += [f"Without objects: image {', '.join(empty)}."] if empty else []
@@ -179,8 +184,9 @@ def _require_same_images(data: "Mapping[str, CocoData]") -> None:
             )
 
 
-def _lines(name: str, counts: "Misalignment", images: slice) -> Iterator[tuple[Cell | Value, ...]]:
+def _lines(name: str, counts: "Misalignment", places: Sequence[int]) -> Iterator[tuple[Cell | Value, ...]]:
     """The line before NMS and the line after it, of these images together."""
+    images = list(places)
     anchors = int(counts.num_positive_anchors[images].sum())
     before = [*counts.scores_before[images].sum(axis=0).tolist(), *counts.ious_before[images].sum(axis=0).tolist()]
     after = [*counts.scores_after[images].sum(axis=0).tolist(), *counts.ious_after[images].sum(axis=0).tolist()]
@@ -204,7 +210,14 @@ def _lab(heads: Sequence[Head]) -> Lab:
     return joined
 
 
-def _write(folder: Path, tables: Sequence[Table], heads: Sequence[Head], lab: Lab) -> Found:
+def _write(
+    folder: Path,
+    tables: Sequence[Table],
+    heads: Sequence[Head],
+    lab: Lab,
+    places: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> Found:
     from orchestrator.charts import fused_scores, proportions, save, score_against_iou, sigmoid
 
     counts = {head.label: head.counts for head in heads}
@@ -226,6 +239,8 @@ def _write(folder: Path, tables: Sequence[Table], heads: Sequence[Head], lab: La
         for name, table in zip(names, tables, strict=True):
             for form, suffix in SUFFIXES.items():
                 (folder / f"{name}.{suffix}").write_text(render(table, form) + "\n", encoding="utf-8")
+        boxes = {head.label: (head.scores.detections, head.counts.dropped) for head in heads}
+        drawn += write_pictures(folder / "boxes", heads[0].data, places, boxes, progress)
         page = html_page("Misalignment", tables, [""] * len(heads) + ["\n".join(drawn)], [lab_section(lab)])
         (folder / "index.html").write_text(page, encoding="utf-8")
     except OSError as error:

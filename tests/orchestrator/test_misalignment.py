@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from model.alignment import statistics
+from model.box_view import WIDTH, draw_boxes
 from model.checkpoint import read_card
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from model.data import CocoData, read_coco
@@ -106,6 +108,11 @@ def test_heads_stand_side_by_side_each_with_its_own_settings(
     assert heads["rows"][1]["AP"] == scores.metrics["AP"]
     assert "RetinaNet: Ranked by the class score." in heads["notes"]
     assert "RetinaNet-Conf: Ranked with exponent 0.3." in heads["notes"]
+    pictures = list((tmp_path / "boxes").iterdir())
+    assert {file.name for file in pictures} == {f"{image}.png" for image in data.image_ids}
+    assert (tmp_path / "index.html").read_text().count("data:image/jpeg;base64,") == 4
+    with Image.open(pictures[0]) as picture:
+        assert picture.width >= 2 * WIDTH
 
 
 def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData, tmp_path: Path) -> None:
@@ -114,10 +121,38 @@ def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData
     assert "The first 1 of 1 images" in again.stdout and "all 4" not in again.stdout
     figures = {f"figure{number}.{suffix}" for number in (1, 2, 4, 5) for suffix in ("png", "svg")}
     tables = {f"{n}.{s}" for n in ("boxes-retinanet-conf", "statistics") for s in ("txt", "md", "tex", "json")}
-    assert {file.name for file in tmp_path.iterdir()} == figures | tables | {"index.html"}
+    assert {file.name for file in tmp_path.iterdir()} == figures | tables | {"boxes", "index.html"}
     page = (tmp_path / "index.html").read_text()
     assert page.count('<section id="lab"') == 1 and page.count('"has_confidence":true') == 1
     assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("</style>")[1]
+
+
+def test_images_are_chosen_by_their_ids_for_the_table_and_the_pictures(
+    conf: Path, data: CocoData, scores: Scores, tmp_path: Path
+) -> None:
+    first, _, third, _ = data.image_ids.tolist()
+    words = ["--image-ids", f"{third},{first}", "--data", data.root, "--output", tmp_path, "--format", "json"]
+    one = rnc(conf, *words)
+    assert one.exit_code == 0, one.output
+    assert {file.name for file in (tmp_path / "boxes").iterdir()} == {f"{first}.png", f"{third}.png"}
+    table = json.loads(one.stdout)[0]
+    assert [row["image"] for row in table["rows"][::2]] == [str(third), str(first), "these 2", "all 4"]
+    assert "2 of 4 images" in table["notes"][2] and "The first" not in table["notes"][2]
+    assert scores.misalignment is not None
+    with Image.open(tmp_path / "boxes" / f"{third}.png") as picture:
+        expected = draw_boxes(data, 2, {"RetinaNet-Conf": (scores.detections, scores.misalignment.dropped)})
+        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+
+
+def test_image_ids_that_are_unknown_or_none_are_refused(conf: Path, data: CocoData) -> None:
+    first, last = data.image_ids[[0, -1]].tolist()
+    refused(
+        rnc(conf, "--image-ids", f"{first},999", "--data", data.root),
+        f"--image-ids: 999 not among the 4 images of {data.root / 'val'}",
+        f"from {first} to {last}",
+    )
+    refused(rnc(conf, "--image-ids", "4,a.jpg", "--data", data.root), "'a.jpg' is no image id", "such as 42,57")
+    refused(rnc(conf, "--image-ids", "", "--data", data.root), "'' is no image id")
 
 
 def test_checkpoints_of_one_head_are_told_apart_by_their_folders(conf: Path, data: CocoData, tmp_path: Path) -> None:
@@ -156,6 +191,7 @@ def test_images_without_objects_are_counted_and_named(make_coco: MakeCoco, tmp_p
     root = make_coco(sizes=((60, 80),))
     done = rnc(folder, "--split", "train", "--data", root, "--output", tmp_path / "none")
     assert done.exit_code == 0 and "n/a" in done.stdout
+    assert [file.name for file in (tmp_path / "none" / "boxes").iterdir()] == ["1.png"]
 
 
 def test_heads_that_would_be_scored_on_other_images_are_not_compared(
@@ -181,7 +217,17 @@ def test_every_number_follows_from_the_files_that_are_recorded(
         "oracle.parquet",
         "figure1.png",
         "figure2.png",
+        *(f"boxes-{data.image_ids[place]}.png" for place in (0, 2, 3)),  # spread over the four
     ]
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out_of_what_is_recorded(
+    conf: Path, data: CocoData, scores: Scores, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = replace(data, root=tmp_path)
+    found = write_findings(tmp_path, read_card(conf), gone, scores, "any")
+    assert found.misalignment[-1].name == "figure2.png"
+    assert f"boxes-{data.image_ids[0]}.png is left out: " in caplog.text
 
 
 def test_recording_again_gives_the_same_files(conf: Path, data: CocoData, scores: Scores, tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_what_scores_say_of_placement_is_recorded_with_every_evaluation(folder: 
     assert all(row[name] is not None for row in table["rows"] for name in always_there)
     figures = [file.parent.name for file in (folder / "runs" / "mlflow" / "artifacts").rglob("figure1.png")]
     assert figures == ["misalignment"] * 3
+    boxes = [file.name for file in (folder / "runs" / "mlflow" / "artifacts").rglob("misalignment/boxes-*.png")]
+    assert len(boxes) == 9 and len(set(boxes)) == 3  # of the same three images each time
     assert "<h2>Misalignment: " in (folder / "runs" / "reports" / "tiny" / "index.html").read_text()
 
 
