@@ -31,6 +31,8 @@ STOP_TAG = "stop"
 """Of a training's run: what whoever runs it was asked to end it as."""
 STOPPED_TAG = "stopped_early"
 """Of a training's run: why a search decided against it."""
+LAB_TAG = "lab_sha256"
+"""Of a training's run: the sha256 of the file that `orchestrator.lab` shows."""
 TABLE_TAG = "table."
 """Begins the tags of a training's run that name the tables that want it."""
 
@@ -58,6 +60,7 @@ def read_record(run: Run, kind: Kind) -> Record:
         note=note,
         resources=_resources(tags),
         matches=tags.get("matches_sha256", ""),
+        lab=tags.get(LAB_TAG, ""),
         label=run["info"].get("run_name", ""),
         wanted_by=frozenset(name.removeprefix(TABLE_TAG) for name in tags if name.startswith(TABLE_TAG)),
         stop=tags.get(STOP_TAG, ""),

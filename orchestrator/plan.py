@@ -78,6 +78,8 @@ class Record:
     """What a training last ran on; None where that was not recorded."""
     matches: str = ""
     """The sha256 of an evaluation's table of matches; empty where none was recorded."""
+    lab: str = ""
+    """The sha256 of a training's file for the misalignment lab; empty where none was recorded."""
     files: Mapping[str, int] = field(default_factory=dict)
     """The artifacts that its run should have: bytes by path."""
     data_fingerprint: str = ""

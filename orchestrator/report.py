@@ -9,6 +9,8 @@ from orchestrator.bootstrap import resampled
 from orchestrator.experiment import Experiment
 from orchestrator.figures import figures
 from orchestrator.keys import row_keys
+from orchestrator.lab import lab_section
+from orchestrator.lab_files import fetch_labs, read_labs
 from orchestrator.measured import Measured, measure
 from orchestrator.misalignment_table import has_several_heads, is_measured, misalignment_table
 from orchestrator.page import html_page, render
@@ -31,6 +33,8 @@ class Report:
     """As SVG."""
     misalignment: Table
     """The same rows by what their scores say of placement."""
+    labs: Mapping[str, Path]
+    """The files of the misalignment lab, by row."""
 
     def tables(self) -> list[Table]:
         """Return what a page shows of it: the results, and where heads are compared, their misalignment."""
@@ -59,7 +63,8 @@ def make_reports(
         keys = [keys.evaluation_key for e in experiments for row in e.rows for keys in row_keys(row)]
         samples = resampled(ledger, keys, partial(_fetch, uri), site.home / "statistics")
     reports = []
-    for experiment in experiments:
+    for place, experiment in enumerate(experiments):
+        labs = fetch_labs(uri, experiment.rows, ledger, site.home / "statistics") if uri and place == 0 else {}
         rows = measure(experiment, ledger, samples)
         table = results_table(experiment, ledger, samples)
         reports.append(
@@ -69,6 +74,7 @@ def make_reports(
                 table=table,
                 figures=figures(experiment, rows),
                 misalignment=misalignment_table(experiment, rows),
+                labs=labs,
             )
         )
     return reports
@@ -81,13 +87,15 @@ def table_files(report: Report) -> Mapping[str, str]:
 
 
 def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
-    """Return one page of all tables and figures."""
+    """Return one page of all tables and figures, and of the first table's heads at work."""
     suites = ", ".join(dict.fromkeys(report.experiment.suite for report in reports))
     shown = [
         (table, report.figures if table is report.table else "") for report in reports for table in report.tables()
     ]
     tables, drawn = [table for table, _ in shown], [figure for _, figure in shown]
-    return html_page(f"retinanet-conf: {suites}", [*tables, *extra], drawn)
+    labs = [lab for report in reports if (lab := read_labs(report.labs)) is not None]
+    sections = [lab_section(lab) for lab in labs[:1]]
+    return html_page(f"retinanet-conf: {suites}", [*tables, *extra], drawn, sections)
 
 
 def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table] = ()) -> None:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     import torch
 
     from model.data import CocoData
+    from model.detector import RetinaNetConf
     from model.scoring import Scores
     from model.training import Progress
+    from orchestrator.lab import Lab
 
 SHOW_SECONDS = 20.0
 """How long the end of a training waits for the last example detections."""
@@ -216,6 +218,8 @@ def _score(work: Work, folder: Path) -> None:
             for evaluation, one in pairs:
                 _record(work, folder, data, evaluation, one)
             note(work.folder, f"scored under {len(settings)} settings on {split}")
+    if ray.train.get_context().get_world_rank() == 0:
+        _show_candidates(work, detector, split_data.get(data_config.val_split, next(iter(split_data.values()))))
 
 
 def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
@@ -242,6 +246,22 @@ def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, 
         run_id = patiently(record)
     with suppress(UserError):  # good to have, and the numbers stand
         log_input(work.tracking_uri, run_id, work.train_run.config.data.dataset, data, "evaluation")
+
+
+def _show_candidates(work: Work, detector: "RetinaNetConf", data: "CocoData") -> None:
+    """Store what the misalignment lab shows of the training, unless that is there; a training does not fail of it."""
+    from orchestrator.examples import example_indices
+    from orchestrator.lab import NUM_IMAGES, make_lab
+    from orchestrator.lab_files import store_lab
+
+    def make() -> "Lab":
+        indices = example_indices(data, NUM_IMAGES)
+        return make_lab(work.train_run.label, detector, data, indices, work.train_run.config.data)
+
+    try:
+        store_lab(work.tracking_uri, work.hear_run(), make)
+    except Exception as error:  # good to have, and the numbers stand
+        note(work.folder, f"nothing for the misalignment lab: {error}")
 
 
 def _device(work: Work) -> "torch.device":

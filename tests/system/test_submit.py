@@ -85,6 +85,14 @@ def test_what_scores_say_of_placement_is_recorded_with_every_evaluation(folder: 
 
 
 @pytest.mark.usefixtures("submitted")
+def test_the_page_shows_the_heads_of_the_first_table_at_work(folder: Path):
+    page = (folder / "runs" / "reports" / "tiny" / "index.html").read_text()
+    assert '<section id="lab"' in page and page.count('"candidates":[') == 2
+    assert '"label":"RetinaNet","has_confidence":false' in page
+    assert '"label":"RetinaNet-Conf","has_confidence":true' in page
+
+
+@pytest.mark.usefixtures("submitted")
 def test_a_second_submit_has_nothing_to_do(folder: Path):
     again = rnc(folder, "submit", "heads.yaml", "exponents.yaml")
     assert again.returncode == 0, again.stderr
