@@ -212,9 +212,11 @@
       return (box[2] - box[0]) * (box[3] - box[1]);
     };
     for (const one of [...shown].sort((a, b) => area(b) - area(a))) {
-      const [x, y] = found.boxes.subarray(4 * one.box);
+      const [x, y, right, bottom] = found.boxes.subarray(4 * one.box, 4 * one.box + 4);
       const size = 15 * unit, wide = (8 * one.name.length + 7) * unit;
-      const top = Math.max(0, y - size), left = Math.min(Math.max(0, x), width - wide);
+      // A kept box has its name above it at the left, a dropped one within at the lower right: the two often coincide.
+      const top = one.kind === "kept" ? Math.max(0, y - size) : Math.min(bottom, height) - size;
+      const left = Math.max(0, Math.min(one.kind === "kept" ? x : right - wide, width - wide));
       const g = make("g", { class: one.kind, "data-box": one.key, "data-kind": one.kind });
       g.append(rectangle(found.boxes, one.box, { class: "halo" }), rectangle(found.boxes, one.box));
       g.append(make("rect", { class: "plate", x: left, y: top, width: wide, height: size }));
