@@ -13,6 +13,8 @@ from model.misalignment import DroppedTable
 
 SIDE = 768
 """Pixels of the longer side of the image, whatever it was."""
+FEW = 8
+"""Where there are more objects, those that are narrower than their class is written have it left out."""
 TRUTH, KEPT, DROPPED = (0, 158, 115), (86, 180, 233), (255, 110, 30)
 """Colours that stay apart in every kind of colour blindness; their lines differ, too."""
 MARGIN = 12
@@ -67,7 +69,9 @@ def _marked(
     for corners, _ in reversed(dropped):
         pen.dotted(corners, DROPPED)
     for corners, label in zip(truth, data.labels(index).tolist(), strict=True):
-        pen.text(corners, data.category_names[label], TRUTH, below=True, apart=True)
+        name = data.category_names[label]
+        if len(truth) <= FEW or pen.font.getlength(name) <= corners[2] - corners[0]:
+            pen.text(corners, name, TRUTH, below=True, apart=True)
     for corners, mark in reversed(kept):
         pen.text(corners, mark, KEPT, apart=True)
     for corners, mark in reversed(dropped):

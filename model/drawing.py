@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST = 512
 """Pixels of the longer side; a smaller image is enlarged by a whole factor, or its labels would cover it."""
+NUM_SPOTS = 5
+"""Where a plate that stands apart may go, side by side."""
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
 HUES = (0, 20, 38, 52, 75, 120, 158, 180, 197, 214, 235, 262, 285, 312, 335)
 """In degrees, about as different to the eye from one to the next."""
@@ -106,17 +108,18 @@ class Pen:
             color: of the plate.
             below: under the box.
             last: at its right end.
-            apart: beside plates that were put apart before, where they would cover each other.
+            apart: beside plates that were put apart before, where they would cover each other, but not far off.
         """
         left, top, right, bottom = self.ink.textbbox((0, 0), text, font=self.font)
         width, height = right - left + 2 * self.line, bottom - top + 2 * self.line
         x = max(0.0, min(corners[2] - width if last else corners[0], self.size[0] - width))
         y = corners[3] if below else corners[1] - height
         y = max(0.0, min(y, self.size[1] - height))
-        step = -width if last else width
-        while apart and 0 <= x + step <= self.size[0] - width and self._covers((x, y, x + width, y + height)):
-            x += step
-        self.plates += [(x, y, x + width, y + height)] * apart
+        if apart:
+            spots = [x + place * (-width if last else width) for place in range(NUM_SPOTS)]
+            inside = [spot for spot in spots if 0 <= spot <= self.size[0] - width]
+            x = next((spot for spot in inside if not self._covers((spot, y, spot + width, y + height))), x)
+            self.plates.append((x, y, x + width, y + height))
         self.ink.rectangle((x, y, x + width, y + height), fill=color)
         self.ink.text((x + self.line - left, y + self.line - top), text, fill=_readable_on(color), font=self.font)
 

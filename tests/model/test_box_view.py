@@ -140,6 +140,17 @@ def test_marks_of_boxes_at_one_place_do_not_cover_each_other(data: CocoData) -> 
     assert areas[1] > 2.5 * areas[0] > 0
 
 
+def test_among_many_objects_narrow_ones_are_not_covered_by_the_names_of_their_classes(make_coco: MakeCoco) -> None:
+    none = found(read_coco(make_coco([DOG], sizes=((144, 192),)), "train"))[0].take(np.zeros(0, np.int64))
+
+    def plates(count: int, width: int) -> bool:  # a colour that fills a line beneath, inside the object's sides
+        boxes = [DOG | {"id": k + 1, "bbox": [20, 20, width, 50], "area": 50 * width} for k in range(count)]
+        many = read_coco(make_coco(boxes, sizes=((144, 192),)), "train")
+        return TRUTH in column(draw_boxes(many, 0, {"a": (none, dropped_boxes([], []))}), 21, 71, 74)
+
+    assert plates(8, 5) and not plates(9, 5) and plates(9, 50)
+
+
 def test_an_image_that_went_away_is_an_error_that_names_it(data: CocoData) -> None:
     Path(data.path(0)).unlink()
     with pytest.raises(OSError, match=r"1\.jpg"):
