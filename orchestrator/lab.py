@@ -127,7 +127,7 @@ _BODY = """
 </div>
 <div class="list">
 <p class="counts" role="status" data-counts></p>
-<div class="scroll rows" tabindex="0"><table>
+<div class="scroll rows" role="region" aria-label="Boxes that are shown" tabindex="0"><table>
 <thead><tr><th scope="col">box</th><th scope="col">class</th><th scope="col" class="number">p</th>
 <th scope="col" class="number">c</th><th scope="col" class="number">score</th><th scope="col" class="number">IoU</th>
 <th scope="col">beaten by</th></tr></thead>

@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from orchestrator.artifacts import delete
+from orchestrator.errors import UserError
 from orchestrator.keys import row_keys
 from orchestrator.lab import FORMAT, Lab
 from orchestrator.lab_files import MOST_HEADS, fetch_labs, read_labs, store_lab
@@ -16,6 +19,7 @@ from orchestrator.row import Row
 from orchestrator.site import Site
 from orchestrator.suite import Tracking, open_suite
 from orchestrator.tracking import begin_training, read_ledger
+from orchestrator.work import Work
 from tests.orchestrator.ledgers import experiment
 
 CONF = Row(label="ours", seeds=(0, 1))
@@ -63,6 +67,18 @@ def test_a_lab_that_was_fetched_is_not_asked_for_again_and_a_lost_one_is_left_ou
     assert list(fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "kept")) == ["theirs"]
     assert fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "new") == {}
     assert read_labs({}) is None
+
+
+@pytest.mark.slow  # imports Ray
+def test_a_training_does_not_fail_of_its_lab(tmp_path: Path) -> None:
+    from orchestrator.worker import _show_candidates
+
+    def hear_run() -> str:
+        raise UserError("MLflow is away")
+
+    work = SimpleNamespace(folder=tmp_path, tracking_uri="http://127.0.0.1:9", hear_run=hear_run)
+    _show_candidates(cast(Work, work), None, None)  # type: ignore[arg-type]
+    assert "nothing for the misalignment lab: MLflow is away" in (tmp_path / "training.log").read_text()
 
 
 def kept(rows: list[Row], folder: Path) -> Ledger:
