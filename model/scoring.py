@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -80,16 +81,16 @@ def score(
         settings: as many as wanted; the forward pass is made once.
         config: input size.
         counting: whether boxes are counted before and after NMS, for the misalignment.
-        batch_size: as in `score_shard`.
-        num_loader_processes: as in `score_shard`.
+        batch_size: as in `score_shards`.
+        num_loader_processes: as in `score_shards`.
         progress: called with (images done, images in all) of this process.
     """
     rank, num_processes = world()
     share = Shard(tuple(range(rank, len(data), num_processes)))
-    parts = score_shard(
+    (parts,) = score_shards(
         detector,
         data,
-        share,
+        [share],
         settings,
         config,
         counting=counting,
@@ -111,10 +112,10 @@ def shards(data: CocoData, config: DataConfig) -> list[Shard]:
     return [Shard(tuple(batch)) for batch in _batches(data, config, range(len(data)), SHARD)]
 
 
-def score_shard(
+def score_shards(
     detector: RetinaNetConf,
     data: CocoData,
-    shard: Shard,
+    chosen: Sequence[Shard],
     settings: Sequence[InferenceConfig],
     config: DataConfig,
     *,
@@ -122,8 +123,8 @@ def score_shard(
     batch_size: int | None = None,
     num_loader_processes: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Part]:
-    """Detect on some images, in this process; a part for each setting.
+) -> Iterator[list[Part]]:
+    """Detect on some shards, in this process, and yield for one after the other a part for each setting.
 
     Images are padded to their own size only. A convolution's last bits depend on how many images it takes at once, and
     on how many threads. So the CPU predicts image by image, as many at a time as torch has threads, and CUDA always
@@ -133,7 +134,7 @@ def score_shard(
     Args:
         detector: on its device.
         data: the images; their categories must be the detector's.
-        shard: which of them.
+        chosen: which of them; what is read ahead reaches from one into the next.
         settings: as many as wanted; the forward pass is made once.
         config: input size.
         counting: whether boxes are counted before and after NMS, for the misalignment.
@@ -144,29 +145,33 @@ def score_shard(
     """
     on_cuda = next(detector.parameters()).is_cuda
     batch_size = batch_size or (8 if on_cuda else 1)
-    batches = _batches(data, config, shard.indices, batch_size)
+    batches = [_batches(data, config, shard.indices, batch_size) for shard in chosen]
     loader = DataLoader(
-        _Batches(data, config, batches), batch_size=None, shuffle=False, num_workers=num_loader_processes
+        _Batches(data, config, list(chain.from_iterable(batches))),
+        batch_size=None,
+        shuffle=False,
+        num_workers=num_loader_processes,
     )
     training = detector.training
     detector.eval()
     images_per_pass = batch_size if on_cuda else 1
-    seen: list[list[Seen]] = [[] for _ in settings]
 
     def look(batch: Batch) -> list[list[Seen]]:
         return list(_look(detector, data, batch, settings, images_per_pass, counting))
 
     with one_thread_each() as num_threads:
         results = map(look, loader) if on_cuda else map_in_order(look, loader, num_threads)
-        done = 0
-        for of_batch in results:
-            for of_image in of_batch:
-                for of_setting, one in zip(seen, of_image, strict=True):
-                    of_setting.append(one)
-            done += len(of_batch)
-            progress(done, len(shard.indices))
+        done, total = 0, sum(len(shard.indices) for shard in chosen)
+        for of_shard in batches:
+            seen: list[list[Seen]] = [[] for _ in settings]
+            for of_batch in islice(results, len(of_shard)):
+                for of_image in of_batch:
+                    for of_setting, one in zip(seen, of_image, strict=True):
+                        of_setting.append(one)
+                done += len(of_batch)
+                progress(done, total)
+            yield [of_images(data, of_setting) for of_setting in seen]
     detector.train(training)
-    return [of_images(data, of_setting) for of_setting in seen]
 
 
 @torch.inference_mode()

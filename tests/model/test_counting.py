@@ -18,7 +18,7 @@ from model.detections import DetectionTable
 from model.misalignment import BINS, IOUS, PER_IMAGE, SCORES
 from model.parts import merge
 from model.postprocess import Boxes, pool, rank, shortlists, suppress
-from model.scoring import Shard, predict_batch, score, score_shard, shards
+from model.scoring import Shard, predict_batch, score, score_shards, shards
 from tests.detectors import opinionated
 
 SIZES = DataConfig(short_edge=64, long_edge=128)
@@ -147,7 +147,8 @@ def test_an_oracle_keeps_what_nms_by_iou_would_keep(examples: list[Example]) -> 
 def test_parts_in_any_order_make_the_whole(data: CocoData) -> None:
     detector = opinionated(len(data.category_ids))
     (whole,) = score(detector, data, SETTINGS[:1], SIZES)
-    parts = [score_shard(detector, data, Shard((index,)), SETTINGS[:1], SIZES)[0] for index in range(len(data))]
+    alone = [Shard((index,)) for index in range(len(data))]
+    parts = [part for (part,) in score_shards(detector, data, alone, SETTINGS[:1], SIZES)]
     joined = merge([*parts[3:], *parts[:3]])
     assert whole.misalignment is not None and joined.misalignment is not None
     for name in (*PER_IMAGE, "density_before", "density_after"):
