@@ -63,7 +63,7 @@ def evaluate(
     if request.all_images:
         config = replace(config, num_train_images=None, num_val_images=None)
     data = read_images(request.data, config, split, site, say)
-    (scores,) = score_checkpoint(request.folder, data, [inference], progress)
+    (scores,) = score_checkpoint(request.folder, data, [inference], progress, site.scored)
     if request.save is not None:
         from model.alignment import of_detections
 

@@ -39,13 +39,14 @@ class Item:
     """None for what stays."""
 
 
-def find_garbage(suite: Tracking, plan: Plan, storage: Path) -> list[Item]:
+def find_garbage(suite: Tracking, plan: Plan, storage: Path, scored: Path | None = None) -> list[Item]:
     """Judge what a suite keeps: Ray's checkpoints, weights in MLflow, and the caches of this machine.
 
     Args:
         suite: the ledger.
         plan: of experiments of the suite; what other tables use stays, for want of their files.
         storage: the suite's folder of Ray's checkpoints.
+        scored: the folder of scored shards.
     """
     everything = read_runs(suite)
     ledger, runs = ledger_of(everything), by_key(everything, "training")
@@ -70,6 +71,7 @@ def find_garbage(suite: Tracking, plan: Plan, storage: Path) -> list[Item]:
         *_resume_states(storage, plan, checked, kept, pinned, stopped),
         *_weights(suite, plan, checked, kept),
         *_old_caches(),
+        *_old_shards(scored),
     ]
 
 
@@ -174,6 +176,16 @@ def _old_caches() -> Iterator[Item]:
         if max(status.st_atime, status.st_mtime) < oldest:
             text = f"not read for {CACHE_DAYS} days, and made anew when it is asked for"
             yield Item(what=str(file), num_bytes=status.st_size, reason=text, free=file.unlink)
+
+
+def _old_shards(scored: Path | None) -> Iterator[Item]:
+    oldest = time.time() - CACHE_DAYS * 86400
+    for folder in sorted(scored.iterdir()) if scored is not None and scored.is_dir() else []:
+        if folder.stat().st_mtime < oldest:
+            text = f"nothing was scored there for {CACHE_DAYS} days, and it is scored anew when it is asked for"
+            yield Item(
+                what=f"{folder}: scored images", num_bytes=_size(folder), reason=text, free=partial(_remove, [folder])
+            )
 
 
 def _remove(parts: list[Path]) -> None:

@@ -28,6 +28,11 @@ def evaluation_key(train_key: str, inference: InferenceConfig, split: str) -> st
     return _key("InferenceConfig", differences(inference), train_key, split)
 
 
+def inference_key(inference: InferenceConfig) -> str:
+    """Return the identity of an inference setting, whatever is scored by it."""
+    return _key("InferenceConfig", differences(inference))
+
+
 def row_keys(row: Row) -> tuple[RowKeys, ...]:
     """Return the identities of a row's training and evaluation for each seed."""
     return tuple(

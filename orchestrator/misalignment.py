@@ -96,7 +96,7 @@ def analyse(
     places = choose(next(iter(chosen.values()))[1], request.num_images, request.image_ids)
     heads = []
     for folder, (inference, data) in chosen.items():
-        (scores,) = score_checkpoint(folder, data, [inference], progress)
+        (scores,) = score_checkpoint(folder, data, [inference], progress, site.scored)
         assert scores.misalignment is not None
         heads.append(Head(folder=folder, label=labels[folder], data=data, scores=scores, counts=scores.misalignment))
     tables = [*(by_image(head, places) for head in heads), by_head(heads)]

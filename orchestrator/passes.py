@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from model.config import InferenceConfig
 from orchestrator.errors import UserError
+from orchestrator.scored import Pass, score_missing, scores_of
 
 if TYPE_CHECKING:
     from model.data import CocoData
@@ -18,6 +19,7 @@ def score_checkpoint(
     data: "CocoData",
     settings: Sequence[InferenceConfig],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keep: Path | None = None,
 ) -> "list[Scores]":
     """Score on the GPU of this machine, or else on its CPU.
 
@@ -26,6 +28,7 @@ def score_checkpoint(
         data: the images; their categories have to be those of the checkpoint.
         settings: as many as wanted, for hardly more than the price of one.
         progress: called with (images done, images in all).
+        keep: where shards are kept as they are scored, so that what was killed, or done before, is not done again.
 
     Raises:
         UserError: the checkpoint is damaged, or learnt other categories.
@@ -41,11 +44,20 @@ def score_checkpoint(
     except ValueError as error:
         raise UserError(str(error)) from error
     on_cuda = torch.cuda.is_available()
-    return score(
-        detector.to("cuda" if on_cuda else "cpu"),
-        data,
-        settings,
-        read_card(folder).config.data,
-        num_loader_processes=min(8, os.cpu_count() or 1) if on_cuda else 0,
-        progress=progress,
+    detector, card = detector.to("cuda" if on_cuda else "cpu"), read_card(folder)
+    num_loader_processes = min(8, os.cpu_count() or 1) if on_cuda else 0
+    if keep is None:
+        return score(
+            detector, data, settings, card.config.data, num_loader_processes=num_loader_processes, progress=progress
+        )
+    work = Pass(
+        detector=detector,
+        weights_sha256=card.weights_sha256,
+        data=data,
+        config=card.config.data,
+        settings=settings,
+        keep=keep,
+        num_loader_processes=num_loader_processes,
     )
+    score_missing(work, progress=progress)
+    return list(scores_of(work, settings))

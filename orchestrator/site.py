@@ -35,6 +35,11 @@ class Site:
         """Where Ray keeps checkpoints to resume from."""
         return self.home / "ray"
 
+    @property
+    def scored(self) -> Path:
+        """Where scored shards of checkpoints are kept; may be deleted at any time."""
+        return self.home / "scored"
+
     def data_root(self, dataset: str) -> Path:
         """Return the folder of a data set; that of `shapes` may not exist yet.
 

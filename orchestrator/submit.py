@@ -117,7 +117,7 @@ def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: b
     if uri is None:
         return []
     suite = open_suite(uri, experiments[0].suite, create=False)
-    items = find_garbage(suite, make_plan(experiments, Ledger()), site.storage / suite.suite)
+    items = find_garbage(suite, make_plan(experiments, Ledger()), site.storage / suite.suite, site.scored)
     if deletes:
         if holder := holder_of(suite, site):
             raise UserError(f"suite {suite.suite} is being run by {holder}; free space when it has ended")

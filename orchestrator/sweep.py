@@ -102,7 +102,7 @@ def sweep(
     if request.all_images:
         config = replace(config, num_train_images=None, num_val_images=None)
     data = read_images(request.data, config, split, site, say)
-    scores = score_checkpoint(request.folder, data, settings, progress)
+    scores = score_checkpoint(request.folder, data, settings, progress, site.scored)
     from model.alignment import of_detections
 
     papers = [papers_numbers(request.beside, card.config, config, one, split) for one in settings]
