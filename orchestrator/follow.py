@@ -15,7 +15,7 @@ from orchestrator.live import GOES_ON, Show, State, Status
 from orchestrator.patience import patiently
 from orchestrator.plan import Record
 from orchestrator.suite import Tracking, open_suite
-from orchestrator.training_log import note
+from orchestrator.training_log import note, scoring_of
 from orchestrator.work import Work, epochs_done
 
 WATCH_SECONDS = 2.0
@@ -213,12 +213,15 @@ class Follower:
         ):
             state = "training" if epoch < work.num_epochs else "scoring"
             progress.first = progress.first or (time.monotonic(), epoch)
+        scored = scoring_of(work.folder) if progress.state == "starting" else ""
+        if scored and state == "starting":
+            state = "scoring"  # alone, so that its training reports nothing
         return Status(
             label=work.train_run.label,
             state=state,
             note=self._why_waiting(work)
             if state == "waiting"
-            else progress.error or progress.stop or self._why_silent(state),
+            else progress.error or progress.stop or self._why_silent(state) or scored,
             epoch=epoch,
             num_epochs=work.num_epochs,
             loss=metrics.get("train/loss"),

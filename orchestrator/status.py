@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator.plan import Ledger, Plan, why_evaluation_is_missing, why_training_is_missing
 from orchestrator.table import Column, Table, Value
+from orchestrator.training_log import scoring_of
 
 MAX_CHARACTERS = 60
 """Of a reason, where it is cut to keep the table narrow."""
@@ -26,7 +27,8 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
                 label = f"{row.label}, seed {run.config.seed}" if len(row.seeds) > 1 else row.label
                 line = _line(plan, evaluation.train_key, evaluation.key, ledger)
                 if storage is not None:
-                    line = tuple(_cut(value) for value in line)
+                    scored = "" if line[-1] == "yes" else scoring_of(storage / run.key)
+                    line = tuple(_cut(value) for value in (*line[:-1], scored or line[-1]))
                     notes += [f"{label}: {log}" for log in _logs(storage / run.key, ledger, run.key)]
                 rows.append((experiment.name, label, *line))
     return Table(

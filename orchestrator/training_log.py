@@ -12,6 +12,8 @@ from orchestrator.plan import STOPPED_EARLY
 NAME = "training.log"
 ENDINGS = ("finished", "failed", "interrupted", "cancelled", "pruned", "scored", STOPPED_EARLY)
 """How the last line of a training begins that nobody works on."""
+SCORING = "scoring: "
+TELL_SECONDS = 60.0
 SHOWN = {"train/loss": "loss {:.3f}", "val/AP": "AP {:.1f}", "perf/images_per_s": "{:.1f} images/s"}
 
 
@@ -44,17 +46,44 @@ def note_epoch(folder: Path, epoch: float, num_epochs: int, metrics: Mapping[str
     note(folder, ", ".join([f"epoch {round(epoch)}/{num_epochs}", *numbers]))
 
 
+class ScoringLog:
+    """Says how far a scoring pass is, ten times in all or once a minute."""
+
+    def __init__(self, folder: Path, split: str, num_settings: int) -> None:
+        """Begin a pass over a split."""
+        self._folder, self._split, self._num_settings = folder, split, num_settings
+        self._tenth, self._told = -1, 0.0
+
+    def tell(self, done: int, total: int) -> None:
+        """Take note of (images done, images in all)."""
+        tenth, now = 10 * done // max(1, total), time.monotonic()
+        if tenth > self._tenth or now - self._told > TELL_SECONDS:
+            self._tenth, self._told = tenth, now
+            settings = "1 setting" if self._num_settings == 1 else f"{self._num_settings:,} settings"
+            note(self._folder, f"{SCORING}{done:,} of {total:,} images of {self._split}, {settings}")
+
+
+def scoring_of(folder: Path) -> str:
+    """Return how far the scoring is that the last line tells of; empty where it tells of something else."""
+    line = _last_line(folder)
+    return line.removeprefix(SCORING) if line.startswith(SCORING) else ""
+
+
 def has_ended(folder: Path) -> bool:
     """Whether the last line says that the training came to an end, of whatever kind."""
-    with suppress(OSError, IndexError):
-        return (folder / NAME).read_text(errors="replace").splitlines()[-1][21:].startswith(ENDINGS)
-    return False
+    return _last_line(folder).startswith(ENDINGS)
 
 
 def output_of(line: str) -> Path | None:
     """Return the file that a start's line names for what the worker prints."""
     _, found, path = line.partition("; output in ")
     return Path(path.strip()) if found else None
+
+
+def _last_line(folder: Path) -> str:
+    with suppress(OSError, IndexError):
+        return (folder / NAME).read_text(errors="replace").splitlines()[-1][21:]
+    return ""
 
 
 def _output() -> str:

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.train.collective import broadcast_from_rank_zero
+from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.util.placement_group import get_current_placement_group
 
 from orchestrator import tracking
 from orchestrator.artifacts import download
 from orchestrator.errors import UserError
 from orchestrator.inputs import log_input
+from orchestrator.keys import evaluation_key
 from orchestrator.patience import PATIENCE_SECONDS, given_up, patiently
-from orchestrator.plan import Evaluation
+from orchestrator.plan import Evaluation, why_evaluation_is_missing
 from orchestrator.recorder import Recorder
 from orchestrator.runs import metrics_target
+from orchestrator.scored import Pass, Team, free, score_missing, scores_of
 from orchestrator.showcase import Showcase
 from orchestrator.suite import open_suite
-from orchestrator.training_log import note, note_epoch, note_start
+from orchestrator.training_log import ScoringLog, note, note_epoch, note_start
 from orchestrator.work import Work, epochs_done
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from model.training import Progress
     from orchestrator.lab import Lab
 
+SCORED = "scored"
+"""The folder, in a training's folder, of the shards that are scored and not yet recorded."""
 SHOW_SECONDS = 20.0
 """How long the end of a training waits for the last example detections."""
 
@@ -196,30 +200,66 @@ def _finish(work: Work, folder: Path) -> None:
 
 
 def _score(work: Work, folder: Path) -> None:
-    """Score the last checkpoint under every missing setting, in one pass over each split."""
+    """Score the last checkpoint under every missing setting, in one pass over each split.
+
+    Shards and then evaluations are shared out over the workers; what an earlier try scored stands.
+    """
     if not work.evaluations:
         return
-    from model.checkpoint import require_categories
+    from model.checkpoint import read_card, require_categories
     from model.data import read_for_scoring
-    from model.scoring import load_detector, score
+    from model.scoring import load_detector
 
     resources, data_config = work.train_run.resources, work.train_run.config.data
     splits = dict.fromkeys(evaluation.split for evaluation in work.evaluations)
     split_data = {split: read_for_scoring(work.data_root, data_config, split) for split in splits}
     for split, data in split_data.items():
         require_categories(folder, (data.category_ids, data.category_names), f"split {split}")
-    detector = load_detector(folder).to(_device(work))
+    detector, team = load_detector(folder).to(_device(work)), _team()
     for split, data in split_data.items():
         evaluations = [evaluation for evaluation in work.evaluations if evaluation.split == split]
         settings = [evaluation.inference for evaluation in evaluations]
-        scores = score(detector, data, settings, data_config, num_loader_processes=resources.loader_processes)
-        if ray.train.get_context().get_world_rank() == 0:
-            pairs = zip(evaluations, scores, strict=True)
-            for evaluation, one in pairs:
-                _record(work, folder, data, evaluation, one)
+        scoring = Pass(
+            detector=detector,
+            weights_sha256=read_card(folder).weights_sha256,
+            data=data,
+            config=data_config,
+            settings=settings,
+            keep=work.folder / SCORED,
+            num_loader_processes=resources.loader_processes,
+        )
+        log = ScoringLog(work.folder, split, len(settings))
+        score_missing(scoring, team, log.tell if team.rank == 0 else lambda done, total: None)
+        mine = evaluations[team.rank :: team.size]
+        for evaluation, scores in zip(mine, scores_of(scoring, settings[team.rank :: team.size]), strict=True):
+            _record(work, folder, data, evaluation, scores)
+        team.wait()
+        if team.rank == 0:
             note(work.folder, f"scored under {len(settings)} settings on {split}")
-    if ray.train.get_context().get_world_rank() == 0:
+            _free(work, scoring)
+    if team.rank == 0:
         _show_candidates(work, detector, split_data.get(data_config.val_split, next(iter(split_data.values()))))
+
+
+def _team() -> Team:
+    """All workers, who meet here and there while they score."""
+    context = ray.train.get_context()
+    if context.get_world_size() == 1:
+        return Team()
+    return Team(
+        rank=context.get_world_rank(), size=context.get_world_size(), agree=broadcast_from_rank_zero, wait=barrier
+    )
+
+
+def _free(work: Work, scoring: Pass) -> None:
+    """Delete the shards whose scores stand in MLflow; for want of it, they stay until `rnc gc`."""
+    key, split = work.train_run.key, scoring.data.split
+    with suppress(UserError):
+        ledger = tracking.read_ledger(open_suite(work.tracking_uri, work.train_run.suite))
+        free(
+            scoring,
+            lambda one: why_evaluation_is_missing(ledger, key, evaluation_key(key, one, split)) is None,
+        )
 
 
 def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
@@ -230,7 +270,8 @@ def _record(work: Work, folder: Path, data: "CocoData", evaluation: Evaluation, 
         found = write_findings(Path(scratch), read_card(folder), data, scores, evaluation.label)
 
         def record() -> str:
-            _finish(work, folder)  # again, should MLflow have lost it meanwhile
+            if ray.train.get_context().get_world_rank() == 0:
+                _finish(work, folder)  # again, should MLflow have lost it meanwhile
             return tracking.record_evaluation(
                 open_suite(work.tracking_uri, work.train_run.suite),
                 evaluation,

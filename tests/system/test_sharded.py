@@ -1,0 +1,117 @@
+"""Scoring on two workers, one of which is killed in the middle: the numbers of one, and no shard scored twice."""
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import InferenceConfig
+from model.data import read_for_scoring
+from model.detections import TYPES, read_detections
+from model.scoring import load_detector, score
+from model.shapes import draw_shapes
+from orchestrator import launch, server
+from orchestrator.artifacts import download
+from orchestrator.experiment import Experiment, Resources, Row
+from orchestrator.plan import make_plan
+from orchestrator.site import Site
+from orchestrator.work import last_checkpoint
+from tests.suites import TRAIN, launched, ledger_of
+
+pytestmark = pytest.mark.slow
+
+NUM_IMAGES = 320
+SETTINGS = tuple(InferenceConfig(confidence_exponent=exponent) for exponent in (0.0, 0.4, 1.0))
+SHORT = replace(TRAIN, schedule=replace(TRAIN.schedule, epochs=1))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(home=tmp_path / "home")
+    draw_shapes(site.data_root("shapes"), num_train=32, num_val=NUM_IMAGES, image_size=64)
+    starting = server.begin_tracking_server(site)
+    launch.start_ray(site)
+    starting.wait()
+    yield site
+    launch.stop_ray()
+    server.stop_server(site)
+
+
+class Watch(threading.Thread):
+    """Notes every shard file that appears, and kills the first worker once there is one."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.over = folder, threading.Event()
+        self.seen: dict[Path, set[int]] = {}
+        self.killed_at: set[Path] = set()
+
+    def run(self) -> None:
+        while not self.over.wait(0.002):
+            for file in self.folder.glob("*/scored/*/*.parquet"):
+                try:
+                    self.seen.setdefault(file, set()).add(file.stat().st_mtime_ns)
+                except FileNotFoundError:
+                    continue
+            if self.seen and not self.killed_at:
+                (log,) = self.folder.glob("*/training.log")
+                os.kill(int(re.findall(r"the first as process (\d+)", log.read_text())[-1]), signal.SIGKILL)
+                self.killed_at = set(self.seen)
+
+
+def test_a_killed_worker_costs_no_shard_and_no_bit(site: Site, tmp_path: Path) -> None:
+    rows = tuple(
+        Row(label=f"row {place}", train=SHORT, inference=one, split="val") for place, one in enumerate(SETTINGS)
+    )
+    experiment = Experiment(
+        name="sharded",
+        suite="sharded",
+        title="Sharded",
+        rows=rows,
+        resources=Resources(num_workers=2),
+        path=Path("sharded.yaml"),
+    )
+    watch = Watch(site.storage / "sharded")
+    watch.start()
+    outcome = launched(make_plan([experiment], ledger_of(site, "sharded")), site)
+    time.sleep(0.1)
+    watch.over.set()
+    watch.join()
+    assert outcome.exit_code == 0, outcome.endings
+    assert 0 < len(watch.killed_at) < len(watch.seen)
+    assert all(len(times) == 1 for times in watch.seen.values())
+    (key,) = make_plan([experiment], ledger_of(site, "sharded")).trainings
+    folder = site.storage / "sharded" / key
+    assert not list((folder / "scored").glob("*/*"))
+    log = (folder / "training.log").read_text()
+    assert f"of {NUM_IMAGES} images of val, 3 settings" in log
+    assert not re.search(r"scoring: 0 of .* images", log.rpartition("started on 2 workers")[2])
+
+    data = read_for_scoring(site.data_root("shapes"), SHORT.data, "val")
+    checkpoint = last_checkpoint(folder)
+    assert checkpoint is not None
+    torch.set_num_threads(1)
+    alone = {one.inference: one for one in score(load_detector(checkpoint), data, SETTINGS, SHORT.data)}
+    ledger = ledger_of(site, "sharded")
+    plan = make_plan([experiment], ledger)
+    assert len(ledger.evaluations) == len(SETTINGS)
+    for evaluation in plan.evaluations_on(key):
+        expected, record = alone[evaluation.inference], ledger.evaluations[evaluation.key]
+        assert record.status == "FINISHED"
+        assert all(expected.metrics[name] == record.metrics[name] for name in ("AP", "AP50", "AP75"))
+        scratch = tmp_path / evaluation.key
+        scratch.mkdir()
+        file = "detections/detections.parquet"
+        download(server.tracking_server(site), record.run_id, file, scratch)
+        (found,) = scratch.rglob("*.parquet")
+        table, _ = read_detections(found)
+        for name in TYPES:
+            assert np.array_equal(getattr(table, name), getattr(expected.detections, name), equal_nan=True), name
