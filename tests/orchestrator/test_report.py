@@ -15,6 +15,7 @@ from orchestrator.plan import Ledger, Record, make_plan
 from orchestrator.results import results_table
 from orchestrator.status import status_table
 from orchestrator.table import Cell, Table, show
+from orchestrator.training_log import note
 
 BASE = Row(
     label="RetinaNet",
@@ -244,6 +245,14 @@ def test_status_cuts_long_reasons_for_people_and_names_the_log_with_the_rest(tmp
     assert cut.notes == (f"RetinaNet-Conf: {log}",)
     whole = status_table(plan, held)
     assert (shown(whole)[0]["training"], whole.notes) == (f"failed: {reason}", ())
+
+
+def test_status_shows_how_far_the_scoring_of_a_row_is(tmp_path: Path) -> None:
+    ((_, train_key, _),) = row_keys(OURS)
+    held = Ledger(trainings={train_key: Record(status="FINISHED", run_id="r")})
+    note(tmp_path / train_key, "scoring: 128 of 200 images of val, 2 settings")
+    (line,) = shown(status_table(make_plan([experiment(OURS)], held), held, tmp_path))
+    assert line["scored"] == "128 of 200 images of val, 2 settings"
 
 
 @pytest.mark.parametrize(
