@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 NUM_IMAGES = 3
 """Pictures that an evaluation gets."""
-QUALITY = 85
-"""Of the JPEGs within a page."""
+QUALITY = 75
+"""Of the WebP pictures within a page."""
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -74,9 +74,9 @@ def write_pictures(
         picture, image_id = draw_boxes(data, place, heads), data.image_ids[place]
         picture.save(folder / f"{image_id}.png")
         small = io.BytesIO()
-        picture.save(small, "JPEG", quality=QUALITY, subsampling=0)
+        picture.save(small, "WEBP", quality=QUALITY)
         coded = base64.b64encode(small.getvalue()).decode()
-        drawn.append(f'<img alt="Boxes kept and dropped on image {image_id}" src="data:image/jpeg;base64,{coded}">')
+        drawn.append(f'<img alt="Boxes kept and dropped on image {image_id}" src="data:image/webp;base64,{coded}">')
     progress(len(places), len(places))
     return drawn
 
