@@ -61,7 +61,8 @@ def misalignment(
     NMS. Then all checkpoints side by side, over all images of the split: rank correlation and calibration of score and
     IoU, what an oracle that knows the IoUs would reach, and how many better boxes NMS dropped. Figures 1, 2, 4 and 5
     and the tables are written to RNC_HOME/reports/misalignment/, or to --output; so is a picture of each of the first
-    images, boxes/ID.png, with its objects, what NMS kept and what it dropped although that is better placed.
+    images, boxes/ID.png, with its objects, what NMS kept and what it dropped although that is better placed. The page
+    index.html holds all of it, and a lab: pick head, exponent and image there, and see the boxes change.
 
     Each checkpoint is used with its own inference settings, as pulled, or else with the paper's; --exponent and --set
     change those of all.
