@@ -21,8 +21,6 @@ EXPONENTS = tuple(step / 20 for step in range(21))
 """The exponents that one may choose."""
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """The thresholds of NMS that one may choose."""
-MOST = 48
-"""Well-placed candidates of an object under one exponent, the best placed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -30,7 +28,7 @@ class Candidates:
     """Pairs of an anchor and a class, rising.
 
     Under each of EXPONENTS and NMS_IOUS, and else the defaults, NMS of these keeps just the detections: they are among
-    these, and whatever else is here falls to one of them. Beside them here are the best placed candidates.
+    these, and whatever else is here falls to one of them. Beside them here are all well-placed candidates.
     """
 
     anchors: NDArray[np.uint32]
@@ -81,7 +79,7 @@ def _of_image(image: ImagePredictions, data: CocoData, index: int) -> Candidates
     bits = np.zeros(gathered.probabilities.shape, np.uint32)
     for place, one in enumerate(lists):
         bits[gathered.place_of[one.anchors]] |= _is_candidate(gathered, one).astype(np.uint32) << np.uint32(place)
-    chosen = _best_placed(gathered, bits, len(lists), data, index)
+    chosen = _well_placed(gathered, data, index) & (bits > 0)
     for iou in NMS_IOUS:
         for kept in suppress(gathered, [replace(one, config=replace(one.config, nms_iou=iou)) for one in lists]):
             chosen[gathered.place_of[kept.anchors], kept.labels] = True
@@ -107,19 +105,9 @@ def _is_candidate(gathered: Pool, one: Shortlist) -> NDArray[np.bool_]:
     return above
 
 
-def _best_placed(
-    gathered: Pool, bits: NDArray[np.uint32], num_settings: int, data: CocoData, index: int
-) -> NDArray[np.bool_]:
-    """[U, K] of the pool: the well-placed candidates of each object that are placed best, under each setting."""
+def _well_placed(gathered: Pool, data: CocoData, index: int) -> NDArray[np.bool_]:
+    """[U, K] whether a pair of the pool lies well on an object of its class."""
     objects = objects_of(data, index)
-    ious, which = overlaps(gathered.boxes, bits.shape[1], objects.boxes, objects.labels)
-    places, labels = np.nonzero(ious >= WELL_PLACED)
-    order = np.argsort(-ious[places, labels], kind="stable")
-    places, labels = places[order], labels[order]
-    chosen = np.zeros(bits.shape, np.bool_)
-    for g in range(len(objects.labels)):
-        own = which[places, labels] == g
-        for place in range(num_settings):
-            here = np.flatnonzero(own & (bits[places, labels] >> np.uint32(place) & 1 > 0))[:MOST]
-            chosen[places[here], labels[here]] = True
-    return chosen
+    ious, _ = overlaps(gathered.boxes, gathered.probabilities.shape[1], objects.boxes, objects.labels)
+    placed: NDArray[np.bool_] = ious >= WELL_PLACED
+    return placed

@@ -6,7 +6,7 @@
   const find = (what) => section.querySelector(what);
   const svg = find("svg");
   const WELL_PLACED = 0.5;
-  const f32 = Math.fround; // every step in single precision, as in Python
+  const f32 = Math.fround; // single precision, as in Python, whose exp and log may differ in the last bit
 
   // --- data: base64 columns, decoded when first looked at
 

@@ -17,8 +17,8 @@ BACKBONES = {
 }
 """Parameters of each ResNet without its classifier, and the channels of C3 to C5."""
 NUM_ANCHORS = 9
-DETECTION_BYTES = 60
-"""A detection and its match, as columns, before they are compressed."""
+DETECTION_BYTES = 70
+"""A detection, with its match and its share of what is counted and drawn of an evaluation, compressed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

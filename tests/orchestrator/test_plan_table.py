@@ -163,8 +163,8 @@ def test_disk_is_told_for_what_is_missing_alone() -> None:
     content = plan_json(plan, unknown(plan))["estimate"]["bytes"]
     weights = content["ray"] / 4
     assert round(weights / 1e6) == 152
-    assert content["mlflow"] == weights + 5000 * 100 * 60
+    assert content["mlflow"] == weights + 5000 * 100 * 70
     assert plan_table(plan, unknown(plan)).notes[-1] == (
         "Disk: up to 608 MB in Ray's storage (two checkpoints of each training)"
-        " and 182 MB in MLflow (weights and detections)."
+        " and 187 MB in MLflow (weights and detections)."
     )
