@@ -35,6 +35,7 @@ bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, an
 	$(PYTHON) experiments/benchmarks/bootstrap.py
 	$(PYTHON) experiments/benchmarks/misalignment.py
 	$(PYTHON) experiments/benchmarks/loading.py
+	$(PYTHON) experiments/benchmarks/sharded_scoring.py
 	$(PYTHON) experiments/benchmarks/overhead.py
 
 ui: $(READY)  ## Open the MLflow UI on what was recorded
