@@ -58,14 +58,14 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_neither_i
     long = replace(TRAIN, schedule=replace(TRAIN.schedule, epochs=30))
     plan = plan_of(site, "interrupted", long)
     key = train_key(long)
+    folder = site.storage / "interrupted" / key
 
     def interrupt(statuses: Sequence[Status]) -> None:
-        if statuses[0].state == "training" and statuses[0].epoch >= 1:
+        if statuses[0].state == "training" and epochs_done(folder) >= 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     outcome = launched(plan, site, interrupt)
     assert (outcome.interrupted, outcome.exit_code) == (True, 130)
-    folder = site.storage / "interrupted" / key
     epoch = epochs_done(folder)
     assert 1 <= epoch < 30
     record = ledger_of(site, "interrupted").trainings[key]
