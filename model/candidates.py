@@ -8,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import DataConfig, InferenceConfig
-from model.counting import objects_of, overlaps
+from model.counting import objects_of
 from model.data import CocoData
 from model.detector import RetinaNetConf
 from model.fusion import fuse
 from model.misalignment import WELL_PLACED
 from model.postprocess import ImagePredictions, Pool, Shortlist, pool, shortlists, suppress
 from model.scoring import load_batch, predict_batch
+from model.tally import overlaps
 from model.threads import one_thread_each
 
 EXPONENTS = tuple(step / 20 for step in range(21))

@@ -16,6 +16,7 @@ from orchestrator.lab_files import MOST_HEADS, fetch_labs, read_labs, store_lab
 from orchestrator.plan import Ledger, Record, make_plan
 from orchestrator.report import make_reports, reports_page
 from orchestrator.row import Row
+from orchestrator.scoring_work import show_candidates
 from orchestrator.site import Site
 from orchestrator.suite import Tracking, open_suite
 from orchestrator.tracking import begin_training, read_ledger
@@ -69,15 +70,12 @@ def test_a_lab_that_was_fetched_is_not_asked_for_again_and_a_lost_one_is_left_ou
     assert read_labs({}) is None
 
 
-@pytest.mark.slow  # imports Ray
 def test_a_training_does_not_fail_of_its_lab(tmp_path: Path) -> None:
-    from orchestrator.worker import _show_candidates
-
     def hear_run() -> str:
         raise UserError("MLflow is away")
 
     work = SimpleNamespace(folder=tmp_path, tracking_uri="http://127.0.0.1:9", hear_run=hear_run)
-    _show_candidates(cast(Work, work), None, None)  # type: ignore[arg-type]
+    show_candidates(cast(Work, work), None, None)  # type: ignore[arg-type]
     assert "nothing for the misalignment lab: MLflow is away" in (tmp_path / "training.log").read_text()
 
 
