@@ -4,28 +4,34 @@ PYTHON := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 RNC := $(VENV)/bin/rnc
 READY := $(VENV)/.ready
+READY_DEPLOY := $(VENV)/.ready-deploy
+COMPILE := $(UV) pip compile --universal --generate-hashes --no-annotate --python-version 3.11 \
+	--custom-compile-command "make lock" --quiet --upgrade
 
 # Bytecode makes MLflow and Ray start three to ten times faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check bench ui lock clean
+.PHONY: help setup demo test test-deploy check bench ui lock clean
 
 help:  ## Show what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 setup: $(READY)  ## Make .venv with everything that the project needs
 
 demo: $(READY)  ## Train the paper's main comparison in miniature and print its tables (5 minutes, no GPU)
 	$(RNC) submit experiments/demo
 
-test: $(READY)  ## Run all tests
-	$(PYTHON) -m pytest
+test: $(READY)  ## Run all tests but those of deploy/
+	$(PYTHON) -m pytest --ignore tests/deploy
+
+test-deploy: $(READY_DEPLOY)  ## Start the real cluster's parts and run a table on them, validate the rest of deploy/
+	$(PYTHON) -m pytest tests/deploy --durations 0 --durations-min 1
 
 check: $(READY)  ## Format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(PYTHON) -m pytest -m "not slow" -q
+	$(PYTHON) -m pytest -m "not slow" -q --ignore tests/deploy
 
 bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (20 minutes)
 	$(PYTHON) experiments/benchmarks/train_step.py
@@ -41,9 +47,11 @@ bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, an
 ui: $(READY)  ## Open the MLflow UI on what was recorded
 	$(RNC) ui
 
-lock: $(READY)  ## Resolve requirements.lock anew from pyproject.toml
-	$(UV) pip compile --universal --generate-hashes --no-annotate --group dev --python-version 3.11 \
-		--custom-compile-command "make lock" --quiet --upgrade --output-file requirements.lock pyproject.toml
+lock: $(READY)  ## Resolve the lock files anew from pyproject.toml and the requirements.in files
+	$(COMPILE) --group dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --constraint requirements.lock --output-file deploy/docker/mlflow/requirements.lock \
+		deploy/docker/mlflow/requirements.in
+	$(COMPILE) --constraint requirements.lock --output-file tests/deploy/requirements.lock tests/deploy/requirements.in
 
 clean:  ## Remove the environment; ./runs stays
 	rm -rf $(VENV)
@@ -55,4 +63,9 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(UV) pip install --quiet --python $(VENV) --compile-bytecode --require-hashes --requirements requirements.lock
 	$(UV) pip install --quiet --python $(VENV) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(READY_DEPLOY): $(READY) tests/deploy/requirements.lock tests/deploy/programs.sh
+	$(UV) pip install --quiet --python $(VENV) --compile-bytecode --require-hashes --requirements tests/deploy/requirements.lock
+	tests/deploy/programs.sh
 	@touch $@
