@@ -12,8 +12,9 @@ from model.counting import objects_of
 from model.data import CocoData
 from model.detector import RetinaNetConf
 from model.fusion import fuse
+from model.image_predictions import ImagePredictions
 from model.misalignment import WELL_PLACED
-from model.postprocess import ImagePredictions, Pool, Shortlist, pool, shortlists, suppress
+from model.postprocess import Pool, Shortlist, pool, shortlists, suppress
 from model.scoring import load_batch, predict_batch
 from model.tally import overlaps
 from model.threads import one_thread_each

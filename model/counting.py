@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from model.config import InferenceConfig
 from model.data import CocoData
 from model.fusion import exponents
-from model.postprocess import Boxes, ImagePredictions, Pool, Shortlist
+from model.image_predictions import ImagePredictions
+from model.postprocess import Boxes, Pool, Shortlist
 from model.suppression import keep
 from model.tally import beaten, best_overlaps, overlaps, tally_candidates, tally_detections
 

@@ -19,10 +19,11 @@ from model.detector import RetinaNetConf
 from model.distributed import gather, world
 from model.evaluation import evaluate_all
 from model.heads import Predictions
+from model.image_predictions import ImagePredictions, split
 from model.matching import GroundTruth, match
 from model.misalignment import Misalignment
 from model.parts import Part, merge, of_images
-from model.postprocess import Boxes, ImagePredictions, pool, shortlists, split, suppress
+from model.postprocess import Boxes, pool, shortlists, suppress
 from model.threads import map_in_order, one_thread_each
 from model.transforms import normalize, padded_shape, resize_shape
 

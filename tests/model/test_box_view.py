@@ -17,9 +17,10 @@ from model.config import InferenceConfig
 from model.counting import objects_of, see
 from model.data import CocoData, read_coco
 from model.detections import DetectionTable
+from model.image_predictions import ImagePredictions
 from model.misalignment import DroppedTable
 from model.parts import of_images
-from model.postprocess import ImagePredictions, pool, shortlists, suppress
+from model.postprocess import pool, shortlists, suppress
 from tests.conftest import MakeCoco
 from tests.misalignments import dropped as dropped_boxes
 
