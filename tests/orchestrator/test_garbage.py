@@ -1,5 +1,7 @@
 """What a suite in a real MLflow server keeps, and what of it may go."""
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from model.config import InferenceConfig, ModelConfig, TrainConfig
 from orchestrator import rest, runs, tracking
 from orchestrator.experiment import Experiment, Row
-from orchestrator.garbage import FREED, find_garbage
+from orchestrator.garbage import CACHE_DAYS, FREED, find_garbage
 from orchestrator.holdings import check_files
 from orchestrator.keys import row_keys
 from orchestrator.plan import Ledger, Plan, make_plan
@@ -125,3 +127,15 @@ def test_a_setting_of_inference_alone_keeps_the_weights_it_needs(suite, tmp_path
     record(suite, [BOTH], tmp_path)
     scored = experiment("table5", [Row(label="ours", inference=InferenceConfig(confidence_exponent=0.7))])
     assert verdicts(suite, plan_of(scored), tmp_path)["weights", "ours"] == (False, "row 'ours' needs it")
+
+
+def test_scored_shards_go_once_nothing_was_scored_there_for_a_month(suite, tmp_path):
+    old, recent = tmp_path / "scored" / "old", tmp_path / "scored" / "recent"
+    for folder, days in ((old, CACHE_DAYS + 1), (recent, CACHE_DAYS - 1)):
+        folder.mkdir(parents=True)
+        (folder / "shard.parquet").write_bytes(b"four")
+        os.utime(folder, times=(time.time() - days * 86400,) * 2)
+    (item,) = find_garbage(suite, plan_of(BOTH), tmp_path / "ray", tmp_path / "scored")
+    assert item.what == f"{old}: scored images" and item.num_bytes == 4 and item.free is not None
+    item.free()
+    assert not old.exists() and recent.exists()

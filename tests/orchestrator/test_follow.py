@@ -1,0 +1,46 @@
+"""What the driver shows of a training while it runs."""
+
+from pathlib import Path
+
+from orchestrator import runs
+from orchestrator.experiment import Row
+from orchestrator.fit import local_cluster
+from orchestrator.follow import Follower
+from orchestrator.live import Status
+from orchestrator.plan import Ledger, make_plan
+from orchestrator.suite import open_suite
+from orchestrator.tracking import begin_training
+from orchestrator.training_log import note
+from orchestrator.work import Work
+from tests.orchestrator.ledgers import experiment
+
+
+def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri: str, tmp_path: Path) -> None:
+    suite = open_suite(mlflow_uri, "follow")
+    (train_run,) = make_plan([experiment("table1", [Row(label="ours")])], Ledger()).trainings.values()
+    work = Work(
+        train_run=train_run,
+        evaluations=(),
+        is_trained=True,
+        storage=tmp_path,
+        data_root=tmp_path,
+        weights_file=None,
+        tracking_uri=mlflow_uri,
+    )
+    runs.set_status(mlflow_uri, begin_training(suite, train_run), "FINISHED")
+    shown: list[Status] = []
+    follower = Follower([work], suite, local_cluster(), shown.extend)
+    with follower.watching():
+        follower.started(work.train_run.key)
+        follower.draw()
+        note(work.folder, "scoring: 64 of 200 images of val, 2 settings")
+        follower.draw()
+        follower.ended(work.train_run.key, error="")
+    follower.draw()
+    told = [(status.state, status.note) for status in shown]
+    assert list(dict.fromkeys(told)) == [
+        ("waiting", "for its turn"),
+        ("starting", ""),
+        ("scoring", "64 of 200 images of val, 2 settings"),
+        ("finished", ""),
+    ]
