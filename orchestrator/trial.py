@@ -59,9 +59,9 @@ def _trainer(work: Work, settings: dict[str, Any]) -> LeanTrainer:
         callbacks.append(TellTune(work.judged_by, work.num_epochs))
     backend = None
     if resources.num_workers > 1:
-        from ray.train.torch import TorchConfig  # imports torch
+        from orchestrator.process_group import GroupConfig  # imports torch
 
-        backend = TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo")
+        backend = GroupConfig(backend="nccl" if resources.gpus_per_worker else "gloo")
     return LeanTrainer(
         run,
         train_loop_config=settings,

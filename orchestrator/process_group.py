@@ -1,0 +1,45 @@
+"""The process group of a training's workers, which talk over the addresses by which Ray knows their nodes."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import psutil
+import ray.util
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class GroupConfig(TorchConfig):
+    """TorchConfig, for nodes whose name may stand for 127.0.0.1 in their own /etc/hosts, as Debian installs it."""
+
+    @property
+    def backend_cls(self) -> type["_Backend"]:
+        """What starts the group."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_name_interface)
+        super().on_start(worker_group, backend_config)  # type: ignore[no-untyped-call]
+
+
+def _name_interface() -> None:
+    """Tell gloo where to listen, unless the node tells it; it would take the address of the host's name."""
+    if not os.environ.get(GLOO_INTERFACE):
+        name = interface_of(ray.util.get_node_ip_address(), psutil.net_if_addrs())
+        if name is not None:
+            os.environ[GLOO_INTERFACE] = name
+
+
+def interface_of(address: str, interfaces: Mapping[str, Iterable[Any]]) -> str | None:
+    """Return the name of the interface that has an address, or None if none has.
+
+    Args:
+        address: of the node.
+        interfaces: their addresses by name, as psutil gives them.
+    """
+    return next((name for name, owned in interfaces.items() if any(one.address == address for one in owned)), None)
