@@ -139,11 +139,16 @@ def _answers(what_not: str) -> Iterator[None]:
 
 
 def tame_mlflow() -> None:
-    """Give up on an absent server in seconds instead of four minutes, and reach our own one past any proxy."""
+    """Give up on an absent server in seconds instead of four minutes, and reach our own one past any proxy.
+
+    Files go through the server, as the object store behind it may answer nobody else.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if "127.0.0.1" not in direct:
         os.environ["no_proxy"] = f"{direct},127.0.0.1,localhost".lstrip(",")

@@ -160,6 +160,7 @@ def serve(settings: Settings) -> None:
     from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS, create_app, store
     from mlflow.server.handlers import initialize_backend_stores
 
+    _hide_storage()
     initialize_backend_stores(_address(settings.database), _address(settings.database), "mlflow-artifacts:/")
     BEFORE_REQUEST_VALIDATORS["/metrics", "GET"] = lambda: True  # of any user, and so the reader's as Prometheus is
     app = create_app()
@@ -168,6 +169,15 @@ def serve(settings: Settings) -> None:
     uvicorn.run(
         reader_reads(app), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5
     )
+
+
+def _hide_storage() -> None:
+    """Let no client fetch files from the object store itself, which answers nobody but this server."""
+    from mlflow.server import server_info_api
+
+    told = server_info_api.build_server_info_payload
+    through_server = {"multipart_uploads_enabled": False, "multipart_downloads_enabled": False}
+    server_info_api.build_server_info_payload = lambda: told() | through_server
 
 
 def _set_environment(settings: Settings, folder: Path) -> None:
