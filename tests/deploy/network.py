@@ -86,6 +86,7 @@ def _add(place: Place, bridge: str, plug: str, stack: ExitStack) -> None:
     _ip("netns", "add", name)
     stack.callback(_ip, "netns", "del", name, check=False)
     _ip("link", "add", plug, "type", "veth", "peer", "name", "eth0", "netns", name)
+    stack.callback(_ip, "link", "del", plug, check=False)  # a namespace may outlive its name for a while
     _ip("link", "set", plug, "master", bridge, "up")
     _ip("-n", name, "addr", "add", f"{place.address}/24", "dev", "eth0")
     for device in ("lo", "eth0"):

@@ -11,9 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -89,6 +88,7 @@ class Stack:
             "MLFLOW_TRACKING_PASSWORD": self.secrets.job,
             "RNC_HOME": str(self.folder / "here"),
             "RNC_CACHE": str(self.folder / "cache"),
+            "TMPDIR": str(self.folder / "tmp"),
         }
 
     def rnc(self, *arguments: str, seconds: float = 300.0, **more: str) -> "subprocess.CompletedProcess[str]":
@@ -98,7 +98,7 @@ class Stack:
     def run(self, *command: str, seconds: float = 60.0, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a command on the machine of the user, with more variables, or without those given as ""."""
         environment = {**_plain(), **self.driver_environment(), "PYTHONPATH": str(ROOT), **more}
-        return subprocess.run(
+        done = subprocess.run(
             self.places[DRIVER].command(command),
             cwd=self.folder,
             env={name: value for name, value in environment.items() if value},
@@ -107,6 +107,9 @@ class Stack:
             timeout=seconds,
             check=False,
         )
+        with (self.processes.folder / "driver.log").open("a") as log:
+            log.write(done.stdout + done.stderr)
+        return done
 
 
 @contextmanager
@@ -140,6 +143,7 @@ def _start(folder: Path, places: Mapping[str, Place], started: Processes, with_r
     )
     _secret_file(folder / "ray-auth-token", kept.ray)
     _made(folder / "here")
+    _made(folder / "tmp")
     if with_ray:
         _start_node(running, "head", gcs, dashboard)
     _start_seaweed(running, s3, others)
@@ -223,6 +227,7 @@ def _start_mlflow(running: Stack, port: int) -> None:
         "MLFLOW_FLASK_SERVER_SECRET_KEY": kept.flask,
         "RNC_MLFLOW_PASSWORD": kept.job,
         "RNC_MLFLOW_READER_PASSWORD": kept.reader,
+        "TMPDIR": str(running.folder / "tmp"),
         "MLFLOW_HOST": running.places["host"].address,
         "MLFLOW_PORT": str(port),
         "MLFLOW_ALLOWED_HOSTS": f"{running.places['host'].address}:{port}",
@@ -243,7 +248,10 @@ def _start_node(running: Stack, name: str, gcs: int, dashboard: int) -> None:
     else:
         command += [f"--address={running.gcs}"]
     command += [f"--{port}={number}" for port, number in ports.items()]
+    temporary = str(running.folder / "tmp")  # where `ray start` also notes the last cluster of a machine
     environment = _plain() | {
+        "TMPDIR": temporary,
+        "RAY_TMPDIR": temporary,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(running.folder / "ray-auth-token"),
         "RNC_HOME": str(running.folder / "shared"),
@@ -290,9 +298,8 @@ def _made(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    with stack() as by_hand:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # a shell lets what it starts in the background ignore Ctrl-C
+    with suppress(KeyboardInterrupt), stack() as by_hand:
         print(*(f"export {name}={value}" for name, value in by_hand.driver_environment().items()), sep="\n", flush=True)
-        try:
-            time.sleep(365 * 86400)
-        except KeyboardInterrupt:
-            print("ends")
+        signal.pause()
