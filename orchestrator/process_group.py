@@ -22,17 +22,22 @@ class GroupConfig(TorchConfig):
 
 
 class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_name_interface)
-        super().on_start(worker_group, backend_config)  # type: ignore[no-untyped-call]
+        super().on_start(worker_group, backend_config)
 
 
 def _name_interface() -> None:
     """Tell gloo where to listen, unless the node tells it; it would take the address of the host's name."""
     if not os.environ.get(GLOO_INTERFACE):
-        name = interface_of(ray.util.get_node_ip_address(), psutil.net_if_addrs())
+        name = interface_of(_address_of_node(), psutil.net_if_addrs())
         if name is not None:
             os.environ[GLOO_INTERFACE] = name
+
+
+def _address_of_node() -> str:
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
 
 
 def interface_of(address: str, interfaces: Mapping[str, Iterable[Any]]) -> str | None:

@@ -5,7 +5,6 @@
 
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import requests
 
 from tests.clusters import PORTS
 from tests.deploy.network import Place, machines
+from tests.deploy.planted import Secrets, new_secrets
 from tests.deploy.processes import Processes, processes
 from tests.deploy.programs import program
 
@@ -30,31 +30,6 @@ SERVE = ROOT / "deploy" / "docker" / "mlflow" / "serve.py"
 NODES = ("head", "worker1", "worker2")
 DRIVER = "driver"
 NODE_CPUS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Secrets:
-    """Made anew for each stack, and easy to recognise wherever they turn up."""
-
-    ray: str
-    postgres: str
-    postgres_admin: str
-    s3_id: str
-    s3: str
-    s3_inner: str
-    admin: str
-    job: str
-    reader: str
-    flask: str
-
-    def values(self) -> dict[str, str]:
-        """Return each by its name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def new_secrets() -> Secrets:
-    """Draw them."""
-    return Secrets(**{field.name: f"rnc+{field.name}+{secrets.token_hex(16)}" for field in fields(Secrets)})
 
 
 @dataclass(frozen=True, kw_only=True)

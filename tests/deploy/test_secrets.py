@@ -12,7 +12,8 @@ import requests
 
 from tests.deploy.conftest import Submitted
 from tests.deploy.leaks import command_lines, leaks_below, leaks_in
-from tests.deploy.stack import Stack, new_secrets, postgres
+from tests.deploy.planted import new_secrets
+from tests.deploy.stack import Stack, postgres
 
 pytestmark = pytest.mark.slow
 

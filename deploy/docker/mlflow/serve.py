@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ MIN_CHARACTERS = 6
 PLACEHOLDER = re.compile(
     r"change.?(me|it|this)|replace|placeholder|example|pass.?word|secret|^(your|my|the|some)\b|^[<$]", re.I
 )
-FOREIGN = ("_MLFLOW_", "UVICORN_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_ENABLE_WORKSPACES")
+PORT = (r"[1-9]\d{0,4}", "a port; in Kubernetes set enableServiceLinks: false, else services set such variables")
+DATABASE = (r"[a-z_][a-z0-9_]*", "a name of small letters, digits and _")
+FOREIGN = ("_MLFLOW_", "UVICORN_", "MLFLOW_SERVER_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_ENABLE_WORKSPACES")
 DATABASE_SECONDS = 60.0
 JOB, READER = "rnc", "reader"
 READING = re.compile(r"/(search[\w-]*|graphql|get-latest-versions|presigned-download-url|batchGetInfos)$")
@@ -48,7 +52,7 @@ class Settings:
     allowed_hosts: str
     allowed_origins: str
     postgres: dict[str, str]
-    """As libpq calls them: PGHOST, PGPORT, PGUSER, PGPASSWORD."""
+    """As PostgreSQL's client calls them."""
     database: str
     auth_database: str
     storage: dict[str, str]
@@ -80,13 +84,6 @@ def read_settings(environ: dict[str, str]) -> Settings:
             wrong.append(f"{name} is {value!r}, expected {expected}")
         return value
 
-    def port(name: str, default: str) -> str:
-        hint = "a port; in Kubernetes set enableServiceLinks: false, else services set such variables"
-        return plain(name, default, r"[1-9]\d{0,4}", hint)
-
-    def database(name: str, default: str) -> str:
-        return plain(name, default, r"[a-z_][a-z0-9_]*", "a name of small letters, digits and _")
-
     endpoint = plain("MLFLOW_S3_ENDPOINT_URL", "", r"(https?://.+)?", "http:// or https://, or nothing for AWS")
     with_keys = bool(endpoint or environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_ACCESS_KEY_ID_FILE"))
     keys = {
@@ -107,17 +104,17 @@ def read_settings(environ: dict[str, str]) -> Settings:
         wrong.append("MLFLOW_ALLOWED_HOSTS is *, which lets any web page of a user's browser in; name the hosts")
     settings = Settings(
         host=host,
-        port=int(re.sub(r"\D", "", port("MLFLOW_PORT", "5000")) or 0),
+        port=int(re.sub(r"\D", "", plain("MLFLOW_PORT", "5000", *PORT)) or 0),
         allowed_hosts=hosts,
         allowed_origins=environ.get("MLFLOW_CORS_ALLOWED_ORIGINS", ""),
         postgres={
             "PGHOST": plain("POSTGRES_HOST", "", r"\S+", "the host of PostgreSQL"),
-            "PGPORT": port("POSTGRES_PORT", "5432"),
+            "PGPORT": plain("POSTGRES_PORT", "5432", *PORT),
             "PGUSER": environ.get("POSTGRES_USER") or "mlflow",
             "PGPASSWORD": secret("POSTGRES_PASSWORD"),
         },
-        database=database("POSTGRES_DB", "mlflow"),
-        auth_database=database("MLFLOW_AUTH_DB", "mlflow_auth"),
+        database=plain("POSTGRES_DB", "mlflow", *DATABASE),
+        auth_database=plain("MLFLOW_AUTH_DB", "mlflow_auth", *DATABASE),
         storage={name: value for name, value in ({"MLFLOW_S3_ENDPOINT_URL": endpoint} | keys).items() if value},
         artifacts=environ.get("MLFLOW_ARTIFACTS_DESTINATION") or "s3://mlflow/artifacts",
         admin=admin,
@@ -173,8 +170,7 @@ def serve(settings: Settings) -> None:
 
 def _hide_storage() -> None:
     """Let no client fetch files from the object store itself, which answers nobody but this server."""
-    from mlflow.server import server_info_api
-
+    server_info_api: Any = import_module("mlflow.server.server_info_api")
     told = server_info_api.build_server_info_payload
     through_server = {"multipart_uploads_enabled": False, "multipart_downloads_enabled": False}
     server_info_api.build_server_info_payload = lambda: told() | through_server
@@ -199,19 +195,18 @@ def _set_environment(settings: Settings, folder: Path) -> None:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
         "prometheus_multiproc_dir": str(folder / "metrics"),
-        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
         "MLFLOW_AUTH_ADMIN_USERNAME": settings.admin,
         "MLFLOW_AUTH_ADMIN_PASSWORD": settings.passwords[settings.admin],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": settings.secret_key,
-        "MLFLOW_SERVER_ALLOWED_HOSTS": settings.allowed_hosts,
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": settings.allowed_origins,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    for name in ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"):
-        if not os.environ[name]:
-            del os.environ[name]  # empty is not unset to MLflow
+    doors = {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": settings.allowed_hosts,
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": settings.allowed_origins,
+    }
+    os.environ |= {name: value for name, value in doors.items() if value}  # empty is not unset to MLflow
 
 
 def _address(database: str) -> str:
@@ -278,17 +273,13 @@ def reader_reads(app: App) -> App:
 
 
 def _is_reader(scope: Scope) -> bool:
-    return any(_user(value) == READER.encode() for name, value in scope["headers"] if name.lower() == b"authorization")
-
-
-def _user(authorization: bytes) -> bytes:
-    scheme, _, rest = authorization.partition(b" ")
-    if scheme.lower() != b"basic":
-        return b""
-    try:
-        return base64.b64decode(rest.strip()).partition(b":")[0]
-    except ValueError:
-        return b""
+    for name, value in scope["headers"]:
+        scheme, _, rest = value.partition(b" ")
+        if name.lower() == b"authorization" and scheme.lower() == b"basic":
+            with suppress(ValueError):
+                if base64.b64decode(rest.strip()).partition(b":")[0] == READER.encode():
+                    return True
+    return False
 
 
 def _reads(scope: Scope) -> bool:
