@@ -1,4 +1,4 @@
-"""No secret gets out: into no log, file, database, artifact or command line, and into nothing that Ray tells of jobs."""
+"""No secret gets out: into no log, file, database, artifact or command line, and not into what Ray tells of jobs."""
 
 import base64
 import subprocess

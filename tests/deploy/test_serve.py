@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.stack import SERVE
+from tests.deploy.stack import SERVE, Stack
 
 GOOD = {
     "POSTGRES_HOST": "db",
@@ -199,3 +199,34 @@ def test_the_script_ends_with_the_reasons_and_without_a_traceback():
         "error: POSTGRES_PASSWORD is a placeholder; make one with: openssl rand -hex 24",
         *(f"error: {line}" for line in complaints(RNC_MLFLOW_PASSWORD=None)),
     ]
+
+
+@pytest.mark.slow
+def test_users_are_made_once_follow_their_passwords_and_go_with_them(tmp_path: Path):
+    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+
+    store: Any = SqlAlchemyStore()
+    store.init_db(f"sqlite:///{tmp_path / 'auth.db'}")
+
+    def start(**changes: str) -> dict[str, bool]:
+        serve.set_users(store, serve.read_settings({**GOOD, **changes}))
+        return {user.username: user.is_admin for user in store.list_users()}
+
+    both = {"RNC_MLFLOW_READER_PASSWORD": "aa25d34f1c09be77"}
+    assert start(**both) == start(**both) == {"admin": True, "rnc": False, "reader": False}
+    changed = {"RNC_MLFLOW_PASSWORD": "1c09be77aa25d34f", "MLFLOW_AUTH_ADMIN_PASSWORD": "be77aa25d34f1c09"}
+    store.update_user("rnc", is_admin=True)  # as somebody might, who should not
+    assert start(**changed) == {"admin": True, "rnc": False}
+    assert store.authenticate_user("rnc", changed["RNC_MLFLOW_PASSWORD"])
+    assert store.authenticate_user("admin", changed["MLFLOW_AUTH_ADMIN_PASSWORD"])
+    assert not store.authenticate_user("rnc", GOOD["RNC_MLFLOW_PASSWORD"])
+
+
+@pytest.mark.slow
+def test_a_database_that_does_not_take_the_password_ends_the_start_at_once(services: Stack):
+    environ = {**GOOD, "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(services.postgres_port)}
+    environ |= {"PATH": os.environ.get("PATH", ""), "TMPDIR": str(services.folder / "tmp")}
+    done = subprocess.run([sys.executable, str(SERVE)], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: POSTGRES_HOST: " in done.stderr and "password authentication failed" in done.stderr
+    assert GOOD["POSTGRES_PASSWORD"] not in done.stdout + done.stderr

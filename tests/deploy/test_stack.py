@@ -42,9 +42,9 @@ def jobs(services: Stack) -> list[dict[str, Any]]:
 def test_the_cluster_has_a_head_without_cpus_and_two_workers(services: Stack):
     found = nodes(services)
     assert {node["is_head_node"]: node["resources_total"].get("CPU", 0) for node in found} == {True: 0, False: 2}
-    addresses = {services.places[name].address for name in NODES}
-    assert {node["node_ip"] for node in found} == addresses
-    assert len(addresses) == (3 if services.has_namespaces else 1)
+    assert len(found) == len(NODES)
+    if services.has_namespaces:
+        assert {node["node_ip"] for node in found} == {services.places[name].address for name in NODES}
 
 
 def test_a_submitted_table_ends_with_its_numbers_and_trained_on_both_nodes(submitted: Submitted):

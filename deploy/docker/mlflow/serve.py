@@ -1,8 +1,7 @@
 """Serves MLflow on PostgreSQL and S3, with users: python serve.py, in a container or on a plain machine.
 
-All settings come from the environment. Of each secret NAME, NAME_FILE may name a file instead. No secret gets on a
-command line, into an address of a database, or into a file: PostgreSQL's client and boto3 read theirs from the
-environment of this process, and MLflow keeps hashes of passwords in its database.
+All settings come from the environment; of a secret NAME, NAME_FILE may name a file instead. No secret gets on a command
+line, into an address or into a file: PostgreSQL's client and boto3 read theirs from the environment of this process.
 
 Users: the admin may do everything; `rnc` may read everything, and write what it created; `reader` may read.
 """
@@ -96,8 +95,7 @@ def read_settings(environ: dict[str, str]) -> Settings:
         JOB: secret("RNC_MLFLOW_PASSWORD"),
         READER: secret("RNC_MLFLOW_READER_PASSWORD", needed=False),
     }
-    host = environ.get("MLFLOW_HOST") or "127.0.0.1"
-    hosts = environ.get("MLFLOW_ALLOWED_HOSTS", "")
+    host, hosts = environ.get("MLFLOW_HOST") or "127.0.0.1", environ.get("MLFLOW_ALLOWED_HOSTS", "")
     if host not in LOCAL and not hosts:
         wrong.append(f"MLFLOW_ALLOWED_HOSTS is not set, and MLFLOW_HOST is {host}: name who is asked, as mlflow:5000")
     if "*" in hosts.split(","):
@@ -148,7 +146,7 @@ def _secret(environ: dict[str, str], name: str, shortest: int) -> tuple[str, str
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; the process that was started is the server."""
+    """Serve until SIGTERM or SIGINT, in this very process."""
     import uvicorn  # MLflow's own middleware is only set up where it finds it imported
 
     folder = Path(tempfile.mkdtemp(prefix="rnc-mlflow-"))
