@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import shlex
 import tempfile
 import time
@@ -41,7 +42,7 @@ class Remote:
     env: tuple[str, ...] = ()
     """NAME=VALUE, for the environment of the job."""
     options: tuple[str, ...] = ()
-    """Of `rnc submit` on the cluster."""
+    """Of the verb on the cluster."""
     detach: bool = False
 
 
@@ -82,6 +83,26 @@ def submit_job(experiments: Sequence[Experiment], remote: Remote, say: Say, out:
             if code == INTERRUPTED or (running.metadata or {}).get("package") == package.digest:
                 return code
             say("That job was submitted with other files or sources; this submit goes on with what is still missing.")
+
+
+def run_job(verb: str, experiments: Sequence[Experiment], remote: Remote, say: Say, out: Say) -> int:
+    """Run another verb of `rnc` as a job of a cluster, print what it prints, and return its exit code.
+
+    Raises:
+        UserError: like `submit_job`.
+    """
+    job = f"rnc-{verb}-{secrets.token_hex(4)}"
+    environment = job_environment(remote.env, os.environ, job, git_commit())
+    with _asking(remote.address), tempfile.TemporaryDirectory() as scratch:
+        client = _client(remote.address)
+        package = build_package([experiment.path for experiment in experiments], Path(scratch))
+        client.submit_job(
+            entrypoint=_command(verb, package, remote),
+            submission_id=job,
+            runtime_env={"working_dir": scratch, "env_vars": environment},
+        )
+        say(f"Job {job} is submitted to {remote.address}.")
+        return _follow(client, job, say, out, mine=True)
 
 
 def print_job_log(
@@ -176,9 +197,7 @@ def _start(
     say(f"Package: {package.num_files} files, {package.num_bytes / 1e6:.2f} MB.")
     try:
         client.submit_job(
-            entrypoint=shlex.join(
-                ["python", "-m", "orchestrator.cli", "submit", *package.experiments, *remote.options]
-            ),
+            entrypoint=_command("submit", package, remote),
             submission_id=job,
             runtime_env={
                 "working_dir": str(folder),
@@ -191,6 +210,10 @@ def _start(
             raise
         return ""
     return job
+
+
+def _command(verb: str, package: Package, remote: Remote) -> str:
+    return shlex.join(["python", "-m", "orchestrator.cli", verb, *package.experiments, *remote.options])
 
 
 def _follow(client: "JobSubmissionClient", job: str, say: Say, out: Say, *, mine: bool) -> int:

@@ -96,7 +96,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     works = _works(plan, site, tracking_uri)
     if not works:
         return Outcome(endings=())
-    cluster = _cluster()
+    cluster = cluster_of_ray()
     require_plan_fits(plan, cluster)
     suite = open_suite(tracking_uri, plan.suite)
     for work in works:
@@ -145,7 +145,8 @@ def _size(work: Work) -> tuple[float, ...]:
     return (*needs(work.train_run.resources).values(), length)
 
 
-def _cluster() -> Cluster:
+def cluster_of_ray() -> Cluster:
+    """What the nodes of the cluster have that was joined or started."""
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
     return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
 

@@ -158,4 +158,3 @@ def _redis_answers(host: str, port: int) -> bool | None:
             return connection.recv(16).startswith(b"+PONG")
     except OSError:
         return None
-

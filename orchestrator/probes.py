@@ -83,7 +83,7 @@ def sources_digest(root: Path) -> str:
 
 def gpus() -> Facts:
     """The GPUs that the driver of the machine shows, and what of their memory other processes hold."""
-    import pynvml
+    import pynvml  # type: ignore[import-untyped]
 
     try:
         pynvml.nvmlInit()

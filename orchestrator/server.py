@@ -89,6 +89,11 @@ def existing_tracking_server(site: Site) -> str | None:
     return tracking_server(site)
 
 
+def running_server(site: Site) -> str | None:
+    """Return the address of the site's own server if it runs; nothing is started."""
+    return _answering(site.home / "mlflow")
+
+
 def stop_server(site: Site, seconds: float = 15.0) -> bool:
     """End the site's own server, and say whether there was one."""
     folder = site.home / "mlflow"

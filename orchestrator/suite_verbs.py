@@ -1,5 +1,7 @@
 """The verbs of `rnc` that look after a suite: what runs, what was written, and what may go."""
 
+from dataclasses import replace
+
 import click
 
 from orchestrator.errors import UserError
@@ -111,4 +113,43 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     click.echo("The server stays until `rnc ui --stop`.", err=True)
 
 
-VERBS = (cancel, logs, gc, repair, ui)
+@click.command()
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", callback=read_experiments)
+@FORMAT
+@click.option("--address", help="A Ray cluster, instead of RAY_ADDRESS: http://HOST:8265 to send a job, else to join.")
+@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For the environment of a job; repeat it.")
+@click.pass_context
+def doctor(
+    ctx: click.Context, experiments: list[Experiment], form: str, address: str | None, env: tuple[str, ...]
+) -> None:
+    """Check machines, storage, data and services before GPU time is spent.
+
+    Looks from here, and from every node of the cluster if one is named: versions and known vulnerabilities, GPUs and
+    whether nodes reach one another, shared memory, disks, clocks, the storage and its speed, MLflow and whether it can
+    be written to, data and weights and whether they are the same everywhere, and what listens without a key. With
+    EXPERIMENT, what these need. Everything that is written for it is deleted again.
+
+    \b
+    Green is right, yellow deserves a look, red stops trainings or spoils their numbers.
+    The exit code is 0 without red, 1 with, and 2 for a mistake in the call.
+    """
+    from orchestrator.doctor_finding import exit_code, findings_table
+
+    here = site()
+    if address:
+        here = replace(here, ray_address=address)
+    if is_jobs_address(here.ray_address):
+        from orchestrator.jobs import Remote, run_job
+
+        remote = Remote(address=str(here.ray_address), env=env, options=("--format", form))
+        ctx.exit(run_job("doctor", experiments, remote, say, lambda text: click.echo(text, nl=False)))
+    if env:
+        raise UserError("--env is for a job; it needs --address http://HOST:8265")
+    from orchestrator.doctor import diagnose
+
+    findings = diagnose(experiments, here, say)
+    show([findings_table(findings, for_people=form == "text")], form)
+    ctx.exit(exit_code(findings))
+
+
+VERBS = (cancel, logs, gc, repair, ui, doctor)

@@ -18,7 +18,10 @@ OWNERS = {
     "pydantic": {"orchestrator/reading.py"},
     "yaml": {"orchestrator/reading.py"},
     "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},
-    "ray": {f"orchestrator/{name}.py" for name in ("halving", "jobs", "launch", "process_group", "trainer", "trial", "worker")},
+    "ray": {
+        f"orchestrator/{name}.py"
+        for name in ("doctor_cluster", "halving", "jobs", "launch", "process_group", "trainer", "trial", "worker")
+    },
 }
 """The only modules that may import a library, at any level."""
 
