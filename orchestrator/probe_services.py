@@ -87,21 +87,25 @@ def write_mlflow(uri: str) -> Facts:
 
 def _mlflow_is_open(uri: str) -> bool:
     url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search"
-    return _status("POST", url, json={"max_results": 1}) == 200
+    answer = _ask("POST", url, json={"max_results": 1})
+    return answer is not None and answer.status_code == 200 and answer.text.lstrip().startswith("{")
 
 
 def dashboard_is_open(address: str) -> bool | None:
-    """Whether Ray's dashboard takes jobs of somebody without a token; None if it does not answer."""
-    status = _status("GET", f"{address.rstrip('/')}/api/jobs/")
-    return None if status is None else status == 200
+    """Whether Ray's dashboard takes jobs of somebody without a token; None if it does not answer.
+
+    A dashboard tells its jobs as a list; its port for metrics answers every question with numbers.
+    """
+    answer = _ask("GET", f"{address.rstrip('/')}/api/jobs/")
+    return None if answer is None else answer.status_code == 200 and answer.text.lstrip().startswith("[")
 
 
-def _status(method: str, url: str, **content: Any) -> int | None:
+def _ask(method: str, url: str, **content: Any) -> requests.Response | None:
     """What an address answers to somebody without a key, past any proxy."""
     with requests.Session() as http:
         http.trust_env = False
         try:
-            return http.request(method, url, timeout=SECONDS, allow_redirects=False, **content).status_code
+            return http.request(method, url, timeout=SECONDS, allow_redirects=False, **content)
         except requests.RequestException:
             return None
 
@@ -148,7 +152,8 @@ def answers_without_key(service: str, address: str, port: int) -> bool | None:
         return dashboard_is_open(url)
     if service == "mlflow":
         return _mlflow_is_open(url)
-    return _status("GET", url) == 200
+    answer = _ask("GET", url)
+    return answer is not None and answer.status_code == 200 and "ListAllMyBuckets" in answer.text
 
 
 def _redis_answers(host: str, port: int) -> bool | None:

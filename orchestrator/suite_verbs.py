@@ -142,7 +142,12 @@ def doctor(
         from orchestrator.jobs import Remote, run_job
 
         remote = Remote(address=str(here.ray_address), env=env, options=("--format", form))
-        ctx.exit(run_job("doctor", experiments, remote, say, lambda text: click.echo(text, nl=False)))
+        printed: list[str] = []
+        code = run_job("doctor", experiments, remote, say, printed.append if form == "json" else _print)
+        if printed:  # a job's output and what it says beside it come as one
+            beside, _, tables = "".join(printed).partition("\n[{")
+            click.echo(f"[{{{tables}" if tables else beside, nl=False, err=not tables)
+        ctx.exit(code)
     if env:
         raise UserError("--env is for a job; it needs --address http://HOST:8265")
     from orchestrator.doctor import diagnose
@@ -150,6 +155,10 @@ def doctor(
     findings = diagnose(experiments, here, say)
     show([findings_table(findings, for_people=form == "text")], form)
     ctx.exit(exit_code(findings))
+
+
+def _print(text: str) -> None:
+    click.echo(text, nl=False)
 
 
 VERBS = (cancel, logs, gc, repair, ui, doctor)

@@ -35,7 +35,7 @@ pytestmark = [
 def _clean(**more: str) -> dict[str, str]:
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("RNC_", "MLFLOW_", "RAY_", "PYTHON"))}
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
-    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1,127.0.0.2,localhost"} | more
+    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1,127.0.0.2,127.0.0.3,localhost"} | more
 
 
 @contextmanager
@@ -98,11 +98,11 @@ def _cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str
     """Yield (dashboard, GCS) of a head and a worker, each in a folder of its own."""
     ray = str(Path(sys.executable).with_name("ray"))
     gcs, dashboard, client = _free_ports(3)
-    address, url = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+    address, url = f"127.0.0.2:{gcs}", f"http://127.0.0.1:{dashboard}"
     common = ["--block", "--disable-usage-stats", "--num-cpus=1", f"--object-store-memory={100 * 1024**2}"]
-    head = ["--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
+    head = ["--head", "--node-ip-address=127.0.0.2", f"--port={gcs}", f"--ray-client-server-port={client}"]
     head += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
-    worker = [f"--address={address}", "--node-ip-address=127.0.0.2"]
+    worker = [f"--address={address}", "--node-ip-address=127.0.0.3"]
     is_up = {"head": lambda: _answers(f"{url}/api/version"), "worker": lambda: _num_nodes(url) == 2}
     names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
     names += ("metrics-export-port", "node-manager-port", "object-manager-port")
@@ -200,12 +200,12 @@ def _red(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
     return {check: where for check, where in red.items() if where}
 
 
-EVERY_MACHINE = ["driver", "head 127.0.0.1", "node 127.0.0.2"]
+EVERY_MACHINE = ["driver", "head 127.0.0.2", "node 127.0.0.3"]
 
 
 def test_a_sound_cluster_is_green_on_every_machine(world: World):
     code, found, said = world.doctor()
-    assert (code, _red(found)) == (0, {}), said
+    assert (code, _red(found)) == (0, {}), (found, said)
     for check in ("versions", "gpus", "/dev/shm", "disk of RNC_HOME", "storage", "data", "mlflow", "ports"):
         assert list(dict.fromkeys(row["where"] for row in found[check])) == EVERY_MACHINE, (check, said)
     assert [row["where"] for row in found["storage is shared"]] == EVERY_MACHINE[1:]
@@ -215,3 +215,48 @@ def test_a_sound_cluster_is_green_on_every_machine(world: World):
     assert found["mlflow writes"][0]["state"] == "green"
     assert list((world.folder / "shared").iterdir()) == []
     assert "2 of 2 answered" in said
+
+
+def test_what_is_broken_is_red_where_it_is_broken(world: World):
+    (world.folder / "worker/coco/annotations/instances_val2017.json").write_text('{"images": [1]}')
+    (world.folder / "head/coco/annotations/instances_train2017.json").unlink()
+    try:
+        code, found, said = world.doctor(RNC_HOME=f"{HERE}/runs", MLFLOW_TRACKING_PASSWORD="not this one")
+    finally:
+        for name in ("head", "worker"):
+            shutil.rmtree(world.folder / name / "coco")
+            _lay_out_coco(world.folder / name / "coco")
+    assert code == 1, said
+    assert _red(found) == {
+        "data": ["head 127.0.0.2"],
+        "data agree": ["all"],
+        "mlflow": ["driver"],
+        "storage is shared": ["head 127.0.0.2", "node 127.0.0.3"],
+    }, (found, said)
+    (differing,) = (row for row in found["data agree"] if row["state"] == "red")
+    assert "val2017 differs" in differing["seen"] and "on node 127.0.0.3" in differing["seen"]
+    assert "MLFLOW_TRACKING_PASSWORD" in found["mlflow"][0]["way out"]
+
+
+def test_sent_as_a_job_it_looks_from_the_cluster_and_passes_its_exit_code_on(world: World):
+    sent = ["--address", world.dashboard, "--env", f"RNC_HOME={world.folder / 'shared'}"]
+    sent += ["--env", f"RNC_COCO_ROOT={world.folder / 'head' / 'coco'}"]
+    code, found, said = world.doctor(*sent)
+    assert (code, _red(found)) == (0, {}), (found, said)
+    assert found["versions agree"][0]["state"] == "green"
+    code, found, said = world.doctor(*sent, "--env", f"RNC_COCO_ROOT={world.folder}")
+    assert code == 1
+    assert list(dict.fromkeys(_red(found))) == ["data"], (found, said)
+
+
+def test_a_token_that_is_not_the_cluster_s_is_red(world: World):
+    code, found, said = world.doctor(RAY_AUTH_TOKEN="another")
+    assert (code, _red(found)) == (1, {"ray": ["driver"]}), (found, said)
+
+
+def test_a_server_that_has_ended_is_red_everywhere(world: World):
+    world.mlflow_process.terminate()
+    world.mlflow_process.wait(20.0)
+    code, found, said = world.doctor()
+    assert (code, _red(found)) == (1, {"mlflow": EVERY_MACHINE}), (found, said)
+    assert "does not answer" in found["mlflow"][0]["seen"]
