@@ -104,8 +104,8 @@ def _cluster(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str
     head += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--include-dashboard=true"]
     worker = [f"--address={address}", "--node-ip-address=127.0.0.3"]
     is_up = {"head": lambda: _answers(f"{url}/api/version"), "worker": lambda: _num_nodes(url) == 2}
-    names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
-    names += ("metrics-export-port", "node-manager-port", "object-manager-port")
+    names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"]
+    names += ["metrics-export-port", "node-manager-port", "object-manager-port"]
     try:
         with ExitStack() as nodes:
             for name, words in (("head", head), ("worker", worker)):
