@@ -260,3 +260,11 @@ def test_a_server_that_has_ended_is_red_everywhere(world: World):
     code, found, said = world.doctor()
     assert (code, _red(found)) == (1, {"mlflow": EVERY_MACHINE}), (found, said)
     assert "does not answer" in found["mlflow"][0]["seen"]
+
+
+def test_a_node_that_hangs_is_red_and_does_not_hold_the_others_up(world: World):
+    for pid in _processes_of(world.folder / "worker"):
+        os.kill(pid, signal.SIGSTOP)
+    code, found, said = world.doctor()
+    assert (code, _red(found)["node"]) == (1, ["node 127.0.0.3"]), (found, said)
+    assert [row["where"] for row in found["versions"]] == EVERY_MACHINE[:2]
