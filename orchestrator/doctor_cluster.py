@@ -1,8 +1,9 @@
 """Asks every node of a Ray cluster what `rnc doctor` wants to know, and whether the nodes reach one another."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,14 +45,17 @@ class Seen:
 def examine_cluster(site: Site, asked: probes.Questions, say: Say) -> Seen:
     """Join the cluster of the site, ask all its nodes, and leave it as it was.
 
+    What Ray itself prints meanwhile, of nodes that die, goes to the standard error, beside what is said.
+
     Raises:
         UserError: the cluster does not answer.
     """
-    try:
-        start_ray(site)
-        return _examine_nodes(asked, say)
-    finally:
-        stop_ray()
+    with redirect_stdout(sys.stderr):
+        try:
+            start_ray(site)
+            return _examine_nodes(asked, say)
+        finally:
+            stop_ray()
 
 
 def _examine_nodes(asked: probes.Questions, say: Say) -> Seen:
