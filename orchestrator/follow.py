@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,12 +13,14 @@ from orchestrator.errors import UserError
 from orchestrator.fit import Cluster, needs
 from orchestrator.live import GOES_ON, Show, State, Status
 from orchestrator.patience import patiently
-from orchestrator.plan import Record
+from orchestrator.plan import Ledger, Record
 from orchestrator.suite import Tracking, open_suite
 from orchestrator.training_log import note, scoring_of
 from orchestrator.work import Work, epochs_done
 
 WATCH_SECONDS = 2.0
+Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
+"""Is given what MLflow holds, None while it is away, and where each training stands, by train key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +61,9 @@ class _Progress:
 class Follower:
     """What the driver knows of every training, shown and written to MLflow."""
 
-    def __init__(self, works: Sequence[Work], suite: Tracking, cluster: Cluster, show: Show) -> None:
+    def __init__(self, works: Sequence[Work], suite: Tracking, cluster: Cluster, show: Show, tell: Tell) -> None:
         self._works = {work.train_run.key: work for work in works}
-        self._suite, self._cluster, self._show = suite, cluster, show
+        self._suite, self._cluster, self._show, self._tell = suite, cluster, show, tell
         self._progress = {key: _Progress() for key in self._works}
         self._away = False
         self._pool = ThreadPoolExecutor(1)
@@ -123,6 +125,7 @@ class Follower:
 
     def draw(self) -> None:
         """Show where all trainings stand."""
+        ledger = None
         try:
             ledger = tracking.read_ledger(self._suite)
         except UserError:  # the server is away; what it last told stands
@@ -136,7 +139,9 @@ class Follower:
                     self._pool.submit(self._begin, self._works[key])
             with suppress(UserError):  # it went away, or has only just lost the suite
                 self._stop_what_is_asked()
-        self._show([self._status(work) for work in self._works.values()])
+        statuses = {key: self._status(work) for key, work in self._works.items()}
+        self._show(list(statuses.values()))
+        self._tell(ledger, statuses)
 
     def ending(self, work: Work) -> Ending:
         """Say how a training ended."""

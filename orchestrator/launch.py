@@ -15,6 +15,7 @@ from ray import tune
 from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.fit import Cluster, local_cluster, needs, per_worker, require_plan_fits
 from orchestrator.follow import Ending, Follower
+from orchestrator.gauges import SuiteGauges
 from orchestrator.halving import Halving
 from orchestrator.live import Show
 from orchestrator.plan import Plan
@@ -101,7 +102,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     suite = open_suite(tracking_uri, plan.suite)
     for work in works:
         work.stop_file.unlink(missing_ok=True)
-    follower = Follower(works, suite, cluster, show)
+    follower = Follower(works, suite, cluster, show, SuiteGauges(plan, works[0].storage).tell)
     interrupted = False
     try:
         with _interruptible(), follower.watching():

@@ -72,6 +72,11 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
+    @property
+    def last_step(self) -> int:
+        """The highest step that was ever recorded, by this or an earlier process; 0 where none was."""
+        return max((step for _, step in self._points), default=0)
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record the metrics of one step; a point that was recorded before is left out."""
         now = int(time.time() * 1000)

@@ -13,6 +13,8 @@ NAME = "training.log"
 ENDINGS = ("finished", "failed", "interrupted", "cancelled", "pruned", "scored", STOPPED_EARLY)
 """How the last line of a training begins that nobody works on."""
 SCORING = "scoring: "
+CUT_OFF = "what ran before ended without a word: its process was killed, or its node lost"
+AGAIN = " images are trained again"
 TELL_SECONDS = 60.0
 SHOWN = {"train/loss": "loss {:.3f}", "val/AP": "AP {:.1f}", "perf/images_per_s": "{:.1f} images/s"}
 
@@ -32,12 +34,28 @@ def note_start(folder: Path, num_workers: int, epochs_done: int, num_epochs: int
     workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
     output = _output()
     if (folder / NAME).exists() and not has_ended(folder):
-        note(folder, "what ran before ended without a word: its process was killed, or its node lost")
+        note(folder, CUT_OFF)
     note(
         folder,
         f"started on {workers}, the first as process {os.getpid()} on {socket.gethostname()}; {begun}"
         + (f"; output in {output}" if output else ""),
     )
+
+
+def note_again(folder: Path, num_images: int) -> None:
+    """Say how many images were trained on since the checkpoint that a training goes on from."""
+    if num_images > 0:
+        note(folder, f"{num_images:,}{AGAIN}")
+
+
+def losses_of(folder: Path) -> tuple[int, int]:
+    """Return how often a training was cut off and started again, and how many images it was trained on again."""
+    try:
+        lines = [line[21:] for line in (folder / NAME).read_text(errors="replace").splitlines()]
+    except OSError:
+        return 0, 0
+    again = [line.removesuffix(AGAIN).replace(",", "") for line in lines if line.endswith(AGAIN)]
+    return lines.count(CUT_OFF), sum(int(number) for number in again if number.isdecimal())
 
 
 def note_epoch(folder: Path, epoch: float, num_epochs: int, metrics: Mapping[str, float]) -> None:

@@ -16,13 +16,14 @@ from ray.util.placement_group import get_current_placement_group
 
 from orchestrator.artifacts import download
 from orchestrator.errors import UserError
+from orchestrator.gauges import Updates
 from orchestrator.patience import PATIENCE_SECONDS, given_up, patiently
 from orchestrator.recorder import Recorder
 from orchestrator.runs import metrics_target
 from orchestrator.scored import Team
 from orchestrator.scoring_work import finish, score
 from orchestrator.showcase import Showcase
-from orchestrator.training_log import note_epoch, note_start
+from orchestrator.training_log import note_again, note_epoch, note_start
 from orchestrator.work import Work, epochs_done
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(settings: dict[str, Any]) -> None:
 def _train(work: Work, picked_up: float) -> None:
     from model.training import train
 
-    starting = True
+    updates: Updates | None = None
     resources = work.train_run.resources
     checkpoint = ray.train.get_checkpoint()
     rank = ray.train.get_context().get_world_rank()
@@ -79,13 +80,16 @@ def _train(work: Work, picked_up: float) -> None:
         latest: dict[str, float] = {}
 
         def report(progress: "Progress") -> None:
-            nonlocal starting
+            nonlocal updates
             metrics = progress.metrics | {"train/epoch": progress.epoch}
             latest.update(metrics)
-            if starting:
+            if updates is None:
                 metrics["perf/startup_s"] = time.time() - picked_up
-                starting = False
+                updates = _count_updates(
+                    work, recorder, _epochs_done(checkpoint) * progress.num_steps // work.num_epochs
+                )
             if recorder is not None and showcase is not None:
+                updates.reach(progress.step)
                 recorder.log(metrics | showcase.look(progress), progress.step)
             if progress.end_of_epoch:
                 if recorder is not None:
@@ -106,6 +110,13 @@ def _train(work: Work, picked_up: float) -> None:
             report=report,
             device=_device(work),
         )
+
+
+def _count_updates(work: Work, recorder: Recorder | None, done: int) -> Updates:
+    """Count from the last checkpoint, and say what had been done since then."""
+    if recorder is not None:
+        note_again(work.folder, (recorder.last_step - done) * work.train_run.config.global_batch)
+    return Updates(work.train_run.suite, work.train_run.key, done)
 
 
 def _await_judgement(work: Work) -> None:

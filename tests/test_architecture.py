@@ -20,7 +20,17 @@ OWNERS = {
     "mlflow": {"orchestrator/artifacts.py", "orchestrator/registry.py", "orchestrator/served_model.py"},
     "ray": {
         f"orchestrator/{name}.py"
-        for name in ("doctor_cluster", "halving", "jobs", "launch", "process_group", "trainer", "trial", "worker")
+        for name in (
+            "doctor_cluster",
+            "gauges",
+            "halving",
+            "jobs",
+            "launch",
+            "process_group",
+            "trainer",
+            "trial",
+            "worker",
+        )
     },
 }
 """The only modules that may import a library, at any level."""
