@@ -23,6 +23,7 @@ GAUGES = {
     "rnc_images_per_second": "What a training takes in, by its last report; 0 while it does not train.",
     "rnc_restarts_total": "How often a training started again after its process or node was lost.",
     "rnc_lost_images_total": "Images that were trained on again, because no checkpoint held what they taught.",
+    "rnc_mlflow_up": "1 while MLflow answers the driver, else 0.",
     "rnc_storage_bytes": "Size of the file system that holds the checkpoints.",
     "rnc_storage_free_bytes": "Free bytes of the file system that holds the checkpoints.",
 }
@@ -59,13 +60,14 @@ class SuiteGauges:
             statuses: of the trainings that the driver runs, by train key.
         """
         with suppress(Exception):
-            self._ledger = self._ledger if ledger is None else ledger
-            for sample in self.samples(self._ledger, statuses):
+            for sample in self.samples(ledger, statuses):
                 _gauge(sample.name, tuple(sample.tags)).set(sample.value, dict(sample.tags))
 
-    def samples(self, ledger: Ledger, statuses: Mapping[str, Status]) -> Iterator[Sample]:
-        """Yield all that there is to tell."""
+    def samples(self, ledger: Ledger | None, statuses: Mapping[str, Status]) -> Iterator[Sample]:
+        """Yield all that there is to tell; what MLflow last held stands while it is away."""
         suite = {"suite": self._suite}
+        yield Sample("rnc_mlflow_up", float(ledger is not None), suite)
+        ledger = self._ledger = self._ledger if ledger is None else ledger
         yield Sample("rnc_rows", len(self._rows), suite)
         yield Sample("rnc_rows_done", sum(all(_is_done(ledger, *keys) for keys in row) for row in self._rows), suite)
         for key, status in statuses.items():

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -30,8 +30,11 @@ START_SECONDS = 60.0
 
 
 @contextmanager
-def cluster(token: str) -> Iterator[str]:
-    """Yield the address of its dashboard; no other Ray of the machine is touched."""
+def cluster(token: str, environ: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield the address of its dashboard; no other Ray of the machine is touched.
+
+    Its jobs find `environ` in their environment.
+    """
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
     folder = Path(tempfile.mkdtemp(prefix="rnc", dir="/tmp"))  # Ray's sockets allow no long path
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
@@ -46,6 +49,7 @@ def cluster(token: str) -> Iterator[str]:
         "RAY_AUTH_TOKEN": token,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        **(environ or {}),
     }
     with (folder / "start.log").open("wb") as log:
         head = subprocess.Popen(

@@ -52,6 +52,17 @@ def test_a_training_should_make_updates_from_its_start_to_its_last_epoch(state: 
     assert values["rnc_images_per_second.k"] == 0.0
 
 
+def test_what_mlflow_last_held_stands_while_it_is_away(tmp_path: Path):
+    plan = make_plan([experiment_of("tiny", TRAIN)], Ledger())
+    ((key, evaluation),) = plan.evaluations.items()
+    finished = Record(status="FINISHED", run_id="a")
+    suite = SuiteGauges(plan, tmp_path)
+    held = Ledger(trainings={evaluation.train_key: finished}, evaluations={key: finished})
+    for ledger, is_up in ((held, 1), (None, 0)):
+        values = {sample.name: sample.value for sample in suite.samples(ledger, {})}
+        assert (values["rnc_mlflow_up"], values["rnc_rows_done"]) == (is_up, 1)
+
+
 def test_every_value_told_has_a_description_and_every_description_a_value(tmp_path: Path):
     values = told(experiment_of("tiny", TRAIN), Ledger(), {"k": status("training", 12.5)}, tmp_path)
     assert values["rnc_images_per_second.k"] == 12.5
