@@ -100,8 +100,7 @@ def builder(folder: Path) -> Iterator[Builder]:
     try:
         yield made
     finally:
-        for words in (("umount", "--all"), ("rm", "--all"), ("rmi", "--all", "--force")):
-            subprocess.run(made.command(*words), capture_output=True, timeout=120, check=False)
+        subprocess.run(made.command("umount", "--all"), capture_output=True, timeout=120, check=False)
         subprocess.run(["umount", folder / "storage" / "overlay"], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
