@@ -6,36 +6,41 @@
 #   POSTGRES_PASSWORD_FILE=FILE ./make-secrets.sh --external # for overlay prod: the password of your database, no S3 keys
 set -eu
 umask 077
-NAMESPACE=retinanet-conf
-random() { openssl rand -hex 24; }
+namespace=retinanet-conf
+external=${1:-}
 held=$(mktemp -d)
 trap 'rm -rf "$held"' EXIT INT TERM
 
-# make NAME KEY=VALUE-FILE...: values pass through files, so that nobody sees them in the list of processes.
-make() {
-    name=$1
-    shift
-    if kubectl --namespace "$NAMESPACE" get secret "$name" >/dev/null 2>&1; then
-        echo "secret $name exists, and stays"
-        return
+# Values pass through files, so that nobody sees them in the list of processes.
+random() { # NAME KEY: put a random value where `make NAME` takes it
+    mkdir -p "$held/$1"
+    openssl rand -hex 24 | tr -d '\n' >"$held/$1/$2"
+}
+
+make() { # NAME: a Secret with a key for each file
+    if kubectl --namespace "$namespace" get secret "$1" >/dev/null 2>&1; then
+        echo "secret $1 exists, and stays"
+    else
+        kubectl --namespace "$namespace" create secret generic "$1" --from-file="$held/$1"
     fi
-    set -- $(for key in "$@"; do echo "--from-file=$key=$held/$key"; done)
-    kubectl --namespace "$NAMESPACE" create secret generic "$name" "$@"
 }
 
-fill() {
-    for key in "$@"; do random | tr -d '\n' >"$held/$key"; done
-}
-
-kubectl create namespace "$NAMESPACE" 2>/dev/null || true
-fill auth_token MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY RNC_MLFLOW_PASSWORD \
-    RNC_MLFLOW_READER_PASSWORD POSTGRES_PASSWORD AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
-printf reader >"$held/RNC_MLFLOW_READER_USERNAME"
-if [ "${1:-}" = --external ]; then
-    tr -d '\n' <"${POSTGRES_PASSWORD_FILE:?a file with the password of the database user mlflow}" >"$held/POSTGRES_PASSWORD"
+random ray-auth-token auth_token
+random mlflow MLFLOW_AUTH_ADMIN_PASSWORD
+random mlflow MLFLOW_FLASK_SERVER_SECRET_KEY
+random mlflow RNC_MLFLOW_PASSWORD
+random mlflow RNC_MLFLOW_READER_PASSWORD
+printf reader >"$held/mlflow/RNC_MLFLOW_READER_USERNAME"
+random postgres POSTGRES_PASSWORD
+random object-store AWS_ACCESS_KEY_ID
+random object-store AWS_SECRET_ACCESS_KEY
+if [ "$external" = --external ]; then
+    tr -d '\n' <"${POSTGRES_PASSWORD_FILE:?a file with the password of the database user mlflow}" \
+        >"$held/postgres/POSTGRES_PASSWORD"
 fi
-make ray-auth-token auth_token
-make mlflow MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY RNC_MLFLOW_PASSWORD \
-    RNC_MLFLOW_READER_USERNAME RNC_MLFLOW_READER_PASSWORD
-make postgres POSTGRES_PASSWORD
-[ "${1:-}" = --external ] || make object-store AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
+
+kubectl get namespace "$namespace" >/dev/null 2>&1 || kubectl create namespace "$namespace"
+make ray-auth-token
+make mlflow
+make postgres
+[ "$external" = --external ] || make object-store

@@ -1,0 +1,298 @@
+"""deploy/kubernetes: validated, for there is no API server here; SeaweedFS and the secrets' script run for real."""
+
+import itertools
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.deploy.kustomized import OVERLAYS, ROOT, build, complaints, made_secrets
+from tests.deploy.network_rules import End, reaches
+from tests.deploy.pod_rules import pods_of
+from tests.deploy.programs import program
+
+Object = Mapping[str, Any]
+CONTRACT = {
+    "RNC_HOME": "/shared/runs",
+    "RNC_COCO_ROOT": "/data/coco",
+    "RNC_WEIGHTS": "/data/weights",
+    "RNC_CACHE": "/tmp/rnc-cache",
+    "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+    "MLFLOW_TRACKING_USERNAME": "rnc",
+    "RAY_AUTH_MODE": "token",
+    "RAY_TMPDIR": "/tmp/ray",
+}
+"""What rnc finds in its environment everywhere."""
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set[str]]]:
+    """The keys of the secrets that the script makes for each overlay."""
+    program("openssl")
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "password").write_text("of the cloud's database")
+    inside = made_secrets(folder / "inside")
+    outside = made_secrets(folder / "outside", "--external", POSTGRES_PASSWORD_FILE=str(folder / "password"))
+    keys = {name: {secret: set(made[secret]) for secret in made} for name, made in (("in", inside), ("out", outside))}
+    return {overlay: keys["out" if overlay == "prod" else "in"] for overlay in OVERLAYS}
+
+
+@pytest.fixture(scope="module")
+def overlays() -> dict[str, list[Object]]:
+    return {name: build(name) for name in OVERLAYS}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_keeps_to_the_schemas_of_kubernetes_and_the_rules_of_kuberay(
+    overlay: str, overlays: dict[str, list[Object]], secrets: dict[str, dict[str, set[str]]]
+):
+    assert list(complaints(overlays[overlay], secrets[overlay])) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_find_the_environment_that_rnc_reads(overlay: str, overlays: dict[str, list[Object]]):
+    maps = {o["metadata"]["name"]: o["data"] for o in overlays[overlay] if o["kind"] == "ConfigMap"}
+    assert maps["rnc-environment"].items() >= CONTRACT.items()
+    for pod in pods_of(overlays[overlay]):
+        container = pod.containers[0]
+        mounts = {mount["mountPath"]: mount.get("readOnly", False) for mount in container.get("volumeMounts", [])}
+        if pod.labels["role"] not in ("ray", "data"):
+            continue
+        assert container["envFrom"] == [{"configMapRef": {"name": "rnc-environment"}}]
+        assert "MLFLOW_TRACKING_PASSWORD" in [variable["name"] for variable in container["env"]]
+        is_read_only = pod.labels["role"] == "ray"
+        assert (mounts["/data/coco"], mounts["/data/weights"]) == (is_read_only, is_read_only)
+        assert mounts["/shared/runs"] is False
+    images = {c["image"].rpartition("/")[2].partition(":")[0] for p in pods_of(overlays[overlay]) for c in p.containers}
+    stores = set() if overlay == "prod" else {"postgres", "seaweedfs"}
+    assert images == {"retinanet-conf", "retinanet-conf-mlflow"} | stores
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_reach_what_they_need_and_nothing_else(overlay: str, overlays: dict[str, list[Object]]):
+    policies = [thing for thing in overlays[overlay] if thing["kind"] == "NetworkPolicy"]
+    ends = {}
+    for pod in pods_of(overlays[overlay]):
+        name = "-".join(filter(None, [pod.labels["role"], pod.labels.get("cluster"), pod.labels.get("node")]))
+        ends[name] = End(labels=pod.labels)
+    ends |= {"operator": End(namespace="kuberay-system"), "prometheus": End(namespace="monitoring")}
+    ends |= {"stranger": End(namespace="default"), "internet": End(address="203.0.113.7")}
+    rays = {name for name in ends if name.startswith("ray-")}
+    allowed = {
+        *((client, "mlflow", 5000) for client in {*rays, "data", "prometheus"}),
+        *((client, ray, 8265) for client in ("operator",) for ray in rays),
+        *(("submitter", ray, 8265) for ray in rays if "job" in ray),
+        *(("prometheus", ray, 8080) for ray in rays),
+        ("ray-interactive-head", "internet", 443),
+    }
+    for cluster in ("job", "interactive"):
+        nodes = [name for name in rays if cluster in name]
+        allowed |= {(a, b, port) for a, b in itertools.product(nodes, nodes) for port in PORTS}
+    if overlay == "prod":
+        allowed.add(("mlflow", "internet", 443))
+    else:
+        allowed |= {("mlflow", "postgres", 5432), ("mlflow", "seaweedfs", 8333)}
+    found = {
+        (a, b, port)
+        for a, b in itertools.product(ends, ends)
+        if ends[a].labels is not None or ends[b].labels is not None
+        for port in PORTS
+        if reaches(policies, ends[a], ends[b], port)
+    }
+    assert found == allowed
+    is_reached = reaches(policies, ends["mlflow"], End(address="10.1.2.3"), 5432)
+    assert is_reached is (overlay == "prod"), "PostgreSQL of the cloud is on the private network"
+
+
+PORTS = (22, 80, 443, 5000, 5432, 6379, 8080, 8265, 8333, 8888, 9333, 20_000)
+
+
+@pytest.mark.parametrize(("overlay", "workers", "each"), [("dev", 2, {"CPU": 2}), ("gpu", 2, {"CPU": 20, "GPU": 4})])
+def test_ray_takes_each_cluster_for_as_large_as_meant(
+    overlay: str, workers: int, each: dict[str, int], overlays: dict[str, list[Object]]
+):
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr as derive
+
+    job = next(thing for thing in overlays[overlay] if thing["kind"] == "RayJob")
+    interactive = next(thing for thing in overlays[overlay] if thing["kind"] == "RayCluster")
+    for metadata, spec, least in (
+        (job["metadata"], job["spec"]["rayClusterSpec"], workers),
+        (interactive["metadata"], interactive["spec"], 0),
+    ):
+        derived = derive({"metadata": metadata, "spec": spec})
+        head, worker = (
+            derived["available_node_types"][n] for n in ("headgroup", spec["workerGroupSpecs"][0]["groupName"])
+        )
+        assert head["resources"]["CPU"] == 0 and "GPU" not in head["resources"]
+        assert (worker["min_workers"], worker["max_workers"]) == (least, workers)
+        assert worker["resources"].items() >= each.items()
+        assert worker["resources"]["memory"] > 2**31
+    tokens = derive({"metadata": job["metadata"], "spec": job["spec"]["rayClusterSpec"]})["available_node_types"]
+    name = "GPU" if overlay == "gpu" else "CPU"
+    worker = next(one for one in tokens.values() if one["max_workers"])
+    assert worker["resources"][f"training_{name.lower()}"] == worker["resources"][name]
+
+
+def test_secrets_are_random_long_and_seen_by_nobody(tmp_path: Path):
+    program("openssl")
+    made = [made_secrets(tmp_path / str(i)) for i in range(2)]
+    calls = (tmp_path / "0" / "calls").read_text()
+    values = [
+        [value for keys in one.values() for name, value in keys.items() if "USERNAME" not in name] for one in made
+    ]
+    assert len({*values[0], *values[1]}) == len(values[0]) + len(values[1]) == 16
+    assert all(len(value) == 48 and value not in calls for value in values[0])
+    assert sorted(made[0]) == ["mlflow", "object-store", "postgres", "ray-auth-token"]
+    (tmp_path / "password").write_text("of the cloud's database\n")
+    there = made_secrets(tmp_path / "x", "--external", POSTGRES_PASSWORD_FILE=str(tmp_path / "password"))
+    assert there["postgres"]["POSTGRES_PASSWORD"] == "of the cloud's database"
+    assert "object-store" not in there
+
+
+def test_the_script_that_makes_secrets_is_sound():
+    subprocess.run([program("shellcheck"), str(ROOT / "make-secrets.sh")], check=True, timeout=60)
+
+
+MISTAKES: Sequence[tuple[str, str, str, str]] = (
+    ("base/kustomization.yaml", "  - networkpolicy.yaml\n", "", "is reached from another namespace"),
+    ("base/kustomization.yaml", "namespace: retinanet-conf", "namespace: default", "is in namespace default"),
+    ("base/kustomization.yaml", "  - storage.yaml\n", "", "there is no volume claim runs|no matches for"),
+    ("base/namespace.yaml", "enforce: restricted", "enforce: privileged", "takes pods of security level privileged"),
+    ("base/namespace.yaml", "Token: false", "Token: true", "gives tokens to whoever runs as it"),
+    ("base/environment.yaml", "data:", "dat:", "Additional properties|'dat'"),
+    ("base/storage.yaml", "name: coco #", "name: koko #", "there is no volume claim coco"),
+    ("base/storage.yaml", "[ReadWriteMany]", "ReadWriteMany", "is not of type 'array'"),
+    ("base/data.yaml", "runAsNonRoot: true", "runAsNonRoot: false", "data: may run as root"),
+    ("base/data.yaml", "retinanet-conf:0.1.0", "retinanet-conf", "may change under its name"),
+    ("base/mlflow.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "its root may be written"),
+    ("base/mlflow.yaml", "readinessProbe:", "readynessProbe:", "nobody can tell when it is ready"),
+    ("base/mlflow.yaml", "type: ClusterIP", "type: LoadBalancer", "is reached from outside"),
+    ("base/mlflow.yaml", "secretName: postgres", "secretName: postgre", "nobody makes secret postgre"),
+    ("base/mlflow.yaml", "/RNC_MLFLOW_PASSWORD}", "/RNC_PASSWORD}", "nobody makes secret mlflow with RNC_PASSWORD"),
+    ("base/mlflow.yaml", "targetPort: http", "targetPort: web", "no port web"),
+    ("base/mlflow.yaml", "limits: {cpu", "limits: {cpus", "lacks cpu or memory"),
+    ("base/mlflow.yaml", "_PASSWORD_FILE, value: /run/secrets/postgres/POSTGRES_PASSWORD", "_PASSWORD, value: hunter2hunter2",
+     "POSTGRES_PASSWORD stands in the file"),
+    ("base/networkpolicy.yaml", "podSelector: {}\n  policyTypes: [Ingress, Egress]", "podSelector: {matchLabels: {a: b}}\n  policyTypes: [Ingress, Egress]",
+     "is reached from another namespace|reaches the internet"),
+    ("base/networkpolicy.yaml", "port: 53}", "port: 35}", "cannot resolve names"),
+    ("base/networkpolicy.yaml", "except: [169.254.0.0/16]", "except: []", "reaches the internet|metadata server|empty"),
+    ("base/networkpolicy.yaml", "policyTypes: [Egress]", "policyType: [Egress]", "'policyType' was unexpected"),
+    ("base/podmonitor.yaml", "port: dash-metrics", "port: dash", "has no port dash"),
+    ("base/podmonitor.yaml", "interval: 15s}", "intervall: 15s}", "interval"),
+    ("base/podmonitor.yaml", "key: RNC_MLFLOW_READER_PASSWORD", "key: READER", "nobody makes secret mlflow with READER"),
+    ("base/podmonitor.yaml", "node-type: worker", "node-type: workers", "watches no pod"),
+    ("base/raycluster.yaml", "name: interactive\n", "name: Interactive_1\n", "no DNS-1035 label|no matches"),
+    ("base/raycluster.yaml", "version: v2", "version: 2", "expected v1 or v2"),
+    ("base/raycluster.yaml", "restartPolicy: Never", "restartPolicy: Always", "v2 needs restartPolicy Never"),
+    ("base/raycluster.yaml", "minReplicas: 0", "minReplicas: 9", "minReplicas <= replicas <= maxReplicas"),
+    ("base/raycluster.yaml", "2.60.0", "2.51.9", "needs rayVersion 2.52.0 or later"),
+    ("base/raycluster.yaml", "mode: token", "mode: disabled", "asks for no token"),
+    ("base/raycluster.yaml", "enableInTreeAutoscaling", "enableInTreeAutoscaler", "is no field of RayCluster"),
+    ("base/raycluster.yaml", "  securityContext:\n      allow", "  securityContxt:\n      allow", "no security context|root may"),
+    ("base/raycluster.yaml", "serviceType: ClusterIP", "serviceType: NodePort", "reached from outside"),
+    ("base/raycluster.yaml", "emptyDir: {medium: Memory, sizeLimit: 2Gi}", "hostPath: {path: /dev/shm}", "is a hostPath"),
+    ("base/raycluster.yaml", "sizeLimit: 2Gi", "sizeLimit: 1Mi", "object-store-memory < /dev/shm"),
+    ("base/raycluster.yaml", "containerPort: 8080", "containerPort: 8081", "metrics are not at port 8080"),
+    ("base/raycluster.yaml", "automountServiceAccountToken: false", "hostNetwork: true", "hostNetwork is set|a token"),
+    ("base/rayjob.yaml", "name: suite\n", f"name: {'s' * 48}\n", "has 48 characters|no matches"),
+    ("base/rayjob.yaml", "  submissionMode:", "  clusterSelector: {ray.io/cluster: interactive}\n  submissionMode:",
+     "one of rayClusterSpec and clusterSelector|forbids backoffLimit"),
+    ("base/rayjob.yaml", "shutdownAfterJobFinishes: true", "suspend: true", "suspend needs shutdownAfterJobFinishes"),
+    ("base/rayjob.yaml", "backoffLimit: 3", "backofLimit: 3", "backofLimit is no field of RayJob"),
+    ("base/rayjob.yaml", "RNC_JOB:", "RNC_JOBB:", "does not set RNC_JOB"),
+    ("base/rayjob.yaml", "drop: [ALL]", "drop: [NET_RAW]", "submitter, .* keeps capabilities"),
+    ("base/rayjob.yaml", "      metrics-export-port:", "      redis-password: 5\n        metrics-export-port:", "is no string|line"),
+    ("base/rayjob.yaml", "      authOptions:", "      gcsFaultTolerance: {}\n    authOptions:", "is no field of RayCluster|line"),
+    ("components/stores/kustomization.yaml", "  - postgres.yaml\n", "  - postgre.yaml\n", "postgre.yaml"),
+    ("components/stores/postgres.yaml", "runAsUser: 999", "runAsUser: 0", "postgres: may run as root"),
+    ("components/stores/postgres.yaml", "serviceName: postgres", "servicName: postgres", "'servicName' was unexpected"),
+    ("components/stores/postgres.yaml", "port: 5432, target", "port: 5432, targett", "targetPort|was unexpected"),
+    ("components/stores/seaweedfs.yaml", "chrislusf/seaweedfs:4.48", "chrislusf/seaweedfs:latest", "may change under its name"),
+    ("components/stores/seaweedfs.yaml", "key: AWS_ACCESS_KEY_ID", "key: AWS_KEY", "nobody makes secret object-store with AWS_KEY"),
+    ("components/eight-gpus/kustomization.yaml", "name: suite", "name: sweet", "no matches"),
+    ("components/eight-gpus/rayjob.yaml", "maxReplicas, value: 2", "maxReplicas, value: 1", "minReplicas <= replicas"),
+    ("components/eight-gpus/raycluster.yaml", "limits: {cpu: \"20\", memory: 96Gi", "limits: {cpu: \"20\", memory: 9Gi",
+     "< the limit of memory"),
+    ("overlays/dev/kustomization.yaml", "components: [../../components/stores]\n", "", "StatefulSet|no matches"),
+    ("overlays/dev/rayjob.yaml", "value: rnc submit", "value: rnc plan", "does not run rnc submit"),
+    ("overlays/dev/raycluster.yaml", "/spec/workerGroupSpecs/0/maxReplicas", "/spec/workerGroups/0/maxReplicas", "missing path|doc is missing"),
+    ("overlays/dev/storage.yaml", "[ReadWriteOnce]", "ReadWriteOnce", "is not of type 'array'"),
+    ("overlays/gpu/kustomization.yaml", "newTag: 0.1.0}", "newTag: latest}", "may change under its name"),
+    ("overlays/prod/kustomization.yaml", "  - path: mlflow.yaml\n", "", "nobody makes secret object-store"),
+    ("overlays/prod/environment.yaml", "name: mlflow-environment", "name: mlflow-environments", "no matches"),
+    ("overlays/prod/mlflow.yaml", "serviceAccountName: mlflow", "serviceAccountName: mlflw", "there is no service account mlflw"),
+    ("overlays/prod/availability.yaml", "minAvailable: 1", "minAvailabel: 1", "was unexpected"),
+)  # fmt: skip
+"""File, what stands there, what it is spoilt to, and what is said then."""
+
+
+@pytest.mark.parametrize(("file", "old", "new", "said"), MISTAKES, ids=[f"{m[0]}-{m[2][:20]}" for m in MISTAKES])
+def test_a_mistake_in_a_file_is_told(
+    file: str, old: str, new: str, said: str, tmp_path: Path, secrets: dict[str, dict[str, set[str]]]
+):
+    root = tmp_path / "kubernetes"
+    shutil.copytree(ROOT, root)
+    text = (root / file).read_text()
+    assert old in text, f"{file} holds no {old!r} to be spoilt"
+    (root / file).write_text(text.replace(old, new, 1))
+    told = []
+    for overlay in OVERLAYS:
+        try:
+            told += list(complaints(build(overlay, root), secrets[overlay]))
+        except ValueError as error:
+            told.append(str(error))
+    assert any(re.search(said, one) for one in told), told
+
+
+def test_every_file_has_a_mistake_that_is_told():
+    files = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.yaml")}
+    assert files == {file for file, *_ in MISTAKES}
+
+
+def test_seaweedfs_answers_as_it_is_started_there_and_only_on_its_s3_port(
+    tmp_path: Path, overlays: dict[str, list[Object]]
+):
+    requests = pytest.importorskip("requests")
+    store = next(o for o in overlays["gpu"] if (o["kind"], o["metadata"]["name"]) == ("StatefulSet", "seaweedfs"))
+    container = store["spec"]["template"]["spec"]["containers"][0]
+    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    given = [arg for arg in container["args"] if not arg.startswith(("-dir=", "-s3.port=8333"))]
+    command = [program("weed"), *given, f"-dir={tmp_path}", *(f"-{name}.port={port}" for name, port in ports.items())]
+    environment = {"AWS_ACCESS_KEY_ID": "user", "AWS_SECRET_ACCESS_KEY": "of-this-test", "HOME": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        path = container["readinessProbe"]["httpGet"]["path"]
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(requests.ConnectionError):
+                if requests.get(f"http://127.0.0.1:{ports['s3']}{path}", timeout=5).status_code == 200:
+                    break
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        assert requests.get(f"http://127.0.0.1:{ports['s3']}/mlflow/a", timeout=5).status_code == 403
+        here = psutil.Process(process.pid).net_connections(kind="inet")
+        outside = {c.laddr.port for c in here if c.status == "LISTEN" and c.laddr.ip not in ("127.0.0.1", "::1")}
+        assert outside == {ports["s3"], ports["s3"] + 10_000}, "S3, and its gRPC, which the NetworkPolicy keeps shut"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def free_port() -> int:
+    """Return a port that is free, and the one 10,000 above as well, which SeaweedFS takes, too."""
+    while True:
+        with closing(socket.socket()) as one, closing(socket.socket()) as above:
+            one.bind(("127.0.0.1", 0))
+            port = int(one.getsockname()[1]) - 10_000
+            with suppress(OSError, OverflowError):
+                above.bind(("127.0.0.1", port))
+                return port
