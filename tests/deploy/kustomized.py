@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -70,9 +71,12 @@ def complaints(objects: Sequence[Object], secrets: Mapping[str, set[str]]) -> It
         objects: as `build` returns them.
         secrets: the keys of each Secret that will be there.
     """
+    malformed = [complaint for thing in objects for complaint in _schema(thing)]
+    yield from malformed
+    if malformed:
+        return  # the rules below read what the schemas promise
     pods = pods_of(objects)
     for thing in objects:
-        yield from _schema(thing)
         yield from _metadata(thing)
         if thing["kind"] in ("RayJob", "RayCluster"):
             yield from ray_complaints(thing)
@@ -80,6 +84,8 @@ def complaints(objects: Sequence[Object], secrets: Mapping[str, set[str]]) -> It
             yield from _monitor(thing, objects, secrets)
         if thing["kind"] == "Service":
             yield from _service(thing, objects)
+        if thing["kind"] == "ConfigMap":
+            yield from _addresses(thing, objects)
     for pod in pods:
         yield from _schema({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.owner}, "spec": pod.spec})
         yield from pod_complaints(pod)
@@ -124,6 +130,15 @@ def _monitor(thing: Object, objects: Sequence[Object], secrets: Mapping[str, set
         for reference in endpoint.get("basicAuth", {}).values():
             if reference["key"] not in secrets.get(reference["name"], set()):
                 yield f"{where}: nobody makes secret {reference['name']} with {reference['key']}"
+
+
+def _addresses(thing: Object, objects: Sequence[Object]) -> Iterator[str]:
+    services = [other["metadata"]["name"] for other in objects if other["kind"] == "Service"]
+    for name in ("POSTGRES_HOST", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI"):
+        host = thing["data"].get(name, "")
+        host = urlsplit(host).hostname or host
+        if host and "." not in host and host not in services:
+            yield f"ConfigMap {thing['metadata']['name']}: {name} names {host}, and there is no service {host}"
 
 
 def _service(thing: Object, objects: Sequence[Object]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 Object = Mapping[str, Any]
@@ -60,14 +61,12 @@ def _is(peer: Object, end: End) -> bool:
 
 
 def _inside(block: Object, address: str) -> bool:
-    from ipaddress import ip_address, ip_network
-
     excepted = any(ip_address(address) in ip_network(cidr) for cidr in block.get("except", []))
     return ip_address(address) in ip_network(block["cidr"]) and not excepted
 
 
 def network_complaints(policies: Sequence[Object], pods: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Say which pods stand open: whom somebody from elsewhere reaches, or who reaches an address outside at any port."""
+    """Say which pods somebody from elsewhere reaches, which reach out too far, and which not even a name server."""
     stranger, outside = End(namespace="default"), End(address="203.0.113.7")
     for owner, labels in pods.items():
         me = End(labels=labels)
@@ -75,7 +74,7 @@ def network_complaints(policies: Sequence[Object], pods: Mapping[str, Mapping[st
             yield f"{owner}: is reached from another namespace"
         if reaches(policies, me, outside, 25) or reaches(policies, me, outside, 80):
             yield f"{owner}: reaches the internet"
-        if reaches(policies, me, End(address="169.254.169.254"), 80):
+        if any(reaches(policies, me, End(address="169.254.169.254"), port) for port in (80, 443)):
             yield f"{owner}: reaches the cloud's metadata server"
         if not reaches(policies, me, End(namespace="kube-system"), 53, "UDP"):
             yield f"{owner}: cannot resolve names"

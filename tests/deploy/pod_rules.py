@@ -162,12 +162,10 @@ def _references(pod: Pod) -> Iterator[tuple[str, str, set[str]]]:
             reference = variable.get("valueFrom", {}).get("secretKeyRef")
             if reference:
                 yield "secret", reference["name"], {reference["key"]}
+            path, _, key = variable.get("value", "").rpartition("/")
             for mount in container.get("volumeMounts", []):
-                if variable["name"].endswith("_FILE") and variable.get("value", "").startswith(
-                    mount["mountPath"] + "/"
-                ):
-                    if mount["name"] in mounted:
-                        yield "secret", mounted[mount["name"]], {variable["value"].rpartition("/")[2]}
+                if variable["name"].endswith("_FILE") and mount["mountPath"] == path and mount["name"] in mounted:
+                    yield "secret", mounted[mount["name"]], {key}
 
 
 def _volumes(pod: Pod, kind: str) -> list[Object]:
