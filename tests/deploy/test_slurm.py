@@ -159,7 +159,7 @@ def story(site):
     first = log.read_text()
     site.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
     state = site.slurm.wait(job, ["COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"], 400)
-    yield Story(job, mode, secret, first, log.read_text()[len(first) :], state)
+    return Story(job, mode, secret, first, log.read_text()[len(first) :], state)
 
 
 def _until(site, job, log, ready, seconds):

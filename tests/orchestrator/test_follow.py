@@ -29,7 +29,7 @@ def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri
     )
     runs.set_status(mlflow_uri, begin_training(suite, train_run), "FINISHED")
     shown: list[Status] = []
-    follower = Follower([work], suite, local_cluster(), shown.extend)
+    follower = Follower([work], suite, local_cluster(), shown.extend, lambda _, __: None)
     with follower.watching():
         follower.started(work.train_run.key)
         follower.draw()
