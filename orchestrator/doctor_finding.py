@@ -8,6 +8,10 @@ from orchestrator.table import Column, Table
 
 Level = Literal["ok", "warn", "fail"]
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
+SEEN_WIDTH = 80
+"""Characters of what was seen that a line of a terminal has room for."""
+MOST_NAMED = 4
+"""Machines that are named where more were seen alike."""
 EVERYWHERE = "all"
 """Where a finding belongs that is about all machines together."""
 
@@ -40,7 +44,7 @@ def merged(findings: Sequence[Finding]) -> list[Finding]:
     checks = list(dict.fromkeys(one.check for one in findings))
     worst = list(COLORS)[::-1]
     joined = [
-        Finding(check=check, where=", ".join(dict.fromkeys(where)), level=level, seen=seen, way_out=way_out)
+        Finding(check=check, where=_named(list(dict.fromkeys(where))), level=level, seen=seen, way_out=way_out)
         for (check, level, seen, way_out), where in alike.items()
     ]
     return sorted(joined, key=lambda one: (checks.index(one.check), worst.index(one.level)))
@@ -58,9 +62,25 @@ def findings_table(findings: Sequence[Finding], *, for_people: bool) -> Table:
     return Table(
         title=title,
         columns=tuple(columns),
-        rows=tuple((one.check, one.where, COLORS[one.level], one.seen) for one in shown),
-        notes=tuple(f"{COLORS[one.level]}: {one.check}, {one.where}: {one.way_out}" for one in ways),
+        rows=tuple((one.check, one.where, COLORS[one.level], _short(one.seen)) for one in shown),
+        notes=tuple(map(_note, ways)),
     )
+
+
+def _note(one: Finding) -> str:
+    whole = f"{one.seen}\n    " if one.seen != _short(one.seen) else ""
+    return f"{COLORS[one.level]}: {one.check}, {one.where}: {whole}{one.way_out}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SEEN_WIDTH else f"{line[: SEEN_WIDTH - 1]}…"
+
+
+def _named(where: Sequence[str]) -> str:
+    if len(where) <= MOST_NAMED:
+        return ", ".join(where)
+    return f"{', '.join(where[: MOST_NAMED - 1])} and {len(where) - MOST_NAMED + 1} others"
 
 
 def _counted(findings: Sequence[Finding]) -> str:

@@ -145,6 +145,14 @@ def test_for_people_what_is_alike_stands_once_and_the_worst_of_a_check_first():
     assert "red: one, c: the way out" in text
 
 
+def test_what_is_long_or_of_many_machines_is_cut_and_told_whole_below():
+    found = [finding("one", f"n{place}", "fail", seen="word " * 40) for place in range(9)]
+    text = render(findings_table(found, for_people=True), "text")
+    (line,) = (line for line in text.splitlines() if line.startswith("one"))
+    assert "n0, n1, n2 and 6 others" in line and line.endswith("…") and len(line) < 125
+    assert "word " * 39 in text
+
+
 def test_for_programs_every_finding_is_a_row():
     found = [finding("one", "a", "ok"), finding("one", "b", "warn")]
     rows = json.loads(render(findings_table(found, for_people=False), "json"))["rows"]
