@@ -48,7 +48,7 @@ class Processes:
             )
         self.running[name], self._endings[name] = process, ending
 
-    def wait(self, name: str, is_ready: Callable[[], bool], seconds: float = 90.0) -> None:
+    def wait(self, name: str, is_ready: Callable[[], bool], seconds: float = 180.0) -> None:
         """Wait until something is true.
 
         Raises:

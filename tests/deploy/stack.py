@@ -66,7 +66,7 @@ class Stack:
             "TMPDIR": str(self.folder / "tmp"),
         }
 
-    def rnc(self, *arguments: str, seconds: float = 300.0, **more: str) -> "subprocess.CompletedProcess[str]":
+    def rnc(self, *arguments: str, seconds: float = 540.0, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run rnc as a user of the stack, on a machine that is no node of it."""
         return self.run(sys.executable, "-m", "orchestrator.cli", *arguments, seconds=seconds, **more)
 

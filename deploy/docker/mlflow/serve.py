@@ -9,6 +9,7 @@ Users: the admin may do everything; `rnc` may read everything, and write what it
 import base64
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -20,9 +21,7 @@ from pathlib import Path
 from typing import Any
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-MIN_LENGTH = 12
-MIN_CHARACTERS = 6
-"""Different ones, of a secret."""
+MIN_LENGTH, MIN_DIFFERENT = 12, 6  # characters of a secret
 PLACEHOLDER = re.compile(
     r"change.?(me|it|this)|replace|placeholder|example|pass.?word|secret|^(your|my|the|some)\b|^[<$]", re.I
 )
@@ -140,16 +139,15 @@ def _secret(environ: dict[str, str], name: str, shortest: int) -> tuple[str, str
         return "", f"is not set; set it, or {name}_FILE to the path of a file that holds it"
     if len(value) < shortest:
         return value, f"has {len(value)} characters, expected at least {shortest}"
-    if PLACEHOLDER.search(value) or len(set(value)) < min(shortest, MIN_CHARACTERS):
+    if PLACEHOLDER.search(value) or len(set(value)) < min(shortest, MIN_DIFFERENT):
         return value, "is a placeholder; make one with: openssl rand -hex 24"
     return value, ""
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, folder: Path) -> None:
     """Serve until SIGTERM or SIGINT, in this very process."""
     import uvicorn  # MLflow's own middleware is only set up where it finds it imported
 
-    folder = Path(tempfile.mkdtemp(prefix="rnc-mlflow-"))
     _set_environment(settings, folder)
     _make_auth_database(settings)
     from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS, create_app, store
@@ -158,12 +156,10 @@ def serve(settings: Settings) -> None:
     _hide_storage()
     initialize_backend_stores(_address(settings.database), _address(settings.database), "mlflow-artifacts:/")
     BEFORE_REQUEST_VALIDATORS["/metrics", "GET"] = lambda: True  # of any user, and so the reader's as Prometheus is
-    app = create_app()
+    app = reader_reads(create_app())
     set_users(store, settings)
     print(f"MLflow listens on {settings.host}:{settings.port}", flush=True)
-    uvicorn.run(
-        reader_reads(app), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5
-    )
+    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5)
 
 
 def _hide_storage() -> None:
@@ -288,8 +284,11 @@ def _reads(scope: Scope) -> bool:
 
 def main() -> int:
     """Start, or say what has to be mended first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which uvicorn raises again once it has ended its requests
     try:
-        serve(read_settings(dict(os.environ)))
+        settings = read_settings(dict(os.environ))
+        with tempfile.TemporaryDirectory(prefix="rnc-mlflow-") as folder:
+            serve(settings, Path(folder))
     except Refusal as refusal:
         for line in str(refusal).splitlines():
             print(f"error: {line}", file=sys.stderr)
