@@ -36,7 +36,7 @@ class Processes:
             environment: of it.
             ending: the signal that ends it in order.
         """
-        with (self.folder / f"{name}.log").open("wb") as log:
+        with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
                 env={**environment, MARK: str(self.folder)},

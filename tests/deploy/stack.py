@@ -131,7 +131,7 @@ def _start(folder: Path, places: Mapping[str, Place], started: Processes, with_r
     started.wait("mlflow", lambda: _status(f"{running.mlflow}/health") == 200)
     started.wait("seaweed", lambda: _status(running.s3) is not None)
     if with_ray:
-        started.wait("worker2", lambda: len(nodes(running)) == len(NODES))
+        started.wait("head", lambda: _all_joined(running, gcs, dashboard))
     return running
 
 
@@ -244,6 +244,14 @@ def nodes(running: Stack) -> list[dict[str, Any]]:
         f"{running.dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {running.secrets.ray}"}, timeout=10.0
     ).json()
     return [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+
+
+def _all_joined(running: Stack, gcs: int, dashboard: int) -> bool:
+    """Start workers again that gave up: Ray gives a node 30 seconds to start, which a busy machine may not have."""
+    for name in NODES[1:]:
+        if running.processes.running[name].poll() is not None:
+            _start_node(running, name, gcs, dashboard)
+    return len(nodes(running)) == len(NODES)
 
 
 def _plain() -> dict[str, str]:
