@@ -3,7 +3,8 @@
 # Run it once, before the first `kubectl apply`; Secrets that exist are left as they are.
 #
 #   ./make-secrets.sh                                        # all, for overlays dev and gpu
-#   POSTGRES_PASSWORD_FILE=FILE ./make-secrets.sh --external # for overlay prod: the password of your database, no S3 keys
+#   POSTGRES_PASSWORD_FILE=FILE POSTGRES_CA_FILE=FILE ./make-secrets.sh --external
+#       # for overlay prod: the password of your database, who signed its certificate, and no keys of an object store
 set -eu
 umask 077
 namespace=retinanet-conf
@@ -37,6 +38,7 @@ random object-store AWS_SECRET_ACCESS_KEY
 if [ "$external" = --external ]; then
     tr -d '\n' <"${POSTGRES_PASSWORD_FILE:?a file with the password of the database user mlflow}" \
         >"$held/postgres/POSTGRES_PASSWORD"
+    cp "${POSTGRES_CA_FILE:?the certificate of the authority that signed the one of the database}" "$held/postgres/ca.pem"
 fi
 
 kubectl get namespace "$namespace" >/dev/null 2>&1 || kubectl create namespace "$namespace"

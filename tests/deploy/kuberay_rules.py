@@ -112,10 +112,10 @@ def _cluster(where: str, spec: Object) -> Iterator[str]:
         if least is None or most is None or not least <= group.get("replicas", least) <= most:
             yield f"{place}: expected minReplicas <= replicas <= maxReplicas"
     yield from _autoscaler(where, spec)
-    names = {variable["name"] for variable in head["template"]["spec"]["containers"][0].get("env", [])}
-    if spec.get("gcsFaultToleranceOptions") and names & {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS"}:
+    variables = {variable["name"] for variable in head["template"]["spec"]["containers"][0].get("env", [])}
+    if spec.get("gcsFaultToleranceOptions") and variables & {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS"}:
         yield f"{where}: gcsFaultToleranceOptions forbids REDIS_PASSWORD and RAY_REDIS_ADDRESS in the environment"
-    if not spec.get("gcsFaultToleranceOptions") and "RAY_REDIS_ADDRESS" in names:
+    if not spec.get("gcsFaultToleranceOptions") and "RAY_REDIS_ADDRESS" in variables:
         yield f"{where}: RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions"
 
 
@@ -133,8 +133,8 @@ def _group(where: str, group: Object) -> Iterator[str]:
     ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
     if ports.get("metrics") != 8080 or params.get("metrics-export-port") != "8080":
         yield f"{where}: metrics are not at port 8080"
-    shared = next((v for v in group["template"]["spec"].get("volumes", []) if v["name"] == "shared-memory"), {})
-    size = quantity(shared.get("emptyDir", {}).get("sizeLimit", "0"))
+    volumes = {volume["name"]: volume for volume in group["template"]["spec"].get("volumes", [])}
+    size = quantity(volumes.get("shared-memory", {}).get("emptyDir", {}).get("sizeLimit", "0"))
     if not int(params.get("object-store-memory", 0)) < size < quantity(container["resources"]["limits"]["memory"]):
         yield f"{where}: expected object-store-memory < /dev/shm < the limit of memory"
 

@@ -41,7 +41,8 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, set
     folder = tmp_path_factory.mktemp("secrets")
     (folder / "password").write_text("of the cloud's database")
     inside = made_secrets(folder / "inside")
-    outside = made_secrets(folder / "outside", "--external", POSTGRES_PASSWORD_FILE=str(folder / "password"))
+    files = {name: str(folder / "password") for name in ("POSTGRES_PASSWORD_FILE", "POSTGRES_CA_FILE")}
+    outside = made_secrets(folder / "outside", "--external", **files)
     keys = {name: {secret: set(made[secret]) for secret in made} for name, made in (("in", inside), ("out", outside))}
     return {overlay: keys["out" if overlay == "prod" else "in"] for overlay in OVERLAYS}
 
@@ -153,8 +154,10 @@ def test_secrets_are_random_long_and_seen_by_nobody(tmp_path: Path):
     assert all(len(value) == 48 and value not in calls for value in values[0])
     assert sorted(made[0]) == ["mlflow", "object-store", "postgres", "ray-auth-token"]
     (tmp_path / "password").write_text("of the cloud's database\n")
-    there = made_secrets(tmp_path / "x", "--external", POSTGRES_PASSWORD_FILE=str(tmp_path / "password"))
-    assert there["postgres"]["POSTGRES_PASSWORD"] == "of the cloud's database"
+    (tmp_path / "ca").write_text("certificate")
+    files = {"POSTGRES_PASSWORD_FILE": str(tmp_path / "password"), "POSTGRES_CA_FILE": str(tmp_path / "ca")}
+    there = made_secrets(tmp_path / "x", "--external", **files)
+    assert there["postgres"] == {"POSTGRES_PASSWORD": "of the cloud's database", "ca.pem": "certificate"}
     assert "object-store" not in there
 
 
