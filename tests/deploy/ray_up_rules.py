@@ -34,7 +34,7 @@ NODE_FIELDS = {
 def launcher_complaints(config: Config) -> Iterator[str]:
     """Say what Ray's cluster launcher would refuse."""
     import click
-    import jsonschema  # type: ignore[import-untyped]
+    import jsonschema
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
