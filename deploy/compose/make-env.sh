@@ -29,6 +29,7 @@ secret() { # VARIABLE FILE
     secret RNC_MLFLOW_PASSWORD rnc-password
     secret RNC_MLFLOW_READER_PASSWORD mlflow-reader-password
     secret RAY_AUTH_TOKEN ray-auth-token
+    secret GRAFANA_ADMIN_PASSWORD grafana-admin-password
 } >.env.new
 mv .env.new .env
 (umask 022 && mkdir -p data/coco data/weights)

@@ -49,7 +49,8 @@ def _of_service(service: Mapping[str, Any], config: Mapping[str, Any]) -> Iterat
         if value and any(word in variable for word in SECRET_NAME) and not variable.endswith(PATHS):
             yield f"{variable} is a secret in the environment"
     if service.get("restart") != "no":
-        if not (service.get("healthcheck") or {}).get("test"):
+        check = service.get("healthcheck") or {}
+        if check.get("disable") or not check.get("test"):
             yield "has no health check"
         if not (service.get("logging") or {}).get("options", {}).get("max-size"):
             yield "may fill the disk with its log"

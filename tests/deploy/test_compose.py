@@ -13,8 +13,14 @@ from tests.deploy.compose_rules import complaints
 from tests.deploy.programs import program
 
 ROOT = Path(__file__).parents[2]
-FILES = ("compose.yaml", "compose.cpu.yaml", "make-env.sh", ".env.example")
-COMBINATIONS = [("compose.yaml",), ("compose.yaml", "compose.cpu.yaml")]
+FILES = ("compose.yaml", "compose.cpu.yaml", "compose.monitoring.yaml", "make-env.sh", ".env.example")
+WITH_MONITORING = ("compose.yaml", "compose.monitoring.yaml")
+COMBINATIONS = [
+    ("compose.yaml",),
+    ("compose.yaml", "compose.cpu.yaml"),
+    WITH_MONITORING,
+    ("compose.yaml", "compose.cpu.yaml", "compose.monitoring.yaml"),
+]
 SECRETS = (
     "POSTGRES_PASSWORD_FILE",
     "AWS_ACCESS_KEY_ID_FILE",
@@ -24,6 +30,7 @@ SECRETS = (
     "RNC_MLFLOW_PASSWORD_FILE",
     "RNC_MLFLOW_READER_PASSWORD_FILE",
     "RAY_AUTH_TOKEN_FILE",
+    "GRAFANA_ADMIN_PASSWORD_FILE",
 )
 
 
@@ -75,7 +82,7 @@ def test_it_refuses_without_a_secret_and_says_which(made, missing, how):
     lines = [line for line in env.read_text().splitlines() if not line.startswith(f"{missing}=")]
     assert len(lines) == len(env.read_text().splitlines()) - 1
     env.write_text("\n".join([*lines, *([f"{missing}="] if how == "empty" else [])]))
-    done = compose(made, "config", "--quiet")
+    done = compose(made, "config", "--quiet", files=WITH_MONITORING)
     assert done.returncode != 0
     assert missing in done.stderr and "make-env.sh" in done.stderr
 
@@ -167,6 +174,29 @@ def test_a_planted_mistake_is_found(made, mistake):
     assert right in text
     (made / "compose.yaml").write_text(text.replace(right, wrong))
     assert complaint in "\n".join(complaints(resolved(made), secret_values(made)))
+
+
+MONITORING_MISTAKES = {
+    "secret-in-environment": (
+        "GF_SECURITY_ADMIN_PASSWORD__FILE: /run/secrets/grafana-admin-password",
+        "GF_SECURITY_ADMIN_PASSWORD: hunter2hunter2",
+        "grafana: GF_SECURITY_ADMIN_PASSWORD is a secret",
+    ),
+    "port-to-everybody": ('"127.0.0.1:3000:3000"', '"3000:3000"', "grafana: port 3000 is published beyond"),
+    "whom-the-image-says": ('    user: "65534:65534" # nobody\n', "", "prometheus: runs as root"),
+    "no-health-check": ('"http://127.0.0.1:9090/-/ready"]', '"x"]\n      disable: true', "prometheus: has no health"),
+    "endless-log": ('options: {max-size: 20m, max-file: "5"}', "options: {}", "grafana: may fill the disk"),
+    "writable-rules": ("/etc/prometheus/rules.yml:ro", "/etc/prometheus/rules.yml", "prometheus: may write to"),
+}
+
+
+@pytest.mark.parametrize("mistake", MONITORING_MISTAKES)
+def test_a_mistake_planted_in_monitoring_is_found(made, mistake):
+    right, wrong, complaint = MONITORING_MISTAKES[mistake]
+    file = made / "compose.monitoring.yaml"
+    assert right in file.read_text()
+    file.write_text(file.read_text().replace(right, wrong))
+    assert complaint in "\n".join(complaints(resolved(made, WITH_MONITORING), secret_values(made)))
 
 
 def test_a_secret_that_was_written_into_the_file_is_found(made):

@@ -210,7 +210,7 @@ def compose(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]
     )
 
 
-SECRETS = {"GRAFANA_ADMIN_PASSWORD": "for this test only", "RNC_MLFLOW_READER_PASSWORD_FILE": "reader"}
+SECRETS = {"GRAFANA_ADMIN_PASSWORD_FILE": "admin", "RNC_MLFLOW_READER_PASSWORD_FILE": "reader"}
 
 
 @pytest.mark.parametrize("missing", sorted(SECRETS))
