@@ -1,9 +1,11 @@
 """The objects of deploy/kubernetes, built as `kubectl apply -k` builds them, and all that can be said against them."""
 
+import json
 import os
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,11 +100,18 @@ def _schema(thing: Object) -> Iterator[str]:
     """Ask the schemas of Kubernetes itself."""
     if thing["kind"] in CUSTOM:
         return
+    if said := _refusal(json.dumps(thing, sort_keys=True)):
+        yield f"{thing['kind']} {thing['metadata']['name']}: {said}"
+
+
+@cache
+def _refusal(thing: str) -> str:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="tests/deploy/requirements.lock has it")
     try:
-        kubernetes_validate.validate(thing, "1.32", strict=True)
+        kubernetes_validate.validate(json.loads(thing), "1.32", strict=True)
     except kubernetes_validate.ValidationError as error:
-        yield f"{thing['kind']} {thing['metadata']['name']}: {error.message}"
+        return str(error.message)
+    return ""
 
 
 def _metadata(thing: Object) -> Iterator[str]:

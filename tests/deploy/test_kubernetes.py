@@ -220,7 +220,7 @@ def test_seaweedfs_answers_as_it_is_started_there_and_only_on_its_s3_port(
         outside = {c.laddr.port for c in here if c.status == "LISTEN" and c.laddr.ip not in ("127.0.0.1", "::1")}
         assert outside == {ports["s3"], ports["s3"] + 10_000}, "S3, and its gRPC, which the NetworkPolicy keeps shut"
     finally:
-        process.terminate()
+        process.kill()
         process.wait(timeout=30)
 
 
