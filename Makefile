@@ -51,6 +51,8 @@ lock: $(READY)  ## Resolve the lock files anew from pyproject.toml and the requi
 	$(COMPILE) --group dev --output-file requirements.lock pyproject.toml
 	$(COMPILE) --constraint requirements.lock --output-file deploy/docker/mlflow/requirements.lock \
 		deploy/docker/mlflow/requirements.in
+	$(COMPILE) --constraint requirements.lock --constraint deploy/docker/mlflow/requirements.lock \
+		--output-file deploy/ray-up/requirements.lock deploy/ray-up/requirements.in
 	$(COMPILE) --constraint requirements.lock --output-file tests/deploy/requirements.lock tests/deploy/requirements.in
 
 clean:  ## Remove the environment; ./runs stays
