@@ -10,7 +10,9 @@ import pytest
 from tests.deploy.programs import program
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILES = sorted((ROOT / "deploy").rglob("Dockerfile"))
+DOCKERFILES = sorted((ROOT / "deploy" / "docker").rglob("Dockerfile"))
+LAUNCHER = ROOT / "deploy" / "ray-up" / "Dockerfile"
+"""Of the image that adds to one of ours; it copies nothing of the project."""
 SCRIPTS = sorted(
     [*(ROOT / "deploy").rglob("*.sh"), *(ROOT / "deploy").rglob("*.sbatch"), *ROOT.glob("tests/deploy/*.sh")]
 )
@@ -31,30 +33,56 @@ def shellcheck(path):
 def complaints(text):
     """Return what our own rules say against a Dockerfile."""
     found = []
-    if not re.search(r"^ARG BASE_IMAGE=\S+\nENV|^ARG BASE_IMAGE=\S+\n\nFROM \$\{BASE_IMAGE\}", text, re.M):
+    if not re.search(r"^ARG BASE_IMAGE=\S+\n(ENV|\n?FROM \$\{BASE_IMAGE\})", text, re.M):
         found.append("the base cannot be chosen")
     if re.findall(r"^USER (.+)$", text, re.M)[-1:] != ["10001:10001"]:
         found.append("does not end as user 10001")
-    for line in re.findall(r"pip install .*", text):
+    for line in re.findall(r"pip(?: --python \S+)? install .*", text):
         if "--require-hashes" not in line and "--no-deps" not in line:
             found.append("installs what no hash vouches for")
     if re.search(r"^(ARG|ENV) \w*(PASSWORD|SECRET|TOKEN|KEY)\w*", text, re.M):
         found.append("a secret would stay in a layer")
     if re.search(r"https?://", text.replace("http://127.0.0.1", "")):
         found.append("names a place to download from")
+    return found
+
+
+def order_complaints(text):
+    """Return what is wrong with the order of a Dockerfile that copies the project."""
     sources = [
         match.start() for match in re.finditer(r"^COPY (model|orchestrator|experiments|.*serve\.py)", text, re.M)
     ]
     if not sources or min(sources) < text.find("requirements.lock\n", text.find("--require-hashes --requirement /opt")):
-        found.append("a change of the sources installs everything anew")
-    return found
+        return ["a change of the sources installs everything anew"]
+    return []
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=named)
 def test_a_dockerfile_is_right(path):
     done = hadolint(path)
     assert done.returncode == 0, done.stdout
-    assert complaints(path.read_text()) == []
+    assert complaints(path.read_text()) + order_complaints(path.read_text()) == []
+
+
+def test_the_launchers_dockerfile_is_right():
+    done = hadolint(LAUNCHER)
+    assert done.returncode == 0, done.stdout
+    assert complaints(LAUNCHER.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "complaint"),
+    [
+        ("USER 10001:10001\n", "", "user 10001"),
+        ("FROM ${BASE_IMAGE}", "FROM retinanet-conf", "base cannot be chosen"),
+        ("--require-hashes --no-deps", "--upgrade", "no hash"),
+        ("FROM ${BASE_IMAGE}\n", "FROM ${BASE_IMAGE}\nARG RAY_AUTH_TOKEN\n", "stay in a layer"),
+    ],
+)
+def test_a_mistake_planted_in_the_launchers_dockerfile_is_found(right, wrong, complaint):
+    text = LAUNCHER.read_text()
+    assert right in text
+    assert complaint in "\n".join(complaints(text.replace(right, wrong)))
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=named)
@@ -96,7 +124,7 @@ def test_sources_before_the_environment_are_found():
     moved = text.replace("COPY model model\n", "").replace(
         "COPY requirements.lock", "COPY model model\nCOPY requirements.lock"
     )
-    assert complaints(moved) == ["a change of the sources installs everything anew"]
+    assert order_complaints(moved) == ["a change of the sources installs everything anew"]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=named)
