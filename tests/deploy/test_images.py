@@ -74,6 +74,7 @@ def test_the_image_holds_what_a_head_a_worker_and_a_job_import(built):
     assert done.stdout.strip() not in ("", "None")  # it can use GPUs
     ray = run(built, RNC, "ray", "--version")
     assert ray.stdout.startswith("ray, version 2.60")
+    assert run(built, RNC, "bash", "-lc", "ray --version").stdout == ray.stdout  # KubeRay's may be a login shell
     assert run(built, RNC, "sh", "-c", "command -v wget").returncode == 0  # for the probes of KubeRay
 
 
