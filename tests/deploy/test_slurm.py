@@ -206,7 +206,7 @@ REFUSED = {
     "no-mlflow": ({"MLFLOW_TRACKING_URI": ""}, "x", "MLFLOW_TRACKING_URI is not set"),
     "local-mlflow": ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}, "x", "which the other nodes do not reach"),
     "no-password": ({"MLFLOW_TRACKING_PASSWORD_FILE": "/none"}, "x", "/none is empty or cannot be read"),
-    "no-programs": ({"PATH": "/usr/bin:/bin"}, "x", "rnc is not in"),
+    "no-programs": ({"PATH": "/usr/bin:/bin", "RNC_VENV": "/none"}, "x", "rnc is not in"),
 }
 
 
