@@ -60,7 +60,12 @@ def experiment_tags(tracking: Tracking) -> dict[str, str]:
 def tag_experiment(tracking: Tracking, name: str, value: str) -> None:
     """Write a tag of the suite's experiment."""
     tag = {"experiment_id": experiment_id(tracking), "key": name, "value": value}
-    rest.post(tracking.uri, "experiments/set-experiment-tag", tag)
+    try:
+        rest.post(tracking.uri, "experiments/set-experiment-tag", tag)
+    except rest.Refused as error:
+        if "unique" not in str(error).lower():
+            raise
+        rest.post(tracking.uri, "experiments/set-experiment-tag", tag)  # another process has just made it
 
 
 def untag_experiment(tracking: Tracking, name: str) -> None:

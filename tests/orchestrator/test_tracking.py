@@ -19,7 +19,7 @@ from orchestrator.keys import evaluation_key, train_key
 from orchestrator.liveness import Running, looks_alive, this_process
 from orchestrator.plan import Evaluation, Ledger, Place, TrainRun
 from orchestrator.settings import to_dict
-from orchestrator.suite import Tracking, open_suite, read_runs
+from orchestrator.suite import Tracking, open_suite, read_runs, tag_experiment
 
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)
 NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}  # no short decimals: 33.333..., 25, 20
@@ -341,3 +341,29 @@ def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):
 def test_reading_the_ledger_takes_no_import_of_mlflow():
     code = "import sys, orchestrator.tracking; sys.exit('mlflow' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", ["(sqlite3.IntegrityError) UNIQUE constraint failed", "(psycopg2.errors.UniqueViolation) duplicate key"]
+)
+def test_a_tag_that_another_process_makes_at_the_same_moment_is_written_over(monkeypatch, words):
+    answers = iter([rest.Refused(f"answers with 400: {words}", "BAD_REQUEST"), None])
+    asked = []
+
+    def post(uri, path, body):
+        asked.append(body)
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    monkeypatch.setattr(rest, "post", post)
+    tag_experiment(Tracking(uri="http://127.0.0.1:1", suite="s", experiment_id="1"), "turn", "mine")
+    assert asked == [{"experiment_id": "1", "key": "turn", "value": "mine"}] * 2
+
+
+def test_a_tag_that_is_refused_for_another_reason_is_not_written_again(monkeypatch):
+    def post(uri, path, body):
+        raise rest.Refused("answers with 400: too long", "INVALID_PARAMETER_VALUE")
+
+    monkeypatch.setattr(rest, "post", post)
+    with pytest.raises(rest.Refused, match="too long"):
+        tag_experiment(Tracking(uri="http://127.0.0.1:1", suite="s", experiment_id="1"), "turn", "mine")
