@@ -79,7 +79,10 @@ def test_report_pull_and_evaluate_find_the_same_numbers_from_elsewhere(submitted
 def test_metrics_are_in_postgresql_and_checkpoints_in_s3(submitted: Submitted):
     services = submitted.stack
     with postgres(services, "mlflow", services.secrets.postgres) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT key, max(value) FROM metrics GROUP BY key")
+        cursor.execute(
+            "SELECT key, max(value) FROM metrics JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id) "
+            "WHERE experiments.name = 'retinanet-conf/stack' GROUP BY key"
+        )
         metrics = dict(cursor.fetchall())
     assert {"train/loss", "val/AP", "AP"} <= metrics.keys()
     best = max(row["AP"] for row in rows(submitted.out))
