@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from model.inference import Predictor
+    from model.inference.predictor import Predictor
 
 
 def load(folder: "str | Path", *, device: str | None = None, **settings: Any) -> "Predictor":
@@ -21,6 +21,6 @@ def load(folder: "str | Path", *, device: str | None = None, **settings: Any) ->
     """
     from pathlib import Path
 
-    from model.inference import load as load_predictor
+    from model.inference.predictor import load as load_predictor
 
     return load_predictor(Path(folder), device, settings)

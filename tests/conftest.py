@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.shapes import draw_shapes
-from orchestrator.rayenv import set_ray_environment
+from model.data.shapes import draw_shapes
+from orchestrator.cluster.environment import set_ray_environment
 
 set_ray_environment(is_local=True)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from model.data import CocoData, read_coco
-from model.detections import DetectionTable
+from model.data.coco import CocoData, read_coco
+from model.inference.table import DetectionTable
 
 CATEGORIES = (2, 5, 9, 11)
 

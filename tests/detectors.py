@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import Categories, save_checkpoint
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from model.data import CocoData, read_coco
-from model.detector import RetinaNetConf, build_detector
-from model.scoring import score
+from model.data.coco import CocoData, read_coco
+from model.evaluation.scoring import score
+from model.network.checkpoint import Categories, save_checkpoint
+from model.network.detector import RetinaNetConf, build_detector
 
 MODEL = ModelConfig(
     backbone="resnet18_quarter", backbone_norm="group", channels=16, tower_depth=1, tower_norm="group", frozen_stages=0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, load_experiment
+from orchestrator.experiment.load import Experiment, load_experiment
 
 
 def write(folder: Path, text: str, name: str = "table.yaml") -> Path:

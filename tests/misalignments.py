@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.detections import DetectionTable
-from model.misalignment import BINS, IOUS, SCORES, DroppedTable, Misalignment
+from model.evaluation.misalignment import BINS, IOUS, SCORES, DroppedTable, Misalignment
+from model.inference.table import DetectionTable
 from tests.detections import table
 
 

@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from orchestrator import launch, server, tracking
-from orchestrator.experiment import Experiment, Resources, Row
-from orchestrator.live import Show
-from orchestrator.plan import Ledger, Plan, make_plan
+from orchestrator.driver import launch
+from orchestrator.driver.live import Show
+from orchestrator.experiment.load import Experiment, Resources, Row
+from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.site import Site
-from orchestrator.suite import open_suite
+from orchestrator.tracking import ledger as tracking
+from orchestrator.tracking import server
+from orchestrator.tracking.suite import open_suite
 
 TRAIN = TrainConfig(
     model=ModelConfig(

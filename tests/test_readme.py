@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.experiment import load_experiments
+from orchestrator.experiment.load import load_experiments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

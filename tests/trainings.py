@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from model.training import Progress, train
+from model.training.loop import Progress, train
 
 MODEL = ModelConfig(
     backbone="resnet18_quarter", backbone_norm="group", channels=16, tower_depth=1, tower_norm="group", frozen_stages=0

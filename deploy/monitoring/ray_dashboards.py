@@ -3,7 +3,7 @@
     .venv/bin/python deploy/monitoring/ray_dashboards.py [FOLDER]
 
 It is generated, and changes with Ray, so it is not kept here. Ray's dashboard of Ray Train stays empty, because rnc
-turns those metrics off (orchestrator/rayenv.py); ours, dashboards/suite.json, stands in for it.
+turns those metrics off (orchestrator/cluster/environment.py); ours, dashboards/suite.json, stands in for it.
 """
 
 import sys

@@ -19,11 +19,11 @@ import numpy as np
 from evaluation import SPLIT, detections, write_truth
 from numpy.typing import NDArray
 
-from model.data import CocoData, read_coco
-from model.detections import DetectionTable
-from model.evaluation import evaluate
-from model.matches import match
-from orchestrator.statistics import average_precision, resample
+from model.data.coco import CocoData, read_coco
+from model.evaluation.coco_eval import evaluate
+from model.evaluation.matches import match
+from model.inference.table import DetectionTable
+from orchestrator.report.intervals import average_precision, resample
 
 
 @click.command(help=__doc__)

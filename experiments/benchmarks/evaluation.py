@@ -22,9 +22,9 @@ from typing import Any
 import click
 import numpy as np
 
-from model.data import CocoData, read_coco
-from model.detections import DetectionTable
-from model.evaluation import METRICS, evaluate
+from model.data.coco import CocoData, read_coco
+from model.evaluation.coco_eval import METRICS, evaluate
+from model.inference.table import DetectionTable
 
 SPLIT = "val2017"
 NUM_CATEGORIES = 80

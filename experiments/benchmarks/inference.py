@@ -9,11 +9,11 @@ import torch
 from peer import NUM_CLASSES, SIZE, Way, in_turn, our_step, ratios, scene, spread, their_detector
 from torch import Tensor
 
-from model.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
 from model.config import InferenceConfig
-from model.heads import Predictions, flat
-from model.postprocess import detect
-from model.transforms import normalize
+from model.data.images import normalize
+from model.inference.postprocess import detect
+from model.network.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
+from model.network.retinanet import Predictions, flat
 
 THEIR_RULES = InferenceConfig(confidence_exponent=0.0, top_k_of="pairs", max_detections=300)
 RULES = {

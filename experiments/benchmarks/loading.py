@@ -14,8 +14,8 @@ import loading_images
 import loading_pipelines
 import loading_shapes
 
-from model.data import CocoData, read_coco
-from model.shapes import draw_shapes
+from model.data.coco import CocoData, read_coco
+from model.data.shapes import draw_shapes
 
 PARTS = ("annotations", "images", "shapes", "pipelines")
 

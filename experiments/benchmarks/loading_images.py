@@ -14,8 +14,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
-from model.data import CocoData, collate, load_image, load_sample, normalize, padded_shape, resize_shape
-from model.transforms import flip_boxes, resize, resize_boxes
+from model.data.coco import CocoData
+from model.data.images import flip_boxes, load_image, normalize, padded_shape, resize, resize_boxes, resize_shape
+from model.data.samples import collate, load_sample
 
 Edges = tuple[int, int]
 

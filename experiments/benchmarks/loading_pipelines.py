@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from model.batches import updates
 from model.config import DataConfig, TrainConfig
-from model.data import CocoData, batch_shape, collate, epoch_batches, flips, load_sample, read_coco
-from orchestrator.rayenv import set_ray_environment
+from model.data.coco import CocoData, read_coco
+from model.data.samples import collate, load_sample
+from model.training.batches import updates
+from model.training.order import batch_shape, epoch_batches, flips
+from orchestrator.cluster.environment import set_ray_environment
 
 WARM_UP = 4
 """Batches that do not count."""

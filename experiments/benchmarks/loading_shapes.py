@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model.coco_data import assemble
 from model.config import DataConfig, TrainConfig
-from model.data import CocoData, batch_shape, epoch_batches, resize_shape
+from model.data.coco import CocoData
+from model.data.images import resize_shape
+from model.data.split import assemble
+from model.training.order import batch_shape, epoch_batches
 
 
 def report(source: Path, num_images: int, say: Callable[[str], None]) -> None:

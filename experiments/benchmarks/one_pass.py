@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from peer import Way, in_turn, ratios, spread
 
-from model.checkpoint import read_card
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig
-from model.data import CocoData, read_coco
-from model.detections import TYPES
-from model.detector import RetinaNetConf, build_detector
-from model.pretrained import load_backbone
-from model.scoring import Scores, load_detector, score
-from model.shapes import draw_shapes
+from model.data.coco import CocoData, read_coco
+from model.data.shapes import draw_shapes
+from model.evaluation.scoring import Scores, load_detector, score
+from model.inference.table import TYPES
+from model.network.checkpoint import read_card
+from model.network.detector import RetinaNetConf, build_detector
+from model.network.pretrained import load_backbone
 
 ONE = [InferenceConfig()]
 TEN = [InferenceConfig(confidence_exponent=tenths / 10) for tenths in range(10)]

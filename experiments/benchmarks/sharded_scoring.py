@@ -17,15 +17,15 @@ from typing import Any
 import click
 import torch
 
-from model.checkpoint import save_checkpoint
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from model.data import read_coco
-from model.detector import build_detector
-from model.part_files import write_parts
-from model.scoring import load_detector, score_shards, shards
-from model.shapes import draw_shapes
-from orchestrator.rayenv import set_ray_environment
-from orchestrator.scored import Pass, Team, score_missing
+from model.data.coco import read_coco
+from model.data.shapes import draw_shapes
+from model.evaluation.part_files import write_parts
+from model.evaluation.scoring import load_detector, score_shards, shards
+from model.evaluation.shards import Pass, Team, score_missing
+from model.network.checkpoint import save_checkpoint
+from model.network.detector import build_detector
+from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.site import Site
 
 MODEL = ModelConfig(
@@ -47,7 +47,7 @@ WORKERS = 2
 def main(images: int, rounds: int) -> None:
     """Measure, and print ratios."""
     set_ray_environment(is_local=True)  # before anything imports Ray
-    from orchestrator.launch import start_ray, stop_ray
+    from orchestrator.driver.launch import start_ray, stop_ray
 
     with tempfile.TemporaryDirectory() as scratch:
         site = Site(home=Path(scratch))
@@ -119,7 +119,7 @@ def _train(root: Path, checkpoint: Path, keep: Path) -> None:
         def fit(self) -> None:
             import ray.train
 
-            from orchestrator.trainer import LeanTrainer
+            from orchestrator.worker.trainer import LeanTrainer
 
             LeanTrainer(
                 _work,

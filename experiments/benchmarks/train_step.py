@@ -26,12 +26,12 @@ from peer import (
 )
 from torch.profiler import ProfilerActivity, profile
 
-from model.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
-from model.batches import MicroBatch
 from model.config import ModelConfig
-from model.heads import Predictions, flat
-from model.losses import detector_losses
-from model.matching import GroundTruth, match, num_samples
+from model.network.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
+from model.network.retinanet import Predictions, flat
+from model.training.batches import MicroBatch
+from model.training.losses import detector_losses
+from model.training.matching import GroundTruth, match, num_samples
 
 PARTS = ("losses", "step", "memory")
 CONVOLUTION = ("aten::mkldnn_convolution", "aten::cudnn_convolution", "aten::convolution_backward")

@@ -68,7 +68,7 @@ class Stack:
 
     def rnc(self, *arguments: str, seconds: float = 540.0, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run rnc as a user of the stack, on a machine that is no node of it."""
-        return self.run(sys.executable, "-m", "orchestrator.cli", *arguments, seconds=seconds, **more)
+        return self.run(sys.executable, "-m", "orchestrator.cli.main", *arguments, seconds=seconds, **more)
 
     def run(self, *command: str, seconds: float = 60.0, **more: str) -> "subprocess.CompletedProcess[str]":
         """Run a command on the machine of the user, with more variables, or without those given as ""."""

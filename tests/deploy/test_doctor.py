@@ -158,7 +158,7 @@ class World:
             "MLFLOW_TRACKING_PASSWORD": PASSWORD,
         }
         done = subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", "doctor", "--format", "json", *arguments],
+            [sys.executable, "-m", "orchestrator.cli.main", "doctor", "--format", "json", *arguments],
             cwd=self.folder / "driver",
             env=_clean(**said | settings),
             capture_output=True,

@@ -28,11 +28,11 @@ print(json.dumps([[one.pid, *one.laddr] for one in psutil.net_connections("tcp")
 EMBEDDED = """
 import json, os, psutil, sys
 from pathlib import Path
-from orchestrator.rayenv import set_ray_environment
-from orchestrator.server import stop_server, tracking_server
+from orchestrator.cluster.environment import set_ray_environment
+from orchestrator.tracking.server import stop_server, tracking_server
 from orchestrator.site import Site
 set_ray_environment(is_local=True)
-from orchestrator.launch import start_ray, stop_ray
+from orchestrator.driver.launch import start_ray, stop_ray
 site = Site(home=Path(sys.argv[1]))
 tracking_server(site)
 start_ray(site)

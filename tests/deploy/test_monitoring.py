@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.gauges import GAUGES, UPDATES
+from orchestrator.worker.gauges import GAUGES, UPDATES
 from tests.deploy.programs import program
 from tests.deploy.promql import MONITORING, dashboard_expressions, filled, metrics_in, panels, rules
 

@@ -18,7 +18,7 @@ import pytest
 import requests
 import yaml
 
-from orchestrator.recorder import read_journal
+from orchestrator.tracking.recorder import read_journal
 from tests.deploy.programs import program
 from tests.deploy.promql import MONITORING, dashboard_expressions, filled, metrics_in, rules
 from tests.deploy.stack import ROOT, Stack

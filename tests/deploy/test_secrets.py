@@ -43,7 +43,7 @@ def test_no_file_of_the_stack_holds_a_secret(submitted: Submitted):
 
 def test_no_command_line_holds_a_secret(submitted: Submitted):
     seen = b"\n".join(submitted.command_lines)
-    assert b"serve.py" in seen and b"orchestrator.cli" in seen and b"ray::RayTrainWorker" in seen
+    assert b"serve.py" in seen and b"orchestrator.cli.main" in seen and b"ray::RayTrainWorker" in seen
     assert leaks_in(seen, submitted.stack.secrets.values()) == []
 
 

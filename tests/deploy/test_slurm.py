@@ -60,7 +60,7 @@ def site(tmp_path_factory):
         (user / "password").write_text(PASSWORD + "\n")
         tools = folder / "bin"
         tools.mkdir()
-        for name, words in {"rnc": "-m orchestrator.cli", "ray": "-m ray.scripts.scripts"}.items():
+        for name, words in {"rnc": "-m orchestrator.cli.main", "ray": "-m ray.scripts.scripts"}.items():
             (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
             (tools / name).chmod(0o755)
         yield Site(
@@ -123,7 +123,7 @@ def experiment(site, name, epochs, images):
 
 def results(site, name):
     """The rows of the table, as `rnc report` tells them from this machine."""
-    command = [sys.executable, "-m", "orchestrator.cli", "report", name, "--format", "json"]
+    command = [sys.executable, "-m", "orchestrator.cli.main", "report", name, "--format", "json"]
     told = os.environ | {key: site.variables[key] for key in ("PYTHONPATH", "RNC_HOME", "MLFLOW_TRACKING_URI")}
     done = subprocess.run(command, cwd=site.folder, env=told, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -9,15 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model import anchors as anchors_module
-from model import matching, postprocess
-from model.backbone import FeaturePyramid
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, ScheduleConfig
-from model.heads import Head, Predictions
-from model.losses import Losses, detector_losses
-from model.schedule import learning_rate
-from model.transforms import flip_boxes, normalize, padded_shape, resize, resize_boxes
-from model.transforms import resize_shape as resized_shape
+from model.data.images import flip_boxes, normalize, padded_shape, resize, resize_boxes
+from model.data.images import resize_shape as resized_shape
+from model.inference import postprocess
+from model.network import anchors as anchors_module
+from model.network.backbone import FeaturePyramid
+from model.network.retinanet import Head, Predictions
+from model.training import matching
+from model.training.losses import Losses, detector_losses
+from model.training.schedule import learning_rate
 
 Array = NDArray[Any]
 VARIANTS = {

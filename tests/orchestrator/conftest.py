@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.server import stop_server, tracking_server
 from orchestrator.site import Site
+from orchestrator.tracking.server import stop_server, tracking_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

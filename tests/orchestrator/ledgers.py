@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.config import TrainConfig
-from orchestrator import tracking
-from orchestrator.experiment import METRICS, Experiment, Row
-from orchestrator.plan import Ledger, Plan, make_plan
-from orchestrator.settings import to_dict
-from orchestrator.suite import Tracking
-from orchestrator.work import JOURNAL
+from model.settings import to_dict
+from orchestrator.experiment.load import METRICS, Experiment, Row
+from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.tracking import ledger as tracking
+from orchestrator.tracking.suite import Tracking
+from orchestrator.worker.task import JOURNAL
 
 NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from model.shapes import draw_shapes
-from orchestrator import launch, server
+from model.data.shapes import draw_shapes
+from orchestrator.driver import launch
 from orchestrator.site import Site
+from orchestrator.tracking import server
 
 
 @pytest.fixture(scope="module")

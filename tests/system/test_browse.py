@@ -9,14 +9,17 @@ import pytest
 from PIL import Image
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator import browse, runs, server, tracking, views
-from orchestrator.experiment import METRICS, Experiment, Row
-from orchestrator.pictures import store_picture
-from orchestrator.plan import Ledger, make_plan
-from orchestrator.recorder import Metric
-from orchestrator.showcase import DETECTIONS
+from orchestrator.experiment.load import METRICS, Experiment, Row
+from orchestrator.experiment.plan import Ledger, make_plan
+from orchestrator.report import pages as browse
+from orchestrator.report import views
 from orchestrator.site import Site
-from orchestrator.suite import Tracking, open_suite
+from orchestrator.tracking import ledger as tracking
+from orchestrator.tracking import runs, server
+from orchestrator.tracking.recorder import Metric
+from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.worker.pictures import store_picture
+from orchestrator.worker.showcase import DETECTIONS
 from tests.browser import CHROMIUM, Browser, chromium
 
 pytestmark = [

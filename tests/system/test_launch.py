@@ -12,16 +12,16 @@ import ray
 import torch
 
 from model.config import TrainConfig
-from model.training import train
-from orchestrator import launch
+from model.training.loop import train
+from orchestrator.cluster.capacity import Cluster, placement, require_fit
+from orchestrator.driver import launch
+from orchestrator.driver.live import Status, live_view
 from orchestrator.errors import UserError
-from orchestrator.experiment import Resources
-from orchestrator.fit import Cluster, placement, require_fit
-from orchestrator.keys import train_key
-from orchestrator.live import Status, live_view
-from orchestrator.recorder import read_journal
+from orchestrator.experiment.keys import train_key
+from orchestrator.experiment.load import Resources
 from orchestrator.site import Site
-from orchestrator.work import epochs_done, last_checkpoint
+from orchestrator.tracking.recorder import read_journal
+from orchestrator.worker.task import epochs_done, last_checkpoint
 from tests.suites import TRAIN, launched, ledger_of, plan_of
 
 pytestmark = pytest.mark.slow

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from model.shapes import draw_shapes
-from orchestrator import launch, runs, server, tracking
-from orchestrator.live import Status
-from orchestrator.recorder import read_journal
+from model.data.shapes import draw_shapes
+from orchestrator.driver import launch
+from orchestrator.driver.live import Status
 from orchestrator.site import Site
-from orchestrator.suite import Tracking, open_suite
+from orchestrator.tracking import ledger as tracking
+from orchestrator.tracking import runs, server
+from orchestrator.tracking.recorder import read_journal
+from orchestrator.tracking.suite import Tracking, open_suite
 from tests.suites import TRAIN, plan_of
 from tests.system.test_submit import EXPERIMENT, RNC
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.server import stop_server, tracking_server
 from orchestrator.site import Site
+from orchestrator.tracking.server import stop_server, tracking_server
 from tests.clusters import cluster
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ class Here:
         if token is not None:
             kept |= {"RAY_AUTH_TOKEN": token}
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            [sys.executable, "-m", "orchestrator.cli.main", *arguments],
             cwd=self.folder,
             env=kept,
             stdout=subprocess.PIPE,

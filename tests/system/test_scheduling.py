@@ -13,14 +13,15 @@ import ray
 from PIL import Image
 
 from model.config import TrainConfig
-from orchestrator import launch, server, stops
-from orchestrator.experiment import Resources
-from orchestrator.fit import Cluster
-from orchestrator.live import Status
-from orchestrator.plan import make_plan
+from orchestrator.cluster.capacity import Cluster
+from orchestrator.driver import launch, stops
+from orchestrator.driver.live import Status
+from orchestrator.experiment.load import Resources
+from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
-from orchestrator.suite import open_suite
-from orchestrator.work import epochs_done, last_checkpoint
+from orchestrator.tracking import server
+from orchestrator.tracking.suite import open_suite
+from orchestrator.worker.task import epochs_done, last_checkpoint
 from tests.suites import TRAIN, experiment_of, launched, ledger_of, plan_of, variant
 
 pytestmark = pytest.mark.slow

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from orchestrator.experiment import Experiment
-from orchestrator.follow import Follower
-from orchestrator.halving import Halving
-from orchestrator.plan import Ledger, Plan, make_plan
-from orchestrator.recorder import Recorder, Target
-from orchestrator.search import Asha, Search
+from orchestrator.driver.follow import Follower
+from orchestrator.driver.submit import submit
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.search import Asha, Search
 from orchestrator.site import Site
-from orchestrator.submit import submit
-from orchestrator.work import JOURNAL, epochs_done
+from orchestrator.tracking.recorder import Recorder, Target
+from orchestrator.worker.asha import Halving
+from orchestrator.worker.task import JOURNAL, epochs_done
 from tests.suites import experiment_of, launched, ledger_of, variant
 
 pytestmark = pytest.mark.slow

@@ -14,16 +14,17 @@ import pytest
 import torch
 
 from model.config import InferenceConfig
-from model.data import read_for_scoring
-from model.detections import TYPES, read_detections
-from model.scoring import load_detector, score
-from model.shapes import draw_shapes
-from orchestrator import launch, server
-from orchestrator.artifacts import download
-from orchestrator.experiment import Experiment, Resources, Row
-from orchestrator.plan import make_plan
+from model.data.coco import read_for_scoring
+from model.data.shapes import draw_shapes
+from model.evaluation.scoring import load_detector, score
+from model.inference.table import TYPES, read_detections
+from orchestrator.driver import launch
+from orchestrator.experiment.load import Experiment, Resources, Row
+from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
-from orchestrator.work import last_checkpoint
+from orchestrator.tracking import server
+from orchestrator.tracking.artifacts import download
+from orchestrator.worker.task import last_checkpoint
 from tests.suites import TRAIN, launched, ledger_of
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,176 @@
+"""Reading a COCO-format data set: annotations once per node, images wherever they are to be checked."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from model.config import DataConfig
+from model.data.annotations import Annotations, Images, read_tables
+from model.data.arrow import Columns
+from model.data.cache import shared
+from model.data.checks import annotation_faults, image_faults
+from model.data.faults import DataError, Fault, describe, refuse
+from model.data.split import COLUMNS, CocoData, assemble, read_data, write_data
+
+__all__ = ["CocoData", "read_coco", "read_for_scoring", "read_for_training"]
+
+FORMAT = 1
+"""Rises whenever the same annotation file gives other data, or the cached file another layout."""
+SETTLED_NS = 2_000_000_000
+"""An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
+
+
+def read_for_training(root: Path, config: DataConfig, *, check_images: bool = False) -> CocoData:
+    """Read the split that a training learns from; see read_coco."""
+    return _read_as(root, config, config.train_split, config.num_train_images, check_images)
+
+
+def read_for_scoring(root: Path, config: DataConfig, split: str, *, check_images: bool = False) -> CocoData:
+    """Read a split to score a training on, with as many images as its config says of that split; see read_coco."""
+    limits = {config.train_split: config.num_train_images, config.val_split: config.num_val_images}
+    return _read_as(root, config, split, limits.get(split), check_images)
+
+
+def _read_as(root: Path, config: DataConfig, split: str, num_images: int | None, check_images: bool) -> CocoData:
+    # Whatever is left out for its images has to be left out by every reader.
+    check = check_images or config.faults == "quarantine"
+    return read_coco(root, split, num_images=num_images, faults=config.faults, check_images=check)
+
+
+def read_coco(
+    root: Path,
+    split: str,
+    *,
+    num_images: int | None = None,
+    faults: Literal["refuse", "quarantine"] = "refuse",
+    check_images: bool = True,
+) -> CocoData:
+    """Read images `root/split/` and annotations `root/annotations/instances_<split>.json`.
+
+    Args:
+        root: the folder of the data set.
+        split: such as `val2017`.
+        num_images: take the first images by id only; None takes all.
+        faults: raise one DataError that lists every fault, or leave out what is faulty and tell of it in the result.
+        check_images: open every image; without it only the annotations are checked.
+
+    Raises:
+        DataError: something is faulty that is to be refused, or that no quarantine can mend.
+    """
+    if faults not in ("refuse", "quarantine"):
+        raise ValueError(f"faults is {faults!r}, expected 'refuse' or 'quarantine'")
+    file = root / "annotations" / f"instances_{split}.json"
+    _require_present(file, root / split)
+    identity: list[Any] = [num_images, faults]
+    data = _shared(file, identity, root, split, partial(_parse, file, root, split, num_images, faults, check_images))
+    of_images: list[Fault] = []
+    if check_images:
+        of_images = image_faults(root / split, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
+    if faults == "refuse":
+        refuse(file, of_images)
+    if not of_images:
+        return data
+    identity.append([asdict(fault) for fault in of_images])
+    return _shared(file, identity, root, split, partial(_without, file, data, of_images))
+
+
+def _parse(file: Path, root: Path, split: str, num_images: int | None, faults: str, check_images: bool) -> CocoData:
+    """Read and judge the annotations; images are checked only to tell of their faults as well."""
+    listed, annotations, categories = read_tables(file)
+    ids, first, copies = np.unique(listed.ids, return_index=True, return_counts=True)
+    images = listed.take(first)
+    chosen = images.take(np.arange(len(ids))[:num_images])
+
+    duplicates = [Fault(kind="image_duplicate", image_id=id) for id in ids[copies > 1].tolist()]
+    of_rows = annotation_faults(annotations, images, tuple(categories))
+    not_chosen = set(ids[len(chosen.ids) :].tolist())
+    of_rows = {row: fault for row, fault in of_rows.items() if fault.image_id not in not_chosen}
+    if duplicates or (of_rows and faults == "refuse"):
+        of_images = image_faults(root / split, chosen) if check_images else []
+        refuse(file, [*duplicates, *of_images, *of_rows.values()])
+    columns = _columns(chosen, _quarantined(annotations, of_rows, chosen), categories)
+    return assemble(root, split, columns, categories, tuple(of_rows.values()))
+
+
+def _without(file: Path, data: CocoData, of_images: Sequence[Fault]) -> CocoData:
+    """The data without the images at fault and their annotations."""
+    found = (*of_images, *data.faults)
+    keep = ~np.isin(data.image_ids, [fault.image_id for fault in of_images])
+    if not keep.any():
+        lines = [
+            f"{file}: no image is left of {len(data)}",
+            *describe(found),
+            "restore the images, or mend the list",
+        ]
+        raise DataError("\n  ".join(lines))
+    counts = np.diff(data.offsets)
+    rows = np.repeat(keep, counts)
+    columns = {
+        name: getattr(data, name)[rows if name.startswith("annotation") else keep]
+        for name in COLUMNS
+        if name != "offsets"
+    }
+    columns["names"] = np.array(columns["names"].tolist())  # as wide as the longest that is left
+    columns["offsets"] = np.concatenate([[0], counts[keep].cumsum()])
+    categories = dict(zip(data.category_ids, data.category_names, strict=True))
+    return assemble(data.root, data.split, columns, categories, found)
+
+
+def _require_present(file: Path, folder: Path) -> None:
+    missing = [f"file {file}"] if not file.is_file() else []
+    missing += [f"folder {folder}"] if not folder.is_dir() else []
+    if missing:
+        raise DataError(
+            f"{file.parent.parent}: the data set lacks {' and '.join(missing)}; expected images in <root>/<split>/ and "
+            "annotations in <root>/annotations/instances_<split>.json; mend the data root or the name of the split"
+        )
+
+
+def _quarantined(annotations: Annotations, faults: dict[int, Fault], images: Images) -> Annotations:
+    """The sound annotations of these images, sorted by image; those that leave an image are clipped to it."""
+    place = np.searchsorted(images.ids, annotations.image_ids).clip(max=len(images.ids) - 1)
+    keep = images.ids[place] == annotations.image_ids
+    for row, fault in faults.items():
+        if fault.kind == "box_outside" and keep[row]:
+            low, side = np.split(annotations.boxes[row], 2)
+            limit = images.sizes[place[row], ::-1]
+            low, high = np.clip(low, 0, limit), np.clip(low + side, 0, limit)
+            annotations.boxes[row] = [*low, *(high - low)]
+            keep[row] = (high > low).all()
+        else:
+            keep[row] = False
+    rows = np.flatnonzero(keep)
+    return annotations.take(rows[np.argsort(place[rows], kind="stable")])
+
+
+def _columns(images: Images, annotations: Annotations, categories: dict[int, str]) -> Columns:
+    place = np.searchsorted(images.ids, annotations.image_ids)
+    return {
+        "image_ids": images.ids,
+        "names": np.array([name.encode() for name in images.names]),
+        "sizes": images.sizes,
+        "offsets": np.searchsorted(place, np.arange(len(images.ids) + 1)).astype(np.int64),
+        "annotation_ids": annotations.ids,
+        "annotation_boxes": annotations.boxes,
+        "annotation_areas": annotations.areas,
+        "annotation_labels": np.searchsorted(list(categories), annotations.category_ids).astype(np.int16),
+        "annotation_crowds": annotations.crowds,
+    }
+
+
+def _shared(file: Path, identity: list[Any], root: Path, split: str, make: Callable[[], CocoData]) -> CocoData:
+    """What `make` gets from the annotation file, from the node's cache where it can be cached."""
+    status = file.stat()
+    if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+        return make()
+    stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    key = json.dumps([FORMAT, str(file.resolve()), split, stamps, identity])
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
+    return shared(name, make, write_data, partial(read_data, root=root, split=split))

@@ -1,0 +1,192 @@
+"""One split of a COCO-format data set as flat columns, which a process holds, hashes, maps and sends cheaply."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.data.arrow import Columns, map_arrow, write_arrow
+from model.data.faults import DataError, Fault
+
+COLUMNS = (
+    "image_ids",
+    "names",
+    "sizes",
+    "offsets",
+    "annotation_ids",
+    "annotation_boxes",
+    "annotation_areas",
+    "annotation_labels",
+    "annotation_crowds",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CocoData:
+    """One split: the images selected, by rising id, and their annotations as columns over all images.
+
+    Where a file is behind them, the columns are views of it, read-only and shared by all processes of the node.
+    """
+
+    root: Path
+    split: str
+    image_ids: NDArray[np.int64]
+    """[n], rising."""
+    names: NDArray[np.bytes_]
+    """[n], file names in UTF-8."""
+    sizes: NDArray[np.int32]
+    """[n, 2], height and width."""
+    category_ids: tuple[int, ...]
+    """The ids of the file, rising; a label is a place in this row."""
+    category_names: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    """[n + 1]; image i owns the annotations offsets[i] to offsets[i + 1]."""
+    annotation_ids: NDArray[np.int64]
+    annotation_boxes: NDArray[np.float64]
+    """[annotations, 4], x, y, width, height as the file has them."""
+    annotation_areas: NDArray[np.float64]
+    annotation_labels: NDArray[np.int16]
+    annotation_crowds: NDArray[np.bool_]
+    fingerprint: str
+    """sha256 over all of the above but root and split, so over what training and evaluation see."""
+    faults: tuple[Fault, ...] = ()
+    """What was left out or clipped because it is faulty."""
+    file: Path | None = field(default=None, init=False)
+    """The Arrow file that the columns are views of; pickling sends its path in their stead."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.file is not None and self.file.is_file():
+            return _reopen, (self.file, self.root, self.split, self.fingerprint)
+        return object.__reduce_ex__(self, protocol)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def file_names(self) -> list[str]:
+        """The name of each image's file, inside the folder of the split."""
+        return [name.decode() for name in self.names.tolist()]
+
+    def path(self, index: int) -> Path:
+        """Where an image is."""
+        name: bytes = self.names[index]
+        return self.root / self.split / name.decode()
+
+    def boxes(self, index: int) -> NDArray[np.float32]:
+        """The boxes to learn, xyxy [G, 4], clipped to the image; no crowds, nothing under a pixel."""
+        rows = self._rows_to_learn(index)
+        low, side = self.annotation_boxes[rows, :2], self.annotation_boxes[rows, 2:]
+        corners = np.concatenate([low, low + side], axis=1)
+        height, width = self.sizes[index].tolist()
+        boxes: NDArray[np.float32] = np.clip(corners, 0.0, [width, height, width, height]).astype(np.float32)
+        return boxes
+
+    def labels(self, index: int) -> NDArray[np.int64]:
+        """The label of each box to learn, [G], from 0."""
+        labels: NDArray[np.int64] = self.annotation_labels[self._rows_to_learn(index)].astype(np.int64)
+        return labels
+
+    def _rows_to_learn(self, index: int) -> NDArray[np.int64]:
+        start, stop = self.offsets[index : index + 2].tolist()
+        learn = ~self.annotation_crowds[start:stop] & (self.annotation_areas[start:stop] > 0)
+        learn &= (self.annotation_boxes[start:stop, 2:] >= 1).all(axis=1)
+        rows: NDArray[np.int64] = np.flatnonzero(learn) + start
+        return rows
+
+    def coco_dict(self) -> dict[str, Any]:
+        """The selected images and all their annotations, crowds included, as an evaluator takes them."""
+        image_ids = np.repeat(self.image_ids, np.diff(self.offsets))
+        # COCO's evaluation takes an annotation of id 0 for none at all, so ids start from 1.
+        ids = self.annotation_ids + max(0, 1 - int(self.annotation_ids.min(initial=1)))
+        columns = zip(
+            ids.tolist(),
+            image_ids.tolist(),
+            np.array(self.category_ids, dtype=np.int64)[self.annotation_labels].tolist(),
+            self.annotation_boxes.tolist(),
+            self.annotation_areas.tolist(),
+            self.annotation_crowds.astype(int).tolist(),
+            strict=True,
+        )
+        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+        images = zip(self.image_ids.tolist(), self.file_names, self.sizes.tolist(), strict=True)
+        categories = zip(self.category_ids, self.category_names, strict=True)
+        return {
+            "images": [{"id": id, "file_name": name, "height": h, "width": w} for id, name, (h, w) in images],
+            "annotations": [dict(zip(keys, row, strict=True)) for row in columns],
+            "categories": [{"id": id, "name": name} for id, name in categories],
+        }
+
+
+def assemble(
+    root: Path, split: str, columns: Columns, categories: dict[int, str], faults: tuple[Fault, ...]
+) -> CocoData:
+    """Data in memory, with the fingerprint of their content."""
+    return CocoData(
+        root=root,
+        split=split,
+        category_ids=tuple(categories),
+        category_names=tuple(categories.values()),
+        fingerprint=_fingerprint(columns, categories),
+        faults=faults,
+        **columns,
+    )
+
+
+def write_data(file: Path, data: CocoData) -> None:
+    """Write the data to an Arrow file, all but root and split."""
+    card = {
+        "categories": list(zip(data.category_ids, data.category_names, strict=True)),
+        "faults": [asdict(fault) for fault in data.faults],
+        "fingerprint": data.fingerprint,
+    }
+    write_arrow(file, {name: getattr(data, name) for name in COLUMNS}, card)
+
+
+def read_data(file: Path, root: Path, split: str) -> CocoData | None:
+    """Data mapped from a file that holds what was written there; None where none does."""
+    try:
+        data = _mapped(file, root, split)
+        categories = dict(zip(data.category_ids, data.category_names, strict=True))
+        sound = data.fingerprint == _fingerprint({name: getattr(data, name) for name in COLUMNS}, categories)
+    except Exception:  # missing, or damaged in whatever way
+        return None
+    return data if sound else None
+
+
+def _mapped(file: Path, root: Path, split: str) -> CocoData:
+    columns, card = map_arrow(file)
+    data = CocoData(
+        root=root,
+        split=split,
+        category_ids=tuple(id for id, _ in card["categories"]),
+        category_names=tuple(name for _, name in card["categories"]),
+        fingerprint=card["fingerprint"],
+        faults=tuple(Fault(**fault) for fault in card["faults"]),
+        **columns,
+    )
+    object.__setattr__(data, "file", file)  # no argument, so that a changed copy does not claim the file
+    return data
+
+
+def _reopen(file: Path, root: Path, split: str, fingerprint: str) -> CocoData:
+    """What another process of this node has mapped."""
+    try:
+        data = _mapped(file, root, split)
+    except Exception as error:  # missing, or damaged in whatever way
+        raise DataError(f"{file}: cached annotations went away ({error}); start again") from error
+    if data.fingerprint != fingerprint:
+        raise DataError(f"{file}: cached annotations changed under a running process; start again")
+    return data
+
+
+def _fingerprint(columns: Columns, categories: dict[int, str]) -> str:
+    digest = hashlib.sha256(json.dumps([[int(id), name] for id, name in categories.items()]).encode())
+    for name in COLUMNS:
+        column = np.ascontiguousarray(columns[name])
+        digest.update(f"{name} {column.dtype.str} {column.shape}".encode())
+        digest.update(column.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

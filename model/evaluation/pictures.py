@@ -1,0 +1,143 @@
+"""Draws what NMS kept of an image and what it dropped although that is better placed, with all numbers beneath."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from model.data.coco import CocoData
+from model.evaluation.box_rows import BoxRow, box_rows
+from model.evaluation.misalignment import DroppedTable
+from model.inference.drawing import DARK, LIGHT, Corners, Pen
+from model.inference.table import DetectionTable
+
+SIDE = 768
+"""Pixels of the longer side of the image, whatever it was."""
+FEW = 8
+"""Where there are more objects, those that are narrower than their class is written have it left out."""
+TRUTH, KEPT, DROPPED = (0, 158, 115), (86, 180, 233), (255, 110, 30)
+"""Colours that stay apart in every kind of colour blindness; their lines differ, too."""
+MARGIN = 12
+FONT, LINE = 17, 24
+"""Of the letters beneath the image, in pixels."""
+COLUMNS = {"box": 12, "class": 64, "": 230, "p": 470, "c": 540, "score": 620, "IoU": 690}
+"""Where columns begin, and where those of numbers end."""
+TEXTS = 3
+WIDTH = COLUMNS["IoU"] + 2 * MARGIN
+GREY, PALE = (105, 105, 105), (255, 240, 228)
+
+
+def draw_boxes(data: CocoData, index: int, heads: Mapping[str, tuple[DetectionTable, DroppedTable]]) -> Image.Image:
+    """One picture of an image: for each head its boxes on it, side by side, and beneath a line for each box.
+
+    Objects are dashed, kept boxes solid, and the boxes that NMS dropped although they are better placed dotted.
+
+    Args:
+        data: the images.
+        index: which of them.
+        heads: by name, what NMS kept on all images and what it dropped.
+
+    Raises:
+        OSError: the image cannot be read.
+    """
+    with Image.open(data.path(index)) as image:
+        photo = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
+    height, width = data.sizes[index].tolist()
+    scales = photo.width / width, photo.height / height
+    panels = []
+    for name, (kept, dropped) in heads.items():
+        rows = box_rows(data, index, kept, dropped)
+        num_kept = int((kept.image_ids == data.image_ids[index]).sum())
+        num_dropped = int(dropped.counts[dropped.image_ids == data.image_ids[index]].sum())
+        panels.append((_marked(photo, data, index, rows, scales), _table(name, rows, num_kept, num_dropped)))
+    return _join(f"image {data.image_ids[index]} of {data.split}", panels)
+
+
+def _marked(
+    photo: Image.Image, data: CocoData, index: int, rows: Sequence[BoxRow], scales: tuple[float, float]
+) -> Image.Image:
+    """The image with its objects and boxes; the best boxes lie on top, dropped ones above all."""
+    canvas = photo.copy()
+    pen = Pen(canvas)
+    kept = [(_scaled(row.box, scales), row.mark) for row in rows if row.beaten_by is None]
+    dropped = [(_scaled(row.box, scales), row.mark) for row in rows if row.beaten_by is not None]
+    truth = [_scaled(box, scales) for box in data.boxes(index).tolist()]
+    for corners, _ in reversed(kept):
+        pen.solid(corners, KEPT)
+    for corners in truth:
+        pen.dashed(corners, TRUTH)
+    for corners, _ in reversed(dropped):
+        pen.dotted(corners, DROPPED)
+    for corners, label in zip(truth, data.labels(index).tolist(), strict=True):
+        name = data.category_names[label]
+        if len(truth) <= FEW or pen.font.getlength(name) <= corners[2] - corners[0]:
+            pen.text(corners, name, TRUTH, below=True, apart=True)
+    for corners, mark in reversed(kept):
+        pen.text(corners, mark, KEPT, apart=True)
+    for corners, mark in reversed(dropped):
+        pen.text(corners, mark, DROPPED, last=True, apart=True)
+    return canvas
+
+
+def _scaled(box: Sequence[float], scales: tuple[float, float]) -> Corners:
+    left, top, right, bottom = box
+    return left * scales[0], top * scales[1], right * scales[0], bottom * scales[1]
+
+
+def _table(name: str, rows: Sequence[BoxRow], num_kept: int, num_dropped: int) -> Image.Image:
+    """A line for each box: its numbers, and of a dropped one the box that beat it."""
+    sheet = Image.new("RGB", (WIDTH, (len(rows) + 3) * LINE + MARGIN), LIGHT)
+    ink = ImageDraw.Draw(sheet)
+    font, bold = ImageFont.load_default(FONT), ImageFont.load_default(FONT + 3)
+    ink.text((MARGIN, 2), name, fill=DARK, font=bold)
+    shown = sum(row.beaten_by is None for row in rows)
+    said = f"shown: {shown} of {num_kept} boxes kept, {len(rows) - shown} of {num_dropped} dropped for worse ones"
+    ink.text((MARGIN, LINE + 4), said, fill=GREY, font=font)
+    lines = [(tuple(COLUMNS), GREY), *((_cells(row), DROPPED if row.beaten_by else KEPT) for row in rows)]
+    for place, (cells, color) in enumerate(lines):
+        top = (place + 2) * LINE + MARGIN // 2
+        if color == DROPPED:
+            ink.rectangle((0, top - 3, WIDTH, top + LINE - 4), fill=PALE)
+        if place:
+            ink.rectangle((MARGIN - 4, top - 2, MARGIN + 38, top + LINE - 6), fill=color)
+        for column, (cell, x) in enumerate(zip(cells, COLUMNS.values(), strict=True)):
+            ink.text((x, top), cell, fill=DARK if place else GREY, font=font, anchor="ra" if column >= TEXTS else "la")
+    return sheet
+
+
+def _cells(row: BoxRow) -> tuple[str, ...]:
+    numbers = (row.class_score, row.confidence, row.score, row.iou)
+    what = "kept" if row.beaten_by is None else f"dropped for {row.beaten_by}"
+    return (row.mark, row.label, what, *("-" if math.isnan(number) else f"{number:.3f}" for number in numbers))
+
+
+def _join(title: str, panels: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:
+    """The panels side by side below a title that tells the lines apart."""
+    column = max(WIDTH, panels[0][0].width) + MARGIN
+    top = 2 * LINE + MARGIN
+    photo_height = panels[0][0].height
+    height = top + photo_height + MARGIN + max(table.height for _, table in panels)
+    sheet = Image.new("RGB", (column * len(panels) + MARGIN, height), LIGHT)
+    sheet.paste(_legend(title), (MARGIN, 0))
+    for place, (photo, table) in enumerate(panels):
+        left = MARGIN + place * column
+        sheet.paste(photo, (left, top))
+        sheet.paste(table, (left, top + photo_height + MARGIN))
+    return sheet
+
+
+def _legend(title: str) -> Image.Image:
+    strip = Image.new("RGB", (WIDTH, 2 * LINE + MARGIN), LIGHT)
+    pen, font = Pen(strip), ImageFont.load_default(FONT)
+    pen.ink.text((0, 6), title, fill=DARK, font=ImageFont.load_default(FONT + 3))
+    pen.ink.text((WIDTH - 4, 8), "p: class score   c: confidence", fill=GREY, font=font, anchor="ra")
+    left, middle = 2.0, 1.5 * LINE + 4
+    for stroke, color, text in (
+        (pen.dashed, TRUTH, "object"),
+        (pen.solid, KEPT, "kept"),
+        (pen.dotted, DROPPED, "dropped, though better placed"),
+    ):
+        stroke((left, middle - 7, left + 34, middle + 7), color)
+        pen.ink.text((left + 44, middle), text, fill=DARK, font=font, anchor="lm")
+        left += 44 + font.getlength(text) + 28
+    return strip

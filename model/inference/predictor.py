@@ -1,0 +1,201 @@
+"""A checkpoint as a function: images of any kind in, named boxes out."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from model.config import HEADS, InferenceConfig
+from model.data.images import load_image, padded_shape, resize, resize_shape, rgb_pixels
+from model.data.samples import Sample, collate
+from model.evaluation.scoring import detect_batch, load_detector
+from model.network.checkpoint import Card, read_card
+from model.network.detector import RetinaNetConf
+
+INFERENCE = "inference.json"
+"""The settings that a checkpoint is best used with, beside its weights."""
+Photo = str | Path | Image.Image | NDArray[np.uint8] | Tensor
+"""A file, a PIL image, or uint8 RGB pixels [h, w, 3]; a tensor may be [3, h, w] as well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Found:
+    """What was detected on one image, best first."""
+
+    boxes: NDArray[np.float32]
+    """[D, 4] xyxy, in pixels of the image as it was given."""
+    scores: NDArray[np.float32]
+    """[D], 0 to 1."""
+    labels: tuple[str, ...]
+    """[D] names of the classes."""
+    category_ids: tuple[int, ...]
+    """[D] the same, by the ids of the data set that the detector learnt from."""
+    size: tuple[int, int]
+    """Height and width of the image."""
+
+    def above(self, score: float) -> "Found":
+        """Those with at least this score."""
+        count = int((self.scores >= score).sum())  # they are sorted
+        return replace(
+            self,
+            boxes=self.boxes[:count],
+            scores=self.scores[:count],
+            labels=self.labels[:count],
+            category_ids=self.category_ids[:count],
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """One JSON-able record a detection: box (xyxy), label, category_id, score."""
+        columns = zip(self.boxes.tolist(), self.labels, self.category_ids, self.scores.tolist(), strict=True)
+        return [dict(zip(("box", "label", "category_id", "score"), row, strict=True)) for row in columns]
+
+
+class Predictor:
+    """A detector on its device, with its classes, its input size and its inference settings."""
+
+    def __init__(self, detector: RetinaNetConf, card: Card, inference: InferenceConfig) -> None:
+        """`detector` is on its device already."""
+        self.detector, self.card, self.inference = detector, card, inference
+
+    def __call__(self, images: Photo | Sequence[Photo], **settings: Any) -> list[Found]:
+        """Detect on one image or several; one result for each, in their order.
+
+        On the CPU the results are those of `model.evaluation.scoring.score`: bit for bit with one thread, to the last
+        bits with several, which share the work on an image here.
+
+        Args:
+            images: a file, PIL image, array or tensor, or a list of such.
+            settings: inference settings to change for this call, such as confidence_exponent=0.2.
+
+        Raises:
+            ValueError: an image does not decode or has another form, or a setting has no meaning.
+        """
+        inference = changed(self.inference, settings)
+        require_branch(self.card, inference)
+        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+        photos: Iterable[Any] = images if several else [images]  # type: ignore[assignment]
+        return [self._detect(pixels_of(photo), inference) for photo in photos]
+
+    def _detect(self, pixels: Tensor, inference: InferenceConfig) -> Found:
+        old = (pixels.shape[1], pixels.shape[2])
+        data = self.card.config.data
+        new = resize_shape(*old, data.short_edge, data.long_edge)
+        sample = Sample(
+            image=resize(pixels, new),
+            boxes=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            image_id=0,
+            size=new,
+            original_size=old,
+            flipped=False,
+        )
+        batch = collate([sample], pad_to=padded_shape(*new))
+        ((found,),) = detect_batch(self.detector, batch, [inference], images_per_pass=1)
+        labels = found.labels.tolist()
+        return Found(
+            boxes=found.boxes,
+            scores=found.scores,
+            labels=tuple(self.card.category_names[label] for label in labels),
+            category_ids=tuple(self.card.category_ids[label] for label in labels),
+            size=old,
+        )
+
+
+def load(folder: Path, device: str | torch.device | None, settings: dict[str, Any]) -> Predictor:
+    """Load a checkpoint; `model.load` says the rest."""
+    card = read_card(folder)
+    inference = changed(read_inference(folder), settings)
+    require_branch(card, inference)
+    detector = load_detector(folder)
+    return Predictor(detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), card, inference)
+
+
+def read_inference(folder: Path) -> InferenceConfig:
+    """The inference settings beside a checkpoint; the paper's where there are none, less what needs a missing branch.
+
+    Raises:
+        ValueError: the file is none of ours.
+    """
+    file = folder / INFERENCE
+    if not file.exists():
+        has_branch = read_card(folder).config.model.confidence is not None
+        return InferenceConfig() if has_branch else InferenceConfig(confidence_exponent=0.0)
+    try:
+        return InferenceConfig(**json.loads(file.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} holds no inference settings ({error}); fetch the checkpoint again") from error
+
+
+def write_inference(folder: Path, inference: InferenceConfig) -> None:
+    """Put inference settings beside a checkpoint."""
+    (folder / INFERENCE).write_text(json.dumps(asdict(inference), indent=2) + "\n")
+
+
+def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceConfig:
+    """The settings with some of them changed; a change of fusion drops the exponent, which belongs to the other one.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+    """
+    known = [field.name for field in fields(InferenceConfig)]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{name} is no inference setting; expected one of: {', '.join(known)}")
+    if settings.get("fusion", inference.fusion) != inference.fusion:
+        inference = replace(inference, fusion="power", confidence_exponent=InferenceConfig().confidence_exponent)
+    return replace(inference, **settings)
+
+
+def require_branch(card: Card, inference: InferenceConfig) -> None:
+    """Refuse settings that read a confidence branch which the checkpoint does not have.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if inference.needs_confidence and card.config.model.confidence is None:
+        have_one = " and ".join(f"{name} (on the {tower} tower)" for tower, name in HEADS.items() if tower)
+        raise ValueError(
+            f"this checkpoint is a {card.config.model.head}, which has no confidence branch: confidence_exponent has "
+            f"to be 0, fusion 'power' and min_confidence 0. The heads that have one are {have_one}"
+        )
+
+
+def upright(source: Path | IO[bytes]) -> Image.Image:
+    """Decode a photograph as people see it, turned as its EXIF orientation says; data sets are read without it.
+
+    Raises:
+        ValueError: it does not decode.
+    """
+    try:
+        with Image.open(source) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # a decoder raises whatever its format's parser meets
+        raise ValueError(f"the image does not decode ({type(error).__name__}: {error})") from error
+
+
+def pixels_of(photo: Photo) -> Tensor:
+    """uint8 RGB [3, h, w] of an image in any of its forms.
+
+    Raises:
+        ValueError: a file does not decode, or pixels have another type or shape.
+    """
+    if isinstance(photo, str | Path):
+        return load_image(Path(photo))
+    if isinstance(photo, Image.Image):
+        return rgb_pixels(photo)
+    if not isinstance(photo, np.ndarray | Tensor):
+        raise ValueError(f"an image is a {type(photo).__name__}; expected a path, a PIL image, an array or a tensor")
+    pixels = photo.numpy(force=True) if isinstance(photo, Tensor) else photo
+    if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size > 0:
+        if pixels.shape[2] != 3 and pixels.shape[0] == 3 and isinstance(photo, Tensor):
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.shape[2] == 3:
+            return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy: torch takes no reversed view
+    raise ValueError(f"an image is {photo.dtype} {list(photo.shape)}; expected uint8 RGB pixels [height, width, 3]")

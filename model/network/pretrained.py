@@ -1,0 +1,211 @@
+"""First weights from a file: an ImageNet backbone, or a RetinaNet with our, torchvision's or MMDetection's names."""
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.data.digest import file_sha256
+from model.network.anchors import NUM_ANCHORS
+from model.network.backbone import Backbone
+from model.network.detector import RetinaNetConf
+
+MARKS = {"our": "head.class_logits.", "torchvision's": "head.classification_head.", "MMDetection's": "bbox_head."}
+"""Whose names a RetinaNet's file has, by how one of them begins."""
+NORM_EPS = 1e-5
+"""What our batch norm adds to the variance."""
+EPS_FREE_SHA256 = "eeacb38b"
+"""torchvision's COCO_V1 file, by the hash in its name: trained with a batch norm that adds nothing to the variance."""
+
+
+def load_first_weights(detector: RetinaNetConf, path: Path, category_ids: Sequence[int]) -> None:
+    """Put the file in that the detector's config names: `detector_weights`, or `backbone_weights`.
+
+    Raises:
+        ValueError: the file does not fit.
+    """
+    if detector.config.detector_weights is None:
+        load_backbone(detector.backbone, path)
+    else:
+        load_detector(detector, path, category_ids=category_ids)
+
+
+def load_backbone(backbone: Backbone, path: Path) -> None:
+    """Put ImageNet weights with torchvision's names (.pth or .safetensors) into the backbone.
+
+    Raises:
+        ValueError: the file lacks weights of this ResNet, or holds others.
+    """
+    weights = {name: tensor for name, tensor in _read_weights(path).items() if not name.startswith("fc.")}
+    if misfits := _misfits(_without_counters(backbone.body.state_dict()), weights):
+        raise ValueError(
+            f"{path} does not fit this backbone: {misfits}; set model.backbone to the ResNet of the file, or "
+            "model.backbone_weights to another file"
+        )
+    backbone.body.load_state_dict(weights, strict=False)
+
+
+def load_detector(
+    detector: RetinaNetConf, path: Path, *, category_ids: Sequence[int] | None = None, norm_eps: float | None = None
+) -> None:
+    """Put a whole RetinaNet into the detector; a confidence branch that the file lacks keeps its random start.
+
+    Args:
+        detector: its config must be the file's network.
+        path: .pth or .safetensors; a state dict, or a checkpoint with one under `state_dict` or `model`.
+        category_ids: of the detector's classes; of a torchvision file with more classes, these rows are taken, since
+            its rows are COCO's category ids.
+        norm_eps: what the file's batch norms added to the variance; None means 0 for torchvision's COCO_V1 file, as
+            torchvision does it, and 1e-5 for every other.
+
+    Raises:
+        ValueError: the file is no RetinaNet, or that of another config or other classes.
+    """
+    config, weights = detector.config, _read_weights(path)
+    whose = _whose(weights, path)
+    if whose == "torchvision's":
+        weights = {_current_torchvision_name(name): tensor for name, tensor in weights.items()}
+        if not config.pyramid_extra_relu:
+            raise ValueError(
+                f"{path} is a RetinaNet of torchvision's, with a ReLU between P6 and P7; set model.pyramid_extra_relu "
+                "to true"
+            )
+    ours = _without_counters(detector.state_dict())
+    theirs = {name: _their_name(name, whose, config) for name in ours}
+    branch = [name for name in theirs if name.startswith("head.confidence_logits.")]
+    if not any(theirs[name] in weights for name in branch):
+        theirs = {name: their for name, their in theirs.items() if name not in branch}
+    for name in ("head.class_logits.weight", "head.class_logits.bias"):
+        if theirs[name] in weights:
+            rows = category_ids if whose == "torchvision's" else None
+            weights[theirs[name]] = _class_rows(weights[theirs[name]], detector.num_classes, rows, path)
+    if misfits := _misfits({their: ours[name] for name, their in theirs.items()}, weights):
+        raise ValueError(
+            f"{path}, a RetinaNet with {whose} names, does not fit this detector: {misfits}; set backbone, channels, "
+            "tower_depth, tower_norm, pyramid_extra_from and confidence of model as the file has them, or "
+            "model.detector_weights to another file"
+        )
+    if norm_eps is None:
+        norm_eps = 0.0 if file_sha256(path).startswith(EPS_FREE_SHA256) else NORM_EPS
+    for name, their in theirs.items():
+        ours[name] = weights[their] + (norm_eps - NORM_EPS) if name.endswith("running_var") else weights[their]
+    detector.load_state_dict(ours, strict=False)
+
+
+def _whose(weights: Mapping[str, Tensor], path: Path) -> str:
+    for whose, mark in MARKS.items():
+        if any(name.startswith(mark) for name in weights):
+            return whose
+    raise ValueError(
+        f"{path} holds no RetinaNet: no name begins with {', '.join(MARKS.values())} (it has {sorted(weights)[:3]}); "
+        "name another file, or, for a backbone alone, model.backbone_weights"
+    )
+
+
+def _current_torchvision_name(name: str) -> str:
+    """Files of before torchvision 0.13, COCO_V1 among them, number pyramid and towers without the inner 0."""
+    name = re.sub(r"(_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
+    return re.sub(r"(_head\.conv)\.(\d)\.(weight|bias)$", lambda old: f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}", name)
+
+
+def _their_name(name: str, whose: str, config: ModelConfig) -> str:
+    """What a tensor of ours is called in a file with these names."""
+    module, _, kind = name.rpartition(".")
+    if whose == "torchvision's":
+        return name if name.startswith("backbone.") else f"{_torchvision_modules(config).get(module, module)}.{kind}"
+    if whose == "MMDetection's":
+        if name.startswith("backbone."):
+            return name.replace("backbone.body.", "backbone.")
+        return f"{_mmdetection_modules(config)[module]}.{kind}"
+    return name
+
+
+def _torchvision_modules(config: ModelConfig) -> dict[str, str]:
+    names = {f"pyramid.lateral.{level}": f"backbone.fpn.inner_blocks.{level}.0" for level in range(3)}
+    names |= {f"pyramid.output.{level}": f"backbone.fpn.layer_blocks.{level}.0" for level in range(3)}
+    names |= {f"pyramid.{level}": f"backbone.fpn.extra_blocks.{level}" for level in ("p6", "p7")}
+    for layer, part, place in _tower_layers(config):
+        names[f"head.class_tower.{place}"] = f"head.classification_head.conv.{layer}.{part}"
+        names[f"head.box_tower.{place}"] = f"head.regression_head.conv.{layer}.{part}"
+    return names | {
+        "head.class_logits": "head.classification_head.cls_logits",
+        "head.box_deltas": "head.regression_head.bbox_reg",
+    }
+
+
+def _mmdetection_modules(config: ModelConfig) -> dict[str, str]:
+    outputs = ("output.0", "output.1", "output.2", "p6", "p7")
+    names = {f"pyramid.lateral.{level}": f"neck.lateral_convs.{level}.conv" for level in range(3)}
+    names |= {f"pyramid.{output}": f"neck.fpn_convs.{level}.conv" for level, output in enumerate(outputs)}
+    for layer, part, place in _tower_layers(config):
+        names[f"head.class_tower.{place}"] = f"bbox_head.cls_convs.{layer}.{('conv', 'gn')[part]}"
+        names[f"head.box_tower.{place}"] = f"bbox_head.reg_convs.{layer}.{('conv', 'gn')[part]}"
+    return names | {
+        "head.class_logits": "bbox_head.retina_cls",
+        "head.box_deltas": "bbox_head.retina_reg",
+        "head.confidence_logits": "bbox_head.retina_iou",
+    }
+
+
+def _tower_layers(config: ModelConfig) -> list[tuple[int, int, int]]:
+    """(layer, 0 for its convolution and 1 for its norm, place in our tower) of all that has weights."""
+    parts = 1 if config.tower_norm == "none" else 2
+    return [(n, part, n * (parts + 1) + part) for n in range(config.tower_depth) for part in range(parts)]
+
+
+def _class_rows(tensor: Tensor, num_classes: int, category_ids: Sequence[int] | None, path: Path) -> Tensor:
+    """[9*K, ...] of the detector's classes; rows are chosen by category id where the file has other classes."""
+    rows = tensor.reshape(NUM_ANCHORS if len(tensor) % NUM_ANCHORS == 0 else 1, -1, *tensor.shape[1:])
+    if rows.shape[1] == num_classes:
+        return tensor
+    if category_ids is None or max(category_ids) >= rows.shape[1]:
+        raise ValueError(
+            f"{path} detects {rows.shape[1]} classes, this data set has {num_classes}, and no category ids tell which "
+            "are which; name a file with the data set's classes, or start from model.backbone_weights"
+        )
+    return rows[:, list(category_ids)].flatten(0, 1)
+
+
+def _without_counters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch norm that never updates its statistics needs no count of the updates; not every file has it."""
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+
+
+def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """What a file lacks, has too much, or has in another shape; empty if it fits."""
+    missing = sorted(expected.keys() - weights.keys())
+    extra = sorted(weights.keys() - expected.keys())
+    wrong = sorted(n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape)
+    if not (missing or extra or wrong):
+        return ""
+    return f"lacks {missing[:3]}, has unknown {extra[:3]}, other shapes {wrong[:3]}"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name; a pickle of anything else is refused unread, since reading could run what it says."""
+    try:
+        if path.suffix == ".safetensors":
+            weights: Any = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} holds more than tensors ({found[1]}), and to read that could run any code: it was not read; "
+                "save the state dict alone, or name another file"
+            ) from error
+        name = type(error).__name__
+        raise ValueError(f"{path} holds no weights ({name}); fetch the file again, or name another") from error
+    for name in ("state_dict", "model"):
+        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
+            weights = weights[name]
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds no state dict of tensors by name; save one, or name another file")
+    return _without_counters(weights)

@@ -1,0 +1,115 @@
+"""Focal loss, L1 on box deltas, and the confidence losses of Table 2, each summed over a batch.
+
+Sums are divided by the number of samples of the *global* batch (matching.num_samples), so that any split of the
+batch over workers and accumulation steps adds up to the same update.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.config import ConfidenceConfig, ModelConfig
+from model.network.anchors import NUM_ANCHORS, AnchorGrid, aligned_iou, decode, encode
+from model.network.retinanet import Predictions, flat, per_anchor
+from model.training.focal import focal_loss
+from model.training.matching import NEGATIVE, GroundTruth, positives
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The three losses by level, [L] each; the total is their plain sum."""
+
+    classification: Tensor
+    box: Tensor
+    confidence: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """[] the number that training minimises."""
+        return self.classification.sum() + self.box.sum() + self.confidence.sum()
+
+
+def detector_losses(
+    predictions: Predictions,
+    grid: AnchorGrid,
+    assigned: Tensor,
+    truth: GroundTruth,
+    normalizer: Tensor,
+    config: ModelConfig,
+) -> Losses:
+    """Losses of one batch, or of one part of it.
+
+    Args:
+        predictions: B images, N anchors.
+        grid: the N anchors.
+        assigned: [B, N] from matching.match.
+        truth: the boxes that `assigned` points into.
+        normalizer: [] samples of the global batch.
+        config: which losses.
+    """
+    labels = torch.where(assigned >= 0, _rows(truth.labels, assigned), assigned)
+    levels = zip(predictions.class_logits, torch.split(labels, grid.level_lengths, dim=1), strict=True)
+    classification = [_focal_sum(logits, level, config) for logits, level in levels]
+
+    chosen = positives(assigned)
+    learn = slice(None) if chosen is None else chosen  # all anchors where the positive ones cannot be listed
+    positive = assigned.flatten()[learn] >= 0
+    anchors = grid.boxes.expand(len(assigned), -1, -1).flatten(0, 1)[learn]
+    boxes = torch.where(positive[:, None], _rows(truth.boxes, assigned.flatten()[learn]), anchors)
+    deltas = flat(predictions.box_deltas, 4).flatten(0, 1)[learn]
+    targets = encode(anchors, boxes)
+
+    def by_level(loss: Tensor) -> Tensor:
+        whole = loss.new_zeros(assigned.shape).flatten()
+        whole[learn] = torch.where(positive, loss, 0.0)
+        return _level_sums(whole.view(assigned.shape), grid)
+
+    box = by_level((deltas - targets).abs().sum(dim=1))
+    confidence = torch.zeros_like(box)
+    if config.confidence is not None and predictions.confidence_logits is not None:
+        iou = aligned_iou(decode(anchors, deltas), decode(anchors, targets))
+        target = iou.detach() if config.confidence.detach_iou_target else iou
+        logits = flat(predictions.confidence_logits, 1)[..., 0]
+        confidence = by_level(confidence_loss(logits.flatten()[learn], target, config.confidence))
+        if config.confidence.negative_weight > 0:
+            background = functional.softplus(logits) * (assigned == NEGATIVE)
+            confidence = confidence + config.confidence.negative_weight * _level_sums(background, grid)
+        confidence = confidence * config.confidence.loss_weight
+    return Losses(torch.stack(classification) / normalizer, box / normalizer, confidence / normalizer)
+
+
+def confidence_loss(logits: Tensor, target: Tensor, config: ConfidenceConfig) -> Tensor:
+    """[P] the loss of each positive sample; differentiable in the target, too (Eqs. 5-7, 13)."""
+    if config.loss in ("ce", "gfocal"):
+        cross_entropy = functional.softplus(logits) - logits * target
+        if config.loss == "gfocal":
+            return (target - logits.sigmoid()).abs() ** config.gfocal_gamma * cross_entropy
+        if config.negative_weight > 0:  # a positive whose box misses its target weighs like a negative
+            return torch.where(target == 0, config.negative_weight, 1.0) * cross_entropy
+        return cross_entropy
+    predicted = logits.sigmoid() if config.loss_on == "sigmoid" else logits
+    error = (predicted - target).abs()
+    if config.loss == "l1":
+        return error
+    if config.loss == "l2":
+        return error**2
+    beta = config.smooth_l1_beta
+    return torch.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
+
+
+def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Tensor:
+    """[] focal loss of one level [B, 9*K, h, w] with labels [B, h*w*9]."""
+    rows = per_anchor(class_logits, class_logits.shape[1] // NUM_ANCHORS).flatten(0, 1)
+    return focal_loss(rows, labels.flatten(), alpha=config.focal_alpha, gamma=config.focal_gamma)
+
+
+def _rows(table: Tensor, assigned: Tensor) -> Tensor:
+    """table[assigned], with a row of zeros for every anchor that learns no box."""
+    return torch.cat([table, table.new_zeros(1, *table.shape[1:])])[assigned.clamp(min=-1)]
+
+
+def _level_sums(per_anchor: Tensor, grid: AnchorGrid) -> Tensor:
+    """[B, N] -> [L]."""
+    return torch.stack([level.sum() for level in torch.split(per_anchor, grid.level_lengths, dim=1)])

@@ -1,0 +1,274 @@
+"""What `rnc misalignment` finds: boxes before and after NMS image by image, and what the scores of heads are worth."""
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.config import InferenceConfig
+from orchestrator.checkpoint.evaluate import read_checkpoint, read_images
+from orchestrator.checkpoint.passes import score_checkpoint
+from orchestrator.errors import UserError
+from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
+from orchestrator.figures.page import html_page, render
+from orchestrator.figures.pictures import choose, write_pictures
+from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
+from orchestrator.report.files import SUFFIXES
+from orchestrator.report.misalignment_table import COLUMNS, NOTES, embolden, statistics_cells
+from orchestrator.site import Site
+
+if TYPE_CHECKING:
+    from model.data.coco import CocoData
+    from model.evaluation.misalignment import Misalignment
+    from model.evaluation.scoring import Scores
+    from model.network.checkpoint import Card
+
+EXPONENTS = (0.2, 0.4, 0.5)
+"""Of Figure 4, beside those that were used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What to look at."""
+
+    folders: tuple[Path, ...]
+    """Checkpoints."""
+    num_images: int = 10
+    """Images of the table by image and of the pictures, the first by id."""
+    image_ids: tuple[int, ...] = ()
+    """Other images instead."""
+    only: bool = False
+    """Score these images alone."""
+    data: Path | None = None
+    """A COCO-format data set; None takes the one that the site has under the checkpoint's name."""
+    split: str | None = None
+    """None takes the one that the row was scored on."""
+    settings: Sequence[str] = ()
+    """Inference settings to change, such as `nms_iou=0.6`."""
+    all_images: bool = False
+    """Score the whole split, even where the training scored its first images only."""
+    output: Path | None = None
+    """Where figures and tables go; None takes a folder among the site's reports."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Head:
+    """One checkpoint, scored."""
+
+    folder: Path
+    label: str
+    data: "CocoData"
+    scores: "Scores"
+    counts: "Misalignment"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """What there is to read."""
+
+    tables: list[Table]
+    """By image for each head, then one of all heads."""
+    page: str
+    """All of it as HTML that needs nothing else."""
+    folder: Path
+    """Where tables, figures and pictures lie."""
+
+
+def analyse(
+    request: Request,
+    site: Site,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Found:
+    """Score each checkpoint on the same images, and write tables and figures of what its scores say of placement.
+
+    Raises:
+        UserError: a checkpoint, the data or a setting is not what it should be, or there is nothing to look at.
+    """
+    read = {folder: read_checkpoint(folder, request.settings) for folder in request.folders}
+    labels = _labels({folder: said.row if said else card.config.model.head for folder, (card, said, _) in read.items()})
+    chosen = {}
+    for folder, (card, said, inference) in read.items():
+        split = request.split or (said.split if said else card.config.data.val_split)
+        chosen[folder] = (inference, _images(request, card, split, site, say))
+    _require_same_images({labels[folder]: data for folder, (_, data) in chosen.items()})
+    places = choose(next(iter(chosen.values()))[1], request.num_images, request.image_ids)
+    heads = []
+    for folder, (inference, data) in chosen.items():
+        (scores,) = score_checkpoint(folder, data, [inference], progress, site.scored)
+        assert scores.misalignment is not None
+        heads.append(Head(folder=folder, label=labels[folder], data=data, scores=scores, counts=scores.misalignment))
+    tables = [*(by_image(head, places) for head in heads), by_head(heads)]
+    where = request.output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
+    return _write(where, tables, heads, _lab(heads), places, progress)
+
+
+def by_image(head: Head, places: Sequence[int]) -> Table:
+    """Count boxes of these images by class score and by IoU, before and after NMS: the paper's first Table 1."""
+    from model.evaluation.misalignment import IOUS, SCORES
+
+    counts = head.counts
+    num_images = len(places)
+    chosen = f"The first {num_images}" if list(places) == list(range(num_images)) else str(num_images)
+    above = [*(f"p>{_short(one)}" for one in SCORES), *(f"IoU>{_short(one)}" for one in IOUS)]
+    columns = (Column("image", numeric=False), Column("NMS", numeric=False), Column("anchors"), *map(Column, above))
+    rows: list[tuple[Cell | Value, ...]] = []
+    for place in places:
+        rows += _lines(str(counts.image_ids[place]), counts, [place])
+    rows += _lines(f"these {num_images}", counts, places)
+    if num_images < len(head.data):
+        rows += _lines(f"all {len(head.data)}", counts, range(len(head.data)))
+    empty = [str(counts.image_ids[place]) for place in places if counts.num_objects[place] == 0]
+    notes = [
+        "anchors: those that training would match with an object. p: class score. IoU: with the object of its class "
+        "that a box overlaps most.",
+        "before: every anchor and class that enters NMS; after: the detections. " + _setting(head.scores.inference),
+        f"{chosen} of {len(head.data)} images of {head.data.root / head.data.split}, by id. The ten "
+        "images of the paper's own table, and its numbers, are not part of this project.",
+    ]
+    notes += [f"Without objects: image {', '.join(empty)}."] if empty else []
+    return Table(
+        title=f"Boxes before and after NMS: {head.label}",
+        columns=columns,
+        rows=tuple(rows),
+        rules_before=(2 * num_images,),
+        notes=tuple(notes),
+    )
+
+
+def by_head(heads: Sequence[Head]) -> Table:
+    """Show the statistics of each head beside its AP."""
+    from model.evaluation.alignment import statistics
+
+    lines: list[tuple[Cell | Value, ...]] = []
+    for head in heads:
+        numbers = statistics(head.data, head.scores.detections, head.counts)
+        ap = Cell(head.scores.metrics["AP"], absent=NOT_APPLICABLE)
+        lines.append((head.label, ap, *statistics_cells(numbers)))
+    data = heads[0].data
+    settings = dict.fromkeys(_setting(head.scores.inference) for head in heads)
+    if len(settings) > 1:
+        told = [f"{head.label}: {_setting(head.scores.inference)}" for head in heads]
+    else:
+        told = list(settings)
+    return Table(
+        title="Misalignment",
+        caption="How well do scores rank boxes by their placement, and what does NMS throw away?",
+        columns=(Column("head", numeric=False), Column("AP"), *COLUMNS.values()),
+        rows=tuple(embolden(lines)),
+        notes=(f"{len(data)} images of {data.root / data.split}.", *told, *NOTES),
+    )
+
+
+def _images(request: Request, card: "Card", split: str, site: Site, say: Callable[[str], None]) -> "CocoData":
+    config = card.config.data
+    if request.all_images:
+        config = replace(config, num_train_images=None, num_val_images=None)
+    if request.only:
+        config = replace(config, val_split=split, num_val_images=request.num_images)
+    data = read_images(request.data, config, split, site, say)
+    if not len(data):
+        raise UserError(f"{data.root / split} has no images to look at; name another with --split")
+    return data
+
+
+def _require_same_images(data: "Mapping[str, CocoData]") -> None:
+    first, *others = data
+    for other in others:
+        if data[other].fingerprint != data[first].fingerprint:
+            raise UserError(
+                f"{first} was to be scored on {len(data[first])} images of {data[first].root / data[first].split}, and "
+                f"{other} on {len(data[other])} of {data[other].root / data[other].split}; name the same for all of "
+                "them with --data and --split, and --all where one takes the first images only"
+            )
+
+
+def _lines(name: str, counts: "Misalignment", places: Sequence[int]) -> Iterator[tuple[Cell | Value, ...]]:
+    """The line before NMS and the line after it, of these images together."""
+    images = list(places)
+    anchors = int(counts.num_positive_anchors[images].sum())
+    before = [*counts.scores_before[images].sum(axis=0).tolist(), *counts.ious_before[images].sum(axis=0).tolist()]
+    after = [*counts.scores_after[images].sum(axis=0).tolist(), *counts.ious_after[images].sum(axis=0).tolist()]
+    yield (name, "before", anchors, *before)
+    yield ("", "after", Cell(None, absent=""), *after)
+
+
+def _lab(heads: Sequence[Head]) -> Lab:
+    """Show the heads on the images on which NMS drops the most better boxes."""
+    from model.evaluation.scoring import load_detector
+    from model.network.checkpoint import read_card
+
+    data = heads[0].data
+    indices = instructive_indices(data, [head.counts for head in heads])
+    labs = []
+    for head in heads:
+        config = read_card(head.folder).config.data
+        labs.append(make_lab(head.label, load_detector(head.folder), data, indices, config))
+    joined = join(labs)
+    assert joined is not None
+    return joined
+
+
+def _write(
+    folder: Path,
+    tables: Sequence[Table],
+    heads: Sequence[Head],
+    lab: Lab,
+    places: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> Found:
+    from orchestrator.figures.charts import fused_scores, proportions, save, score_against_iou, sigmoid
+
+    counts = {head.label: head.counts for head in heads}
+    used = {head.scores.inference.confidence_exponent for head in heads if head.scores.inference.needs_confidence}
+    figures = {
+        "figure1": ("Score against IoU, before and after NMS", score_against_iou(counts)),
+        "figure2": ("Class scores and IoUs above 0.5, before and after NMS", proportions(counts)),
+        "figure4": ("Fused scores over class score and confidence", fused_scores(sorted({*EXPONENTS, *used}))),
+        "figure5": ("The sigmoid, and what cross entropy on IoU targets asks of it", sigmoid()),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = []
+        for name, (title, figure) in figures.items():
+            png, _ = save(figure, folder, name)
+            coded = base64.b64encode(png.read_bytes()).decode()
+            drawn.append(f'<img alt="{title}" src="data:image/png;base64,{coded}">')
+        names = [f"boxes-{_slug([head.label])}" for head in heads] + ["statistics"]
+        for name, table in zip(names, tables, strict=True):
+            for form, suffix in SUFFIXES.items():
+                (folder / f"{name}.{suffix}").write_text(render(table, form) + "\n", encoding="utf-8")
+        boxes = {head.label: (head.scores.detections, head.counts.dropped) for head in heads}
+        drawn += write_pictures(folder / "boxes", heads[0].data, places, boxes, progress)
+        page = html_page("Misalignment", tables, [""] * len(heads) + ["\n".join(drawn)], [lab_section(lab)])
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
+    return Found(tables=list(tables), page=page, folder=folder)
+
+
+def _labels(labels: Mapping[Path, str]) -> dict[Path, str]:
+    """Tell heads of one name apart by their folders."""
+    names = list(labels.values())
+    return {
+        folder: label if names.count(label) == 1 else f"{label} ({'/'.join(folder.resolve().parts[-2:])})"
+        for folder, label in labels.items()
+    }
+
+
+def _setting(inference: InferenceConfig) -> str:
+    if inference.fusion == "product":
+        return "Ranked by class score times confidence."
+    if not inference.needs_confidence:
+        return "Ranked by the class score."
+    return f"Ranked with exponent {inference.confidence_exponent:g}."
+
+
+def _short(threshold: float) -> str:
+    return f"{threshold:g}".removeprefix("0")
+
+
+def _slug(labels: Sequence[str]) -> str:
+    letters = ["".join(c.lower() if c.isalnum() else "-" for c in label) for label in labels]
+    return "-".join("-".join(filter(None, text.split("-"))) for text in letters)[:100]

@@ -1,0 +1,215 @@
+"""Fetches a checkpoint out of MLflow, whole and checked, with a card that says what it is."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from model.data.digest import file_sha256
+from model.settings import to_dict
+from orchestrator.checkpoint.find import Candidate, Choice, find
+from orchestrator.checkpoint.provenance import Provenance, write_provenance
+from orchestrator.errors import UserError
+from orchestrator.report import views
+from orchestrator.site import Site
+from orchestrator.tracking.artifacts import Missing, Progress, download
+from orchestrator.tracking.entries import read_inference, read_record
+from orchestrator.tracking.runs import Run, params_of, search_runs, tags_of
+from orchestrator.tracking.server import existing_tracking_server
+
+WEIGHTS, CARD, INFERENCE = "model.safetensors", "config.json", "inference.json"
+DETECTIONS = "detections.parquet"
+"""As model.network.checkpoint, model.inference.predictor and orchestrator.tracking.detections name them, which are too
+heavy to import here."""
+
+
+def pull(
+    choice: Choice,
+    site: Site,
+    output: Path | None,
+    say: Callable[[str], None],
+    progress: Progress = lambda done, total: None,
+) -> Path:
+    """Fetch what is asked for into `output`, else into a folder of its own under the site's home; returns the folder.
+
+    A folder that holds these weights already gets its cards anew, and no weights are fetched.
+
+    Raises:
+        UserError: nothing fits, the files are gone or damaged, or the folder holds something else.
+    """
+    uri = existing_tracking_server(site)
+    if uri is None:
+        raise UserError(
+            f"nothing was ever recorded under {site.home}; `rnc submit` does so, RNC_HOME or MLFLOW_TRACKING_URI name "
+            "another place"
+        )
+    candidate = find(uri, choice)
+    table = next((one for one in sorted(candidate.places) if choice.table and one.startswith(choice.table)), None)
+    label = candidate.label(table)
+    folder = output or site.home / "pulled" / f"{candidate.suite}-{slug(label)}-{candidate.tags['evaluation_key'][:6]}"
+    fetch(uri, candidate, label, folder, progress, with_detections=True)
+    size = (folder / WEIGHTS).stat().st_size / 1e6
+    numbers = candidate.metrics
+    say(
+        f"{label}, seed {candidate.tags.get('seed', '0')}: {choice.metric} {numbers[choice.metric]:.1f} "
+        f"on {candidate.tags['split']}, {size:.1f} MB, sha256 verified"
+    )
+    return folder
+
+
+def fetch(
+    uri: str,
+    candidate: Candidate,
+    label: str,
+    folder: Path,
+    progress: Progress = lambda done, total: None,
+    *,
+    with_detections: bool = False,
+) -> Provenance:
+    """Put weights, config, inference settings and provenance of an evaluation into a folder, whole or not at all.
+
+    Its detections come along if they are wanted and MLflow has them.
+
+    Raises:
+        UserError: a file is gone or damaged, or the folder holds something else.
+    """
+    training = training_of(uri, candidate)
+    digest = tags_of(training)["checkpoint_sha256"]
+    held = _held(folder)
+    if held not in (None, digest):
+        raise UserError(
+            f"{folder} holds {'other weights' if held else 'something else'}; remove it, or name another folder with "
+            "--output"
+        )
+    with _beside(folder) as partial:
+        try:
+            download(uri, training["info"]["run_id"], f"checkpoint/{CARD}", partial)
+            card = _card(partial / CARD, digest)
+            if held is None:
+                download(uri, training["info"]["run_id"], f"checkpoint/{WEIGHTS}", partial, progress=progress)
+                _require_same(file_sha256(partial / WEIGHTS), digest)
+        except Missing as error:
+            raise UserError(
+                f"{label} is recorded, but its checkpoint is not there any more ({error}); pull another row, or train "
+                "it again: delete its training in MLflow, then `rnc submit`"
+            ) from error
+        weights = (partial if held is None else folder) / WEIGHTS
+        provenance = _provenance(uri, candidate, label, training, card, weights)
+        if with_detections:
+            provenance = replace(provenance, detections=_fetch_detections(uri, candidate, partial))
+        write_provenance(partial, provenance)
+        (partial / INFERENCE).write_text(json.dumps(provenance.inference, indent=2) + "\n")
+        if held is None:
+            partial.rename(folder)
+        else:
+            (folder / DETECTIONS).unlink(missing_ok=True)  # those of another row
+            for file in partial.iterdir():
+                file.replace(folder / file.name)
+    return provenance
+
+
+def training_of(uri: str, candidate: Candidate) -> Run:
+    """Return the finished training behind an evaluation.
+
+    Raises:
+        UserError: it is gone.
+    """
+    key = candidate.tags["train_key"]
+    for run in search_runs(uri, candidate.experiment_id, f"tags.kind = 'training' and tags.train_key = '{key}'"):
+        if read_record(run, "training").status == "FINISHED":
+            return run
+    raise UserError(
+        f"the training {key} of {candidate.label(None)} is not in MLflow any more; restore it there, or submit again"
+    )
+
+
+def _provenance(
+    uri: str, candidate: Candidate, label: str, training: Run, card: dict[str, Any], weights: Path
+) -> Provenance:
+    tags, learnt = candidate.tags, tags_of(training)
+    return Provenance(
+        row=label,
+        tables={table: place.partition(" ")[2] for table, place in candidate.places.items()},
+        suite=candidate.suite,
+        seed=int(tags.get("seed", "0")),
+        split=tags["split"],
+        metrics=candidate.metrics,
+        inference=to_dict(read_inference(params_of(candidate.run))),
+        dataset=card["config"]["data"]["dataset"],
+        train_fingerprint=card["data_fingerprint"],
+        split_fingerprint=tags.get("data_fingerprint", ""),
+        train_key=tags["train_key"],
+        evaluation_key=tags["evaluation_key"],
+        git_commit=learnt.get("git_commit", ""),
+        link=views.run_link(uri, candidate.experiment_id, candidate.run_id),
+        training_link=views.run_link(uri, candidate.experiment_id, training["info"]["run_id"]),
+        weights_sha256=learnt["checkpoint_sha256"],
+        weights_bytes=weights.stat().st_size,
+        versions=json.loads(learnt.get("versions", "{}")),
+    )
+
+
+def _fetch_detections(uri: str, candidate: Candidate, into: Path) -> str:
+    """Fetch what was detected, and return the file's name; nothing where MLflow has no such file."""
+    with suppress(Missing):
+        return download(uri, candidate.run_id, f"detections/{DETECTIONS}", into).name
+    return ""
+
+
+def _held(folder: Path) -> str | None:
+    """The sha256 of the weights that lie there; None where nothing does, "" where it is something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    weights = folder / WEIGHTS
+    return file_sha256(weights) if weights.is_file() else ""
+
+
+def _card(file: Path, digest: str) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(file.read_text())
+        _require_same(card["weights_sha256"], digest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"MLflow's {CARD} of this training is damaged ({error!r}); pull another row") from error
+    return card
+
+
+def _require_same(found: str, recorded: str) -> None:
+    if found != recorded:
+        raise UserError(
+            f"the weights in MLflow have sha256 {found[:12]}, recorded is {recorded[:12]}: they are damaged or were "
+            "swapped; nothing was kept. Try again, or pull another row"
+        )
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside the final one, which is gone afterwards, unless it was renamed."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder.parent} ({error.strerror}); name another place with --output"
+        ) from error
+    try:
+        partial.chmod(0o777 & ~_umask())
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def slug(label: str) -> str:
+    """A label as a part of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "row"

@@ -1,0 +1,159 @@
+"""The registered model of a suite: its best detector, as MLflow loads and serves it.
+
+Best is the highest AP among the finished evaluations on the validation split that their own training names. A version
+is made when another evaluation becomes best, and never for the rest, since each carries a copy of the weights.
+"""
+
+import base64
+import io
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from model.config import DataConfig
+from orchestrator.checkpoint.find import ALIAS, Candidate, Choice, best_version, choose, finished, model_name
+from orchestrator.checkpoint.provenance import Provenance
+from orchestrator.checkpoint.pull import fetch, training_of
+from orchestrator.errors import UserError
+from orchestrator.tracking import rest
+from orchestrator.tracking.artifacts import tame_mlflow
+from orchestrator.tracking.runs import Run, params_of
+from orchestrator.tracking.suite import Tracking
+
+REQUIREMENTS = ("mlflow", "numpy", "pillow", "pyarrow", "safetensors", "torch", "torchvision")
+"""What `model.load` imports; the code itself travels with the model."""
+
+
+def register_best(tracking: Tracking, runs: Iterable[Run], say: Callable[[str], None]) -> None:
+    """Register the suite's best evaluation under the alias `best`, unless it has it; a failure stops nothing."""
+    if tracking.experiment_id is None:
+        return
+    try:
+        best = best_of(list(finished(runs, tracking.suite, tracking.experiment_id)))
+        if best is None:
+            return
+        name, key = model_name(tracking.suite), best.tags["evaluation_key"]
+        held = best_version(tracking.uri, tracking.suite)
+        if held is not None and held["evaluation_key"] == key:
+            return
+        number = _version_of(tracking.uri, name, key) or _register(tracking.uri, name, best)
+        alias = {"name": name, "alias": ALIAS, "version": number}
+        rest.post(tracking.uri, "registered-models/alias", alias)
+        say(f"registered model {name} version {number}, alias {ALIAS}: {best.label(None)}, AP {best.metrics['AP']:.1f}")
+    except UserError as error:
+        say(f"the best checkpoint was not registered, the next submit tries again: {error}")
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the evaluation of highest AP among those on their training's own validation split."""
+    usual = DataConfig().val_split
+    on_validation = [one for one in candidates if one.tags.get("split") == params_of(one.run).get("val_split", usual)]
+    measured = [one for one in on_validation if "AP" in one.metrics]
+    return choose(measured, Choice()) if measured else None
+
+
+def save_model(folder: Path, checkpoint: Path, mlflow_model: Any = None) -> None:
+    """Write a checkpoint as an MLflow model, code and requirements included."""
+    tame_mlflow()
+    import mlflow.pyfunc
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(Path(__file__).with_name("served_model.py")),
+        artifacts={"checkpoint": str(checkpoint)},
+        code_paths=[str(Path(__file__).parents[2] / "model")],
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        signature=_signature(),
+        input_example=(_example(), {"score": 0.3}),
+        mlflow_model=mlflow_model,
+    )
+
+
+def _register(uri: str, name: str, best: Candidate) -> str:
+    """Make a version of the registered model, and return its number."""
+    tame_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    run_id = str(training_of(uri, best)["info"]["run_id"])
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint, saved = Path(scratch) / "checkpoint", Path(scratch) / "model"
+        card = fetch(uri, best, best.label(None), checkpoint)
+        try:
+            _ensure(uri, name, card)
+            logged = client.create_logged_model(
+                best.experiment_id, name=name, source_run_id=run_id, tags=_tags(card), model_type="detector"
+            )
+            model = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
+            save_model(saved, checkpoint, model)
+            client.log_model_artifacts(logged.model_id, str(saved))
+            client.finalize_logged_model(logged.model_id, "READY")
+            made = client.create_model_version(
+                name, f"models:/{logged.model_id}", run_id=run_id, tags=_tags(card), model_id=logged.model_id
+            )
+        except (OSError, MlflowException) as error:
+            raise UserError(f"MLflow at {uri} does not take model {name}: {error}") from error
+    return str(made.version)
+
+
+def _ensure(uri: str, name: str, card: Provenance) -> None:
+    try:
+        text = f"The best detector of suite {card.suite}. Input: JPEG or PNG as base64 text, one a row."
+        rest.post(uri, "registered-models/create", {"name": name, "description": text})
+    except rest.Refused as error:
+        if error.code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _version_of(uri: str, name: str, key: str) -> str | None:
+    """Return the number of the version that this evaluation has already, from an earlier time as best."""
+    query = {"filter": f"name = '{name}'", "max_results": 1000}
+    for one in rest.pages(uri, "model-versions/search", query, "model_versions", by_get=True):
+        tags = {tag["key"]: tag["value"] for tag in one.get("tags", [])}
+        if tags.get("evaluation_key") == key and one.get("status") == "READY":
+            return str(one["version"])
+    return None
+
+
+def _tags(card: Provenance) -> dict[str, str]:
+    return {
+        "row": card.row,
+        "AP": f"{card.metrics['AP']:.2f}",
+        "split": card.split,
+        "train_key": card.train_key,
+        "evaluation_key": card.evaluation_key,
+        "weights_sha256": card.weights_sha256,
+    }
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import Array, DataType
+
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(Array(DataType.double)), "boxes"),
+        ColSpec(Array(DataType.string), "labels"),
+        ColSpec(Array(DataType.long), "category_ids"),
+        ColSpec(Array(DataType.double), "scores"),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string)]),
+        outputs=Schema(outputs),
+        params=ParamSchema([ParamSpec("score", DataType.double, 0.0)]),
+    )
+
+
+def _example() -> Any:
+    import pandas as pd  # type: ignore[import-untyped]
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    Image.new("RGB", (64, 48), (120, 140, 160)).save(drawn, "PNG")
+    return pd.DataFrame({"image": [base64.b64encode(drawn.getvalue()).decode()]})

@@ -1,0 +1,214 @@
+"""The verbs of `rnc` that plan, run and report experiments."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.options import EXPERIMENTS, FORMAT, by_suite, say, show, show_reports, site
+from orchestrator.cluster.job_environment import is_jobs_address
+from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import make_plan
+
+
+@click.command()
+@EXPERIMENTS
+@FORMAT
+@click.option("--gpus", type=click.IntRange(min=1), help="How many hours would it take on this many GPUs?")
+@click.option(
+    "--images-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Training throughput of one GPU (or CPU worker), where none was measured.",
+)
+@click.option("--verbose", is_flag=True, help="List every evaluation: where it is shown, and why it is missing.")
+@click.option("--quick", is_flag=True, help="Do not look whether MLflow still holds the files of what stands.")
+def plan(
+    experiments: list[Experiment],
+    form: str,
+    gpus: int | None,
+    images_per_s: float | None,
+    verbose: bool,
+    quick: bool,
+) -> None:
+    """Show what EXPERIMENT would train and score, how long that takes, and how much disk. Starts nothing."""
+    from orchestrator.driver.submit import checked_suite, read_suite
+    from orchestrator.experiment.estimate import estimate
+    from orchestrator.report.plan_tables import evaluations_table, plan_table, plans_json
+
+    here = site()
+    plans = []
+    for suite, group in by_suite(experiments).items():
+        ledger = read_suite(suite, here) if quick else checked_suite(group, here)
+        one = make_plan(group, ledger)
+        cpus = float(os.cpu_count() or 1)
+        time = estimate(one, ledger, here.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
+        plans.append((one, time))
+    if form == "json":
+        click.echo(json.dumps(plans_json(plans), indent=2))
+        return
+    tables = [[plan_table(one, time), *([evaluations_table(one)] if verbose else [])] for one, time in plans]
+    show([table for of_suite in tables for table in of_suite], form)
+
+
+@click.command()
+@EXPERIMENTS
+@FORMAT
+@click.option("--address", help="A Ray cluster, instead of RAY_ADDRESS: http://HOST:8265 to send a job, else to join.")
+@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For the environment of a job; repeat it.")
+@click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
+@click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    experiments: list[Experiment],
+    form: str,
+    address: str | None,
+    env: tuple[str, ...],
+    prune: bool,
+    detach: bool,
+) -> None:
+    """Train and score what is missing of EXPERIMENT.
+
+    Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow; then the tables are printed.
+    What stands in MLflow already is not run again. Ctrl-C stops cleanly, and the next submit goes on from the last
+    checkpoints. A suite that somebody else submits already is looked on at, and taken over when that submit ends.
+
+    With --detach, mistakes in files, settings and annotations are still found at once; then a process of its own goes
+    on, and writes to RNC_HOME/submits/SUITE/.
+
+    With an address http:// or https://, of the cluster's dashboard, the files that git tracks and the EXPERIMENTs are
+    sent there as a job, and its log is followed until it ends, with its exit code. Ctrl-C stops the job as it stops a
+    local submit; a second Ctrl-C leaves it to that. A job that runs the suite already is followed, and Ctrl-C leaves
+    it alone. The cluster has to have the project's dependencies, and RNC_HOME, RNC_COCO_ROOT, RNC_WEIGHTS and
+    MLFLOW_TRACKING_URI in its environment, as they are there, or from --env; of this machine's environment only
+    MLFLOW_TRACKING_URI is passed on, and only if it is another machine's. Secrets, such as MLFLOW_TRACKING_PASSWORD,
+    are never sent, because everybody who reads the Jobs API would see them: the cluster has to hold them. A cluster
+    that wants a token takes it from RAY_AUTH_TOKEN, or from the file at RAY_AUTH_TOKEN_PATH.
+    """
+    from orchestrator.driver.submit import submit as submit_suite
+
+    here = site()
+    if address:
+        here = replace(here, ray_address=address)
+    if is_jobs_address(here.ray_address):
+        from orchestrator.cluster.jobs import Remote, submit_job
+
+        options = ["--format", form, *(["--prune"] if prune else [])]
+        remote = Remote(address=str(here.ray_address), env=env, options=tuple(options), detach=detach)
+        codes = []
+        for group in by_suite(experiments).values():
+            codes.append(submit_job(group, remote, say, lambda text: click.echo(text, nl=False)))
+            if codes[-1] == INTERRUPTED:
+                break
+        ctx.exit(max(codes))
+    if env:
+        raise UserError("--env is for a job; it needs --address http://HOST:8265")
+    if detach:
+        from orchestrator.driver.detach import submit_detached
+
+        options = ["--format", form, *(["--address", address] if address else []), *(["--prune"] if prune else [])]
+        submit_detached(list(by_suite(experiments).values()), here, options, say)
+        return
+    codes, reports = [], []
+    for group in by_suite(experiments).values():
+        code, measured = submit_suite(group, here, say, prune=prune)
+        codes.append(code)
+        reports += measured
+        if code == INTERRUPTED:
+            break
+    show_reports(reports, form)
+    ctx.exit(max(codes))
+
+
+@click.command()
+@EXPERIMENTS
+@FORMAT
+def status(experiments: list[Experiment], form: str) -> None:
+    """Show how far each row of EXPERIMENT is, and why not further.
+
+    Long reasons are cut, and the logs with the rest of them named; --format json has them whole.
+    """
+    from orchestrator.driver.submit import read_suite
+    from orchestrator.report.status import status_table
+
+    here = site()
+    ledgers = {suite: read_suite(suite, here) for suite in by_suite(experiments)}
+    plans = [make_plan(group, ledgers[suite]) for suite, group in by_suite(experiments).items()]
+    whole = form == "json"
+    show([status_table(p, ledgers[p.suite], None if whole else here.storage / p.suite) for p in plans], form)
+
+
+@click.command()
+@EXPERIMENTS
+@FORMAT
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write every format here, too, and index.html with all tables and figures.",
+)
+@click.option("--no-bootstrap", is_flag=True, help="Leave out the intervals; they cost a second for a new evaluation.")
+@click.option(
+    "--claims",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Judge the sentences of claims.yaml, of the paper's or of FILE; put this behind EXPERIMENT.",
+)
+@click.option("--misalignment", is_flag=True, help="Show what scores say of placement: correlations, oracles, losses.")
+def report(
+    experiments: list[Experiment],
+    form: str,
+    output: Path | None,
+    no_bootstrap: bool,
+    claims: str | None,
+    misalignment: bool,
+) -> None:
+    """Print the results tables of EXPERIMENT, or what they say to the claims of the paper."""
+    from orchestrator.driver.submit import report_suite
+    from orchestrator.report.claims import claims_table, find_claims, judge, load_claims
+    from orchestrator.report.files import write_reports
+
+    here, judged = site(), []
+    listed = None
+    if claims is not None:
+        listed = load_claims(Path(claims) if claims else find_claims([one.path for one in experiments]))
+    reports = []
+    for group in by_suite(experiments).values():
+        of_suite = report_suite(group, here, bootstrap=not no_bootstrap)
+        reports += of_suite
+        if listed is not None:
+            tables = {one.experiment.name: one.rows for one in of_suite}
+            judged.append(claims_table(judge(listed, tables), tables))
+    if judged:
+        show(judged, form)
+    elif misalignment:
+        show([one.misalignment for one in reports], form)
+    else:
+        show_reports(reports, form)
+    if output is not None:
+        try:
+            write_reports(output, reports, judged)
+        except OSError as error:
+            raise UserError(f"--output: cannot write to {output} ({error.strerror}); name another folder") from error
+        say(f"written to {output}")
+
+
+@click.command()
+@EXPERIMENTS
+@click.option("--row", "label", required=True, help="The label of the row to train.")
+@click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
+@FORMAT
+def run(experiments: list[Experiment], label: str, seed: int | None, form: str) -> None:
+    """Train and score one row in this process, to debug it.
+
+    Neither Ray nor MLflow takes part; the checkpoints stay under RNC_HOME/local.
+    """
+    from orchestrator.worker.local import run_row
+
+    show([run_row(experiments, label, seed, site(), say)], form)
+
+
+VERBS = (plan, submit, status, report, run)

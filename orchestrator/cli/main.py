@@ -1,0 +1,66 @@
+"""The command `rnc`: each verb parses, calls one function and prints one thing."""
+
+import errno
+from typing import Any
+
+import click
+
+from orchestrator.cli import analysis_verbs, checkpoints, experiments, suites
+from orchestrator.errors import INTERRUPTED, UserError
+
+BAD_INPUT = 2
+
+
+class _Verbs(click.Group):
+    """Shows what a user can mend as one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What is recorded stays; the same command goes on from there.", err=True)
+            ctx.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"error: {error.filename}: the disk is full; free some, or set RNC_HOME to another", err=True)
+            ctx.exit(BAD_INPUT)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="retinanet-conf")
+def cli() -> None:
+    """Run the experiments of the RetinaNet-Conf paper, and your own, on a Ray cluster.
+
+    An EXPERIMENT is a YAML file, one table of the paper; a folder stands for the files in it.
+
+    \b
+      rnc plan experiments/paper        what would it cost?
+      rnc submit experiments/miniature  train and score what is missing
+      rnc report experiments/miniature  print the tables
+      rnc ui                            browse everything in MLflow
+
+    \b
+    Environment (everything works with none of it set):
+      RNC_HOME             data, records and checkpoints (default: ./runs)
+      RNC_COCO_ROOT        COCO 2017: train2017/ val2017/ annotations/
+      RNC_WEIGHTS          a folder of pretrained weights
+      MLFLOW_TRACKING_URI  an MLflow server (default: one of our own, on localhost)
+      RAY_ADDRESS          a Ray cluster (default: this machine)
+    """
+
+
+for verb in (*experiments.VERBS, *suites.VERBS, *checkpoints.VERBS, *analysis_verbs.VERBS):
+    cli.add_command(verb)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="rnc")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the verbs of `rnc` share: arguments, options, and how they print."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cluster.job_environment import require_cluster_settings
+from orchestrator.experiment.load import Experiment, load_experiments
+from orchestrator.figures.page import FORMATS, html_page, render
+from orchestrator.figures.table import Table
+from orchestrator.site import Site, site_from_environment
+
+if TYPE_CHECKING:
+    from orchestrator.report.files import Report
+
+
+def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
+    """Read the files that an argument names."""
+    return load_experiments(paths) if paths else []
+
+
+EXPERIMENTS = click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...", callback=read_experiments)
+FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
+CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+DATA = click.option(
+    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A COCO-format data set."
+)
+SPLIT = click.option("--split", help="Such as val2017; that of the checkpoint's row if not given.")
+SETTINGS = click.option(
+    "--set", "settings", multiple=True, metavar="SETTING=VALUE", help="Another inference setting: inference.nms_iou=0.6"
+)
+ALL_IMAGES = click.option(
+    "--all", "all_images", is_flag=True, help="Score all images, not the first ones as in the training."
+)
+
+
+def site() -> Site:
+    """Return the site that the environment names."""
+    require_cluster_settings(os.environ)
+    return site_from_environment(os.environ)
+
+
+def say(text: str) -> None:
+    """Tell something beside the output."""
+    click.echo(text, err=True)
+
+
+def by_suite(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+    """Gather the experiments of each suite, in the order of the files."""
+    suites: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        suites.setdefault(experiment.suite, []).append(experiment)
+    return suites
+
+
+def show(tables: Sequence[Table], form: str) -> None:
+    """Print tables."""
+    if form == "html":
+        click.echo(html_page(tables[0].title, list(tables)))
+    elif form == "json":
+        click.echo("[" + ",\n".join(table.to_json() for table in tables) + "]")
+    else:
+        click.echo("\n\n".join(render(table, form) for table in tables))
+
+
+def show_reports(reports: "Sequence[Report]", form: str) -> None:
+    """Print results tables, on a page with their figures."""
+    from orchestrator.report.files import reports_page
+
+    if form == "html":
+        click.echo(reports_page(reports))
+    else:
+        show([report.table for report in reports], form)

@@ -1,0 +1,164 @@
+"""The verbs of `rnc` that look after a suite: what runs, what was written, and what may go."""
+
+from dataclasses import replace
+
+import click
+
+from orchestrator.cli.options import EXPERIMENTS, FORMAT, by_suite, read_experiments, say, show, site
+from orchestrator.cluster.job_environment import is_jobs_address
+from orchestrator.errors import UserError
+from orchestrator.experiment.load import Experiment
+
+
+@click.command()
+@EXPERIMENTS
+@click.option("--row", "label", required=True, help="The label of the row to end.")
+@click.option("--seed", type=int, help="One of the row's seeds; all of them if not given.")
+def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
+    """End the training of a row that a submit in another terminal runs.
+
+    Its checkpoints stay, the other rows go on, and the next submit takes it up from its last checkpoint.
+    """
+    from orchestrator.driver.cancel import cancel_row
+
+    cancel_row(experiments, label, seed, site(), click.echo)
+
+
+@click.command()
+@EXPERIMENTS
+@click.option("--row", "label", help="The label of the row.")
+@click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
+@click.option("--follow", is_flag=True, help="Go on with what is added, until the training ends.")
+@click.option("--address", help="A cluster, http://HOST:8265, whose job's log is printed.")
+def logs(experiments: list[Experiment], label: str | None, seed: int | None, follow: bool, address: str | None) -> None:
+    """Print what the training of a row wrote: its log, its last metrics, and its errors.
+
+    With an --address, or one in RAY_ADDRESS, that is http:// or https://, print the log of the suite's last job on
+    that cluster, or with --row the lines of it that name the row.
+    """
+    from orchestrator.driver.logs import print_logs
+
+    address = address or site().ray_address
+    if is_jobs_address(address):
+        from orchestrator.cluster.jobs import print_job_log
+
+        for group in by_suite(experiments).values():
+            print_job_log(group, label, str(address), lambda text: click.echo(text, nl=False), follow=follow)
+        return
+    if label is None:
+        raise UserError("--row is missing; name the row whose training is asked for")
+    print_logs(experiments, label, seed, site(), click.echo, follow=follow)
+
+
+@click.command()
+@EXPERIMENTS
+@FORMAT
+@click.option("--delete", "deletes", is_flag=True, help="Free it; without this nothing is touched.")
+def gc(experiments: list[Experiment], form: str, deletes: bool) -> None:
+    """Show which checkpoints and caches no table, alias or pin needs, and free them with --delete.
+
+    Checkpoints to resume from go once their training is finished; weights in MLflow only where no row of these files,
+    no other table of the suite, no alias of the model registry and no tag `pin` of the run asks for them.
+    """
+    from orchestrator.driver.submit import collect_garbage
+
+    here = site()
+    groups = by_suite(experiments).values()
+    show([table for group in groups for table in collect_garbage(group, here, deletes=deletes)], form)
+
+
+@click.command()
+@EXPERIMENTS
+@click.option("--dry-run", is_flag=True, help="Only say what is wrong.")
+def repair(experiments: list[Experiment], dry_run: bool) -> None:
+    """Mend what killed processes and deleted files left behind in MLflow.
+
+    Runs that say RUNNING and that nobody works on are closed; metrics that wait on this side are sent; weights that
+    MLflow lost are stored again from the last checkpoint; what else lost its files is marked, and made again by the
+    next submit. Every submit does the same by itself.
+    """
+    from orchestrator.driver.submit import repair_suite
+
+    here = site()
+    number = sum(repair_suite(group, here, say, dry_run=dry_run) for group in by_suite(experiments).values())
+    click.echo(f"{number} to mend." if dry_run else f"{number} mended." if number else "Nothing to mend.")
+
+
+@click.command()
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", callback=read_experiments)
+@click.option("--open", "opens", is_flag=True, help="Open the first address in a browser.")
+@click.option("--stop", is_flag=True, help="End the server instead.")
+def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
+    """Start the MLflow UI, or find the one that runs.
+
+    With EXPERIMENT, print where it shows their tables, charts and training curves.
+    """
+    from orchestrator.tracking.server import stop_server, tracking_server
+
+    if stop:
+        click.echo("The server has ended." if stop_server(site()) else "No server was running.")
+        return
+    from orchestrator.report.pages import suite_links
+    from orchestrator.report.views import front_page
+
+    uri = tracking_server(site())
+    found = [(name, link) for group in by_suite(experiments).values() for name, link in suite_links(uri, group).items()]
+    for name, link in found:
+        click.echo(f"{name}: {link}")
+    if not found:
+        found = [("", front_page(uri))]
+        click.echo(found[0][1])
+    if opens:
+        click.launch(found[0][1])
+    click.echo("The server stays until `rnc ui --stop`.", err=True)
+
+
+@click.command()
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", callback=read_experiments)
+@FORMAT
+@click.option("--address", help="A Ray cluster, instead of RAY_ADDRESS: http://HOST:8265 to send a job, else to join.")
+@click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For the environment of a job; repeat it.")
+@click.pass_context
+def doctor(
+    ctx: click.Context, experiments: list[Experiment], form: str, address: str | None, env: tuple[str, ...]
+) -> None:
+    """Check machines, storage, data and services before GPU time is spent.
+
+    Looks from here, and from every node of the cluster if one is named: versions and known vulnerabilities, GPUs and
+    whether nodes reach one another, shared memory, disks, clocks, the storage and its speed, MLflow and whether it can
+    be written to, data and weights and whether they are the same everywhere, and what listens without a key. With
+    EXPERIMENT, what these need. Everything that is written for it is deleted again.
+
+    \b
+    Green is right, yellow deserves a look, red stops trainings or spoils their numbers.
+    The exit code is 0 without red, 1 with, and 2 for a mistake in the call.
+    """
+    from orchestrator.doctor.doctor_finding import exit_code, findings_table
+
+    here = site()
+    if address:
+        here = replace(here, ray_address=address)
+    if is_jobs_address(here.ray_address):
+        from orchestrator.cluster.jobs import Remote, run_job
+
+        remote = Remote(address=str(here.ray_address), env=env, options=("--format", form))
+        printed: list[str] = []
+        code = run_job("doctor", experiments, remote, say, printed.append if form == "json" else _print)
+        if printed:  # a job's output and what it says beside it come as one
+            beside, _, tables = "".join(printed).partition("\n[{")
+            click.echo(f"[{{{tables}" if tables else beside, nl=False, err=not tables)
+        ctx.exit(code)
+    if env:
+        raise UserError("--env is for a job; it needs --address http://HOST:8265")
+    from orchestrator.doctor.diagnose import diagnose
+
+    findings = diagnose(experiments, here, say)
+    show([findings_table(findings, for_people=form == "text")], form)
+    ctx.exit(exit_code(findings))
+
+
+def _print(text: str) -> None:
+    click.echo(text, nl=False)
+
+
+VERBS = (cancel, logs, gc, repair, ui, doctor)

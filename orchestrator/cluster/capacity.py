@@ -1,0 +1,115 @@
+"""What trainings ask of a cluster, and whether it has that much."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.errors import UserError
+from orchestrator.experiment.load import Resources
+from orchestrator.experiment.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What the nodes have."""
+
+    nodes: tuple[Mapping[str, float], ...]
+    """Of each, amounts by Ray's names: CPU, GPU ..."""
+    grows: bool = False
+    """Whether more nodes may come when they are asked for."""
+
+    def total(self, name: str) -> float:
+        """Return the amount on all nodes."""
+        return sum(node.get(name, 0.0) for node in self.nodes)
+
+    def num_nodes_with(self, num_workers: int, per_worker: Mapping[str, float]) -> int:
+        """Return how many nodes have room for so many such workers each."""
+        return sum(Cluster(nodes=(node,)).num_places(per_worker) >= num_workers for node in self.nodes)
+
+    def num_places(self, per_worker: Mapping[str, float]) -> int:
+        """Return how many such workers find room at once; each has to fit on one node."""
+        wanted = {name: amount for name, amount in per_worker.items() if amount}
+        return sum(
+            min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
+            for node in self.nodes
+        )
+
+
+def needs(resources: Resources) -> dict[str, float]:
+    """Return what the workers of a training take together; the GPUs first, they are the scarcer."""
+    return {
+        "GPU": resources.num_workers * resources.gpus_per_worker,
+        "CPU": resources.num_workers * resources.cpus_per_worker,
+    }
+
+
+def placement(resources: Resources) -> str:
+    """Return how Ray is to place the workers on nodes."""
+    if resources.num_nodes is None:
+        return "PACK"
+    if resources.num_nodes == 1:
+        return "STRICT_PACK"
+    return "STRICT_SPREAD" if resources.num_nodes == resources.num_workers else "SPREAD"
+
+
+def per_worker(resources: Resources) -> dict[str, float]:
+    """Return what one worker takes, without what it does not need."""
+    amounts = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
+    """Refuse what could only wait for ever.
+
+    Raises:
+        UserError: the cluster is too small for the workers of `where`.
+    """
+    wanted, num_workers = per_worker(resources), resources.num_workers
+    num_nodes = resources.num_nodes
+    if cluster.grows:
+        return
+    if num_nodes is not None and cluster.num_nodes_with(num_workers // num_nodes, wanted) < num_nodes:
+        have = cluster.num_nodes_with(num_workers // num_nodes, wanted)
+        raise UserError(
+            f"{where}: resources ask for {num_nodes} node(s) with room for {num_workers // num_nodes} worker(s) each; "
+            f"{have} of {len(cluster.nodes)} node(s) have it. Lower resources.num_nodes or num_workers, or set "
+            "RAY_ADDRESS to a larger cluster"
+        )
+    if cluster.num_places(wanted) >= num_workers:
+        return
+    short = next((name for name in wanted if cluster.num_places({name: wanted[name]}) < num_workers), "CPU")
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    has = ", ".join(f"{cluster.total(name):g} {name}" for name in ("CPU", "GPU"))
+    raise UserError(
+        f"{where}: resources ask for {num_workers} x ({asked}); there are not enough {short}s for that ever to start, "
+        f"the cluster has {has} on {len(cluster.nodes)} node(s). Lower resources.num_workers, cpus_per_worker or "
+        "gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
+    )
+
+
+def require_plan_fits(plan: Plan, cluster: Cluster) -> None:
+    """Refuse a plan of which something missing could only wait for ever.
+
+    Raises:
+        UserError: the cluster is too small for a training.
+    """
+    for key, run in plan.trainings.items():
+        evaluations = plan.evaluations_on(key)
+        if key in plan.missing_trainings or any(
+            evaluation.key in plan.missing_evaluations for evaluation in evaluations
+        ):
+            require_fit(run.resources, cluster, f"{evaluations[0].places[0].table}, row {run.label!r}")
+
+
+def local_cluster() -> Cluster:
+    """Return what a Ray on this machine alone would have."""
+    return Cluster(nodes=({"CPU": float(os.cpu_count() or 1), "GPU": float(_num_local_gpus())},))
+
+
+def _num_local_gpus() -> int:
+    """GPUs that Ray will find on this machine; nobody has to import torch for it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

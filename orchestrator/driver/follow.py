@@ -1,0 +1,265 @@
+"""Follows trainings from their start to their end: opens and ends their runs in MLflow, and shows where they stand."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.cluster.capacity import Cluster, needs
+from orchestrator.driver import stops
+from orchestrator.driver.live import GOES_ON, Show, State, Status
+from orchestrator.errors import UserError
+from orchestrator.experiment.plan import Ledger, Record
+from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
+from orchestrator.tracking.patience import patiently
+from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.worker.task import Work, epochs_done
+from orchestrator.worker.training_log import note, scoring_of
+
+WATCH_SECONDS = 2.0
+Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
+"""Is given what MLflow holds, None while it is away, and where each training stands, by train key."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How one training ended."""
+
+    key: str
+    label: str
+    state: State
+    error: str = ""
+    """The last line of what went wrong, or how a later submit goes on."""
+    log: str = ""
+    """The file with the rest of it."""
+    startup_s: float | None = None
+    """From the trial's first line to the first report of its training; None where nothing was trained."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What the driver knows of a training."""
+
+    state: State = "waiting"
+    error: str = ""
+    log: str = ""
+    stop: str = ""
+    """As what it was asked to end."""
+    is_decided: bool = False
+    """Whether its search asked for that, so that it is not taken up again."""
+    run_id: str | None = None
+    record: Record | None = None
+    """As it was read last."""
+    before: Record | None = None
+    """As it was when the trial started."""
+    first: tuple[float, float] | None = None
+    """When its first sign of life was seen, and the epoch then."""
+
+
+class Follower:
+    """What the driver knows of every training, shown and written to MLflow."""
+
+    def __init__(self, works: Sequence[Work], suite: Tracking, cluster: Cluster, show: Show, tell: Tell) -> None:
+        self._works = {work.train_run.key: work for work in works}
+        self._suite, self._cluster, self._show, self._tell = suite, cluster, show, tell
+        self._progress = {key: _Progress() for key in self._works}
+        self._away = False
+        self._pool = ThreadPoolExecutor(1)
+        self._closing = threading.Event()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Draw again and again; on leaving, wait until MLflow knows of every end."""
+        self.draw()
+        thread = threading.Thread(target=self._watch, name="live", daemon=True)
+        thread.start()
+        try:
+            yield
+            self._pool.shutdown()
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._closing.set()
+            thread.join(WATCH_SECONDS)
+
+    def started(self, key: str) -> None:
+        """Open the run of a training while its workers start."""
+        progress, work = self._progress[key], self._works[key]
+        progress.state, progress.before = "starting", progress.record
+        work.folder.mkdir(parents=True, exist_ok=True)
+        work.run_file.unlink(missing_ok=True)
+        if not progress.stop:
+            self._pool.submit(self._begin, work)
+
+    def stop_early(self, key: str, reason: str) -> None:
+        """End a training that its search decided against."""
+        progress = self._progress[key]
+        if not progress.stop:
+            progress.stop, progress.is_decided = reason, True
+            self._works[key].tell_stop()
+
+    def ended(self, key: str, *, error: str, log: str = "") -> None:
+        """Note how a training ended."""
+        progress = self._progress[key]
+        on_request: State = "stopped" if progress.is_decided else "cancelled"
+        progress.state = "failed" if error else on_request if progress.stop else "finished"
+        progress.error, progress.log = error or progress.stop, log
+        if progress.error:
+            note(self._works[key].folder, f"failed: {error}" if error else progress.stop)
+            self._pool.submit(self._close, key)
+
+    def interrupted(self) -> None:
+        """Mark the runs of trainings that did not end, after all their processes have ended."""
+        for key, work in self._works.items():
+            progress = self._progress[key]
+            if progress.state != "starting":
+                continue
+            epoch = epochs_done(work.folder)
+            progress.state = "interrupted"
+            progress.error = f"interrupted; the next submit goes on from epoch {epoch}"
+            note(work.folder, progress.error)
+            with suppress(UserError):
+                if progress.run_id is not None and self._runs(key):
+                    end_training(self._suite, progress.run_id, "KILLED", progress.error)
+
+    def draw(self) -> None:
+        """Show where all trainings stand."""
+        ledger = None
+        try:
+            ledger = read_ledger(self._suite)
+        except UserError:  # the server is away; what it last told stands
+            self._away = True
+        else:
+            self._away = False
+            for key, progress in self._progress.items():
+                progress.record = ledger.trainings.get(key)
+                if progress.record is None and progress.run_id is not None and progress.state == "starting":
+                    progress.run_id = None
+                    self._pool.submit(self._begin, self._works[key])
+            with suppress(UserError):  # it went away, or has only just lost the suite
+                self._stop_what_is_asked()
+        statuses = {key: self._status(work) for key, work in self._works.items()}
+        self._show(list(statuses.values()))
+        self._tell(ledger, statuses)
+
+    def ending(self, work: Work) -> Ending:
+        """Say how a training ended."""
+        progress = self._progress[work.train_run.key]
+        metrics = progress.record.metrics if progress.record and _has_moved(progress) else {}
+        return Ending(
+            key=work.train_run.key,
+            label=work.train_run.label,
+            state=progress.state,
+            error=progress.error,
+            log=progress.log,
+            startup_s=metrics.get("perf/startup_s"),
+        )
+
+    def _begin(self, work: Work) -> None:
+        """Open the run, and tell the workers which it is; or why there is none. Again, if MLflow has lost it."""
+        progress = self._progress[work.train_run.key]
+
+        def begin() -> str:
+            self._suite = open_suite(self._suite.uri, self._suite.suite)
+            held = read_ledger(self._suite).trainings.get(work.train_run.key)
+            if held is not None and work.is_trained:
+                return held.run_id
+            return begin_training(self._suite, work.train_run)
+
+        try:
+            work.tell_run()
+            progress.run_id = patiently(begin)
+            work.tell_run(run_id=progress.run_id)
+        except Exception as error:
+            work.tell_run(error=str(error))
+
+    def _stop_what_is_asked(self) -> None:
+        """Tell trials to end that somebody asked for, through MLflow."""
+        prune = stops.prune_asked(self._suite)
+        for key, progress in self._progress.items():
+            run = self._works[key].train_run
+            asked = progress.record.stop if progress.record else ""
+            if not asked and prune is not None and prune.takes(key, run.tables):
+                asked = stops.PRUNED
+            if asked and not progress.stop and progress.state in ("waiting", "starting"):
+                progress.stop = asked
+                self._works[key].tell_stop()
+
+    def _close(self, key: str) -> None:
+        progress = self._progress[key]
+        if progress.run_id is None or not self._runs(key):
+            return
+        if progress.state == "stopped":
+            stop_training(self._suite, progress.run_id, progress.error, self._works[key].journal)
+        else:
+            status: Literal["FAILED", "KILLED"] = "FAILED" if progress.state == "failed" else "KILLED"
+            end_training(self._suite, progress.run_id, status, progress.error)
+
+    def _runs(self, key: str) -> bool:
+        """Whether the training is unfinished in MLflow; its scoring may have failed after it finished."""
+        record = read_ledger(self._suite).trainings.get(key)
+        return record is not None and record.status == "RUNNING"
+
+    def _watch(self) -> None:
+        while not self._closing.wait(WATCH_SECONDS):
+            self.draw()
+
+    def _status(self, work: Work) -> Status:
+        progress = self._progress[work.train_run.key]
+        metrics = progress.record.metrics if progress.record else {}
+        epoch, state = metrics.get("train/epoch", 0.0), progress.state
+        if progress.stop and state == "waiting":
+            state = "cancelled"
+        if (
+            state == "starting"
+            and progress.record
+            and progress.record.metrics != getattr(progress.before, "metrics", {})
+        ):
+            state = "training" if epoch < work.num_epochs else "scoring"
+            progress.first = progress.first or (time.monotonic(), epoch)
+        scored = scoring_of(work.folder) if progress.state == "starting" else ""
+        if scored and state == "starting":
+            state = "scoring"  # alone, so that its training reports nothing
+        return Status(
+            label=work.train_run.label,
+            state=state,
+            note=self._why_waiting(work)
+            if state == "waiting"
+            else progress.error or progress.stop or self._why_silent(state) or scored,
+            epoch=epoch,
+            num_epochs=work.num_epochs,
+            loss=metrics.get("train/loss"),
+            ap=metrics.get("val/AP"),
+            images_per_s=metrics.get("perf/images_per_s") if state == "training" else None,
+            remaining_s=_remaining(progress.first, epoch, work.num_epochs) if state == "training" else None,
+        )
+
+    def _why_silent(self, state: State) -> str:
+        silent = self._away and state in GOES_ON
+        return f"waiting for MLflow at {self._suite.uri}; nothing is lost meanwhile" if silent else ""
+
+    def _why_waiting(self, work: Work) -> str:
+        busy = [
+            needs(self._works[key].train_run.resources) for key, p in self._progress.items() if p.state == "starting"
+        ]
+        for name, need in needs(work.train_run.resources).items():
+            free = self._cluster.total(name) - sum(taken[name] for taken in busy)
+            if need > free:
+                return f"for {need:g} {name}s, {max(0.0, free):g} free"
+        return "for its turn"
+
+
+def _has_moved(progress: _Progress) -> bool:
+    """Whether a training has recorded anything since its trial started."""
+    return progress.record is not None and (
+        progress.before is None or progress.record.metrics.items() != progress.before.metrics.items()
+    )
+
+
+def _remaining(first: tuple[float, float] | None, epoch: float, num_epochs: int) -> float | None:
+    """Seconds to the last epoch at the pace since the first sign of life."""
+    if first is None or epoch <= first[1]:
+        return None
+    return (num_epochs - epoch) * (time.monotonic() - first[0]) / (epoch - first[1])

@@ -1,0 +1,268 @@
+"""Runs what a plan lacks: Ray Tune over the trainings, each of which is one Ray Train run and then its scoring."""
+
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.cluster.capacity import Cluster, local_cluster, needs, per_worker, require_plan_fits
+from orchestrator.cluster.environment import ray_environment
+from orchestrator.driver.follow import Ending, Follower
+from orchestrator.driver.live import Show
+from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.experiment.plan import Plan
+from orchestrator.experiment.sizes import weights_bytes
+from orchestrator.site import Site
+from orchestrator.tracking.suite import open_suite
+from orchestrator.worker.asha import Halving
+from orchestrator.worker.gauges import SuiteGauges
+from orchestrator.worker.task import Work
+from orchestrator.worker.trial import release, run_trial
+
+TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
+"""Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
+OBJECT_STORE_BYTES = 256 * 1024**2
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How all of them ended, in the order of the plan."""
+
+    endings: tuple[Ending, ...]
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if everything finished or was stopped by its search, 130 after Ctrl-C, else 1."""
+        if self.interrupted:
+            return INTERRUPTED
+        return int(any(ending.state not in ("finished", "stopped") for ending in self.endings))
+
+
+def start_ray(site: Site) -> None:
+    """Join the site's cluster, or start Ray on this machine, where nobody else can reach it.
+
+    `set_ray_environment` has been called before this module was imported.
+
+    Raises:
+        UserError: the cluster does not answer.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if site.ray_address is None:
+        machine = local_cluster()
+        tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
+        ray.init(
+            address="local",
+            num_cpus=int(machine.total("CPU")),
+            resources=tokens,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+        return
+    _require_answer(site.ray_address)
+    try:
+        ray.init(address=site.ray_address, runtime_env={"env_vars": ray_environment(is_local=False)}, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({error})") from error
+
+
+def stop_ray() -> None:
+    """End the local cluster and everything in it, or leave the one that was joined."""
+    ray.shutdown()
+
+
+def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: None) -> Outcome:
+    """Train and score what the plan lacks, and wait for it; one failure does not stop the others.
+
+    Ctrl-C and SIGTERM end Ray with all its processes; the next launch goes on from the last checkpoints.
+
+    Args:
+        plan: of one suite.
+        site: where data and storage are; `start_ray` has been called.
+        tracking_uri: of the MLflow server.
+        show: is given the state of all trainings again and again, from another thread.
+
+    Raises:
+        UserError: a training asks for more than the cluster has.
+    """
+    works = _works(plan, site, tracking_uri)
+    if not works:
+        return Outcome(endings=())
+    cluster = cluster_of_ray()
+    require_plan_fits(plan, cluster)
+    suite = open_suite(tracking_uri, plan.suite)
+    for work in works:
+        work.stop_file.unlink(missing_ok=True)
+    follower = Follower(works, suite, cluster, show, SuiteGauges(plan, works[0].storage).tell)
+    interrupted = False
+    try:
+        with _interruptible(), follower.watching():
+            _tune(plan, {work.train_run.key: work for work in works}, cluster, follower)
+    except KeyboardInterrupt:
+        interrupted = True
+        with _uninterruptible():
+            stop_ray()
+            follower.interrupted()
+    finally:
+        shutil.rmtree(works[0].storage / "_tune", ignore_errors=True)
+    follower.draw()
+    endings = {work.train_run.key: follower.ending(work) for work in works}
+    return Outcome(endings=tuple(endings[key] for key in plan.trainings if key in endings), interrupted=interrupted)
+
+
+def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
+    """What there is to do, the largest first: it is the hardest to place, and the longest should not begin last."""
+    works = []
+    for key, train_run in plan.trainings.items():
+        evaluations = tuple(e for e in plan.evaluations_on(key) if e.key in plan.missing_evaluations)
+        if key in plan.missing_trainings or evaluations:
+            config, search = train_run.config, plan.search_of(key)
+            work = Work(
+                train_run=train_run,
+                evaluations=evaluations,
+                is_trained=key not in plan.missing_trainings,
+                storage=(site.storage / plan.suite).absolute(),
+                data_root=site.data_root(config.data.dataset),
+                weights_file=site.weights_file(config.model.weights),
+                tracking_uri=tracking_uri,
+                judged_by=search.metric if search is not None and search.asha is not None else None,
+            )
+            works.append(work)
+    return sorted(works, key=_size, reverse=True)
+
+
+def _size(work: Work) -> tuple[float, ...]:
+    """What a training reserves, and then how long it takes, about: its epochs times its weights."""
+    length = 0 if work.is_trained else work.num_epochs * weights_bytes(work.train_run.config)
+    return (*needs(work.train_run.resources).values(), length)
+
+
+def cluster_of_ray() -> Cluster:
+    """What the nodes of the cluster have that was joined or started."""
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
+
+
+def _tune(plan: Plan, works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> None:
+    storage = next(iter(works.values())).storage
+    tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
+
+    def bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        resources = works[config["key"]].train_run.resources
+        bundle = {tokens[name]: amount for name, amount in per_worker(resources).items() if name in tokens}
+        return tune.PlacementGroupFactory([bundle or {"CPU": 0.001}] * resources.num_workers)
+
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, works=dict(works)), bundles),
+        param_space={"key": tune.grid_search(list(works))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=most_at_once(list(works.values()), cluster, tokens, plan.max_concurrent),
+            scheduler=Halving(plan, storage, follower.stop_early),
+            reuse_actors=True,
+            trial_dirname_creator=_key,
+        ),
+        run_config=tune.RunConfig(
+            name="_tune",
+            storage_path=str(storage),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=1),  # a trial tells its own failures; this is its death
+            callbacks=[_Callback(follower, works)],
+        ),
+    ).fit()
+
+
+def most_at_once(works: Sequence[Work], cluster: Cluster, tokens: Mapping[str, str], wanted: int | None) -> int | None:
+    """Return how many trials to start: as many as wanted, and as find room where no tokens hold them back."""
+    most = [
+        cluster.total(name) // min(amounts)
+        for name in TOKENS
+        if name not in tokens and (amounts := [n for work in works if (n := needs(work.train_run.resources)[name])])
+    ]
+    room = [max(1, int(min(most)))] if most and not cluster.grows else []
+    return min([*room, *([wanted] if wanted is not None else [])], default=None)
+
+
+def _key(trial: Any) -> str:
+    key: str = trial.config["key"]
+    return key
+
+
+class _Callback(tune.Callback):
+    """Passes on what becomes of the trials."""
+
+    def __init__(self, follower: Follower, works: Mapping[str, Work]) -> None:
+        self._follower, self._works = follower, works
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune stores its callbacks; nothing of this one outlives the process
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Tune has started the trial's process."""
+        self._follower.started(_key(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """The trial has returned what it tells."""
+        self._follower.ended(_key(trial), error=trial.last_result["error"], log=trial.last_result["log"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """The trial's process has died, and will be started once more."""
+        release(self._works[_key(trial)])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """The trial's process has died, and again after a second start."""
+        release(self._works[_key(trial)])
+        self._follower.ended(_key(trial), error="the process of the trial died", log=str(trial.error_file or ""))
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself waits far longer before it gives up on an address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: {address} does not answer ({error}); start the cluster, correct the address, or unset it to "
+            "run on this machine"
+        ) from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is to the driver what Ctrl-C is."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with _handlers(stop):
+        yield
+
+
+@contextmanager
+def _uninterruptible() -> Iterator[None]:
+    """A second Ctrl-C does not disturb the cleaning up after the first."""
+    with _handlers(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handlers(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)

@@ -1,0 +1,175 @@
+"""One submit of a suite at a time: a lock on this machine, and a claim in MLflow between machines that share a server.
+
+The lock is a file under `home`, held for as long as its process lives. The claim is a tag of the suite's experiment
+that its holder renews. MLflow knows no exchange that sets a tag only if it is free, so that a claim counts only once it
+has outlived the time in which another one may have been on its way.
+"""
+
+import fcntl
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from orchestrator.errors import UserError
+from orchestrator.site import Site
+from orchestrator.tracking.liveness import exists_here, this_process
+from orchestrator.tracking.suite import Tracking, experiment_tags, tag_experiment, untag_experiment
+
+TAG = "submit"
+LOOK_SECONDS = 2.0
+"""How often somebody who waits looks again."""
+SETTLE_SECONDS = 1.0
+RENEW_SECONDS = 10.0
+SILENT_SECONDS = 60.0
+"""A claim from another machine that is not renewed for so long is void."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """Who runs a suite."""
+
+    driver: str
+    """Its process, as `this_process` names it."""
+    since: float
+    """Seconds since 1970."""
+
+    def __str__(self) -> str:
+        host, _, process = self.driver.partition(" ")
+        since = time.strftime("%d %b %H:%M:%S", time.localtime(self.since))
+        return f"process {process.partition(' ')[0]} on {host}, since {since}"
+
+
+@contextmanager
+def my_turn(suite: Tracking, site: Site, waiting: Callable[[Holder], None]) -> Iterator[None]:
+    """Be the only one who runs a suite; until then, tell `waiting` every two seconds who does."""
+    with _opened(lock_file(site, suite.suite)) as file:
+        claim = _Claim(suite) if site.tracking_uri is not None else None  # our own server has only our own clients
+        while holder := _lock(file) or (claim.take() if claim else None):
+            waiting(holder)
+            time.sleep(LOOK_SECONDS)
+        try:
+            with claim.renewed() if claim else nullcontext():
+                yield
+        finally:
+            file.truncate(0)
+
+
+def holder_of(suite: Tracking, site: Site) -> Holder | None:
+    """Say who runs a suite now, as far as it can be known at once."""
+    if holder := signed(site, suite.suite):
+        lives = exists_here(holder.driver)
+        if lives is None:  # another host that shares the folder
+            with _opened(lock_file(site, suite.suite)) as file:
+                lives = _lock(file) is not None
+                if not lives:
+                    file.truncate(0)
+        if lives:
+            return holder
+    return _Claim(suite).holder() if site.tracking_uri is not None and suite.experiment_id is not None else None
+
+
+def signed(site: Site, suite: str) -> Holder | None:
+    """Return who signed the lock last, and may still hold it."""
+    path = lock_file(site, suite)
+    return _read(path.read_text()) if path.exists() else None
+
+
+def lock_file(site: Site, suite: str) -> Path:
+    """Return the file whose lock is the turn on this machine."""
+    return site.home / "submits" / suite / "lock"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"RNC_HOME: cannot write to {path} ({error.strerror}); free it, or set RNC_HOME") from error
+    with file:
+        yield file
+
+
+def _lock(file: IO[str]) -> Holder | None:
+    """Lock the file and sign it, or return who has signed it; a holder that died has let go."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return _read(file.read()) or Holder(driver="? ?", since=time.time())
+    file.truncate(0)
+    file.write(_written(time.time()))
+    file.flush()
+    return None
+
+
+class _Claim:
+    """The tag of a suite's experiment that says who runs it."""
+
+    def __init__(self, suite: Tracking) -> None:
+        self._suite, self._since = suite, time.time()
+        self._seen = ("", 0.0)
+        self._done = threading.Event()
+
+    def take(self) -> Holder | None:
+        """Claim the suite, or return who has it."""
+        if holder := self.holder():
+            return holder
+        self._renew()
+        time.sleep(SETTLE_SECONDS)
+        return self.holder()
+
+    def holder(self) -> Holder | None:
+        """Return who else has the suite."""
+        text = self._text()
+        if text != self._seen[0]:
+            self._seen = (text, time.monotonic())
+        holder = _read(text)
+        if holder is None or holder.driver == this_process():
+            return None
+        lives = exists_here(holder.driver)
+        if lives is None:
+            lives = time.monotonic() - self._seen[1] < SILENT_SECONDS
+        return holder if lives else None
+
+    @contextmanager
+    def renewed(self) -> Iterator[None]:
+        """Keep the claim while this lasts, and give it up."""
+        thread = threading.Thread(target=self._keep, name="turn", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._done.set()
+            thread.join()
+            with suppress(UserError):  # the server is away; nobody renews it, so it lapses
+                if self.holder() is None:
+                    untag_experiment(self._suite, TAG)
+
+    def _keep(self) -> None:
+        while not self._done.wait(RENEW_SECONDS):
+            with suppress(UserError):
+                self._renew()
+
+    def _renew(self) -> None:
+        tag_experiment(self._suite, TAG, _written(self._since))
+
+    def _text(self) -> str:
+        return experiment_tags(self._suite).get(TAG, "")
+
+
+def _written(since: float) -> str:
+    return json.dumps({"driver": this_process(), "since": since, "renewed": time.time()})
+
+
+def _read(text: str) -> Holder | None:
+    try:
+        told = json.loads(text)
+        return Holder(driver=str(told["driver"]), since=float(told["since"]))
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,120 @@
+"""What `rnc logs` prints: what one training wrote while it ran."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator.driver.lock import holder_of
+from orchestrator.errors import UserError
+from orchestrator.experiment.keys import train_key
+from orchestrator.experiment.load import Experiment, find_row
+from orchestrator.experiment.plan import make_plan
+from orchestrator.site import Site
+from orchestrator.tracking.ledger import read_ledger
+from orchestrator.tracking.recorder import read_journal
+from orchestrator.tracking.server import existing_tracking_server
+from orchestrator.tracking.suite import open_suite
+from orchestrator.worker.task import JOURNAL
+from orchestrator.worker.training_log import NAME, output_of
+
+NUM_POINTS = 5
+NUM_OUTPUT_LINES = 20
+RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
+"""How the lines begin with which Ray tells its own log readers whose output follows."""
+LOOK_SECONDS = 1.0
+
+
+def print_logs(
+    experiments: Sequence[Experiment],
+    label: str,
+    seed: int | None,
+    site: Site,
+    print_line: Callable[[str], None],
+    *,
+    follow: bool = False,
+) -> None:
+    """Print the last metrics, the worker's output, errors and the log of a row's training, that last.
+
+    Args:
+        experiments: in which the row is looked up.
+        label: of the row.
+        seed: one of the row's; None for the first.
+        site: where the storage is.
+        print_line: prints.
+        follow: go on with what is added to the log, until the training ends.
+
+    Raises:
+        UserError: there is no such row or seed, or nothing of it on the storage.
+    """
+    experiment, row = find_row(experiments, label, seed)
+    key = train_key(replace(row.train, seed=row.seeds[0] if seed is None else seed))
+    folder = site.storage / experiment.suite / key
+    if not (folder / NAME).exists() and not follow:
+        raise UserError(
+            f"row {label!r}: its training has written nothing in {folder} yet; `rnc status` says how far it is, and if "
+            "it runs on a cluster, give `rnc logs` its --address, or set RNC_HOME to the storage that the cluster uses"
+        )
+    for title, lines in _sections(folder):
+        print_line(f"== {title}")
+        for line in lines:
+            print_line(line)
+        print_line("")
+    print_line(f"== {folder / NAME}")
+    for line in _growing(folder, lambda: not follow or _is_over(experiments, experiment.suite, key, site)):
+        print_line(line)
+
+
+def _sections(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    journal = folder / JOURNAL
+    if points := read_journal(journal)[0][-NUM_POINTS:]:
+        yield (
+            f"{journal}, the last {len(points)} lines",
+            [
+                f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(line[0].timestamp / 1000))}  step {line[0].step}: "
+                + ", ".join(f"{point.name} {point.value:.4g}" for point in line if not point.name.startswith("system/"))
+                for line in points
+                if line
+            ],
+        )
+    outputs = [path for line in _lines(folder / NAME) if (path := output_of(line))]
+    for path in (outputs[-1], outputs[-1].with_suffix(".err")) if outputs else ():
+        printed = [line for line in _lines(path) if not line.startswith(RAYS_OWN)][-NUM_OUTPUT_LINES:]
+        if printed:
+            yield f"{path}, the last {len(printed)} lines", printed
+    for path in sorted(folder.glob("error*.log")):
+        yield str(path), _lines(path)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def _growing(folder: Path, is_over: Callable[[], bool]) -> Iterator[str]:
+    """Yield the whole lines of a log, and what is added to them, until it is over."""
+    place = 0
+    while True:
+        over = is_over()  # before reading, so that the last lines are read
+        if (folder / NAME).exists():
+            with (folder / NAME).open("rb") as file:
+                file.seek(place)
+                text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            place += len(whole)
+            yield from whole.decode(errors="replace").splitlines()
+        if over:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _is_over(experiments: Sequence[Experiment], suite: str, key: str, site: Site) -> bool:
+    """Whether nothing more will be written: all is done, or it ended and nobody runs the suite."""
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return True
+    held = open_suite(uri, suite, create=False)
+    plan = make_plan([one for one in experiments if one.suite == suite], read_ledger(held))
+    scored = not any(evaluation.key in plan.missing_evaluations for evaluation in plan.evaluations_on(key))
+    if key not in plan.missing_trainings and scored:
+        return True
+    return holder_of(held, site) is None

@@ -1,0 +1,184 @@
+"""How long what is missing of a plan would take, from the throughput of trainings that ran, or from a given one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+from model.config import DataConfig
+from orchestrator.experiment.plan import Ledger, Plan, TrainRun
+
+CountImages = Callable[[DataConfig], int | None]
+"""Gives the training images of one epoch; None where nobody can tell without reading the data."""
+
+
+class Kind(NamedTuple):
+    """What decides the throughput of one worker."""
+
+    backbone: str
+    short_edge: int
+    long_edge: int
+    precision: str
+    device: Literal["GPU", "CPU"]
+
+    def __str__(self) -> str:
+        """Say it as in a sentence."""
+        return f"{self.backbone} at {self.short_edge} x {self.long_edge} in {self.precision} on a {self.device}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """The throughput of one worker."""
+
+    images_per_s: float
+    is_measured: bool
+    """Or else given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingTime:
+    """What is left of one missing training."""
+
+    key: str
+    kind: Kind
+    amount: float
+    """GPUs that it takes, or CPUs where it trains on them; no more than there are."""
+    is_cut: bool
+    """Whether it asks for more."""
+    num_images: int | None
+    """Over all epochs that are left; None where the data set's size is unknown."""
+    seconds: float | None
+    """None where that or the throughput is unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """The time of a plan's missing trainings, without validation and scoring."""
+
+    trainings: tuple[TrainingTime, ...]
+    speeds: dict[Kind, Speed]
+    """What is known, of the kinds that are missing."""
+    gpus: float | None
+    """GPUs to spread the trainings over; None leaves that open."""
+    cpus: float
+    """CPUs for those that train without a GPU."""
+
+    @property
+    def unknown(self) -> tuple[Kind, ...]:
+        """The kinds of missing trainings whose throughput is unknown."""
+        return tuple(dict.fromkeys(t.kind for t in self.trainings if t.kind not in self.speeds))
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPU-hours of the trainings whose time is known."""
+        return sum(t.seconds * t.amount for t in self.trainings if t.seconds and t.kind.device == "GPU") / 3600
+
+    @property
+    def hours(self) -> float | None:
+        """Hours until all have ended; None where something for that is unknown."""
+        longest = 0.0
+        for device, capacity in (("GPU", self.gpus), ("CPU", self.cpus)):
+            jobs = [(t.seconds, t.amount) for t in self.trainings if t.kind.device == device]
+            if not jobs:
+                continue
+            known = [(seconds, amount) for seconds, amount in jobs if seconds is not None]
+            if capacity is None or len(known) < len(jobs):
+                return None
+            longest = max(longest, makespan(known, capacity))
+        return longest / 3600
+
+
+def estimate(
+    plan: Plan,
+    ledger: Ledger,
+    count_images: CountImages,
+    *,
+    gpus: float | None = None,
+    cpus: float = 1.0,
+    images_per_s: float | None = None,
+) -> Estimate:
+    """Estimate the missing trainings of a plan.
+
+    Args:
+        plan: of one suite.
+        ledger: of the same; its trainings tell what was measured.
+        count_images: of a training's data.
+        gpus: to spread the trainings over.
+        cpus: of the machine, for trainings without GPU.
+        images_per_s: of one worker, where none was measured.
+    """
+    missing = [run for key, run in plan.trainings.items() if key in plan.missing_trainings]
+    measured = _measured(plan, ledger)
+    speeds: dict[Kind, Speed] = {}
+    for kind in dict.fromkeys(map(_kind, missing)):
+        if kind in measured:
+            speeds[kind] = Speed(images_per_s=measured[kind], is_measured=True)
+        elif images_per_s is not None:
+            speeds[kind] = Speed(images_per_s=images_per_s, is_measured=False)
+    most = {"GPU": gpus, "CPU": cpus}
+    times = [_time(run, ledger, count_images(run.config.data), speeds, most[_kind(run).device]) for run in missing]
+    return Estimate(trainings=tuple(times), speeds=speeds, gpus=gpus, cpus=cpus)
+
+
+def makespan(jobs: Sequence[tuple[float, float]], capacity: float) -> float:
+    """Return when the last of (duration, amount) ends, if they start by amount and then duration, the largest first.
+
+    Whatever still fits beside those that run starts at once, so that a large one may be overtaken, as Ray does it.
+    """
+    waiting = sorted(jobs, key=lambda job: (-job[1], -job[0]))
+    running: list[tuple[float, float]] = []
+    now, free = 0.0, capacity
+    while waiting or running:
+        for job in list(waiting):
+            if job[1] <= free + 1e-9:
+                waiting.remove(job)
+                running.append((now + job[0], job[1]))
+                free -= job[1]
+        if not running:
+            raise ValueError(f"a job of {waiting[0][1]} can never start on {capacity}")
+        ended = min(running)
+        running.remove(ended)
+        now, free = ended[0], free + ended[1]
+    return now
+
+
+def _kind(run: TrainRun) -> Kind:
+    data = run.config.data
+    return Kind(
+        backbone=run.config.model.backbone,
+        short_edge=data.short_edge,
+        long_edge=data.long_edge,
+        precision=run.config.precision,
+        device="GPU" if run.resources.gpus_per_worker else "CPU",
+    )
+
+
+def _measured(plan: Plan, ledger: Ledger) -> dict[Kind, float]:
+    """Average over the plan's trainings that ran what one worker of them made."""
+    found: dict[Kind, list[float]] = {}
+    for key, run in plan.trainings.items():
+        record = ledger.trainings.get(key)
+        speed = record.metrics.get("perf/images_per_s") if record else None
+        if record is not None and speed:
+            ran = record.resources or run.resources
+            same = (ran.gpus_per_worker > 0) == (run.resources.gpus_per_worker > 0)
+            if same:
+                found.setdefault(_kind(run), []).append(speed / ran.num_workers)
+    return {kind: fmean(speeds) for kind, speeds in found.items()}
+
+
+def _time(
+    run: TrainRun, ledger: Ledger, images: int | None, speeds: dict[Kind, Speed], most: float | None
+) -> TrainingTime:
+    kind, resources = _kind(run), run.resources
+    per_worker = resources.gpus_per_worker or resources.cpus_per_worker
+    amount = resources.num_workers * per_worker
+    is_cut = most is not None and amount > most
+    if most is not None:
+        amount = min(amount, most)
+    record = ledger.trainings.get(run.key)
+    done = int(record.metrics.get("train/epoch", 0.0)) if record else 0
+    left = None if images is None else images * max(run.config.schedule.epochs - done, 0)
+    speed = speeds.get(kind)
+    seconds = None if left is None or speed is None else left / (speed.images_per_s * amount / per_worker)
+    return TrainingTime(key=run.key, kind=kind, amount=amount, is_cut=is_cut, num_images=left, seconds=seconds)

@@ -1,0 +1,239 @@
+"""Rows -> trainings and evaluations, each once by content key, and which of them the ledger lacks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from model.config import InferenceConfig, TrainConfig
+from orchestrator.errors import UserError
+from orchestrator.experiment.keys import row_keys
+from orchestrator.experiment.load import Experiment, Resources, Search
+
+STOPPED_EARLY = "stopped early"
+"""Begins the note of a STOPPED training."""
+
+
+class Place(NamedTuple):
+    """Where a table uses an evaluation."""
+
+    table: str
+    place: int
+    """The row's place in its table, from 0."""
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRun:
+    """A training, once, whatever number of rows stands on it."""
+
+    key: str
+    config: TrainConfig
+    resources: Resources
+    suite: str
+    label: str
+    """The first row that asks for it, with its seed when the row has several."""
+    tables: tuple[str, ...] = ()
+    """All that ask for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """A training under one InferenceConfig on one split."""
+
+    key: str
+    train_key: str
+    inference: InferenceConfig
+    split: str
+    suite: str
+    places: tuple[Place, ...]
+    """Every row that shows it."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The first row that shows it."""
+        return self.places[0].label if self.places else self.key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What MLflow holds of one training or evaluation."""
+
+    status: Literal["FINISHED", "RUNNING", "FAILED", "KILLED", "STOPPED"]
+    """FINISHED only with all that belongs to it; a run that lost its detections is KILLED, with that as its note.
+    STOPPED is a training that a search decided against."""
+    run_id: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    misalignment: Mapping[str, float] = field(default_factory=dict)
+    """What an evaluation's scores say of placement, as `misalignment/ece`; empty where that was not measured."""
+    note: str = ""
+    """Why it failed, was interrupted, or was stopped."""
+    label: str = ""
+    """What the run is called."""
+    wanted_by: frozenset[str] = frozenset()
+    """The tables that ever asked for a training."""
+    stop: str = ""
+    """What whoever runs a training was asked to end it as: "cancelled"; empty where nobody asked."""
+    resources: Resources | None = None
+    """What a training last ran on; None where that was not recorded."""
+    matches: str = ""
+    """The sha256 of an evaluation's table of matches; empty where none was recorded."""
+    lab: str = ""
+    """The sha256 of a training's file for the misalignment lab; empty where none was recorded."""
+    files: Mapping[str, int] = field(default_factory=dict)
+    """The artifacts that its run should have: bytes by path."""
+    data_fingerprint: str = ""
+    """CocoData.fingerprint of the images it was trained or scored on; empty where that was not noted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """What MLflow holds of one suite, by key."""
+
+    trainings: Mapping[str, Record] = field(default_factory=dict)
+    evaluations: Mapping[str, Record] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What the experiments of one suite need, and what of it is missing."""
+
+    suite: str
+    experiments: tuple[Experiment, ...]
+    trainings: Mapping[str, TrainRun]
+    """By train key, in the order of the files."""
+    evaluations: Mapping[str, Evaluation]
+    """By evaluation key, in the order of the files."""
+    missing_trainings: Mapping[str, str]
+    """The reason by train key."""
+    missing_evaluations: Mapping[str, str]
+    """The reason by evaluation key."""
+    stopped_trainings: Mapping[str, str] = field(default_factory=dict)
+    """What its search stopped early and nothing else needs, by train key, and why; neither trained nor scored."""
+
+    def evaluations_of(self, table: str, label: str) -> tuple[Evaluation, ...]:
+        """Return the evaluations behind one row, one for each seed."""
+        rows = [row for e in self.experiments if e.name == table for row in e.rows if row.label == label]
+        return tuple(self.evaluations[keys.evaluation_key] for row in rows for keys in row_keys(row))
+
+    def evaluations_on(self, train_key: str) -> tuple[Evaluation, ...]:
+        """Return the evaluations that score one training."""
+        return tuple(e for e in self.evaluations.values() if e.train_key == train_key)
+
+    @property
+    def max_concurrent(self) -> int | None:
+        """The most trainings that may run at once: the smallest number of all files, None where none has one."""
+        return min((n for e in self.experiments if (n := e.resources.max_concurrent) is not None), default=None)
+
+    def search_of(self, train_key: str) -> Search | None:
+        """Return the search that alone needs a training, so that it may be stopped early; None where others need it."""
+        searches = {experiment.name: experiment.search for experiment in self.experiments}
+        places = [place for evaluation in self.evaluations_on(train_key) for place in evaluation.places]
+        found = {place.table: searches[place.table] for place in places}
+        first = searches[places[0].table]
+        if first is None or len(found) > 1 or any(place.label not in first.labels for place in places):
+            return None
+        return first
+
+
+def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
+    """Gather the trainings and evaluations of one suite, each once, and what the ledger lacks of them."""
+    suite = suite_of(experiments)
+    trainings: dict[str, TrainRun] = {}
+    evaluations: dict[str, Evaluation] = {}
+    for run, evaluation in _expand(experiments):
+        known = trainings.setdefault(run.key, run)
+        tables = tuple(dict.fromkeys(known.tables + run.tables))
+        known = trainings[run.key] = replace(known, tables=tables)
+        if run.resources.num_workers > known.resources.num_workers:
+            trainings[run.key] = replace(known, resources=run.resources)
+        same = evaluations.setdefault(evaluation.key, evaluation)
+        if same is not evaluation:
+            both = replace(same, places=same.places + evaluation.places, paper={**evaluation.paper, **same.paper})
+            evaluations[evaluation.key] = both
+    plan = Plan(
+        suite=suite,
+        experiments=tuple(experiments),
+        trainings=trainings,
+        evaluations=evaluations,
+        missing_trainings={},
+        missing_evaluations={},
+    )
+    stopped = {key: ledger.trainings[key].note for key in trainings if _is_decided(plan, ledger, key)}
+    why_not_trained = {key: why_training_is_missing(ledger, key) for key in trainings}
+    why_not_scored = {key: why_evaluation_is_missing(ledger, e.train_key, key) for key, e in evaluations.items()}
+    return replace(
+        plan,
+        missing_trainings={key: why for key, why in why_not_trained.items() if why and key not in stopped},
+        missing_evaluations={
+            key: why for key, why in why_not_scored.items() if why and evaluations[key].train_key not in stopped
+        },
+        stopped_trainings=stopped,
+    )
+
+
+def suite_of(experiments: Sequence[Experiment]) -> str:
+    """Return the one suite of the experiments."""
+    suites = sorted({experiment.suite for experiment in experiments})
+    if len(suites) != 1:
+        raise UserError(f"the experiments belong to {len(suites)} suites ({', '.join(suites)}); plan one at a time")
+    return suites[0]
+
+
+def why_training_is_missing(ledger: Ledger, key: str) -> str | None:
+    """Return the reason why a training has to run, or None when the ledger holds it."""
+    return _why_missing(ledger.trainings.get(key))
+
+
+def why_evaluation_is_missing(ledger: Ledger, train_key: str, key: str) -> str | None:
+    """Return the reason why an evaluation has to run, or None when the ledger holds it and its training."""
+    reason = _why_missing(ledger.evaluations.get(key))
+    training = why_training_is_missing(ledger, train_key)
+    if training is not None:
+        return "waits for its training" if reason in (None, "never run") else f"{reason}; waits for its training"
+    return reason
+
+
+def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evaluation]]:
+    for experiment in experiments:
+        for place, row in enumerate(experiment.rows):
+            for seed, key, scored in row_keys(row):
+                label = f"{row.label}, seed {seed}" if len(row.seeds) > 1 else row.label
+                config = replace(row.train, seed=seed)
+                yield (
+                    TrainRun(
+                        key=key,
+                        config=config,
+                        resources=experiment.resources,
+                        suite=experiment.suite,
+                        label=label,
+                        tables=(experiment.name,),
+                    ),
+                    Evaluation(
+                        key=scored,
+                        train_key=key,
+                        inference=row.inference,
+                        split=row.split,
+                        suite=experiment.suite,
+                        places=(Place(experiment.name, place, row.label),),
+                        paper=row.paper,
+                    ),
+                )
+
+
+def _is_decided(plan: Plan, ledger: Ledger, key: str) -> bool:
+    """Whether a training was stopped early by the search that still is the only one to need it."""
+    record, search = ledger.trainings.get(key), plan.search_of(key)
+    return record is not None and record.status == "STOPPED" and search is not None and search.asha is not None
+
+
+def _why_missing(record: Record | None) -> str | None:
+    if record is None:
+        return "never run"
+    if record.status == "FINISHED":
+        return None
+    if record.status == "FAILED":
+        return f"failed: {record.note}" if record.note else "failed"
+    if record.status == "RUNNING":
+        return f"running: {record.note}" if record.note else "running"
+    return record.note or "interrupted"

@@ -1,0 +1,173 @@
+"""Tuning: rows that are drawn from a space of settings, the same ones for the same seed, without Ray."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from model.settings import Settings, suggestion
+from orchestrator.experiment.grid import MOST_ROWS, unsettable, varied_row
+from orchestrator.experiment.reading import typed
+
+Distribution = Mapping[str, Sequence[Any]]
+"""One of Ray Tune's by name, with its arguments: {"loguniform": [1e-4, 1e-1]}."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asha:
+    """Stops trainings early that are worse than others at the same epoch (asynchronous successive halving)."""
+
+    grace_epochs: int = 1
+    """Epochs that every training gets."""
+    reduction_factor: float = 3.0
+    """Of this many trainings one goes on, at grace_epochs, this many times grace_epochs, and so on."""
+
+    def __post_init__(self) -> None:
+        if self.grace_epochs < 1:
+            raise ValueError(f"grace_epochs is {self.grace_epochs}, expected at least 1")
+        if self.reduction_factor <= 1.0:
+            raise ValueError(f"reduction_factor is {self.reduction_factor}, expected more than 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """How some rows of an experiment were drawn, and which of their trainings may be stopped early."""
+
+    labels: tuple[str, ...]
+    """The rows that were drawn."""
+    space: Mapping[str, Distribution]
+    """Distributions by dotted setting."""
+    num_samples: int
+    """Draws; one that repeats an earlier one makes no row."""
+    metric: str
+    """What is to become large."""
+    asha: Asha | None
+    """None trains every row to its end."""
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheduler:
+    """Which scheduler stops trainings early."""
+
+    asha: Asha | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchForm:
+    """`search` as a file has it."""
+
+    space: dict[str, dict[str, tuple[Any, ...]]]
+    num_samples: int
+    metric: str = "AP"
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_samples <= MOST_ROWS:
+            raise ValueError(f"num_samples is {self.num_samples}, expected 1 to {MOST_ROWS}")
+
+
+def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]]:
+    """Return the search, the rows that it draws and its mistakes; None and no rows where there are any.
+
+    More samples begin with the same rows, and one setting more leaves the draws of the others alone.
+    """
+    form, problems = typed(SearchForm, raw, "search.")
+    if form is None:
+        return None, [], problems
+    problems = list(_mistakes(form))
+    if problems:
+        return None, [], problems
+    draws = {path: _draws(path, distribution, form) for path, distribution in form.space.items()}
+    samples = [varied_row({path: drawn[i] for path, drawn in draws.items()}) for i in range(form.num_samples)]
+    rows = list({row["label"]: row for row in samples}.values())
+    search = Search(
+        labels=tuple(row["label"] for row in rows),
+        space=form.space,
+        num_samples=form.num_samples,
+        metric=form.metric,
+        asha=form.scheduler.asha,
+        seed=form.seed,
+    )
+    return search, rows, []
+
+
+def _draws(path: str, distribution: Distribution, form: SearchForm) -> list[Any]:
+    ((name, arguments),) = distribution.items()
+    stream = Random(f"{form.seed} {path}")
+    return [_DISTRIBUTIONS[name](stream.random(), *arguments) for _ in range(form.num_samples)]
+
+
+def _mistakes(form: SearchForm) -> Iterator[str]:
+    if not form.space:
+        yield "search.space is empty; name a setting and its distribution"
+    for path, distribution in form.space.items():
+        for problem in _mistakes_of_distribution(distribution):
+            yield f"search.space.{path}{problem}"
+    choices = {path: list(distribution.get("choice", ())) for path, distribution in form.space.items()}
+    yield from unsettable(choices, "search.space.")
+    if form.scheduler.asha and form.space and not any(path.startswith("train.") for path in form.space):
+        yield ("search.scheduler.asha stops trainings early, but search.space varies no setting of train; leave it out")
+
+
+def _mistakes_of_distribution(distribution: Distribution) -> Iterator[str]:
+    if len(distribution) != 1:
+        yield f" has {len(distribution)} distributions, expected one of: {', '.join(_DISTRIBUTIONS)}"
+        return
+    ((name, arguments),) = distribution.items()
+    if name not in _DISTRIBUTIONS:
+        yield f".{name} is no distribution; {suggestion(name, _DISTRIBUTIONS)}"
+    elif name == "choice":
+        if not arguments:
+            yield ".choice has no values; list some"
+    elif len(arguments) != (3 if name == "quniform" else 2) or not all(map(_is_number, arguments)):
+        wanted = "[low, high, step]" if name == "quniform" else "[low, high]"
+        yield f".{name} is {list(arguments)}, expected {wanted} in numbers"
+    elif arguments[0] >= arguments[1]:
+        yield f".{name} is {list(arguments)}, expected the lower limit first"
+    elif name == "loguniform" and arguments[0] <= 0:
+        yield f".loguniform is {list(arguments)}, expected limits above 0"
+    elif name == "randint" and not all(isinstance(limit, int) for limit in arguments):
+        yield f".randint is {list(arguments)}, expected whole numbers, of which the upper is never drawn"
+    elif name == "quniform" and arguments[2] <= 0:
+        yield f".quniform is {list(arguments)}, expected a step above 0"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: float, low: float, high: float) -> float:
+    """Four digits are enough to tune by, the same on every machine, and fit into a label."""
+    return min(max(float(f"{value:.4g}"), low), high)
+
+
+def _uniform(u: float, low: float, high: float) -> float:
+    return _short(low + u * (high - low), low, high)
+
+
+def _loguniform(u: float, low: float, high: float) -> float:
+    return _short(low * (high / low) ** u, low, high)
+
+
+def _quniform(u: float, low: float, high: float, step: float) -> float:
+    return _short(math.floor((low + u * (high - low)) / step + 0.5) * step, low, high)
+
+
+def _randint(u: float, low: int, high: int) -> int:
+    return low + int(u * (high - low))
+
+
+def _choice(u: float, *values: Any) -> Any:
+    return values[int(u * len(values))]
+
+
+_DISTRIBUTIONS: Mapping[str, Callable[..., Any]] = {
+    "uniform": _uniform,
+    "loguniform": _loguniform,
+    "quniform": _quniform,
+    "randint": _randint,
+    "choice": _choice,
+}

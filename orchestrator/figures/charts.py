@@ -1,0 +1,170 @@
+"""The paper's figures of misalignment, drawn by matplotlib: Figures 1 and 2 of a scoring pass, 4 and 5 of formulas."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from model.evaluation.misalignment import BINS, IOUS, SCORES, Misalignment
+
+SUFFIXES = ("png", "svg")
+COLOURS = "cividis"
+"""Runs from dark blue to yellow, alike for every kind of colour vision, and in grey."""
+ACCENT, SECOND, SOFT = "#d55e00", "#56b4e9", "#6b7178"
+STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "retinanet-conf",
+}
+TENTHS = ("0.5 to 0.6", "0.6 to 0.7", "0.7 to 0.8", "0.8 to 0.9", "0.9 to 1")
+FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FEW = 10
+"""Boxes at one IoU of which no mean is drawn."""
+Counts = Mapping[str, Misalignment]
+"""By the label of the head."""
+
+
+def score_against_iou(counts: Counts) -> Figure:
+    """Figure 1: a density of scores and IoUs, before NMS above and after it below, a column for each head."""
+    densities = [
+        {label: one.density_before for label, one in counts.items()},
+        {label: one.density_after for label, one in counts.items()},
+    ]
+    most = max((int(density.max(initial=1)) for row in densities for density in row.values()), default=1)
+    norm = LogNorm(1, max(most, 10))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.9 + 2.6 * len(counts), 5.2))
+        axes = figure.subplots(2, len(counts), sharex=True, sharey=True, squeeze=False)
+        for row, when in enumerate(("before", "after")):
+            for ax, (label, density) in zip(axes[row], densities[row].items(), strict=True):
+                _density(ax, density, norm)
+                said = f"{when} NMS: {int(density.sum()):,} on objects"
+                ax.set_title(f"{label}\n{said}" if len(counts) > 1 else said)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("fused score")
+        for ax in axes[1]:
+            ax.set_xlabel("IoU with the object")
+        bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=axes, shrink=0.7, pad=0.02)
+        bar.set_label("boxes in a cell")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def proportions(counts: Counts) -> Figure:
+    """Figure 2: how boxes above 0.5 are spread over tenths of the class score and of the IoU, before and after NMS."""
+    first = SCORES.index(IOUS[0])
+    panels = {
+        "a class score": [(one.scores_before[:, first:], one.scores_after[:, first:]) for one in counts.values()],
+        "an IoU": [(one.ious_before, one.ious_after) for one in counts.values()],
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 1.5 + 0.75 * len(counts)))
+        axes = figure.subplots(1, 2, sharey=True)
+        for ax, (what, pairs) in zip(axes, panels.items(), strict=True):
+            for place, ((before, after), one) in enumerate(zip(pairs, counts.values(), strict=True)):
+                _stack(ax, 2.4 * place, before, int(one.num_before.sum()))
+                _stack(ax, 2.4 * place + 1, after, int(one.num_after.sum()))
+            ax.set(title=f"boxes with {what} above 0.5", xlim=(0, 100), xlabel="per cent of them")
+        labels = [f"{label}\n{when} NMS" for label in counts for when in ("before", "after")]
+        axes[0].set_yticks([2.4 * place + k for place in range(len(counts)) for k in (0, 1)], labels)
+        axes[0].invert_yaxis()
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles[:5], names[:5], loc="outside lower center", ncols=5)
+    return figure
+
+
+def fused_scores(exponents: Sequence[float]) -> Figure:
+    """Figure 4: the product p c, and the fused score p^(1-e) c^e of each exponent, over class score and confidence."""
+    p, c = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
+    surfaces = {r"product  $p\,c$": p * c}
+    surfaces |= {rf"power  $p^{{{1 - e:g}}}\,c^{{{e:g}}}$": p ** (1 - e) * c**e for e in exponents}
+    levels = np.linspace(0, 1, 11)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.9 + 2.6 * len(surfaces), 3.0))
+        axes = figure.subplots(1, len(surfaces), sharey=True, squeeze=False)[0]
+        for ax, (title, surface) in zip(axes, surfaces.items(), strict=True):
+            filled = ax.contourf(p, c, surface, levels, cmap=COLOURS)
+            lines = ax.contour(p, c, surface, levels[1:-1], colors="white", linewidths=0.6)
+            ax.clabel(lines, levels[5:-1:2], fontsize=7, fmt="%.1f")
+            ax.set(title=title, xlabel="class score p", aspect="equal")
+        axes[0].set_ylabel("object confidence c")
+        figure.colorbar(filled, ax=axes, label="fused score", shrink=0.85, pad=0.02)
+    return figure
+
+
+def sigmoid(targets: Sequence[float] = (0.5, 0.7, 0.9)) -> Figure:
+    """Figure 5: the sigmoid against the logit, and the logits at which cross entropy to an IoU target is least."""
+    logits = np.linspace(-6, 6, 241)
+    probability = 1 / (1 + np.exp(-logits))
+    colours = matplotlib.colormaps[COLOURS](np.linspace(0.0, 0.8, len(targets)))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 3.4))
+        left, right = figure.subplots(1, 2)
+        left.plot(logits, probability, color="black")
+        for target, colour, mark in zip(targets, colours, "osD^v", strict=False):
+            best = float(np.log(target / (1 - target)))
+            left.plot([best, best, logits[0]], [0, target, target], color=colour, linestyle=":", linewidth=1.2)
+            left.plot([best], [target], mark, color=colour)
+            loss = -(target * np.log(probability) + (1 - target) * np.log(1 - probability))
+            right.plot(logits, loss, color=colour, label=f"IoU {target:g}: least at logit {best:.2f}")
+            right.plot([best], [-(target * np.log(target) + (1 - target) * np.log(1 - target))], mark, color=colour)
+        left.set(xlabel="logit x", ylabel="sigmoid, 1 / (1 + exp(-x))", title="sigmoid", ylim=(0, 1), xlim=(-6, 6))
+        right.set(xlabel="logit x", ylabel="cross entropy", title="cross entropy of the sigmoid to an IoU target")
+        right.set(ylim=(0, None), xlim=(-6, 6))
+        right.legend(loc="upper center")
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+    """Write a figure; the same figure gives the same bytes."""
+    files = [folder / f"{name}.{suffix}" for suffix in suffixes]
+    for file in files:
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return files
+
+
+def _density(ax: Axes, density: NDArray[np.int64], norm: LogNorm) -> None:
+    """Draw cells [score, IoU], and the mean score of each column."""
+    shown = np.ma.masked_equal(density, 0)
+    ax.imshow(shown, cmap=COLOURS, norm=norm, origin="lower", extent=(0, 1, 0, 1), interpolation="nearest")
+    ax.plot([0, 1], [0, 1], color=SECOND, linestyle="--", linewidth=1.2, label="score = IoU")
+    middles = (np.arange(BINS) + 0.5) / BINS
+    boxes = density.sum(axis=0)
+    mean = np.divide(middles @ density, boxes, out=np.full(BINS, np.nan), where=boxes >= FEW)
+    ax.plot(middles, mean, color=ACCENT, linewidth=1.5, label="mean score at this IoU")
+    ax.set(xlim=(0, 1), ylim=(0, 1), xticks=FIFTHS, yticks=FIFTHS)
+
+
+def _stack(ax: Axes, y: float, above: NDArray[np.int32], num_boxes: int) -> None:
+    """Draw a bar of five parts from counts above 0.5 ... 0.9 of each image."""
+    counted = above.sum(axis=0, dtype=np.int64)
+    parts = counted - np.append(counted[1:], 0)
+    shares = 100 * parts / max(1, int(counted[0]))
+    starts = np.cumsum(shares) - shares
+    colours = matplotlib.colormaps[COLOURS](np.linspace(0.0, 1.0, len(TENTHS)))
+    for place, (label, start, share) in enumerate(zip(TENTHS, starts, shares, strict=True)):
+        ax.barh(y, share, left=start, color=colours[place], edgecolor="white", linewidth=0.8, label=label)
+        if share >= 6:
+            ink = "white" if place < 3 else "black"
+            ax.text(start + share / 2, y, f"{share:.0f}", ha="center", va="center", color=ink, fontsize=8)
+    said = f"{int(counted[0]):,} of {num_boxes:,}"
+    ax.text(101, y, said, ha="left", va="center", fontsize=7.5, color=SOFT, clip_on=False)

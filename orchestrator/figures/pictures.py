@@ -1,0 +1,103 @@
+"""Pictures of what NMS kept and dropped: of the images that one asks for, and of the same few for each evaluation."""
+
+import base64
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from model.data.coco import CocoData
+    from model.evaluation.misalignment import DroppedTable
+    from model.evaluation.scoring import Scores
+    from model.inference.table import DetectionTable
+
+logger = logging.getLogger(__name__)
+NUM_IMAGES = 3
+"""Pictures that an evaluation gets."""
+QUALITY = 75
+"""Of the WebP pictures within a page."""
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read the ids of `--image-ids`.
+
+    Raises:
+        UserError: one of them is no number.
+    """
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(f"--image-ids {text}: {word!r} is no image id, expected numbers such as 42,57")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def choose(data: "CocoData", count: int, image_ids: Sequence[int] = ()) -> list[int]:
+    """Places of the images with these ids, or else of the first ones by id.
+
+    Raises:
+        UserError: there is no such image.
+    """
+    if not image_ids:
+        return list(range(min(count, len(data))))
+    places = {id: place for place, id in enumerate(data.image_ids.tolist())}
+    unknown = [str(id) for id in image_ids if id not in places]
+    if unknown:
+        raise UserError(
+            f"--image-ids: {', '.join(unknown)} not among the {len(data)} images of {data.root / data.split} that are "
+            f"looked at; their ids run from {data.image_ids[0]} to {data.image_ids[-1]}"
+        )
+    return [places[id] for id in image_ids]
+
+
+def write_pictures(
+    folder: Path,
+    data: "CocoData",
+    places: Sequence[int],
+    heads: "Mapping[str, tuple[DetectionTable, DroppedTable]]",
+    progress: Callable[[int, int], None],
+) -> list[str]:
+    """Write ID.png for each image, all heads side by side, and return each as HTML that needs no file.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    from model.evaluation.pictures import draw_boxes
+
+    folder.mkdir(exist_ok=True)
+    drawn = []
+    for done, place in enumerate(places):
+        progress(done, len(places))
+        picture, image_id = draw_boxes(data, place, heads), data.image_ids[place]
+        picture.save(folder / f"{image_id}.png")
+        small = io.BytesIO()
+        picture.save(small, "WEBP", quality=QUALITY)
+        coded = base64.b64encode(small.getvalue()).decode()
+        drawn.append(f'<img alt="Boxes kept and dropped on image {image_id}" src="data:image/webp;base64,{coded}">')
+    progress(len(places), len(places))
+    return drawn
+
+
+def write_examples(folder: Path, data: "CocoData", scores: "Scores", label: str) -> list[Path]:
+    """Write boxes-ID.png of three images, the same ones for every evaluation of the data, so that they compare.
+
+    A picture that cannot be drawn is left out.
+    """
+    from model.evaluation.pictures import draw_boxes
+    from orchestrator.figures.examples import example_indices
+
+    assert scores.misalignment is not None
+    heads = {label: (scores.detections, scores.misalignment.dropped)}
+    files = []
+    for place in example_indices(data, NUM_IMAGES):
+        file = folder / f"boxes-{data.image_ids[place]}.png"
+        try:
+            draw_boxes(data, place, heads).save(file)
+        except Exception as error:  # good to have, and the numbers stand
+            logger.warning("%s is left out: %s", file.name, error)
+        else:
+            files.append(file)
+    return files

@@ -1,0 +1,225 @@
+"""How sure a measured AP is, and a difference of two: a paired bootstrap over images, and the spread over seeds.
+
+The images are drawn again with replacement, as many as there are, some of them twice, some not at all. All evaluations
+on one set of images share their resamples, so that what makes two detectors differ is not drowned by what makes images
+differ.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from model.evaluation.matches import MatchTable
+
+NUM_RESAMPLES = 1000
+SEED = 0
+RESAMPLED = ("AP", "AP50", "AP75")
+"""The metrics that are resampled."""
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the number is surely on one side of 0."""
+        return self.low > 0.0 or self.high < 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Sample:
+    """One metric of one row."""
+
+    measured: Mapping[int, float]
+    """By seed."""
+    resampled: Mapping[int, NDArray[np.float64]]
+    """[resamples] by seed; lacks the seeds of which no matches are known."""
+
+
+def estimate(sample: Sample) -> Estimate | None:
+    """Return the mean over seeds with its interval; None where matches lack."""
+    if not sample.measured or set(sample.measured) != set(sample.resampled):
+        return None
+    return _estimate(list(sample.measured.values()), _mean(sample))
+
+
+def difference(sample: Sample, reference: Sample) -> Estimate | None:
+    """Return how far a row is above another, with its interval; None where matches lack, or the images are others.
+
+    Seeds that both rows have are compared pair by pair.
+    """
+    for one in (sample, reference):
+        if not one.measured or set(one.measured) != set(one.resampled):
+            return None
+    ours, theirs = _mean(sample), _mean(reference)
+    if ours.shape != theirs.shape:
+        return None
+    value = np.mean([*sample.measured.values()]) - np.mean([*reference.measured.values()])
+    gains = [sample.measured[seed] - reference.measured[seed] for seed in sample.measured if seed in reference.measured]
+    return _estimate(gains, ours - theirs, float(value))
+
+
+def resample(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> NDArray[np.float32]:
+    """Return how often each resample draws each image, [images, resamples]; the same for the same numbers."""
+    generator = np.random.default_rng((seed, num_images))
+    weights = np.empty((num_resamples, num_images), np.float32)
+    for row in weights:
+        row[:] = np.bincount(generator.integers(0, max(1, num_images), num_images), minlength=num_images)
+    return np.ascontiguousarray(weights.T)
+
+
+def average_precision(matches: "MatchTable", weights: Floats) -> NDArray[np.float64]:
+    """Return AP, AP50 and AP75 of each resample, [3, resamples], 0 to 100; NaN where there is nothing to find.
+
+    It is COCO's AP of the data set in which each image stands as often as its weight says: the precision envelope at
+    101 recalls, over the categories of which there is an object. Of equal scores within one image and category, all
+    copies of the first count before those of the second.
+
+    Args:
+        matches: of one evaluation.
+        weights: [images, resamples], whole numbers. float64 keeps every digit; float32 is twice as fast, and right to
+            six digits up to 100,000 objects of a category.
+    """
+    sums = np.zeros((NUM_THRESHOLDS, weights.shape[1]))
+    num_present = np.zeros(weights.shape[1])
+    for category in _categories(matches):
+        positives = category.num_truths.astype(weights.dtype) @ weights[category.truth_images]
+        num_present += positives > 0
+        np.maximum(positives, 1, out=positives)
+        for columns in _blocks(len(category.images), weights.shape[1]):
+            _add(category, weights[category.images, columns], positives[columns], sums[:, columns])
+    with np.errstate(invalid="ignore"):
+        by_threshold = 100 / NUM_RECALLS * sums / num_present
+    return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
+
+
+NUM_THRESHOLDS = 10
+NUM_RECALLS = 101
+_LATE = np.flatnonzero(np.linspace(0, 1, NUM_RECALLS) > np.arange(NUM_RECALLS) / 100)
+"""COCO's recalls that are, by rounding, a last bit above so many hundredths: just that recall does not reach them."""
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's t at 97.5 % for 1 to 10 degrees of freedom; for more the last, which is on the safe side."""
+_BLOCK = 2_000_000
+"""Elements of an array that the processor's cache still holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Category:
+    """The detections of one category, best first, up to the last that is true at any threshold."""
+
+    truth_images: NDArray[np.int32]
+    num_truths: NDArray[np.int32]
+    images: NDArray[np.int32]
+    true: NDArray[np.uint16]
+    ignored: NDArray[np.uint16]
+
+
+def _mean(sample: Sample) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = np.mean([*sample.resampled.values()], axis=0)
+    return mean
+
+
+def _estimate(by_seed: list[float], resampled: NDArray[np.float64], value: float | None = None) -> Estimate:
+    """Join what images and what seeds leave open, which have nothing to do with each other.
+
+    Resamples hold images twice, which shifts their AP; what counts is how far they scatter around their own mean.
+    """
+    middle = float(np.mean(by_seed)) if value is None else value
+    scatter = resampled[np.isfinite(resampled)]
+    low, high = np.quantile(scatter - scatter.mean(), (0.025, 0.975)) if len(scatter) else (-np.inf, np.inf)
+    num = len(by_seed)
+    of_seeds = _T[min(num - 1, len(_T)) - 1] * np.std(by_seed, ddof=1) / num**0.5 if num > 1 else 0.0
+    return Estimate(
+        value=middle, low=middle - float(np.hypot(low, of_seeds)), high=middle + float(np.hypot(high, of_seeds))
+    )
+
+
+def _categories(matches: "MatchTable") -> Iterator[_Category]:
+    """Yield each category of which there is an object."""
+    counts = np.diff(matches.offsets)
+    categories, images = np.repeat(matches.categories, counts), np.repeat(matches.images, counts)
+    order = np.lexsort((-matches.scores, categories))  # of equal scores the first image comes first
+    images, true, ignored = images[order], matches.true[order], matches.ignored[order]
+    names = np.arange(matches.num_categories + 1)
+    starts, cells = np.searchsorted(categories[order], names), np.searchsorted(matches.categories, names)
+    for category in range(matches.num_categories):
+        cell = slice(cells[category], cells[category + 1])
+        holds = matches.num_truths[cell] > 0
+        found = np.flatnonzero(true[starts[category] : starts[category + 1]])
+        chosen = slice(starts[category], starts[category] + (found[-1] + 1 if len(found) else 0))
+        if holds.any():
+            yield _Category(
+                truth_images=matches.images[cell][holds],
+                num_truths=matches.num_truths[cell][holds],
+                images=images[chosen],
+                true=true[chosen],
+                ignored=ignored[chosen],
+            )
+
+
+def _blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Yield the columns that are worked on at once; none where there are no rows."""
+    width = max(1, min(num_columns, _BLOCK // num_rows)) if num_rows else num_columns + 1
+    yield from (slice(start, start + width) for start in range(0, num_columns if num_rows else 0, width))
+
+
+def _add(category: _Category, weights: Floats, positives: Floats, sums: NDArray[np.float64]) -> None:
+    """Add the sum of the 101 precisions of a category to that of every threshold, [10, R].
+
+    Args:
+        category: with D detections.
+        weights: [D, R] how often each detection stands in each resample; it is overwritten.
+        positives: [R] objects.
+        sums: [10, R].
+    """
+    weights *= 100  # so that recall comes in hundredths; precision stays what it is
+    total = np.where((category.ignored == 0)[:, None], weights, 0)
+    _scan(np.add, total)
+    partly = np.flatnonzero((category.ignored > 0) & (category.ignored < (1 << NUM_THRESHOLDS) - 1))
+    late = np.flatnonzero(positives % 5 == 0)  # else no recall is just one of _LATE
+    for threshold in range(NUM_THRESHOLDS):
+        found = np.flatnonzero(category.true >> threshold & 1)
+        if not len(found):
+            continue
+        true, precision = weights[found], total[found]
+        _scan(np.add, true)
+        wrong = partly[category.ignored[partly] >> threshold & 1 == 0]
+        if len(wrong):
+            more = np.concatenate([np.zeros_like(weights[:1]), weights[wrong]])
+            _scan(np.add, more)
+            precision += more[np.searchsorted(wrong, found, side="right")]
+        np.maximum(precision, 1, out=precision)  # where all weights are 0 so far
+        np.divide(true, precision, out=precision)
+        _scan(np.maximum, precision[::-1])
+        recall = np.divide(true, positives, out=true)
+        recall[:, late] -= 0.5 * np.isin(recall[:, late], _LATE)
+        reached = np.floor(recall, out=recall)
+        # Recall 0 counts as reached at the first position whatever its weight, and the others where it rises to them.
+        sums[threshold] += precision[0] + precision[0] * reached[0]
+        sums[threshold] += np.einsum("pr,pr->r", precision[1:], np.diff(reached, axis=0))
+
+
+def _scan(operation: Callable[..., Any], values: Floats) -> None:
+    """Accumulate down the rows in place, as `operation.accumulate` does, but across whole rows at once.
+
+    Rows are taken in runs: first every run within itself, all runs side by side, then each with the end of the last.
+    """
+    run = max(1, int(len(values) ** 0.5))
+    num_runs = len(values) // run
+    runs = values[: num_runs * run].reshape(num_runs, run, -1)
+    for place in range(1, run):
+        operation(runs[:, place], runs[:, place - 1], out=runs[:, place])
+    for number in range(1, num_runs):
+        operation(runs[number], runs[number - 1, -1], out=runs[number])
+    for row in range(num_runs * run, len(values)):
+        operation(values[row], values[row - 1], out=values[row])

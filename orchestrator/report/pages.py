@@ -1,0 +1,100 @@
+"""What a suite shows in MLflow's user interface: a saved view of each table and one of the curves, and their links."""
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.experiment.keys import row_keys
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import suite_of
+from orchestrator.report import views
+from orchestrator.report.describe import NOTE, describe_runs, link_in_page
+from orchestrator.tracking.entries import varied_params, varied_settings
+from orchestrator.tracking.runs import Run, now, params_of, tags_of, write
+from orchestrator.tracking.suite import Tracking, experiment_id, experiment_tags, open_suite, read_runs, tag_experiment
+
+CURVES = "curves"
+
+
+def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Save the views of these tables and of the suite's curves, describe the suite by them, and return their links.
+
+    What stands there already is not written again.
+    """
+    held = experiment_tags(tracking)
+    tags = _view_tag(held, CURVES, "Training curves", views.curves_view())
+    for experiment in experiments:
+        in_paper = [metric for metric in experiment.columns if any(metric in row.paper for row in experiment.rows)]
+        settings = varied_settings(experiment.rows)
+        view = views.table_view(experiment.name, experiment.columns, settings, in_paper)
+        tags |= _view_tag(held, experiment.name, experiment.title, view)
+        tags[f"table.{experiment.name}"] = _line(tracking, experiment)
+    tags[NOTE] = _note(tracking, held | tags)
+    for name, value in tags.items():
+        if held.get(name) != value:
+            tag_experiment(tracking, name, value)
+    return links(tracking, experiments)
+
+
+def suite_links(uri: str, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Bring the views and descriptions of one suite up to date, and return the links of these tables.
+
+    Raises:
+        UserError: nothing of the suite was ever recorded.
+    """
+    tracking = open_suite(uri, suite_of(experiments), create=False)
+    return show_suite(tracking, read_runs(tracking), experiments)
+
+
+def show_suite(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Like `suite_links`, by the runs of the suite as they were read just now."""
+    found = write_views(tracking, experiments)
+    describe_runs(tracking, runs)
+    _enter_settings(tracking, runs, experiments)
+    return found
+
+
+def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
+    """Return the addresses of each table, as a table and as charts, and of the suite's curves, by what they show."""
+    found: dict[str, str] = {}
+    for experiment in experiments:
+        found[experiment.name] = view_link(tracking, experiment.name)
+        found[f"{experiment.name}, charts"] = view_link(tracking, experiment.name, "CHART")
+    return found | {f"{tracking.suite}, training curves": view_link(tracking, CURVES, "CHART")}
+
+
+def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
+    """Return the address of a saved view, as a table or as charts; a table's view has its experiment's name."""
+    return views.view_link(tracking.uri, experiment_id(tracking), view_id, mode)
+
+
+def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
+    """Give each evaluation a param for all that its tables compare; parallel coordinates leave out who lacks one."""
+    held = {tags_of(run).get("evaluation_key"): (run["info"]["run_id"], params_of(run)) for run in reversed(runs)}
+    for experiment in experiments:
+        for row, params in zip(experiment.rows, varied_params(experiment.rows), strict=True):
+            for keys in row_keys(row):
+                run_id, has = held.get(keys.evaluation_key, ("", params))
+                if missing := {name: value for name, value in params.items() if name not in has}:
+                    write(tracking.uri, run_id, params=missing)
+                    has.update(missing)
+
+
+def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View) -> dict[str, str]:
+    """Return the tag of a view; the held one if it says the same, whose times differ."""
+    tag = views.view_tag(view_id)
+    same = tag in held and views.decode(held[tag]) == (name, view)
+    return {tag: held[tag] if same else views.encode(name, view, now())}
+
+
+def _line(tracking: Tracking, experiment: Experiment) -> str:
+    table, charts = (link_in_page(tracking, experiment.name, mode) for mode in ("TABLE", "CHART"))
+    return (
+        f"[{experiment.title}]({table}) ([charts]({charts})){f': {experiment.question}' if experiment.question else ''}"
+    )
+
+
+def _note(tracking: Tracking, tags: Mapping[str, str]) -> str:
+    """Describe the suite: its tables in one line, which is all that shows at first, then with their questions."""
+    lines = {name.removeprefix("table."): line for name, line in sorted(tags.items()) if name.startswith("table.")}
+    tables = [f"[{name}]({link_in_page(tracking, name, 'TABLE')})" for name in lines]
+    curves = f"[training curves]({link_in_page(tracking, CURVES, 'CHART')})"
+    return "\n".join([" · ".join([*tables, curves]), "", *(f"- {line}" for line in lines.values())])

@@ -1,0 +1,213 @@
+"""What `rnc plan` says: which trainings and evaluations there are, and what of them is missing."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from model.settings import flat_differences
+from orchestrator.experiment.estimate import Estimate
+from orchestrator.experiment.load import Resources
+from orchestrator.experiment.plan import Plan, TrainRun
+from orchestrator.experiment.sizes import Disk, disk
+from orchestrator.figures.table import Column, Table, Value
+
+
+def plan_table(plan: Plan, estimate: Estimate) -> Table:
+    """Show one line for each training: what stands on it, what of it is missing, and how long that takes."""
+    counts = _counts(plan)
+    missing = counts["missing"]
+    table = Table(
+        title=f"Plan of suite {plan.suite}",
+        columns=(
+            Column("training", numeric=False),
+            Column("key", numeric=False),
+            Column("epochs"),
+            Column("on", numeric=False),
+            Column("evaluations"),
+            Column("missing"),
+            Column("why", numeric=False),
+        ),
+        rows=tuple(_plan_row(plan, run) for run in plan.trainings.values()),
+        notes=(
+            f"{_count(counts['rows'], 'row')} of {_count(len(plan.experiments), 'table')}:"
+            f" {_count(counts['trainings'], 'training')}, {_count(counts['evaluations'], 'distinct evaluation')}.",
+            f"Missing: {_count(missing['trainings'], 'training')}, {_count(missing['evaluations'], 'evaluation')}."
+            if any(missing.values())
+            else "Nothing is missing.",
+            *_note_on_stopped(plan),
+            *_notes_on_time(estimate),
+            *([_note_on_disk(disk(plan))] if any(missing.values()) else []),
+        ),
+    )
+    return _with_hours(table, plan, estimate) if estimate.speeds else table
+
+
+def evaluations_table(plan: Plan) -> Table:
+    """Show one line for each row that an evaluation stands in, and whether it stands in MLflow or why not."""
+    return Table(
+        title=f"Evaluations of suite {plan.suite}",
+        columns=tuple(Column(name, numeric=False) for name in ("evaluation", "table", "row", "of training", "state")),
+        rows=tuple(
+            (
+                evaluation.key,
+                place.table,
+                place.label,
+                plan.trainings[evaluation.train_key].label,
+                plan.missing_evaluations.get(
+                    evaluation.key, plan.stopped_trainings.get(evaluation.train_key, "stands in MLflow")
+                ),
+            )
+            for evaluation in plan.evaluations.values()
+            for place in evaluation.places
+        ),
+    )
+
+
+def plan_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
+    """Return the plan for a program: counts, estimates, and a list of what is behind each."""
+    return {
+        "suite": plan.suite,
+        "experiments": [experiment.name for experiment in plan.experiments],
+        **_counts(plan),
+        "estimate": _estimate_json(plan, estimate),
+        "training_list": [
+            {
+                "key": run.key,
+                "label": run.label,
+                "settings": flat_differences(run.config),
+                "missing": plan.missing_trainings.get(run.key),
+                "stopped": plan.stopped_trainings.get(run.key),
+            }
+            for run in plan.trainings.values()
+        ],
+        "evaluation_list": [
+            {
+                "key": evaluation.key,
+                "train_key": evaluation.train_key,
+                "split": evaluation.split,
+                "settings": flat_differences(evaluation.inference),
+                "places": [place._asdict() for place in evaluation.places],
+                "missing": plan.missing_evaluations.get(evaluation.key),
+            }
+            for evaluation in plan.evaluations.values()
+        ],
+    }
+
+
+def plans_json(plans: Sequence[tuple[Plan, Estimate]]) -> dict[str, Any]:
+    """Return several suites' plans for a program: the sums of their counts, and each plan."""
+    suites = [plan_json(plan, estimate) for plan, estimate in plans]
+    return {
+        **{count: sum(suite[count] for suite in suites) for count in ("rows", "trainings", "evaluations")},
+        "missing": {kind: sum(suite["missing"][kind] for suite in suites) for kind in ("trainings", "evaluations")},
+        "suites": suites,
+    }
+
+
+def _counts(plan: Plan) -> dict[str, Any]:
+    return {
+        "rows": sum(len(experiment.rows) for experiment in plan.experiments),
+        "trainings": len(plan.trainings),
+        "evaluations": len(plan.evaluations),
+        "missing": {"trainings": len(plan.missing_trainings), "evaluations": len(plan.missing_evaluations)},
+    }
+
+
+def _estimate_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
+    bytes_of = disk(plan)
+    return {
+        "gpus": estimate.gpus,
+        "gpu_hours": estimate.gpu_hours,
+        "hours": estimate.hours,
+        "throughputs": [
+            {**kind._asdict(), "images_per_s": speed.images_per_s, "measured": speed.is_measured}
+            for kind, speed in estimate.speeds.items()
+        ],
+        "without_throughput": [kind._asdict() for kind in estimate.unknown],
+        "trainings": [
+            {"key": t.key, "images": t.num_images, "device": t.kind.device, "amount": t.amount, "seconds": t.seconds}
+            for t in estimate.trainings
+        ],
+        "bytes": {"ray": bytes_of.ray, "mlflow": bytes_of.mlflow},
+    }
+
+
+def _note_on_stopped(plan: Plan) -> list[str]:
+    number = len(plan.stopped_trainings)
+    return [f"Stopped early by their search, and not taken up again: {_count(number, 'training')}."] if number else []
+
+
+def _notes_on_time(estimate: Estimate) -> list[str]:
+    """Say how long it takes, and on what that rests, or how to come by a throughput."""
+    notes = []
+    devices = {t.kind.device for t in estimate.trainings}
+    if estimate.gpu_hours:
+        notes.append(f"Time: {estimate.gpu_hours:.1f} GPU-hours of training; validation and scoring come on top.")
+    if estimate.hours:
+        on = [f"{estimate.gpus:g} GPUs"] if "GPU" in devices else []
+        on += [f"{estimate.cpus:g} CPUs"] if "CPU" in devices else []
+        notes.append(f"Largest first on {' and '.join(on)} the training takes {_duration(estimate.hours)}.")
+    for kind, speed in estimate.speeds.items():
+        source = "measured" if speed.is_measured else "given, not measured"
+        notes.append(f"Throughput of {kind}: {speed.images_per_s:.1f} images/s ({source}).")
+    for kind in estimate.unknown:
+        notes.append(
+            f"No throughput is known yet for {kind}: a training of it that has begun will tell; until then, give one"
+            f" {kind.device}'s as --images-per-s."
+        )
+    if any(t.num_images is None for t in estimate.trainings):
+        notes.append("How many images there are to train on is not known; set RNC_COCO_ROOT to the data.")
+    for device in sorted({t.kind.device for t in estimate.trainings if t.is_cut}):
+        notes.append(f"A training asks for more {device}s than there are; its time is that on fewer workers.")
+    return notes
+
+
+def _note_on_disk(needed: Disk) -> str:
+    return (
+        f"Disk: up to {_size(needed.ray)} in Ray's storage (two checkpoints of each training)"
+        f" and {_size(needed.mlflow)} in MLflow (weights and detections)."
+    )
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1.0 else f"{max(1, round(60 * hours))} min"
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def _with_hours(table: Table, plan: Plan, estimate: Estimate) -> Table:
+    """Put how long each missing training takes on what it asks for before the reason."""
+    hours = {t.key: t.seconds / 3600 for t in estimate.trainings if t.seconds is not None}
+    rows = [(*row[:-1], hours.get(key), row[-1]) for key, row in zip(plan.trainings, table.rows, strict=True)]
+    columns = (*table.columns[:-1], Column("hours", digits=2), table.columns[-1])
+    return replace(table, columns=columns, rows=tuple(rows))
+
+
+def _plan_row(plan: Plan, run: TrainRun) -> tuple[Value, ...]:
+    evaluations = plan.evaluations_on(run.key)
+    missing = [plan.missing_evaluations[e.key] for e in evaluations if e.key in plan.missing_evaluations]
+    why = [f"training {plan.missing_trainings[run.key]}"] if run.key in plan.missing_trainings else []
+    waiting = Counter(reason for reason in missing if not (why and reason == "waits for its training"))
+    why += [f"{_count(number, 'evaluation')} {reason}" for reason, number in waiting.items()]
+    return (
+        run.label,
+        run.key,
+        run.config.schedule.epochs,
+        _where(run.resources),
+        len(evaluations),
+        len(missing),
+        "; ".join(why) or plan.stopped_trainings.get(run.key, "complete"),
+    )
+
+
+def _where(resources: Resources) -> str:
+    if resources.gpus_per_worker == 0.0:
+        return f"{_count(resources.num_workers, 'CPU worker')}"
+    return f"{_count(resources.num_workers, 'worker')}, {resources.gpus_per_worker:g} GPU each"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

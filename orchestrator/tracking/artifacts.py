@@ -1,0 +1,154 @@
+"""Files of MLflow runs, sent by mlflow itself, whose import takes seconds."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from orchestrator.errors import UserError
+from orchestrator.tracking.rest import ServerAway
+
+Progress = Callable[[int, int], None]
+"""Is given bytes done and bytes in all, again and again, from another thread."""
+
+
+class Missing(UserError):
+    """The server knows of no such file, or has lost it."""
+
+
+def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = None) -> None:
+    """Store files with a run, in a folder of its artifacts.
+
+    Raises:
+        ServerAway: the server does not take one; it may later.
+    """
+    tame_mlflow()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    for file in files:
+        with _answers(f"MLflow at {uri} does not take {file} for run {run_id}"):
+            client.log_artifact(run_id, str(file), folder)
+
+
+def delete(uri: str, run_id: str, path: str) -> None:
+    """Remove a file or a folder of a run's artifacts for good.
+
+    Raises:
+        ServerAway: the server does not remove it.
+    """
+    tame_mlflow()
+    import mlflow
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with _answers(f"MLflow at {uri} does not remove {path} of run {run_id}"):
+        root = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).info.artifact_uri
+        get_artifact_repository(root, tracking_uri=uri).delete_artifacts(path)  # type: ignore[no-untyped-call]
+
+
+def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
+    """Return the paths of the files in one folder of a run's artifacts.
+
+    Raises:
+        ServerAway: the server does not tell; it may later.
+    """
+    tame_mlflow()
+    from mlflow import MlflowClient
+
+    with _answers(f"MLflow at {uri} does not list the files of run {run_id}"):
+        return [file.path for file in MlflowClient(tracking_uri=uri).list_artifacts(run_id, folder) if not file.is_dir]
+
+
+def upload_texts(uri: str, run_id: str, files: Mapping[str, str]) -> None:
+    """Store texts as files of a run, by file name."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text)
+        upload(uri, run_id, [Path(folder) / name for name in files])
+
+
+def download(
+    uri: str, run_id: str, path: str, into: Path | None = None, *, progress: Progress = lambda done, total: None
+) -> Path:
+    """Fetch one file of a run, such as `detections/detections.parquet`.
+
+    Args:
+        uri: of the server.
+        run_id: whose artifact it is.
+        path: inside the artifacts of the run.
+        into: the folder in which it will lie under its own name; None takes a new temporary one, for the caller to
+            remove.
+        progress: see Progress.
+
+    Raises:
+        Missing: the run has no such file.
+        ServerAway: the server does not answer.
+        UserError: it sends less than the whole.
+    """
+    tame_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(tracking_uri=uri)
+    parent = str(PurePosixPath(path).parent)
+    folder = Path(tempfile.mkdtemp()) if into is None else into
+    try:
+        listed = client.list_artifacts(run_id, None if parent == "." else parent)
+        sizes = {file.path: int(file.file_size or 0) for file in listed if not file.is_dir}
+        if path not in sizes:
+            raise Missing(f"MLflow at {uri} has no file {path} of run {run_id}: it was deleted, or never stored")
+        with _watched(folder / PurePosixPath(path).name, sizes[path], progress):
+            file = Path(client.download_artifacts(run_id, path, str(folder)))
+    except (OSError, MlflowException) as error:
+        raise ServerAway(f"MLflow at {uri} does not give {path} of run {run_id}: {error}") from error
+    if file.stat().st_size != sizes[path]:
+        raise UserError(f"MLflow at {uri} sent {file.stat().st_size} of {sizes[path]} bytes of {path}; try again")
+    return file
+
+
+@contextmanager
+def _watched(file: Path, total: int, progress: Progress, seconds: float = 0.2) -> Iterator[None]:
+    """Tell how a file grows; mlflow itself counts files, of which there is one."""
+    arrived = threading.Event()
+
+    def watch() -> None:
+        while not arrived.wait(seconds):
+            with suppress(OSError):  # not begun yet
+                progress(min(file.stat().st_size, total), total)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        arrived.set()
+        watcher.join()
+    progress(total, total)
+
+
+@contextmanager
+def _answers(what_not: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (OSError, MlflowException) as error:
+        raise ServerAway(f"{what_not}: {error}") from error
+
+
+def tame_mlflow() -> None:
+    """Give up on an absent server in seconds instead of four minutes, and reach our own one past any proxy.
+
+    Files go through the server, as the object store behind it may answer nobody else.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if "127.0.0.1" not in direct:
+        os.environ["no_proxy"] = f"{direct},127.0.0.1,localhost".lstrip(",")

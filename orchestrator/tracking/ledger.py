@@ -1,0 +1,240 @@
+"""The ledger: what MLflow holds of a suite, and the only place that writes it.
+
+Records go over MLflow's REST API and always name their run; only files need mlflow itself, whose import takes seconds.
+A run is FINISHED last of all, so that whatever dies on the way is seen as unfinished and taken up again.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from model.data.digest import file_sha256
+from model.settings import to_dict
+from orchestrator.experiment.plan import Evaluation, Ledger, TrainRun
+from orchestrator.tracking.artifacts import upload_texts
+from orchestrator.tracking.entries import (
+    FINGERPRINT_TAG,
+    MISALIGNMENT,
+    STOPPED_TAG,
+    TABLE_TAG,
+    Kind,
+    inference_params,
+    misalignment_metrics,
+    place_tags,
+    read_record,
+    resources_tags,
+    shown_metrics,
+    training_params,
+)
+from orchestrator.tracking.holdings import store
+from orchestrator.tracking.liveness import this_process
+from orchestrator.tracking.recorder import replay
+from orchestrator.tracking.runs import (
+    Run,
+    create_run,
+    get_run,
+    git_commit,
+    metrics_of,
+    metrics_target,
+    now,
+    params_of,
+    rename,
+    set_status,
+    tags_of,
+    write,
+)
+from orchestrator.tracking.suite import KEY_TAG, Tracking, by_key, experiment_id, is_finished, read_runs
+
+Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
+
+MATCHES = "matches.parquet"
+"""The file of an evaluation's matches, beside its detections."""
+
+
+def read_ledger(tracking: Tracking) -> Ledger:
+    """Read what the suite holds. Of several runs with one key a finished one counts, else the newest."""
+    return ledger_of(read_runs(tracking))
+
+
+def ledger_of(runs: Iterable[Run]) -> Ledger:
+    """Return what the runs of a suite hold."""
+    runs = list(runs)
+    return Ledger(
+        trainings={key: read_record(run, "training") for key, run in by_key(runs, "training").items()},
+        evaluations={key: read_record(run, "evaluation") for key, run in by_key(runs, "evaluation").items()},
+    )
+
+
+def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
+    """Return the run of a training, set running: the one that has its key, or a new one."""
+    config = train_run.config
+    tags = {"seed": str(config.seed)} | resources_tags(train_run.resources)
+    tags |= {f"{TABLE_TAG}{table}": "wanted" for table in train_run.tables}
+    run_id = _begin(tracking, "training", train_run.key, train_run.label, tags, training_params(config))
+    upload_texts(tracking.uri, run_id, {"config.json": json.dumps(to_dict(config), indent=2)})
+    return run_id
+
+
+def end_training(tracking: Tracking, run_id: str, status: Status, note: str = "") -> None:
+    """End a training, and say why it did not finish.
+
+    Raises:
+        ValueError: it is said to be FINISHED and has no recorded checkpoint.
+    """
+    if status == "FINISHED" and "checkpoint_sha256" not in tags_of(get_run(tracking.uri, run_id)):
+        raise ValueError(f"training {run_id} cannot be FINISHED before its checkpoint is recorded")
+    end_run(tracking, run_id, status, note)
+
+
+def stop_training(tracking: Tracking, run_id: str, reason: str, journal: Path) -> None:
+    """End a training that its search decided against, and complete its curves from its journal."""
+    replay(journal, metrics_target(tracking.uri, run_id))
+    write(tracking.uri, run_id, tags={STOPPED_TAG: reason})
+    end_run(tracking, run_id, "KILLED", reason)
+
+
+def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path) -> bool:
+    """Complete the record of a training from its last checkpoint and its journal, unless that stands already."""
+    run = get_run(tracking.uri, run_id)
+    if is_finished(run, "training") and tags_of(run)["checkpoint_sha256"] == card_of(folder).get("weights_sha256"):
+        return False
+    replay(journal, metrics_target(tracking.uri, run_id))
+    record_checkpoint(tracking, run_id, folder)
+    end_training(tracking, run_id, "FINISHED")
+    return True
+
+
+def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
+    """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
+    weights = folder / "model.safetensors"
+    digest = file_sha256(weights)
+    if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
+        store(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
+        fingerprint = str(card_of(folder).get("data_fingerprint", ""))
+        tags = {FINGERPRINT_TAG: fingerprint, "checkpoint_sha256": digest, "versions": json.dumps(_versions())}
+        write(tracking.uri, run_id, tags=tags)
+    return digest
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself, without torch."""
+    card: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return card
+
+
+def record_evaluation(
+    tracking: Tracking,
+    evaluation: Evaluation,
+    metrics: Mapping[str, float | None],
+    *,
+    detections: Path | None,
+    train_run_id: str,
+    matches: Path | None = None,
+    misalignment: Sequence[Path] = (),
+    statistics: Mapping[str, float | None] | None = None,
+    data_fingerprint: str = "",
+) -> str:
+    """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing.
+
+    `misalignment` are files, and `statistics` what model.evaluation.alignment makes of them; `data_fingerprint` is that
+    of the images which were scored.
+    """
+    training = get_run(tracking.uri, train_run_id)
+    seed = tags_of(training).get("seed", "0")
+    tags = {"train_key": evaluation.train_key, "split": evaluation.split, "seed": seed} | place_tags(evaluation)
+    tags |= {FINGERPRINT_TAG: data_fingerprint} if data_fingerprint else {}
+    params = params_of(training) | inference_params(evaluation.inference)
+    name = evaluation.label if seed == "0" else f"{evaluation.label}, seed {seed}"
+    run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
+    if detections is not None:
+        store(tracking.uri, run_id, [detections], "detections")
+    digests = {}
+    if matches is not None:
+        store(tracking.uri, run_id, [matches], "detections")
+        digests = {"matches_sha256": file_sha256(matches)}
+    if misalignment:
+        store(tracking.uri, run_id, misalignment, MISALIGNMENT.rstrip("/"))
+    held = metrics_of(get_run(tracking.uri, run_id))
+    numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
+    numbers |= shown_metrics(metrics, evaluation.paper) | misalignment_metrics(statistics or {})
+    changed = {name: value for name, value in numbers.items() if held.get(name) != value}
+    write(tracking.uri, run_id, metrics=changed, tags=digests)
+    end_run(tracking, run_id, "FINISHED", "")
+    return run_id
+
+
+def place_evaluations(tracking: Tracking, runs: Iterable[Run], evaluations: Iterable[Evaluation]) -> bool:
+    """Enter in each recorded evaluation the tables that use it by now, and say whether there were new ones."""
+    held_runs, has_new = by_key(runs, "evaluation"), False
+    for evaluation in evaluations:
+        if run := held_runs.get(evaluation.key):
+            held, numbers = tags_of(run), metrics_of(run)
+            tags = {name: value for name, value in place_tags(evaluation).items() if held.get(name) != value}
+            shown = shown_metrics(read_record(run, "evaluation").metrics, evaluation.paper)
+            new = {name: value for name, value in shown.items() if numbers.get(name) != value}
+            write(tracking.uri, run["info"]["run_id"], metrics=new, tags=tags)
+            has_new = has_new or bool(new or tags)
+    return has_new
+
+
+def name_seeds(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[TrainRun]) -> None:
+    """Name the seed in the runs of trainings that had no second seed when they began."""
+    held_runs = by_key(runs, "training")
+    for training in trainings:
+        if run := held_runs.get(training.key):
+            name = tags_of(run).get("mlflow.runName", "")
+            if training.label == f"{name}, seed {training.config.seed}":
+                rename(tracking.uri, run["info"]["run_id"], training.label)
+
+
+def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
+    """End a run of any kind, and say why it did not finish."""
+    if note or "note" in tags_of(get_run(tracking.uri, run_id)):
+        write(tracking.uri, run_id, tags={"note": note[:5000]})
+    set_status(tracking.uri, run_id, status)
+
+
+def log_table(tracking: Tracking, runs: Iterable[Run], name: str, files: Mapping[str, str]) -> str:
+    """Store the rendered forms of a table, by file name, in the one run that is the table's, and return that run.
+
+    What the run holds already is not written again.
+    """
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    held = by_key(runs, "table").get(name)
+    if held is not None and is_finished(held, "table") and tags_of(held).get("content_sha256") == digest:
+        return str(held["info"]["run_id"])
+    run_id = _begin(tracking, "table", name, name, {}, {})
+    upload_texts(tracking.uri, run_id, files)
+    write(tracking.uri, run_id, tags={"content_sha256": digest})
+    end_run(tracking, run_id, "FINISHED", "")
+    return run_id
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "torchvision", "ray")}
+
+
+def _begin(
+    tracking: Tracking, kind: Kind, key: str, name: str, tags: Mapping[str, str], params: Mapping[str, str]
+) -> str:
+    """Return the run of this kind and key, set running, with these tags, and with the params it lacks."""
+    commit = git_commit()
+    tags = {**tags, "driver": this_process(), "begun": str(now())}
+    tags |= {"git_commit": commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {}
+    where = f"tags.kind = '{kind}' and tags.{KEY_TAG[kind]} = '{key}'"
+    run = by_key(read_runs(tracking, where), kind).get(key)
+    if run is None:
+        identity = {"kind": kind, KEY_TAG[kind]: key, "suite": tracking.suite}
+        run_id = create_run(tracking.uri, experiment_id(tracking), name, {**identity, **tags})
+        write(tracking.uri, run_id, params=params)
+    else:
+        run_id = str(run["info"]["run_id"])
+        new = {name: value for name, value in params.items() if name not in params_of(run)}
+        tags |= {name: "" for name in ("note", STOPPED_TAG) if name in tags_of(run)}
+        write(tracking.uri, run_id, tags=tags, params=new)
+        set_status(tracking.uri, run_id, "RUNNING")
+    return run_id

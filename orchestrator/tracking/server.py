@@ -1,0 +1,261 @@
+"""Finds the MLflow server of a site, and starts one of our own where none is named.
+
+Our own server lives on after `rnc`, on SQLite under `home/mlflow`. It holds the lock on `server.lock` for as long as it
+lives: whoever gets the lock may start one, and while somebody has it no second one starts.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import requests
+
+from orchestrator.errors import UserError
+from orchestrator.site import Site
+from orchestrator.tracking import rest
+
+USUAL_PORTS = range(5000, 5100)
+NONCE_HEADER = "x-rnc-server"
+START_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Starting:
+    """A tracking server that answers already, or will soon."""
+
+    uri: str | None
+    """Its address; None while another process starts it."""
+    folder: Path | None
+    """Where its state lies; None if it is not ours."""
+
+    def wait(self, seconds: float = START_SECONDS) -> str:
+        """Return the address of the server once it answers.
+
+        Raises:
+            UserError: it ended or does not answer; the message holds the end of its log.
+        """
+        if self.folder is None:
+            assert self.uri is not None
+            return self.uri
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            uri = _answering(self.folder)
+            if uri is not None:
+                _make_database(uri, self.folder)
+                return uri
+            if _is_free(self.folder):
+                if self.uri is None:  # it was not starting but ending
+                    return _begin(self.folder).wait(deadline - time.monotonic())
+                raise UserError(f"the MLflow server ended{_log_tail(self.folder)}")
+            time.sleep(0.05)
+        raise UserError(f"the MLflow server does not answer after {seconds:.0f} seconds{_log_tail(self.folder)}")
+
+
+def tracking_server(site: Site) -> str:
+    """Return the address of the site's MLflow server, starting one if none is named and none runs."""
+    return begin_tracking_server(site).wait()
+
+
+def begin_tracking_server(site: Site) -> Starting:
+    """Like `tracking_server`, but do not wait for the start, which takes seconds.
+
+    Raises:
+        UserError: the server that is named does not answer, or `home` cannot be written.
+    """
+    if site.tracking_uri is not None:
+        return Starting(uri=_checked(site.tracking_uri), folder=None)
+    folder = site.home / "mlflow"
+    uri = _answering(folder)
+    if uri is not None:
+        return Starting(uri=uri, folder=folder)
+    return _begin(folder)
+
+
+def existing_tracking_server(site: Site) -> str | None:
+    """Like `tracking_server`, but return None where nothing has been recorded yet, which takes no server to know."""
+    if site.tracking_uri is None and not (site.home / "mlflow" / "mlflow.db").exists():
+        return None
+    return tracking_server(site)
+
+
+def running_server(site: Site) -> str | None:
+    """Return the address of the site's own server if it runs; nothing is started."""
+    return _answering(site.home / "mlflow")
+
+
+def stop_server(site: Site, seconds: float = 15.0) -> bool:
+    """End the site's own server, and say whether there was one."""
+    folder = site.home / "mlflow"
+    if not folder.is_dir() or _is_free(folder):
+        return False
+    pid = _state(folder).get("pid")
+    if not isinstance(pid, int):
+        raise UserError(f"{folder} is locked by a server that is just starting; try again")
+    for what in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.kill(pid, what)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if _is_free(folder):
+                return True
+            time.sleep(0.05)
+    raise UserError(f"process {pid} does not end; it holds {folder / 'server.lock'}")
+
+
+def _checked(uri: str) -> str:
+    if not uri.startswith(("http://", "https://")):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is {uri!r}, expected http:// or https://: many processes write at once, so a server "
+            "has to stand before the store; unset it and one is started for you"
+        )
+    rest.post(uri, "experiments/search", {"max_results": 1})
+    return uri.rstrip("/")
+
+
+def _begin(folder: Path) -> Starting:
+    with _writing(folder), _lock(folder) as lock:
+        return Starting(uri=None, folder=folder) if lock is None else _start(folder, lock)
+
+
+def _start(folder: Path, lock: IO[str]) -> Starting:
+    """Start the server; it inherits the lock and the listening socket, so that nobody can take its port meanwhile."""
+    port = _state(folder).get("port")
+    _write_state(folder, port=port)  # the pid of the server before is no longer ours to end
+    with _listen(port) as listener, (folder / "server.log").open("ab") as log:
+        port, nonce = listener.getsockname()[1], secrets.token_hex(8)
+        process = subprocess.Popen(
+            _command(listener.fileno(), nonce),
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock.fileno(), listener.fileno()),
+        )
+    _write_state(folder, port=port, pid=process.pid, nonce=nonce, started=time.time())
+    return Starting(uri=f"http://127.0.0.1:{port}", folder=folder)
+
+
+def _command(listener: int, nonce: str) -> list[str]:
+    """What `mlflow server --workers 1` ends up running, less its parent process, which takes as long again to start."""
+    options = {
+        "fd": listener,
+        "header": f"{NONCE_HEADER}:{nonce}",
+        "log-level": "warning",
+        "timeout-graceful-shutdown": 5,
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "uvicorn", *flags, "mlflow.server.fastapi_app:app"]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    foreign = ("_MLFLOW_", "UVICORN_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_ENABLE_WORKSPACES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return kept | {
+        "_MLFLOW_SERVER_FILE_STORE": "sqlite:///mlflow.db",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "artifacts"),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SGI_NAME": "uvicorn",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
+def _listen(preferred: Any) -> socket.socket:
+    """Listen on the port of last time, so that links stay valid, else on the first usual one, else on any."""
+    for port in (*([preferred] if isinstance(preferred, int) else []), *USUAL_PORTS, 0):
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen(128)
+        except OSError:
+            listener.close()
+        else:
+            return listener
+    raise UserError("no port of 127.0.0.1 is free for the MLflow server; name another server in MLFLOW_TRACKING_URI")
+
+
+def _answering(folder: Path) -> str | None:
+    """Return the address of this folder's server if it answers; another server on the same port lacks the nonce."""
+    state = _state(folder)
+    uri = f"http://127.0.0.1:{state.get('port')}"
+    if not state.get("nonce"):
+        return None
+    try:
+        with rest.session(uri) as http:
+            response = http.get(f"{uri}/health", timeout=1.0)
+    except requests.RequestException:
+        return None
+    return uri if response.headers.get(NONCE_HEADER) == state["nonce"] else None
+
+
+def _make_database(uri: str, folder: Path) -> None:
+    """The server makes its database, or refuses an unfit one, at the first question."""
+    try:
+        rest.post(uri, "experiments/search", {"max_results": 1}, read_seconds=60.0)
+    except UserError as error:
+        raise UserError(f"{error}{_log_tail(folder)}") from error
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / "server.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write_state(folder: Path, **state: Any) -> None:
+    fresh = folder / "server.json.new"
+    fresh.write_text(json.dumps(state))
+    fresh.replace(folder / "server.json")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"RNC_HOME: cannot write to {folder} ({error.strerror}); free it, or set RNC_HOME") from error
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[IO[str] | None]:
+    """Hold the lock, or yield None if somebody else does; a process that inherits it holds on to it."""
+    with (folder / "server.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield lock
+
+
+def _is_free(folder: Path) -> bool:
+    with _lock(folder) as lock:
+        return lock is not None
+
+
+def _log_tail(folder: Path, lines: int = 15) -> str:
+    path = folder / "server.log"
+    try:
+        tail = path.read_text(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return ""
+    return "\n".join([f"; {path} ends with", *tail])

@@ -1,0 +1,100 @@
+"""Stops trainings of a search early: Ray Tune's ASHA judges the numbers that they report epoch by epoch.
+
+ASHA only decides. Whoever runs the training ends it in the way of `rnc cancel`, so that Ray Train frees what it holds;
+Tune is told to go on, and sees the trial return.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray import tune
+from ray.train import UserCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import STOPPED_EARLY, Plan
+from orchestrator.tracking.recorder import read_journal
+from orchestrator.worker.task import JOURNAL
+
+EPOCH = "epoch"
+StopEarly = Callable[[str, str], None]
+"""Ends the training of a train key, and is told why."""
+
+
+class Halving(FIFOScheduler):
+    """Starts all trials in their order, and asks the ASHA of each search about its own."""
+
+    def __init__(self, plan: Plan, storage: Path, stop: StopEarly) -> None:
+        """Let every search know what its trainings reported earlier, as their journals in `storage` tell."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stop = stop
+        self._metrics: dict[str, str] = {}
+        self._judges: dict[str, ASHAScheduler] = {}
+        for experiment in plan.experiments:
+            self._add_search(plan, experiment, storage)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune stores its scheduler; nothing of this one outlives the process
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """A trial has told the number of an epoch, and waits for the answer; or it has returned."""
+        key = trial.config["key"]
+        if key in self._judges and EPOCH in result and self._decision(key, result) == self.STOP:
+            metric = self._metrics[key]
+            self._stop(key, f"{STOPPED_EARLY} by ASHA after epoch {result[EPOCH]} ({metric} {result[metric]:.1f})")
+        return self.CONTINUE
+
+    def _add_search(self, plan: Plan, experiment: Experiment, storage: Path) -> None:
+        search = experiment.search
+        if search is None or search.asha is None:
+            return
+        own = [run for key, run in plan.trainings.items() if plan.search_of(key) is search]
+        judge = ASHAScheduler(
+            time_attr=EPOCH,
+            metric=search.metric,
+            mode="max",
+            max_t=max([search.asha.grace_epochs, *(run.config.schedule.epochs for run in own)]),
+            grace_period=search.asha.grace_epochs,
+            reduction_factor=search.asha.reduction_factor,
+            stop_last_trials=False,  # and so no training is judged twice by one rung
+        )
+        for run in own:
+            self._judges[run.key], self._metrics[run.key] = judge, search.metric
+            judge.on_trial_add(None, _trial(run.key))  # type: ignore[arg-type]
+            for result in _earlier(storage / run.key / JOURNAL, search.metric, run.config.schedule.epochs):
+                self._decision(run.key, result)
+
+    def _decision(self, key: str, result: Mapping[str, Any]) -> str:
+        return self._judges[key].on_trial_result(None, _trial(key), dict(result))  # type: ignore[arg-type]
+
+
+class TellTune(UserCallback):
+    """Tells Tune the number of each epoch but the last, from the trial, which waits until it was judged."""
+
+    def __init__(self, metric: str, num_epochs: int) -> None:
+        self._metric, self._num_epochs = metric, num_epochs
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """All workers have reported an epoch; those between two validations have no number."""
+        if result := _result(metrics[0], self._metric, self._num_epochs):
+            tune.report(result)
+
+
+def _result(metrics: Mapping[str, float], metric: str, num_epochs: int) -> dict[str, Any] | None:
+    epoch, value = round(metrics["train/epoch"]), metrics.get(f"val/{metric}", math.nan)
+    return {EPOCH: epoch, metric: value} if epoch < num_epochs and not math.isnan(value) else None
+
+
+def _earlier(journal: Path, metric: str, num_epochs: int) -> Iterator[dict[str, Any]]:
+    for line in read_journal(journal)[0]:
+        metrics = {point.name: point.value for point in line}
+        if f"val/{metric}" in metrics and (result := _result(metrics, metric, num_epochs)):
+            yield result
+
+
+def _trial(key: str) -> SimpleNamespace:
+    """All of a trial that ASHA looks at, the same after a new start."""
+    return SimpleNamespace(trial_id=key)

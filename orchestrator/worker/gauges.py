@@ -1,0 +1,120 @@
+"""What a suite tells Prometheus while it runs, through the metrics that every node of a Ray cluster exports.
+
+Ray puts `ray_` before each name. What the driver tells vanishes by itself some 20 seconds after it has told it for the
+last time, so that nothing of a suite stays behind. Its totals are gauges as well, because Ray's counters cannot begin
+at 0, so that Prometheus would never see their first step.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.driver.live import Status
+from orchestrator.experiment.plan import Ledger, Plan, why_evaluation_is_missing
+from orchestrator.worker.training_log import losses_of
+
+GAUGES = {
+    "rnc_rows": "Rows of the tables of a suite.",
+    "rnc_rows_done": "Those that are measured, or whose training its search stopped.",
+    "rnc_training_active": "1 while the workers of a training should make updates, else 0.",
+    "rnc_images_per_second": "What a training takes in, by its last report; 0 while it does not train.",
+    "rnc_restarts_total": "How often a training started again after its process or node was lost.",
+    "rnc_lost_images_total": "Images that were trained on again, because no checkpoint held what they taught.",
+    "rnc_mlflow_up": "1 while MLflow answers the driver, else 0.",
+    "rnc_storage_bytes": "Size of the file system that holds the checkpoints.",
+    "rnc_storage_free_bytes": "Free bytes of the file system that holds the checkpoints.",
+}
+"""What the driver tells."""
+UPDATES = "rnc_training_updates_total"
+"""What the first worker of each training tells."""
+
+
+class Sample(NamedTuple):
+    """One value of one metric."""
+
+    name: str
+    value: float
+    tags: Mapping[str, str]
+
+
+class SuiteGauges:
+    """What the driver tells of a suite, again and again."""
+
+    def __init__(self, plan: Plan, storage: Path) -> None:
+        """Take the plan, and the suite's folder of trainings."""
+        self._suite, self._storage, self._ledger = plan.suite, storage, Ledger()
+        self._rows = [
+            [(evaluation.train_key, evaluation.key) for evaluation in plan.evaluations_of(experiment.name, row.label)]
+            for experiment in plan.experiments
+            for row in experiment.rows
+        ]
+
+    def tell(self, ledger: Ledger | None, statuses: Mapping[str, Status]) -> None:
+        """Tell Ray where the suite stands; no failure of that is anybody's concern.
+
+        Args:
+            ledger: what MLflow holds; None while it is away.
+            statuses: of the trainings that the driver runs, by train key.
+        """
+        with suppress(Exception):
+            for sample in self.samples(ledger, statuses):
+                _gauge(sample.name, tuple(sample.tags)).set(sample.value, dict(sample.tags))
+
+    def samples(self, ledger: Ledger | None, statuses: Mapping[str, Status]) -> Iterator[Sample]:
+        """Yield all that there is to tell; what MLflow last held stands while it is away."""
+        suite = {"suite": self._suite}
+        yield Sample("rnc_mlflow_up", float(ledger is not None), suite)
+        ledger = self._ledger = self._ledger if ledger is None else ledger
+        yield Sample("rnc_rows", len(self._rows), suite)
+        yield Sample("rnc_rows_done", sum(all(_is_done(ledger, *keys) for keys in row) for row in self._rows), suite)
+        for key, status in statuses.items():
+            tags = suite | {"train_key": key}
+            num_restarts, num_images = losses_of(self._storage / key)
+            yield Sample("rnc_training_active", float(status.state in ("starting", "training")), tags)
+            yield Sample("rnc_images_per_second", status.images_per_s or 0.0, tags)
+            yield Sample("rnc_restarts_total", num_restarts, tags)
+            yield Sample("rnc_lost_images_total", num_images, tags)
+        disk = shutil.disk_usage(self._storage)
+        yield Sample("rnc_storage_bytes", disk.total, suite)
+        yield Sample("rnc_storage_free_bytes", disk.free, suite)
+
+
+class Updates:
+    """Counts the updates of a training, those that are made again included."""
+
+    def __init__(self, suite: str, train_key: str, done: int) -> None:
+        """Take what to count, and the update from which the training goes on."""
+        self._tags, self._done = {"suite": suite, "train_key": train_key}, done
+
+    def reach(self, step: int) -> None:
+        """Tell Ray that this many updates are made; no failure of that is anybody's concern."""
+        if step > self._done:
+            with suppress(Exception):
+                _counter().inc(step - self._done, self._tags)
+            self._done = step
+
+
+def _is_done(ledger: Ledger, train_key: str, evaluation_key: str) -> bool:
+    training = ledger.trainings.get(train_key)
+    if training is not None and training.status == "STOPPED":
+        return True
+    return why_evaluation_is_missing(ledger, train_key, evaluation_key) is None
+
+
+@cache
+def _gauge(name: str, tag_keys: tuple[str, ...]) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(name, GAUGES[name], tag_keys)
+
+
+@cache
+def _counter() -> Any:
+    from ray.util.metrics import Counter
+
+    return Counter(
+        UPDATES, "Updates that a training made, those made again after a loss included.", ("suite", "train_key")
+    )

@@ -1,0 +1,137 @@
+"""What follows a training on its workers: its record is completed, and its checkpoint scored for every table."""
+
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.evaluation.shards import Pass, Team, free, score_missing, scores_of
+from orchestrator.errors import UserError
+from orchestrator.experiment.keys import evaluation_key
+from orchestrator.experiment.plan import Evaluation, why_evaluation_is_missing
+from orchestrator.tracking.inputs import log_input
+from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
+from orchestrator.tracking.patience import patiently
+from orchestrator.tracking.suite import open_suite
+from orchestrator.worker.task import Work
+from orchestrator.worker.training_log import ScoringLog, note
+
+if TYPE_CHECKING:
+    import torch
+
+    from model.data.coco import CocoData
+    from model.evaluation.scoring import Scores
+    from model.network.detector import RetinaNetConf
+    from orchestrator.figures.lab import Lab
+
+SCORED = "scored"
+"""The folder, in a training's folder, of the shards that are scored and not yet recorded."""
+
+
+def finish(work: Work, folder: Path) -> None:
+    """Complete the record of a training from its last checkpoint."""
+    suite = open_suite(work.tracking_uri, work.train_run.suite)
+    if finish_training(suite, work.hear_run(), folder, work.journal):
+        note(work.folder, "finished; its checkpoint is recorded")
+
+
+def score(work: Work, folder: Path, team: Team, device: "torch.device") -> None:
+    """Score the last checkpoint under every missing setting, in one pass over each split, and record what it gives.
+
+    Shards and then evaluations are shared out over the workers; what an earlier try scored stands.
+
+    Args:
+        work: the training, and its missing evaluations.
+        folder: of the checkpoint.
+        team: the workers, all of which call this.
+        device: of this one.
+    """
+    if not work.evaluations:
+        return
+    from model.data.coco import read_for_scoring
+    from model.evaluation.scoring import load_detector
+    from model.network.checkpoint import read_card, require_categories
+
+    resources, data_config = work.train_run.resources, work.train_run.config.data
+    splits = dict.fromkeys(evaluation.split for evaluation in work.evaluations)
+    split_data = {split: read_for_scoring(work.data_root, data_config, split) for split in splits}
+    for split, data in split_data.items():
+        require_categories(folder, (data.category_ids, data.category_names), f"split {split}")
+    detector = load_detector(folder).to(device)
+    for split, data in split_data.items():
+        evaluations = [evaluation for evaluation in work.evaluations if evaluation.split == split]
+        settings = [evaluation.inference for evaluation in evaluations]
+        scoring = Pass(
+            detector=detector,
+            weights_sha256=read_card(folder).weights_sha256,
+            data=data,
+            config=data_config,
+            settings=settings,
+            keep=work.folder / SCORED,
+            num_loader_processes=resources.loader_processes,
+        )
+        log = ScoringLog(work.folder, split, len(settings))
+        score_missing(scoring, team, log.tell if team.rank == 0 else lambda done, total: None)
+        mine = evaluations[team.rank :: team.size]
+        for evaluation, scores in zip(mine, scores_of(scoring, settings[team.rank :: team.size]), strict=True):
+            _record(work, folder, team, data, evaluation, scores)
+        team.wait()
+        if team.rank == 0:
+            note(work.folder, f"scored under {len(settings)} settings on {split}")
+            _free(work, scoring)
+    if team.rank == 0:
+        show_candidates(work, detector, split_data.get(data_config.val_split, next(iter(split_data.values()))))
+
+
+def _free(work: Work, scoring: Pass) -> None:
+    """Delete the shards whose scores stand in MLflow; for want of it, they stay until `rnc gc`."""
+    key, split = work.train_run.key, scoring.data.split
+    with suppress(UserError):
+        ledger = read_ledger(open_suite(work.tracking_uri, work.train_run.suite))
+        free(
+            scoring,
+            lambda one: why_evaluation_is_missing(ledger, key, evaluation_key(key, one, split)) is None,
+        )
+
+
+def _record(work: Work, folder: Path, team: Team, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
+    from model.network.checkpoint import read_card
+    from orchestrator.worker.findings import write_findings
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = write_findings(Path(scratch), read_card(folder), data, scores, evaluation.label)
+
+        def record() -> str:
+            if team.rank == 0:
+                finish(work, folder)  # again, should MLflow have lost it meanwhile
+            return record_evaluation(
+                open_suite(work.tracking_uri, work.train_run.suite),
+                evaluation,
+                scores.metrics,
+                detections=found.detections,
+                matches=found.matches,
+                misalignment=found.misalignment,
+                statistics=found.statistics,
+                train_run_id=work.hear_run(),
+                data_fingerprint=data.fingerprint,
+            )
+
+        run_id = patiently(record)
+    with suppress(UserError):  # good to have, and the numbers stand
+        log_input(work.tracking_uri, run_id, work.train_run.config.data.dataset, data, "evaluation")
+
+
+def show_candidates(work: Work, detector: "RetinaNetConf", data: "CocoData") -> None:
+    """Store what the misalignment lab shows of the training, unless that is there; a training does not fail of it."""
+    from orchestrator.figures.examples import example_indices
+    from orchestrator.figures.lab import NUM_IMAGES, make_lab
+    from orchestrator.report.lab_files import store_lab
+
+    def make() -> "Lab":
+        indices = example_indices(data, NUM_IMAGES)
+        return make_lab(work.train_run.label, detector, data, indices, work.train_run.config.data)
+
+    try:
+        store_lab(work.tracking_uri, work.hear_run(), make)
+    except Exception as error:  # good to have, and the numbers stand
+        note(work.folder, f"nothing for the misalignment lab: {error}")

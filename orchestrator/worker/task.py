@@ -1,0 +1,106 @@
+"""What one trial has to do, and what its folder on the storage tells of an earlier one."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.experiment.plan import Evaluation, TrainRun
+
+JOURNAL = "metrics.jsonl"
+"""The file, in a training's folder, of what it reported."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """All that a trial and its workers have to know."""
+
+    train_run: TrainRun
+    evaluations: tuple[Evaluation, ...]
+    """The missing ones, scored once the training is complete."""
+    is_trained: bool
+    """Whether the training is finished in the ledger, and only scored."""
+    storage: Path
+    """The suite's folder on storage that every node sees; a training has a folder of its key in it."""
+    data_root: Path
+    weights_file: Path | None
+    tracking_uri: str
+    judged_by: str | None = None
+    """The metric by which its search may stop the training early; None where nothing may."""
+
+    @property
+    def folder(self) -> Path:
+        """Where Ray Train keeps this training's checkpoints."""
+        return self.storage / self.train_run.key
+
+    @property
+    def journal(self) -> Path:
+        """Where the metrics of this training are kept before they are sent."""
+        return self.folder / JOURNAL
+
+    @property
+    def run_file(self) -> Path:
+        """Where the driver tells the workers the run of this training."""
+        return self.folder / "run.json"
+
+    def error_log(self, rank: int | None = None) -> Path:
+        """Where a worker writes why it failed, and without a rank, where its trial does."""
+        return self.folder / ("error.log" if rank is None else f"error-{rank}.log")
+
+    @property
+    def stop_file(self) -> Path:
+        """Where the driver tells the trial to end."""
+        return self.folder / "stop"
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole training."""
+        return self.train_run.config.schedule.epochs
+
+    def tell_run(self, *, run_id: str = "", error: str = "") -> None:
+        """Write which run the workers record to, or why there is none; neither says that MLflow is waited for."""
+        draft = self.run_file.with_suffix(".new")
+        draft.write_text(json.dumps({"run_id": run_id, "error": error}))
+        draft.replace(self.run_file)
+
+    def tell_stop(self) -> None:
+        """Ask the trial to end its workers and itself, now or as soon as it starts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stop_file.touch()
+
+    def hears_stop(self) -> bool:
+        """Whether the trial is to end."""
+        return self.stop_file.exists()
+
+    def hear_run(self, seconds: float = 60.0) -> str:
+        """Return the run to record to, which the driver opens while the workers start.
+
+        Raises:
+            ValueError: there is none.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.run_file.exists():
+                told = json.loads(self.run_file.read_text())
+                if told["error"]:
+                    raise ValueError(told["error"])
+                if told["run_id"]:
+                    return str(told["run_id"])
+                deadline = time.monotonic() + seconds
+            time.sleep(0.1)
+        raise ValueError(f"{self.run_file} does not appear; do all nodes see the storage under RNC_HOME?")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that Ray Train has committed in a training's folder."""
+    try:
+        latest = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())["latest_checkpoint_result"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return folder / latest["checkpoint_dir_name"] if latest else None
+
+
+def epochs_done(folder: Path) -> int:
+    """Return how many epochs a training goes on from."""
+    checkpoint = last_checkpoint(folder)
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

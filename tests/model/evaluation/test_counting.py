@@ -1,0 +1,209 @@
+"""What a pass counts, against a slow recount of all candidates with torchvision's IoU and NMS."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import box_iou, nms
+
+from model.config import DataConfig, InferenceConfig
+from model.data.coco import CocoData, read_coco
+from model.data.images import padded_shape
+from model.data.samples import collate, load_sample
+from model.evaluation.counting import Counts, Objects, Seen, see
+from model.evaluation.misalignment import BINS, IOUS, PER_IMAGE, SCORES
+from model.evaluation.parts import merge
+from model.evaluation.scoring import Shard, predict_batch, score, score_shards, shards
+from model.inference.postprocess import Boxes, pool, rank, shortlists, suppress
+from model.inference.table import DetectionTable
+from tests.detectors import opinionated
+
+SIZES = DataConfig(short_edge=64, long_edge=128)
+SETTINGS = [
+    InferenceConfig(),
+    InferenceConfig(confidence_exponent=0.0),
+    InferenceConfig(fusion="product", nms_iou=0.3, max_detections=7),
+    InferenceConfig(confidence_exponent=0.9, min_confidence=0.5, nms_pre=60),
+    InferenceConfig(fuse_small_levels=False, nms_pre=60),
+    InferenceConfig(top_k_of="pairs", nms_pre=50),
+]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image under one setting, with all its candidates."""
+
+    setting: InferenceConfig
+    candidates: Boxes
+    objects: Objects
+    seen: Seen
+
+    @property
+    def counts(self) -> Counts:
+        assert self.seen.counts is not None
+        return self.seen.counts
+
+    def overlaps(self, boxes: Boxes) -> Floats:
+        """[n, G] IoU with the objects of a box's class, 0 with others."""
+        iou = box_iou(torch.from_numpy(boxes.boxes), torch.from_numpy(self.objects.boxes)).nan_to_num().numpy()
+        same: Floats = np.where(boxes.labels[:, None] == self.objects.labels, iou, 0).astype(np.float32)
+        return same
+
+
+@pytest.fixture(scope="module")
+def data(shapes_root: Path) -> CocoData:
+    return read_coco(shapes_root, "val", num_images=7)
+
+
+@pytest.fixture(scope="module")
+def examples(data: CocoData) -> list[Example]:
+    return list(_examples(data))
+
+
+def _examples(data: CocoData) -> Iterator[Example]:
+    detector = opinionated(len(data.category_ids))
+    for index in range(len(data)):
+        sample = load_sample(data, index, SIZES.short_edge, SIZES.long_edge, flip=False)
+        batch = collate([sample], pad_to=padded_shape(*sample.size))
+        for image in predict_batch(detector, batch, 1):
+            lists = shortlists(image, SETTINGS)
+            gathered = pool(image, lists)
+            some = rank(gathered, lists[0], 400).take(np.arange(25, 400, 25))
+            objects = Objects(some.boxes + np.float32(1.5), some.labels, np.arange(15))  # near boxes, but not on them
+            kept = suppress(gathered, lists)
+            seen = see(image, gathered, lists, kept, objects, index, 0, counting=True)
+            for setting, one, of_setting in zip(SETTINGS, lists, seen, strict=True):
+                yield Example(setting, rank(gathered, one, 10**9), objects, of_setting)
+
+
+def test_candidates_and_detections_are_counted_by_class_score_and_by_iou(examples: list[Example]) -> None:
+    for example in examples:
+        counts, kept = example.counts, example.seen.detections
+        before, after = example.overlaps(example.candidates).max(axis=1), example.overlaps(kept).max(axis=1)
+        assert counts.num_before == len(example.candidates.scores)
+        assert counts.scores_before.tolist() == [
+            (example.candidates.class_scores > np.float32(t)).sum() for t in SCORES
+        ]
+        assert counts.ious_before.tolist() == [(before > np.float32(t)).sum() for t in IOUS]
+        assert counts.scores_after.tolist() == [(kept.class_scores > np.float32(t)).sum() for t in SCORES]
+        assert counts.ious_after.tolist() == [(after > np.float32(t)).sum() for t in IOUS]
+        assert example.seen.ious == pytest.approx(after, abs=1e-6)
+        for scores, ious, cells in (
+            (example.candidates.scores, before, counts.cells_before),
+            (kept.scores, after, counts.cells_after),
+        ):
+            inside = ious > 0
+            by_score, by_iou = np.divmod(cells, BINS)
+            for bins, values in ((by_score, scores[inside]), (by_iou, ious[inside])):
+                expected = np.minimum(np.sort((values * BINS).astype(int)), BINS - 1)
+                differ = np.abs(np.sort(bins) - expected)
+                assert differ.max(initial=0) <= 1 and differ.sum() <= 2  # a value may lie on the border of two bins
+    assert sum(int(example.counts.ious_before[0]) for example in examples) > 100
+
+
+def test_what_nms_dropped_for_a_worse_box_is_found_by_hand_as_well(examples: list[Example]) -> None:
+    total = 0
+    for example in examples:
+        candidates, kept, limit = example.candidates, example.seen.detections, np.float32(example.setting.nms_iou)
+        overlaps, kept_overlaps = example.overlaps(candidates), example.overlaps(kept)
+        pairs = box_iou(torch.from_numpy(candidates.boxes), torch.from_numpy(kept.boxes)).numpy()
+        rank_of = {key: r for r, key in enumerate(zip(candidates.anchors, candidates.labels, strict=True))}
+        ranks = [rank_of[key] for key in zip(kept.anchors, kept.labels, strict=True)]
+        found: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for place in range(len(candidates.scores)):
+            g = int(overlaps[place].argmax())
+            if overlaps[place, g] < 0.5:
+                continue
+            for k, kept_rank in enumerate(ranks):
+                if kept_rank >= place:
+                    break
+                if kept.labels[k] == candidates.labels[place] and pairs[place, k] > limit:
+                    if overlaps[place, g] > kept_overlaps[k, g]:
+                        found[k, g].append(float(overlaps[place, g]))
+                    break
+        dropped = example.counts.dropped
+        assert sorted(dropped.counts.tolist()) == sorted(map(len, found.values()))
+        assert sorted(dropped.ious.tolist()) == pytest.approx(sorted(map(max, found.values())), abs=1e-6)
+        assert set(dropped.kept_anchors.tolist()) == {int(kept.anchors[k]) for k, _ in found}
+        assert (dropped.ious > dropped.kept_ious).all()
+        total += len(found)
+    assert total > 30
+
+
+def test_an_oracle_keeps_what_nms_by_iou_would_keep(examples: list[Example]) -> None:
+    for example in examples:
+        own = example.overlaps(example.candidates).max(axis=1)
+        placed = np.flatnonzero(own >= 0.5)
+        boxes, scores = torch.from_numpy(example.candidates.boxes[placed]), torch.from_numpy(own[placed])
+        apart = boxes.double() + 1e4 * torch.from_numpy(example.candidates.labels[placed])[:, None]
+        kept = nms(apart, scores.double(), example.setting.nms_iou)[: example.setting.max_detections]
+        assert example.counts.oracle[1] == pytest.approx(scores[kept].numpy(), abs=1e-6)
+
+
+def test_parts_in_any_order_make_the_whole(data: CocoData) -> None:
+    detector = opinionated(len(data.category_ids))
+    (whole,) = score(detector, data, SETTINGS[:1], SIZES)
+    alone = [Shard((index,)) for index in range(len(data))]
+    parts = [part for (part,) in score_shards(detector, data, alone, SETTINGS[:1], SIZES)]
+    joined = merge([*parts[3:], *parts[:3]])
+    assert whole.misalignment is not None and joined.misalignment is not None
+    for name in (*PER_IMAGE, "density_before", "density_after"):
+        assert np.array_equal(getattr(whole.misalignment, name), getattr(joined.misalignment, name)), name
+    for name in ("image_ids", "ious", "kept_ious", "objects", "counts"):
+        assert np.array_equal(getattr(whole.misalignment.dropped, name), getattr(joined.misalignment.dropped, name))
+    assert np.array_equal(whole.misalignment.oracle.scores, joined.misalignment.oracle.scores)
+    assert whole.misalignment.num_objects.tolist() == np.diff(data.offsets).tolist()
+    assert (whole.misalignment.num_positive_anchors >= whole.misalignment.num_objects).all()
+    assert whole.misalignment.density_after.sum() == (whole.detections.ious > 0).sum()
+
+
+def test_a_setting_counts_the_same_alone_and_among_others(data: CocoData) -> None:
+    detector = opinionated(len(data.category_ids))
+    for setting, joint in zip(SETTINGS, score(detector, data, SETTINGS, SIZES), strict=True):
+        (alone,) = score(detector, data, [setting], SIZES)
+        assert alone.misalignment is not None and joint.misalignment is not None
+        for name in (*PER_IMAGE, "density_before", "density_after"):
+            assert np.array_equal(getattr(alone.misalignment, name), getattr(joint.misalignment, name)), name
+        assert np.array_equal(alone.misalignment.dropped.ious, joint.misalignment.dropped.ious)
+
+
+def test_counting_is_left_out_where_it_is_not_asked_for(data: CocoData) -> None:
+    (one,) = score(opinionated(len(data.category_ids)), data, SETTINGS[:1], SIZES, counting=False)
+    assert one.misalignment is None
+    assert one.detections.ious.max() > 0.1
+
+
+def test_exponent_0_is_the_class_score_to_the_last_bit(data: CocoData) -> None:
+    (one,) = score(opinionated(len(data.category_ids)), data, SETTINGS[1:2], SIZES)
+    assert np.array_equal(one.detections.scores, one.detections.class_scores)
+    assert one.detections.levels.min() >= 3 and one.detections.levels.max() <= 7
+    assert one.detections.confidences.min() > 0 and one.detections.confidences.max() < 1
+
+
+def test_shards_hold_every_image_once_and_do_not_depend_on_the_number_of_processes(data: CocoData) -> None:
+    divided = shards(data, SIZES)
+    assert sorted(index for shard in divided for index in shard.indices) == list(range(len(data)))
+
+
+def test_an_image_without_objects_counts_nothing_placed(data: CocoData) -> None:
+    bare = replace(
+        data,
+        offsets=np.zeros(len(data) + 1, np.int64),
+        annotation_ids=data.annotation_ids[:0],
+        annotation_boxes=data.annotation_boxes[:0],
+        annotation_areas=data.annotation_areas[:0],
+        annotation_labels=data.annotation_labels[:0],
+        annotation_crowds=data.annotation_crowds[:0],
+    )
+    (one,) = score(opinionated(len(data.category_ids)), bare, SETTINGS[:1], SIZES)
+    assert one.misalignment is not None
+    assert one.misalignment.num_before.min() > 0
+    assert not one.misalignment.ious_before.any() and not one.detections.ious.any()
+    assert isinstance(one.misalignment.oracle, DetectionTable) and len(one.misalignment.oracle) == 0
+    assert one.metrics["AP"] is None

@@ -1,0 +1,243 @@
+"""One pass for many settings, on any number of processes, gives the same bits as one pass for each."""
+
+import pickle
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import model.evaluation.scoring
+from model.config import DataConfig, InferenceConfig, TrainConfig
+from model.data.coco import CocoData, read_coco
+from model.data.images import normalize, padded_shape, resize_shape
+from model.data.samples import Sample, collate, load_sample
+from model.evaluation.coco_eval import METRICS
+from model.evaluation.scoring import Scores, load_detector, score
+from model.inference.postprocess import detect
+from model.inference.table import TYPES, DetectionTable
+from model.network.anchors import anchor_grid
+from model.network.checkpoint import save_checkpoint
+from model.network.detector import RetinaNetConf, build_detector
+from model.threads import map_in_order
+from tests import detectors
+from tests.detectors import MODEL
+from tests.processes import run_processes
+
+SIZES = DataConfig(short_edge=64, long_edge=128)
+SETTINGS = [
+    InferenceConfig(),
+    InferenceConfig(confidence_exponent=0.0),
+    InferenceConfig(fusion="product"),
+    InferenceConfig(confidence_exponent=0.0, min_confidence=0.5),
+    InferenceConfig(fuse_small_levels=False, nms_pre=60),
+    InferenceConfig(confidence_exponent=0.8, max_detections=3, nms_iou=0.3),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(shapes_root: Path) -> CocoData:
+    return read_coco(shapes_root, "val", num_images=7)
+
+
+@pytest.fixture(scope="module")
+def together(data: CocoData) -> list[Scores]:
+    torch.set_num_threads(1)
+    return score(opinionated(data), data, SETTINGS, SIZES)
+
+
+def opinionated(data: CocoData) -> RetinaNetConf:
+    return detectors.opinionated(len(data.category_ids))
+
+
+def same_bits(one: DetectionTable, other: DetectionTable) -> bool:
+    pairs = [(getattr(one, name), getattr(other, name)) for name in TYPES]
+    return all(a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def test_every_setting_gets_the_detections_of_a_pass_of_its_own(data: CocoData, together: list[Scores]) -> None:
+    for setting, joint in zip(SETTINGS, together, strict=True):
+        (alone,) = score(opinionated(data), data, [setting], SIZES)
+        assert joint.inference == alone.inference == setting
+        assert same_bits(joint.detections, alone.detections)
+        assert joint.metrics == alone.metrics
+        assert len(alone.detections.scores) > 10
+    for place, one in enumerate(together):
+        assert not any(same_bits(one.detections, other.detections) for other in together[:place])
+
+
+def score_here(rank: int, shapes_root: Path, folder: Path, batch_size: int | None) -> None:
+    data = read_coco(shapes_root, "val", num_images=7)
+    detector = opinionated(data)
+    shown: list[int] = []
+    detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    scores = score(detector, data, SETTINGS, SIZES, batch_size=batch_size)
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps((shown, scores)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "batch_size"), [(2, None), (2, 3), (3, None), (3, 2), (3, 8)])
+def test_any_number_of_processes_gives_the_detections_and_numbers_of_one(
+    shapes_root: Path, together: list[Scores], tmp_path: Path, num_processes: int, batch_size: int | None
+) -> None:
+    run_processes(num_processes, score_here, shapes_root, tmp_path, batch_size)
+    shares = []
+    for rank in range(num_processes):
+        shown, apart = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())
+        shares.append(sum(shown))
+        for one, two in zip(together, apart, strict=True):
+            assert same_bits(one.detections, two.detections)
+            assert one.metrics == two.metrics
+    assert shares == ([4, 3] if num_processes == 2 else [3, 2, 2])  # ragged, and no image twice
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_any_batch_size_and_number_of_threads_gives_the_same_bits(
+    data: CocoData, together: list[Scores], num_threads: int
+) -> None:
+    torch.set_num_threads(num_threads)
+    for batch_size in (1, 2, 3, 8):
+        other = score(opinionated(data), data, SETTINGS, SIZES, batch_size=batch_size)
+        assert all(same_bits(mine.detections, theirs.detections) for mine, theirs in zip(together, other, strict=True))
+        assert [scores.metrics for scores in together] == [scores.metrics for scores in other]
+    assert torch.get_num_threads() == num_threads
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_results_come_in_the_order_of_the_items_whichever_is_ready_first(num_threads: int) -> None:
+    def slow(place: int) -> int:
+        time.sleep(0.02 * (3 - place % 4))
+        return place
+
+    assert list(map_in_order(slow, range(9), num_threads)) == list(range(9))
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 8])
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 9])
+def test_every_image_is_decoded_and_scored_exactly_once(
+    data: CocoData, monkeypatch: pytest.MonkeyPatch, num_processes: int, batch_size: int | None
+) -> None:
+    decoded: list[int] = []
+    tables: list[DetectionTable] = []
+
+    def load(data: CocoData, index: int, short_edge: int, long_edge: int, flip: bool) -> Sample:
+        decoded.append(index)
+        return load_sample(data, index, short_edge, long_edge, flip)
+
+    monkeypatch.setattr(model.evaluation.scoring, "load_sample", load)
+    detector, shown = opinionated(data), []
+    detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    for rank in range(num_processes):
+        monkeypatch.setattr(model.evaluation.scoring, "world", lambda rank=rank: (rank, num_processes))
+        monkeypatch.setattr(model.evaluation.scoring, "gather", lambda value: [[{}] if value is None else value])
+        (scores,) = score(detector, data, SETTINGS[:1], SIZES, batch_size=batch_size)
+        tables.append(scores.detections)
+    assert sorted(decoded) == list(range(7))
+    assert shown == [1] * 7
+    ids = [image_id for table in tables for image_id in set(table.image_ids.tolist())]
+    assert sorted(ids) == data.image_ids.tolist()
+
+
+def test_a_pass_of_fixed_size_is_filled_up_and_what_fills_it_is_dropped(data: CocoData) -> None:
+    detector, shown = opinionated(data), []
+    detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    samples = [load_sample(data, 0, SIZES.short_edge, SIZES.long_edge, flip=False) for _ in range(3)]
+    batch = collate(samples, pad_to=padded_shape(*samples[0].size))
+    found = list(model.evaluation.scoring.detect_batch(detector, batch, SETTINGS[:2], images_per_pass=2))
+    assert shown == [2, 2]
+    assert [len(detections) for detections in found] == [2, 2, 2]
+    for detections in found[1:]:  # the same image three times: second in a pass, then first beside a filler
+        for one, other in zip(detections, found[0], strict=True):
+            assert np.array_equal(one.scores, other.scores) and np.array_equal(one.boxes, other.boxes)
+
+
+def test_each_detection_is_what_the_image_alone_gives(data: CocoData, together: list[Scores]) -> None:
+    detector = opinionated(data)
+    for index in range(len(data)):
+        sample = load_sample(data, index, SIZES.short_edge, SIZES.long_edge, flip=False)
+        batch = collate([sample], pad_to=padded_shape(*sample.size))
+        with torch.no_grad():
+            images = normalize(batch.images, batch.sizes).contiguous(memory_format=torch.channels_last)
+            predictions = detector(images)
+        grid = anchor_grid(padded_shape(*sample.size))
+        (found,) = detect(predictions, grid, batch.sizes, batch.sizes / batch.original_sizes, SETTINGS[0])
+        table = together[0].detections
+        rows = table.image_ids == data.image_ids[index]
+        assert np.array_equal(table.boxes[rows], found.boxes)
+        assert np.array_equal(table.scores[rows], found.scores)
+        assert np.array_equal(table.anchors[rows], found.anchors)
+        assert table.category_ids[rows].tolist() == [data.category_ids[label] for label in found.labels]
+        height, width = data.sizes[index].tolist()
+        assert (table.boxes[rows] >= 0).all()
+        assert (table.boxes[rows] <= np.array([width, height] * 2) * 1.00001).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_images_are_padded_to_their_own_size(data: CocoData, batch_size: int) -> None:
+    detector = opinionated(data)
+    shapes: list[tuple[int, int]] = []
+
+    def see(_: object, inputs: tuple[torch.Tensor]) -> None:
+        shapes.extend([(inputs[0].shape[2], inputs[0].shape[3])] * len(inputs[0]))
+
+    detector.register_forward_pre_hook(see)
+    score(detector, data, SETTINGS[:1], SIZES, batch_size=batch_size)
+    own = [padded_shape(*resize_shape(height, width, 64, 128)) for height, width in data.sizes.tolist()]
+    assert sorted(shapes) == sorted(own)
+    assert len(set(own)) == 2
+
+
+def test_decoding_in_other_processes_changes_nothing(data: CocoData, together: list[Scores]) -> None:
+    (apart,) = score(opinionated(data), data, SETTINGS[:1], SIZES, num_loader_processes=2)
+    assert same_bits(apart.detections, together[0].detections)
+
+
+def test_scoring_tells_of_its_progress_and_leaves_the_mode_of_the_detector(data: CocoData) -> None:
+    detector, seen = opinionated(data), []
+    for training in (True, False):
+        detector.train(training)
+        score(detector, data, SETTINGS[:1], SIZES, progress=lambda done, total: seen.append((done, total)))
+        assert detector.training is training
+    assert seen == [(done, 7) for done in range(1, 8)] * 2
+
+
+def test_a_detector_that_finds_nothing_scores_zero(data: CocoData) -> None:
+    (scores,) = score(opinionated(data), data, [InferenceConfig(score_threshold=1.0)], SIZES)
+    assert len(scores.detections.scores) == 0
+    assert tuple(scores.metrics) == METRICS
+    assert scores.metrics["AP"] == 0.0
+
+
+def test_without_a_branch_only_class_scores_can_be_had(data: CocoData) -> None:
+    plain = build_detector(replace(MODEL, confidence=None), len(data.category_ids), seed=0)
+    assert score(plain, data, [InferenceConfig(confidence_exponent=0.0)], SIZES)
+    with pytest.raises(ValueError, match=r"set inference\.confidence_exponent to 0"):
+        score(plain, data, [InferenceConfig()], SIZES)
+
+
+def test_a_checkpoints_detector_predicts_as_the_one_that_was_saved(data: CocoData, tmp_path: Path) -> None:
+    detector = opinionated(data)
+    folder = save_checkpoint(
+        tmp_path / "one",
+        weights=detector.state_dict(),
+        config=TrainConfig(model=MODEL),
+        epoch=1,
+        step=1,
+        categories=(data.category_ids, data.category_names),
+        data_fingerprint=data.fingerprint,
+        optimizer={},
+    )
+    loaded = load_detector(folder)
+    assert not loaded.training
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, other = detector(images), loaded(images)
+    for kind in ("class_logits", "box_deltas", "confidence_logits"):
+        assert all(torch.equal(*pair) for pair in zip(getattr(one, kind), getattr(other, kind), strict=True))

@@ -1,0 +1,89 @@
+"""An update of a training never makes the host wait for an accelerator, and weighing all anchors changes nothing."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.data.images import _mean_and_std
+from model.data.samples import Batch
+from model.network.anchors import anchor_grid
+from model.network.detector import build_detector
+from model.training import losses, matching
+from model.training.batches import MicroBatch
+from model.training.losses import detector_losses
+from model.training.matching import GroundTruth, match, num_samples
+from model.training.step import TrainingStep
+
+TINY = ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=1)
+
+
+def batch(device: str = "cpu") -> Batch:
+    return Batch(
+        images=torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8, device=device),
+        sizes=torch.tensor([[64, 96], [50, 60]], device=device),
+        boxes=torch.tensor([[4.0, 5, 40, 50], [50, 10, 90, 60], [3, 3, 30, 44]], device=device),
+        labels=torch.tensor([0, 2, 1], device=device),
+        image_index=torch.tensor([0, 0, 1], device=device),
+        image_ids=torch.tensor([1, 2], device=device),
+        original_sizes=torch.tensor([[64, 96], [50, 60]], device=device),
+    )
+
+
+@pytest.fixture
+def _uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tensors of an imagined device out of the caches that other tests use."""
+    monkeypatch.setattr("model.training.step.anchor_grid", anchor_grid.__wrapped__)
+    monkeypatch.setattr("model.data.images._mean_and_std", _mean_and_std.__wrapped__)
+
+
+@pytest.mark.usefixtures("_uncached")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "confidence",
+    [None, ConfidenceConfig(), ConfidenceConfig(tower="box"), ConfidenceConfig(negative_weight=1e-3)],
+    ids=["plain", "classification", "box", "weighted"],
+)
+def test_no_line_of_an_update_reads_what_an_accelerator_has_computed(
+    confidence: ConfidenceConfig | None, optimizer: Literal["sgd", "adamw"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of the device `meta` have shapes and no values; a line that asks for one, or for their number, raises."""
+    monkeypatch.setattr("torch.autocast", lambda *_, **__: nullcontext())  # which does not know the device
+    schedule = ScheduleConfig(optimizer=optimizer, gradient_clip=1.0)
+    config = TrainConfig(model=replace(TINY, confidence=confidence), schedule=schedule)
+    step = TrainingStep(config, build_detector(config.model, num_classes=3, seed=0).to("meta"))
+    parts = [MicroBatch(batch("meta"), True), MicroBatch(batch("meta"), False)]
+    assert step.update(parts, 0.01).shape == (3,)
+    assert all(part.grad is not None for part in step.detector.parameters() if part.requires_grad)
+    for ask in (Tensor.nonzero, Tensor.tolist, Tensor.item, bool):
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            ask(torch.ones(1, device="meta"))
+
+
+@pytest.mark.parametrize("confidence", [ConfidenceConfig(), ConfidenceConfig(tower="box", loss="gfocal"), None])
+@pytest.mark.parametrize("num_boxes", [3, 0])
+def test_weighing_all_anchors_gives_the_losses_and_gradients_of_listing_the_positive_ones(
+    confidence: ConfidenceConfig | None, num_boxes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, confidence=confidence)
+    detector = build_detector(config, num_classes=3, seed=0).double()
+    given, grid = batch(), anchor_grid((64, 96))
+    truth = GroundTruth(given.boxes[:num_boxes], given.labels[:num_boxes], given.image_index[:num_boxes])
+    assigned = match(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
+    results: list[list[Tensor]] = []
+    for listed in (matching.positives, lambda assigned: None):
+        monkeypatch.setattr(losses, "positives", listed)
+        predictions = detector(given.images.double() / 50 - 2)
+        found = detector_losses(predictions, grid, assigned, truth, num_samples(assigned), config)
+        found.total.backward()
+        gradients = [part.grad for part in detector.parameters() if part.grad is not None]
+        results.append([found.classification, found.box, found.confidence, *gradients])
+        detector.zero_grad()
+    assert len(results[0]) == len(results[1])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other)

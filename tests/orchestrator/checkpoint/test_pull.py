@@ -1,0 +1,237 @@
+"""Pulling from a real MLflow server: what is recorded arrives whole, or nothing does and the reason is told."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import model
+from model.config import InferenceConfig, TrainConfig
+from orchestrator.checkpoint import pull as pulling
+from orchestrator.checkpoint.find import Choice
+from orchestrator.checkpoint.provenance import read_provenance
+from orchestrator.checkpoint.pull import pull
+from orchestrator.errors import UserError
+from orchestrator.experiment.keys import evaluation_key, train_key
+from orchestrator.experiment.load import METRICS, Resources
+from orchestrator.experiment.plan import Evaluation, Place, TrainRun
+from orchestrator.site import Site
+from orchestrator.tracking import ledger as tracking
+from orchestrator.tracking import rest, runs
+from orchestrator.tracking.artifacts import download, upload
+from orchestrator.tracking.suite import Tracking, open_suite
+from tests.detectors import MODEL, SIZES, save_opinionated
+
+CATEGORIES = ((3, 8), ("dog", "cat"))
+NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)} | {"APl": None}
+
+
+@pytest.fixture
+def suite(mlflow_uri, request) -> Tracking:
+    return open_suite(mlflow_uri, request.node.name)
+
+
+@pytest.fixture
+def site(mlflow_uri, tmp_path) -> Site:
+    return Site(home=tmp_path / "home", tracking_uri=mlflow_uri)
+
+
+def record(
+    suite: Tracking,
+    tmp_path: Path,
+    seed: int = 0,
+    exponent: float = 0.3,
+    detections: Path | None = None,
+    **metrics: float,
+) -> str:
+    """One row of table1_heads, trained and scored; returns the training's run."""
+    config = TrainConfig(model=MODEL, data=SIZES, seed=seed)
+    checkpoint = save_opinionated(tmp_path / f"checkpoint-{seed}", CATEGORIES, config)
+    train_run = TrainRun(key=train_key(config), config=config, resources=Resources(), suite="any", label="ours")
+    run_id = tracking.begin_training(suite, train_run)
+    tracking.record_checkpoint(suite, run_id, checkpoint)
+    tracking.end_training(suite, run_id, "FINISHED")
+    inference = InferenceConfig(confidence_exponent=exponent, nms_iou=0.6)
+    evaluation = Evaluation(
+        key=evaluation_key(train_key(config), inference, "val"),
+        train_key=train_key(config),
+        inference=inference,
+        split="val",
+        suite="any",
+        places=(Place("table1_heads", seed, f"row {seed}"), Place("table5", 0, f"exponent {exponent}")),
+    )
+    numbers = NUMBERS | metrics
+    tracking.record_evaluation(
+        suite, evaluation, numbers, detections=detections, train_run_id=run_id, data_fingerprint="f" * 64
+    )
+    return run_id
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_pulled_folder_is_a_detector_with_the_rows_settings_and_says_what_it_is(suite, site, tmp_path):
+    training = record(suite, tmp_path)
+    said: list[str] = []
+    told: list[tuple[int, int]] = []
+    choice = Choice(table="table1", suite=suite.suite)
+    folder = pull(choice, site, tmp_path / "ours", said.append, lambda done, total: told.append((done, total)))
+    assert names(folder) == {"model.safetensors", "config.json", "inference.json", "provenance.json", "README.md"}
+    source = tmp_path / "checkpoint-0" / "model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == source.read_bytes()
+    assert told[-1] == (source.stat().st_size,) * 2
+    assert said == [f"row 0, seed 0: AP 33.3 on val, {source.stat().st_size / 1e6:.1f} MB, sha256 verified"]
+    assert model.load(folder).inference == InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)
+    card = read_provenance(folder)
+    assert card is not None
+    assert card.metrics == {name: value for name, value in NUMBERS.items() if value is not None}
+    assert (card.row, card.suite, card.seed, card.split, card.dataset) == ("row 0", suite.suite, 0, "val", "shapes")
+    assert card.tables == {"table1_heads": "row 0", "table5": "exponent 0.3"}
+    assert (card.train_fingerprint, card.split_fingerprint) == ("0" * 64, "f" * 64)
+    assert card.versions["torch"] == torch.__version__.partition("+")[0] or card.versions["torch"] == torch.__version__
+    assert card.training_link.endswith(f"/{training}?workflowType=machine_learning")
+    page = (folder / "README.md").read_text()
+    for text in ("# row 0", "| AP | 33.3 |", card.weights_sha256, card.link, card.train_key, "nms_iou 0.6"):
+        assert text in page
+
+
+def test_the_recorded_detections_come_along_and_those_of_another_row_do_not_stay(suite, site, tmp_path):
+    file = tmp_path / "detections.parquet"
+    file.write_bytes(b"what was detected")
+    record(suite, tmp_path, exponent=0.3, detections=file)
+    record(suite, tmp_path, exponent=0.5)
+    folder = pull(Choice(suite=suite.suite, row="exponent 0.3"), site, tmp_path / "ours", quiet)
+    assert (folder / "detections.parquet").read_bytes() == b"what was detected"
+    assert "`detections.parquet`; `rnc evaluate --detections`" in (folder / "README.md").read_text()
+    pull(Choice(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
+    assert not (folder / "detections.parquet").exists()
+    assert "detections.parquet" not in (folder / "README.md").read_text()
+    card = read_provenance(folder)
+    assert card is not None and card.detections == ""
+
+
+def test_best_or_a_row_or_a_run_decides_which_checkpoint_comes(suite, site, tmp_path):
+    trainings = [record(suite, tmp_path, seed, AP=20.0 + seed, AP50=60.0 - seed) for seed in range(2)]
+    wanted = {
+        Choice(suite=suite.suite): 1,
+        Choice(suite=suite.suite, metric="AP50"): 0,
+        Choice(suite=suite.suite, row="row 0"): 0,
+        Choice(run_id=trainings[0]): 0,
+        Choice(run_id=trainings[1]): 1,
+    }
+    for number, (choice, seed) in enumerate(wanted.items()):
+        card = read_provenance(pull(choice, site, tmp_path / str(number), quiet))
+        assert card is not None and card.seed == seed
+
+
+def test_the_same_weights_are_recognised_and_anything_else_in_the_way_is_left_alone(suite, site, tmp_path, monkeypatch):
+    record(suite, tmp_path)
+    record(suite, tmp_path, exponent=0.5)
+    folder = pull(Choice(suite=suite.suite, row="exponent 0.3"), site, tmp_path / "ours", quiet)
+    fetched: list[str] = []
+
+    def counted(uri, run_id, path, into, **rest):
+        fetched.append(path)
+        return download(uri, run_id, path, into, **rest)
+
+    monkeypatch.setattr(pulling, "download", counted)
+    pull(Choice(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
+    assert fetched == ["checkpoint/config.json", "detections/detections.parquet"]
+    assert model.load(folder).inference.confidence_exponent == 0.5
+
+    record(suite, tmp_path, seed=1, AP=99.0)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError, match="holds other weights; remove it, or name another folder with --output"):
+        pull(Choice(suite=suite.suite), site, folder, quiet)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary").write_text("dear")
+    for occupied in (tmp_path / "notes", tmp_path / "notes" / "diary"):
+        with pytest.raises(UserError, match="holds something else; remove it"):
+            pull(Choice(suite=suite.suite), site, occupied, quiet)
+    assert names(folder) == before.keys() and names(tmp_path / "notes") == {"diary"}
+
+
+def test_weights_that_are_not_the_recorded_ones_leave_nothing_behind(suite, site, tmp_path):
+    run_id = record(suite, tmp_path)
+    (tmp_path / "out").mkdir()
+    damaged = save_opinionated(tmp_path / "damaged", CATEGORIES, TrainConfig(model=MODEL, data=SIZES, seed=9))
+    with (damaged / "model.safetensors").open("ab") as file:
+        file.write(b"!")
+    upload(suite.uri, run_id, [damaged / "model.safetensors"], "checkpoint")
+    with pytest.raises(UserError, match="they are damaged or were swapped; nothing was kept"):
+        pull(Choice(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
+    runs.write(suite.uri, run_id, tags={"checkpoint_sha256": "0" * 64})
+    with pytest.raises(UserError, match="recorded is 000000000000: they are damaged or were swapped; nothing was"):
+        pull(Choice(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
+    assert names(tmp_path / "out") == set()
+
+
+def test_a_transfer_that_breaks_leaves_nothing_under_the_final_name(suite, site, tmp_path, monkeypatch):
+    record(suite, tmp_path)
+    (tmp_path / "out").mkdir()
+
+    def broken(uri, run_id, path, into, **rest):
+        (into / Path(path).name).write_bytes(b"half")
+        if path.endswith("safetensors"):
+            raise KeyboardInterrupt
+        return download(uri, run_id, path, into, **rest)
+
+    monkeypatch.setattr(pulling, "download", broken)
+    with pytest.raises(KeyboardInterrupt):
+        pull(Choice(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
+    assert names(tmp_path / "out") == set()
+
+
+def test_a_checkpoint_that_was_deleted_is_told_from_one_that_never_was(suite, site, tmp_path):
+    with pytest.raises(UserError, match=f"nothing of suite {suite.suite} is finished"):
+        pull(Choice(suite=suite.suite), site, tmp_path / "out", quiet)
+    run_id = record(suite, tmp_path)
+    from mlflow.tracking import MlflowClient
+
+    location = MlflowClient(suite.uri).get_run(run_id).info.artifact_uri
+    assert location.startswith("mlflow-artifacts:/")
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    get_artifact_repository(location, tracking_uri=suite.uri).delete_artifacts("checkpoint")
+    with pytest.raises(UserError, match="row 0 is recorded, but its checkpoint is not there any more"):
+        pull(Choice(suite=suite.suite, table="table1"), site, tmp_path / "out", quiet)
+    rest.post(suite.uri, "runs/delete", {"run_id": run_id})
+    with pytest.raises(UserError, match=r"the training .* is not in MLflow any more"):
+        pull(Choice(suite=suite.suite), site, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_found_is_an_error_with_the_way_out(suite, site, tmp_path):
+    record(suite, tmp_path)
+    for choice, says in {
+        Choice(suite=suite.suite[:-2]): f"no such suite; did you mean {suite.suite}",
+        Choice(run_id="0" * 32): "has no such run",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            pull(choice, site, None, quiet)
+    away = replace(site, tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(UserError, match="does not answer"):
+        pull(Choice(), away, None, quiet)
+
+
+def test_nothing_recorded_at_all_needs_no_server_to_be_told(tmp_path):
+    with pytest.raises(UserError, match="nothing was ever recorded under"):
+        pull(Choice(), Site(home=tmp_path), None, quiet)
+
+
+def test_without_a_place_it_goes_under_the_home_by_suite_and_label(suite, site, tmp_path):
+    record(suite, tmp_path)
+    folder = pull(Choice(suite=suite.suite, table="table1"), site, None, quiet)
+    assert folder.parent == site.home / "pulled"
+    assert folder.name.startswith(f"{suite.suite}-row-0-")
+    shutil.rmtree(tmp_path / "checkpoint-0")
+    assert json.loads((folder / "config.json").read_text())["category_names"] == ["dog", "cat"]

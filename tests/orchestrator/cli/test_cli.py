@@ -1,0 +1,262 @@
+"""The verbs as a shell sees them: exit codes, messages, formats, and how soon they answer."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator.cli.main import cli
+from orchestrator.experiment.load import Experiment
+from orchestrator.report.files import Report
+from orchestrator.tracking.suite import open_suite
+from tests.conftest import MakeCoco
+
+ROOT = Path(__file__).parents[3]
+MINIATURE = ROOT / "experiments" / "miniature"
+
+Rnc = Callable[..., Result]
+
+
+@pytest.fixture
+def rnc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rnc:
+    for name in ("RNC_COCO_ROOT", "RNC_WEIGHTS", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RNC_HOME", str(tmp_path / "home"))
+    return lambda *arguments: CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *said: str) -> bool:
+    assert result.exit_code == 2, result.output
+    assert "\nerror: " in f"\n{result.stderr}"
+    for text in said:
+        assert text in result.stderr
+    return True
+
+
+def test_plan_counts_rows_trainings_and_evaluations_and_leaves_no_trace(rnc: Rnc, tmp_path: Path):
+    plan = json.loads(rnc("plan", MINIATURE, "--format", "json").stdout)
+    assert {name: plan[name] for name in ("rows", "trainings", "evaluations")} == {
+        "rows": 45,
+        "trainings": 19,  # 13, and 3 of them with two seeds more
+        "evaluations": 41,
+    }
+    assert plan["missing"] == {"trainings": 19, "evaluations": 41}
+    assert not (tmp_path / "home").exists()
+
+
+def test_plan_says_how_long_the_paper_takes_on_so_many_gpus_and_lists_every_row(rnc: Rnc):
+    paper = ROOT / "experiments" / "paper"
+    said = rnc("plan", paper, "--gpus", "8", "--images-per-s", "10", "--verbose").stdout
+    # 12 trainings of 12 epochs and one of 24, 117,266 images each, at 8 x 10 images/s
+    hours = (12 * 12 + 24) * 117_266 / 80 / 3600
+    assert f"Time: {8 * hours:.1f} GPU-hours" in said
+    assert f"Largest first on 8 GPUs the training takes {hours:.1f} hours." in said
+    assert said.count("waits for its training") == 45
+    assert rnc("plan", paper, "--gpus", "0").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "sign"), [("text", "───"), ("markdown", "|---"), ("latex", r"\toprule"), ("html", "<table")]
+)
+@pytest.mark.parametrize("verb", ["plan", "status", "report"])
+def test_every_verb_that_prints_a_table_prints_it_in_every_format(rnc: Rnc, verb: str, form: str, sign: str):
+    result = rnc(verb, MINIATURE, "--format", form)
+    assert result.exit_code == 0, result.output
+    assert "RetinaNet-Conf" in result.stdout
+    assert sign in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_json_is_one_document(rnc: Rnc, verb: str):
+    tables = json.loads(rnc(verb, MINIATURE, "--format", "json").stdout)
+    assert len(tables) == {"status": 1, "report": 6}[verb]
+
+
+@pytest.mark.parametrize("verb", ["plan", "submit", "status", "report"])
+def test_a_misspelt_setting_is_named_and_nothing_starts(rnc: Rnc, verb: str, tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\ndefaults: {{train: {{schedule: {{epoch: 3}}}}}}\n")
+    assert refused(rnc(verb, file), "mine.yaml", "train.schedule.epoch", "did you mean", "epochs")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_file_that_is_not_there_is_named(rnc: Rnc):
+    assert refused(rnc("plan", "experiments/nowhere.yaml"), "experiments/nowhere.yaml")
+
+
+def test_coco_without_a_root_is_refused_before_anything_is_trained(rnc: Rnc):
+    assert refused(rnc("run", ROOT / "experiments" / "paper", "--row", "RetinaNet"), "RNC_WEIGHTS is not set")
+
+
+def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
+    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "did you mean RetinaNet-Conf?")
+
+
+def test_ctrl_c_in_one_suite_does_not_start_the_next(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    started: list[str] = []
+
+    def interrupted(group: list[Experiment], *_: object, **__: object) -> tuple[int, list[Report]]:
+        started.append(group[0].suite)
+        return 130, []
+
+    monkeypatch.setattr("orchestrator.driver.submit.submit", interrupted)
+    result = rnc("submit", MINIATURE / "table1_heads.yaml", ROOT / "experiments" / "coco-subset.yaml")
+    assert (result.exit_code, started) == (130, ["miniature"])
+
+
+def test_a_row_that_stands_in_two_files_is_not_guessed(rnc: Rnc):
+    both = (MINIATURE / "table1_heads.yaml", ROOT / "experiments" / "coco-subset.yaml")
+    assert refused(rnc("run", *both, "--row", "RetinaNet"), "table1_heads.yaml", "coco-subset.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seeds: [2147483648]", "2147483647"),
+        ("suite: '..'", "expected a letter or digit"),
+        ("defaults: {train: {schedule: {epochs: 4}}}", "beyond the last of 4 epochs"),
+    ],
+)
+def test_what_could_not_run_as_meant_is_refused_by_plan(rnc: Rnc, tmp_path: Path, text: str, said: str):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\n{text}\n")
+    assert refused(rnc("plan", file), "mine.yaml", said)
+
+
+def test_a_training_that_can_never_fit_is_refused_before_ray_starts(
+    rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setattr("orchestrator.driver.launch.start_ray", lambda *_: pytest.fail("Ray was started"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: vast\nresources: {{cpus_per_worker: 4096}}\n")
+    assert refused(rnc("submit", file), "mine, row 'RetinaNet, seed 0'", "4096 CPU", "cpus_per_worker")
+
+
+@pytest.mark.parametrize("arguments", [("run", "--row", "RetinaNet"), ("submit",)])
+def test_a_home_that_cannot_be_written_is_named(rnc: Rnc, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]):
+    monkeypatch.setenv("RNC_HOME", "/proc/nowhere")
+    assert refused(rnc(arguments[0], MINIATURE / "table1_heads.yaml", *arguments[1:]), "RNC_HOME", "/proc/nowhere")
+
+
+def test_a_folder_for_reports_that_cannot_be_made_is_named(rnc: Rnc):
+    assert refused(rnc("report", MINIATURE, "--output", "/proc/nowhere"), "--output", "/proc/nowhere")
+
+
+def test_a_seed_that_the_row_does_not_have_is_refused(rnc: Rnc):
+    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet", "--seed", "7"), "--seed 7", "[0, 1, 2]")
+
+
+def test_more_images_than_the_drawn_data_set_has_are_refused(rnc: Rnc, tmp_path: Path):
+    file = tmp_path / "more.yaml"
+    file.write_text(
+        f"extends: {MINIATURE}/table1_heads.yaml\ndefaults: {{train: {{data: {{num_train_images: 9000}}}}}}\n"
+    )
+    assert refused(rnc("run", file, "--row", "RetinaNet"), "num_train_images is 9000", "2000")
+
+
+def test_a_disk_that_is_too_full_is_refused_before_anything_is_drawn(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage("/")._replace(free=1_000_000)
+    monkeypatch.setattr("orchestrator.experiment.prepare.shutil.disk_usage", lambda _: usage)
+    assert refused(rnc("run", MINIATURE, "--row", "RetinaNet"), "RNC_HOME", "0.0 GB free")
+
+
+def test_a_tracking_server_that_does_not_answer_is_named(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert refused(rnc("submit", MINIATURE), "127.0.0.1:9")
+
+
+BOX = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+
+
+@pytest.fixture
+def on_coco(rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str) -> Callable[..., Result]:
+    """Submits a training on a COCO-format data set that must be refused: Ray may not start."""
+    monkeypatch.setattr("orchestrator.driver.launch.start_ray", lambda *_: pytest.fail("Ray was started"))
+
+    def submit(root: Path) -> Result:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+        monkeypatch.setenv("RNC_COCO_ROOT", str(root))
+        data = "{dataset: coco, train_split: train, val_split: train, num_train_images: null, num_val_images: null}"
+        file = tmp_path / "mine.yaml"
+        file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\ndefaults: {{train: {{data: {data}}}}}\n")
+        return rnc("submit", file)
+
+    return submit
+
+
+def test_truncated_annotations_are_refused_before_ray_starts(on_coco: Callable[..., Result], make_coco: MakeCoco):
+    root = make_coco([BOX])
+    (root / "annotations" / "instances_train.json").write_text('{"images": [')
+    assert refused(on_coco(root), "instances_train.json", "line 1")
+
+
+def test_all_faults_of_the_data_are_told_at_once_with_the_way_out(on_coco: Callable[..., Result], make_coco: MakeCoco):
+    flat = BOX | {"id": 2, "bbox": [10, 10, 0, 20]}
+    stray = BOX | {"id": 3, "category_id": 99}
+    root = make_coco([BOX, flat, stray], sizes=[(60, 80), (60, 80)])
+    (root / "train" / "2.jpg").unlink()
+    said = ("zero or negative size (1): annotation 2", "unknown categories (1): annotation 3", "image 2", "quarantine")
+    assert refused(on_coco(root), *said)
+
+
+def test_a_split_without_a_folder_is_refused(on_coco: Callable[..., Result], tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert refused(on_coco(tmp_path / "empty"), "instances_train.json")
+
+
+def test_report_shows_misalignment_in_every_format(rnc: Rnc):
+    table = MINIATURE / "table1_heads.yaml"
+    for form in ("text", "markdown", "latex", "html", "json"):
+        shown = rnc("report", table, "--misalignment", "--format", form)
+        assert shown.exit_code == 0, shown.output
+        assert "oracle NMS AP" in shown.stdout and "not run" in shown.stdout
+
+
+def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from orchestrator.cli.main import cli\n"
+        f"for arguments in (['--help'], ['plan', {str(ROOT / 'experiments' / 'paper')!r}]):\n"
+        "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
+        "print([name for name in ('torch', 'ray', 'mlflow', 'numpy', 'pandas', 'rich') if name in sys.modules])\n"
+    )
+    environment = os.environ | {"RNC_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_ctrl_c_before_anything_runs_is_told_in_a_sentence_and_exits_130(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.driver.submit.submit", interrupted)
+    result = rnc("submit", MINIATURE)
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted. What is recorded stays; the same command goes on from there.\n"
+
+
+def test_ui_prints_and_opens_where_the_tables_of_an_experiment_are(
+    rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    opened: list[str] = []
+    monkeypatch.setattr("click.launch", opened.append)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: browsed\n")
+    assert refused(rnc("ui", file), "holds nothing of suite browsed yet")
+    open_suite(mlflow_uri, "browsed")
+    shown = rnc("ui", file, "--open")
+    assert shown.exit_code == 0, shown.output
+    names, links = zip(*(line.split(": ") for line in shown.stdout.splitlines()), strict=True)
+    assert names == ("mine", "mine, charts", "browsed, training curves")
+    assert all(link.startswith(mlflow_uri) and "workflowType=machine_learning" in link for link in links)
+    assert opened == [links[0]]
+    assert rnc("ui").stdout == f"{mlflow_uri}/#/experiments?workflowType=machine_learning\n"

@@ -1,0 +1,46 @@
+"""What the driver shows of a training while it runs."""
+
+from pathlib import Path
+
+from orchestrator.cluster.capacity import local_cluster
+from orchestrator.driver.follow import Follower
+from orchestrator.driver.live import Status
+from orchestrator.experiment.load import Row
+from orchestrator.experiment.plan import Ledger, make_plan
+from orchestrator.tracking import runs
+from orchestrator.tracking.ledger import begin_training
+from orchestrator.tracking.suite import open_suite
+from orchestrator.worker.task import Work
+from orchestrator.worker.training_log import note
+from tests.orchestrator.ledgers import experiment
+
+
+def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri: str, tmp_path: Path) -> None:
+    suite = open_suite(mlflow_uri, "follow")
+    (train_run,) = make_plan([experiment("table1", [Row(label="ours")])], Ledger()).trainings.values()
+    work = Work(
+        train_run=train_run,
+        evaluations=(),
+        is_trained=True,
+        storage=tmp_path,
+        data_root=tmp_path,
+        weights_file=None,
+        tracking_uri=mlflow_uri,
+    )
+    runs.set_status(mlflow_uri, begin_training(suite, train_run), "FINISHED")
+    shown: list[Status] = []
+    follower = Follower([work], suite, local_cluster(), shown.extend, lambda _, __: None)
+    with follower.watching():
+        follower.started(work.train_run.key)
+        follower.draw()
+        note(work.folder, "scoring: 64 of 200 images of val, 2 settings")
+        follower.draw()
+        follower.ended(work.train_run.key, error="")
+    follower.draw()
+    told = [(status.state, status.note) for status in shown]
+    assert list(dict.fromkeys(told)) == [
+        ("waiting", "for its turn"),
+        ("starting", ""),
+        ("scoring", "64 of 200 images of val, 2 settings"),
+        ("finished", ""),
+    ]

@@ -1,0 +1,89 @@
+"""What is found out before anything starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.data.coco import read_for_training
+from model.network.detector import build_detector
+from orchestrator.errors import UserError
+from orchestrator.experiment.identity import Measured, require_same_data, scoring_reading, training_reading
+from orchestrator.experiment.keys import row_keys
+from orchestrator.experiment.load import Experiment, Row
+from orchestrator.experiment.plan import Ledger, Record, make_plan
+from orchestrator.experiment.prepare import prepare
+from orchestrator.site import Site
+from tests.conftest import MakeCoco
+
+MODEL = ModelConfig(
+    backbone="resnet18_quarter", channels=16, tower_depth=1, confidence=None, detector_weights="retinanet.pth"
+)
+
+
+def check(model: ModelConfig, root: Path) -> None:
+    """Prepare a training on the two categories of `make_coco`."""
+    data = DataConfig(train_split="train", val_split="train", short_edge=64, long_edge=64, train_on_empty_images=True)
+    config = TrainConfig(model=model, data=data, schedule=ScheduleConfig(epochs=1, lr_drop_epochs=()))
+    row = Row(label="one", train=config, split="train")
+    experiment = Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")
+    site = Site(home=root / "home", coco_root=root, weights_root=root)
+    prepare(make_plan([experiment], Ledger()), Ledger(), site, lambda _: None)
+
+
+@pytest.fixture
+def root(make_coco: MakeCoco) -> Path:
+    return make_coco([{"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}])
+
+
+def test_a_detector_that_fits_the_data_sets_classes_is_let_through(root: Path) -> None:
+    torch.save(build_detector(MODEL, 2, seed=0).state_dict(), root / "retinanet.pth")
+    check(MODEL, root)
+    check(replace(MODEL, confidence=ModelConfig().confidence), root)
+
+
+def test_a_detector_of_other_classes_or_another_network_is_refused_before_anything_starts(root: Path) -> None:
+    torch.save(build_detector(MODEL, 5, seed=0).state_dict(), root / "retinanet.pth")
+    with pytest.raises(UserError, match=r"train\.model\.detector_weights: .*detects 5 classes, this data set has 2"):
+        check(MODEL, root)
+    torch.save(build_detector(MODEL, 2, seed=0).state_dict(), root / "retinanet.pth")
+    with pytest.raises(UserError, match=r"train\.model\.detector_weights: .*does not fit this detector"):
+        check(replace(MODEL, tower_depth=2), root)
+
+
+def test_a_file_that_is_not_there_is_named_before_the_data_are_read(root: Path) -> None:
+    (root / "annotations" / "instances_train.json").unlink()
+    with pytest.raises(UserError, match=r"holds no file retinanet\.pth"):
+        check(MODEL, root)
+
+
+def test_data_that_changed_under_a_recorded_result_are_refused_and_nothing_is_lost(make_coco: MakeCoco) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    root = make_coco([box])
+    data = DataConfig(train_split="train", val_split="train", short_edge=64, long_edge=64)
+    train = TrainConfig(model=replace(MODEL, detector_weights=None), data=data)
+    rows = [Row(label=f"seed {seed}", train=train, split="train", seeds=(seed,)) for seed in (0, 1)]
+    experiment = Experiment(name="t", suite="s", title="T", rows=tuple(rows), path=root / "t.yaml")
+    fingerprint = read_for_training(root, data).fingerprint
+    record = Record(status="FINISHED", run_id="r", data_fingerprint=fingerprint)
+    ledger = Ledger(trainings={row_keys(rows[0])[0].train_key: record})
+    site = Site(home=root / "home", coco_root=root)
+    prepare(make_plan([experiment], ledger), ledger, site, lambda _: None)
+    make_coco([box, {**box, "id": 2, "bbox": [50, 20, 20, 20], "area": 400}])
+    changed = read_for_training(root, data).fingerprint
+    words = rf"split train of coco has changed: training 'seed 0' .* {fingerprint[:12]}, now it has {changed[:12]}"
+    with pytest.raises(UserError, match=words):
+        prepare(make_plan([experiment], ledger), ledger, site, lambda _: None)
+    moved = Experiment(name="t", suite="another", title="T", rows=tuple(rows), path=root / "t.yaml")
+    prepare(make_plan([moved], Ledger()), Ledger(), site, lambda _: None)
+
+
+def test_other_splits_and_other_parts_of_a_split_are_other_data() -> None:
+    data = DataConfig(train_split="train", val_split="val", num_train_images=10, num_val_images=5)
+    results = [Measured("training 'one'", training_reading(data), "old")]
+    require_same_data(scoring_reading(data, "val"), "new", results)
+    require_same_data(training_reading(replace(data, num_train_images=20)), "new", results)
+    with pytest.raises(UserError, match="split train of coco has changed"):
+        require_same_data(scoring_reading(data, "train"), "new", results)

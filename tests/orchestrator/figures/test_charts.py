@@ -1,0 +1,108 @@
+"""The figures of misalignment: what they draw is what was counted."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from model.evaluation.misalignment import BINS, Misalignment
+from orchestrator.figures import charts
+from tests.misalignments import misalignment
+
+
+def counted(**columns: object) -> Misalignment:
+    return replace(misalignment((2,)), **columns)  # type: ignore[arg-type]
+
+
+def texts(figure: Figure) -> list[str]:
+    axes = figure.axes
+    said = [part for ax in axes for part in (ax.get_title(), ax.get_xlabel(), ax.get_ylabel())]
+    return [text for text in [*said, *(text.get_text() for ax in axes for text in ax.texts)] if text]
+
+
+def image(ax: Axes) -> "np.ma.MaskedArray[tuple[int, ...], np.dtype[np.int64]]":
+    return np.ma.asarray(ax.images[0].get_array())
+
+
+def test_figure_1_shows_each_cell_of_scores_and_ious_where_it_is() -> None:
+    before, after = np.zeros((2, BINS, BINS), np.int64)
+    before[10, 40], after[10, 40] = 700, 3  # a score of 0.2 to 0.22, an IoU of 0.8 to 0.82
+    heads = {"first": counted(density_before=before, density_after=after), "second": misalignment((2,))}
+    figure = charts.score_against_iou(heads)
+    above, _, below, _ = figure.axes[:4]
+    for ax, number in ((above, 700), (below, 3)):
+        assert image(ax).count() == 1 and image(ax)[10, 40] == number
+        left, right, bottom, top = ax.images[0].get_extent()
+        assert (left, right, bottom, top, ax.images[0].origin) == (0, 1, 0, 1, "lower")
+    means = above.lines[1].get_xydata()
+    assert np.isfinite(np.asarray(means)[:, 1]).nonzero()[0].tolist() == [40]
+    assert np.asarray(means)[40].tolist() == pytest.approx([0.81, 0.21])
+    assert not np.isfinite(np.asarray(below.lines[1].get_xydata())[:, 1]).any()  # three boxes give no mean
+    assert {"fused score", "IoU with the object", "boxes in a cell"} <= set(texts(figure))
+    assert above.get_title() == "first\nbefore NMS: 700 on objects"
+
+
+def test_all_panels_of_figure_1_share_one_scale_of_colours() -> None:
+    figure = charts.score_against_iou({"first": misalignment(), "second": misalignment()})
+    norms = [(ax.images[0].norm.vmin, ax.images[0].norm.vmax) for ax in figure.axes[:4]]
+    assert norms == [(1, BINS * BINS - 1)] * 4
+
+
+def test_figure_2_shows_the_share_of_each_tenth_above_a_half() -> None:
+    scores = np.array([[900, 60, 30, 20, 10, 10], [0, 40, 10, 0, 0, 0]], np.int32)  # 100, 40, 20, 10, 10 above 0.5, ...
+    one = counted(scores_before=scores, num_before=np.array([950, 50], np.int32))
+    figure = charts.proportions({"only": one})
+    bars = [bar for bar in figure.axes[0].patches if isinstance(bar, Rectangle) and bar.get_y() < 0.5]
+    assert [bar.get_width() for bar in bars] == [60, 20, 10, 0, 10]
+    assert [bar.get_x() for bar in bars] == [0, 60, 80, 90, 90]
+    assert "100 of 1,000" in texts(figure)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["only\nbefore NMS", "only\nafter NMS"]
+
+
+def test_figure_4_shows_the_fused_scores_of_each_exponent() -> None:
+    figure = charts.fused_scores((0.4,))
+    product, power = figure.axes[:2]
+    assert product.get_xlabel() == power.get_xlabel() == "class score p"
+    assert product.get_ylabel() == "object confidence c"
+
+    def level_on_the_diagonal(ax: Axes, level: float) -> float:
+        lines = next(one for one in ax.collections if np.all(one.get_linewidth() == 0.6))
+        points = np.asarray(lines.get_paths()[round(level * 10) - 1].vertices)
+        nearest = points[np.abs(points[:, 0] - points[:, 1]).argmin()]
+        return float(nearest.mean())
+
+    assert level_on_the_diagonal(product, 0.5) == pytest.approx(np.sqrt(0.5), abs=0.01)
+    assert level_on_the_diagonal(power, 0.5) == pytest.approx(0.5, abs=0.01)  # p^0.6 p^0.4
+
+
+def test_figure_5_marks_the_logit_that_cross_entropy_asks_for() -> None:
+    curves, losses = charts.sigmoid((0.9,)).axes
+    curve = np.asarray(curves.lines[0].get_xydata())
+    assert curve[len(curve) // 2].tolist() == [0.0, 0.5]
+    marked = np.asarray(curves.lines[-1].get_xydata())[0]
+    assert marked.tolist() == pytest.approx([2.1972, 0.9], abs=1e-4)  # log 9
+    loss = np.asarray(losses.lines[0].get_xydata())
+    assert loss[loss[:, 1].argmin(), 0] == pytest.approx(2.1972, abs=0.05)
+    assert np.asarray(losses.lines[1].get_xydata())[0, 1] <= loss[:, 1].min()
+
+
+def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
+    contents = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        files = charts.save(charts.proportions({"only": misalignment()}), folder, "figure2")
+        assert [file.name for file in files] == ["figure2.png", "figure2.svg"]
+        contents.append([file.read_bytes() for file in files])
+    assert contents[0] == contents[1]
+
+
+def test_figures_of_nothing_are_drawn(tmp_path: Path) -> None:
+    nothing = misalignment(())
+    empty = replace(nothing, density_before=np.zeros((BINS, BINS), np.int64), density_after=nothing.density_after * 0)
+    for name, draw in (("figure1", charts.score_against_iou), ("figure2", charts.proportions)):
+        (file,) = charts.save(draw({"only": empty}), tmp_path, name, ("png",))
+        assert file.stat().st_size > 1000

@@ -1,0 +1,114 @@
+"""Labs stored with runs of a real server; expected values are what was stored."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.experiment.keys import row_keys
+from orchestrator.experiment.plan import Ledger, Record, make_plan
+from orchestrator.experiment.rows import Row
+from orchestrator.figures.lab import FORMAT, Lab
+from orchestrator.report.files import make_reports, reports_page
+from orchestrator.report.lab_files import MOST_HEADS, fetch_labs, read_labs, store_lab
+from orchestrator.site import Site
+from orchestrator.tracking.artifacts import delete
+from orchestrator.tracking.ledger import begin_training, read_ledger
+from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.worker.scoring import show_candidates
+from orchestrator.worker.task import Work
+from tests.orchestrator.ledgers import experiment
+
+CONF = Row(label="ours", seeds=(0, 1))
+OTHER = Row(label="theirs", train=replace(CONF.train, global_batch=8))
+
+
+def lab(name: str, fingerprint: str = "data") -> Lab:
+    head = {"label": name, "has_confidence": True, "candidates": []}
+    return {"format": FORMAT, "fingerprint": fingerprint, "images": [], "heads": [head]}
+
+
+@pytest.fixture
+def suite(mlflow_uri: str, request: pytest.FixtureRequest) -> Tracking:
+    return open_suite(mlflow_uri, request.node.name)
+
+
+def begun(suite: Tracking, *rows: Row) -> dict[str, str]:
+    """The runs of the rows' trainings, by key."""
+    plan = make_plan([experiment("table", rows)], Ledger())
+    return {key: begin_training(suite, run) for key, run in plan.trainings.items()}
+
+
+def test_a_lab_is_stored_once_and_found_under_its_rows_label(suite: Tracking, tmp_path: Path) -> None:
+    runs = begun(suite, CONF, OTHER)
+    first, second = (row_keys(CONF)[seed].train_key for seed in (0, 1))
+    assert store_lab(suite.uri, runs[first], lambda: lab("once"))
+    assert not store_lab(suite.uri, runs[first], lambda: lab("again"))
+    assert store_lab(suite.uri, runs[second], lambda: lab("second seed"))
+    files = fetch_labs(suite.uri, [CONF, OTHER], read_ledger(suite), tmp_path)
+    assert list(files) == ["ours"]
+    assert json.loads(files["ours"].read_text())["heads"][0]["label"] == "once"
+    joined = read_labs(files)
+    assert joined is not None and [head["label"] for head in joined["heads"]] == ["ours"]
+
+
+def test_a_lab_that_was_fetched_is_not_asked_for_again_and_a_lost_one_is_left_out(
+    suite: Tracking, tmp_path: Path
+) -> None:
+    runs = begun(suite, OTHER)
+    (run_id,) = runs.values()
+    store_lab(suite.uri, run_id, lambda: lab("any"))
+    ledger = read_ledger(suite)
+    assert list(fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "kept")) == ["theirs"]
+    delete(suite.uri, run_id, "lab")
+    assert list(fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "kept")) == ["theirs"]
+    assert fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "new") == {}
+    assert read_labs({}) is None
+
+
+def test_a_training_does_not_fail_of_its_lab(tmp_path: Path) -> None:
+    def hear_run() -> str:
+        raise UserError("MLflow is away")
+
+    work = SimpleNamespace(folder=tmp_path, tracking_uri="http://127.0.0.1:9", hear_run=hear_run)
+    show_candidates(cast(Work, work), None, None)  # type: ignore[arg-type]
+    assert "nothing for the misalignment lab: MLflow is away" in (tmp_path / "training.log").read_text()
+
+
+def kept(rows: list[Row], folder: Path) -> Ledger:
+    """Rows whose labs were fetched before."""
+    folder.mkdir(parents=True)
+    records = {}
+    for place, row in enumerate(rows):
+        (folder / f"lab-{place}.json").write_text(json.dumps(lab("any")))
+        records[row_keys(row)[0].train_key] = Record(status="FINISHED", run_id="r", lab=str(place))
+    return Ledger(trainings=records)
+
+
+def test_a_page_shows_the_lab_of_its_first_table_and_none_where_no_training_has_one(tmp_path: Path) -> None:
+    ledger = kept([CONF, OTHER], tmp_path / "statistics")
+    tables = [experiment("first", [CONF, OTHER]), experiment("second", [OTHER])]
+    site = Site(home=tmp_path)
+    page = reports_page(make_reports(tables, ledger, "http://none", site, bootstrap=False))
+    assert page.count('<section id="lab"') == 1 and page.count('"has_confidence"') == 2
+    assert page.index('"label":"ours"') < page.index('"label":"theirs"')
+    assert 'id="lab"' not in reports_page(make_reports(tables, Ledger(), "http://none", site, bootstrap=False))
+
+
+def test_a_lab_of_another_format_is_not_shown(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(lab("old") | {"format": FORMAT - 1}))
+    new.write_text(json.dumps(lab("new")))
+    joined = read_labs({"older": old, "newer": new})
+    assert joined is not None and [head["label"] for head in joined["heads"]] == ["newer"]
+
+
+def test_rows_of_one_training_are_one_head_and_a_page_has_so_many_at_most(tmp_path: Path) -> None:
+    rows = [Row(label=f"row {n}", train=replace(CONF.train, global_batch=n)) for n in range(1, MOST_HEADS + 3)]
+    ledger = kept(rows, tmp_path / "kept")
+    files = fetch_labs("http://none", [rows[0], replace(rows[0], label="again"), *rows[1:]], ledger, tmp_path / "kept")
+    assert list(files) == [f"row {n}" for n in range(1, MOST_HEADS + 1)]

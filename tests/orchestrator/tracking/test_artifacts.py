@@ -1,0 +1,61 @@
+"""Files of runs on a real MLflow server: what went up comes down, or the reason why not."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.tracking import artifacts, runs
+from orchestrator.tracking.artifacts import Missing, download, upload, upload_texts
+from orchestrator.tracking.suite import open_suite
+
+
+@pytest.fixture
+def run_id(mlflow_uri, request) -> str:
+    suite = open_suite(mlflow_uri, request.node.name)
+    assert suite.experiment_id is not None
+    return runs.create_run(mlflow_uri, suite.experiment_id, "a run", {})
+
+
+def test_what_went_up_comes_down_bit_for_bit_with_its_progress(mlflow_uri, run_id, tmp_path):
+    content = bytes(range(256)) * 20_000
+    (tmp_path / "weights").write_bytes(content)
+    upload(mlflow_uri, run_id, [tmp_path / "weights"], "checkpoint")
+    told: list[tuple[int, int]] = []
+    target = tmp_path / "here"
+    target.mkdir()
+    file = download(
+        mlflow_uri, run_id, "checkpoint/weights", target, progress=lambda done, total: told.append((done, total))
+    )
+    assert file == target / "weights"
+    assert file.read_bytes() == content
+    assert told[-1] == (len(content), len(content))
+    assert all(0 <= done <= total == len(content) for done, total in told)
+
+
+def test_a_file_at_the_top_goes_to_a_folder_of_its_own(mlflow_uri, run_id):
+    upload_texts(mlflow_uri, run_id, {"config.json": "{}"})
+    one, other = (download(mlflow_uri, run_id, "config.json") for _ in range(2))
+    assert one != other and one.read_text() == other.read_text() == "{}"
+
+
+def test_a_file_that_is_not_there_is_told_from_a_server_that_is_away(mlflow_uri, run_id):
+    upload_texts(mlflow_uri, run_id, {"config.json": "{}"})
+    with pytest.raises(Missing, match=f"no file detections/d.parquet of run {run_id}: it was deleted"):
+        download(mlflow_uri, run_id, "detections/d.parquet")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9") as caught:
+        download("http://127.0.0.1:9", run_id, "config.json")
+    assert not isinstance(caught.value, Missing)
+
+
+def test_a_file_that_comes_cut_short_is_no_file(mlflow_uri, run_id, tmp_path, monkeypatch):
+    upload_texts(mlflow_uri, run_id, {"config.json": "{}"})
+    from mlflow import MlflowClient
+
+    def cut(self: MlflowClient, run_id: str, path: str, folder: str) -> str:
+        (Path(folder) / path).write_text("{")
+        return str(Path(folder) / path)
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", cut)
+    with pytest.raises(UserError, match=r"sent 1 of 2 bytes of config\.json; try again"):
+        artifacts.download(mlflow_uri, run_id, "config.json", tmp_path)

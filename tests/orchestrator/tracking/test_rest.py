@@ -1,0 +1,115 @@
+"""The REST client against a scripted server: expectations follow from the script."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.tracking import rest
+
+
+class Scripted(ThreadingHTTPServer):
+    """Answers with the status codes of `script`, one after the other, and keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script, self.asked, self.body = [], [], {"ok": True}
+        self.uri = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server: Any = self.server
+        self.rfile.read(int(self.headers["Content-Length"]))
+        server.asked.append((self.path, self.headers.get("Authorization")))
+        status = server.script.pop(0) if server.script else 200
+        if status is None:  # hang up without an answer
+            return
+        body = json.dumps(server.body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Scripted]:
+    monkeypatch.setattr(rest, "PAUSES", (0.0, 0.0))
+    with Scripted() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_busy_server_is_asked_again(server):
+    server.script = [503, 429]
+    assert rest.post(server.uri, "runs/create", {}) == {"ok": True}
+    assert len(server.asked) == 3
+
+
+def test_a_server_that_stays_busy_is_away(server):
+    server.script = [503] * 10
+    with pytest.raises(rest.ServerAway, match="status 503"):
+        rest.post(server.uri, "runs/search", {})
+    assert len(server.asked) == 3
+
+
+def test_a_lost_answer_is_asked_for_again_unless_that_could_make_a_second_run(server):
+    server.script = [None]
+    assert rest.post(server.uri, "runs/update", {}) == {"ok": True}
+    assert len(server.asked) == 2
+    server.script = [None]
+    with pytest.raises(rest.ServerAway):
+        rest.post(server.uri, "runs/create", {})
+    assert len(server.asked) == 3
+
+
+def test_a_refusal_has_the_code_and_the_words_of_the_server(server):
+    server.script, server.body = [404], {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}
+    with pytest.raises(rest.Refused, match="404: no such run") as refused:
+        rest.post(server.uri, "runs/update", {})
+    assert refused.value.code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def test_a_server_that_is_not_mlflow_is_an_error(server):
+    server.body = ["something", "else"]
+    with pytest.raises(UserError, match="none of MLflow's"):
+        rest.post(server.uri, "runs/search", {})
+
+
+@pytest.mark.parametrize(
+    ("environ", "header"),
+    [
+        ({"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": "x:y"}, "Basic YWRhOng6eQ=="),  # b64(ada:x:y)
+        ({"MLFLOW_TRACKING_TOKEN": "t0ken"}, "Bearer t0ken"),
+        ({}, None),
+    ],
+)
+def test_credentials_come_from_the_environment_variables_of_mlflow(server, monkeypatch, environ, header):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    rest.post(server.uri, "runs/search", {})
+    assert server.asked == [("/api/2.0/mlflow/runs/search", header)]
+
+
+def test_missing_credentials_are_an_error_that_says_where_they_go(server):
+    server.script = [401]
+    with pytest.raises(UserError, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+        rest.post(server.uri, "runs/search", {})
+
+
+def test_a_server_on_this_machine_is_reached_past_a_proxy(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert rest.post(server.uri, "runs/search", {}) == {"ok": True}
+
+
+def test_an_address_that_is_none_is_an_error():
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        rest.post("http://[", "runs/search", {})

@@ -1,0 +1,160 @@
+"""The embedded server as other processes see it; expectations follow from what each test starts or ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.site import Site
+from orchestrator.tracking import rest
+from orchestrator.tracking.server import begin_tracking_server, existing_tracking_server, stop_server, tracking_server
+
+START = """
+import sys
+from pathlib import Path
+from orchestrator.tracking.server import tracking_server
+from orchestrator.site import Site
+print(tracking_server(Site(home=Path(sys.argv[1]))))
+"""
+
+
+def state(site: Site) -> dict[str, Any]:
+    return json.loads((site.home / "mlflow" / "server.json").read_text())
+
+
+def start_elsewhere(site: Site) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", START, str(site.home)], stdout=subprocess.PIPE, text=True)
+
+
+def ended(pid: int) -> bool:
+    """A killed child of the test process itself stays a zombie until it is waited for."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+@pytest.fixture
+def fake_uvicorn(tmp_path, monkeypatch) -> Callable[[str], None]:
+    """Put a module of our own in the place of the web server that runs MLflow."""
+
+    def write(source: str) -> None:
+        (tmp_path / "modules").mkdir()
+        (tmp_path / "modules" / "uvicorn.py").write_text(source)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+
+    return write
+
+
+def test_two_processes_share_one_server_which_outlives_both_and_comes_back_at_its_address(mortal_site):
+    starters = [start_elsewhere(mortal_site) for _ in range(2)]
+    first, second = (starter.communicate()[0].strip() for starter in starters)
+    assert first == second
+    assert tracking_server(mortal_site) == first
+    rest.post(first, "experiments/create", {"name": "kept"})
+    pid = state(mortal_site)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert tracking_server(mortal_site) == first
+    assert state(mortal_site)["pid"] != pid
+    assert rest.get(first, "experiments/get-by-name", {"experiment_name": "kept"})["experiment"]["experiment_id"]
+
+
+def test_stopping_ends_the_server_and_only_once(mortal_site):
+    uri = tracking_server(mortal_site)
+    pid = state(mortal_site)["pid"]
+    assert stop_server(mortal_site)
+    assert ended(pid)
+    with pytest.raises(rest.ServerAway):
+        rest.post(uri, "experiments/search", {"max_results": 1})
+    assert not stop_server(mortal_site)
+
+
+def test_where_nothing_was_recorded_no_server_is_started_to_say_so(tmp_path):
+    site = Site(home=tmp_path / "new")
+    assert existing_tracking_server(site) is None
+    assert not stop_server(site)
+    assert not site.home.exists()
+
+
+def test_an_existing_record_is_served(mortal_site):
+    uri = tracking_server(mortal_site)
+    assert existing_tracking_server(mortal_site) == uri
+
+
+def test_a_stranger_on_the_old_port_is_neither_used_nor_disturbed(tmp_path, fake_uvicorn):
+    fake_uvicorn("import sys; print(sys.argv)")
+
+    class Stranger(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        port = stranger.server_address[1]
+        folder = tmp_path / "mlflow"
+        folder.mkdir()
+        (folder / "server.json").write_text(json.dumps({"port": port, "pid": os.getpid(), "nonce": "ours"}))
+        starting = begin_tracking_server(Site(home=tmp_path))
+        assert starting.uri not in (None, f"http://127.0.0.1:{port}")
+        with pytest.raises(UserError, match="the MLflow server ended"):
+            starting.wait()
+        stranger.shutdown()
+
+
+def test_the_port_of_last_time_is_kept(tmp_path, fake_uvicorn):
+    fake_uvicorn("")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "server.json").write_text(json.dumps({"port": port}))
+    assert begin_tracking_server(Site(home=tmp_path)).uri == f"http://127.0.0.1:{port}"
+
+
+def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path, fake_uvicorn):
+    fake_uvicorn("raise SystemExit('no room on this planet')")
+    with pytest.raises(UserError, match=r"(?s)the MLflow server ended.*server\.log ends with.*no room on this planet"):
+        tracking_server(Site(home=tmp_path))
+
+
+def test_a_server_that_stays_silent_is_reported_and_can_be_stopped(tmp_path, fake_uvicorn):
+    fake_uvicorn("import time; print('thinking', flush=True); time.sleep(600)")
+    site = Site(home=tmp_path)
+    starting = begin_tracking_server(site)
+    with pytest.raises(UserError, match="does not answer after 2 seconds"):
+        starting.wait(seconds=2.0)
+    assert stop_server(site)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "file:///tmp/mlruns", "./mlruns", "databricks"])
+def test_a_store_without_a_server_is_refused(uri, tmp_path):
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI is .* expected http:// or https://"):
+        tracking_server(Site(home=tmp_path, tracking_uri=uri))
+
+
+def test_a_named_server_is_used_as_it_is(mlflow_uri, tmp_path):
+    site = Site(home=tmp_path / "unused", tracking_uri=f"{mlflow_uri}/")
+    assert tracking_server(site) == existing_tracking_server(site) == mlflow_uri
+    assert not stop_server(site)
+    assert not site.home.exists()
+
+
+def test_a_named_server_that_is_away_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 does not answer .* correct MLFLOW_TRACKING_URI"):
+        begin_tracking_server(Site(home=tmp_path, tracking_uri="http://127.0.0.1:9"))
+
+
+def test_a_home_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"RNC_HOME: cannot write to .*/file/home/mlflow \(Not a directory\)"):
+        tracking_server(Site(home=tmp_path / "file" / "home"))

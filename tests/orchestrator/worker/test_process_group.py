@@ -1,0 +1,23 @@
+"""Over which interface the workers of a training talk."""
+
+from collections import namedtuple
+
+from orchestrator.worker.process_group import GroupConfig, interface_of
+
+Address = namedtuple("Address", "address")
+INTERFACES = {
+    "lo": [Address("127.0.0.1"), Address("::1")],
+    "eth0": [Address("192.0.2.2"), Address("fd00::2")],
+    "docker0": [Address("172.17.0.1")],
+}
+
+
+def test_the_interface_is_the_one_that_has_the_address_of_the_node():
+    assert interface_of("192.0.2.2", INTERFACES) == "eth0"
+    assert interface_of("fd00::2", INTERFACES) == "eth0"
+    assert interface_of("127.0.0.1", INTERFACES) == "lo"
+    assert interface_of("192.0.2.3", INTERFACES) is None
+
+
+def test_the_group_is_started_by_a_backend_that_names_it_first():
+    assert GroupConfig(backend="gloo").backend_cls.on_start.__module__ == "orchestrator.worker.process_group"
