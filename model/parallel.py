@@ -1,7 +1,11 @@
 """The few collective operations of a training, which do nothing where a process trains alone."""
 
 import warnings
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -41,3 +45,30 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name from torch 2.15 on
         return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def one_thread_each() -> Iterator[int]:
+    """Let torch compute with one thread, and yield how many it has otherwise."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(count)
+
+
+def map_in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
+    """Yield function(item) for each item, in their order; so many threads work on them, each with one for torch."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,12 +1,16 @@
 """Config dataclasses seen as nested mappings of settings: written out, read back, compared, merged, spell-checked."""
 
 import difflib
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from model.config import InferenceConfig
 
 T = TypeVar("T")
 Settings = dict[str, Any]
@@ -127,3 +131,13 @@ def _flatten(settings: Settings, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def inference_key(inference: InferenceConfig) -> str:
+    """Return the identity of an inference setting, whatever is scored by it."""
+    return _key("InferenceConfig", differences(inference))
+
+
+def _key(kind: str, settings: Settings, *rest: str) -> str:
+    content = json.dumps([kind, settings, *rest], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -1,5 +1,7 @@
 """The one error that a user can fix, and the exit code of what a user stopped."""
 
+from collections.abc import Callable
+
 INTERRUPTED = 130
 
 
@@ -8,3 +10,6 @@ class UserError(Exception):
 
     The message names the file, the setting, the value and the way out. Several mistakes stand one to a line.
     """
+
+
+Say = Callable[[str], None]

@@ -112,3 +112,6 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
 
 def _absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
+
+
+COMMIT = "RNC_GIT_COMMIT"

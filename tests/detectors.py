@@ -11,7 +11,7 @@ from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
 from model.evaluation.scoring import score
 from model.network.checkpoint import Categories, save_checkpoint
-from model.network.detector import RetinaNetConf, build_detector
+from model.network.retinanet import RetinaNetConf, build_detector
 
 MODEL = ModelConfig(
     backbone="resnet18_quarter", backbone_norm="group", channels=16, tower_depth=1, tower_norm="group", frozen_stages=0

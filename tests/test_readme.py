@@ -65,14 +65,13 @@ def test_every_verb_is_described():
         assert f"`rnc {verb}" in README, f"{verb} is not in the README"
 
 
-def test_the_annotated_tree_names_modules_that_exist():
+def test_every_module_and_folder_that_is_named_exists():
+    for name in re.findall(r"\b(?:model|orchestrator)/[\w/]+\.py\b", README):
+        assert (ROOT / name).is_file(), name
     tree = README.split("```text\nmodel/ ")[1].split("```")[0]
-    package = "model"
-    for line in tree.splitlines():
-        if line.startswith(("orchestrator/", "experiments/", "tests/")):
-            package = line.split("/")[0]
-        for name in re.findall(r"\b\w+\.py\b", line):
-            assert (ROOT / package / name).exists(), f"{package}/{name}"
+    assert sorted(re.findall(r"\b(\w+)/", tree.split("orchestrator/")[1].split("experiments/")[0])) == sorted(
+        path.name for path in (ROOT / "orchestrator").iterdir() if (path / "__init__.py").is_file()
+    )
 
 
 def test_every_link_to_a_file_leads_somewhere():

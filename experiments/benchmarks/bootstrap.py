@@ -20,8 +20,7 @@ from evaluation import SPLIT, detections, write_truth
 from numpy.typing import NDArray
 
 from model.data.coco import CocoData, read_coco
-from model.evaluation.coco_eval import evaluate
-from model.evaluation.matches import match
+from model.evaluation.coco_eval import evaluate, match
 from model.inference.table import DetectionTable
 from orchestrator.report.intervals import average_precision, resample
 

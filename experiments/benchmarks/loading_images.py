@@ -15,8 +15,17 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
 from model.data.coco import CocoData
-from model.data.images import flip_boxes, load_image, normalize, padded_shape, resize, resize_boxes, resize_shape
-from model.data.samples import collate, load_sample
+from model.data.images import (
+    collate,
+    flip_boxes,
+    load_image,
+    load_sample,
+    normalize,
+    padded_shape,
+    resize,
+    resize_boxes,
+    resize_shape,
+)
 
 Edges = tuple[int, int]
 

@@ -12,9 +12,8 @@ import numpy as np
 
 from model.config import DataConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
-from model.data.samples import collate, load_sample
-from model.training.batches import updates
-from model.training.order import batch_shape, epoch_batches, flips
+from model.data.images import collate, load_sample
+from model.training.batches import batch_shape, epoch_batches, flips, updates
 from orchestrator.cluster.environment import set_ray_environment
 
 WARM_UP = 4

@@ -11,7 +11,7 @@ from model.config import DataConfig, TrainConfig
 from model.data.coco import CocoData
 from model.data.images import resize_shape
 from model.data.split import assemble
-from model.training.order import batch_shape, epoch_batches
+from model.training.batches import batch_shape, epoch_batches
 
 
 def report(source: Path, num_images: int, say: Callable[[str], None]) -> None:

@@ -21,14 +21,22 @@ import numpy as np
 from evaluation import SPLIT, detections, write_truth
 
 from model.data.coco import CocoData, read_coco
-from model.evaluation.alignment import Statistics, statistics
 from model.evaluation.coco_eval import evaluate
-from model.evaluation.misalignment import BINS, IOUS, SCORES, DroppedTable, Misalignment
-from model.evaluation.misalignment_files import read_misalignment, write_misalignment
+from model.evaluation.misalignment import (
+    BINS,
+    IOUS,
+    SCORES,
+    DroppedTable,
+    Misalignment,
+    Statistics,
+    read_misalignment,
+    statistics,
+    write_misalignment,
+)
 from model.inference.table import DetectionTable, read_detections, write_detections
 from orchestrator.figures.charts import proportions, save, score_against_iou
 from orchestrator.figures.table import Cell, Column, Table, Value
-from orchestrator.report.misalignment_table import COLUMNS, statistics_cells
+from orchestrator.report.results import COLUMNS, statistics_cells
 
 FOUND = "detections.parquet"
 TIMES = 7

@@ -20,11 +20,11 @@ from peer import Way, in_turn, ratios, spread
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig
 from model.data.coco import CocoData, read_coco
 from model.data.shapes import draw_shapes
-from model.evaluation.scoring import Scores, load_detector, score
+from model.evaluation.scoring import Scores, score
 from model.inference.table import TYPES
 from model.network.checkpoint import read_card
-from model.network.detector import RetinaNetConf, build_detector
 from model.network.pretrained import load_backbone
+from model.network.retinanet import RetinaNetConf, build_detector, load_detector
 
 ONE = [InferenceConfig()]
 TEN = [InferenceConfig(confidence_exponent=tenths / 10) for tenths in range(10)]

@@ -17,9 +17,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from model.config import ModelConfig, ScheduleConfig, TrainConfig
-from model.data.samples import Batch
-from model.network.detector import build_detector
-from model.training.step import TrainingStep
+from model.data.images import Batch
+from model.network.retinanet import build_detector
+from model.training.loop import TrainingStep
 
 NUM_CLASSES = 80
 SIZE = (608, 1024)

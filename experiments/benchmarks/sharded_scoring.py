@@ -20,11 +20,11 @@ import torch
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.shapes import draw_shapes
-from model.evaluation.part_files import write_parts
-from model.evaluation.scoring import load_detector, score_shards, shards
+from model.evaluation.parts import write_parts
+from model.evaluation.scoring import score_shards, shards
 from model.evaluation.shards import Pass, Team, score_missing
 from model.network.checkpoint import save_checkpoint
-from model.network.detector import build_detector
+from model.network.retinanet import build_detector, load_detector
 from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.site import Site
 
@@ -47,7 +47,7 @@ WORKERS = 2
 def main(images: int, rounds: int) -> None:
     """Measure, and print ratios."""
     set_ray_environment(is_local=True)  # before anything imports Ray
-    from orchestrator.driver.launch import start_ray, stop_ray
+    from orchestrator.cluster.connect import start_ray, stop_ray
 
     with tempfile.TemporaryDirectory() as scratch:
         site = Site(home=Path(scratch))

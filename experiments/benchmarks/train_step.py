@@ -28,10 +28,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.config import ModelConfig
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
+from model.network.matching import GroundTruth, match, num_samples
 from model.network.retinanet import Predictions, flat
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
-from model.training.matching import GroundTruth, match, num_samples
 
 PARTS = ("losses", "step", "memory")
 CONVOLUTION = ("aten::mkldnn_convolution", "aten::cudnn_convolution", "aten::convolution_backward")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Data sets in COCO's format: read, checked, cached on each node, turned into batches; begin with `split.py`."""

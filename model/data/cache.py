@@ -1,6 +1,7 @@
 """Files that one process of a node makes and all of them read, in a folder of the user's own."""
 
 import fcntl
+import hashlib
 import os
 import stat
 import tempfile
@@ -69,3 +70,9 @@ def _locked(path: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,23 +4,23 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from model.config import DataConfig
 from model.data.annotations import Annotations, Images, read_tables
-from model.data.arrow import Columns
 from model.data.cache import shared
-from model.data.checks import annotation_faults, image_faults
-from model.data.faults import DataError, Fault, describe, refuse
-from model.data.split import COLUMNS, CocoData, assemble, read_data, write_data
+from model.data.faults import DataError, Fault, FaultKind, describe, refuse
+from model.data.split import COLUMNS, CocoData, Columns, assemble, read_data, write_data
 
 __all__ = ["CocoData", "read_coco", "read_for_scoring", "read_for_training"]
-
 FORMAT = 1
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000
@@ -174,3 +174,88 @@ def _shared(file: Path, identity: list[Any], root: Path, split: str, make: Calla
     key = json.dumps([FORMAT, str(file.resolve()), split, stamps, identity])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
     return shared(name, make, write_data, partial(read_data, root=root, split=split))
+
+
+MAX_OVERHANG = 1.0
+"""Pixels by which a box may leave its image; it is clipped and nobody is told."""
+_END_OF_JPEG = b"\xff\xd9"
+"""Coded pixels cannot hold this pair of bytes."""
+
+
+def annotation_faults(annotations: Annotations, images: Images, category_ids: Sequence[int]) -> dict[int, Fault]:
+    """Find the annotations that no detector should see; each is named for its first fault only.
+
+    Args:
+        annotations: all of a file.
+        images: all of a file, by rising id.
+        category_ids: the categories of the file.
+
+    Returns:
+        The fault of each faulty row.
+    """
+    image = np.searchsorted(images.ids, annotations.image_ids).clip(max=len(images.ids) - 1)
+    stray = images.ids[image] != annotations.image_ids
+    bounds = images.sizes[image, ::-1]
+    low, high = annotations.boxes[:, :2], annotations.boxes[:, :2] + annotations.boxes[:, 2:]
+    first = np.zeros(len(stray), dtype=bool)
+    first[np.unique(annotations.ids, return_index=True)[1]] = True
+    slack = MAX_OVERHANG + 1e-6  # x + width is rounded
+    with np.errstate(invalid="ignore"):
+        found: dict[FaultKind, NDArray[np.bool_] | np.bool_] = {
+            "annotation_duplicate": ~first,
+            "annotation_stray": stray,
+            "category_unknown": ~np.isin(annotations.category_ids, np.array(category_ids)),
+            "box_not_finite": ~np.isfinite(high).all(axis=1),
+            "box_empty": (annotations.boxes[:, 2:] <= 0).any(axis=1),
+            "box_outside": ((low < -slack) | (high > bounds + slack)).any(axis=1),
+        }
+    faults: dict[int, Fault] = {}
+    for kind, rows in found.items():
+        for row in np.flatnonzero(rows).tolist():
+            faults.setdefault(row, _annotation_fault(kind, annotations, row))
+    return dict(sorted(faults.items()))
+
+
+def _annotation_fault(kind: FaultKind, annotations: Annotations, row: int) -> Fault:
+    image_id, annotation_id = int(annotations.image_ids[row]), int(annotations.ids[row])
+    detail = f"image {image_id}"
+    if kind.startswith("box"):
+        detail += f", bbox {[round(value, 2) for value in annotations.boxes[row].tolist()]}"
+    elif kind == "category_unknown":
+        detail += f", category {int(annotations.category_ids[row])}"
+    return Fault(kind=kind, image_id=image_id, annotation_id=annotation_id, detail=detail)
+
+
+def image_faults(folder: Path, images: Images, num_threads: int = 16) -> list[Fault]:
+    """Find the images that are missing, cut short, or of another size than annotated; reads headers and ends only."""
+    paths = [folder / name for name in images.names]
+    with ThreadPoolExecutor(num_threads) as pool:
+        found = pool.map(_image_fault, paths, images.ids.tolist(), images.sizes.tolist())
+        return [fault for fault in found if fault is not None]
+
+
+def _image_fault(path: Path, image_id: int, size: Sequence[int]) -> Fault | None:
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            width, height = image.size
+            if [height, width] != list(size):
+                detail = f"{path.name}: {height} x {width}, annotated {size[0]} x {size[1]} (height x width)"
+                return Fault(kind="image_resized", image_id=image_id, detail=detail)
+            _require_whole(file, image)
+    except FileNotFoundError:
+        return Fault(kind="image_missing", image_id=image_id, detail=path.name)
+    except Exception as error:  # a decoder raises whatever its format's parser meets
+        return Fault(kind="image_broken", image_id=image_id, detail=f"{path.name}: {type(error).__name__}")
+    return None
+
+
+def _require_whole(file: IO[bytes], image: Image.Image) -> None:
+    """Raise what the decoder raises where the file is cut short, without decoding a sound JPEG."""
+    if image.format == "PNG":
+        image.verify()
+        return
+    if image.format == "JPEG":
+        file.seek(max(0, file.seek(0, 2) - 4096))
+        if _END_OF_JPEG in file.read():
+            return
+    image.load()

@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 
 from model.config import DataConfig, InferenceConfig
 from model.data.coco import CocoData
-from model.evaluation.counting import objects_of
+from model.evaluation.counting import objects_of, overlaps
 from model.evaluation.misalignment import WELL_PLACED
-from model.evaluation.scoring import load_batch, predict_batch
-from model.evaluation.tally import overlaps
 from model.inference.fusion import fuse
-from model.inference.image_predictions import ImagePredictions
-from model.inference.postprocess import Pool, Shortlist, pool, shortlists, suppress
-from model.network.detector import RetinaNetConf
-from model.threads import one_thread_each
+from model.inference.postprocess import ImagePredictions, Pool, Shortlist, pool, shortlists, suppress
+from model.inference.predictor import load_batch, predict_batch
+from model.network.retinanet import RetinaNetConf
+from model.parallel import one_thread_each
 
 EXPONENTS = tuple(step / 20 for step in range(21))
 """The exponents that one may choose."""

@@ -3,8 +3,11 @@
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.data.coco import CocoData
 from model.inference.table import DetectionTable
@@ -36,3 +39,163 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
         stats = zip(METRICS, evaluator.stats, strict=True)
         numbers.append({name: 100.0 * float(value) if value > -1 else None for name, value in stats})
     return numbers
+
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's; bit t of a mask stands for the t-th."""
+MAX_DETECTIONS = 100
+"""Of one image and category; COCO leaves out the rest."""
+ALL = (1 << len(IOU_THRESHOLDS)) - 1
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class MatchTable:
+    """One evaluation by cells, the pairs of an image and a category in which there is a detection or an object.
+
+    Cells are sorted by category, then image; detections stand best first within their cell.
+    """
+
+    num_images: int
+    num_categories: int
+    images: NDArray[np.int32]
+    """[C] an image's place among the rising ids of the data set."""
+    categories: NDArray[np.int32]
+    """[C] a category's place among the rising ids."""
+    num_truths: NDArray[np.int32]
+    """[C] objects to find, crowds left out."""
+    offsets: NDArray[np.int32]
+    """[C + 1]; cell c owns the detections offsets[c] to offsets[c + 1]."""
+    scores: NDArray[np.float32]
+    """[D]."""
+    true: NDArray[np.uint16]
+    """[D] the thresholds, as a mask, at which the detection finds an object."""
+    ignored: NDArray[np.uint16]
+    """[D] the thresholds at which it lies on a crowd, and is neither right nor wrong."""
+
+
+def match(data: CocoData, detections: DetectionTable) -> MatchTable:
+    """Match detections and objects as pycocotools does, at all thresholds at once.
+
+    Best first, a detection takes the object of its image and category that it overlaps most among those yet free, of
+    equal ones the last, if the IoU reaches the threshold; failing that, it lies on a crowd that it overlaps as much.
+
+    Raises:
+        ValueError: a detection's image or category is none of the data's.
+    """
+    boxes, scores, detected = _best_detections(data, detections)
+    truth = np.repeat(np.arange(len(data)), np.diff(data.offsets)) + len(data) * data.annotation_labels.astype(np.int64)
+    crowd = data.annotation_crowds
+    by_cell = np.argsort(truth, kind="stable")
+    first = np.searchsorted(truth[by_cell], detected)
+    count = np.searchsorted(truth[by_cell], detected, side="right") - first
+    of_detection = np.repeat(np.arange(len(detected)), count)
+    rank = np.arange(len(of_detection)) - np.repeat(np.cumsum(count) - count, count)
+    of_truth = by_cell[np.repeat(first, count) + rank]
+    overlap = _overlap(boxes[of_detection], data.annotation_boxes[of_truth], crowd[of_truth])
+    close = overlap >= IOU_THRESHOLDS[0]
+    of_detection, of_truth, overlap = of_detection[close], of_truth[close], overlap[close]
+    preferred = np.lexsort((-of_truth, -overlap, crowd[of_truth], of_detection))
+    true, ignored = _assign(of_detection[preferred], of_truth[preferred], overlap[preferred], crowd, len(detected))
+    cells = np.unique(np.concatenate([detected, truth]))
+    return MatchTable(
+        num_images=len(data),
+        num_categories=len(data.category_ids),
+        images=(cells % max(1, len(data))).astype(np.int32),
+        categories=(cells // max(1, len(data))).astype(np.int32),
+        num_truths=np.bincount(np.searchsorted(cells, truth[~crowd]), minlength=len(cells)).astype(np.int32),
+        offsets=np.append(np.searchsorted(detected, cells), len(detected)).astype(np.int32),
+        scores=scores,
+        true=true,
+        ignored=ignored,
+    )
+
+
+def write_matches(matches: MatchTable, file: Path) -> None:
+    """Write a Parquet file with one row for each cell."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def lists(values: NDArray[np.generic]) -> object:
+        return pa.ListArray.from_arrays(pa.array(matches.offsets), pa.array(values))
+
+    columns = {name: getattr(matches, name) for name in ("images", "categories", "num_truths")}
+    columns |= {name: lists(getattr(matches, name)) for name in ("scores", "true", "ignored")}
+    sizes = {"num_images": str(matches.num_images), "num_categories": str(matches.num_categories)}
+    pq.write_table(pa.table(columns).replace_schema_metadata(sizes), file, compression="zstd")
+
+
+def read_matches(file: Path) -> MatchTable:
+    """Read back what `write_matches` wrote.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file)
+        of_cells = {name: table[name].to_numpy() for name in ("images", "categories", "num_truths")}
+        lists = {name: table[name].combine_chunks() for name in ("scores", "true", "ignored")}
+        return MatchTable(
+            num_images=int(table.schema.metadata[b"num_images"]),
+            num_categories=int(table.schema.metadata[b"num_categories"]),
+            offsets=lists["scores"].offsets.to_numpy(),
+            **of_cells,
+            **{name: column.flatten().to_numpy() for name, column in lists.items()},
+        )
+    except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no matches: {error}") from error
+
+
+def _best_detections(
+    data: CocoData, detections: DetectionTable
+) -> tuple[NDArray[np.float64], NDArray[np.float32], Ints]:
+    """The boxes, scores and cells of the detections that count, by cell and best first."""
+    images = _places(detections.image_ids, data.image_ids, "image")
+    labels = _places(detections.category_ids, np.array(data.category_ids, np.int64), "category")
+    cells = images + len(data) * labels
+    order = np.lexsort((-detections.scores, cells))
+    cells = cells[order]
+    counted = np.arange(len(cells)) - np.searchsorted(cells, cells) < MAX_DETECTIONS
+    order = order[counted]
+    return detections.boxes[order].astype(np.float64), detections.scores[order], cells[counted]
+
+
+def _places(ids: Ints, known: Ints, what: str) -> Ints:
+    places = np.searchsorted(known, ids)
+    strange = ids[(places == len(known)) | (np.append(known, -1)[places] != ids)]
+    if len(strange):
+        raise ValueError(f"{what} {strange[0]} of a detection is not in the data set")
+    return places
+
+
+def _overlap(boxes: NDArray[np.float64], truths: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """IoU of boxes (xyxy) and objects (xywh), pair by pair; with a crowd, the share of the box that lies on it."""
+    low, side = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
+    # As pycocotools has it, from corners that it adds up again.
+    common = np.minimum(low + side, truths[:, :2] + truths[:, 2:]) - np.maximum(low, truths[:, :2])
+    shared = np.where((common > 0).all(axis=1), common[:, 0] * common[:, 1], 0.0)
+    area = side[:, 0] * side[:, 1]
+    union = np.where(crowd, area, area + truths[:, 2] * truths[:, 3] - shared)
+    return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
+
+
+def _assign(
+    of_detection: Ints, of_truth: Ints, overlap: NDArray[np.float64], crowd: NDArray[np.bool_], num_detections: int
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Go through the close pairs, those of a better detection first, its preferred objects first."""
+    reached = (1 << np.searchsorted(IOU_THRESHOLDS, overlap, side="right")) - 1
+    true, ignored = [0] * num_detections, [0] * num_detections
+    free = dict.fromkeys(of_truth.tolist(), ALL)
+    pairs = zip(of_detection.tolist(), of_truth.tolist(), reached.tolist(), crowd[of_truth].tolist(), strict=True)
+    for detection, truth, thresholds, is_crowd in pairs:
+        taken = thresholds & ~(true[detection] | ignored[detection])
+        if is_crowd:
+            ignored[detection] |= taken
+        else:
+            taken &= free[truth]
+            true[detection] |= taken
+            free[truth] &= ~taken
+    return np.array(true, np.uint16), np.array(ignored, np.uint16)

@@ -1,11 +1,17 @@
 """How well scores say how well boxes are placed: what the paper counts, and what its argument needs beside that."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.inference.table import DetectionTable
+from model.data.coco import CocoData
+from model.evaluation.coco_eval import evaluate
+from model.inference.table import ABOUT, CORNERS, DetectionTable, read_detections, write_detections
 
 SCORES = (0.05, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Class scores above which boxes are counted."""
@@ -94,3 +100,162 @@ class Misalignment:
     dropped: DroppedTable
     oracle: DetectionTable
     """What NMS would keep of the well-placed candidates if it ranked by IoU; the scores are the IoUs."""
+
+
+COUNTS, DENSITY, DROPPED, ORACLE = FILES = ("counts.parquet", "density.parquet", "dropped.parquet", "oracle.parquet")
+"""By image; by bin of score and IoU; what NMS dropped for something worse; what it would keep if it knew the IoUs."""
+PER_IMAGE_COLUMNS = ("num_objects", "num_positive_anchors", "num_before", "num_after")
+ABOVE = {"scores_before": SCORES, "scores_after": SCORES, "ious_before": IOUS, "ious_after": IOUS}
+"""Columns of an image, one for each threshold: `scores_before > 0.05`."""
+DENSITIES = ("density_before", "density_after")
+DROPPED_TYPES: dict[str, type[np.generic]] = {
+    "image_ids": np.int64,
+    "category_ids": np.int64,
+    "scores": np.float32,
+    "class_scores": np.float32,
+    "confidences": np.float32,
+    "ious": np.float32,
+    "levels": np.int8,
+    "anchors": np.int32,
+    "kept_anchors": np.int32,
+    "kept_ious": np.float32,
+    "objects": np.int64,
+    "counts": np.int32,
+}
+"""Columns of a dropped box, beside its corners."""
+Columns = dict[str, NDArray[Any]]
+
+
+def write_misalignment(folder: Path, misalignment: Misalignment, about: Mapping[str, Any]) -> list[Path]:
+    """Write FILES into a folder, compressed, and return them; `about` says whose they are, as JSON will have it."""
+    counts: Columns = {name: getattr(misalignment, name) for name in ("image_ids", *PER_IMAGE_COLUMNS)}
+    for name, thresholds in ABOVE.items():
+        values = getattr(misalignment, name)
+        counts |= {_above(name, one): np.ascontiguousarray(values[:, k]) for k, one in enumerate(thresholds)}
+    dropped = misalignment.dropped
+    corners = {corner: np.ascontiguousarray(dropped.boxes[:, place]) for place, corner in enumerate(CORNERS)}
+    _write(folder / COUNTS, counts, about)
+    _write(folder / DENSITY, {name: getattr(misalignment, name).ravel() for name in DENSITIES}, about)
+    _write(folder / DROPPED, corners | {name: getattr(dropped, name) for name in DROPPED_TYPES}, about)
+    write_detections(misalignment.oracle, folder / ORACLE, about)
+    return [folder / name for name in FILES]
+
+
+def read_misalignment(folder: Path) -> Misalignment:
+    """Read back what `write_misalignment` wrote.
+
+    Raises:
+        ValueError: a file is missing, cut off, damaged, or none of ours.
+    """
+    above = [_above(name, one) for name, thresholds in ABOVE.items() for one in thresholds]
+    counts = _read(folder / COUNTS, {"image_ids": np.int64, **dict.fromkeys((*PER_IMAGE_COLUMNS, *above), np.int32)})
+    density = _read(folder / DENSITY, dict.fromkeys(DENSITIES, np.int64))
+    if len(density[DENSITIES[0]]) != BINS * BINS:
+        raise ValueError(f"{folder / DENSITY} has {len(density[DENSITIES[0]])} bins, expected {BINS} times {BINS}")
+    dropped = _read(folder / DROPPED, dict.fromkeys(CORNERS, np.float32) | DROPPED_TYPES)
+    boxes = np.column_stack([dropped.pop(corner) for corner in CORNERS])
+    return Misalignment(
+        **{name: counts[name] for name in ("image_ids", *PER_IMAGE_COLUMNS)},
+        **{name: np.column_stack([counts[_above(name, one)] for one in ABOVE[name]]) for name in ABOVE},
+        **{name: density[name].reshape(BINS, BINS) for name in DENSITIES},
+        dropped=DroppedTable(boxes=boxes, **dropped),
+        oracle=read_detections(folder / ORACLE)[0],
+    )
+
+
+def _above(name: str, threshold: float) -> str:
+    return f"{name} > {threshold:g}"
+
+
+def _write(file: Path, columns: Columns, about: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    partial = file.with_name(f".{file.name}.partial")
+    table = pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about)})
+    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+    partial.replace(file)
+
+
+def _read(file: Path, types: Mapping[str, type[np.generic]]) -> Columns:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, page_checksum_verification=True)
+        columns: Columns = {name: table[name].to_numpy() for name in types}
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{file} holds no counts of a scoring pass, or is cut off or damaged: {error}") from error
+    wrong = [name for name, kind in types.items() if columns[name].dtype != kind]
+    if wrong:
+        raise ValueError(f"{file} has other types than expected, in: {', '.join(wrong)}")
+    return columns
+
+
+OF_DETECTIONS = ("rank_correlation", "rank_correlation_well_placed", "ece", "oracle_AP")
+"""Follow from detections alone."""
+OF_SUPPRESSION = ("oracle_nms_AP", "dropped_better", "objects_lost")
+"""Follow from what was counted while NMS ran."""
+STATISTICS = OF_DETECTIONS + OF_SUPPRESSION
+CALIBRATION_BINS = 10
+Statistics = dict[str, float | None]
+"""By name; None where there is nothing to take one of."""
+
+
+def statistics(data: CocoData, detections: DetectionTable, misalignment: Misalignment) -> Statistics:
+    """All statistics of one evaluation."""
+    return of_detections(data, detections) | of_suppression(data, misalignment)
+
+
+def of_detections(data: CocoData, detections: DetectionTable) -> Statistics:
+    """What the kept boxes say: rank correlations, calibration, and the AP if their true IoUs ranked them.
+
+    Args:
+        data: the images that were scored.
+        detections: with their IoUs.
+    """
+    scores, ious = detections.scores, detections.ious
+    well_placed = ious >= WELL_PLACED
+    return {
+        "rank_correlation": rank_correlation(scores, ious),
+        "rank_correlation_well_placed": rank_correlation(scores[well_placed], ious[well_placed]),
+        "ece": calibration_error(scores, ious),
+        "oracle_AP": evaluate(data, replace(detections, scores=ious))["AP"],
+    }
+
+
+def of_suppression(data: CocoData, misalignment: Misalignment) -> Statistics:
+    """What NMS threw away: the AP if it had ranked by IoU, better boxes dropped per image, and per cent of objects."""
+    num_images, num_objects = len(misalignment.image_ids), int(misalignment.num_objects.sum())
+    dropped = misalignment.dropped
+    return {
+        "oracle_nms_AP": evaluate(data, misalignment.oracle)["AP"],
+        "dropped_better": float(dropped.counts.sum()) / num_images if num_images else None,
+        "objects_lost": 100.0 * len(np.unique(dropped.objects)) / num_objects if num_objects else None,
+    }
+
+
+def rank_correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float | None:
+    """Spearman's: -1 to 1, the correlation of ranks in which equal values share theirs; None without a spread."""
+    if len(first) < 2:
+        return None
+    ranks = [average_ranks(values) for values in (first, second)]
+    x, y = (rank - rank.mean() for rank in ranks)
+    spread = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / spread if spread > 0 else None
+
+
+def average_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The place of each value from 1, rising; equal values have the mean of their places."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(sizes)
+    return (last - (sizes - 1) / 2)[group]
+
+
+def calibration_error(scores: NDArray[np.float32], ious: NDArray[np.float32]) -> float | None:
+    """How far scores are from IoUs, 0 to 100: |mean score - mean IoU| of ten equal bins of the score, by size."""
+    if not len(scores):
+        return None
+    bins = np.clip((scores * CALIBRATION_BINS).astype(np.int64), 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, scores.astype(np.float64) - ious, minlength=CALIBRATION_BINS)
+    return 100.0 * float(np.abs(gaps).sum()) / len(scores)

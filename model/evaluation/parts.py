@@ -1,7 +1,10 @@
 """Parts of what a scoring pass finds: some images under one setting, and how they become a whole."""
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +14,7 @@ from model.data.coco import CocoData
 from model.evaluation.counting import Counts, Seen
 from model.evaluation.misalignment import BINS, IOUS, PER_IMAGE, SCORES, DroppedTable, Misalignment
 from model.inference.postprocess import Boxes
-from model.inference.table import DetectionTable
+from model.inference.table import ABOUT, DetectionTable
 
 Columns = TypeVar("Columns", DroppedTable, Misalignment)
 
@@ -128,3 +131,119 @@ def _by_image(tables: Sequence[Columns], names: Sequence[str]) -> dict[str, Any]
     whole = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
     order = np.argsort(whole["image_ids"], kind="stable")
     return {name: column[order] for name, column in whole.items()}
+
+
+TABLES: dict[str, type[Any]] = {
+    "detections": DetectionTable,
+    "misalignment": Misalignment,
+    "dropped": DroppedTable,
+    "oracle": DetectionTable,
+}
+"""What the columns belong to: `dropped.boxes` ..."""
+INNER = ("dropped", "oracle")
+"""Fields of a misalignment that are tables themselves."""
+SHAPES = {
+    "boxes": (-1, 4),
+    "scores_before": (-1, len(SCORES)),
+    "scores_after": (-1, len(SCORES)),
+    "ious_before": (-1, len(IOUS)),
+    "ious_after": (-1, len(IOUS)),
+    "density_before": (BINS, BINS),
+    "density_after": (BINS, BINS),
+}
+"""Of the fields that are no plain columns; a row of the file holds the values of a field one after the other."""
+
+
+def write_parts(file: Path, parts: Sequence[Part], about: Mapping[str, Any]) -> None:
+    """Write the parts of one shard, whole or not at all.
+
+    Args:
+        file: is replaced once the new one is whole.
+        parts: of the same images, with what was counted; one for each setting.
+        about: whatever says what they are, as JSON will have it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        pa.table({name: pa.ListArray.from_arrays([0, len(values)], pa.array(values)) for name, values in row.items()})
+        for row in map(_columns, parts)
+    ]
+    schema = rows[0].schema.with_metadata({ABOUT: json.dumps(about)})
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
+        for row in rows:  # each in a row group, so that it can be read without the others
+            writer.write_table(row)
+    partial.replace(file)
+
+
+def read_about(file: Path, *, whole: bool = False) -> dict[str, Any]:
+    """Read what a file says of its parts.
+
+    Args:
+        file: that `write_parts` wrote.
+        whole: read all of it, to see whether it is sound to its last byte.
+
+    Raises:
+        ValueError: the file is not there, cut off, damaged, or none of ours.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            about: dict[str, Any] = json.loads(opened.schema_arrow.metadata[ABOUT])
+            if whole:
+                opened.read()
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no scored shard, or cut off or damaged ({error})") from error
+    return about
+
+
+def read_part(file: Path, row: int) -> Part:
+    """Read the part of one setting.
+
+    Args:
+        file: that `write_parts` wrote.
+        row: of the setting.
+
+    Raises:
+        ValueError: the file is not there, cut off, damaged, or none of ours.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            table = opened.read_row_group(row)
+            found = {
+                name: {
+                    field.name: _values(table, name, field.name) for field in fields(kind) if field.name not in INNER
+                }
+                for name, kind in TABLES.items()
+            }
+    except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{file} is no scored shard, or cut off or damaged ({error})") from error
+    misalignment = Misalignment(
+        **found["misalignment"],
+        dropped=DroppedTable(**found["dropped"]),
+        oracle=DetectionTable(**found["oracle"]),
+    )
+    return Part(DetectionTable(**found["detections"]), misalignment)
+
+
+def _columns(part: Part) -> dict[str, NDArray[Any]]:
+    counts = part.misalignment
+    assert counts is not None
+    tables = (part.detections, counts, counts.dropped, counts.oracle)
+    return {
+        f"{name}.{field.name}": np.ravel(getattr(table, field.name))
+        for (name, kind), table in zip(TABLES.items(), tables, strict=True)
+        for field in fields(kind)
+        if field.name not in INNER
+    }
+
+
+def _values(table: Any, name: str, field: str) -> NDArray[Any]:
+    values: NDArray[Any] = table[f"{name}.{field}"].chunk(0).values.to_numpy()
+    return values.reshape(SHAPES.get(field, (-1,)))

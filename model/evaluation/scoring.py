@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,22 +10,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.config import DataConfig, InferenceConfig
 from model.data.coco import CocoData
-from model.data.images import normalize, padded_shape, resize_shape
-from model.data.samples import Batch, collate, load_sample
+from model.data.images import Batch, padded_shape, resize_shape
 from model.evaluation.coco_eval import evaluate_all
 from model.evaluation.counting import Seen, objects_of, see
 from model.evaluation.misalignment import Misalignment
 from model.evaluation.parts import Part, merge, of_images
-from model.inference.image_predictions import ImagePredictions, split
-from model.inference.postprocess import Boxes, pool, shortlists, suppress
+from model.inference.postprocess import pool, shortlists, suppress
+from model.inference.predictor import load_batch, predict_batch
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
-from model.network.checkpoint import load_weights, read_card
-from model.network.detector import RetinaNetConf
-from model.network.retinanet import Predictions
-from model.parallel import gather, world
-from model.threads import map_in_order, one_thread_each
-from model.training.matching import GroundTruth, match
+from model.network.matching import GroundTruth, match
+from model.network.retinanet import RetinaNetConf
+from model.parallel import gather, map_in_order, one_thread_each, world
 
 SHARD = 64
 """Images scored between two looks at what is done."""
@@ -50,18 +45,6 @@ class Shard:
 
     indices: tuple[int, ...]
     """Places in the data set."""
-
-
-def load_detector(folder: Path) -> RetinaNetConf:
-    """The detector of a checkpoint, on the CPU, ready to predict.
-
-    Raises:
-        ValueError: the checkpoint is damaged.
-    """
-    card = read_card(folder)
-    detector = RetinaNetConf(card.config.model, len(card.category_ids))
-    detector.load_state_dict(load_weights(folder))
-    return detector.eval()
 
 
 def score(
@@ -206,47 +189,6 @@ def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> list[int]:
     assigned = match(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
     numbers: list[int] = (assigned >= 0).sum(dim=1).tolist()
     return numbers
-
-
-@torch.inference_mode()
-def detect_batch(
-    detector: RetinaNetConf, batch: Batch, settings: Sequence[InferenceConfig], images_per_pass: int
-) -> Iterator[list[Boxes]]:
-    """The detections of each image of a batch, one for each setting; the batch goes to the detector's device."""
-    for image in predict_batch(detector, batch, images_per_pass):
-        lists = shortlists(image, settings)
-        yield suppress(pool(image, lists), lists)
-
-
-@torch.inference_mode()
-def predict_batch(detector: RetinaNetConf, batch: Batch, images_per_pass: int) -> Iterator[ImagePredictions]:
-    """What the detector says of each image of a batch, which goes to the detector's device."""
-    batch = batch.to(next(detector.parameters()).device)
-    grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
-    scales = batch.sizes / batch.original_sizes
-    for start in range(0, len(batch.images), images_per_pass):
-        chosen = slice(start, start + images_per_pass)
-        sizes = batch.sizes[chosen]
-        images = normalize(batch.images[chosen], sizes)
-        images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
-        images = images.contiguous(memory_format=torch.channels_last)
-        predictions = _first(detector(images).float(), len(sizes))
-        yield from split(predictions, grid, sizes, scales[chosen])
-
-
-def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Batch:
-    """Images of one padded shape, by their places in the data set, as they are scored."""
-    samples = [load_sample(data, index, config.short_edge, config.long_edge, flip=False) for index in indices]
-    return collate(samples, pad_to=padded_shape(*samples[0].size))
-
-
-def _first(predictions: Predictions, count: int) -> Predictions:
-    confidences = predictions.confidence_logits
-    return Predictions(
-        [level[:count] for level in predictions.class_logits],
-        [level[:count] for level in predictions.box_deltas],
-        None if confidences is None else [level[:count] for level in confidences],
-    )
 
 
 class _Batches(Dataset[Batch]):

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.config import DataConfig, InferenceConfig
-from model.settings import differences, from_dict
-from orchestrator.experiment.keys import inference_key
+from model.settings import differences, from_dict, inference_key
 
 if TYPE_CHECKING:
     import torch
 
     from model.data.coco import CocoData
     from model.evaluation.scoring import Scores, Shard
-    from model.network.detector import RetinaNetConf
+    from model.network.retinanet import RetinaNetConf
 
 VISIBLE_SECONDS = 60.0
 """How long network storage may take until it shows a file that another node has written."""
@@ -85,7 +84,7 @@ def score_missing(
         team: the processes that make this very call; None for this one alone.
         progress: called with (images done by all processes, images in all).
     """
-    from model.evaluation.part_files import write_parts
+    from model.evaluation.parts import write_parts
     from model.evaluation.scoring import score_shards, shards
 
     team = team or Team()
@@ -131,8 +130,7 @@ def scores_of(work: Pass, settings: Sequence[InferenceConfig]) -> "Iterator[Scor
         ValueError: a shard is missing, or damaged.
     """
     from model.evaluation.coco_eval import evaluate
-    from model.evaluation.part_files import read_part
-    from model.evaluation.parts import merge
+    from model.evaluation.parts import merge, read_part
     from model.evaluation.scoring import Scores, shards
 
     held = _await(work, [_name_of(work, shard) for shard in shards(work.data, work.config)], settings)
@@ -149,7 +147,7 @@ def scores_of(work: Pass, settings: Sequence[InferenceConfig]) -> "Iterator[Scor
 
 def free(work: Pass, is_recorded: Callable[[InferenceConfig], bool]) -> None:
     """Delete the shards of a pass, but for those with a setting whose scores are not recorded elsewhere."""
-    from model.evaluation.part_files import read_about
+    from model.evaluation.parts import read_about
 
     for file in work.folder.glob("*.parquet"):
         if all(is_recorded(from_dict(InferenceConfig, setting)) for setting in read_about(file)["inference"]):
@@ -186,7 +184,7 @@ def _about(work: Pass, shard: "Shard", settings: Sequence[InferenceConfig]) -> d
 
 def _held(folder: Path, *, whole: bool = False) -> dict[str, dict[str, tuple[Path, int]]]:
     """By shard and setting: the file and the row in it. What is damaged is deleted where all is read."""
-    from model.evaluation.part_files import read_about
+    from model.evaluation.parts import read_about
 
     found: dict[str, dict[str, tuple[Path, int]]] = {}
     for file in sorted(folder.glob("*.parquet")):

@@ -1,7 +1,7 @@
 """A checkpoint as a function: images of any kind in, named boxes out."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -12,12 +12,66 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from model.config import HEADS, InferenceConfig
-from model.data.images import load_image, padded_shape, resize, resize_shape, rgb_pixels
-from model.data.samples import Sample, collate
-from model.evaluation.scoring import detect_batch, load_detector
+from model.config import HEADS, DataConfig, InferenceConfig
+from model.data.coco import CocoData
+from model.data.images import (
+    Batch,
+    Sample,
+    collate,
+    load_image,
+    load_sample,
+    normalize,
+    padded_shape,
+    resize,
+    resize_shape,
+    rgb_pixels,
+)
+from model.inference.postprocess import Boxes, ImagePredictions, pool, shortlists, split, suppress
+from model.network.anchors import anchor_grid
 from model.network.checkpoint import Card, read_card
-from model.network.detector import RetinaNetConf
+from model.network.retinanet import Predictions, RetinaNetConf, load_detector
+
+
+@torch.inference_mode()
+def detect_batch(
+    detector: RetinaNetConf, batch: Batch, settings: Sequence[InferenceConfig], images_per_pass: int
+) -> Iterator[list[Boxes]]:
+    """The detections of each image of a batch, one for each setting; the batch goes to the detector's device."""
+    for image in predict_batch(detector, batch, images_per_pass):
+        lists = shortlists(image, settings)
+        yield suppress(pool(image, lists), lists)
+
+
+@torch.inference_mode()
+def predict_batch(detector: RetinaNetConf, batch: Batch, images_per_pass: int) -> Iterator[ImagePredictions]:
+    """What the detector says of each image of a batch, which goes to the detector's device."""
+    batch = batch.to(next(detector.parameters()).device)
+    grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
+    scales = batch.sizes / batch.original_sizes
+    for start in range(0, len(batch.images), images_per_pass):
+        chosen = slice(start, start + images_per_pass)
+        sizes = batch.sizes[chosen]
+        images = normalize(batch.images[chosen], sizes)
+        images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
+        images = images.contiguous(memory_format=torch.channels_last)
+        predictions = _first(detector(images).float(), len(sizes))
+        yield from split(predictions, grid, sizes, scales[chosen])
+
+
+def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Batch:
+    """Images of one padded shape, by their places in the data set, as they are scored."""
+    samples = [load_sample(data, index, config.short_edge, config.long_edge, flip=False) for index in indices]
+    return collate(samples, pad_to=padded_shape(*samples[0].size))
+
+
+def _first(predictions: Predictions, count: int) -> Predictions:
+    confidences = predictions.confidence_logits
+    return Predictions(
+        [level[:count] for level in predictions.class_logits],
+        [level[:count] for level in predictions.box_deltas],
+        None if confidences is None else [level[:count] for level in confidences],
+    )
+
 
 INFERENCE = "inference.json"
 """The settings that a checkpoint is best used with, beside its weights."""

@@ -8,11 +8,9 @@ from torch.nn import functional
 from torchvision.models import resnet
 
 from model.config import ModelConfig
-from model.network.retinanet import group_norm
 
 C5_STAGES = (2, 3, 4)
 """Stages whose output the pyramid reads: C3, C4, C5 with strides 8, 16, 32."""
-
 NARROW = {"resnet18_quarter": 16, "resnet18_half": 32}
 """Channels of the first stage, where torchvision's ResNets have 64."""
 
@@ -161,3 +159,8 @@ def _out_channels(stage: nn.Sequential) -> int:
     last = stage[-1]
     convolution = cast(nn.Conv2d, last.conv3 if isinstance(last, resnet.Bottleneck) else last.conv2)
     return convolution.out_channels
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with at most 32 groups of at least 4 channels; the same for any batch."""
+    return nn.GroupNorm(min(32, channels // 4), channels)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from model.data.digest import file_sha256
+from model.data.cache import file_sha256
 
 WEIGHTS, CARD, RESUME = "model.safetensors", "config.json", "resume.pt"
 Categories = tuple[tuple[int, ...], tuple[str, ...]]

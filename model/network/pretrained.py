@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.data.digest import file_sha256
+from model.data.cache import file_sha256
 from model.network.anchors import NUM_ANCHORS
 from model.network.backbone import Backbone
-from model.network.detector import RetinaNetConf
+from model.network.retinanet import RetinaNetConf
 
 MARKS = {"our": "head.class_logits.", "torchvision's": "head.classification_head.", "MMDetection's": "bbox_head."}
 """Whose names a RetinaNet's file has, by how one of them begins."""

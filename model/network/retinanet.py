@@ -1,14 +1,19 @@
 """The towers that all levels share: classes, boxes, and the object confidence on either tower or on none."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.config import ModelConfig
 from model.network.anchors import NUM_ANCHORS
-from model.network.sparse import dense_maps, sparse_rows
+from model.network.backbone import Backbone, FeaturePyramid, group_norm
+from model.network.checkpoint import load_weights, read_card
 
 PRIOR_PROBABILITY = 0.01
 """Class probability that the classification branch starts from (focal loss, Section 3.3)."""
@@ -103,11 +108,6 @@ def tower(config: ModelConfig, in_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with at most 32 groups of at least 4 channels; the same for any batch."""
-    return nn.GroupNorm(min(32, channels // 4), channels)
-
-
 def per_anchor(level: Tensor, size: int) -> Tensor:
     """[B, 9*size, h, w] -> [B, h*w*9, size], in the flat order of the anchors."""
     batch, _, height, width = level.shape
@@ -117,3 +117,122 @@ def per_anchor(level: Tensor, size: int) -> Tensor:
 def flat(levels: list[Tensor], size: int) -> Tensor:
     """L maps [B, 9*size, h, w] -> [B, N, size], in the flat order of the anchors."""
     return torch.cat([per_anchor(level, size) for level in levels], dim=1)
+
+
+MOST = 0.25
+"""The part of all cells up to which this is faster than whole maps."""
+
+
+def sparse_rows(
+    layers: Sequence[nn.Conv2d], outputs: Sequence[nn.Conv2d], features: Sequence[Tensor], cells: Tensor
+) -> list[Tensor] | None:
+    """Run convolution and ReLU for each of `layers`, then each of `outputs` on the last, at some cells only.
+
+    Args:
+        layers: 3x3 convolutions with padding 1, at least one.
+        outputs: likewise; each reads the last layer.
+        features: L maps [B, C, h, w].
+        cells: [S] rising places in the list of all cells: level, image, row, column.
+
+    Returns:
+        For each output its values at the cells, [S, O]; None where the regions are so large that maps are faster.
+    """
+    shapes = [(len(feature), *feature.shape[2:]) for feature in features]
+    regions, neighbours = [cells], []
+    for _ in range(len(layers) + 1):
+        around = _neighbours(regions[-1], shapes)
+        regions.append(torch.unique(around[around >= 0]))
+        neighbours.append(_places(regions[-1], around))
+    if len(regions[-2]) > MOST * sum(feature[:, 0].numel() for feature in features):
+        return None
+    rows = _rows_of(features, regions[-1])
+    for layer, places in zip(layers, reversed(neighbours[1:]), strict=True):
+        rows = _convolve(layer, rows, places).relu_()
+    return [_convolve(output, rows, neighbours[0]) for output in outputs]
+
+
+def dense_maps(rows: Tensor, cells: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    """L maps [B, O, h, w] that hold the rows at their cells, and 0 elsewhere."""
+    sizes = [feature[:, 0].numel() for feature in features]
+    whole = rows.new_zeros(sum(sizes), rows.shape[1]).index_copy(0, cells, rows)
+    return [
+        part.view(len(feature), *feature.shape[2:], -1).permute(0, 3, 1, 2)
+        for part, feature in zip(torch.split(whole, sizes), features, strict=True)
+    ]
+
+
+def _convolve(layer: nn.Conv2d, rows: Tensor, places: Tensor) -> Tensor:
+    """[S, O] the convolution of rows [R, C] at the cells whose nine neighbours are rows `places` [S, 9]; R is zero."""
+    table = functional.pad(rows, (0, 0, 0, 1))
+    patches = table.index_select(0, places.flatten()).view(len(places), 9 * rows.shape[1])
+    return functional.linear(patches, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
+
+
+def _neighbours(cells: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+    """[S, 9] the 3x3 neighbours of each cell by row and column, -1 where there are none."""
+    found, first = [], 0
+    offset = torch.arange(-1, 2, device=cells.device)
+    for images, height, width in shapes:
+        count = images * height * width
+        cell = cells[(cells >= first) & (cells < first + count)] - first
+        row = (cell // width % height)[:, None] + offset
+        column = (cell % width)[:, None] + offset
+        inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
+        places = cell[:, None, None] + width * offset[:, None] + offset + first
+        found.append(torch.where(inside, places, -1).flatten(1))
+        first += count
+    return torch.cat(found)
+
+
+def _places(region: Tensor, cells: Tensor) -> Tensor:
+    """Where in a rising region each cell stands; behind its end for -1."""
+    return torch.where(cells >= 0, torch.searchsorted(region, cells), len(region))
+
+
+def _rows_of(features: Sequence[Tensor], cells: Tensor) -> Tensor:
+    """[S, C] the features of the cells."""
+    rows, first = [], 0
+    for feature in features:
+        table = feature.permute(0, 2, 3, 1).flatten(0, 2)
+        mine = cells[(cells >= first) & (cells < first + len(table))] - first
+        rows.append(table.index_select(0, mine))
+        first += len(table)
+    return torch.cat(rows)
+
+
+class RetinaNetConf(nn.Module):
+    """RetinaNet with an object-confidence branch; plain RetinaNet where `config.confidence` is None."""
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        """Build with random weights; torch.manual_seed decides them."""
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.backbone = Backbone(config)
+        self.pyramid = FeaturePyramid(
+            self.backbone.out_channels, config.channels, config.pyramid_extra_from, config.pyramid_extra_relu
+        )
+        self.head = Head(config, num_classes)
+
+    def forward(self, images: Tensor, cells: Tensor | None = None) -> Predictions:
+        """Predict from normalised images [B, 3, H, W], H and W multiples of 32; for `cells` see Head."""
+        return cast(Predictions, self.head(self.pyramid(self.backbone(images)), cells))
+
+
+def build_detector(config: ModelConfig, num_classes: int, seed: int) -> RetinaNetConf:
+    """A detector whose random weights depend on the seed alone; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RetinaNetConf(config, num_classes)
+
+
+def load_detector(folder: Path) -> RetinaNetConf:
+    """The detector of a checkpoint, on the CPU, ready to predict.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    card = read_card(folder)
+    detector = RetinaNetConf(card.config.model, len(card.category_ids))
+    detector.load_state_dict(load_weights(folder))
+    return detector.eval()

@@ -1,16 +1,19 @@
 """The global batches of an epoch as one process takes them: its share, in parts that fit into memory, decoded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import TrainConfig
 from model.data.coco import CocoData
-from model.data.samples import Batch, collate, load_sample
+from model.data.faults import DataError
+from model.data.images import Batch, collate, load_sample, padded_shape, resize_shape
 from model.parallel import share, world
-from model.training.order import batch_shape, epoch_batches, flips
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +77,73 @@ class _Decoded(Dataset[Batch]):
         mirrored = [flips(self.config, self.epoch, int(self.data.image_ids[index])) for index in indices]
         samples = [load_sample(self.data, i, *edges, flip) for i, flip in zip(indices, mirrored, strict=True)]
         return collate(samples, pad_to=shape)
+
+
+MIN_SIDE = 32
+"""Images with a shorter side do not train, as in the released code."""
+_PURPOSES = {"images": 1, "batches": 2, "flips": 3}
+
+
+def epoch_batches(data: CocoData, config: TrainConfig, epoch: int) -> list[list[int]]:
+    """The global batches of one epoch, as indices into `data`.
+
+    Every image that trains appears exactly once. Images wider than high never share a batch with the others, so the
+    last batch of either group may be smaller.
+    """
+    images = training_images(data, config)
+    images = images[np.argsort(_random(config.seed, epoch, "images", data.image_ids[images]), kind="stable")]
+    wide = data.sizes[images, 1] > data.sizes[images, 0]
+    batches = [
+        group[start : start + config.global_batch].tolist()
+        for group in (images[wide], images[~wide])
+        for start in range(0, len(group), config.global_batch)
+    ]
+    first_ids = data.image_ids[[batch[0] for batch in batches]]
+    order = np.argsort(_random(config.seed, epoch, "batches", first_ids), kind="stable")
+    return [batches[place] for place in order]
+
+
+def training_images(data: CocoData, config: TrainConfig) -> NDArray[np.int64]:
+    """The indices of the images that train: large enough and, unless asked otherwise, annotated at all."""
+    keep = data.sizes.min(axis=1) >= MIN_SIDE
+    if not config.data.train_on_empty_images:
+        keep &= np.diff(data.offsets) > 0
+    if not keep.any():
+        raise DataError(
+            f"{data.root}: no image of split {data.split!r} can train: each is without annotations or has a side below "
+            f"{MIN_SIDE} pixels; annotate some, or set train.data.train_on_empty_images: true"
+        )
+    return np.flatnonzero(keep)
+
+
+def flips(config: TrainConfig, epoch: int, image_id: int) -> bool:
+    """Whether this image is mirrored in this epoch."""
+    number = _random(config.seed, epoch, "flips", np.array([image_id]))[0]
+    return bool(int(number) < config.data.flip_probability * 2.0**64)
+
+
+def batch_shape(data: CocoData, indices: Sequence[int], config: TrainConfig) -> tuple[int, int]:
+    """The padded (height, width) that a batch of these images needs; no image is read."""
+    shapes = [
+        padded_shape(*resize_shape(height, width, config.data.short_edge, config.data.long_edge))
+        for height, width in data.sizes[list(indices)].tolist()
+    ]
+    return max(height for height, _ in shapes), max(width for _, width in shapes)
+
+
+def _random(
+    seed: int, epoch: int, purpose: Literal["images", "batches", "flips"], image_ids: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """A random 64-bit number for each image id; a keyed hash, so that no number depends on which others are drawn."""
+    state = np.zeros(len(image_ids), dtype=np.uint64)
+    for word in (np.array([_PURPOSES[purpose]]), np.array([seed]), np.array([epoch]), image_ids):
+        state = _mix(state ^ word.astype(np.uint64))
+    return state
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The step of the SplitMix64 generator."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

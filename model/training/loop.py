@@ -2,25 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.config import InferenceConfig, TrainConfig
+from model.config import InferenceConfig, ScheduleConfig, TrainConfig
 from model.data.coco import CocoData, read_for_scoring, read_for_training
+from model.data.images import STRIDE, Batch, normalize
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
+from model.network.anchors import anchor_grid
 from model.network.checkpoint import load_resume, load_weights, save_checkpoint
-from model.network.detector import RetinaNetConf, build_detector
+from model.network.matching import GroundTruth, match, num_samples, positive_cells
 from model.network.pretrained import load_first_weights
-from model.parallel import total, world
-from model.training.batches import updates
-from model.training.order import epoch_batches
-from model.training.schedule import learning_rate
-from model.training.step import TrainingStep
+from model.network.retinanet import RetinaNetConf, build_detector
+from model.parallel import total, world, wrap
+from model.training.batches import MicroBatch, epoch_batches, updates
+from model.training.losses import detector_losses
 
 LOG_EVERY = 10
 """Updates from one report of the losses to the next; the first of all is reported as well."""
@@ -170,3 +174,92 @@ def _validate(
         detector, validation, [setting], config.data, counting=False, num_loader_processes=num_loader_processes
     )
     return {f"val/{name}": value for name, value in scores.metrics.items() if value is not None}, scores.detections
+
+
+class TrainingStep:
+    """A detector and its optimizer, with the one call that changes them."""
+
+    def __init__(self, config: TrainConfig, detector: RetinaNetConf) -> None:
+        """Take a detector on its device; in a process group its gradients are shared from now on."""
+        self.config = config
+        self.device = next(detector.parameters()).device
+        # On the CPU, gradients of weights come in rows, and mixing both orders costs more than it saves.
+        self.detector = detector.to(memory_format=torch.channels_last) if self.device.type == "cuda" else detector
+        self.optimizer = _optimizer(detector, config.schedule)
+        self.model = wrap(detector)
+        self.num_processes = world()[1]
+
+    def update(self, micro_batches: Sequence[MicroBatch], rate: float) -> Tensor:
+        """One step on a global batch, of which this process has these parts; gives its share of the losses, [3]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        samples = [self._samples(micro_batch) for micro_batch in micro_batches]
+        normalizer = total(sum((part.num for part in samples), torch.zeros((), device=self.device)))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(3, device=self.device)
+        for place, part in enumerate(samples, start=1):
+            synchronise = place == len(samples) or not hasattr(self.model, "no_sync")
+            with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
+                losses += self._accumulate(part, normalizer)
+        if self.config.schedule.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.detector.parameters(), self.config.schedule.gradient_clip)
+        self.optimizer.step()
+        return losses
+
+    def _samples(self, micro_batch: MicroBatch) -> "_Samples":
+        model, batch = self.config.model, micro_batch.batch.to(self.device)
+        grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
+        truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
+        assigned = match(
+            grid,
+            (batch.sizes + STRIDE - 1) // STRIDE * STRIDE,
+            truth,
+            positive_iou=model.positive_iou,
+            negative_iou=model.negative_iou,
+        )
+        return _Samples(batch, truth, assigned, num_samples(assigned) * micro_batch.counts, micro_batch.counts)
+
+    def _accumulate(self, part: "_Samples", normalizer: Tensor) -> Tensor:
+        images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
+        grid = anchor_grid(part.batch.shape, self.device, self.config.model.anchor_rule)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            predictions = self.model(images, positive_cells(part.assigned, grid))
+        losses = detector_losses(predictions, grid, part.assigned, part.truth, normalizer, self.config.model)
+        # The processes' gradients are averaged; their sum is the update.
+        (losses.total * (self.num_processes * part.counts)).backward()  # type: ignore[no-untyped-call]
+        parts = (losses.classification, losses.box, losses.confidence)
+        return torch.stack([loss.detach().sum() for loss in parts]) * part.counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """A micro-batch on the device, with what its anchors learn."""
+
+    batch: Batch
+    truth: GroundTruth
+    assigned: Tensor
+    num: Tensor
+    counts: bool
+
+
+def _optimizer(detector: nn.Module, config: ScheduleConfig) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=(config.momentum, 0.999), weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
+
+
+def learning_rate(config: ScheduleConfig, epoch: int, iteration: int) -> float:
+    """The rate of one update: linear warm-up, then a factor for each drop (Section 4.1).
+
+    Args:
+        config: rate, warm-up and drops.
+        epoch: zero-based epoch of the update.
+        iteration: zero-based update, counted over the whole training.
+    """
+    rate = config.learning_rate * config.lr_drop_factor ** bisect_right(config.lr_drop_epochs, epoch)
+    if iteration >= config.warmup_iterations:
+        return rate
+    missing = (1 - iteration / config.warmup_iterations) * (1 - config.warmup_ratio)
+    return rate * (1 - missing)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checkpoints after training: find, pull, evaluate, predict, sweep, register; begin with `pull.py`."""

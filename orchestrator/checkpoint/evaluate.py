@@ -1,27 +1,38 @@
 """Scores a pulled checkpoint on a COCO-format data set, and compares the numbers with those in MLflow."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import DataConfig, InferenceConfig
+from model.evaluation.shards import Pass, score_missing, scores_of
 from model.settings import Settings, misspelt, to_dict
-from orchestrator.checkpoint.passes import score_checkpoint
-from orchestrator.checkpoint.provenance import Provenance, read_provenance
+from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import METRICS
 from orchestrator.experiment.prepare import draw
 from orchestrator.experiment.reading import typed
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
+from orchestrator.report.results import COLUMNS as MISALIGNMENT
 from orchestrator.site import Site
-from orchestrator.tracking.detections import describe, write_coco_json, write_stored
+from orchestrator.tracking.detections import (
+    About,
+    describe,
+    read_stored,
+    require_same_images,
+    write_coco_json,
+    write_stored,
+)
 
 if TYPE_CHECKING:
     from model.data.coco import CocoData
     from model.network.checkpoint import Card
-
+if TYPE_CHECKING:
+    from model.data.coco import CocoData
+    from model.evaluation.scoring import Scores
 
 COLUMNS = (Column("", numeric=False), *(Column(name) for name in METRICS))
 
@@ -65,7 +76,7 @@ def evaluate(
     data = read_images(request.data, config, split, site, say)
     (scores,) = score_checkpoint(request.folder, data, [inference], progress, site.scored)
     if request.save is not None:
-        from model.evaluation.alignment import of_detections
+        from model.evaluation.misalignment import of_detections
 
         statistics = of_detections(data, scores.detections)
         write_stored(request.save, scores.detections, describe(card, config, data, scores, statistics))
@@ -185,3 +196,102 @@ def _why_not_compared(
     changed = [name for name, value in mine.items() if provenance.inference.get(name) != value]
     if changed:
         yield "they are of other settings (" + ", ".join(f"{n} {provenance.inference.get(n)}" for n in changed) + ")"
+
+
+def recompute(
+    file: Path, root: Path | None, split: str | None, coco_json: Path | None, site: Site, say: Callable[[str], None]
+) -> Table:
+    """Give the numbers of stored detections, and say whether they are those that the file records.
+
+    Args:
+        file: of detections, as `rnc evaluate --save`, `rnc pull` and MLflow have them.
+        root: of the data set that they were made on; None takes the one that the site has under its name.
+        split: its name there; None takes the file's.
+        coco_json: where to write the detections, as the list that the COCO tools read.
+        site: where data sets are.
+        say: told what stands beside the numbers.
+
+    Raises:
+        UserError: the file is damaged, or of other data than these.
+    """
+    from model.evaluation.coco_eval import evaluate
+    from model.evaluation.misalignment import of_detections
+
+    detections, about = read_stored(file)
+    data = read_images(root, about.data, split or about.split, site, say)
+    require_same_images(file, about, detections, data)
+    metrics = evaluate(data, detections)
+    if coco_json is not None:
+        write_coco_json(coco_json, detections)
+        say(f"{len(detections)} detections written to {coco_json}")
+    statistics = of_detections(data, detections)
+    columns = [MISALIGNMENT[name] for name in statistics]
+    rows = [(*row_of("here", metrics), *_cells(statistics, statistics))]
+    notes = [f"{len(detections)} detections on {len(data)} images of {data.root / data.split}.", _settings(about)]
+    here, recorded = metrics | statistics, {**about.metrics, **about.statistics}
+    if here == recorded:
+        notes.append(f"Equal to the numbers recorded in {file.name}, to the last digit.")
+    else:
+        far = max(abs((here[name] or 0.0) - (recorded.get(name) or 0.0)) for name in here)
+        rows.append((*row_of("recorded", about.metrics), *_cells(statistics, about.statistics)))
+        notes.append(f"Not equal to the numbers recorded in {file.name}: they differ by up to {far:.2g}.")
+    return Table(title=f"Detections of {file}", columns=(*COLUMNS, *columns), rows=tuple(rows), notes=tuple(notes))
+
+
+def _cells(names: Iterable[str], statistics: Mapping[str, float | None]) -> Iterator[Cell]:
+    return (Cell(statistics.get(name), absent=NOT_APPLICABLE) for name in names)
+
+
+def _settings(about: About) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in to_dict(about.inference).items())
+    return f"Training {about.train_key}, evaluation {about.evaluation_key}: {settings}."
+
+
+def score_checkpoint(
+    folder: Path,
+    data: "CocoData",
+    settings: Sequence[InferenceConfig],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    keep: Path | None = None,
+) -> "list[Scores]":
+    """Score on the GPU of this machine, or else on its CPU.
+
+    Args:
+        folder: a checkpoint.
+        data: the images; their categories have to be those of the checkpoint.
+        settings: as many as wanted, for hardly more than the price of one.
+        progress: called with (images done, images in all).
+        keep: where shards are kept as they are scored, so that what was killed, or done before, is not done again.
+
+    Raises:
+        UserError: the checkpoint is damaged, or learnt other categories.
+    """
+    import torch
+
+    from model.evaluation.scoring import score
+    from model.network.checkpoint import read_card, require_categories
+    from model.network.retinanet import load_detector
+
+    try:
+        require_categories(folder, (data.category_ids, data.category_names), f"split {data.split}")
+        detector = load_detector(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    on_cuda = torch.cuda.is_available()
+    detector, card = detector.to("cuda" if on_cuda else "cpu"), read_card(folder)
+    num_loader_processes = min(8, os.cpu_count() or 1) if on_cuda else 0
+    if keep is None:
+        return score(
+            detector, data, settings, card.config.data, num_loader_processes=num_loader_processes, progress=progress
+        )
+    work = Pass(
+        detector=detector,
+        weights_sha256=card.weights_sha256,
+        data=data,
+        config=card.config.data,
+        settings=settings,
+        keep=keep,
+        num_loader_processes=num_loader_processes,
+    )
+    score_missing(work, progress=progress)
+    return list(scores_of(work, settings))

@@ -7,8 +7,8 @@ from typing import Any
 from model.settings import suggestion
 from orchestrator.errors import UserError
 from orchestrator.tracking import rest
-from orchestrator.tracking.entries import read_record
 from orchestrator.tracking.runs import Run, get_run, search_runs, tags_of
+from orchestrator.tracking.suite import read_record
 
 PREFIX = "retinanet-conf/"
 """Of the MLflow experiments that are suites."""

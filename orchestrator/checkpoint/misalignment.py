@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import InferenceConfig
-from orchestrator.checkpoint.evaluate import read_checkpoint, read_images
-from orchestrator.checkpoint.passes import score_checkpoint
+from orchestrator.checkpoint.evaluate import read_checkpoint, read_images, score_checkpoint
 from orchestrator.errors import UserError
 from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.pictures import choose, write_pictures
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 from orchestrator.report.files import SUFFIXES
-from orchestrator.report.misalignment_table import COLUMNS, NOTES, embolden, statistics_cells
+from orchestrator.report.results import COLUMNS, NOTES, embolden, statistics_cells
 from orchestrator.site import Site
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def by_image(head: Head, places: Sequence[int]) -> Table:
 
 def by_head(heads: Sequence[Head]) -> Table:
     """Show the statistics of each head beside its AP."""
-    from model.evaluation.alignment import statistics
+    from model.evaluation.misalignment import statistics
 
     lines: list[tuple[Cell | Value, ...]] = []
     for head in heads:
@@ -196,8 +195,8 @@ def _lines(name: str, counts: "Misalignment", places: Sequence[int]) -> Iterator
 
 def _lab(heads: Sequence[Head]) -> Lab:
     """Show the heads on the images on which NMS drops the most better boxes."""
-    from model.evaluation.scoring import load_detector
     from model.network.checkpoint import read_card
+    from model.network.retinanet import load_detector
 
     data = heads[0].data
     indices = instructive_indices(data, [head.counts for head in heads])

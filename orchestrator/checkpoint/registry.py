@@ -15,8 +15,7 @@ from typing import Any
 
 from model.config import DataConfig
 from orchestrator.checkpoint.find import ALIAS, Candidate, Choice, best_version, choose, finished, model_name
-from orchestrator.checkpoint.provenance import Provenance
-from orchestrator.checkpoint.pull import fetch, training_of
+from orchestrator.checkpoint.pull import Provenance, fetch, training_of
 from orchestrator.errors import UserError
 from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import tame_mlflow

@@ -2,25 +2,124 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import DataConfig, InferenceConfig, TrainConfig
 from model.settings import to_dict
-from orchestrator.checkpoint.evaluate import read_checkpoint, read_images
-from orchestrator.checkpoint.passes import score_checkpoint
+from orchestrator.checkpoint.evaluate import read_checkpoint, read_images, score_checkpoint
 from orchestrator.checkpoint.pull import slug
-from orchestrator.checkpoint.ranges import Axis, Combination, combinations
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import train_key
 from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
 
 if TYPE_CHECKING:
     from model.data.coco import CocoData
     from model.network.checkpoint import Card
+
+MOST = 256
+"""Settings of one sweep; every one of them holds its detections of all images in memory."""
+FORM = "expected START:STOP:STEP or a list, such as 0:1:0.05 or 0,0.4,0.5"
+Combination = tuple[float, ...]
+"""A value for each axis."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """An inference setting and the values that it takes, rising."""
+
+    setting: str
+    """Its name in InferenceConfig."""
+    option: str
+    """What it is called on the command line."""
+    values: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables and figures."""
+        return LABELS.get(self.setting, self.setting.replace("_", " "))
+
+    @property
+    def digits(self) -> int:
+        """Decimals that tell the values apart, at least one."""
+        return max(1, *(-_exponent(Decimal(str(value))) for value in self.values))
+
+
+LABELS = {"confidence_exponent": "exponent", "nms_iou": "NMS IoU"}
+
+
+def parse_axis(setting: str, option: str, text: str) -> Axis:
+    """Read the values of a setting.
+
+    Raises:
+        UserError: it is no range and no list of different numbers, or an empty or an endless one.
+    """
+    parts = text.split(":")
+    if len(parts) == 3:
+        values = _range(f"{option} {text}", *(_number(f"{option} {text}", part) for part in parts))
+    elif len(parts) == 1:
+        values = [_number(f"{option} {text}", part) for part in text.split(",")]
+    else:
+        raise UserError(f"{option} {text}: {FORM}")
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"{option} {text}: {value} stands twice; leave one out")
+    return Axis(setting=setting, option=option, values=tuple(float(value) for value in sorted(values)))
+
+
+def combinations(axes: Sequence[Axis]) -> list[Combination]:
+    """Every value of each axis with every one of the others, the last axis changing first.
+
+    Raises:
+        UserError: these are more than MOST, or more than two axes have several values.
+    """
+    varied = [axis for axis in axes if len(axis.values) > 1]
+    if len(varied) > 2:
+        raise UserError(
+            f"{', '.join(axis.option for axis in varied)} all have several values; vary one for a curve or two for a "
+            "grid, and give the others one value"
+        )
+    count = math.prod(len(axis.values) for axis in axes)
+    if count > MOST:
+        raise UserError(
+            f"{' x '.join(axis.option for axis in varied)} are {count} settings, at most {MOST} are scored at once; "
+            "take a larger step"
+        )
+    return list(product(*(axis.values for axis in axes)))
+
+
+def _range(said: str, start: Decimal, stop: Decimal, step: Decimal) -> list[Decimal]:
+    """From START to STOP, both included, in decimal arithmetic: 0:1:0.1 holds 0.3, and not 0.30000000000000004."""
+    if step <= 0:
+        raise UserError(f"{said}: the step is {step}, expected more than 0")
+    if start > stop:
+        raise UserError(f"{said}: it begins at {start}, above its end {stop}; swap them")
+    if (stop - start) / step >= MOST:
+        raise UserError(f"{said}: more than {MOST} values; take a larger step")
+    return [start + place * step for place in range(int((stop - start) / step) + 1)]
+
+
+def _number(said: str, text: str) -> Decimal:
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite():
+        raise UserError(f"{said}: {text.strip()!r} is no number; {FORM}")
+    return number
+
+
+def _exponent(number: Decimal) -> int:
+    exponent = number.normalize().as_tuple().exponent
+    assert isinstance(exponent, int)
+    return exponent
+
 
 OPTIONS = {
     "confidence_exponent": "--exponents",
@@ -58,7 +157,7 @@ class Spot:
     """Of each axis that varies."""
     inference: InferenceConfig
     metrics: Mapping[str, float | None]
-    """The twelve and those of model.evaluation.alignment.OF_DETECTIONS; None where there is nothing to measure."""
+    """The twelve and those of model.evaluation.misalignment.OF_DETECTIONS; None where there is nothing to measure."""
     paper: Mapping[str, float]
     """The paper's numbers of this setting, by metric, where it gives any."""
 
@@ -103,7 +202,7 @@ def sweep(
         config = replace(config, num_train_images=None, num_val_images=None)
     data = read_images(request.data, config, split, site, say)
     scores = score_checkpoint(request.folder, data, settings, progress, site.scored)
-    from model.evaluation.alignment import of_detections
+    from model.evaluation.misalignment import of_detections
 
     papers = [papers_numbers(request.beside, card.config, config, one, split) for one in settings]
     spots = [

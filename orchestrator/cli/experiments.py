@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, by_suite, say, show, show_reports, site
-from orchestrator.cluster.job_environment import is_jobs_address
+from orchestrator.cluster.package import is_jobs_address
 from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import make_plan
@@ -34,9 +34,9 @@ def plan(
     quick: bool,
 ) -> None:
     """Show what EXPERIMENT would train and score, how long that takes, and how much disk. Starts nothing."""
-    from orchestrator.driver.submit import checked_suite, read_suite
     from orchestrator.experiment.estimate import estimate
     from orchestrator.report.plan_tables import evaluations_table, plan_table, plans_json
+    from orchestrator.tracking.ledger import checked_suite, read_suite
 
     here = site()
     plans = []
@@ -131,8 +131,8 @@ def status(experiments: list[Experiment], form: str) -> None:
 
     Long reasons are cut, and the logs with the rest of them named; --format json has them whole.
     """
-    from orchestrator.driver.submit import read_suite
-    from orchestrator.report.status import status_table
+    from orchestrator.report.plan_tables import status_table
+    from orchestrator.tracking.ledger import read_suite
 
     here = site()
     ledgers = {suite: read_suite(suite, here) for suite in by_suite(experiments)}
@@ -167,9 +167,8 @@ def report(
     misalignment: bool,
 ) -> None:
     """Print the results tables of EXPERIMENT, or what they say to the claims of the paper."""
-    from orchestrator.driver.submit import report_suite
     from orchestrator.report.claims import claims_table, find_claims, judge, load_claims
-    from orchestrator.report.files import write_reports
+    from orchestrator.report.files import report_suite, write_reports
 
     here, judged = site(), []
     listed = None

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli import analysis_verbs, checkpoints, experiments, suites
+from orchestrator.cli import checkpoints, experiments, suites
 from orchestrator.errors import INTERRUPTED, UserError
 
 BAD_INPUT = 2
@@ -53,7 +53,7 @@ def cli() -> None:
     """
 
 
-for verb in (*experiments.VERBS, *suites.VERBS, *checkpoints.VERBS, *analysis_verbs.VERBS):
+for verb in (*experiments.VERBS, *suites.VERBS, *checkpoints.VERBS):
     cli.add_command(verb)
 
 

@@ -1,13 +1,15 @@
 """What the verbs of `rnc` share: arguments, options, and how they print."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from orchestrator.cluster.job_environment import require_cluster_settings
+from orchestrator.cluster.package import require_cluster_settings
 from orchestrator.experiment.load import Experiment, load_experiments
 from orchestrator.figures.page import FORMATS, html_page, render
 from orchestrator.figures.table import Table
@@ -74,3 +76,19 @@ def show_reports(reports: "Sequence[Report]", form: str) -> None:
         click.echo(reports_page(reports))
     else:
         show([report.table for report in reports], form)
+
+
+@contextmanager
+def bar(text: str, unit: Literal["bytes", "images"]) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows how many are done of how many; nothing is drawn before its first call."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(text, total=None, visible=False)
+        yield lambda done, total: shown.update(task, completed=done, total=total, visible=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import click
 
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, by_suite, read_experiments, say, show, site
-from orchestrator.cluster.job_environment import is_jobs_address
+from orchestrator.cluster.package import is_jobs_address
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 
@@ -60,7 +60,7 @@ def gc(experiments: list[Experiment], form: str, deletes: bool) -> None:
     Checkpoints to resume from go once their training is finished; weights in MLflow only where no row of these files,
     no other table of the suite, no alias of the model registry and no tag `pin` of the run asks for them.
     """
-    from orchestrator.driver.submit import collect_garbage
+    from orchestrator.driver.garbage import collect_garbage
 
     here = site()
     groups = by_suite(experiments).values()
@@ -77,7 +77,7 @@ def repair(experiments: list[Experiment], dry_run: bool) -> None:
     MLflow lost are stored again from the last checkpoint; what else lost its files is marked, and made again by the
     next submit. Every submit does the same by itself.
     """
-    from orchestrator.driver.submit import repair_suite
+    from orchestrator.driver.repair import repair_suite
 
     here = site()
     number = sum(repair_suite(group, here, say, dry_run=dry_run) for group in by_suite(experiments).values())
@@ -133,7 +133,7 @@ def doctor(
     Green is right, yellow deserves a look, red stops trainings or spoils their numbers.
     The exit code is 0 without red, 1 with, and 2 for a mistake in the call.
     """
-    from orchestrator.doctor.doctor_finding import exit_code, findings_table
+    from orchestrator.doctor.machine import exit_code, findings_table
 
     here = site()
     if address:

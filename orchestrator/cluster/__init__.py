@@ -1,1 +1,1 @@
-"""TODO."""
+"""Ray itself: its environment, connection and capacity, and jobs sent to it; begin with `connect.py`."""

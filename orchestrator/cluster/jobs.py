@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from orchestrator.cluster.job_environment import job_environment
-from orchestrator.cluster.package import Package, build_package
+from orchestrator.cluster.package import Package, build_package, job_environment
 from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.tracking.runs import git_commit

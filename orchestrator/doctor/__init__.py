@@ -1,1 +1,1 @@
-"""TODO."""
+"""`rnc doctor`: probes of each machine and judgements on what they find; begin with `diagnose.py`."""

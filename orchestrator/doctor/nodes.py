@@ -11,10 +11,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.capacity import Cluster
+from orchestrator.cluster.connect import cluster_of_ray, start_ray, stop_ray
 from orchestrator.doctor import probes
 from orchestrator.doctor.services import dashboard_is_open
 from orchestrator.doctor.together import Reduced
-from orchestrator.driver.launch import cluster_of_ray, start_ray, stop_ray
 from orchestrator.site import Site
 
 Say = Callable[[str], None]

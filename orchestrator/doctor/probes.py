@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.data.cache import own_folder
-from model.data.digest import file_sha256
+from model.data.cache import file_sha256, own_folder
 from orchestrator.doctor.services import ask_mlflow, listeners
 
 Facts = dict[str, Any]

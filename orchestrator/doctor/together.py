@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.doctor.doctor_finding import EVERYWHERE, Finding
-from orchestrator.doctor.machine import judge_skew
+from orchestrator.doctor.machine import EVERYWHERE, Finding, judge_skew
 
 Facts = Mapping[str, Any]
 SAME_NUMBERS = ("python", "torch", "torchvision", "ray", "sources")

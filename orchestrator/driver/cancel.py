@@ -1,18 +1,18 @@
 """What `rnc cancel` and `rnc submit --prune` do: end trainings that another terminal's submit runs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.driver.lock import holder_of
-from orchestrator.driver.stops import PRUNED, Prune, ask_to_cancel, ask_to_prune
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import train_key
 from orchestrator.experiment.load import Experiment, find_row
-from orchestrator.experiment.plan import make_plan
+from orchestrator.experiment.plan import TrainRun, make_plan, train_key
 from orchestrator.site import Site
-from orchestrator.tracking.ledger import end_training, read_ledger
+from orchestrator.tracking.ledger import begin_training, end_training, read_ledger
+from orchestrator.tracking.runs import search_runs, write
 from orchestrator.tracking.server import existing_tracking_server
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.suite import STOP_TAG, Tracking, experiment_tags, open_suite, tag_experiment
 
 Say = Callable[[str], None]
 
@@ -71,3 +71,55 @@ def prune(experiments: Sequence[Experiment], suite: Tracking, site: Site, say: S
         if not (runs and record.status == "RUNNING"):
             end_training(suite, record.run_id, "KILLED", PRUNED)
         say(f"pruned: training {key} ({record.label})")
+
+
+CANCELLED = "cancelled"
+PRUNED = "pruned"
+PRUNE_TAG = "prune"
+"""Of the suite's experiment: the trainings to keep, of those that only the named tables want."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prune:
+    """A wish to end what no row asks for any more."""
+
+    tables: frozenset[str]
+    keep: frozenset[str]
+    """Train keys that rows of these tables ask for."""
+
+    def takes(self, key: str, wanted_by: Collection[str]) -> bool:
+        """Say whether a training goes; one that yet another table wants, or nobody knows which, stays."""
+        return bool(wanted_by) and key not in self.keep and self.tables.issuperset(wanted_by)
+
+
+def ask_to_cancel(suite: Tracking, run: TrainRun) -> None:
+    """Ask for the end of one training; where it waits, its run says at once that it is cancelled."""
+    record = read_ledger(suite).trainings.get(run.key)
+    run_id = begin_training(suite, run) if record is None else record.run_id
+    write(suite.uri, run_id, tags={STOP_TAG: CANCELLED})
+    if record is None or record.status != "RUNNING":
+        end_training(suite, run_id, "KILLED", CANCELLED)
+
+
+def ask_to_prune(suite: Tracking, prune: Prune) -> None:
+    """Ask for the end of all trainings that a prune takes."""
+    tag_experiment(suite, PRUNE_TAG, json.dumps({"tables": sorted(prune.tables), "keep": sorted(prune.keep)}))
+
+
+def prune_asked(suite: Tracking) -> Prune | None:
+    """Return what was asked for, if anything was."""
+    text = experiment_tags(suite).get(PRUNE_TAG)
+    if not text:
+        return None
+    told = json.loads(text)
+    return Prune(tables=frozenset(told["tables"]), keep=frozenset(told["keep"]))
+
+
+def forget_stops(suite: Tracking) -> None:
+    """Drop what was asked of an earlier submit."""
+    if suite.experiment_id is None:
+        return
+    for run in search_runs(suite.uri, suite.experiment_id, f"tags.{STOP_TAG} != ''"):
+        write(suite.uri, run["info"]["run_id"], tags={STOP_TAG: ""})
+    if prune_asked(suite) is not None:
+        tag_experiment(suite, PRUNE_TAG, "")

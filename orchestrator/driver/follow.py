@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.cluster.capacity import Cluster, needs
-from orchestrator.driver import stops
-from orchestrator.driver.live import GOES_ON, Show, State, Status
+from orchestrator.driver.cancel import PRUNED, prune_asked
+from orchestrator.driver.live import Show
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
-from orchestrator.tracking.patience import patiently
+from orchestrator.tracking.rest import patiently
 from orchestrator.tracking.suite import Tracking, open_suite
-from orchestrator.worker.task import Work, epochs_done
-from orchestrator.worker.training_log import note, scoring_of
+from orchestrator.worker.task import GOES_ON, State, Status, Work, epochs_done, note, scoring_of
 
 WATCH_SECONDS = 2.0
 Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
@@ -177,12 +176,12 @@ class Follower:
 
     def _stop_what_is_asked(self) -> None:
         """Tell trials to end that somebody asked for, through MLflow."""
-        prune = stops.prune_asked(self._suite)
+        prune = prune_asked(self._suite)
         for key, progress in self._progress.items():
             run = self._works[key].train_run
             asked = progress.record.stop if progress.record else ""
             if not asked and prune is not None and prune.takes(key, run.tables):
-                asked = stops.PRUNED
+                asked = PRUNED
             if asked and not progress.stop and progress.state in ("waiting", "starting"):
                 progress.stop = asked
                 self._works[key].tell_stop()

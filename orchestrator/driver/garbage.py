@@ -3,22 +3,46 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from model.data.cache import own_folder
+from orchestrator.driver.lock import holder_of
+from orchestrator.errors import UserError
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.figures.table import Column, Table
+from orchestrator.site import Site
 from orchestrator.tracking import rest
-from orchestrator.tracking.artifacts import delete
-from orchestrator.tracking.entries import TABLE_TAG
-from orchestrator.tracking.holdings import check_files
+from orchestrator.tracking.artifacts import check_files, delete
 from orchestrator.tracking.ledger import ledger_of
 from orchestrator.tracking.runs import FILES_TAG, Run, delete_tag, files_of, get_run, tags_of, write
-from orchestrator.tracking.suite import Tracking, by_key, read_runs
+from orchestrator.tracking.server import existing_tracking_server
+from orchestrator.tracking.suite import TABLE_TAG, Tracking, by_key, open_suite, read_runs
 from orchestrator.worker.task import epochs_done
+
+
+def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: bool) -> list[Table]:
+    """Say what of a suite takes space and why it stays or may go; free it if told so.
+
+    Raises:
+        UserError: somebody runs the suite just now.
+    """
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return []
+    suite = open_suite(uri, experiments[0].suite, create=False)
+    items = find_garbage(suite, make_plan(experiments, Ledger()), site.storage / suite.suite, site.scored)
+    if deletes:
+        if holder := holder_of(suite, site):
+            raise UserError(f"suite {suite.suite} is being run by {holder}; free space when it has ended")
+        for item in items:
+            if item.free is not None:
+                item.free()
+    return [garbage_table(items)]
+
 
 PIN_TAG = "pin"
 """A tag of a training's run, set in MLflow's user interface with any value; its checkpoints stay."""

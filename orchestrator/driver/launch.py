@@ -2,34 +2,27 @@
 
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import tune
 
-from orchestrator.cluster.capacity import Cluster, local_cluster, needs, per_worker, require_plan_fits
-from orchestrator.cluster.environment import ray_environment
+from orchestrator.cluster.capacity import Cluster, needs, per_worker, require_plan_fits
+from orchestrator.cluster.connect import TOKENS, cluster_of_ray, stop_ray
 from orchestrator.driver.follow import Ending, Follower
 from orchestrator.driver.live import Show
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.errors import INTERRUPTED
+from orchestrator.experiment.estimate import weights_bytes
 from orchestrator.experiment.plan import Plan
-from orchestrator.experiment.sizes import weights_bytes
 from orchestrator.site import Site
 from orchestrator.tracking.suite import open_suite
 from orchestrator.worker.asha import Halving
 from orchestrator.worker.gauges import SuiteGauges
 from orchestrator.worker.task import Work
 from orchestrator.worker.trial import release, run_trial
-
-TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
-"""Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
-OBJECT_STORE_BYTES = 256 * 1024**2
-CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,39 +38,6 @@ class Outcome:
         if self.interrupted:
             return INTERRUPTED
         return int(any(ending.state not in ("finished", "stopped") for ending in self.endings))
-
-
-def start_ray(site: Site) -> None:
-    """Join the site's cluster, or start Ray on this machine, where nobody else can reach it.
-
-    `set_ray_environment` has been called before this module was imported.
-
-    Raises:
-        UserError: the cluster does not answer.
-    """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if site.ray_address is None:
-        machine = local_cluster()
-        tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
-        ray.init(
-            address="local",
-            num_cpus=int(machine.total("CPU")),
-            resources=tokens,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **quiet,
-        )
-        return
-    _require_answer(site.ray_address)
-    try:
-        ray.init(address=site.ray_address, runtime_env={"env_vars": ray_environment(is_local=False)}, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({error})") from error
-
-
-def stop_ray() -> None:
-    """End the local cluster and everything in it, or leave the one that was joined."""
-    ray.shutdown()
 
 
 def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: None) -> Outcome:
@@ -144,12 +104,6 @@ def _size(work: Work) -> tuple[float, ...]:
     """What a training reserves, and then how long it takes, about: its epochs times its weights."""
     length = 0 if work.is_trained else work.num_epochs * weights_bytes(work.train_run.config)
     return (*needs(work.train_run.resources).values(), length)
-
-
-def cluster_of_ray() -> Cluster:
-    """What the nodes of the cluster have that was joined or started."""
-    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
-    return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
 
 
 def _tune(plan: Plan, works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> None:
@@ -221,20 +175,6 @@ class _Callback(tune.Callback):
         """The trial's process has died, and again after a second start."""
         release(self._works[_key(trial)])
         self._follower.ended(_key(trial), error="the process of the trial died", log=str(trial.error_file or ""))
-
-
-def _require_answer(address: str) -> None:
-    """Ray itself waits far longer before it gives up on an address."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:
-        return  # "auto"
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"RAY_ADDRESS: {address} does not answer ({error}); start the cluster, correct the address, or unset it to "
-            "run on this machine"
-        ) from error
 
 
 @contextmanager

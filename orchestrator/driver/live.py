@@ -3,38 +3,12 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table
+from orchestrator.worker.task import GOES_ON, State, Status
 
-State = Literal[
-    "waiting", "starting", "training", "scoring", "finished", "failed", "interrupted", "cancelled", "stopped"
-]
-"""Stopped is what its search decided against."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Status:
-    """Where one training stands."""
-
-    label: str
-    state: State
-    note: str = ""
-    """Why it waits, or failed."""
-    epoch: float = 0.0
-    num_epochs: int
-    loss: float | None = None
-    ap: float | None = None
-    """Of the last validation, 0 to 100."""
-    images_per_s: float | None = None
-    remaining_s: float | None = None
-    """Until the last epoch, at the present pace."""
-
-
-GOES_ON: tuple[State, ...] = ("starting", "training", "scoring")
-"""The states of a training that somebody works on."""
 Show = Callable[[Sequence[Status]], None]
 
 

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import train_key
 from orchestrator.experiment.load import Experiment, find_row
-from orchestrator.experiment.plan import make_plan
+from orchestrator.experiment.plan import make_plan, train_key
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import read_ledger
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.server import existing_tracking_server
 from orchestrator.tracking.suite import open_suite
-from orchestrator.worker.task import JOURNAL
-from orchestrator.worker.training_log import NAME, output_of
+from orchestrator.worker.task import JOURNAL, TRAINING_LOG, output_of
 
 NUM_POINTS = 5
 NUM_OUTPUT_LINES = 20
@@ -50,7 +48,7 @@ def print_logs(
     experiment, row = find_row(experiments, label, seed)
     key = train_key(replace(row.train, seed=row.seeds[0] if seed is None else seed))
     folder = site.storage / experiment.suite / key
-    if not (folder / NAME).exists() and not follow:
+    if not (folder / TRAINING_LOG).exists() and not follow:
         raise UserError(
             f"row {label!r}: its training has written nothing in {folder} yet; `rnc status` says how far it is, and if "
             "it runs on a cluster, give `rnc logs` its --address, or set RNC_HOME to the storage that the cluster uses"
@@ -60,7 +58,7 @@ def print_logs(
         for line in lines:
             print_line(line)
         print_line("")
-    print_line(f"== {folder / NAME}")
+    print_line(f"== {folder / TRAINING_LOG}")
     for line in _growing(folder, lambda: not follow or _is_over(experiments, experiment.suite, key, site)):
         print_line(line)
 
@@ -77,7 +75,7 @@ def _sections(folder: Path) -> Iterator[tuple[str, list[str]]]:
                 if line
             ],
         )
-    outputs = [path for line in _lines(folder / NAME) if (path := output_of(line))]
+    outputs = [path for line in _lines(folder / TRAINING_LOG) if (path := output_of(line))]
     for path in (outputs[-1], outputs[-1].with_suffix(".err")) if outputs else ():
         printed = [line for line in _lines(path) if not line.startswith(RAYS_OWN)][-NUM_OUTPUT_LINES:]
         if printed:
@@ -95,8 +93,8 @@ def _growing(folder: Path, is_over: Callable[[], bool]) -> Iterator[str]:
     place = 0
     while True:
         over = is_over()  # before reading, so that the last lines are read
-        if (folder / NAME).exists():
-            with (folder / NAME).open("rb") as file:
+        if (folder / TRAINING_LOG).exists():
+            with (folder / TRAINING_LOG).open("rb") as file:
                 file.seek(place)
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]

@@ -9,13 +9,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from orchestrator.experiment.plan import Evaluation, Ledger, Plan, Record
-from orchestrator.tracking.holdings import check_files
+from orchestrator.errors import Say
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import Evaluation, Ledger, Plan, Record, make_plan
+from orchestrator.site import Site
+from orchestrator.tracking.artifacts import check_files
 from orchestrator.tracking.ledger import card_of, end_run, finish_training, ledger_of
-from orchestrator.tracking.liveness import Running, looks_alive
 from orchestrator.tracking.recorder import num_lacking, replay
-from orchestrator.tracking.runs import Run, delete_tag, get_run, last_sign_of_life, metrics_target, tags_of
-from orchestrator.tracking.suite import KEY_TAG, Tracking, read_runs
+from orchestrator.tracking.runs import (
+    Run,
+    Running,
+    delete_tag,
+    get_run,
+    last_sign_of_life,
+    looks_alive,
+    metrics_target,
+    tags_of,
+)
+from orchestrator.tracking.server import existing_tracking_server
+from orchestrator.tracking.suite import KEY_TAG, Tracking, open_suite, read_runs
 from orchestrator.worker.task import JOURNAL, last_checkpoint
 
 
@@ -127,3 +139,30 @@ def _mark_lost(suite: Tracking, lost: Record) -> None:
     """Let the ledger say what is missing; a training without its checksum counts as one without a checkpoint."""
     delete_tag(suite.uri, lost.run_id, "checkpoint_sha256")
     end_run(suite, lost.run_id, "KILLED", lost.note)
+
+
+def repair_suite(experiments: Sequence[Experiment], site: Site, say: Say, *, dry_run: bool = False) -> int:
+    """Mend what is wrong with what MLflow holds, say what it is, and return how much of it there is."""
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return 0
+    suite = open_suite(uri, experiments[0].suite, create=False)
+    return _repair(experiments, suite, site, say, dry_run=dry_run)
+
+
+def _repair(
+    experiments: Sequence[Experiment],
+    suite: Tracking,
+    site: Site,
+    say: Say,
+    *,
+    dry_run: bool = False,
+    runs: Sequence[Run] | None = None,
+) -> int:
+    plan, storage = make_plan(experiments, Ledger()), site.storage / suite.suite
+    defects = find_defects(suite, plan, storage, runs=runs)
+    for defect in defects:
+        if not dry_run:
+            defect.mend()
+        say(defect.text)
+    return len(defects)

@@ -2,33 +2,27 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
+from orchestrator.driver.cancel import forget_stops
 from orchestrator.driver.cancel import prune as prune_suite
-from orchestrator.driver.garbage import find_garbage, garbage_table
-from orchestrator.driver.lock import holder_of, my_turn
-from orchestrator.driver.onlooker import onlooker
-from orchestrator.driver.repair import find_defects
-from orchestrator.driver.stops import forget_stops
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.driver.lock import my_turn, onlooker
+from orchestrator.driver.repair import _repair
+from orchestrator.errors import INTERRUPTED, Say
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.experiment.prepare import prepare
-from orchestrator.figures.table import Table
-from orchestrator.report.files import Report, make_reports, table_files, write_reports
+from orchestrator.report.files import Report, make_reports, report_suite, table_files, write_reports
 from orchestrator.report.pages import show_suite
 from orchestrator.site import Site
-from orchestrator.tracking.holdings import check_files
-from orchestrator.tracking.ledger import ledger_of, log_table, name_seeds, place_evaluations, read_ledger
+from orchestrator.tracking.ledger import check_plan, ledger_of, log_table, name_seeds, place_evaluations, read_ledger
 from orchestrator.tracking.runs import Run
-from orchestrator.tracking.server import existing_tracking_server, tracking_server
+from orchestrator.tracking.server import tracking_server
 from orchestrator.tracking.suite import Tracking, open_suite, read_runs
-
-Say = Callable[[str], None]
 
 
 def submit(experiments: Sequence[Experiment], site: Site, say: Say, *, prune: bool = False) -> tuple[int, list[Report]]:
@@ -99,35 +93,6 @@ def check(experiments: Sequence[Experiment], site: Site, say: Say) -> tuple[Plan
     return plan, uri
 
 
-def repair_suite(experiments: Sequence[Experiment], site: Site, say: Say, *, dry_run: bool = False) -> int:
-    """Mend what is wrong with what MLflow holds, say what it is, and return how much of it there is."""
-    uri = existing_tracking_server(site)
-    if uri is None:
-        return 0
-    suite = open_suite(uri, experiments[0].suite, create=False)
-    return _repair(experiments, suite, site, say, dry_run=dry_run)
-
-
-def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: bool) -> list[Table]:
-    """Say what of a suite takes space and why it stays or may go; free it if told so.
-
-    Raises:
-        UserError: somebody runs the suite just now.
-    """
-    uri = existing_tracking_server(site)
-    if uri is None:
-        return []
-    suite = open_suite(uri, experiments[0].suite, create=False)
-    items = find_garbage(suite, make_plan(experiments, Ledger()), site.storage / suite.suite, site.scored)
-    if deletes:
-        if holder := holder_of(suite, site):
-            raise UserError(f"suite {suite.suite} is being run by {holder}; free space when it has ended")
-        for item in items:
-            if item.free is not None:
-                item.free()
-    return [garbage_table(items)]
-
-
 def _conclude(
     plan: Plan, suite: Tracking, runs: Sequence[Run], site: Site, say: Say, *, registers: bool = True
 ) -> list[Report]:
@@ -150,53 +115,6 @@ def _conclude(
     return reports
 
 
-def report_suite(experiments: Sequence[Experiment], site: Site, *, bootstrap: bool = True) -> list[Report]:
-    """Measure the experiments of one suite, as far as MLflow holds them."""
-    uri, suite = existing_tracking_server(site), experiments[0].suite
-    ledger = Ledger() if uri is None else read_ledger(open_suite(uri, suite, create=False))
-    return make_reports(experiments, ledger, uri, site, bootstrap=bootstrap)
-
-
-def read_suite(suite: str, site: Site) -> Ledger:
-    """What MLflow holds of a suite; an empty ledger where nothing was ever recorded."""
-    uri = existing_tracking_server(site)
-    if uri is None:
-        return Ledger()
-    return read_ledger(open_suite(uri, suite, create=False))
-
-
-def checked_suite(experiments: Sequence[Experiment], site: Site) -> Ledger:
-    """What MLflow holds of the suite, less what the experiments use and what has lost its files."""
-    uri = existing_tracking_server(site)
-    if uri is None:
-        return Ledger()
-    ledger = read_ledger(open_suite(uri, experiments[0].suite, create=False))
-    return check_plan(uri, ledger, make_plan(experiments, ledger))
-
-
-def check_plan(uri: str, ledger: Ledger, plan: Plan) -> Ledger:
-    """Return the ledger without what a plan uses and has lost its files."""
-    return check_files(uri, ledger, [*plan.trainings, *plan.evaluations])
-
-
-def _repair(
-    experiments: Sequence[Experiment],
-    suite: Tracking,
-    site: Site,
-    say: Say,
-    *,
-    dry_run: bool = False,
-    runs: Sequence[Run] | None = None,
-) -> int:
-    plan, storage = make_plan(experiments, Ledger()), site.storage / suite.suite
-    defects = find_defects(suite, plan, storage, runs=runs)
-    for defect in defects:
-        if not dry_run:
-            defect.mend()
-        say(defect.text)
-    return len(defects)
-
-
 def _complete(plan: Plan) -> str:
     stopped = len(plan.stopped_trainings)
     unscored = sum(len(plan.evaluations_on(key)) for key in plan.stopped_trainings)
@@ -213,7 +131,8 @@ def _run(plan: Plan, ledger: Ledger, site: Site, uri: str, say: Say) -> int:
         require_plan_fits(plan, local_cluster())
     prepare(plan, ledger, site, say)
     set_ray_environment(is_local=site.ray_address is None)
-    from orchestrator.driver.launch import launch, start_ray, stop_ray
+    from orchestrator.cluster.connect import start_ray, stop_ray
+    from orchestrator.driver.launch import launch
     from orchestrator.driver.live import live_view
 
     started = time.monotonic()

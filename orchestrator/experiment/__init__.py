@@ -1,1 +1,1 @@
-"""TODO."""
+"""From a YAML file to a plan: rows, grids, keys, costs; pure but for `prepare.py`; begin with `load.py`."""

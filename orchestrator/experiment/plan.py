@@ -5,9 +5,38 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from model.config import InferenceConfig, TrainConfig
+from model.settings import _key, differences
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import row_keys
 from orchestrator.experiment.load import Experiment, Resources, Search
+from orchestrator.experiment.rows import Row
+
+
+class RowKeys(NamedTuple):
+    """What one row is for one seed."""
+
+    seed: int
+    train_key: str
+    evaluation_key: str
+
+
+def train_key(config: TrainConfig) -> str:
+    """Return the identity of a training: a hash over the settings that differ from the defaults."""
+    return _key("TrainConfig", differences(config))
+
+
+def evaluation_key(train_key: str, inference: InferenceConfig, split: str) -> str:
+    """Return the identity of an evaluation: its training, how it is scored, and on which split."""
+    return _key("InferenceConfig", differences(inference), train_key, split)
+
+
+def row_keys(row: Row) -> tuple[RowKeys, ...]:
+    """Return the identities of a row's training and evaluation for each seed."""
+    return tuple(
+        RowKeys(seed, key, evaluation_key(key, row.inference, row.split))
+        for seed in row.seeds
+        for key in [train_key(replace(row.train, seed=seed))]
+    )
+
 
 STOPPED_EARLY = "stopped early"
 """Begins the note of a STOPPED training."""

@@ -1,16 +1,79 @@
 """What has to be right before anything starts: data sets drawn and checked, weights and disk space there."""
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment.identity import Measured, measured, require_same_data, scoring_reading, training_reading
+from orchestrator.experiment.estimate import needed_while_training
 from orchestrator.experiment.plan import Ledger, Plan
-from orchestrator.experiment.sizes import needed_while_training
 from orchestrator.site import NUM_SHAPES, Site
+
+
+class Reading(NamedTuple):
+    """What decides which data are read, but for their content."""
+
+    dataset: str
+    split: str
+    num_images: int | None
+    faults: str
+
+
+class Measured(NamedTuple):
+    """Data on which something was trained or scored."""
+
+    what: str
+    reading: Reading
+    fingerprint: str
+
+
+def training_reading(data: DataConfig) -> Reading:
+    """Return what a training reads."""
+    return Reading(data.dataset, data.train_split, data.num_train_images, data.faults)
+
+
+def scoring_reading(data: DataConfig, split: str) -> Reading:
+    """Return what an evaluation on a split reads."""
+    limits = {data.train_split: data.num_train_images, data.val_split: data.num_val_images}
+    return Reading(data.dataset, split, limits.get(split), data.faults)
+
+
+def measured(plan: Plan, ledger: Ledger) -> list[Measured]:
+    """Return on which data the finished results of a plan rest, as far as that was recorded."""
+    return list(_measured(plan, ledger))
+
+
+def require_same_data(reading: Reading, fingerprint: str, results: list[Measured]) -> None:
+    """Refuse data that are read as those of a result are, and are others; nothing is lost.
+
+    Raises:
+        UserError: the message names the split, a result, both fingerprints and the ways out.
+    """
+    for result in results:
+        if result.reading == reading and result.fingerprint != fingerprint:
+            raise UserError(
+                f"split {reading.split} of {reading.dataset} has changed: {result.what} rests on data of fingerprint "
+                f"{result.fingerprint[:12]}, now it has {fingerprint[:12]}, and numbers of both would stand in one "
+                "table. Bring the old data back; or give the new data another split name (train.data.train_split, "
+                "train.data.val_split); or give the experiment another suite, which begins anew"
+            )
+
+
+def _measured(plan: Plan, ledger: Ledger) -> Iterator[Measured]:
+    for key, run in plan.trainings.items():
+        record = ledger.trainings.get(key)
+        if record is not None and record.status == "FINISHED" and record.data_fingerprint:
+            yield Measured(f"training {run.label!r}", training_reading(run.config.data), record.data_fingerprint)
+    for key, evaluation in plan.evaluations.items():
+        record = ledger.evaluations.get(key)
+        if record is not None and record.status == "FINISHED" and record.data_fingerprint:
+            data, place = plan.trainings[evaluation.train_key].config.data, evaluation.places[0]
+            what = f"evaluation {place.label!r} of {place.table}"
+            yield Measured(what, scoring_reading(data, evaluation.split), record.data_fingerprint)
+
 
 SHAPES = {"num_train": NUM_SHAPES, "num_val": 300}
 """How many scenes of the embedded data set are drawn; trainings may take fewer."""
@@ -82,8 +145,8 @@ def _check_detector_weights(model: ModelConfig, category_ids: Sequence[int], sit
     file = site.weights_file(model.detector_weights)
     if file is None:
         return
-    from model.network.detector import build_detector
     from model.network.pretrained import load_detector
+    from model.network.retinanet import build_detector
 
     try:
         load_detector(build_detector(model, len(category_ids), seed=0), file, category_ids=category_ids)

@@ -1,12 +1,11 @@
 """One line of a table: what it says, and what of that cannot be meant."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from model.config import InferenceConfig, TrainConfig
 from model.settings import Settings, misspelt, suggestion
-from orchestrator.experiment.document import METRICS
 from orchestrator.experiment.reading import typed
 
 
@@ -99,3 +98,80 @@ def _that_read_confidence(inference: InferenceConfig) -> Iterator[tuple[str, obj
         yield "confidence_exponent", inference.confidence_exponent
     if inference.min_confidence > 0.0:
         yield "min_confidence", inference.min_confidence
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What a training runs on; free to change, no part of any identity."""
+
+    num_workers: int = 1
+    """Processes that train one model together."""
+    num_nodes: int | None = None
+    """Nodes over which the workers are spread, at least; None packs them on as few as have room."""
+    gpus_per_worker: float = 0.0
+    """0 trains on the CPU; a part of 1 shares a GPU."""
+    cpus_per_worker: float = 1.0
+    """CPUs that each worker reserves, its loader processes included."""
+    local_batch: int | None = None
+    """Images of one forward pass of a worker; gradients add up to the global batch. None takes the whole share."""
+    loader_processes: int = 0
+    """Processes of each worker that read images; 0 reads in the worker itself."""
+    max_concurrent: int | None = None
+    """Trainings of the suite that run at once; of several files the smallest counts. None: as many as find room."""
+
+    def __post_init__(self) -> None:
+        gpus = self.gpus_per_worker
+        _require(self.num_workers >= 1, f"num_workers is {self.num_workers}, expected at least 1")
+        _require(
+            self.num_nodes is None or (self.num_nodes >= 1 and self.num_workers % self.num_nodes == 0),
+            f"num_nodes is {self.num_nodes}, expected a number that divides num_workers, {self.num_workers}",
+        )
+        _require(
+            gpus >= 0.0 and (gpus <= 1.0 or gpus == int(gpus)),
+            f"gpus_per_worker is {gpus}, expected 0 to 1, or a whole number",
+        )
+        _require(self.cpus_per_worker > 0.0, f"cpus_per_worker is {self.cpus_per_worker}, expected more than 0")
+        _require(
+            self.local_batch is None or self.local_batch >= 1,
+            f"local_batch is {self.local_batch}, expected at least 1, or null for a worker's whole share",
+        )
+        _require(self.loader_processes >= 0, f"loader_processes is {self.loader_processes}, expected at least 0")
+        _require(
+            self.max_concurrent is None or self.max_concurrent >= 1,
+            f"max_concurrent is {self.max_concurrent}, expected at least 1, or null for no limit",
+        )
+
+
+def contradictions(resources: Resources, trainings: Iterable[TrainConfig]) -> Iterator[str]:
+    """Name resources that are each in range and cannot be meant together, or not for these trainings."""
+    workers, gpus = resources.num_workers, resources.gpus_per_worker
+    if workers > 1 and 0.0 < gpus < 1.0:
+        yield (
+            f"gpus_per_worker is {gpus:g} for {workers} workers, but NCCL takes each worker on a GPU of its own; set"
+            " gpus_per_worker: 1, or num_workers: 1"
+        )
+    if resources.loader_processes > resources.cpus_per_worker:
+        yield (
+            f"loader_processes is {resources.loader_processes}, but cpus_per_worker reserves only"
+            f" {resources.cpus_per_worker:g}; raise cpus_per_worker, or lower loader_processes"
+        )
+    smallest = min((config.global_batch for config in trainings), default=None)
+    if smallest is None:
+        return
+    share = -(-smallest // workers)
+    if workers > smallest:
+        yield f"num_workers is {workers}, but an update has only {smallest} images (train.global_batch)"
+    elif resources.local_batch is not None and resources.local_batch > share:
+        yield (
+            f"local_batch is {resources.local_batch}, but a worker's share of an update is {share}"
+            f" (train.global_batch {smallest} over {workers} workers); leave local_batch out to take it whole"
+        )
+
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The twelve numbers of an evaluation, by the names of model.evaluation.coco_eval, too heavy to import here."""

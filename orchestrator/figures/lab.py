@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from model.data.coco import CocoData
     from model.evaluation.candidates import Candidates
     from model.evaluation.misalignment import Misalignment
-    from model.network.detector import RetinaNetConf
+    from model.network.retinanet import RetinaNetConf
 
 FORMAT = 1
 """Rises whenever a page has to read the JSON in another way."""
@@ -63,7 +63,7 @@ def instructive_indices(data: "CocoData", counts: "Sequence[Misalignment]") -> l
     """Pick images on which NMS dropped the most better boxes, and where these are few, others with objects."""
     import numpy as np
 
-    from orchestrator.figures.examples import example_indices
+    from orchestrator.figures.pictures import example_indices
 
     images = np.concatenate([one.dropped.image_ids for one in counts])
     dropped = np.bincount(np.searchsorted(data.image_ids, images), minlength=len(data))

@@ -11,7 +11,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import CLAIMS
 from orchestrator.experiment.reading import read_yaml, typed
 from orchestrator.figures.table import Column, Table
-from orchestrator.report.measured import PAPERS_DATA, Measured, data_of
+from orchestrator.report.results import PAPERS_DATA, Measured, data_of
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate

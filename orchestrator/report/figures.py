@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from numbers import Real
 
 from model.settings import to_dict
-from orchestrator.experiment.keys import train_key
 from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import train_key
 from orchestrator.figures.svg import WIDTH, curve_plot, place, span, svg, text, ticks
-from orchestrator.report.measured import Measured
+from orchestrator.report.results import Measured
 
 CURVES = ("AP", "AP50", "AP75")
 

@@ -1,23 +1,36 @@
 """The results of one suite as files: each table in every format, and all of them with their figures on one page."""
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from orchestrator.experiment.keys import row_keys
+from model.data.cache import file_sha256
+from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger
-from orchestrator.figures.lab import lab_section
+from orchestrator.experiment.plan import Ledger, row_keys
+from orchestrator.experiment.rows import Row
+from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.table import Table
-from orchestrator.report.bootstrap import resampled
 from orchestrator.report.figures import figures
-from orchestrator.report.lab_files import fetch_labs, read_labs
-from orchestrator.report.measured import Measured, measure
-from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
-from orchestrator.report.results import results_table
+from orchestrator.report.intervals import resampled
+from orchestrator.report.results import (
+    Measured,
+    has_several_heads,
+    is_measured,
+    measure,
+    misalignment_table,
+    results_table,
+)
 from orchestrator.site import Site
+from orchestrator.tracking.artifacts import download
+from orchestrator.tracking.ledger import read_ledger
+from orchestrator.tracking.server import existing_tracking_server
+from orchestrator.tracking.suite import LAB_FILE, LAB_FOLDER, open_suite
 
 SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "json": "json"}
 
@@ -121,3 +134,54 @@ def _fetch(uri: str, run_id: str, into: Path) -> Path:
     from orchestrator.tracking.ledger import MATCHES
 
     return download(uri, run_id, f"detections/{MATCHES}", into)
+
+
+def report_suite(experiments: Sequence[Experiment], site: Site, *, bootstrap: bool = True) -> list[Report]:
+    """Measure the experiments of one suite, as far as MLflow holds them."""
+    uri, suite = existing_tracking_server(site), experiments[0].suite
+    ledger = Ledger() if uri is None else read_ledger(open_suite(uri, suite, create=False))
+    return make_reports(experiments, ledger, uri, site, bootstrap=bootstrap)
+
+
+MOST_HEADS = 6
+"""On one page, the first of a table."""
+
+
+def fetch_labs(uri: str, rows: Iterable[Row], ledger: Ledger, folder: Path) -> dict[str, Path]:
+    """Return the files of the trainings that have a lab, of each row its first seed, by label; lost ones are left out.
+
+    Args:
+        uri: of the server.
+        rows: of one table.
+        ledger: what MLflow holds.
+        folder: keeps the files; it may be deleted at any time.
+    """
+    files: dict[str, Path] = {}
+    for row in rows:
+        record = ledger.trainings.get(row_keys(row)[0].train_key)
+        if record is None or not record.lab or len(files) == MOST_HEADS:
+            continue
+        file = folder / f"lab-{record.lab}.json"
+        if file not in files.values() and (file.is_file() or _fetch_lab(uri, record.run_id, record.lab, file)):
+            files[row.label] = file
+    return files
+
+
+def read_labs(files: Mapping[str, Path]) -> Lab | None:
+    """Join what was fetched and can be shown, each head under the label of its row."""
+    labs = [(label, json.loads(file.read_text(encoding="utf-8"))) for label, file in files.items()]
+    shown = [(label, lab) for label, lab in labs if lab["format"] == FORMAT]
+    return join([lab | {"heads": [head | {"label": label} for head in lab["heads"]]} for label, lab in shown])
+
+
+def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        try:
+            fetched = download(uri, run_id, f"{LAB_FOLDER}/{LAB_FILE}", Path(scratch))
+        except UserError:
+            return False
+        if file_sha256(fetched) != digest:
+            return False
+        os.replace(fetched, file)
+    return True

@@ -1,15 +1,23 @@
 """What a suite shows in MLflow's user interface: a saved view of each table and one of the curves, and their links."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
-from orchestrator.experiment.keys import row_keys
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import suite_of
+from orchestrator.experiment.plan import row_keys, suite_of
 from orchestrator.report import views
-from orchestrator.report.describe import NOTE, describe_runs, link_in_page
-from orchestrator.tracking.entries import varied_params, varied_settings
 from orchestrator.tracking.runs import Run, now, params_of, tags_of, write
-from orchestrator.tracking.suite import Tracking, experiment_id, experiment_tags, open_suite, read_runs, tag_experiment
+from orchestrator.tracking.suite import (
+    Tracking,
+    experiment_id,
+    experiment_tags,
+    open_suite,
+    read_runs,
+    tag_experiment,
+    varied_params,
+    varied_settings,
+)
 
 CURVES = "curves"
 
@@ -98,3 +106,56 @@ def _note(tracking: Tracking, tags: Mapping[str, str]) -> str:
     tables = [f"[{name}]({link_in_page(tracking, name, 'TABLE')})" for name in lines]
     curves = f"[training curves]({link_in_page(tracking, CURVES, 'CHART')})"
     return "\n".join([" · ".join([*tables, curves]), "", *(f"- {line}" for line in lines.values())])
+
+
+NOTE = "mlflow.note.content"
+"""The tag that the user interface shows as a description, in Markdown."""
+ROW = "row."
+Rows = Mapping[str, Sequence[str]]
+"""Labels by the name of their table."""
+
+
+def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
+    """Say of every training and evaluation which rows rest on it; what is said already is not written again."""
+    evaluations = [run for run in found if tags_of(run).get("kind") == "evaluation"]
+    trainings = {tags_of(run).get("train_key", ""): run for run in found if tags_of(run).get("kind") == "training"}
+    resting: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for run in evaluations:
+        tags = tags_of(run)
+        rows = {name.removeprefix(ROW): [value] for name, value in sorted(tags.items()) if name.startswith(ROW)}
+        for table, labels in rows.items():
+            resting[tags.get("train_key", "")][table] += labels
+        training = trainings.get(tags.get("train_key", ""))
+        _describe(tracking, run, [*_rows(tracking, rows), *([_training(tracking, training)] if training else [])])
+    for key, run in trainings.items():
+        if key in resting:
+            _describe(tracking, run, [*_rows(tracking, resting[key]), _evaluations(tracking, key)])
+
+
+def link_in_page(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
+    """Link to a saved view from within the user interface, whatever its address is."""
+    return views.view_link("", experiment_id(tracking), view_id, mode).removeprefix("/")
+
+
+def _describe(tracking: Tracking, run: Run, lines: Sequence[str]) -> None:
+    note = "\n".join(f"- {line}" for line in lines)
+    if lines and tags_of(run).get(NOTE) != note:
+        write(tracking.uri, run["info"]["run_id"], tags={NOTE: note})
+
+
+def _rows(tracking: Tracking, rows: Rows) -> list[str]:
+    return [
+        f"[{table}]({link_in_page(tracking, table)}): {'; '.join(dict.fromkeys(sorted(labels)))}"
+        for table, labels in sorted(rows.items())
+    ]
+
+
+def _training(tracking: Tracking, run: Run) -> str:
+    link = views.run_link("", experiment_id(tracking), run["info"]["run_id"]).removeprefix("/")
+    return f"Scores the checkpoint of [{tags_of(run).get('mlflow.runName', 'its training')}]({link})"
+
+
+def _evaluations(tracking: Tracking, train_key: str) -> str:
+    everything = views.experiment_link("", experiment_id(tracking)).removeprefix("/")
+    where = quote(f"tags.kind = 'evaluation' and tags.train_key = '{train_key}'")
+    return f"[Its evaluations]({everything}&searchFilter={where})"

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from orchestrator.experiment.load import METRICS
-from orchestrator.report.misalignment_table import COLUMNS as STATISTICS
-from orchestrator.tracking.entries import MISALIGNMENT, Setting, beside_paper
+from orchestrator.report.results import COLUMNS as STATISTICS
+from orchestrator.tracking.suite import MISALIGNMENT, Setting, beside_paper
 
 View = dict[str, Any]
 Mode = Literal["TABLE", "CHART"]

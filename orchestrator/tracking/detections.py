@@ -12,7 +12,7 @@ from model.config import DataConfig, InferenceConfig
 from model.inference.table import DetectionTable, read_detections, write_detections
 from model.settings import to_dict
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import evaluation_key, train_key
+from orchestrator.experiment.plan import evaluation_key, train_key
 from orchestrator.experiment.reading import typed
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class About:
     metrics: Mapping[str, float | None]
     """The twelve COCO numbers, to the last digit; None where the images have no such object."""
     statistics: Mapping[str, float | None] = field(default_factory=dict)
-    """What the detections say of misalignment, by the names of model.evaluation.alignment.OF_DETECTIONS."""
+    """What the detections say of misalignment, by the names of model.evaluation.misalignment.OF_DETECTIONS."""
 
     @property
     def images(self) -> str:
@@ -64,9 +64,9 @@ def describe(
         config: its data settings, or those that the images were read with in their stead.
         data: the images.
         scores: of all of them.
-        statistics: of all of them, by the names of model.evaluation.alignment; those of the detections alone are kept.
+        statistics: of all of them, as model.evaluation.misalignment names them; those of the detections alone are kept.
     """
-    from model.evaluation.alignment import OF_DETECTIONS
+    from model.evaluation.misalignment import OF_DETECTIONS
 
     key = train_key(card.config)
     return About(

@@ -12,26 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from model.data.digest import file_sha256
+from model.data.cache import file_sha256
 from model.settings import to_dict
-from orchestrator.experiment.plan import Evaluation, Ledger, TrainRun
-from orchestrator.tracking.artifacts import upload_texts
-from orchestrator.tracking.entries import (
-    FINGERPRINT_TAG,
-    MISALIGNMENT,
-    STOPPED_TAG,
-    TABLE_TAG,
-    Kind,
-    inference_params,
-    misalignment_metrics,
-    place_tags,
-    read_record,
-    resources_tags,
-    shown_metrics,
-    training_params,
-)
-from orchestrator.tracking.holdings import store
-from orchestrator.tracking.liveness import this_process
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import Evaluation, Ledger, Plan, TrainRun, make_plan
+from orchestrator.site import Site
+from orchestrator.tracking.artifacts import check_files, store, upload_texts
 from orchestrator.tracking.recorder import replay
 from orchestrator.tracking.runs import (
     Run,
@@ -45,12 +31,56 @@ from orchestrator.tracking.runs import (
     rename,
     set_status,
     tags_of,
+    this_process,
     write,
 )
-from orchestrator.tracking.suite import KEY_TAG, Tracking, by_key, experiment_id, is_finished, read_runs
+from orchestrator.tracking.server import existing_tracking_server
+from orchestrator.tracking.suite import (
+    FINGERPRINT_TAG,
+    KEY_TAG,
+    MISALIGNMENT,
+    STOPPED_TAG,
+    TABLE_TAG,
+    Kind,
+    Tracking,
+    by_key,
+    experiment_id,
+    inference_params,
+    is_finished,
+    misalignment_metrics,
+    open_suite,
+    place_tags,
+    read_record,
+    read_runs,
+    resources_tags,
+    shown_metrics,
+    training_params,
+)
+
+
+def read_suite(suite: str, site: Site) -> Ledger:
+    """What MLflow holds of a suite; an empty ledger where nothing was ever recorded."""
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return Ledger()
+    return read_ledger(open_suite(uri, suite, create=False))
+
+
+def checked_suite(experiments: Sequence[Experiment], site: Site) -> Ledger:
+    """What MLflow holds of the suite, less what the experiments use and what has lost its files."""
+    uri = existing_tracking_server(site)
+    if uri is None:
+        return Ledger()
+    ledger = read_ledger(open_suite(uri, experiments[0].suite, create=False))
+    return check_plan(uri, ledger, make_plan(experiments, ledger))
+
+
+def check_plan(uri: str, ledger: Ledger, plan: Plan) -> Ledger:
+    """Return the ledger without what a plan uses and has lost its files."""
+    return check_files(uri, ledger, [*plan.trainings, *plan.evaluations])
+
 
 Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
-
 MATCHES = "matches.parquet"
 """The file of an evaluation's matches, beside its detections."""
 
@@ -140,8 +170,8 @@ def record_evaluation(
 ) -> str:
     """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing.
 
-    `misalignment` are files, and `statistics` what model.evaluation.alignment makes of them; `data_fingerprint` is that
-    of the images which were scored.
+    `misalignment` are files, and `statistics` what model.evaluation.misalignment makes of them; `data_fingerprint` is
+    that of the images which were scored.
     """
     training = get_run(tracking.uri, train_run_id)
     seed = tags_of(training).get("seed", "0")

@@ -4,21 +4,25 @@ import getpass
 import json
 import math
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.cluster.job_environment import COMMIT
+from orchestrator.site import COMMIT
 from orchestrator.tracking import rest
 from orchestrator.tracking.recorder import Metric, Target
+
+if TYPE_CHECKING:
+    from model.data.coco import CocoData
 
 PAGE = 1000
 FILES_TAG = "files"
 """Holds what a run's artifacts should be: bytes by path."""
-
 Run = dict[str, Any]
 """A run as the API writes it: `info`, and `data` with its latest metrics, params and tags."""
 
@@ -162,3 +166,93 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         return "unknown"
+
+
+Context = Literal["training", "validation", "evaluation"]
+DIGEST_LENGTH = 36  # what MLflow keeps of a digest
+
+
+def log_input(uri: str, run_id: str, dataset: str, data: "CocoData", context: Context) -> None:
+    """Say which split a run has read; saying so twice changes nothing.
+
+    Args:
+        uri: of the server.
+        run_id: of the run.
+        dataset: the name of the whole, as in "shapes".
+        data: the split as it was read.
+        context: what it was read for.
+    """
+    entry = {
+        "name": f"{dataset} {data.split}",
+        "digest": data.fingerprint[:DIGEST_LENGTH],
+        "source_type": "local",
+        "source": json.dumps({"uri": str(data.root / data.split)}),
+        "profile": json.dumps(
+            {
+                "num_images": len(data),
+                "num_boxes": len(data.annotation_ids),
+                "num_categories": len(data.category_ids),
+                "categories": ", ".join(data.category_names),
+                "fingerprint": data.fingerprint,
+            }
+        ),
+    }
+    tagged = {"dataset": entry, "tags": pairs({"mlflow.data.context": context})}
+    rest.post(uri, "runs/log-inputs", {"run_id": run_id, "datasets": [tagged]})
+
+
+SILENT_SECONDS = 3600.0
+"""A run of another host that has received nothing for so long is taken for dead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Running:
+    """A run whose status is RUNNING."""
+
+    key: str
+    """Its train key or evaluation key."""
+    run_id: str
+    driver: str
+    """The process that answers for it, as `this_process` named it."""
+    last_sign_of_life: float
+    """Seconds since 1970."""
+
+
+def looks_alive(running: Running) -> bool:
+    """Say whether a run's driver still exists: by its process on this host, by signs of life from another host."""
+    here = exists_here(running.driver)
+    return time.time() - running.last_sign_of_life < SILENT_SECONDS if here is None else here
+
+
+def exists_here(driver: str) -> bool | None:
+    """Say whether a process that `this_process` named still exists; None if it is one of another host."""
+    host, _, process = driver.partition(" ")
+    if host != socket.gethostname():
+        return None
+    pid = process.partition(" ")[0]
+    return pid.isdigit() and process == _process(int(pid))
+
+
+def this_process() -> str:
+    """Name this process by host, id and start, so that a later process with the same id is told apart."""
+    return f"{socket.gethostname()} {_process(os.getpid())}"
+
+
+def _process(pid: int) -> str | None:
+    """Return the process id with the process's start in ticks since the machine's, or None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return f"{pid} ?" if _exists(pid) and not Path("/proc/self/stat").exists() else None
+    state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return None if state in "ZX" else f"{pid} {rest[18]}"
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

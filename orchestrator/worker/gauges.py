@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.driver.live import Status
 from orchestrator.experiment.plan import Ledger, Plan, why_evaluation_is_missing
-from orchestrator.worker.training_log import losses_of
+from orchestrator.worker.task import Status, losses_of
 
 GAUGES = {
     "rnc_rows": "Rows of the tables of a suite.",

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import train_key
 from orchestrator.experiment.load import METRICS, Experiment, find_row
-from orchestrator.experiment.plan import Ledger, make_plan
+from orchestrator.experiment.plan import Ledger, make_plan, train_key
 from orchestrator.experiment.prepare import prepare
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
 from orchestrator.site import Site
@@ -24,8 +23,9 @@ def run_row(
     import torch
 
     from model.data.coco import read_for_scoring
-    from model.evaluation.scoring import load_detector, score
+    from model.evaluation.scoring import score
     from model.network.checkpoint import require_categories
+    from model.network.retinanet import load_detector
     from model.training.loop import Progress, TrainingError, train
 
     experiment, row = find_row(experiments, label, seed)

@@ -17,14 +17,13 @@ from ray.util.placement_group import get_current_placement_group
 from model.evaluation.shards import Team
 from orchestrator.errors import UserError
 from orchestrator.tracking.artifacts import download
-from orchestrator.tracking.patience import PATIENCE_SECONDS, given_up, patiently
 from orchestrator.tracking.recorder import Recorder
+from orchestrator.tracking.rest import PATIENCE_SECONDS, given_up, patiently
 from orchestrator.tracking.runs import metrics_target
 from orchestrator.worker.gauges import Updates
 from orchestrator.worker.scoring import finish, score
 from orchestrator.worker.showcase import Showcase
-from orchestrator.worker.task import Work, epochs_done
-from orchestrator.worker.training_log import note_again, note_epoch, note_start
+from orchestrator.worker.task import Work, epochs_done, note_again, note_epoch, note_start
 
 if TYPE_CHECKING:
     import torch

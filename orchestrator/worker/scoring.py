@@ -1,28 +1,38 @@
 """What follows a training on its workers: its record is completed, and its checkpoint scored for every table."""
 
+import json
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.data.cache import file_sha256
 from model.evaluation.shards import Pass, Team, free, score_missing, scores_of
+from model.settings import to_dict
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import evaluation_key
-from orchestrator.experiment.plan import Evaluation, why_evaluation_is_missing
-from orchestrator.tracking.inputs import log_input
-from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
-from orchestrator.tracking.patience import patiently
-from orchestrator.tracking.suite import open_suite
-from orchestrator.worker.task import Work
-from orchestrator.worker.training_log import ScoringLog, note
+from orchestrator.experiment.plan import Evaluation, evaluation_key, why_evaluation_is_missing
+from orchestrator.figures.lab import Lab
+from orchestrator.tracking.artifacts import upload
+from orchestrator.tracking.detections import NAME, describe, write_stored
+from orchestrator.tracking.ledger import MATCHES, finish_training, read_ledger, record_evaluation
+from orchestrator.tracking.rest import patiently
+from orchestrator.tracking.runs import get_run, log_input, tags_of, write
+from orchestrator.tracking.suite import LAB_FILE, LAB_FOLDER, LAB_TAG, open_suite
+from orchestrator.worker.task import ScoringLog, Work, note
 
 if TYPE_CHECKING:
     import torch
 
     from model.data.coco import CocoData
     from model.evaluation.scoring import Scores
-    from model.network.detector import RetinaNetConf
+    from model.network.retinanet import RetinaNetConf
     from orchestrator.figures.lab import Lab
+if TYPE_CHECKING:
+    from model.data.coco import CocoData
+    from model.evaluation.scoring import Scores
+    from model.network.checkpoint import Card
 
 SCORED = "scored"
 """The folder, in a training's folder, of the shards that are scored and not yet recorded."""
@@ -49,8 +59,8 @@ def score(work: Work, folder: Path, team: Team, device: "torch.device") -> None:
     if not work.evaluations:
         return
     from model.data.coco import read_for_scoring
-    from model.evaluation.scoring import load_detector
     from model.network.checkpoint import read_card, require_categories
+    from model.network.retinanet import load_detector
 
     resources, data_config = work.train_run.resources, work.train_run.config.data
     splits = dict.fromkeys(evaluation.split for evaluation in work.evaluations)
@@ -96,7 +106,6 @@ def _free(work: Work, scoring: Pass) -> None:
 
 def _record(work: Work, folder: Path, team: Team, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
     from model.network.checkpoint import read_card
-    from orchestrator.worker.findings import write_findings
 
     with tempfile.TemporaryDirectory() as scratch:
         found = write_findings(Path(scratch), read_card(folder), data, scores, evaluation.label)
@@ -123,9 +132,8 @@ def _record(work: Work, folder: Path, team: Team, data: "CocoData", evaluation: 
 
 def show_candidates(work: Work, detector: "RetinaNetConf", data: "CocoData") -> None:
     """Store what the misalignment lab shows of the training, unless that is there; a training does not fail of it."""
-    from orchestrator.figures.examples import example_indices
     from orchestrator.figures.lab import NUM_IMAGES, make_lab
-    from orchestrator.report.lab_files import store_lab
+    from orchestrator.figures.pictures import example_indices
 
     def make() -> "Lab":
         indices = example_indices(data, NUM_IMAGES)
@@ -135,3 +143,67 @@ def show_candidates(work: Work, detector: "RetinaNetConf", data: "CocoData") -> 
         store_lab(work.tracking_uri, work.hear_run(), make)
     except Exception as error:  # good to have, and the numbers stand
         note(work.folder, f"nothing for the misalignment lab: {error}")
+
+
+def store_lab(uri: str, run_id: str, make: Callable[[], Lab]) -> bool:
+    """Make the lab of a training and store it with its run, unless that has one; says whether it did.
+
+    Raises:
+        UserError: the server does not take it.
+    """
+    if LAB_TAG in tags_of(get_run(uri, run_id)):
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / LAB_FILE
+        file.write_text(json.dumps(make(), separators=(",", ":")), encoding="utf-8")
+        upload(uri, run_id, [file], LAB_FOLDER)
+        write(uri, run_id, tags={LAB_TAG: file_sha256(file)})
+    return True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """The files that were written, and what they say."""
+
+    detections: Path
+    matches: Path
+    misalignment: tuple[Path, ...]
+    """What was counted before and after NMS, figures of it, and pictures of boxes on three images.
+
+    They are the same images for every evaluation of the data.
+    """
+    statistics: Mapping[str, float | None]
+    """By the names of model.evaluation.misalignment."""
+
+
+def write_findings(folder: Path, card: "Card", data: "CocoData", scores: "Scores", label: str) -> Findings:
+    """Write the files of an evaluation into an empty folder.
+
+    Args:
+        folder: to write to.
+        card: of the checkpoint that was scored.
+        data: the images.
+        scores: of all of them, with what was counted.
+        label: of the row, as figures name it.
+    """
+    from model.evaluation.coco_eval import match, write_matches
+    from model.evaluation.misalignment import statistics, write_misalignment
+    from orchestrator.figures.charts import proportions, save, score_against_iou
+    from orchestrator.figures.pictures import write_examples
+
+    assert scores.misalignment is not None
+    found = statistics(data, scores.detections, scores.misalignment)
+    about = describe(card, card.config.data, data, scores, found)
+    write_stored(folder / NAME, scores.detections, about)
+    write_matches(match(data, scores.detections), folder / MATCHES)
+    counts = {label: scores.misalignment}
+    files = write_misalignment(folder, scores.misalignment, to_dict(about))
+    files += save(score_against_iou(counts), folder, "figure1", ("png",))
+    files += save(proportions(counts), folder, "figure2", ("png",))
+    files += write_examples(folder, data, scores, label)
+    return Findings(
+        detections=folder / NAME,
+        matches=folder / MATCHES,
+        misalignment=tuple(files),
+        statistics=found,
+    )

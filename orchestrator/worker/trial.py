@@ -10,10 +10,9 @@ import ray.train
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from orchestrator.cluster.capacity import per_worker, placement
-from orchestrator.worker.failures import explain, failure_of
 from orchestrator.worker.run import run
 from orchestrator.worker.task import Work
-from orchestrator.worker.trainer import LeanTrainer, StopWhenAsked
+from orchestrator.worker.trainer import LeanTrainer, StopWhenAsked, explain, failure_of
 
 MAX_FAILURES = 2
 """How often a training starts again from its last checkpoint after a worker or a node was lost."""

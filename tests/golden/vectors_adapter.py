@@ -14,11 +14,11 @@ from model.data.images import flip_boxes, normalize, padded_shape, resize, resiz
 from model.data.images import resize_shape as resized_shape
 from model.inference import postprocess
 from model.network import anchors as anchors_module
+from model.network import matching
 from model.network.backbone import FeaturePyramid
 from model.network.retinanet import Head, Predictions
-from model.training import matching
+from model.training.loop import learning_rate
 from model.training.losses import Losses, detector_losses
-from model.training.schedule import learning_rate
 
 Array = NDArray[Any]
 VARIANTS = {

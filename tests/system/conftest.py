@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from model.data.shapes import draw_shapes
-from orchestrator.driver import launch
+from orchestrator.cluster import connect
 from orchestrator.site import Site
 from orchestrator.tracking import server
 
@@ -16,8 +16,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site = Site(home=tmp_path_factory.mktemp("home"))
     draw_shapes(site.data_root("shapes"), num_train=32, num_val=8, image_size=64)
     starting = server.begin_tracking_server(site)
-    launch.start_ray(site)
+    connect.start_ray(site)
     starting.wait()
     yield site
-    launch.stop_ray()
+    connect.stop_ray()
     server.stop_server(site)

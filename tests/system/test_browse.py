@@ -18,8 +18,7 @@ from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import runs, server
 from orchestrator.tracking.recorder import Metric
 from orchestrator.tracking.suite import Tracking, open_suite
-from orchestrator.worker.pictures import store_picture
-from orchestrator.worker.showcase import DETECTIONS
+from orchestrator.worker.showcase import DETECTIONS, store_picture
 from tests.browser import CHROMIUM, Browser, chromium
 
 pytestmark = [

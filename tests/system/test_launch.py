@@ -13,15 +13,16 @@ import torch
 
 from model.config import TrainConfig
 from model.training.loop import train
+from orchestrator.cluster import connect
 from orchestrator.cluster.capacity import Cluster, placement, require_fit
 from orchestrator.driver import launch
-from orchestrator.driver.live import Status, live_view
+from orchestrator.driver.live import live_view
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import train_key
 from orchestrator.experiment.load import Resources
+from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
 from orchestrator.tracking.recorder import read_journal
-from orchestrator.worker.task import epochs_done, last_checkpoint
+from orchestrator.worker.task import Status, epochs_done, last_checkpoint
 from tests.suites import TRAIN, launched, ledger_of, plan_of
 
 pytestmark = pytest.mark.slow
@@ -71,7 +72,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_neither_i
     record = ledger_of(site, "interrupted").trainings[key]
     assert (record.status, record.note) == ("KILLED", f"interrupted; the next submit goes on from epoch {epoch}")
 
-    launch.start_ray(site)
+    connect.start_ray(site)
     assert launched(plan_of(site, "interrupted", long), site).exit_code == 0
     lines, _ = read_journal(folder / "metrics.jsonl")
     starts = [metric.step for line in lines for metric in line if metric.name == "perf/startup_s"]
@@ -105,7 +106,7 @@ def test_what_can_never_fit_is_refused_before_anything_starts(site: Site):
 
 def test_a_cluster_that_does_not_answer_is_a_users_mistake(tmp_path: Path):
     with pytest.raises(UserError, match=r"RAY_ADDRESS: 127\.0\.0\.1:1 does not answer"):
-        launch.start_ray(Site(home=tmp_path, ray_address="127.0.0.1:1"))
+        connect.start_ray(Site(home=tmp_path, ray_address="127.0.0.1:1"))
 
 
 @pytest.mark.parametrize(

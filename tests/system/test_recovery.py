@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from model.data.shapes import draw_shapes
+from orchestrator.cluster import connect
 from orchestrator.driver import launch
-from orchestrator.driver.live import Status
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import runs, server
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.worker.task import Status
 from tests.suites import TRAIN, plan_of
 from tests.system.test_submit import EXPERIMENT, RNC
 
@@ -44,14 +45,14 @@ def points_in(journal: Path) -> list[tuple[str, int]]:
 def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(home=tmp_path / "home")
     yield site
-    launch.stop_ray()
+    connect.stop_ray()
     server.stop_server(site)
 
 
 def test_a_training_whose_server_comes_back_empty_ends_with_its_whole_history(site: Site):
     draw_shapes(site.data_root("shapes"), num_train=32, num_val=8, image_size=64)
     starting = server.begin_tracking_server(site)
-    launch.start_ray(site)
+    connect.start_ray(site)
     uri = starting.wait()
     seen: list[Status] = []
     restarted: list[str] = []

@@ -13,15 +13,16 @@ import ray
 from PIL import Image
 
 from model.config import TrainConfig
+from orchestrator.cluster import connect
 from orchestrator.cluster.capacity import Cluster
-from orchestrator.driver import launch, stops
-from orchestrator.driver.live import Status
+from orchestrator.driver import cancel as stops
+from orchestrator.driver import launch
 from orchestrator.experiment.load import Resources
 from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import server
 from orchestrator.tracking.suite import open_suite
-from orchestrator.worker.task import epochs_done, last_checkpoint
+from orchestrator.worker.task import Status, epochs_done, last_checkpoint
 from tests.suites import TRAIN, experiment_of, launched, ledger_of, plan_of, variant
 
 pytestmark = pytest.mark.slow
@@ -119,8 +120,8 @@ def test_trainings_of_different_sizes_share_a_cluster_the_largest_first(site: Si
 def test_no_more_trainings_run_at_once_than_a_file_allows(site: Site):
     works = [SimpleNamespace(train_run=run) for run in plan_of(site, "most", TRAIN, variant(1)).trainings.values()]
     cluster = Cluster(nodes=({"CPU": 8.0},))
-    assert launch.most_at_once(works, cluster, launch.TOKENS, None) is None  # type: ignore[arg-type]
-    assert launch.most_at_once(works, cluster, launch.TOKENS, 3) == 3  # type: ignore[arg-type]
+    assert launch.most_at_once(works, cluster, connect.TOKENS, None) is None  # type: ignore[arg-type]
+    assert launch.most_at_once(works, cluster, connect.TOKENS, 3) == 3  # type: ignore[arg-type]
     assert launch.most_at_once(works, cluster, {}, None) == 8  # type: ignore[arg-type]
     assert launch.most_at_once(works, cluster, {}, 3) == 3  # type: ignore[arg-type]
 

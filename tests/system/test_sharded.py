@@ -16,9 +16,10 @@ import torch
 from model.config import InferenceConfig
 from model.data.coco import read_for_scoring
 from model.data.shapes import draw_shapes
-from model.evaluation.scoring import load_detector, score
+from model.evaluation.scoring import score
 from model.inference.table import TYPES, read_detections
-from orchestrator.driver import launch
+from model.network.retinanet import load_detector
+from orchestrator.cluster import connect
 from orchestrator.experiment.load import Experiment, Resources, Row
 from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
@@ -39,10 +40,10 @@ def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(home=tmp_path / "home")
     draw_shapes(site.data_root("shapes"), num_train=32, num_val=NUM_IMAGES, image_size=64)
     starting = server.begin_tracking_server(site)
-    launch.start_ray(site)
+    connect.start_ray(site)
     starting.wait()
     yield site
-    launch.stop_ray()
+    connect.stop_ray()
     server.stop_server(site)
 
 

@@ -15,9 +15,18 @@ from pycocotools.coco import COCO
 from model.config import DataConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
 from model.data.faults import DataError
-from model.data.images import flip_boxes, load_image, normalize, padded_shape, resize, resize_boxes, resize_shape
-from model.data.samples import collate, load_sample
-from model.training.order import batch_shape, epoch_batches, flips
+from model.data.images import (
+    collate,
+    flip_boxes,
+    load_image,
+    load_sample,
+    normalize,
+    padded_shape,
+    resize,
+    resize_boxes,
+    resize_shape,
+)
+from model.training.batches import batch_shape, epoch_batches, flips
 from tests.conftest import MakeCoco
 
 

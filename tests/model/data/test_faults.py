@@ -11,8 +11,8 @@ from PIL import Image
 from model.config import DataConfig, TrainConfig
 from model.data.coco import read_coco, read_for_scoring, read_for_training
 from model.data.faults import DataError
-from model.data.samples import collate, load_sample
-from model.training.order import epoch_batches
+from model.data.images import collate, load_sample
+from model.training.batches import epoch_batches
 from tests.conftest import MakeCoco
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.data import scenes, shapes
+from model.data import shapes
+from model.data import shapes as scenes
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.images import load_image
-from model.data.scenes import CLASSES, Scene, draw_scene
-from model.data.shapes import draw_shapes
+from model.data.shapes import CLASSES, Scene, draw_scene, draw_shapes
 
 
 def sha256(data: bytes) -> str:

@@ -13,13 +13,13 @@ from torchvision.ops import box_iou, nms
 
 from model.config import DataConfig, InferenceConfig
 from model.data.coco import CocoData, read_coco
-from model.data.images import padded_shape
-from model.data.samples import collate, load_sample
+from model.data.images import collate, load_sample, padded_shape
 from model.evaluation.counting import Counts, Objects, Seen, see
 from model.evaluation.misalignment import BINS, IOUS, PER_IMAGE, SCORES
 from model.evaluation.parts import merge
-from model.evaluation.scoring import Shard, predict_batch, score, score_shards, shards
+from model.evaluation.scoring import Shard, score, score_shards, shards
 from model.inference.postprocess import Boxes, pool, rank, shortlists, suppress
+from model.inference.predictor import predict_batch
 from model.inference.table import DetectionTable
 from tests.detectors import opinionated
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.data.coco import CocoData, read_coco
-from model.evaluation.matches import MatchTable, match, read_matches, write_matches
+from model.evaluation.coco_eval import MatchTable, match, read_matches, write_matches
 from model.inference.table import DetectionTable
 from tests.detections import border_scene, pycocotools_evaluation, random_scene, table, write
 

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from model.evaluation.misalignment import Misalignment
-from model.evaluation.misalignment_files import (
+from model.evaluation.misalignment import (
     COUNTS,
     DENSITY,
     DROPPED,
     FILES,
     ORACLE,
+    Misalignment,
     read_misalignment,
     write_misalignment,
 )

@@ -12,16 +12,16 @@ import torch
 import model.evaluation.scoring
 from model.config import DataConfig, InferenceConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
-from model.data.images import normalize, padded_shape, resize_shape
-from model.data.samples import Sample, collate, load_sample
+from model.data.images import Sample, collate, load_sample, normalize, padded_shape, resize_shape
 from model.evaluation.coco_eval import METRICS
-from model.evaluation.scoring import Scores, load_detector, score
+from model.evaluation.scoring import Scores, score
 from model.inference.postprocess import detect
+from model.inference.predictor import detect_batch
 from model.inference.table import TYPES, DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.checkpoint import save_checkpoint
-from model.network.detector import RetinaNetConf, build_detector
-from model.threads import map_in_order
+from model.network.retinanet import RetinaNetConf, build_detector, load_detector
+from model.parallel import map_in_order
 from tests import detectors
 from tests.detectors import MODEL
 from tests.processes import run_processes
@@ -131,7 +131,7 @@ def test_every_image_is_decoded_and_scored_exactly_once(
         decoded.append(index)
         return load_sample(data, index, short_edge, long_edge, flip)
 
-    monkeypatch.setattr(model.evaluation.scoring, "load_sample", load)
+    monkeypatch.setattr("model.inference.predictor.load_sample", load)
     detector, shown = opinionated(data), []
     detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
     for rank in range(num_processes):
@@ -150,7 +150,7 @@ def test_a_pass_of_fixed_size_is_filled_up_and_what_fills_it_is_dropped(data: Co
     detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
     samples = [load_sample(data, 0, SIZES.short_edge, SIZES.long_edge, flip=False) for _ in range(3)]
     batch = collate(samples, pad_to=padded_shape(*samples[0].size))
-    found = list(model.evaluation.scoring.detect_batch(detector, batch, SETTINGS[:2], images_per_pass=2))
+    found = list(detect_batch(detector, batch, SETTINGS[:2], images_per_pass=2))
     assert shown == [2, 2]
     assert [len(detections) for detections in found] == [2, 2, 2]
     for detections in found[1:]:  # the same image three times: second in a pass, then first beside a filler

@@ -9,7 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from model.network.anchors import level_sizes
 from model.network.backbone import Backbone, FeaturePyramid, FrozenBatchNorm
-from model.network.detector import RetinaNetConf
+from model.network.retinanet import RetinaNetConf
 from tests.detectors import images, small
 
 

@@ -20,11 +20,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from model.config import ConfidenceConfig, ModelConfig
-from model.data.digest import file_sha256
+from model.data.cache import file_sha256
 from model.network import pretrained
 from model.network.backbone import Backbone
-from model.network.detector import RetinaNetConf, build_detector
 from model.network.pretrained import load_backbone, load_detector, load_first_weights
+from model.network.retinanet import RetinaNetConf, build_detector
 from tests.detectors import images, small
 
 SMALL = ModelConfig(

@@ -7,11 +7,9 @@ from torch.testing import assert_close
 
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import anchor_grid
-from model.network.detector import build_detector
-from model.network.retinanet import Head, flat
-from model.network.sparse import dense_maps, sparse_rows
+from model.network.matching import GroundTruth, match, num_samples, positive_cells
+from model.network.retinanet import Head, build_detector, dense_maps, flat, sparse_rows
 from model.training.losses import detector_losses
-from model.training.matching import GroundTruth, match, num_samples, positive_cells
 
 SIZES = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
 NUM_CELLS = 2 * sum(height * width for height, width in SIZES)
@@ -44,7 +42,7 @@ def rows_of(levels: list[Tensor]) -> Tensor:
 def test_outputs_and_gradients_at_the_cells_are_those_of_whole_maps(
     tower: str, cells: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.network.sparse.MOST", 1.0)
+    monkeypatch.setattr("model.network.retinanet.MOST", 1.0)
     module = head(confidence=ConfidenceConfig(tower=tower))  # type: ignore[arg-type]
     chosen = torch.tensor(cells, dtype=torch.int64)
     results = []

@@ -26,9 +26,8 @@ from model.data.images import load_image, normalize
 from model.inference.postprocess import Boxes, detect
 from model.network.anchors import anchor_grid
 from model.network.backbone import Backbone
-from model.network.detector import RetinaNetConf, build_detector
 from model.network.pretrained import load_backbone, load_detector
-from model.network.retinanet import Predictions, flat
+from model.network.retinanet import Predictions, RetinaNetConf, build_detector, flat
 
 MODEL = ModelConfig(
     backbone="resnet18",

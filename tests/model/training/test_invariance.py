@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 import model.evaluation.scoring
-import model.training.step
+import model.training.loop
 from model.config import ScheduleConfig, TrainConfig
 from model.data.coco import read_coco
-from model.data.images import normalize
-from model.data.samples import collate, load_sample
+from model.data.images import collate, load_sample, normalize
 from model.network.backbone import Backbone, FrozenBatchNorm
 from model.network.checkpoint import load_weights, read_card
-from model.network.detector import build_detector
-from model.network.retinanet import Predictions
-from model.training.order import epoch_batches
+from model.network.retinanet import Predictions, build_detector
+from model.training.batches import epoch_batches
 from tests.processes import run_processes
 from tests.trainings import CONFIG, MODEL, last, norm, run
 
@@ -96,7 +94,7 @@ def train_here(_: int, jobs: list[Job], backbone_file: Path, local_batch: int | 
         with pytest.MonkeyPatch.context() as patch:
             if job.double:
                 torch.set_default_dtype(torch.float64)
-                for module in (model.training.step, model.evaluation.scoring):
+                for module in (model.training.loop, model.evaluation.scoring):
                     patch.setattr(module, "normalize", lambda *images: normalize(*images).double())
                 patch.setattr(Predictions, "float", lambda predictions: predictions)
             weights_file = backbone_file if job.config.model.backbone_weights else None

@@ -14,9 +14,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import AnchorGrid, anchor_grid
+from model.network.matching import IGNORED, INVALID, NEGATIVE, GroundTruth, num_samples
 from model.network.retinanet import Predictions, flat
 from model.training.losses import Losses, confidence_loss, detector_losses
-from model.training.matching import IGNORED, INVALID, NEGATIVE, GroundTruth, num_samples
 from tests.golden.vectors_adapter import VARIANTS
 
 GRID = anchor_grid((32, 32))  # 144 + 36 + 9 + 9 + 9 anchors

@@ -12,10 +12,11 @@ from PIL import Image
 import model
 from model.config import InferenceConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
-from model.evaluation.scoring import load_detector, score
+from model.evaluation.scoring import score
 from model.inference.predictor import write_inference
+from model.network.retinanet import load_detector
 from model.settings import to_dict
-from orchestrator.checkpoint.provenance import Provenance, write_provenance
+from orchestrator.checkpoint.pull import Provenance, write_provenance
 from orchestrator.cli.main import cli
 from orchestrator.experiment.load import METRICS
 from tests.detectors import MODEL, SIZES, save_opinionated

@@ -11,17 +11,17 @@ from PIL import Image
 
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
-from model.evaluation.alignment import statistics
-from model.evaluation.matches import read_matches
-from model.evaluation.misalignment_files import read_misalignment
+from model.evaluation.coco_eval import read_matches
+from model.evaluation.misalignment import read_misalignment, statistics
 from model.evaluation.pictures import WIDTH, draw_boxes
-from model.evaluation.scoring import Scores, load_detector, score
+from model.evaluation.scoring import Scores, score
 from model.inference.predictor import write_inference
 from model.inference.table import read_detections
 from model.network.checkpoint import read_card
+from model.network.retinanet import load_detector
 from orchestrator.cli.main import cli
-from orchestrator.report.misalignment_table import COLUMNS
-from orchestrator.worker.findings import write_findings
+from orchestrator.report.results import COLUMNS
+from orchestrator.worker.scoring import write_findings
 from tests.conftest import MakeCoco
 from tests.detectors import MODEL, SIZES, save_opinionated
 

@@ -12,12 +12,10 @@ import model
 from model.config import InferenceConfig, TrainConfig
 from orchestrator.checkpoint import pull as pulling
 from orchestrator.checkpoint.find import Choice
-from orchestrator.checkpoint.provenance import read_provenance
-from orchestrator.checkpoint.pull import pull
+from orchestrator.checkpoint.pull import pull, read_provenance
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import evaluation_key, train_key
 from orchestrator.experiment.load import METRICS, Resources
-from orchestrator.experiment.plan import Evaluation, Place, TrainRun
+from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.checkpoint.ranges import MOST, combinations, parse_axis
+from orchestrator.checkpoint.sweep import MOST, combinations, parse_axis
 from orchestrator.errors import UserError
 
 

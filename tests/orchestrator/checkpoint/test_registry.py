@@ -20,14 +20,13 @@ from PIL import Image
 import model
 from model.config import InferenceConfig, TrainConfig
 from model.data.coco import read_coco
+from orchestrator.checkpoint import registry
 from orchestrator.checkpoint.find import Choice, best_version, find, finished
-from orchestrator.checkpoint.provenance import read_provenance
-from orchestrator.checkpoint.pull import pull
+from orchestrator.checkpoint.pull import pull, read_provenance
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.driver.garbage import _aliases
-from orchestrator.experiment.keys import evaluation_key, train_key
 from orchestrator.experiment.load import Resources
-from orchestrator.experiment.plan import Evaluation, Place, TrainRun
+from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking.suite import Tracking, open_suite, read_runs

@@ -13,8 +13,9 @@ from PIL import Image
 
 from model.config import DataConfig, InferenceConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
-from model.evaluation.scoring import load_detector, score
+from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
+from model.network.retinanet import load_detector
 from model.settings import differences
 from orchestrator.cli.main import cli
 from orchestrator.experiment.load import METRICS

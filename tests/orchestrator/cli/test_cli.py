@@ -133,7 +133,7 @@ def test_a_training_that_can_never_fit_is_refused_before_ray_starts(
     rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
-    monkeypatch.setattr("orchestrator.driver.launch.start_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("orchestrator.cluster.connect.start_ray", lambda *_: pytest.fail("Ray was started"))
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: vast\nresources: {{cpus_per_worker: 4096}}\n")
     assert refused(rnc("submit", file), "mine, row 'RetinaNet, seed 0'", "4096 CPU", "cpus_per_worker")
@@ -178,7 +178,7 @@ BOX = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20], "area
 @pytest.fixture
 def on_coco(rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str) -> Callable[..., Result]:
     """Submits a training on a COCO-format data set that must be refused: Ray may not start."""
-    monkeypatch.setattr("orchestrator.driver.launch.start_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("orchestrator.cluster.connect.start_ray", lambda *_: pytest.fail("Ray was started"))
 
     def submit(root: Path) -> Result:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster import package
-from orchestrator.cluster.job_environment import is_jobs_address, job_environment, require_cluster_settings
-from orchestrator.cluster.package import Package, build_package
+from orchestrator.cluster.package import (
+    Package,
+    build_package,
+    is_jobs_address,
+    job_environment,
+    require_cluster_settings,
+)
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiment
 

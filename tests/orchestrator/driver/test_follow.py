@@ -4,14 +4,12 @@ from pathlib import Path
 
 from orchestrator.cluster.capacity import local_cluster
 from orchestrator.driver.follow import Follower
-from orchestrator.driver.live import Status
 from orchestrator.experiment.load import Row
 from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.tracking import runs
 from orchestrator.tracking.ledger import begin_training
 from orchestrator.tracking.suite import open_suite
-from orchestrator.worker.task import Work
-from orchestrator.worker.training_log import note
+from orchestrator.worker.task import Status, Work, note
 from tests.orchestrator.ledgers import experiment
 
 

@@ -9,13 +9,12 @@ import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.driver.garbage import CACHE_DAYS, FREED, find_garbage
-from orchestrator.experiment.keys import row_keys
 from orchestrator.experiment.load import Experiment, Row
-from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.plan import Ledger, Plan, make_plan, row_keys
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs
-from orchestrator.tracking.holdings import check_files
+from orchestrator.tracking.artifacts import check_files
 from orchestrator.tracking.suite import Tracking, open_suite
 from orchestrator.worker.task import JOURNAL
 from tests.orchestrator.ledgers import experiment, keep_checkpoint, record

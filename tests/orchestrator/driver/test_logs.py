@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
-from orchestrator.experiment.keys import row_keys
 from orchestrator.experiment.load import load_experiment
-from orchestrator.worker.training_log import NAME, has_ended, note, note_epoch, note_start, output_of
+from orchestrator.experiment.plan import row_keys
+from orchestrator.worker.task import TRAINING_LOG, has_ended, note, note_epoch, note_start, output_of
 
 TABLE = Path(__file__).parents[3] / "experiments" / "miniature" / "table1_heads.yaml"
 
@@ -28,7 +28,7 @@ def rnc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rnc:
 
 
 def said(folder: Path) -> list[str]:
-    return [line[21:] for line in (folder / NAME).read_text().splitlines()]
+    return [line[21:] for line in (folder / TRAINING_LOG).read_text().splitlines()]
 
 
 def test_a_log_has_a_line_for_each_start_epoch_and_end(tmp_path: Path):
@@ -127,4 +127,4 @@ def test_every_way_in_which_a_training_ends_is_known_as_an_end(tmp_path: Path):
         note(tmp_path, said)
         assert has_ended(tmp_path), said
         note_start(tmp_path, 1, 2, 4)
-    assert "ended without a word" not in (tmp_path / NAME).read_text()
+    assert "ended without a word" not in (tmp_path / TRAINING_LOG).read_text()

@@ -6,11 +6,17 @@ from pathlib import Path
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from orchestrator.experiment.estimate import Kind, estimate, makespan
-from orchestrator.experiment.keys import row_keys
+from orchestrator.experiment.estimate import (
+    BACKBONES,
+    Kind,
+    checkpoint_bytes,
+    estimate,
+    makespan,
+    num_parameters,
+    weights_bytes,
+)
 from orchestrator.experiment.load import Experiment, Resources, Row
-from orchestrator.experiment.plan import Ledger, Record, make_plan
-from orchestrator.experiment.sizes import BACKBONES, checkpoint_bytes, num_parameters, weights_bytes
+from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.site import Site
 
 R50, R101 = TrainConfig(), TrainConfig(model=ModelConfig(backbone="resnet101"))
@@ -164,7 +170,7 @@ def test_training_images_come_from_the_config_the_folder_or_what_coco_published(
 def test_parameters_are_counted_as_torch_counts_them(model: ModelConfig, num_classes: int) -> None:
     import torch
 
-    from model.network.detector import RetinaNetConf
+    from model.network.retinanet import RetinaNetConf
 
     with torch.device("meta"):
         detector = RetinaNetConf(model, num_classes)

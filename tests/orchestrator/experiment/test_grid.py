@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from model.config import ConfidenceConfig
-from orchestrator.experiment.grid import grid_rows
-from orchestrator.experiment.keys import train_key
 from orchestrator.experiment.load import load_experiment
-from orchestrator.experiment.plan import Ledger, make_plan
-from orchestrator.experiment.search import Asha, read_search
+from orchestrator.experiment.plan import Ledger, make_plan, train_key
+from orchestrator.experiment.search import Asha, grid_rows, read_search
 from tests.experiment_files import load, mistake, write
 
 

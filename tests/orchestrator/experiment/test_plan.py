@@ -9,9 +9,8 @@ import pytest
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.settings import differences, flat_differences, from_dict, to_dict
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import evaluation_key, row_keys, train_key
 from orchestrator.experiment.load import Experiment, Resources, Row, load_experiments
-from orchestrator.experiment.plan import Ledger, Place, Record, make_plan
+from orchestrator.experiment.plan import Ledger, Place, Record, evaluation_key, make_plan, row_keys, train_key
 from orchestrator.experiment.search import Asha, Search
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"

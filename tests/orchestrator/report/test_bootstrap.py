@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.evaluation.coco_eval import evaluate
-from model.evaluation.matches import match, write_matches
+from model.evaluation.coco_eval import evaluate, match, write_matches
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.report.bootstrap import resampled
-from orchestrator.report.intervals import NUM_RESAMPLES
+from orchestrator.report.intervals import NUM_RESAMPLES, resampled
 from tests.detections import random_scene, table, write
 
 Fetch = Callable[[str, Path], Path]

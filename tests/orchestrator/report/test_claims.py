@@ -11,7 +11,7 @@ from model.config import DataConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Row, load_experiments
 from orchestrator.report.claims import Claim, Finding, claims_table, find_claims, judge, load_claims
-from orchestrator.report.measured import Measured
+from orchestrator.report.results import Measured
 
 ROOT = Path(__file__).parents[3]
 SHAPES = TrainConfig(data=DataConfig(dataset="shapes", train_split="train", val_split="val"))

@@ -12,7 +12,7 @@ from model.config import InferenceConfig, ScheduleConfig, TrainConfig
 from orchestrator.experiment.load import Experiment, Row
 from orchestrator.figures.svg import WIDTH
 from orchestrator.report.figures import curve_plots, dot_plot, figures
-from orchestrator.report.measured import Measured
+from orchestrator.report.results import Measured
 
 
 def measured(row: Row, ap: float | None, half: float | None = None) -> Measured:

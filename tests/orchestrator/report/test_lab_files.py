@@ -9,17 +9,15 @@ from typing import cast
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.keys import row_keys
-from orchestrator.experiment.plan import Ledger, Record, make_plan
+from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.lab import FORMAT, Lab
-from orchestrator.report.files import make_reports, reports_page
-from orchestrator.report.lab_files import MOST_HEADS, fetch_labs, read_labs, store_lab
+from orchestrator.report.files import MOST_HEADS, fetch_labs, make_reports, read_labs, reports_page
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import delete
 from orchestrator.tracking.ledger import begin_training, read_ledger
 from orchestrator.tracking.suite import Tracking, open_suite
-from orchestrator.worker.scoring import show_candidates
+from orchestrator.worker.scoring import show_candidates, store_lab
 from orchestrator.worker.task import Work
 from tests.orchestrator.ledgers import experiment
 

@@ -4,14 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from model.evaluation.alignment import STATISTICS
-from orchestrator.experiment.keys import row_keys
+from model.evaluation.misalignment import STATISTICS
 from orchestrator.experiment.load import Experiment, Row
-from orchestrator.experiment.plan import Ledger, Record
+from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.figures.table import Table, show
 from orchestrator.report.files import make_reports, reports_page, write_reports
-from orchestrator.report.measured import measure
-from orchestrator.report.misalignment_table import COLUMNS, has_several_heads, misalignment_table
+from orchestrator.report.results import COLUMNS, has_several_heads, measure, misalignment_table
 from orchestrator.site import Site
 
 PLAIN = Row(

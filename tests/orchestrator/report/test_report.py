@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.experiment.keys import row_keys
 from orchestrator.experiment.load import Cited, Experiment, Resources, Row
-from orchestrator.experiment.plan import Ledger, Record, make_plan
+from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
+from orchestrator.report.plan_tables import status_table
 from orchestrator.report.results import results_table
-from orchestrator.report.status import status_table
-from orchestrator.worker.training_log import note
+from orchestrator.worker.task import note
 
 BASE = Row(
     label="RetinaNet",

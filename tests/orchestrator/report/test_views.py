@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from model.evaluation.alignment import STATISTICS
+from model.evaluation.misalignment import STATISTICS
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, Row
 from orchestrator.experiment.plan import Evaluation, Ledger, Plan, make_plan
@@ -20,8 +20,15 @@ from orchestrator.report import views
 from orchestrator.report.views import table_view
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs
-from orchestrator.tracking.entries import Setting, shown_metrics, varied_params, varied_settings
-from orchestrator.tracking.suite import Tracking, open_suite, read_runs
+from orchestrator.tracking.suite import (
+    Setting,
+    Tracking,
+    open_suite,
+    read_runs,
+    shown_metrics,
+    varied_params,
+    varied_settings,
+)
 
 PLAIN = TrainConfig(model=ModelConfig(confidence=None))
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")))

@@ -13,7 +13,7 @@ from model.data.faults import DataError
 from model.training.loop import TrainingError
 from orchestrator.errors import UserError
 from orchestrator.tracking.rest import Refused, ServerAway
-from orchestrator.worker.failures import explain, failure_of
+from orchestrator.worker.trainer import explain, failure_of
 
 LOST_PEER = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:43210")
 KILLED = WorkerHealthCheckFailedError(

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.driver.live import State, Status
 from orchestrator.experiment.load import Experiment, Row
 from orchestrator.experiment.plan import Ledger, Record, make_plan
 from orchestrator.worker import gauges
 from orchestrator.worker.gauges import GAUGES, SuiteGauges, Updates
-from orchestrator.worker.training_log import losses_of, note, note_again, note_start
+from orchestrator.worker.task import State, Status, losses_of, note, note_again, note_start
 from tests.suites import TRAIN, experiment_of, variant
 
 

@@ -13,15 +13,12 @@ from model.config import DataConfig
 from model.data.coco import CocoData, read_for_scoring, read_for_training
 from model.inference.table import DetectionTable
 from model.training.loop import Progress
-from orchestrator.figures.examples import draw_examples, example_indices
+from orchestrator.figures.pictures import draw_examples, example_indices
 from orchestrator.tracking import runs
 from orchestrator.tracking.artifacts import list_files
-from orchestrator.tracking.inputs import log_input
+from orchestrator.tracking.runs import log_input
 from orchestrator.tracking.suite import open_suite
-from orchestrator.worker.errands import Errands
-from orchestrator.worker.machine import Machine
-from orchestrator.worker.pictures import store_picture
-from orchestrator.worker.showcase import Showcase
+from orchestrator.worker.showcase import Errands, Machine, Showcase, store_picture
 from tests.conftest import MakeCoco
 
 SHAPES = DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=96)

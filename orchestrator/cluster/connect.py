@@ -1,0 +1,69 @@
+"""TODO."""
+
+import socket
+from typing import Any
+
+import ray
+
+from orchestrator.cluster.capacity import Cluster, local_cluster
+from orchestrator.cluster.environment import ray_environment
+from orchestrator.errors import UserError
+from orchestrator.site import Site
+
+TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
+"""Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
+OBJECT_STORE_BYTES = 256 * 1024**2
+CONNECT_SECONDS = 5.0
+
+
+def start_ray(site: Site) -> None:
+    """Join the site's cluster, or start Ray on this machine, where nobody else can reach it.
+
+    `set_ray_environment` has been called before this module was imported.
+
+    Raises:
+        UserError: the cluster does not answer.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if site.ray_address is None:
+        machine = local_cluster()
+        tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
+        ray.init(
+            address="local",
+            num_cpus=int(machine.total("CPU")),
+            resources=tokens,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+        return
+    _require_answer(site.ray_address)
+    try:
+        ray.init(address=site.ray_address, runtime_env={"env_vars": ray_environment(is_local=False)}, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({error})") from error
+
+
+def stop_ray() -> None:
+    """End the local cluster and everything in it, or leave the one that was joined."""
+    ray.shutdown()
+
+
+def cluster_of_ray() -> Cluster:
+    """What the nodes of the cluster have that was joined or started."""
+    nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself waits far longer before it gives up on an address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS: {address} does not answer ({error}); start the cluster, correct the address, or unset it to "
+            "run on this machine"
+        ) from error

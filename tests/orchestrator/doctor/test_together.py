@@ -1,0 +1,173 @@
+"""How `rnc doctor` judges machines against each other, and what experiments need; what was seen is made up here."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.config import TrainConfig
+from orchestrator.cluster.capacity import Cluster
+from orchestrator.doctor import together
+from orchestrator.doctor.diagnose import diagnose, judge_fit, judge_space, needs_of
+from orchestrator.doctor.machine import Finding
+from orchestrator.experiment.load import Experiment, Resources
+from orchestrator.experiment.rows import Row
+from orchestrator.site import Site
+from tests.suites import TRAIN, experiment_of
+
+VERSIONS = {
+    "python": "3.11.7",
+    "torch": "2.15.0",
+    "torchvision": "0.30",
+    "ray": "2.60.0",
+    "numpy": "2.3",
+    "sources": "a",
+}
+
+
+def levels(found: Any) -> list[str]:
+    return [one.level for one in found]
+
+
+def machines(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Three machines that are alike; `c` has these facts instead."""
+    alike = {
+        "versions": VERSIONS,
+        "data": {"coco val2017": {"sha256": "01", "images": 5000}},
+        "weights": {"r50.pth": {"sha256": "23"}},
+        "gpus": {"devices": [{"name": "H100"}]},
+    }
+    return {"a": alike, "b": alike, "c": alike | changes}
+
+
+def test_machines_that_are_alike_are_green():
+    assert levels(together.judge_versions_agree(machines())) == ["ok"]
+    assert levels(together.judge_files_agree(machines())) == ["ok", "ok"]
+    assert levels(together.judge_gpus_agree(machines(), {"a": 1.0, "b": 1.0, "c": 1.0})) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "level"),
+    [
+        ("python", "3.12.1", "fail"),
+        ("torch", "2.14.0", "fail"),
+        ("ray", "2.59.0", "fail"),
+        ("sources", "b", "fail"),
+        ("torchvision", None, "fail"),
+        ("numpy", "2.2", "warn"),
+    ],
+)
+def test_another_version_on_one_machine_is_named(name: str, version: str | None, level: str):
+    (found,) = together.judge_versions_agree(machines(versions=VERSIONS | {name: version}))
+    assert found.level == level
+    assert found.seen == f"{name} differs: {VERSIONS[name] if name != 'python' else '3.11'} on 2, but " + (
+        f"{'none' if version is None else '3.12' if name == 'python' else version} on c"
+    )
+
+
+def test_a_patch_release_of_python_makes_no_difference():
+    assert levels(together.judge_versions_agree(machines(versions=VERSIONS | {"python": "3.11.9"}))) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [
+        ("data", {"coco val2017": {"sha256": "99", "images": 5000}}),
+        ("data", {"coco val2017": {"sha256": "01", "images": 4999}}),
+        ("weights", {"r50.pth": {"sha256": "99"}}),
+    ],
+)
+def test_other_files_on_one_machine_are_red(kind: str, there: dict[str, Any]):
+    found = [one for one in together.judge_files_agree(machines(**{kind: there})) if one.level != "ok"]
+    assert [(one.check, one.level) for one in found] == [(f"{kind} agree", "fail")]
+    assert found[0].seen.endswith("on c")
+
+
+def test_what_a_machine_lacks_is_no_difference():
+    lacking = machines(data={"coco val2017": {"missing": "/x"}}, weights={"error": "OSError"})
+    assert levels(together.judge_files_agree(lacking)) == ["ok", "ok"]
+
+
+def test_ray_must_not_give_away_gpus_that_are_not_there():
+    assert levels(together.judge_gpus_agree(machines(), {"a": 2.0})) == ["fail"]
+    assert levels(together.judge_gpus_agree(machines(), {"a": 0.0})) == ["warn"]
+    other = machines(gpus={"devices": [{"name": "A100"}]})
+    assert levels(together.judge_gpus_agree(other, dict.fromkeys("abc", 1.0))) == ["warn"]
+
+
+def test_a_node_that_does_not_answer_is_red_and_one_that_left_is_yellow():
+    assert levels(together.judge_lost({"a": "no answer within 90 s"}, ["b"])) == ["fail", "warn"]
+    assert levels(together.judge_clocks({"a": 0.1, "b": 3.0, "c": 100.0})) == ["ok", "warn", "fail"]
+
+
+def test_nodes_that_do_not_reach_one_another_are_red():
+    reduced = together.Reduced(backend="gloo", where=("a", "b"), seconds=0.5)
+    problems = [reduced, replace(reduced, skipped="no GPU is free"), replace(reduced, problem="timed out")]
+    assert levels(together.judge_reduced(problems)) == ["ok", "warn", "fail"]
+
+
+def test_a_cluster_without_tokens_is_red():
+    url = "http://10.0.0.1:8265"
+    assert levels(together.judge_tokens({"a": "token"}, url, False)) == ["ok", "ok"]
+    assert levels(together.judge_tokens({"a": "token", "b": "disabled"}, url, True)) == ["fail", "fail"]
+    assert levels(together.judge_tokens({"a": "token"}, "", None)) == ["ok"]
+
+
+def test_an_mlflow_that_anybody_may_write_to_is_red_unless_it_is_on_this_machine():
+    assert together.judge_mlflow_key("http://mlflow:5000", False).level == "ok"
+    assert together.judge_mlflow_key("http://mlflow:5000", True).level == "fail"
+    assert together.judge_mlflow_key("http://127.0.0.1:5000", True).level == "warn"
+    assert together.judge_mlflow_written("http://mlflow:5000", {"error": "403"}).level == "fail"
+    assert together.judge_mlflow_written("http://mlflow:5000", {"seconds": 0.5}).level == "ok"
+
+
+def test_several_nodes_need_an_mlflow_that_all_of_them_reach():
+    assert together.judge_embedded(None, "runs/mlflow", 1).level == "ok"
+    assert together.judge_embedded(None, "runs/mlflow", 2).level == "fail"
+
+
+def coco_experiment(weights: str | None = None) -> Experiment:
+    config = TrainConfig()
+    row = Row(label="row", train=replace(config, model=replace(config.model, backbone_weights=weights)), split="mine")
+    return Experiment(name="any", suite="any", title="Any", rows=(row,), path=Path("any.yaml"))
+
+
+def test_experiments_need_the_splits_and_files_that_they_name(tmp_path: Path):
+    site = Site(home=tmp_path / "runs", coco_root=tmp_path, weights_root=tmp_path)
+    needs = needs_of([coco_experiment("r50.pth")], site)
+    assert needs.splits == ((tmp_path, "train2017"), (tmp_path, "val2017"), (tmp_path, "mine"))
+    assert needs.weights == (tmp_path / "r50.pth",)
+    assert needs.findings == ()
+
+
+def test_a_site_that_does_not_name_what_experiments_need_is_red(tmp_path: Path):
+    needs = needs_of([coco_experiment("r50.pth")], Site(home=tmp_path))
+    assert [(one.check, one.level) for one in needs.findings] == [("data", "fail"), ("weights", "fail")]
+
+
+def test_experiments_that_find_no_room_are_red(tmp_path: Path):
+    tiny = experiment_of("tiny", TRAIN, resources=Resources(num_workers=4))
+    assert levels(judge_fit([tiny], Cluster(nodes=({"CPU": 4.0},)))) == ["ok"]
+    assert levels(judge_fit([tiny], Cluster(nodes=({"CPU": 2.0},)))) == ["fail"]
+    assert levels(judge_space([tiny], tmp_path, free=10**12)) == ["ok"]
+    assert levels(judge_space([tiny], tmp_path, free=1000)) == ["fail"]
+
+
+def test_a_laptop_with_nothing_set_is_green_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("orchestrator.doctor.probes.listeners", dict)  # those of whoever runs the tests
+    said: list[str] = []
+    found = diagnose([experiment_of("tiny", TRAIN)], Site(home=tmp_path / "runs"), said.append)
+    red: list[Finding] = [one for one in found if one.level == "fail"]
+    assert red == []
+    assert list(tmp_path.iterdir()) == []
+    told = " ".join(one.seen for one in found)
+    assert "is started by the first submit" in told and "are drawn to" in told
+    assert said == ["Looking at this machine ..."]
+
+
+def test_a_cluster_that_does_not_answer_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("orchestrator.doctor.probes.listeners", dict)
+    found = diagnose([], Site(home=tmp_path, ray_address="127.0.0.1:1"), lambda _: None)
+    assert [(one.check, "does not answer" in one.seen) for one in found if one.level == "fail"] == [("ray", True)]

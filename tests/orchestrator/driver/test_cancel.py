@@ -1,0 +1,120 @@
+"""What one terminal asks of another one's submit: on a real MLflow server, with the turn held as a submit holds it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model.config import TrainConfig
+from orchestrator.driver.cancel import Prune, cancel_row, forget_stops, prune, prune_asked
+from orchestrator.driver.lock import my_turn
+from orchestrator.errors import UserError
+from orchestrator.experiment.plan import make_plan
+from orchestrator.site import Site
+from orchestrator.tracking import ledger as tracking
+from orchestrator.tracking.suite import Tracking, open_suite
+from tests.suites import TRAIN, experiment_of, variant
+
+OTHER = variant(1)
+nobody: Callable[[object], None] = lambda _: pytest.fail("waited")  # noqa: E731
+
+
+@pytest.fixture
+def suite(mlflow_uri: str, request: pytest.FixtureRequest) -> Tracking:
+    return open_suite(mlflow_uri, request.node.name.rstrip("]").replace("[", "."))
+
+
+@pytest.fixture
+def site(tmp_path: Path, mlflow_uri: str) -> Site:
+    return Site(home=tmp_path, tracking_uri=mlflow_uri)
+
+
+def test_a_row_that_runs_is_asked_to_end_and_the_rows_that_share_its_training_are_named(suite: Tracking, site: Site):
+    tiny, also = experiment_of(suite.suite, TRAIN, OTHER), experiment_of(suite.suite, TRAIN, name="also")
+    run = next(iter(make_plan([tiny], tracking.read_ledger(suite)).trainings.values()))
+    tracking.begin_training(suite, run)
+    said: list[str] = []
+    with my_turn(suite, site, nobody):
+        cancel_row([tiny, replace(also, rows=(replace(also.rows[0], label="same"),))], "row 0", None, site, said.append)
+    assert said[0] == (
+        f"row 0: training {run.key} ends within seconds and keeps its checkpoints. Rows on it: tiny, row 0, also, same"
+    )
+    record = tracking.read_ledger(suite).trainings[run.key]
+    assert (record.status, record.stop) == ("RUNNING", "cancelled")  # whoever runs it ends it
+    forget_stops(suite)
+    assert tracking.read_ledger(suite).trainings[run.key].stop == ""
+
+
+def test_a_row_that_waits_is_cancelled_on_the_spot_and_counts_as_missing(suite: Tracking, site: Site):
+    tiny = experiment_of(suite.suite, TRAIN)
+    with my_turn(suite, site, nobody):
+        cancel_row([tiny], "row 0", 0, site, lambda _: None)
+    ledger = tracking.read_ledger(suite)
+    (record,) = ledger.trainings.values()
+    assert (record.status, record.note, record.stop) == ("KILLED", "cancelled", "cancelled")
+    assert list(make_plan([tiny], ledger).missing_trainings.values()) == ["cancelled"]
+
+
+def test_where_nobody_runs_the_suite_there_is_nothing_to_cancel(suite: Tracking, site: Site):
+    with pytest.raises(UserError, match=f"nothing to cancel: nobody runs suite {suite.suite} now"):
+        cancel_row([experiment_of(suite.suite, TRAIN)], "row 0", None, site, lambda _: None)
+
+
+def test_a_seed_that_the_row_has_not_is_refused(suite: Tracking, site: Site):
+    with pytest.raises(UserError, match=r"tiny.yaml, row 'row 0': --seed 7 is none of its seeds \[0\]"):
+        cancel_row([experiment_of(suite.suite, TRAIN)], "row 0", 7, site, lambda _: None)
+
+
+def test_a_prune_takes_what_only_the_given_tables_wanted_and_no_row_asks_for():
+    wish = Prune(tables=frozenset({"a", "b"}), keep=frozenset({"kept"}))
+    assert wish.takes("gone", {"a"}) and wish.takes("gone", {"a", "b"})
+    assert not wish.takes("kept", {"a"})
+    assert not wish.takes("gone", {"a", "elsewhere"})
+    assert not wish.takes("gone", set())
+
+
+def begun(suite: Tracking, name: str, *trains: TrainConfig) -> list[str]:
+    """Begin trainings as a table of this name wants them, and give their keys."""
+    plan = make_plan([experiment_of(suite.suite, *trains, name=name)], tracking.read_ledger(suite))
+    for run in plan.trainings.values():
+        tracking.begin_training(suite, run)
+    return list(plan.trainings)
+
+
+def test_a_prune_marks_unfinished_trainings_of_removed_rows_and_nothing_else(
+    suite: Tracking, site: Site, tmp_path: Path
+):
+    kept, gone, finished = begun(suite, "tiny", TRAIN, OTHER, variant(2))
+    (shared,) = begun(suite, "tiny", variant(3))
+    begun(suite, "elsewhere", variant(3))
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for file in ("model.safetensors", "config.json"):
+        (folder / file).write_text("{}")
+    run_id = tracking.read_ledger(suite).trainings[finished].run_id
+    tracking.record_checkpoint(suite, run_id, folder)
+    tracking.end_training(suite, run_id, "FINISHED")
+
+    said: list[str] = []
+    prune([experiment_of(suite.suite, TRAIN)], suite, site, said.append)
+    assert said == [f"pruned: training {gone} (row 1)"]
+    held = {key: (record.status, record.note) for key, record in tracking.read_ledger(suite).trainings.items()}
+    assert held == {
+        kept: ("RUNNING", ""),
+        gone: ("KILLED", "pruned"),
+        finished: ("FINISHED", ""),
+        shared: ("RUNNING", ""),
+    }
+    prune([experiment_of(suite.suite, TRAIN)], suite, site, said.append)
+    assert len(said) == 1
+
+
+def test_a_prune_beside_a_running_submit_is_left_to_that_one(suite: Tracking, site: Site):
+    kept, gone = begun(suite, "tiny", TRAIN, OTHER)
+    with my_turn(suite, site, nobody):
+        prune([experiment_of(suite.suite, TRAIN)], suite, site, lambda _: None)
+    assert tracking.read_ledger(suite).trainings[gone].status == "RUNNING"
+    assert prune_asked(suite) == Prune(tables=frozenset({"tiny"}), keep=frozenset({kept}))
+    forget_stops(suite)
+    assert prune_asked(suite) is None

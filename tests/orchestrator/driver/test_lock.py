@@ -1,0 +1,179 @@
+"""Whose turn a suite is: real processes that hold its lock or its claim, and die with it or give it up."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.driver import lock as turn
+from orchestrator.driver.lock import Holder, holder_of, my_turn, statuses
+from orchestrator.experiment.load import load_experiment
+from orchestrator.experiment.plan import Ledger, Record, make_plan
+from orchestrator.site import Site
+from orchestrator.tracking import rest
+from orchestrator.tracking.suite import Tracking, open_suite
+
+ROOT = Path(__file__).parents[3]
+HOLDS = """
+import sys
+from pathlib import Path
+from orchestrator.site import Site
+from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.driver.lock import my_turn
+home, uri, suite, experiment_id = sys.argv[1:]
+site = Site(home=Path(home), tracking_uri=uri or None)
+with my_turn(Tracking(uri=uri, suite=suite, experiment_id=experiment_id), site, print):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "LOOK_SECONDS", 0.02)
+
+
+@contextmanager
+def holding(site: Site, suite: Tracking) -> Iterator[subprocess.Popen[str]]:
+    """Another process, whose turn it is until its stdin ends."""
+    arguments = [str(site.home), suite.uri, suite.suite, suite.experiment_id or ""]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "mine\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def seen_until(site: Site, suite: Tracking, end: Callable[[], object]) -> list[Holder]:
+    """Who has the turn until this process gets it, which `end` brings about."""
+    seen: list[Holder] = []
+
+    def waiting(holder: Holder) -> None:
+        seen.append(holder)
+        if len(seen) == 2:
+            end()
+
+    with my_turn(suite, site, waiting):
+        return seen
+
+
+def local(home: Path) -> tuple[Site, Tracking]:
+    return Site(home=home), Tracking(uri="", suite="mine", experiment_id=None)
+
+
+def test_a_second_process_waits_until_the_first_gives_its_turn_up(tmp_path: Path):
+    site, suite = local(tmp_path)
+    with holding(site, suite) as first:
+        assert first.stdin is not None
+        seen = seen_until(site, suite, first.stdin.close)
+        assert first.wait() == 0
+        assert str(seen[0]).startswith(f"process {first.pid} on ")
+    assert len(seen) >= 2
+
+
+def test_a_holder_that_was_killed_is_no_obstacle(tmp_path: Path):
+    site, suite = local(tmp_path)
+    with holding(site, suite) as first:
+        seen = seen_until(site, suite, first.kill)
+    assert len(seen) >= 2
+    assert holder_of(suite, site) is None
+
+
+def test_two_suites_have_a_turn_each(tmp_path: Path):
+    site, suite = local(tmp_path)
+    other = Tracking(uri="", suite="other", experiment_id=None)
+    with holding(site, suite) as first, my_turn(other, site, lambda _: pytest.fail("waited")):
+        held = holder_of(suite, site)
+        assert held is not None and f" {first.pid} " in held.driver
+
+
+def test_processes_with_homes_of_their_own_take_turns_through_the_server_they_share(tmp_path: Path, mlflow_uri: str):
+    suite = open_suite(mlflow_uri, "turns")
+    here = Site(home=tmp_path / "here", tracking_uri=mlflow_uri)
+    with holding(Site(home=tmp_path / "there", tracking_uri=mlflow_uri), suite) as first:
+        assert first.stdin is not None
+        seen = seen_until(here, suite, first.stdin.close)
+        assert f" {first.pid} " in seen[0].driver
+    assert holder_of(suite, here) is None
+    assert claim_in(suite) == ""
+
+
+def test_a_claim_from_another_machine_is_void_once_it_is_not_renewed(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    suite = open_suite(mlflow_uri, "elsewhere")
+    site = Site(home=tmp_path, tracking_uri=mlflow_uri)
+    write_claim(suite, renewed=1)
+    monkeypatch.setattr(turn, "SILENT_SECONDS", 1e9)
+    seen = seen_until(site, suite, lambda: monkeypatch.setattr(turn, "SILENT_SECONDS", 0.0))
+    assert [holder.driver for holder in seen] == ["elsewhere 7 1"] * 2
+
+
+def test_of_two_claims_on_their_way_at_once_the_last_one_counts(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    suite = open_suite(mlflow_uri, "at once")
+    site = Site(home=tmp_path, tracking_uri=mlflow_uri)
+    threading.Timer(0.3, write_claim, [suite]).start()  # while ours settles
+    seen: list[Holder] = []
+
+    def waiting(holder: Holder) -> None:
+        seen.append(holder)
+        monkeypatch.setattr(turn, "SILENT_SECONDS", 0.0)
+
+    with my_turn(suite, site, waiting):
+        assert [holder.driver for holder in seen] == ["elsewhere 7 1"]
+
+
+def test_who_waits_may_leave(tmp_path: Path):
+    site, suite = local(tmp_path)
+
+    def leave(_: Holder) -> None:
+        raise KeyboardInterrupt
+
+    with holding(site, suite) as first, ExitStack() as stack:
+        with pytest.raises(KeyboardInterrupt):
+            stack.enter_context(my_turn(suite, site, leave))
+        held = holder_of(suite, site)
+        assert held is not None and f" {first.pid} " in held.driver
+
+
+def test_an_onlooker_sees_what_the_ledger_says_of_each_training():
+    experiment = load_experiment(ROOT / "experiments" / "miniature" / "table1_heads.yaml")
+    plan = make_plan([experiment], Ledger())
+    first, second, third, *others = plan.trainings
+    epochs = plan.trainings[first].config.schedule.epochs
+    trainings = {
+        first: Record(status="FINISHED", run_id="1", metrics={"train/epoch": float(epochs), "val/AP": 23.5}),
+        second: Record(status="RUNNING", run_id="2", metrics={"train/epoch": 2.5, "perf/eta_s": 60.0}),
+        third: Record(status="FAILED", run_id="3", note="out of memory"),
+    }
+    trainings |= {key: Record(status="STOPPED", run_id="4", note="stopped early") for key in others}
+    ledger = Ledger(trainings=trainings)
+    seen = statuses(make_plan([experiment], ledger), ledger)
+    assert [(status.state, status.epoch, status.note) for status in seen[:3]] == [
+        ("scoring", epochs, ""),
+        ("training", 2.5, ""),
+        ("failed", 0.0, "out of memory"),
+    ]
+    assert {(status.state, status.note) for status in seen[3:]} == {("stopped", "stopped early")}
+
+
+def claim_in(suite: Tracking) -> str:
+    experiment = rest.get(suite.uri, "experiments/get", {"experiment_id": suite.experiment_id})["experiment"]
+    return {tag["key"]: tag["value"] for tag in experiment["tags"]}.get(turn.TAG, "")
+
+
+def write_claim(suite: Tracking, **more: float) -> None:
+    value = json.dumps({"driver": "elsewhere 7 1", "since": 0.0, **more})
+    tag = {"experiment_id": suite.experiment_id, "key": turn.TAG, "value": value}
+    rest.post(suite.uri, "experiments/set-experiment-tag", tag)

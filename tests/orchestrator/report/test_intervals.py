@@ -1,0 +1,188 @@
+"""AP of resampled images is that of pycocotools on the data set so resampled; intervals are worked out by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.data.coco import read_coco
+from model.evaluation.coco_eval import MatchTable, evaluate, match
+from model.inference.table import DetectionTable
+from orchestrator.report.intervals import Estimate, Sample, average_precision, difference, estimate, resample
+from tests.detections import pycocotools_numbers, random_scene, table, write
+
+Row = tuple[int, int, list[float], float]
+
+
+def untied(rows: list[Row], seed: int) -> list[Row]:
+    """The same detections, none of one image and category with the score of another."""
+    scores = np.random.default_rng(seed).permutation(len(rows)) / len(rows)
+    return [(image, category, box, float(score)) for (image, category, box, _), score in zip(rows, scores, strict=True)]
+
+
+def drawn(
+    annotations: list[dict[str, Any]], found: list[Row], weights: list[int]
+) -> tuple[list[dict[str, Any]], list[Row]]:
+    """The data set in which image i stands weights[i - 1] times, under new ids, with its detections."""
+    images = [image for image, weight in enumerate(weights, start=1) for _ in range(weight)]
+    truth = [
+        row | {"image_id": new} for new, old in enumerate(images, 1) for row in annotations if row["image_id"] == old
+    ]
+    boxes = [(new, *row[1:]) for new, old in enumerate(images, 1) for row in found if row[0] == old]
+    return [row | {"id": id} for id, row in enumerate(truth, start=1)], boxes
+
+
+def test_unit_weights_give_the_measured_ap(tmp_path: Path) -> None:
+    for seed in range(6):
+        annotations, found = random_scene(seed)
+        (tmp_path / str(seed)).mkdir()
+        data, _ = write(tmp_path / str(seed), annotations, num_images=8)
+        numbers = evaluate(data, table(found))
+        ours = average_precision(match(data, table(found)), np.ones((8, 1)))[:, 0]
+        assert ours == pytest.approx([numbers[name] for name in ("AP", "AP50", "AP75")], rel=1e-12)
+
+
+def test_unit_weights_give_the_measured_ap_of_a_real_detector(coco_root: Path) -> None:
+    data = read_coco(coco_root, "val2017", check_images=False)
+    rows = json.loads((coco_root / "results" / "yolov5s_val2017_bbox.json").read_text())
+    found = table([(row["image_id"], row["category_id"], row["bbox"], row["score"]) for row in rows])
+    numbers = evaluate(data, found)
+    matches = match(data, found)
+    ours = average_precision(matches, np.ones((len(data), 1)))[:, 0]
+    assert ours == pytest.approx([numbers[name] for name in ("AP", "AP50", "AP75")], rel=1e-12)
+    weights = resample(len(data), 30)
+    assert average_precision(matches, weights) == pytest.approx(
+        average_precision(matches, weights.astype(np.float64)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ap_of_a_resample_is_that_of_pycocotools_on_the_images_so_drawn(tmp_path: Path, seed: int) -> None:
+    annotations, tied = random_scene(seed)
+    found = untied(tied, seed)
+    (tmp_path / "all").mkdir()
+    data, _ = write(tmp_path / "all", annotations, num_images=8)
+    weights = (
+        np.random.default_rng(seed).multinomial(8, [1 / 8] * 8, size=8).T.astype(np.float64)
+    )  # [images, resamples]
+    weights[:, 0] = [0, 3, 0, 0, 0, 5, 0, 0]
+    weights[:, 1] = [20, 0, 40, 0, 0, 0, 7, 13]  # so many that recall passes hundredths in steps of some
+    ours = average_precision(match(data, table(found)), weights)
+    for place, column in enumerate(weights.T.astype(int).tolist()):
+        root = tmp_path / str(place)
+        root.mkdir()
+        truth, boxes = drawn(annotations, found, column)
+        _, file = write(root, truth, num_images=sum(column))
+        theirs = 100 * pycocotools_numbers(file, table(boxes))[:3]
+        assert ours[:, place] == pytest.approx(theirs, rel=1e-12), column
+
+
+def matches_of(scores: list[list[float]], true: list[list[int]], num_truths: list[int]) -> MatchTable:
+    """One category, an image for each list."""
+    flat = [value for image in true for value in image]
+    return MatchTable(
+        num_images=len(scores),
+        num_categories=1,
+        images=np.arange(len(scores), dtype=np.int32),
+        categories=np.zeros(len(scores), np.int32),
+        num_truths=np.array(num_truths, np.int32),
+        offsets=np.cumsum([0, *map(len, scores)]).astype(np.int32),
+        scores=np.array([value for image in scores for value in image], np.float32),
+        true=np.array(flat, np.uint16),
+        ignored=np.zeros(len(flat), np.uint16),
+    )
+
+
+def test_two_images_by_hand() -> None:
+    """Image A: two objects, its detection at 0.9 is wrong and at 0.7 true; image B: one object, found at 0.8.
+
+    A and B:   wrong, true, true: precisions 0, 1/2, 2/3 at recalls 0, 1/3, 2/3; envelope 2/3 up to recall 0.66, which
+               are 67 of the 101 points.
+    A twice:   wrong twice, true twice, of four objects: 2/4 at recall 1/2, 51 points.
+    B twice:   two objects, both found: precision 1 everywhere.
+    """
+    matches = matches_of([[0.9, 0.7], [0.8]], [[0, 1023], [1023]], [2, 1])
+    ap = average_precision(matches, np.array([[1.0, 2.0, 0.0], [1.0, 0.0, 2.0]]))
+    by_hand = [100 * 67 * (2 / 3) / 101, 100 * 51 * (2 / 4) / 101, 100.0]
+    assert ap.tolist() == [pytest.approx(by_hand)] * 3
+
+
+def test_a_recall_that_rounding_keeps_from_its_hundredth_counts_as_in_coco() -> None:
+    """7 of 20 found at precision 1 is recall 0.35, which is below COCO's 0.35000000000000003: 35 points, not 36."""
+    matches = matches_of([[0.9]] * 7 + [[]] * 13, [[1023]] * 7 + [[]] * 13, [1] * 20)
+    assert average_precision(matches, np.ones((20, 1)))[0] == pytest.approx(100 * 35 / 101)
+
+
+def test_a_detection_ignored_at_some_thresholds_counts_at_the_others() -> None:
+    """A wrong detection before the true one halves precision; on a crowd up to 0.7 it does so from 0.75 on alone."""
+    matches = replace(matches_of([[0.9, 0.8]], [[0, 1023]], [1]), ignored=np.array([0b0000011111, 0], np.uint16))
+    ap, ap50, ap75 = average_precision(matches, np.ones((1, 1)))[:, 0].tolist()
+    assert (ap, ap50, ap75) == pytest.approx((75.0, 100.0, 50.0))
+
+
+def test_a_resample_without_any_object_has_no_ap() -> None:
+    matches = matches_of([[0.9], [0.8]], [[1023], [0]], [1, 0])
+    assert np.isnan(average_precision(matches, np.array([[0.0], [2.0]]))).all()
+
+
+def test_resamples_draw_as_many_images_as_there_are_and_are_the_same_again() -> None:
+    weights = resample(50, 400, seed=3)
+    assert weights.shape == (50, 400) and weights.sum(axis=0).tolist() == [50.0] * 400
+    assert np.array_equal(weights, resample(50, 400, seed=3)) and not np.array_equal(weights, resample(50, 400, seed=4))
+    assert weights.std() == pytest.approx(0.99, abs=0.03)  # binomial of 50 draws at 1/50: root of 0.98
+    assert len({column.tobytes() for column in weights.T}) == 400
+
+
+def numbers(one: Estimate | None) -> tuple[float, float, float]:
+    assert one is not None
+    return one.value, one.low, one.high
+
+
+def sample(measured: list[float], resampled: list[NDArray[np.float64]]) -> Sample:
+    return Sample(measured=dict(enumerate(measured)), resampled=dict(enumerate(resampled)))
+
+
+EVEN = np.arange(1001) / 100.0  # 0 to 10, its mean 5; 2.5 % and 97.5 % of it lie 4.75 below and above
+
+
+def test_an_interval_is_centred_on_what_was_measured() -> None:
+    assert numbers(estimate(sample([30.0], [EVEN]))) == pytest.approx((30.0, 25.25, 34.75))
+
+
+def test_a_difference_is_of_paired_resamples() -> None:
+    """Resamples that move both rows alike leave their difference sure."""
+    both = np.random.default_rng(0).normal(scale=9.0, size=1001)
+    gain = difference(sample([31.0], [both + EVEN / 10]), sample([30.0], [both]))
+    assert numbers(gain) == pytest.approx((1.0, 0.525, 1.475)) and gain is not None and gain.excludes_zero
+
+
+def test_the_spread_over_seeds_widens_an_interval() -> None:
+    """Gains of 1, 2 and 3: std 1, so 4.303 / sqrt(3) = 2.484 by seeds, none by images."""
+    still = np.full(100, 7.0)
+    ours, theirs = sample([31.0, 33.0, 35.0], [still] * 3), sample([30.0, 31.0, 32.0], [still] * 3)
+    gain = difference(ours, theirs)
+    assert numbers(gain) == pytest.approx((2.0, -0.4843, 4.4843), abs=1e-4)
+    assert gain is not None and not gain.excludes_zero
+    alone = sample([30.0], [still])  # no seed but one is paired, and one seed tells no spread
+    assert difference(ours, alone) == Estimate(value=3.0, low=3.0, high=3.0)
+
+
+def test_without_matches_or_on_other_images_there_is_no_interval() -> None:
+    known, unknown = sample([30.0], [EVEN]), Sample(measured={0: 30.0}, resampled={})
+    assert estimate(unknown) is None and difference(known, unknown) is None and difference(unknown, known) is None
+    assert difference(known, sample([30.0], [EVEN[:9]])) is None
+    assert estimate(Sample(measured={}, resampled={})) is None
+
+
+def test_detections_alone_or_objects_alone_are_counted(tmp_path: Path) -> None:
+    box = {"bbox": [0.0, 0.0, 50.0, 50.0], "area": 2500.0, "iscrowd": 0, "image_id": 1}
+    annotations = [{"id": 1, "category_id": 2, **box}, {"id": 2, "category_id": 5, **box}]
+    data, _ = write(tmp_path, annotations, num_images=2)
+    found: DetectionTable = table([(1, 2, [0.0, 0.0, 50.0, 50.0], 0.9), (2, 9, [0.0, 0.0, 50.0, 50.0], 0.9)])
+    assert average_precision(match(data, found), np.ones((2, 1)))[0, 0] == pytest.approx(
+        50.0
+    )  # 5 missed, 9 is not there

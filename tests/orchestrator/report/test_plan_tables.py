@@ -1,0 +1,169 @@
+"""What `rnc plan` says; every number in it is worked out by hand here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from orchestrator.experiment.estimate import Estimate, estimate
+from orchestrator.experiment.load import Experiment, Resources, Row
+from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
+from orchestrator.experiment.search import Asha, Search
+from orchestrator.figures.table import Table, show
+from orchestrator.report.plan_tables import evaluations_table, plan_json, plan_table, plans_json
+
+BASE = Row(
+    label="RetinaNet",
+    train=TrainConfig(model=ModelConfig(confidence=None)),
+    inference=InferenceConfig(confidence_exponent=0.0),
+)
+OURS = Row(label="RetinaNet-Conf")
+OTHER = Row(label="exponent 0.7", inference=InferenceConfig(confidence_exponent=0.7))
+DEEP = Row(label="R101", train=TrainConfig(model=ModelConfig(backbone="resnet101")))
+GPUS = Resources(num_workers=8, gpus_per_worker=1.0)
+
+
+def experiment(*rows: Row, name: str = "table", resources: Resources = GPUS) -> Experiment:
+    return Experiment(name=name, suite="suite", title=name, rows=rows, resources=resources, path=Path("table.yaml"))
+
+
+def scored(row: Row) -> Ledger:
+    """A ledger that holds one row."""
+    ((_, trained, evaluated),) = row_keys(row)
+    record = Record(status="FINISHED", run_id="r")
+    return Ledger(trainings={trained: record}, evaluations={evaluated: record})
+
+
+def unknown(plan: Plan) -> Estimate:
+    return estimate(plan, Ledger(), lambda _: 1000)
+
+
+def shown(table: Table) -> list[dict[str, str]]:
+    names = [column.name for column in table.columns]
+    texts = [[show(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in table.cells()]
+    return [dict(zip(names, row, strict=True)) for row in texts]
+
+
+def test_the_plan_counts_what_is_missing_and_says_why() -> None:
+    plan = make_plan([experiment(BASE, OURS, OTHER)], scored(OURS))
+    table = plan_table(plan, unknown(plan))
+    assert [(row["training"], row["evaluations"], row["missing"], row["why"]) for row in shown(table)] == [
+        ("RetinaNet", "1", "1", "training never run"),
+        ("RetinaNet-Conf", "2", "1", "1 evaluation never run"),
+    ]
+    assert shown(table)[0]["on"] == "8 workers, 1 GPU each"
+    assert table.notes[:2] == (
+        "3 rows of 1 table: 2 trainings, 3 distinct evaluations.",
+        "Missing: 1 training, 2 evaluations.",
+    )
+    content = plan_json(plan, unknown(plan))
+    assert [content[name] for name in ("rows", "trainings", "evaluations")] == [3, 2, 3]
+    assert content["missing"] == {"trainings": 1, "evaluations": 2}
+    assert [run["missing"] for run in content["training_list"]] == ["never run", None]
+    assert content["training_list"][0]["settings"] == {"model.confidence": None}
+    assert [e["missing"] for e in content["evaluation_list"]] == ["waits for its training", None, "never run"]
+
+
+def test_a_plan_with_nothing_missing_says_so_and_asks_for_nothing() -> None:
+    plan = make_plan([experiment(OURS)], scored(OURS))
+    table = plan_table(plan, unknown(plan))
+    assert shown(table)[0]["why"] == "complete"
+    assert table.notes[1:] == ("Nothing is missing.",)
+
+
+def test_a_training_that_its_search_stopped_is_told_and_not_counted_as_missing() -> None:
+    ((_, trained, _),) = row_keys(OURS)
+    note = "stopped early by ASHA after epoch 2 (AP 12.3)"
+    held = Ledger(trainings={trained: Record(status="STOPPED", run_id="r", note=note)})
+    search = Search(labels=(OURS.label,), space={}, num_samples=1, metric="AP", asha=Asha(), seed=0)
+    plan = make_plan([replace(experiment(OURS), search=search)], held)
+    table = plan_table(plan, unknown(plan))
+    assert [(row["missing"], row["why"]) for row in shown(table)] == [("0", note)]
+    assert table.notes[1:] == (
+        "Nothing is missing.",
+        "Stopped early by their search, and not taken up again: 1 training.",
+    )
+    assert [row["state"] for row in shown(evaluations_table(plan))] == [note]
+    (told,) = plan_json(plan, unknown(plan))["training_list"]
+    assert (told["missing"], told["stopped"]) == (None, note)
+
+
+def test_every_evaluation_is_listed_where_it_is_shown_with_its_state() -> None:
+    again = replace(OURS, label="CE")
+    plan = make_plan([experiment(OURS, OTHER), experiment(again, BASE, name="losses")], scored(OURS))
+    ((_, _, key),) = row_keys(OURS)
+    listed = shown(evaluations_table(plan))
+    assert [(row["table"], row["row"], row["of training"], row["state"]) for row in listed] == [
+        ("table", "RetinaNet-Conf", "RetinaNet-Conf", "stands in MLflow"),
+        ("losses", "CE", "RetinaNet-Conf", "stands in MLflow"),
+        ("table", "exponent 0.7", "RetinaNet-Conf", "never run"),
+        ("losses", "RetinaNet", "RetinaNet", "waits for its training"),
+    ]
+    assert [row["evaluation"] for row in listed[:2]] == [key, key]
+
+
+def test_time_is_told_in_gpu_hours_and_hours_with_the_throughput_that_it_rests_on() -> None:
+    plan = make_plan([experiment(BASE, DEEP)], Ledger())
+    time = estimate(plan, Ledger(), lambda _: 36_000, gpus=8, images_per_s=10.0)
+    table = plan_table(plan, time)
+    # 12 epochs of 36,000 images at 8 x 10 images/s: 5,400 s, 1.5 h, on 8 GPUs 12 GPU-hours; and the same once more
+    assert [row["hours"] for row in shown(table)] == ["1.50", "1.50"]
+    assert table.notes[2:-1] == (
+        "Time: 24.0 GPU-hours of training; validation and scoring come on top.",
+        "Largest first on 8 GPUs the training takes 3.0 hours.",
+        "Throughput of resnet50 at 600 x 1000 in float32 on a GPU: 10.0 images/s (given, not measured).",
+        "Throughput of resnet101 at 600 x 1000 in float32 on a GPU: 10.0 images/s (given, not measured).",
+    )
+    content = plans_json([(plan, time)])
+    (suite,) = content["suites"]
+    assert content["missing"] == {"trainings": 2, "evaluations": 2}
+    assert (suite["estimate"]["gpu_hours"], suite["estimate"]["hours"], suite["estimate"]["gpus"]) == (24.0, 3.0, 8)
+    assert [one["seconds"] for one in suite["estimate"]["trainings"]] == [5400.0, 5400.0]
+    assert suite["estimate"]["throughputs"][0] == {
+        "backbone": "resnet50",
+        "short_edge": 600,
+        "long_edge": 1000,
+        "precision": "float32",
+        "device": "GPU",
+        "images_per_s": 10.0,
+        "measured": False,
+    }
+
+
+def test_less_than_an_hour_is_told_in_minutes() -> None:
+    plan = make_plan([experiment(BASE, resources=Resources(cpus_per_worker=1.0))], Ledger())
+    for images, shown_as in ((75, "15 min"), (1, "1 min")):  # 12 epochs at one image a second
+        time = estimate(plan, Ledger(), lambda _, images=images: images, cpus=2.0, images_per_s=1.0)  # type: ignore[misc]
+        assert f"Largest first on 2 CPUs the training takes {shown_as}." in plan_table(plan, time).notes
+
+
+def test_without_any_throughput_the_plan_says_how_to_come_by_one() -> None:
+    plan = make_plan([experiment(BASE)], Ledger())
+    table = plan_table(plan, unknown(plan))
+    assert "hours" not in [column.name for column in table.columns]
+    assert table.notes[2] == (
+        "No throughput is known yet for resnet50 at 600 x 1000 in float32 on a GPU: a training of it that has begun"
+        " will tell; until then, give one GPU's as --images-per-s."
+    )
+    assert not any(note.startswith("Time") for note in table.notes)
+    assert plan_json(plan, unknown(plan))["estimate"]["hours"] is None
+
+
+def test_data_of_unknown_size_and_too_few_gpus_are_told() -> None:
+    mine = replace(BASE, train=replace(BASE.train, data=DataConfig(train_split="mine")))
+    plan = make_plan([experiment(mine)], Ledger())
+    notes = plan_table(plan, estimate(plan, Ledger(), lambda _: None, gpus=4, images_per_s=1.0)).notes
+    assert "How many images there are to train on is not known; set RNC_COCO_ROOT to the data." in notes
+    assert "A training asks for more GPUs than there are; its time is that on fewer workers." in notes
+
+
+def test_disk_is_told_for_what_is_missing_alone() -> None:
+    """R50 with 80 classes: 38.0 million weights, 152 MB; with SGD's momentum twice that, and two of these."""
+    plan = make_plan([experiment(OURS, DEEP)], scored(DEEP))
+    content = plan_json(plan, unknown(plan))["estimate"]["bytes"]
+    weights = content["ray"] / 4
+    assert round(weights / 1e6) == 152
+    assert content["mlflow"] == weights + 5000 * 100 * 70
+    assert plan_table(plan, unknown(plan)).notes[-1] == (
+        "Disk: up to 608 MB in Ray's storage (two checkpoints of each training)"
+        " and 187 MB in MLflow (weights and detections)."
+    )
