@@ -1,1 +1,32 @@
-"""Turns experiment files into trainings and evaluations, runs what is missing, and renders the tables."""
+"""Everything around the detector: experiment grids on Ray, recorded in MLflow, rendered as the paper's tables.
+
+From a notebook: `import orchestrator as rnc; suite = rnc.open("experiments/demo")`; orchestrator/api.py says the rest.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.api import OpenSuite
+
+
+def open(*experiments: "str | Path", home: "str | Path | None" = None) -> "OpenSuite":
+    """Open the suite of some experiment files; nothing is started or written.
+
+    Args:
+        experiments: YAML files, or folders of them.
+        home: where data, records and checkpoints are; None takes RNC_HOME, or ./runs. The other variables of the
+            environment (RNC_COCO_ROOT, RNC_WEIGHTS, MLFLOW_TRACKING_URI, RAY_ADDRESS) count as for `rnc`.
+
+    Raises:
+        UserError: a file has mistakes, or the files belong to several suites.
+    """
+    import os
+
+    from orchestrator.api import OpenSuite
+    from orchestrator.experiment.load import load_experiments
+    from orchestrator.site import site_from_environment
+
+    environment = dict(os.environ) if home is None else {**os.environ, "RNC_HOME": str(home)}
+    return OpenSuite(load_experiments(experiments), site_from_environment(environment))

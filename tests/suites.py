@@ -11,7 +11,7 @@ from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import server
-from orchestrator.tracking.suite import open_suite
+from orchestrator.tracking.runs import open_tracking
 
 TRAIN = TrainConfig(
     model=ModelConfig(
@@ -50,7 +50,7 @@ def plan_of(site: Site, suite: str, *trains: TrainConfig, resources: Resources |
 
 def ledger_of(site: Site, suite: str) -> Ledger:
     """What MLflow holds of a suite."""
-    return tracking.read_ledger(open_suite(server.tracking_server(site), suite))
+    return tracking.read_ledger(open_tracking(server.tracking_server(site), suite))
 
 
 def launched(plan: Plan, site: Site, show: Show = lambda _: None) -> launch.Outcome:

@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-ORDER = ("cli", "driver", "checkpoint", "report", "worker doctor", "cluster", "tracking", "experiment", "figures", "")
+ORDER = (
+    "cli",
+    "api.py",
+    "driver",
+    "checkpoint",
+    "report",
+    "worker doctor",
+    "cluster",
+    "tracking",
+    "experiment",
+    "figures",
+    "",
+)
 """The folders of orchestrator/, from the top, each above what it imports; "" are the modules in none of them."""
 MODEL_ORDER = ("training", "evaluation", "inference", "network", "data", "")
 """The folders of model/, likewise."""
@@ -87,8 +99,8 @@ def climbs(file: Path, name: str) -> bool:
         return False
     order = ORDER if package == "orchestrator" else MODEL_ORDER
     places = {folder: place for place, level in enumerate(order) for folder in level.split() or [""]}
-    here = file.parts[1] if len(file.parts) > 2 else ""
-    there = rest[0] if rest and rest[0] in places else ""
+    here = file.parts[1] if file.parts[1] in places else ""
+    there = next((one for one in (rest[0], f"{rest[0]}.py") if one in places), "") if rest else ""
     return here != there and places.get(here, 0) >= places[there]
 
 

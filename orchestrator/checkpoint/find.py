@@ -1,20 +1,16 @@
 """Which checkpoint is meant by "the best of table 1": evaluations in MLflow, found by table, row, suite or run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from model.settings import suggestion
 from orchestrator.errors import UserError
-from orchestrator.tracking import rest
-from orchestrator.tracking.runs import Run, get_run, search_runs, tags_of
-from orchestrator.tracking.suite import read_record
+from orchestrator.tracking import names, rest
+from orchestrator.tracking.records import read_record
+from orchestrator.tracking.runs import Run, get_run, search_runs
 
-PREFIX = "retinanet-conf/"
-"""Of the MLflow experiments that are suites."""
 BEST = "best"
-ALIAS = "best"
-"""Of the registered model of a suite."""
+"""As a row: the one of highest AP."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,33 +33,32 @@ class Candidate:
     """A finished evaluation."""
 
     suite: str
-    experiment_id: str
     run: Run
 
     @property
     def run_id(self) -> str:
         """Return its id in MLflow."""
-        return str(self.run["info"]["run_id"])
+        return self.run.run_id
 
     @property
-    def tags(self) -> dict[str, str]:
+    def tags(self) -> Mapping[str, str]:
         """Return its tags."""
-        return tags_of(self.run)
+        return self.run.tags
 
     @property
     def metrics(self) -> dict[str, float]:
         """Return the twelve numbers, less those that its data could not give."""
-        return dict(read_record(self.run, "evaluation").metrics)
+        return dict(read_record(self.run).metrics)
 
     @property
     def places(self) -> dict[str, str]:
         """Return its place and label, such as `03 RetinaNet`, by table."""
-        return {name.removeprefix("row."): tag for name, tag in self.tags.items() if name.startswith("row.")}
+        return self.run.rows
 
     def label(self, table: str | None) -> str:
         """Return its label in a table, or in any."""
         place = self.places.get(table or next(iter(self.places), ""), "")
-        return place.partition(" ")[2] or str(self.run["info"].get("run_name", self.run_id))
+        return place.partition(" ")[2] or str(self.run.name)
 
 
 def find(uri: str, choice: Choice) -> Candidate:
@@ -80,13 +75,13 @@ def find(uri: str, choice: Choice) -> Candidate:
             f"--suite {choice.suite}: MLflow at {uri} has no such suite; {suggestion(choice.suite, suites)}"
         )
     wanted = suites if choice.suite is None else {choice.suite: suites[choice.suite]}
-    candidates = [one for suite, number in wanted.items() for one in finished(_evaluations(uri, number), suite, number)]
+    candidates = [one for suite, number in wanted.items() for one in finished(_evaluations(uri, number), suite)]
     if not candidates:
         where = "" if choice.suite is None else f" of suite {choice.suite}"
         raise UserError(f"nothing{where} is finished in MLflow at {uri} yet; `rnc submit` trains and scores it")
     if len(wanted) == 1 and (choice.row, choice.table, choice.metric) == (BEST, None, "AP"):
         held = best_version(uri, next(iter(wanted))) or {}
-        registered = [one for one in candidates if one.tags.get("evaluation_key") == held.get("evaluation_key")]
+        registered = [one for one in candidates if one.run.key == held.get(names.EVALUATION_KEY)]
         if registered:
             return registered[0]
     return choose(candidates, choice)
@@ -119,18 +114,13 @@ def choose(candidates: Sequence[Candidate], choice: Choice) -> Candidate:
     return max(order, key=lambda candidate: candidate.metrics[choice.metric])
 
 
-def model_name(suite: str) -> str:
-    """Return the name under which a suite's best detector is registered."""
-    return f"retinanet-conf-{suite}"
-
-
 def best_version(uri: str, suite: str) -> dict[str, str] | None:
     """Return the tags of the registered version that has the alias `best`, if there is one."""
-    name = model_name(suite)
+    name = names.model_name(suite)
     query = {"filter": f"name = '{name}'", "max_results": 1}  # to ask for what is not there may be forbidden
     for model in rest.pages(uri, "registered-models/search", query, "registered_models", by_get=True):
         for alias in model.get("aliases", []):
-            if alias["alias"] == ALIAS:
+            if alias["alias"] == names.BEST:
                 which = {"name": name, "version": alias["version"]}
                 version = rest.get(uri, "model-versions/get", which)["model_version"]
                 return {tag["key"]: tag["value"] for tag in version.get("tags", [])}
@@ -139,20 +129,20 @@ def best_version(uri: str, suite: str) -> dict[str, str] | None:
 
 def _suites(uri: str) -> dict[str, str]:
     """Return the MLflow experiment of each suite."""
-    query = {"max_results": 1000, "filter": f"name LIKE '{PREFIX}%'"}
+    query = {"max_results": 1000, "filter": f"name LIKE '{names.SUITE_PREFIX}%'"}
     found = rest.pages(uri, "experiments/search", query, "experiments")
-    return {experiment["name"].removeprefix(PREFIX): experiment["experiment_id"] for experiment in found}
+    return {experiment["name"].removeprefix(names.SUITE_PREFIX): experiment["experiment_id"] for experiment in found}
 
 
-def finished(runs: Iterable[Run], suite: str, experiment_id: str) -> Iterable[Candidate]:
+def finished(runs: Iterable[Run], suite: str) -> Iterable[Candidate]:
     """Yield the finished evaluations among the runs of a suite."""
     for run in runs:
-        if tags_of(run).get("kind") == "evaluation" and read_record(run, "evaluation").status == "FINISHED":
-            yield Candidate(suite=suite, experiment_id=experiment_id, run=run)
+        if run.kind == "evaluation" and read_record(run).status == "FINISHED":
+            yield Candidate(suite=suite, run=run)
 
 
 def _evaluations(uri: str, experiment_id: str) -> Iterable[Run]:
-    return search_runs(uri, experiment_id, "tags.kind = 'evaluation'")
+    return search_runs(uri, experiment_id, f"tags.{names.KIND} = 'evaluation'")
 
 
 def _of_run(uri: str, run_id: str, suites: dict[str, str], metric: str) -> Candidate:
@@ -162,17 +152,13 @@ def _of_run(uri: str, run_id: str, suites: dict[str, str], metric: str) -> Candi
         if error.code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise UserError(f"--run {run_id}: MLflow at {uri} has no such run; its id is the end of its address") from error
-    number, tags = run["info"]["experiment_id"], tags_of(run)
-    if number not in suites or tags.get("kind") not in ("evaluation", "training"):
+    if run.experiment_id not in suites or run.kind not in ("evaluation", "training"):
         raise UserError(f"--run {run_id} is neither a training nor an evaluation of this project; name one of these")
-    candidates = list(finished(_evaluations(uri, number), suites[number], number))
-    same: dict[str, Any] = {"evaluation": "evaluation_key", "training": "train_key"}
-    key = same[tags["kind"]]
-    mine = [candidate for candidate in candidates if candidate.tags.get(key) == tags.get(key)]
+    candidates = finished(_evaluations(uri, run.experiment_id), suites[run.experiment_id])
+    same = names.KEY[run.kind]
+    mine = [candidate for candidate in candidates if candidate.tags.get(same) == run.key]
     if not mine:
-        raise UserError(
-            f"--run {run_id}: this {tags['kind']} is not finished and scored yet; `rnc submit` goes on with it"
-        )
+        raise UserError(f"--run {run_id}: this {run.kind} is not finished and scored yet; `rnc submit` goes on with it")
     return choose([one for one in mine if one.run_id == run_id] or mine, Choice(metric=metric))
 
 
@@ -198,4 +184,4 @@ def _labels(candidates: Iterable[Candidate], table: str | None) -> dict[str, lis
 
 
 def _seed(candidate: Candidate) -> int:
-    return int(candidate.tags.get("seed", "0"))
+    return int(candidate.tags.get(names.SEED, "0"))

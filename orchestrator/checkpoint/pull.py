@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from model.data.cache import file_sha256
+from model.names import CARD, INFERENCE, WEIGHTS
 from model.settings import Settings, from_dict, to_dict
 from orchestrator.checkpoint.find import Candidate, Choice, find
 from orchestrator.errors import UserError
 from orchestrator.report import views
 from orchestrator.site import Site
+from orchestrator.tracking import names
 from orchestrator.tracking.artifacts import Missing, Progress, download
-from orchestrator.tracking.runs import Run, params_of, search_runs, tags_of
+from orchestrator.tracking.records import read_inference, read_record
+from orchestrator.tracking.runs import Run, search_runs
 from orchestrator.tracking.server import existing_tracking_server
-from orchestrator.tracking.suite import read_inference, read_record
 
 FILE, TEXT = "provenance.json", "README.md"
 
@@ -105,12 +107,6 @@ def read_provenance(folder: Path) -> Provenance | None:
         raise ValueError(f"{folder / FILE} is no provenance card ({error}); remove it, or pull again") from error
 
 
-WEIGHTS, CARD, INFERENCE = "model.safetensors", "config.json", "inference.json"
-DETECTIONS = "detections.parquet"
-"""As model.network.checkpoint, model.inference.predictor and orchestrator.tracking.detections name them, which are too
-heavy to import here."""
-
-
 def pull(
     choice: Choice,
     site: Site,
@@ -134,13 +130,13 @@ def pull(
     candidate = find(uri, choice)
     table = next((one for one in sorted(candidate.places) if choice.table and one.startswith(choice.table)), None)
     label = candidate.label(table)
-    folder = output or site.home / "pulled" / f"{candidate.suite}-{slug(label)}-{candidate.tags['evaluation_key'][:6]}"
+    folder = output or site.home / "pulled" / f"{candidate.suite}-{slug(label)}-{candidate.run.key[:6]}"
     fetch(uri, candidate, label, folder, progress, with_detections=True)
     size = (folder / WEIGHTS).stat().st_size / 1e6
     numbers = candidate.metrics
     say(
-        f"{label}, seed {candidate.tags.get('seed', '0')}: {choice.metric} {numbers[choice.metric]:.1f} "
-        f"on {candidate.tags['split']}, {size:.1f} MB, sha256 verified"
+        f"{label}, seed {candidate.tags.get(names.SEED, '0')}: {choice.metric} {numbers[choice.metric]:.1f} "
+        f"on {candidate.tags[names.SPLIT]}, {size:.1f} MB, sha256 verified"
     )
     return folder
 
@@ -162,7 +158,7 @@ def fetch(
         UserError: a file is gone or damaged, or the folder holds something else.
     """
     training = training_of(uri, candidate)
-    digest = tags_of(training)["checkpoint_sha256"]
+    digest = training.tags[names.WEIGHTS_SHA256]
     held = _held(folder)
     if held not in (None, digest):
         raise UserError(
@@ -171,10 +167,10 @@ def fetch(
         )
     with _beside(folder) as partial:
         try:
-            download(uri, training["info"]["run_id"], f"checkpoint/{CARD}", partial)
+            download(uri, training.run_id, f"{names.CHECKPOINT}/{CARD}", partial)
             card = _card(partial / CARD, digest)
             if held is None:
-                download(uri, training["info"]["run_id"], f"checkpoint/{WEIGHTS}", partial, progress=progress)
+                download(uri, training.run_id, f"{names.CHECKPOINT}/{WEIGHTS}", partial, progress=progress)
                 _require_same(file_sha256(partial / WEIGHTS), digest)
         except Missing as error:
             raise UserError(
@@ -190,7 +186,7 @@ def fetch(
         if held is None:
             partial.rename(folder)
         else:
-            (folder / DETECTIONS).unlink(missing_ok=True)  # those of another row
+            (folder / names.DETECTIONS_FILE).unlink(missing_ok=True)  # those of another row
             for file in partial.iterdir():
                 file.replace(folder / file.name)
     return provenance
@@ -202,9 +198,10 @@ def training_of(uri: str, candidate: Candidate) -> Run:
     Raises:
         UserError: it is gone.
     """
-    key = candidate.tags["train_key"]
-    for run in search_runs(uri, candidate.experiment_id, f"tags.kind = 'training' and tags.train_key = '{key}'"):
-        if read_record(run, "training").status == "FINISHED":
+    key = candidate.run.train_key
+    where = f"tags.{names.KIND} = 'training' and tags.{names.TRAIN_KEY} = '{key}'"
+    for run in search_runs(uri, candidate.run.experiment_id, where):
+        if read_record(run).status == "FINISHED":
             return run
     raise UserError(
         f"the training {key} of {candidate.label(None)} is not in MLflow any more; restore it there, or submit again"
@@ -214,33 +211,33 @@ def training_of(uri: str, candidate: Candidate) -> Run:
 def _provenance(
     uri: str, candidate: Candidate, label: str, training: Run, card: dict[str, Any], weights: Path
 ) -> Provenance:
-    tags, learnt = candidate.tags, tags_of(training)
+    tags, learnt = candidate.tags, training.tags
     return Provenance(
         row=label,
         tables={table: place.partition(" ")[2] for table, place in candidate.places.items()},
         suite=candidate.suite,
-        seed=int(tags.get("seed", "0")),
-        split=tags["split"],
+        seed=int(tags.get(names.SEED, "0")),
+        split=tags[names.SPLIT],
         metrics=candidate.metrics,
-        inference=to_dict(read_inference(params_of(candidate.run))),
+        inference=to_dict(read_inference(candidate.run.params)),
         dataset=card["config"]["data"]["dataset"],
         train_fingerprint=card["data_fingerprint"],
-        split_fingerprint=tags.get("data_fingerprint", ""),
-        train_key=tags["train_key"],
-        evaluation_key=tags["evaluation_key"],
-        git_commit=learnt.get("git_commit", ""),
-        link=views.run_link(uri, candidate.experiment_id, candidate.run_id),
-        training_link=views.run_link(uri, candidate.experiment_id, training["info"]["run_id"]),
-        weights_sha256=learnt["checkpoint_sha256"],
+        split_fingerprint=tags.get(names.FINGERPRINT, ""),
+        train_key=candidate.run.train_key,
+        evaluation_key=candidate.run.key,
+        git_commit=learnt.get(names.COMMIT, ""),
+        link=views.run_link(uri, candidate.run.experiment_id, candidate.run_id),
+        training_link=views.run_link(uri, candidate.run.experiment_id, training.run_id),
+        weights_sha256=learnt[names.WEIGHTS_SHA256],
         weights_bytes=weights.stat().st_size,
-        versions=json.loads(learnt.get("versions", "{}")),
+        versions=json.loads(learnt.get(names.VERSIONS, "{}")),
     )
 
 
 def _fetch_detections(uri: str, candidate: Candidate, into: Path) -> str:
     """Fetch what was detected, and return the file's name; nothing where MLflow has no such file."""
     with suppress(Missing):
-        return download(uri, candidate.run_id, f"detections/{DETECTIONS}", into).name
+        return download(uri, candidate.run_id, f"{names.DETECTIONS}/{names.DETECTIONS_FILE}", into).name
     return ""
 
 

@@ -8,40 +8,41 @@ import base64
 import io
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from model.config import DataConfig
-from orchestrator.checkpoint.find import ALIAS, Candidate, Choice, best_version, choose, finished, model_name
+from orchestrator.checkpoint.find import Candidate, Choice, best_version, choose, finished
 from orchestrator.checkpoint.pull import Provenance, fetch, training_of
-from orchestrator.errors import UserError
-from orchestrator.tracking import rest
+from orchestrator.errors import Say, UserError
+from orchestrator.tracking import names, rest
 from orchestrator.tracking.artifacts import tame_mlflow
-from orchestrator.tracking.runs import Run, params_of
-from orchestrator.tracking.suite import Tracking
+from orchestrator.tracking.suite import Suite
 
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pyarrow", "safetensors", "torch", "torchvision")
 """What `model.load` imports; the code itself travels with the model."""
 
 
-def register_best(tracking: Tracking, runs: Iterable[Run], say: Callable[[str], None]) -> None:
+def register_best(suite: Suite, say: Say) -> None:
     """Register the suite's best evaluation under the alias `best`, unless it has it; a failure stops nothing."""
-    if tracking.experiment_id is None:
+    tracking = suite.tracking
+    if tracking is None:
         return
     try:
-        best = best_of(list(finished(runs, tracking.suite, tracking.experiment_id)))
+        best = best_of(list(finished(suite.mlflow_runs, suite.name)))
         if best is None:
             return
-        name, key = model_name(tracking.suite), best.tags["evaluation_key"]
-        held = best_version(tracking.uri, tracking.suite)
-        if held is not None and held["evaluation_key"] == key:
+        name, key = names.model_name(suite.name), best.run.key
+        held = best_version(tracking.uri, suite.name)
+        if held is not None and held[names.EVALUATION_KEY] == key:
             return
         number = _version_of(tracking.uri, name, key) or _register(tracking.uri, name, best)
-        alias = {"name": name, "alias": ALIAS, "version": number}
+        alias = {"name": name, "alias": names.BEST, "version": number}
         rest.post(tracking.uri, "registered-models/alias", alias)
-        say(f"registered model {name} version {number}, alias {ALIAS}: {best.label(None)}, AP {best.metrics['AP']:.1f}")
+        label, ap = best.label(None), best.metrics["AP"]
+        say(f"registered model {name} version {number}, alias {names.BEST}: {label}, AP {ap:.1f}")
     except UserError as error:
         say(f"the best checkpoint was not registered, the next submit tries again: {error}")
 
@@ -49,7 +50,7 @@ def register_best(tracking: Tracking, runs: Iterable[Run], say: Callable[[str], 
 def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the evaluation of highest AP among those on their training's own validation split."""
     usual = DataConfig().val_split
-    on_validation = [one for one in candidates if one.tags.get("split") == params_of(one.run).get("val_split", usual)]
+    on_validation = [one for one in candidates if one.tags.get(names.SPLIT) == one.run.params.get("val_split", usual)]
     measured = [one for one in on_validation if "AP" in one.metrics]
     return choose(measured, Choice()) if measured else None
 
@@ -80,14 +81,14 @@ def _register(uri: str, name: str, best: Candidate) -> str:
     from mlflow.models import Model
 
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    run_id = str(training_of(uri, best)["info"]["run_id"])
+    run_id = str(training_of(uri, best).run_id)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, saved = Path(scratch) / "checkpoint", Path(scratch) / "model"
         card = fetch(uri, best, best.label(None), checkpoint)
         try:
             _ensure(uri, name, card)
             logged = client.create_logged_model(
-                best.experiment_id, name=name, source_run_id=run_id, tags=_tags(card), model_type="detector"
+                best.run.experiment_id, name=name, source_run_id=run_id, tags=_tags(card), model_type="detector"
             )
             model = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
             save_model(saved, checkpoint, model)
@@ -115,7 +116,7 @@ def _version_of(uri: str, name: str, key: str) -> str | None:
     query = {"filter": f"name = '{name}'", "max_results": 1000}
     for one in rest.pages(uri, "model-versions/search", query, "model_versions", by_get=True):
         tags = {tag["key"]: tag["value"] for tag in one.get("tags", [])}
-        if tags.get("evaluation_key") == key and one.get("status") == "READY":
+        if tags.get(names.EVALUATION_KEY) == key and one.get("status") == "READY":
             return str(one["version"])
     return None
 
@@ -125,8 +126,8 @@ def _tags(card: Provenance) -> dict[str, str]:
         "row": card.row,
         "AP": f"{card.metrics['AP']:.2f}",
         "split": card.split,
-        "train_key": card.train_key,
-        "evaluation_key": card.evaluation_key,
+        names.TRAIN_KEY: card.train_key,
+        names.EVALUATION_KEY: card.evaluation_key,
         "weights_sha256": card.weights_sha256,
     }
 

@@ -1,17 +1,15 @@
 """The verbs of `rnc` that plan, run and report experiments."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, by_suite, say, show, show_reports, site
+from orchestrator.cli.options import EXPERIMENTS, FORMAT, say, show, show_reports, site, suites
 from orchestrator.cluster.package import is_jobs_address
 from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import make_plan
 
 
 @click.command()
@@ -34,18 +32,9 @@ def plan(
     quick: bool,
 ) -> None:
     """Show what EXPERIMENT would train and score, how long that takes, and how much disk. Starts nothing."""
-    from orchestrator.experiment.estimate import estimate
     from orchestrator.report.plan_tables import evaluations_table, plan_table, plans_json
-    from orchestrator.tracking.ledger import checked_suite, read_suite
 
-    here = site()
-    plans = []
-    for suite, group in by_suite(experiments).items():
-        ledger = read_suite(suite, here) if quick else checked_suite(group, here)
-        one = make_plan(group, ledger)
-        cpus = float(os.cpu_count() or 1)
-        time = estimate(one, ledger, here.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
-        plans.append((one, time))
+    plans = [one.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick) for one in suites(experiments)]
     if form == "json":
         click.echo(json.dumps(plans_json(plans), indent=2))
         return
@@ -88,19 +77,18 @@ def submit(
     are never sent, because everybody who reads the Jobs API would see them: the cluster has to hold them. A cluster
     that wants a token takes it from RAY_AUTH_TOKEN, or from the file at RAY_AUTH_TOKEN_PATH.
     """
-    from orchestrator.driver.submit import submit as submit_suite
-
     here = site()
     if address:
         here = replace(here, ray_address=address)
+    opened = suites(experiments, here)
     if is_jobs_address(here.ray_address):
         from orchestrator.cluster.jobs import Remote, submit_job
 
         options = ["--format", form, *(["--prune"] if prune else [])]
         remote = Remote(address=str(here.ray_address), env=env, options=tuple(options), detach=detach)
         codes = []
-        for group in by_suite(experiments).values():
-            codes.append(submit_job(group, remote, say, lambda text: click.echo(text, nl=False)))
+        for suite in opened:
+            codes.append(submit_job(suite.experiments, remote, say, lambda text: click.echo(text, nl=False)))
             if codes[-1] == INTERRUPTED:
                 break
         ctx.exit(max(codes))
@@ -110,14 +98,14 @@ def submit(
         from orchestrator.driver.detach import submit_detached
 
         options = ["--format", form, *(["--address", address] if address else []), *(["--prune"] if prune else [])]
-        submit_detached(list(by_suite(experiments).values()), here, options, say)
+        submit_detached(opened, options, say)
         return
     codes, reports = [], []
-    for group in by_suite(experiments).values():
-        code, measured = submit_suite(group, here, say, prune=prune)
-        codes.append(code)
-        reports += measured
-        if code == INTERRUPTED:
+    for suite in opened:
+        submitted = suite.submit(say, prune=prune)
+        codes.append(submitted.exit_code)
+        reports += submitted.reports
+        if submitted.exit_code == INTERRUPTED:
             break
     show_reports(reports, form)
     ctx.exit(max(codes))
@@ -131,14 +119,7 @@ def status(experiments: list[Experiment], form: str) -> None:
 
     Long reasons are cut, and the logs with the rest of them named; --format json has them whole.
     """
-    from orchestrator.report.plan_tables import status_table
-    from orchestrator.tracking.ledger import read_suite
-
-    here = site()
-    ledgers = {suite: read_suite(suite, here) for suite in by_suite(experiments)}
-    plans = [make_plan(group, ledgers[suite]) for suite, group in by_suite(experiments).items()]
-    whole = form == "json"
-    show([status_table(p, ledgers[p.suite], None if whole else here.storage / p.suite) for p in plans], form)
+    show([suite.status(whole=form == "json") for suite in suites(experiments)], form)
 
 
 @click.command()
@@ -168,15 +149,14 @@ def report(
 ) -> None:
     """Print the results tables of EXPERIMENT, or what they say to the claims of the paper."""
     from orchestrator.report.claims import claims_table, find_claims, judge, load_claims
-    from orchestrator.report.files import report_suite, write_reports
+    from orchestrator.report.files import write_reports
 
-    here, judged = site(), []
-    listed = None
+    listed, judged = None, []
     if claims is not None:
         listed = load_claims(Path(claims) if claims else find_claims([one.path for one in experiments]))
     reports = []
-    for group in by_suite(experiments).values():
-        of_suite = report_suite(group, here, bootstrap=not no_bootstrap)
+    for suite in suites(experiments):
+        of_suite = suite.reports(bootstrap=not no_bootstrap)
         reports += of_suite
         if listed is not None:
             tables = {one.experiment.name: one.rows for one in of_suite}

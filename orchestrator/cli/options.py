@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from orchestrator.api import OpenSuite
 from orchestrator.cluster.package import require_cluster_settings
 from orchestrator.experiment.load import Experiment, load_experiments
 from orchestrator.figures.page import FORMATS, html_page, render
@@ -50,12 +51,13 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def by_suite(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
-    """Gather the experiments of each suite, in the order of the files."""
-    suites: dict[str, list[Experiment]] = {}
+def suites(experiments: Sequence[Experiment], at: Site | None = None) -> list[OpenSuite]:
+    """Open the suites of the experiments, in the order of the files."""
+    groups: dict[str, list[Experiment]] = {}
     for experiment in experiments:
-        suites.setdefault(experiment.suite, []).append(experiment)
-    return suites
+        groups.setdefault(experiment.suite, []).append(experiment)
+    here = at or site()
+    return [OpenSuite(group, here) for group in groups.values()]
 
 
 def show(tables: Sequence[Table], form: str) -> None:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, by_suite, read_experiments, say, show, site
+from orchestrator.cli.options import EXPERIMENTS, FORMAT, read_experiments, say, show, site, suites
 from orchestrator.cluster.package import is_jobs_address
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.load import Experiment, find_row
 
 
 @click.command()
@@ -19,9 +19,9 @@ def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
 
     Its checkpoints stay, the other rows go on, and the next submit takes it up from its last checkpoint.
     """
-    from orchestrator.driver.cancel import cancel_row
-
-    cancel_row(experiments, label, seed, site(), click.echo)
+    experiment, _ = find_row(experiments, label, seed)
+    (suite,) = suites([one for one in experiments if one.suite == experiment.suite])
+    suite.cancel(label, seed, say=click.echo)
 
 
 @click.command()
@@ -42,8 +42,10 @@ def logs(experiments: list[Experiment], label: str | None, seed: int | None, fol
     if is_jobs_address(address):
         from orchestrator.cluster.jobs import print_job_log
 
-        for group in by_suite(experiments).values():
-            print_job_log(group, label, str(address), lambda text: click.echo(text, nl=False), follow=follow)
+        for suite in suites(experiments):
+            print_job_log(
+                suite.experiments, label, str(address), lambda text: click.echo(text, nl=False), follow=follow
+            )
         return
     if label is None:
         raise UserError("--row is missing; name the row whose training is asked for")
@@ -60,11 +62,7 @@ def gc(experiments: list[Experiment], form: str, deletes: bool) -> None:
     Checkpoints to resume from go once their training is finished; weights in MLflow only where no row of these files,
     no other table of the suite, no alias of the model registry and no tag `pin` of the run asks for them.
     """
-    from orchestrator.driver.garbage import collect_garbage
-
-    here = site()
-    groups = by_suite(experiments).values()
-    show([table for group in groups for table in collect_garbage(group, here, deletes=deletes)], form)
+    show([table for suite in suites(experiments) for table in suite.gc(delete=deletes)], form)
 
 
 @click.command()
@@ -77,10 +75,7 @@ def repair(experiments: list[Experiment], dry_run: bool) -> None:
     MLflow lost are stored again from the last checkpoint; what else lost its files is marked, and made again by the
     next submit. Every submit does the same by itself.
     """
-    from orchestrator.driver.repair import repair_suite
-
-    here = site()
-    number = sum(repair_suite(group, here, say, dry_run=dry_run) for group in by_suite(experiments).values())
+    number = sum(suite.repair(say=say, dry_run=dry_run) for suite in suites(experiments))
     click.echo(f"{number} to mend." if dry_run else f"{number} mended." if number else "Nothing to mend.")
 
 
@@ -98,11 +93,10 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     if stop:
         click.echo("The server has ended." if stop_server(site()) else "No server was running.")
         return
-    from orchestrator.report.pages import suite_links
     from orchestrator.report.views import front_page
 
     uri = tracking_server(site())
-    found = [(name, link) for group in by_suite(experiments).values() for name, link in suite_links(uri, group).items()]
+    found = [(name, link) for suite in suites(experiments) for name, link in suite.links().items()]
     for name, link in found:
         click.echo(f"{name}: {link}")
     if not found:

@@ -4,54 +4,48 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.driver.lock import holder_of, lock_file, signed
 from orchestrator.driver.submit import check
-from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment
-from orchestrator.site import Site
-from orchestrator.tracking.suite import open_suite
+from orchestrator.errors import Say, UserError
+from orchestrator.tracking.suite import Suite
 
 START_SECONDS = 20.0
 
 
-def submit_detached(
-    suites: Sequence[Sequence[Experiment]], site: Site, options: Sequence[str], say: Callable[[str], None]
-) -> None:
+def submit_detached(suites: Sequence[Suite], options: Sequence[str], say: Say) -> None:
     """Check what can be checked in seconds, then submit the suites from a process of their own, and say which it is.
 
     A suite that is complete, or that somebody runs already, is left alone.
 
     Args:
-        suites: the experiments of each.
-        site: where everything is.
+        suites: of one site.
         options: passed on to `rnc submit`.
         say: told what happens.
 
     Raises:
         UserError: something that must be right before the start is not; nothing was started.
     """
-    todo: list[Experiment] = []
-    for experiments in suites:
-        suite = experiments[0].suite
-        plan, uri = check(experiments, site, say)
-        if not (plan.missing_trainings or plan.missing_evaluations):
-            say(f"Suite {suite}: nothing is missing, nothing was started.")
-        elif holder := holder_of(open_suite(uri, suite, create=False), site):
+    todo: list[Suite] = []
+    for suite in suites:
+        if check(suite, say).is_complete:
+            say(f"Suite {suite.name}: nothing is missing, nothing was started.")
+        elif holder := holder_of(suite):
             say(
-                f"Suite {suite} is being run by {holder}; nothing was started. What this submit asks for beyond that "
-                "one, submit again once it has ended."
+                f"Suite {suite.name} is being run by {holder}; nothing was started. What this submit asks for beyond "
+                "that one, submit again once it has ended."
             )
         else:
-            todo.extend(experiments)
+            todo.append(suite)
     if todo:
-        _start([str(experiment.path.absolute()) for experiment in todo], todo[0].suite, site, options, say)
+        files = [str(experiment.path.absolute()) for suite in todo for experiment in suite.experiments]
+        _start(files, todo[0], options, say)
 
 
-def _start(files: Sequence[str], suite: str, site: Site, options: Sequence[str], say: Callable[[str], None]) -> None:
-    log = lock_file(site, suite).with_name(f"{time.strftime('%Y%m%d-%H%M%S')}.log")
+def _start(files: Sequence[str], first: Suite, options: Sequence[str], say: Say) -> None:
+    log = lock_file(first.site, first.name).with_name(f"{time.strftime('%Y%m%d-%H%M%S')}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "submit", *files, *options]
     with log.open("ab") as output:
@@ -63,7 +57,7 @@ def _start(files: Sequence[str], suite: str, site: Site, options: Sequence[str],
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _wait_for_turn(process, site, suite, log)
+    _wait_for_lock(process, first, log)
     shown = " ".join(_relative(file) for file in files)
     say(
         f"Submitted as process {process.pid}, which goes on without this terminal.\n"
@@ -74,11 +68,11 @@ def _start(files: Sequence[str], suite: str, site: Site, options: Sequence[str],
     )
 
 
-def _wait_for_turn(process: "subprocess.Popen[bytes]", site: Site, suite: str, log: Path) -> None:
+def _wait_for_lock(process: "subprocess.Popen[bytes]", suite: Suite, log: Path) -> None:
     """From then on everybody can see who runs the suite."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        holder = signed(site, suite)
+        holder = signed(suite.site, suite.name)
         if holder is not None and holder.driver.split(" ")[1] == str(process.pid):
             return
         if process.poll():

@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
 from orchestrator.tracking.rest import patiently
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, Work, epochs_done, note, scoring_of
 
 WATCH_SECONDS = 2.0
@@ -161,7 +161,7 @@ class Follower:
         progress = self._progress[work.train_run.key]
 
         def begin() -> str:
-            self._suite = open_suite(self._suite.uri, self._suite.suite)
+            self._suite = open_tracking(self._suite.uri, self._suite.suite)
             held = read_ledger(self._suite).trainings.get(work.train_run.key)
             if held is not None and work.is_trained:
                 return held.run_id

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,42 +11,15 @@ from pathlib import Path
 from model.data.cache import own_folder
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.plan import Ledger, Plan
 from orchestrator.figures.table import Column, Table
-from orchestrator.site import Site
-from orchestrator.tracking import rest
+from orchestrator.tracking import names, rest
 from orchestrator.tracking.artifacts import check_files, delete
-from orchestrator.tracking.ledger import ledger_of
-from orchestrator.tracking.runs import FILES_TAG, Run, delete_tag, files_of, get_run, tags_of, write
-from orchestrator.tracking.server import existing_tracking_server
-from orchestrator.tracking.suite import TABLE_TAG, Tracking, by_key, open_suite, read_runs
+from orchestrator.tracking.records import by_key
+from orchestrator.tracking.runs import Run, Tracking, delete_tag, get_run, tagged, write
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import epochs_done
 
-
-def collect_garbage(experiments: Sequence[Experiment], site: Site, *, deletes: bool) -> list[Table]:
-    """Say what of a suite takes space and why it stays or may go; free it if told so.
-
-    Raises:
-        UserError: somebody runs the suite just now.
-    """
-    uri = existing_tracking_server(site)
-    if uri is None:
-        return []
-    suite = open_suite(uri, experiments[0].suite, create=False)
-    items = find_garbage(suite, make_plan(experiments, Ledger()), site.storage / suite.suite, site.scored)
-    if deletes:
-        if holder := holder_of(suite, site):
-            raise UserError(f"suite {suite.suite} is being run by {holder}; free space when it has ended")
-        for item in items:
-            if item.free is not None:
-                item.free()
-    return [garbage_table(items)]
-
-
-PIN_TAG = "pin"
-"""A tag of a training's run, set in MLflow's user interface with any value; its checkpoints stay."""
-ROW_TAG = "row."
 FREED = "its weights were freed by rnc gc"
 CACHE_DAYS = 30
 
@@ -63,21 +36,36 @@ class Item:
     """None for what stays."""
 
 
-def find_garbage(suite: Tracking, plan: Plan, storage: Path, scored: Path | None = None) -> list[Item]:
+def collect_garbage(suite: Suite, *, deletes: bool) -> list[Table]:
+    """Say what of a suite takes space and why it stays or may go; free it if told so.
+
+    Raises:
+        UserError: somebody runs the suite just now.
+    """
+    if suite.tracking is None:
+        return []
+    items = find_garbage(suite)
+    if deletes:
+        if holder := holder_of(suite):
+            raise UserError(f"suite {suite.name} is being run by {holder}; free space when it has ended")
+        for item in items:
+            if item.free is not None:
+                item.free()
+        suite.refresh()
+    return [garbage_table(items)]
+
+
+def find_garbage(suite: Suite) -> list[Item]:
     """Judge what a suite keeps: Ray's checkpoints, weights in MLflow, and the caches of this machine.
 
-    Args:
-        suite: the ledger.
-        plan: of experiments of the suite; what other tables use stays, for want of their files.
-        storage: the suite's folder of Ray's checkpoints.
-        scored: the folder of scored shards.
+    What other tables than the suite's own use stays, for want of their files.
     """
-    everything = read_runs(suite)
-    ledger, runs = ledger_of(everything), by_key(everything, "training")
-    others = _tables(runs, by_key(everything, "evaluation").values(), {one.name for one in plan.experiments})
-    aliases = _aliases(suite)
-    pinned = {key for key, run in runs.items() if PIN_TAG in tags_of(run)}
-    stopped = make_plan(plan.experiments, ledger).stopped_trainings
+    plan, ledger, tracking = suite.wanted, suite.ledger, suite.connection
+    runs, scored = by_key(suite.mlflow_runs, "training"), by_key(suite.mlflow_runs, "evaluation")
+    others = _tables([*runs.values(), *scored.values()], {one.name for one in suite.experiments})
+    aliases = _aliases(tracking)
+    pinned = {key for key, run in runs.items() if names.PIN in run.tags}
+    stopped = suite.make_plan().stopped_trainings
     kept: dict[str, str] = {}
     for key, record in ledger.trainings.items():
         if record.status == "RUNNING":
@@ -90,12 +78,12 @@ def find_garbage(suite: Tracking, plan: Plan, storage: Path, scored: Path | None
             kept[key] = f"row {plan.trainings[key].label!r} needs it"
         elif key in others:
             kept[key] = f"{', '.join(sorted(others[key]))} uses it; name that file as well"
-    checked = check_files(suite.uri, ledger, ledger.trainings)
+    checked = check_files(tracking.uri, ledger, ledger.trainings)
     return [
-        *_resume_states(storage, plan, checked, kept, pinned, stopped),
-        *_weights(suite, plan, checked, kept),
+        *_resume_states(suite.storage, plan, checked, kept, pinned, stopped),
+        *_weights(tracking, plan, checked, kept),
         *_old_caches(),
-        *_old_shards(scored),
+        *_old_shards(suite.site.scored),
     ]
 
 
@@ -117,26 +105,26 @@ def garbage_table(items: list[Item]) -> Table:
     )
 
 
-def _tables(trainings: Mapping[str, Run], scored: Iterable[Run], given: set[str]) -> dict[str, set[str]]:
-    """Return, by training, the tables that use it and are not among the given."""
+def _tables(runs: Iterable[Run], given: set[str]) -> dict[str, set[str]]:
+    """Return, by training, the tables that want it or show an evaluation of it, and are not among the given."""
     found: dict[str, set[str]] = {}
-    marked = [(key, run, TABLE_TAG) for key, run in trainings.items()]
-    marked += [(tags_of(run).get("train_key", ""), run, ROW_TAG) for run in scored]
-    for key, run, prefix in marked:
-        tables = {name.removeprefix(prefix) for name in tags_of(run) if name.startswith(prefix)} - given
+    for run in runs:
+        tables = {*(tagged(run.tags, names.TABLE) if run.kind == "training" else run.rows)} - given
         if tables:
-            found.setdefault(key, set()).update(tables)
+            found.setdefault(run.train_key, set()).update(tables)
     return found
 
 
-def _aliases(suite: Tracking) -> dict[str, str]:
+def _aliases(tracking: Tracking) -> dict[str, str]:
     """Return, by run, the registered model and alias that stands on it."""
     found = {}
-    models = rest.pages(suite.uri, "registered-models/search", {"max_results": 100}, "registered_models", by_get=True)
+    models = rest.pages(
+        tracking.uri, "registered-models/search", {"max_results": 100}, "registered_models", by_get=True
+    )
     for model in models:
         for alias in model.get("aliases", []):
             query = {"name": model["name"], "version": alias["version"]}
-            version = rest.get(suite.uri, "model-versions/get", query)["model_version"]
+            version = rest.get(tracking.uri, "model-versions/get", query)["model_version"]
             if run_id := version.get("run_id"):
                 found[run_id] = f"{model['name']}@{alias['alias']}"
     return found
@@ -169,9 +157,9 @@ def _resume_states(
         )
 
 
-def _weights(suite: Tracking, plan: Plan, checked: Ledger, kept: Mapping[str, str]) -> Iterator[Item]:
+def _weights(tracking: Tracking, plan: Plan, checked: Ledger, kept: Mapping[str, str]) -> Iterator[Item]:
     for key, record in checked.trainings.items():
-        held = {path: size for path, size in record.files.items() if path.startswith("checkpoint/")}
+        held = {path: size for path, size in record.files.items() if path.startswith(f"{names.CHECKPOINT}/")}
         if record.status != "FINISHED" or not held:
             continue
         label = plan.trainings[key].label if key in plan.trainings else record.label or key
@@ -179,17 +167,19 @@ def _weights(suite: Tracking, plan: Plan, checked: Ledger, kept: Mapping[str, st
             what=f"MLflow, training {label!r}: weights",
             num_bytes=sum(held.values()),
             reason=kept.get(key, "no row of these files uses it, nor any other table, alias or pin"),
-            free=None if key in kept else partial(_free_weights, suite, record.run_id),
+            free=None if key in kept else partial(_free_weights, tracking, record.run_id),
         )
 
 
-def _free_weights(suite: Tracking, run_id: str) -> None:
-    delete_tag(suite.uri, run_id, "checkpoint_sha256")  # first, so that a run without its weights never counts
+def _free_weights(tracking: Tracking, run_id: str) -> None:
+    delete_tag(tracking.uri, run_id, names.WEIGHTS_SHA256)  # first, so that a run without its weights never counts
     rest_of_it = {
-        path: size for path, size in files_of(get_run(suite.uri, run_id)).items() if "checkpoint/" not in path
+        path: size
+        for path, size in get_run(tracking.uri, run_id).files.items()
+        if not path.startswith(f"{names.CHECKPOINT}/")
     }
-    write(suite.uri, run_id, tags={FILES_TAG: json.dumps(rest_of_it), "note": FREED})
-    delete(suite.uri, run_id, "checkpoint")
+    write(tracking.uri, run_id, tags={names.FILES: json.dumps(rest_of_it), names.NOTE: FREED})
+    delete(tracking.uri, run_id, names.CHECKPOINT)
 
 
 def _old_caches() -> Iterator[Item]:
@@ -202,9 +192,9 @@ def _old_caches() -> Iterator[Item]:
             yield Item(what=str(file), num_bytes=status.st_size, reason=text, free=file.unlink)
 
 
-def _old_shards(scored: Path | None) -> Iterator[Item]:
+def _old_shards(scored: Path) -> Iterator[Item]:
     oldest = time.time() - CACHE_DAYS * 86400
-    for folder in sorted(scored.iterdir()) if scored is not None and scored.is_dir() else []:
+    for folder in sorted(scored.iterdir()) if scored.is_dir() else []:
         if folder.stat().st_mtime < oldest:
             text = f"nothing was scored there for {CACHE_DAYS} days, and it is scored anew when it is asked for"
             yield Item(

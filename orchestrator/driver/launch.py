@@ -18,7 +18,7 @@ from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment.estimate import weights_bytes
 from orchestrator.experiment.plan import Plan
 from orchestrator.site import Site
-from orchestrator.tracking.suite import open_suite
+from orchestrator.tracking.runs import open_tracking
 from orchestrator.worker.asha import Halving
 from orchestrator.worker.gauges import SuiteGauges
 from orchestrator.worker.task import Work
@@ -59,7 +59,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
         return Outcome(endings=())
     cluster = cluster_of_ray()
     require_plan_fits(plan, cluster)
-    suite = open_suite(tracking_uri, plan.suite)
+    suite = open_tracking(tracking_uri, plan.suite)
     for work in works:
         work.stop_file.unlink(missing_ok=True)
     follower = Follower(works, suite, cluster, show, SuiteGauges(plan, works[0].storage).tell)

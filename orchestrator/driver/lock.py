@@ -10,23 +10,22 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from orchestrator.driver.live import Show, live_view
-from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger, Plan, TrainRun, make_plan
+from orchestrator.errors import Say, UserError
+from orchestrator.experiment.plan import Ledger, Plan, TrainRun
+from orchestrator.process import exists_here, this_process
 from orchestrator.site import Site
-from orchestrator.tracking.ledger import read_ledger
-from orchestrator.tracking.runs import exists_here, this_process
-from orchestrator.tracking.suite import Tracking, experiment_tags, tag_experiment, untag_experiment
+from orchestrator.tracking import names
+from orchestrator.tracking.runs import Tracking, experiment_tags, tag_experiment, untag_experiment
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import State, Status
 
-TAG = "submit"
 LOOK_SECONDS = 2.0
 """How often somebody who waits looks again."""
 SETTLE_SECONDS = 1.0
@@ -51,10 +50,11 @@ class Holder:
 
 
 @contextmanager
-def my_turn(suite: Tracking, site: Site, waiting: Callable[[Holder], None]) -> Iterator[None]:
+def locked(suite: Suite, waiting: Callable[[Holder], None]) -> Iterator[None]:
     """Be the only one who runs a suite; until then, tell `waiting` every two seconds who does."""
-    with _opened(lock_file(site, suite.suite)) as file:
-        claim = _Claim(suite) if site.tracking_uri is not None else None  # our own server has only our own clients
+    with _opened(lock_file(suite.site, suite.name)) as file:
+        # Our own server has only clients of this machine, which the file keeps apart.
+        claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
         while holder := _lock(file) or (claim.take() if claim else None):
             waiting(holder)
             time.sleep(LOOK_SECONDS)
@@ -65,18 +65,21 @@ def my_turn(suite: Tracking, site: Site, waiting: Callable[[Holder], None]) -> I
             file.truncate(0)
 
 
-def holder_of(suite: Tracking, site: Site) -> Holder | None:
+def holder_of(suite: Suite) -> Holder | None:
     """Say who runs a suite now, as far as it can be known at once."""
-    if holder := signed(site, suite.suite):
+    site, tracking = suite.site, suite.tracking
+    if holder := signed(site, suite.name):
         lives = exists_here(holder.driver)
         if lives is None:  # another host that shares the folder
-            with _opened(lock_file(site, suite.suite)) as file:
+            with _opened(lock_file(site, suite.name)) as file:
                 lives = _lock(file) is not None
                 if not lives:
                     file.truncate(0)
         if lives:
             return holder
-    return _Claim(suite).holder() if site.tracking_uri is not None and suite.experiment_id is not None else None
+    if site.tracking_uri is None or tracking is None or tracking.experiment_id is None:
+        return None
+    return _Claim(tracking).holder()
 
 
 def signed(site: Site, suite: str) -> Holder | None:
@@ -117,8 +120,8 @@ def _lock(file: IO[str]) -> Holder | None:
 class _Claim:
     """The tag of a suite's experiment that says who runs it."""
 
-    def __init__(self, suite: Tracking) -> None:
-        self._suite, self._since = suite, time.time()
+    def __init__(self, tracking: Tracking) -> None:
+        self._tracking, self._since = tracking, time.time()
         self._seen = ("", 0.0)
         self._done = threading.Event()
 
@@ -146,7 +149,7 @@ class _Claim:
     @contextmanager
     def renewed(self) -> Iterator[None]:
         """Keep the claim while this lasts, and give it up."""
-        thread = threading.Thread(target=self._keep, name="turn", daemon=True)
+        thread = threading.Thread(target=self._keep, name="lock", daemon=True)
         thread.start()
         try:
             yield
@@ -155,7 +158,7 @@ class _Claim:
             thread.join()
             with suppress(UserError):  # the server is away; nobody renews it, so it lapses
                 if self.holder() is None:
-                    untag_experiment(self._suite, TAG)
+                    untag_experiment(self._tracking, names.CLAIM)
 
     def _keep(self) -> None:
         while not self._done.wait(RENEW_SECONDS):
@@ -163,10 +166,10 @@ class _Claim:
                 self._renew()
 
     def _renew(self) -> None:
-        tag_experiment(self._suite, TAG, _written(self._since))
+        tag_experiment(self._tracking, names.CLAIM, _written(self._since))
 
     def _text(self) -> str:
-        return experiment_tags(self._suite).get(TAG, "")
+        return experiment_tags(self._tracking).get(names.CLAIM, "")
 
 
 def _written(since: float) -> str:
@@ -182,9 +185,7 @@ def _read(text: str) -> Holder | None:
 
 
 @contextmanager
-def onlooker(
-    experiments: Sequence[Experiment], suite: Tracking, say: Callable[[str], None]
-) -> Iterator[Callable[[Holder], None]]:
+def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
     """Yield what tells who runs the suite, once, and draws where its trainings stand, each time it is called."""
     show: Show | None = None
     with ExitStack() as stack:
@@ -193,13 +194,13 @@ def onlooker(
             nonlocal show
             if show is None:
                 say(
-                    f"Suite {suite.suite} is being run by {holder}. Its progress follows; when it ends, this "
+                    f"Suite {suite.name} is being run by {holder}. Its progress follows; when it ends, this "
                     "submit goes on with what is still missing. Ctrl-C leaves that one alone."
                 )
                 show = stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again
-                ledger = read_ledger(suite)
-                show(statuses(make_plan(experiments, ledger), ledger))
+                suite.refresh()
+                show(statuses(suite.make_plan(), suite.ledger))
 
         yield look
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
-from orchestrator.experiment.plan import make_plan, train_key
+from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
-from orchestrator.tracking.ledger import read_ledger
 from orchestrator.tracking.recorder import read_journal
-from orchestrator.tracking.server import existing_tracking_server
-from orchestrator.tracking.suite import open_suite
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL, TRAINING_LOG, output_of
 
 NUM_POINTS = 5
@@ -59,7 +57,8 @@ def print_logs(
             print_line(line)
         print_line("")
     print_line(f"== {folder / TRAINING_LOG}")
-    for line in _growing(folder, lambda: not follow or _is_over(experiments, experiment.suite, key, site)):
+    suite = Suite([one for one in experiments if one.suite == experiment.suite], site)
+    for line in _growing(folder, lambda: not follow or _is_over(suite, key)):
         print_line(line)
 
 
@@ -105,14 +104,13 @@ def _growing(folder: Path, is_over: Callable[[], bool]) -> Iterator[str]:
         time.sleep(LOOK_SECONDS)
 
 
-def _is_over(experiments: Sequence[Experiment], suite: str, key: str, site: Site) -> bool:
+def _is_over(suite: Suite, key: str) -> bool:
     """Whether nothing more will be written: all is done, or it ended and nobody runs the suite."""
-    uri = existing_tracking_server(site)
-    if uri is None:
+    suite.refresh()
+    if suite.tracking is None:
         return True
-    held = open_suite(uri, suite, create=False)
-    plan = make_plan([one for one in experiments if one.suite == suite], read_ledger(held))
+    plan = suite.make_plan()
     scored = not any(evaluation.key in plan.missing_evaluations for evaluation in plan.evaluations_on(key))
     if key not in plan.missing_trainings and scored:
         return True
-    return holder_of(held, site) is None
+    return holder_of(suite) is None

@@ -140,6 +140,11 @@ class Plan:
     stopped_trainings: Mapping[str, str] = field(default_factory=dict)
     """What its search stopped early and nothing else needs, by train key, and why; neither trained nor scored."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not (self.missing_trainings or self.missing_evaluations)
+
     def evaluations_of(self, table: str, label: str) -> tuple[Evaluation, ...]:
         """Return the evaluations behind one row, one for each seed."""
         rows = [row for e in self.experiments if e.name == table for row in e.rows if row.label == label]

@@ -26,11 +26,9 @@ from orchestrator.report.results import (
     misalignment_table,
     results_table,
 )
-from orchestrator.site import Site
+from orchestrator.tracking import names
 from orchestrator.tracking.artifacts import download
-from orchestrator.tracking.ledger import read_ledger
-from orchestrator.tracking.server import existing_tracking_server
-from orchestrator.tracking.suite import LAB_FILE, LAB_FOLDER, open_suite
+from orchestrator.tracking.suite import Suite
 
 SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "json": "json"}
 
@@ -59,25 +57,20 @@ class Report:
         return has_several_heads(self.experiment) and any(map(is_measured, self.rows))
 
 
-def make_reports(
-    experiments: Sequence[Experiment], ledger: Ledger, uri: str | None, site: Site, *, bootstrap: bool = True
-) -> list[Report]:
-    """Measure the experiments of one suite.
+def make_reports(suite: Suite, *, bootstrap: bool = True) -> list[Report]:
+    """Measure the tables of a suite, as far as MLflow holds them.
 
     Args:
-        experiments: of one suite.
-        ledger: what MLflow holds of it.
-        uri: of MLflow; None where there is none.
-        site: keeps what was resampled.
+        suite: its site keeps what was resampled.
         bootstrap: whether the differences get intervals, which takes about a second for each new evaluation.
     """
+    ledger, uri, folder = suite.ledger, suite.uri, suite.site.home / "statistics"
     samples = None
     if bootstrap and uri is not None:
-        keys = [keys.evaluation_key for e in experiments for row in e.rows for keys in row_keys(row)]
-        samples = resampled(ledger, keys, partial(_fetch, uri), site.home / "statistics")
+        samples = resampled(ledger, list(suite.wanted.evaluations), partial(_fetch, uri), folder)
     reports = []
-    for place, experiment in enumerate(experiments):
-        labs = fetch_labs(uri, experiment.rows, ledger, site.home / "statistics") if uri and place == 0 else {}
+    for place, experiment in enumerate(suite.experiments):
+        labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
         rows = measure(experiment, ledger, samples)
         table = results_table(experiment, ledger, samples)
         reports.append(
@@ -130,17 +123,8 @@ def _files(name: str, table: Table) -> dict[str, str]:
 
 
 def _fetch(uri: str, run_id: str, into: Path) -> Path:
-    from orchestrator.tracking.artifacts import download
-    from orchestrator.tracking.ledger import MATCHES
 
-    return download(uri, run_id, f"detections/{MATCHES}", into)
-
-
-def report_suite(experiments: Sequence[Experiment], site: Site, *, bootstrap: bool = True) -> list[Report]:
-    """Measure the experiments of one suite, as far as MLflow holds them."""
-    uri, suite = existing_tracking_server(site), experiments[0].suite
-    ledger = Ledger() if uri is None else read_ledger(open_suite(uri, suite, create=False))
-    return make_reports(experiments, ledger, uri, site, bootstrap=bootstrap)
+    return download(uri, run_id, f"{names.DETECTIONS}/{names.MATCHES_FILE}", into)
 
 
 MOST_HEADS = 6
@@ -178,7 +162,7 @@ def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         try:
-            fetched = download(uri, run_id, f"{LAB_FOLDER}/{LAB_FILE}", Path(scratch))
+            fetched = download(uri, run_id, f"{names.LAB}/{names.LAB_FILE}", Path(scratch))
         except UserError:
             return False
         if file_sha256(fetched) != digest:

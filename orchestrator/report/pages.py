@@ -5,19 +5,21 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import row_keys, suite_of
+from orchestrator.experiment.plan import row_keys
 from orchestrator.report import views
-from orchestrator.tracking.runs import Run, now, params_of, tags_of, write
-from orchestrator.tracking.suite import (
+from orchestrator.tracking import names
+from orchestrator.tracking.records import varied_params, varied_settings
+from orchestrator.tracking.runs import (
+    Run,
     Tracking,
     experiment_id,
     experiment_tags,
-    open_suite,
-    read_runs,
+    now,
     tag_experiment,
-    varied_params,
-    varied_settings,
+    tagged,
+    write,
 )
+from orchestrator.tracking.suite import Suite
 
 CURVES = "curves"
 
@@ -34,29 +36,24 @@ def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[s
         settings = varied_settings(experiment.rows)
         view = views.table_view(experiment.name, experiment.columns, settings, in_paper)
         tags |= _view_tag(held, experiment.name, experiment.title, view)
-        tags[f"table.{experiment.name}"] = _line(tracking, experiment)
-    tags[NOTE] = _note(tracking, held | tags)
+        tags[f"{names.TABLE}{experiment.name}"] = _line(tracking, experiment)
+    tags[names.DESCRIPTION] = _note(tracking, held | tags)
     for name, value in tags.items():
         if held.get(name) != value:
             tag_experiment(tracking, name, value)
     return links(tracking, experiments)
 
 
-def suite_links(uri: str, experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Bring the views and descriptions of one suite up to date, and return the links of these tables.
+def show_suite(suite: Suite) -> dict[str, str]:
+    """Bring the views and descriptions of a suite up to date, and return the links of its tables.
 
     Raises:
         UserError: nothing of the suite was ever recorded.
     """
-    tracking = open_suite(uri, suite_of(experiments), create=False)
-    return show_suite(tracking, read_runs(tracking), experiments)
-
-
-def show_suite(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Like `suite_links`, by the runs of the suite as they were read just now."""
-    found = write_views(tracking, experiments)
-    describe_runs(tracking, runs)
-    _enter_settings(tracking, runs, experiments)
+    tracking = suite.connection
+    found = write_views(tracking, suite.experiments)
+    describe_runs(tracking, suite.mlflow_runs)
+    _enter_settings(tracking, suite.mlflow_runs, suite.experiments)
     return found
 
 
@@ -76,11 +73,11 @@ def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> s
 
 def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
     """Give each evaluation a param for all that its tables compare; parallel coordinates leave out who lacks one."""
-    held = {tags_of(run).get("evaluation_key"): (run["info"]["run_id"], params_of(run)) for run in reversed(runs)}
+    held = {run.tags.get(names.EVALUATION_KEY): (run.run_id, dict(run.params)) for run in reversed(runs)}
     for experiment in experiments:
         for row, params in zip(experiment.rows, varied_params(experiment.rows), strict=True):
             for keys in row_keys(row):
-                run_id, has = held.get(keys.evaluation_key, ("", params))
+                run_id, has = held.get(keys.evaluation_key, ("", dict(params)))
                 if missing := {name: value for name, value in params.items() if name not in has}:
                     write(tracking.uri, run_id, params=missing)
                     has.update(missing)
@@ -102,30 +99,26 @@ def _line(tracking: Tracking, experiment: Experiment) -> str:
 
 def _note(tracking: Tracking, tags: Mapping[str, str]) -> str:
     """Describe the suite: its tables in one line, which is all that shows at first, then with their questions."""
-    lines = {name.removeprefix("table."): line for name, line in sorted(tags.items()) if name.startswith("table.")}
+    lines = tagged(dict(sorted(tags.items())), names.TABLE)
     tables = [f"[{name}]({link_in_page(tracking, name, 'TABLE')})" for name in lines]
     curves = f"[training curves]({link_in_page(tracking, CURVES, 'CHART')})"
     return "\n".join([" · ".join([*tables, curves]), "", *(f"- {line}" for line in lines.values())])
 
 
-NOTE = "mlflow.note.content"
-"""The tag that the user interface shows as a description, in Markdown."""
-ROW = "row."
 Rows = Mapping[str, Sequence[str]]
 """Labels by the name of their table."""
 
 
 def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
     """Say of every training and evaluation which rows rest on it; what is said already is not written again."""
-    evaluations = [run for run in found if tags_of(run).get("kind") == "evaluation"]
-    trainings = {tags_of(run).get("train_key", ""): run for run in found if tags_of(run).get("kind") == "training"}
+    evaluations = [run for run in found if run.kind == "evaluation"]
+    trainings = {run.key: run for run in found if run.kind == "training"}
     resting: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for run in evaluations:
-        tags = tags_of(run)
-        rows = {name.removeprefix(ROW): [value] for name, value in sorted(tags.items()) if name.startswith(ROW)}
+        rows = {table: [place] for table, place in sorted(run.rows.items())}
         for table, labels in rows.items():
-            resting[tags.get("train_key", "")][table] += labels
-        training = trainings.get(tags.get("train_key", ""))
+            resting[run.train_key][table] += labels
+        training = trainings.get(run.train_key)
         _describe(tracking, run, [*_rows(tracking, rows), *([_training(tracking, training)] if training else [])])
     for key, run in trainings.items():
         if key in resting:
@@ -139,8 +132,8 @@ def link_in_page(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -
 
 def _describe(tracking: Tracking, run: Run, lines: Sequence[str]) -> None:
     note = "\n".join(f"- {line}" for line in lines)
-    if lines and tags_of(run).get(NOTE) != note:
-        write(tracking.uri, run["info"]["run_id"], tags={NOTE: note})
+    if lines and run.tags.get(names.DESCRIPTION) != note:
+        write(tracking.uri, run.run_id, tags={names.DESCRIPTION: note})
 
 
 def _rows(tracking: Tracking, rows: Rows) -> list[str]:
@@ -151,11 +144,11 @@ def _rows(tracking: Tracking, rows: Rows) -> list[str]:
 
 
 def _training(tracking: Tracking, run: Run) -> str:
-    link = views.run_link("", experiment_id(tracking), run["info"]["run_id"]).removeprefix("/")
-    return f"Scores the checkpoint of [{tags_of(run).get('mlflow.runName', 'its training')}]({link})"
+    link = views.run_link("", experiment_id(tracking), run.run_id).removeprefix("/")
+    return f"Scores the checkpoint of [{run.tags.get(names.RUN_NAME, 'its training')}]({link})"
 
 
 def _evaluations(tracking: Tracking, train_key: str) -> str:
     everything = views.experiment_link("", experiment_id(tracking)).removeprefix("/")
-    where = quote(f"tags.kind = 'evaluation' and tags.train_key = '{train_key}'")
+    where = quote(f"tags.{names.KIND} = 'evaluation' and tags.{names.TRAIN_KEY} = '{train_key}'")
     return f"[Its evaluations]({everything}&searchFilter={where})"

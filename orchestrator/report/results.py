@@ -14,7 +14,7 @@ from orchestrator.experiment.plan import (
     why_training_is_missing,
 )
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
-from orchestrator.tracking.suite import MISALIGNMENT
+from orchestrator.tracking import names
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate, Resamples, Sample
@@ -270,7 +270,7 @@ def has_several_heads(experiment: Experiment) -> bool:
 
 def is_measured(row: Measured) -> bool:
     """Say whether MLflow holds what the scores of a row say of placement, for a seed at least."""
-    return any(name.startswith(MISALIGNMENT) for numbers in row.by_seed.values() for name in numbers)
+    return any(name.startswith(f"{names.MISALIGNMENT}/") for numbers in row.by_seed.values() for name in numbers)
 
 
 def misalignment_table(experiment: Experiment, rows: Sequence[Measured]) -> Table:
@@ -321,5 +321,5 @@ def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Val
 
 def _cells(row: Measured) -> list[Cell]:
     absent = NOT_APPLICABLE if is_measured(row) else Cell(None).absent
-    names = [f"{MISALIGNMENT}{name}" for name in COLUMNS]
-    return [Cell(row.mean(name), spread=row.std(name), absent=absent) for name in names]
+    columns = [f"{names.MISALIGNMENT}/{name}" for name in COLUMNS]
+    return [Cell(row.mean(name), spread=row.std(name), absent=absent) for name in columns]

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from orchestrator.experiment.load import METRICS
 from orchestrator.report.results import COLUMNS as STATISTICS
-from orchestrator.tracking.suite import MISALIGNMENT, Setting, beside_paper
+from orchestrator.tracking import names
+from orchestrator.tracking.records import Setting, beside_paper
 
 View = dict[str, Any]
 Mode = Literal["TABLE", "CHART"]
@@ -51,7 +52,7 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     charts += [_bar("beside the paper", name) for column in in_paper for name in beside_paper(column)[::-1]]
     others = [name for name in METRICS if name not in columns]
     charts += [_bar("other COCO numbers", name) for name in others]
-    charts += [_bar("misalignment", f"{MISALIGNMENT}{name}") for name in STATISTICS]
+    charts += [_bar("misalignment", f"{names.MISALIGNMENT}/{name}") for name in STATISTICS]
     charts += [_bar("COCO numbers", name) | {"deleted": True} for name in _not_charted(in_paper)]
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, "misalignment": 3, "other COCO numbers": 3}
     return _view(charts, sections, ("misalignment", "other COCO numbers")) | {

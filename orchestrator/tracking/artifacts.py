@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.tracking import rest
+from orchestrator.tracking import names, rest
 from orchestrator.tracking.rest import ServerAway
-from orchestrator.tracking.runs import FILES_TAG, files_of, get_run, write
+from orchestrator.tracking.runs import get_run, write
 
 Progress = Callable[[int, int], None]
 """Is given bytes done and bytes in all, again and again, from another thread."""
@@ -163,7 +163,7 @@ def store(uri: str, run_id: str, files: Sequence[Path], folder: str) -> None:
     """Store files in a folder of a run's artifacts, and note their sizes with the run."""
     upload(uri, run_id, files, folder)
     sizes = {f"{folder}/{file.name}": file.stat().st_size for file in files}
-    write(uri, run_id, tags={FILES_TAG: json.dumps(files_of(get_run(uri, run_id)) | sizes)})
+    write(uri, run_id, tags={names.FILES: json.dumps(get_run(uri, run_id).files | sizes)})
 
 
 def check_files(uri: str, ledger: Ledger, keys: Iterable[str]) -> Ledger:

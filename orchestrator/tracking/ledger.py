@@ -13,99 +13,56 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.data.cache import file_sha256
+from model.names import CARD, VAL, WEIGHTS
 from model.settings import to_dict
-from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Evaluation, Ledger, Plan, TrainRun, make_plan
-from orchestrator.site import Site
-from orchestrator.tracking.artifacts import check_files, store, upload_texts
+from orchestrator.experiment.plan import Evaluation, Ledger, TrainRun
+from orchestrator.process import this_process
+from orchestrator.tracking import names
+from orchestrator.tracking.artifacts import store, upload_texts
+from orchestrator.tracking.names import Kind
 from orchestrator.tracking.recorder import replay
-from orchestrator.tracking.runs import (
-    Run,
-    create_run,
-    get_run,
-    git_commit,
-    metrics_of,
-    metrics_target,
-    now,
-    params_of,
-    rename,
-    set_status,
-    tags_of,
-    this_process,
-    write,
-)
-from orchestrator.tracking.server import existing_tracking_server
-from orchestrator.tracking.suite import (
-    FINGERPRINT_TAG,
-    KEY_TAG,
-    MISALIGNMENT,
-    STOPPED_TAG,
-    TABLE_TAG,
-    Kind,
-    Tracking,
+from orchestrator.tracking.records import (
     by_key,
-    experiment_id,
     inference_params,
     is_finished,
+    ledger_of,
     misalignment_metrics,
-    open_suite,
     place_tags,
     read_record,
-    read_runs,
     resources_tags,
     shown_metrics,
     training_params,
 )
-
-
-def read_suite(suite: str, site: Site) -> Ledger:
-    """What MLflow holds of a suite; an empty ledger where nothing was ever recorded."""
-    uri = existing_tracking_server(site)
-    if uri is None:
-        return Ledger()
-    return read_ledger(open_suite(uri, suite, create=False))
-
-
-def checked_suite(experiments: Sequence[Experiment], site: Site) -> Ledger:
-    """What MLflow holds of the suite, less what the experiments use and what has lost its files."""
-    uri = existing_tracking_server(site)
-    if uri is None:
-        return Ledger()
-    ledger = read_ledger(open_suite(uri, experiments[0].suite, create=False))
-    return check_plan(uri, ledger, make_plan(experiments, ledger))
-
-
-def check_plan(uri: str, ledger: Ledger, plan: Plan) -> Ledger:
-    """Return the ledger without what a plan uses and has lost its files."""
-    return check_files(uri, ledger, [*plan.trainings, *plan.evaluations])
-
+from orchestrator.tracking.runs import (
+    Run,
+    Tracking,
+    create_run,
+    experiment_id,
+    get_run,
+    git_commit,
+    metrics_target,
+    now,
+    read_runs,
+    rename,
+    set_status,
+    write,
+)
 
 Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
-MATCHES = "matches.parquet"
-"""The file of an evaluation's matches, beside its detections."""
 
 
 def read_ledger(tracking: Tracking) -> Ledger:
-    """Read what the suite holds. Of several runs with one key a finished one counts, else the newest."""
+    """Read what the suite holds."""
     return ledger_of(read_runs(tracking))
-
-
-def ledger_of(runs: Iterable[Run]) -> Ledger:
-    """Return what the runs of a suite hold."""
-    runs = list(runs)
-    return Ledger(
-        trainings={key: read_record(run, "training") for key, run in by_key(runs, "training").items()},
-        evaluations={key: read_record(run, "evaluation") for key, run in by_key(runs, "evaluation").items()},
-    )
 
 
 def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
     """Return the run of a training, set running: the one that has its key, or a new one."""
     config = train_run.config
-    tags = {"seed": str(config.seed)} | resources_tags(train_run.resources)
-    tags |= {f"{TABLE_TAG}{table}": "wanted" for table in train_run.tables}
+    tags = {names.SEED: str(config.seed)} | resources_tags(train_run.resources)
+    tags |= {f"{names.TABLE}{table}": "wanted" for table in train_run.tables}
     run_id = _begin(tracking, "training", train_run.key, train_run.label, tags, training_params(config))
-    upload_texts(tracking.uri, run_id, {"config.json": json.dumps(to_dict(config), indent=2)})
+    upload_texts(tracking.uri, run_id, {CARD: json.dumps(to_dict(config), indent=2)})
     return run_id
 
 
@@ -115,7 +72,7 @@ def end_training(tracking: Tracking, run_id: str, status: Status, note: str = ""
     Raises:
         ValueError: it is said to be FINISHED and has no recorded checkpoint.
     """
-    if status == "FINISHED" and "checkpoint_sha256" not in tags_of(get_run(tracking.uri, run_id)):
+    if status == "FINISHED" and names.WEIGHTS_SHA256 not in get_run(tracking.uri, run_id).tags:
         raise ValueError(f"training {run_id} cannot be FINISHED before its checkpoint is recorded")
     end_run(tracking, run_id, status, note)
 
@@ -123,14 +80,14 @@ def end_training(tracking: Tracking, run_id: str, status: Status, note: str = ""
 def stop_training(tracking: Tracking, run_id: str, reason: str, journal: Path) -> None:
     """End a training that its search decided against, and complete its curves from its journal."""
     replay(journal, metrics_target(tracking.uri, run_id))
-    write(tracking.uri, run_id, tags={STOPPED_TAG: reason})
+    write(tracking.uri, run_id, tags={names.STOPPED_EARLY: reason})
     end_run(tracking, run_id, "KILLED", reason)
 
 
 def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path) -> bool:
     """Complete the record of a training from its last checkpoint and its journal, unless that stands already."""
     run = get_run(tracking.uri, run_id)
-    if is_finished(run, "training") and tags_of(run)["checkpoint_sha256"] == card_of(folder).get("weights_sha256"):
+    if is_finished(run) and run.tags[names.WEIGHTS_SHA256] == card_of(folder).get("weights_sha256"):
         return False
     replay(journal, metrics_target(tracking.uri, run_id))
     record_checkpoint(tracking, run_id, folder)
@@ -140,19 +97,19 @@ def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path
 
 def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
-    weights = folder / "model.safetensors"
+    weights = folder / WEIGHTS
     digest = file_sha256(weights)
-    if tags_of(get_run(tracking.uri, run_id)).get("checkpoint_sha256") != digest:
-        store(tracking.uri, run_id, [weights, folder / "config.json"], "checkpoint")
+    if get_run(tracking.uri, run_id).tags.get(names.WEIGHTS_SHA256) != digest:
+        store(tracking.uri, run_id, [weights, folder / CARD], names.CHECKPOINT)
         fingerprint = str(card_of(folder).get("data_fingerprint", ""))
-        tags = {FINGERPRINT_TAG: fingerprint, "checkpoint_sha256": digest, "versions": json.dumps(_versions())}
+        tags = {names.FINGERPRINT: fingerprint, names.WEIGHTS_SHA256: digest, names.VERSIONS: json.dumps(_versions())}
         write(tracking.uri, run_id, tags=tags)
     return digest
 
 
 def card_of(folder: Path) -> dict[str, Any]:
     """Read what a checkpoint says of itself, without torch."""
-    card: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    card: dict[str, Any] = json.loads((folder / CARD).read_text())
     return card
 
 
@@ -174,22 +131,24 @@ def record_evaluation(
     that of the images which were scored.
     """
     training = get_run(tracking.uri, train_run_id)
-    seed = tags_of(training).get("seed", "0")
-    tags = {"train_key": evaluation.train_key, "split": evaluation.split, "seed": seed} | place_tags(evaluation)
-    tags |= {FINGERPRINT_TAG: data_fingerprint} if data_fingerprint else {}
-    params = params_of(training) | inference_params(evaluation.inference)
+    seed = training.tags.get(names.SEED, "0")
+    tags = {names.TRAIN_KEY: evaluation.train_key, names.SPLIT: evaluation.split, names.SEED: seed} | place_tags(
+        evaluation
+    )
+    tags |= {names.FINGERPRINT: data_fingerprint} if data_fingerprint else {}
+    params = {**training.params, **inference_params(evaluation.inference)}
     name = evaluation.label if seed == "0" else f"{evaluation.label}, seed {seed}"
     run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
     if detections is not None:
-        store(tracking.uri, run_id, [detections], "detections")
+        store(tracking.uri, run_id, [detections], names.DETECTIONS)
     digests = {}
     if matches is not None:
-        store(tracking.uri, run_id, [matches], "detections")
-        digests = {"matches_sha256": file_sha256(matches)}
+        store(tracking.uri, run_id, [matches], names.DETECTIONS)
+        digests = {names.MATCHES_SHA256: file_sha256(matches)}
     if misalignment:
-        store(tracking.uri, run_id, misalignment, MISALIGNMENT.rstrip("/"))
-    held = metrics_of(get_run(tracking.uri, run_id))
-    numbers = {f"val/{name}": float(value) for name, value in metrics.items() if value is not None}
+        store(tracking.uri, run_id, misalignment, names.MISALIGNMENT)
+    held = get_run(tracking.uri, run_id).metrics
+    numbers = {f"{VAL}{name}": float(value) for name, value in metrics.items() if value is not None}
     numbers |= shown_metrics(metrics, evaluation.paper) | misalignment_metrics(statistics or {})
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)
@@ -202,11 +161,11 @@ def place_evaluations(tracking: Tracking, runs: Iterable[Run], evaluations: Iter
     held_runs, has_new = by_key(runs, "evaluation"), False
     for evaluation in evaluations:
         if run := held_runs.get(evaluation.key):
-            held, numbers = tags_of(run), metrics_of(run)
+            held, numbers = run.tags, run.metrics
             tags = {name: value for name, value in place_tags(evaluation).items() if held.get(name) != value}
-            shown = shown_metrics(read_record(run, "evaluation").metrics, evaluation.paper)
+            shown = shown_metrics(read_record(run).metrics, evaluation.paper)
             new = {name: value for name, value in shown.items() if numbers.get(name) != value}
-            write(tracking.uri, run["info"]["run_id"], metrics=new, tags=tags)
+            write(tracking.uri, run.run_id, metrics=new, tags=tags)
             has_new = has_new or bool(new or tags)
     return has_new
 
@@ -216,15 +175,15 @@ def name_seeds(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[Trai
     held_runs = by_key(runs, "training")
     for training in trainings:
         if run := held_runs.get(training.key):
-            name = tags_of(run).get("mlflow.runName", "")
+            name = run.tags.get(names.RUN_NAME, "")
             if training.label == f"{name}, seed {training.config.seed}":
-                rename(tracking.uri, run["info"]["run_id"], training.label)
+                rename(tracking.uri, run.run_id, training.label)
 
 
 def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
     """End a run of any kind, and say why it did not finish."""
-    if note or "note" in tags_of(get_run(tracking.uri, run_id)):
-        write(tracking.uri, run_id, tags={"note": note[:5000]})
+    if note or names.NOTE in get_run(tracking.uri, run_id).tags:
+        write(tracking.uri, run_id, tags={names.NOTE: note[:5000]})
     set_status(tracking.uri, run_id, status)
 
 
@@ -235,11 +194,11 @@ def log_table(tracking: Tracking, runs: Iterable[Run], name: str, files: Mapping
     """
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     held = by_key(runs, "table").get(name)
-    if held is not None and is_finished(held, "table") and tags_of(held).get("content_sha256") == digest:
-        return str(held["info"]["run_id"])
+    if held is not None and is_finished(held) and held.tags.get(names.CONTENT_SHA256) == digest:
+        return held.run_id
     run_id = _begin(tracking, "table", name, name, {}, {})
     upload_texts(tracking.uri, run_id, files)
-    write(tracking.uri, run_id, tags={"content_sha256": digest})
+    write(tracking.uri, run_id, tags={names.CONTENT_SHA256: digest})
     end_run(tracking, run_id, "FINISHED", "")
     return run_id
 
@@ -253,18 +212,18 @@ def _begin(
 ) -> str:
     """Return the run of this kind and key, set running, with these tags, and with the params it lacks."""
     commit = git_commit()
-    tags = {**tags, "driver": this_process(), "begun": str(now())}
-    tags |= {"git_commit": commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {}
-    where = f"tags.kind = '{kind}' and tags.{KEY_TAG[kind]} = '{key}'"
+    tags = {**tags, names.DRIVER: this_process(), names.BEGUN: str(now())}
+    tags |= {names.COMMIT: commit, "mlflow.source.git.commit": commit.split()[0]} if commit else {}
+    where = f"tags.{names.KIND} = '{kind}' and tags.{names.KEY[kind]} = '{key}'"
     run = by_key(read_runs(tracking, where), kind).get(key)
     if run is None:
-        identity = {"kind": kind, KEY_TAG[kind]: key, "suite": tracking.suite}
+        identity = {names.KIND: kind, names.KEY[kind]: key, names.SUITE: tracking.suite}
         run_id = create_run(tracking.uri, experiment_id(tracking), name, {**identity, **tags})
         write(tracking.uri, run_id, params=params)
     else:
-        run_id = str(run["info"]["run_id"])
-        new = {name: value for name, value in params.items() if name not in params_of(run)}
-        tags |= {name: "" for name in ("note", STOPPED_TAG) if name in tags_of(run)}
+        run_id = run.run_id
+        new = {name: value for name, value in params.items() if name not in run.params}
+        tags |= {name: "" for name in (names.NOTE, names.STOPPED_EARLY) if name in run.tags}
         write(tracking.uri, run_id, tags=tags, params=new)
         set_status(tracking.uri, run_id, "RUNNING")
     return run_id

@@ -1,42 +1,178 @@
-"""Runs of MLflow over its REST API: find, begin, write and end them by id, without any state in between."""
+"""Experiments and runs of MLflow over its REST API: find, begin, write and end them by id, without state in between."""
 
 import getpass
 import json
 import math
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
-from orchestrator.tracking import rest
+from orchestrator.tracking import names, rest
 from orchestrator.tracking.recorder import Metric, Target
 
 if TYPE_CHECKING:
     from model.data.coco import CocoData
 
 PAGE = 1000
-FILES_TAG = "files"
-"""Holds what a run's artifacts should be: bytes by path."""
-Run = dict[str, Any]
-"""A run as the API writes it: `info`, and `data` with its latest metrics, params and tags."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run of MLflow, as it was when it was read."""
+
+    run_id: str
+    name: str
+    status: str
+    """RUNNING, SCHEDULED, FINISHED, FAILED or KILLED."""
+    experiment_id: str = ""
+    start_time: int = 0
+    """Milliseconds since 1970, like all times here."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The latest value of each."""
+    last_metric_time: int = 0
+    """When it received the newest of these; 0 where it has none."""
+
+    @property
+    def kind(self) -> str:
+        """Return names.Kind, or "" for a run that is none of ours."""
+        return self.tags.get(names.KIND, "")
+
+    @property
+    def key(self) -> str:
+        """Return what tells it apart among those of its kind."""
+        return self.tags.get(names.KEY.get(self.kind, ""), "")
+
+    @property
+    def train_key(self) -> str:
+        """Return the training that it is, or that it scores."""
+        return self.tags.get(names.TRAIN_KEY, "")
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """Return an evaluation's place and label, such as `03 RetinaNet`, by table."""
+        return tagged(self.tags, names.ROW)
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Return what its artifacts should be, bytes by path, as far as that was noted."""
+        files: dict[str, int] = json.loads(self.tags.get(names.FILES, "{}"))
+        return files
+
+    @property
+    def last_sign_of_life(self) -> int:
+        """Return when it last began or received a metric."""
+        return max(int(self.tags.get(names.BEGUN, self.start_time)), self.last_metric_time)
+
+
+def read_run(told: Mapping[str, Any]) -> Run:
+    """Read a run as the API writes it: `info`, and `data` with its latest metrics, params and tags."""
+    info, data = told["info"], told["data"]
+    metrics = data.get("metrics", [])
+    return Run(
+        run_id=str(info["run_id"]),
+        name=str(info.get("run_name", "")),
+        status=str(info["status"]),
+        experiment_id=str(info.get("experiment_id", "")),
+        start_time=int(info.get("start_time", 0)),
+        tags={tag["key"]: tag["value"] for tag in data.get("tags", [])},
+        params={param["key"]: param["value"] for param in data.get("params", [])},
+        metrics={metric["key"]: float(metric["value"]) for metric in metrics},
+        last_metric_time=max((int(metric["timestamp"]) for metric in metrics), default=0),
+    )
+
+
+def tagged(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Return the tags whose names begin alike, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tags.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracking:
+    """One suite on one server."""
+
+    uri: str
+    suite: str
+    experiment_id: str | None
+    """MLflow's experiment of the suite; None where there is none, which holds nothing and takes nothing."""
+
+
+def open_tracking(uri: str, suite: str, *, create: bool = True) -> Tracking:
+    """Find the suite's experiment on the server, or make it; without `create`, a missing one is an empty view."""
+    name = names.experiment_name(suite)
+    experiment = _experiment_by_name(uri, name)
+    if experiment is None and create:
+        tags = pairs({names.SUITE: suite, "mlflow.experimentKind": "custom_model_development"})
+        try:
+            rest.post(uri, "experiments/create", {"name": name, "tags": tags})
+        except rest.Refused as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":  # another process may have been quicker
+                raise
+        experiment = _experiment_by_name(uri, name)
+    if experiment is not None and experiment.get("lifecycle_stage") == "deleted":
+        raise UserError(f"MLflow at {uri}: experiment {name} is deleted; restore it, or purge it with `mlflow gc`")
+    return Tracking(uri=uri, suite=suite, experiment_id=experiment["experiment_id"] if experiment else None)
+
+
+def experiment_id(tracking: Tracking) -> str:
+    """Return MLflow's experiment of the suite.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    if tracking.experiment_id is None:
+        raise UserError(f"MLflow at {tracking.uri} holds nothing of suite {tracking.suite} yet; `rnc submit` fills it")
+    return tracking.experiment_id
+
+
+def experiment_tags(tracking: Tracking) -> dict[str, str]:
+    """Read the tags of the suite's experiment."""
+    answer = rest.get(tracking.uri, "experiments/get", {"experiment_id": experiment_id(tracking)})
+    return {tag["key"]: str(tag["value"]) for tag in answer["experiment"].get("tags", [])}
+
+
+def tag_experiment(tracking: Tracking, name: str, value: str) -> None:
+    """Write a tag of the suite's experiment."""
+    tag = {"experiment_id": experiment_id(tracking), "key": name, "value": value}
+    try:
+        rest.post(tracking.uri, "experiments/set-experiment-tag", tag)
+    except rest.Refused as error:
+        if "unique" not in str(error).lower():
+            raise
+        rest.post(tracking.uri, "experiments/set-experiment-tag", tag)  # another process has just made it
+
+
+def untag_experiment(tracking: Tracking, name: str) -> None:
+    """Remove a tag of the suite's experiment."""
+    tag = {"experiment_id": experiment_id(tracking), "key": name}
+    rest.post(tracking.uri, "experiments/delete-experiment-tag", tag)
+
+
+def read_runs(tracking: Tracking, where: str = "") -> list[Run]:
+    """Read the runs of the suite of every kind, newest first, in one question: each costs as much as reading all."""
+    if tracking.experiment_id is None:
+        return []
+    return list(search_runs(tracking.uri, tracking.experiment_id, where))
 
 
 def get_run(uri: str, run_id: str) -> Run:
     """Read one run."""
-    run: Run = rest.get(uri, "runs/get", {"run_id": run_id})["run"]
-    return run
+    return read_run(rest.get(uri, "runs/get", {"run_id": run_id})["run"])
 
 
-def search_runs(uri: str, experiment_id: str, where: str) -> Iterator[Run]:
+def search_runs(uri: str, experiment_id: str, where: str = "") -> Iterator[Run]:
     """Yield the runs of an experiment that fit a filter, newest first."""
     query = {"experiment_ids": [experiment_id], "filter": where, "max_results": PAGE}
-    yield from rest.pages(uri, "runs/search", {**query, "order_by": ["attributes.start_time DESC"]}, "runs")
+    found = rest.pages(uri, "runs/search", {**query, "order_by": ["attributes.start_time DESC"]}, "runs")
+    yield from (read_run(told) for told in found)
 
 
 def create_run(uri: str, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
@@ -75,7 +211,7 @@ def write(
 
 def delete_tag(uri: str, run_id: str, key: str) -> None:
     """Remove a tag of a run, if it has it."""
-    if key in tags_of(get_run(uri, run_id)):
+    if key in get_run(uri, run_id).tags:
         rest.post(uri, "runs/delete-tag", {"run_id": run_id, "key": key})
 
 
@@ -93,37 +229,10 @@ def metrics_target(uri: str, run_id: str) -> Target:
         rest.post(uri, "runs/log-batch", {"run_id": run_id, "metrics": points})
 
     def known() -> set[tuple[str, int]]:
-        names = metrics_of(get_run(uri, run_id))
-        return {(name, int(point.get("step", 0))) for name in names for point in history(uri, run_id, name)}
+        held = get_run(uri, run_id).metrics
+        return {(name, int(point.get("step", 0))) for name in held for point in history(uri, run_id, name)}
 
     return Target(run_id=run_id, send=send, known=known)
-
-
-def tags_of(run: Run) -> dict[str, str]:
-    """Return the tags of a run."""
-    return {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
-
-
-def params_of(run: Run) -> dict[str, str]:
-    """Return the params of a run."""
-    return {param["key"]: param["value"] for param in run["data"].get("params", [])}
-
-
-def metrics_of(run: Run) -> dict[str, float]:
-    """Return the latest value of each metric of a run."""
-    return {metric["key"]: float(metric["value"]) for metric in run["data"].get("metrics", [])}
-
-
-def files_of(run: Run) -> dict[str, int]:
-    """Return what a run's artifacts should be, bytes by path, as far as that was noted."""
-    files: dict[str, int] = json.loads(tags_of(run).get(FILES_TAG, "{}"))
-    return files
-
-
-def last_sign_of_life(run: Run) -> int:
-    """Return when a run last began or received a metric, in milliseconds since 1970."""
-    begun = tags_of(run).get("begun", run["info"].get("start_time", 0))
-    return max(int(begun), *(int(metric["timestamp"]) for metric in run["data"].get("metrics", [])), 0)
 
 
 def pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
@@ -201,58 +310,11 @@ def log_input(uri: str, run_id: str, dataset: str, data: "CocoData", context: Co
     rest.post(uri, "runs/log-inputs", {"run_id": run_id, "datasets": [tagged]})
 
 
-SILENT_SECONDS = 3600.0
-"""A run of another host that has received nothing for so long is taken for dead."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Running:
-    """A run whose status is RUNNING."""
-
-    key: str
-    """Its train key or evaluation key."""
-    run_id: str
-    driver: str
-    """The process that answers for it, as `this_process` named it."""
-    last_sign_of_life: float
-    """Seconds since 1970."""
-
-
-def looks_alive(running: Running) -> bool:
-    """Say whether a run's driver still exists: by its process on this host, by signs of life from another host."""
-    here = exists_here(running.driver)
-    return time.time() - running.last_sign_of_life < SILENT_SECONDS if here is None else here
-
-
-def exists_here(driver: str) -> bool | None:
-    """Say whether a process that `this_process` named still exists; None if it is one of another host."""
-    host, _, process = driver.partition(" ")
-    if host != socket.gethostname():
+def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:
+    try:
+        experiment: dict[str, Any] = rest.get(uri, "experiments/get-by-name", {"experiment_name": name})["experiment"]
+    except rest.Refused as error:
+        if error.code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return None
-    pid = process.partition(" ")[0]
-    return pid.isdigit() and process == _process(int(pid))
-
-
-def this_process() -> str:
-    """Name this process by host, id and start, so that a later process with the same id is told apart."""
-    return f"{socket.gethostname()} {_process(os.getpid())}"
-
-
-def _process(pid: int) -> str | None:
-    """Return the process id with the process's start in ticks since the machine's, or None if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return f"{pid} ?" if _exists(pid) and not Path("/proc/self/stat").exists() else None
-    state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return None if state in "ZX" else f"{pid} {rest[18]}"
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return experiment

@@ -14,12 +14,12 @@ from model.settings import to_dict
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, evaluation_key, why_evaluation_is_missing
 from orchestrator.figures.lab import Lab
+from orchestrator.tracking import names
 from orchestrator.tracking.artifacts import upload
 from orchestrator.tracking.detections import NAME, describe, write_stored
-from orchestrator.tracking.ledger import MATCHES, finish_training, read_ledger, record_evaluation
+from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.rest import patiently
-from orchestrator.tracking.runs import get_run, log_input, tags_of, write
-from orchestrator.tracking.suite import LAB_FILE, LAB_FOLDER, LAB_TAG, open_suite
+from orchestrator.tracking.runs import get_run, log_input, open_tracking, write
 from orchestrator.worker.task import ScoringLog, Work, note
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SCORED = "scored"
 
 def finish(work: Work, folder: Path) -> None:
     """Complete the record of a training from its last checkpoint."""
-    suite = open_suite(work.tracking_uri, work.train_run.suite)
+    suite = open_tracking(work.tracking_uri, work.train_run.suite)
     if finish_training(suite, work.hear_run(), folder, work.journal):
         note(work.folder, "finished; its checkpoint is recorded")
 
@@ -97,7 +97,7 @@ def _free(work: Work, scoring: Pass) -> None:
     """Delete the shards whose scores stand in MLflow; for want of it, they stay until `rnc gc`."""
     key, split = work.train_run.key, scoring.data.split
     with suppress(UserError):
-        ledger = read_ledger(open_suite(work.tracking_uri, work.train_run.suite))
+        ledger = read_ledger(open_tracking(work.tracking_uri, work.train_run.suite))
         free(
             scoring,
             lambda one: why_evaluation_is_missing(ledger, key, evaluation_key(key, one, split)) is None,
@@ -114,7 +114,7 @@ def _record(work: Work, folder: Path, team: Team, data: "CocoData", evaluation: 
             if team.rank == 0:
                 finish(work, folder)  # again, should MLflow have lost it meanwhile
             return record_evaluation(
-                open_suite(work.tracking_uri, work.train_run.suite),
+                open_tracking(work.tracking_uri, work.train_run.suite),
                 evaluation,
                 scores.metrics,
                 detections=found.detections,
@@ -151,13 +151,13 @@ def store_lab(uri: str, run_id: str, make: Callable[[], Lab]) -> bool:
     Raises:
         UserError: the server does not take it.
     """
-    if LAB_TAG in tags_of(get_run(uri, run_id)):
+    if names.LAB_SHA256 in get_run(uri, run_id).tags:
         return False
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / LAB_FILE
+        file = Path(scratch) / names.LAB_FILE
         file.write_text(json.dumps(make(), separators=(",", ":")), encoding="utf-8")
-        upload(uri, run_id, [file], LAB_FOLDER)
-        write(uri, run_id, tags={LAB_TAG: file_sha256(file)})
+        upload(uri, run_id, [file], names.LAB)
+        write(uri, run_id, tags={names.LAB_SHA256: file_sha256(file)})
     return True
 
 
@@ -195,7 +195,7 @@ def write_findings(folder: Path, card: "Card", data: "CocoData", scores: "Scores
     found = statistics(data, scores.detections, scores.misalignment)
     about = describe(card, card.config.data, data, scores, found)
     write_stored(folder / NAME, scores.detections, about)
-    write_matches(match(data, scores.detections), folder / MATCHES)
+    write_matches(match(data, scores.detections), folder / names.MATCHES_FILE)
     counts = {label: scores.misalignment}
     files = write_misalignment(folder, scores.misalignment, to_dict(about))
     files += save(score_against_iou(counts), folder, "figure1", ("png",))
@@ -203,7 +203,7 @@ def write_findings(folder: Path, card: "Card", data: "CocoData", scores: "Scores
     files += write_examples(folder, data, scores, label)
     return Findings(
         detections=folder / NAME,
-        matches=folder / MATCHES,
+        matches=folder / names.MATCHES_FILE,
         misalignment=tuple(files),
         statistics=found,
     )

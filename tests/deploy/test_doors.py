@@ -32,7 +32,7 @@ from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.tracking.server import stop_server, tracking_server
 from orchestrator.site import Site
 set_ray_environment(is_local=True)
-from orchestrator.driver.launch import start_ray, stop_ray
+from orchestrator.cluster.connect import start_ray, stop_ray
 site = Site(home=Path(sys.argv[1]))
 tracking_server(site)
 start_ray(site)

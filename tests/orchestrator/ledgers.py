@@ -3,14 +3,17 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model.config import TrainConfig
 from model.settings import to_dict
 from orchestrator.experiment.load import METRICS, Experiment, Row
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.suite import Tracking
+from orchestrator.tracking.runs import Tracking
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL
 
 NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}
@@ -19,6 +22,16 @@ NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}
 def experiment(name: str, rows: Sequence[Row], suite: str = "any") -> Experiment:
     """An experiment file of these rows."""
     return Experiment(name=name, suite=suite, title=name, rows=tuple(rows), path=Path(f"{name}.yaml"))
+
+
+def suite_of(
+    tracking: Tracking, experiments: Sequence[Experiment], storage: Path, home: Path = Path("nowhere")
+) -> Suite:
+    """Those tables as the suite that a test has for itself in MLflow, whose checkpoints lie in `storage`."""
+    own = [replace(one, suite=tracking.suite) for one in experiments]
+    suite = type("SuiteAt", (Suite,), {"storage": storage})(own, Site(home=home, tracking_uri=tracking.uri))
+    assert isinstance(suite, Suite)
+    return suite
 
 
 def keep_checkpoint(

@@ -17,7 +17,8 @@ from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import runs, server
 from orchestrator.tracking.recorder import Metric
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.showcase import DETECTIONS, store_picture
 from tests.browser import CHROMIUM, Browser, chromium
 
@@ -59,7 +60,7 @@ def browser() -> Iterator[Browser]:
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
     """Two trainings with curves, and twenty evaluations that were recorded in no order."""
     site = Site(home=tmp_path_factory.mktemp("home"))
-    suite = open_suite(server.tracking_server(site), TABLE.suite)
+    suite = open_tracking(server.tracking_server(site), TABLE.suite)
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "config.json").write_text("{}")
@@ -78,7 +79,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
         numbers = {metric: 30 + place + offset / 7 for offset, metric in enumerate(METRICS)}
         run_id = trainings[evaluation.train_key]
         tracking.record_evaluation(suite, evaluation, numbers, detections=None, train_run_id=run_id)
-    browse.suite_links(suite.uri, [TABLE])
+    browse.show_suite(Suite([TABLE], site))
     yield suite
     server.stop_server(site)
 

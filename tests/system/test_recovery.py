@@ -17,7 +17,7 @@ from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import runs, server
 from orchestrator.tracking.recorder import read_journal
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import Status
 from tests.suites import TRAIN, plan_of
 from tests.system.test_submit import EXPERIMENT, RNC
@@ -32,7 +32,7 @@ def kill_server(site: Site) -> None:
 
 def points_of(suite: Tracking, run_id: str) -> list[tuple[str, int]]:
     """Every point that MLflow holds of a run, as often as it does; not those of the machine, which are not repeated."""
-    names = [name for name in runs.metrics_of(runs.get_run(suite.uri, run_id)) if not name.startswith("system/")]
+    names = [name for name in runs.get_run(suite.uri, run_id).metrics if not name.startswith("system/")]
     return sorted((name, int(p.get("step", 0))) for name in names for p in runs.history(suite.uri, run_id, name))
 
 
@@ -70,7 +70,7 @@ def test_a_training_whose_server_comes_back_empty_ends_with_its_whole_history(si
     outcome = launch.launch(plan_of(site, "lost", TRAIN), site, uri, show=lose)
     assert restarted == [uri]
     assert outcome.exit_code == 0, outcome.endings
-    suite = open_suite(uri, "lost", create=False)
+    suite = open_tracking(uri, "lost", create=False)
     ledger = tracking.read_ledger(suite)
     assert ledger.trainings[key].status == "FINISHED"
     assert [record.status for record in ledger.evaluations.values()] == ["FINISHED"]
@@ -78,8 +78,8 @@ def test_a_training_whose_server_comes_back_empty_ends_with_its_whole_history(si
     assert ("train/loss", 1) in journal  # reported, and sent, before the loss
     assert points_of(suite, ledger.trainings[key].run_id) == journal
     run = runs.get_run(uri, ledger.trainings[key].run_id)
-    assert runs.params_of(run)["backbone"] == "resnet18_quarter"
-    assert runs.tags_of(run)["mlflow.runName"] == "row 0"
+    assert run.params["backbone"] == "resnet18_quarter"
+    assert run.tags["mlflow.runName"] == "row 0"
 
 
 def test_a_suite_whose_driver_was_killed_goes_on_without_doubled_points(tmp_path: Path):
@@ -103,7 +103,7 @@ def test_a_suite_whose_driver_was_killed_goes_on_without_doubled_points(tmp_path
     try:
         assert again.returncode == 0, again.stderr
         assert "says RUNNING, and its process is gone: closed as interrupted" in again.stderr
-        suite = open_suite(server.tracking_server(site), "tiny", create=False)
+        suite = open_tracking(server.tracking_server(site), "tiny", create=False)
         ((key, record),) = tracking.read_ledger(suite).trainings.items()
         points = points_of(suite, record.run_id)
         assert len(set(points)) == len(points)

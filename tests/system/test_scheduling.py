@@ -21,7 +21,7 @@ from orchestrator.experiment.load import Resources
 from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import server
-from orchestrator.tracking.suite import open_suite
+from orchestrator.tracking.runs import open_tracking
 from orchestrator.worker.task import Status, epochs_done, last_checkpoint
 from tests.suites import TRAIN, experiment_of, launched, ledger_of, plan_of, variant
 
@@ -131,7 +131,7 @@ def test_a_cancelled_and_a_pruned_training_end_and_free_their_place_while_the_ot
     trains = [long, variant(1), variant(2)]
     plan = plan_of(site, "cancelled", *trains)
     first, second, third = plan.trainings
-    suite = open_suite(server.tracking_server(site), "cancelled")
+    suite = open_tracking(server.tracking_server(site), "cancelled")
     asked = False
 
     def ask(statuses: Sequence[Status]) -> None:

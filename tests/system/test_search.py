@@ -15,6 +15,7 @@ from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.site import Site
 from orchestrator.tracking.recorder import Recorder, Target
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.asha import Halving
 from orchestrator.worker.task import JOURNAL, epochs_done
 from tests.suites import experiment_of, launched, ledger_of, variant
@@ -85,7 +86,7 @@ def test_worse_samples_are_stopped_for_good_and_what_others_need_is_left_alone(
     assert list(plan().stopped_trainings) == [second, third]
 
     said: list[str] = []
-    assert submit([searched, also], site, said.append)[0] == 0
+    assert submit(Suite([searched, also], site), said.append).exit_code == 0
     assert said[0] == "Nothing is missing: 2 trainings and 2 evaluations stand, 2 were stopped early."
     assert ledger_of(site, "searched") == ledger
 

@@ -5,19 +5,15 @@ import pytest
 from model.config import InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.checkpoint.find import Candidate, Choice, choose
 from orchestrator.errors import UserError
-from orchestrator.tracking.suite import inference_params, read_inference, training_params
+from orchestrator.tracking.records import inference_params, read_inference, training_params
+from orchestrator.tracking.runs import Run
 
 
 def candidate(suite: str = "paper", seed: int = 0, ap: float | None = 30.0, ap50: float = 50.0, **places: str):
     tags = {f"row.{table}": place for table, place in places.items()} | {"seed": str(seed)}
     metrics = ({} if ap is None else {"val/AP": ap}) | {"val/AP50": ap50}
-    data = {
-        "tags": [{"key": key, "value": value} for key, value in tags.items()],
-        "metrics": [{"key": key, "value": value} for key, value in metrics.items()],
-    }
-    return Candidate(
-        suite=suite, experiment_id="1", run={"info": {"run_id": str(ap), "status": "FINISHED"}, "data": data}
-    )
+    run = Run(run_id=str(ap), name="", status="FINISHED", tags=tags | {"kind": "evaluation"}, metrics=metrics)
+    return Candidate(suite=suite, run=run)
 
 
 PLAIN = candidate(ap=30.0, ap50=60.0, table1_heads="00 RetinaNet", table6="03 RetinaNet, R50")

@@ -20,7 +20,7 @@ from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs
 from orchestrator.tracking.artifacts import download, upload
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.runs import Tracking, open_tracking
 from tests.detectors import MODEL, SIZES, save_opinionated
 
 CATEGORIES = ((3, 8), ("dog", "cat"))
@@ -29,7 +29,7 @@ NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)} | {"AP
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return open_suite(mlflow_uri, request.node.name)
+    return open_tracking(mlflow_uri, request.node.name)
 
 
 @pytest.fixture

@@ -25,19 +25,22 @@ from orchestrator.checkpoint.find import Choice, best_version, find, finished
 from orchestrator.checkpoint.pull import pull, read_provenance
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.driver.garbage import _aliases
-from orchestrator.experiment.load import Resources
+from orchestrator.experiment.load import Resources, Row
 from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.suite import Tracking, open_suite, read_runs
+from orchestrator.tracking import names
+from orchestrator.tracking.runs import Tracking, open_tracking, read_runs
 from tests.detectors import MODEL, SIZES, save_opinionated
+from tests.orchestrator.ledgers import experiment, suite_of
 
+TABLE = experiment("table1", [Row(label="row 0")])
 CATEGORIES = ((3, 8), ("dog", "cat"))
 
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return open_suite(mlflow_uri, request.node.name.replace("[", "-").replace("]", ""))
+    return open_tracking(mlflow_uri, request.node.name.replace("[", "-").replace("]", ""))
 
 
 def record(suite: Tracking, tmp_path: Path, ap: float, seed: int = 0, exponent: float = 0.3, split: str = "val") -> str:
@@ -64,40 +67,38 @@ def record(suite: Tracking, tmp_path: Path, ap: float, seed: int = 0, exponent: 
 def registered(suite: Tracking) -> tuple[str, str]:
     held = best_version(suite.uri, suite.suite)
     assert held is not None
-    return held["evaluation_key"], held["AP"]
+    return held[names.EVALUATION_KEY], held["AP"]
 
 
 def test_the_alias_follows_the_best_evaluation_and_is_written_only_when_it_moves(suite, tmp_path):
     said: list[str] = []
-    register_best(suite, read_runs(suite), said.append)
+    register_best(suite_of(suite, [TABLE], tmp_path), said.append)
     assert said == [] and best_version(suite.uri, suite.suite) is None
     first = record(suite, tmp_path, 30.0)
     record(suite, tmp_path, 99.0, split="train")
-    register_best(suite, read_runs(suite), said.append)
+    register_best(suite_of(suite, [TABLE], tmp_path), said.append)
     assert registered(suite) == (first, "30.00")
     assert said == [f"registered model retinanet-conf-{suite.suite} version 1, alias best: row 0, AP 30.0"]
 
     record(suite, tmp_path, 29.0, seed=1)
-    register_best(suite, read_runs(suite), said.append)
+    register_best(suite_of(suite, [TABLE], tmp_path), said.append)
     assert len(said) == 1
 
     second = record(suite, tmp_path, 31.0, exponent=0.5)
-    register_best(suite, read_runs(suite), said.append)
+    register_best(suite_of(suite, [TABLE], tmp_path), said.append)
     assert registered(suite) == (second, "31.00") and "version 2" in said[-1]
-    (best,) = (
-        one for one in finished(read_runs(suite), suite.suite, str(suite.experiment_id)) if one.metrics["AP"] == 31.0
-    )
+    (best,) = (one for one in finished(read_runs(suite), suite.suite) if one.metrics["AP"] == 31.0)
     from orchestrator.tracking import rest
 
     rest.post(suite.uri, "runs/delete", {"run_id": best.run_id})
-    register_best(suite, read_runs(suite), said.append)
+    register_best(suite_of(suite, [TABLE], tmp_path), said.append)
     assert registered(suite) == (first, "30.00") and "version 1" in said[-1]  # the version of before, no new copy
     assert len(said) == 3
 
 
 def test_pulling_a_suite_takes_its_registered_model(suite, tmp_path):
     first = record(suite, tmp_path, 30.0)
-    register_best(suite, read_runs(suite), lambda text: None)
+    register_best(suite_of(suite, [TABLE], tmp_path), lambda text: None)
     record(suite, tmp_path, 40.0, seed=1)
     site = Site(home=tmp_path / "home", tracking_uri=suite.uri)
     card = read_provenance(pull(Choice(suite=suite.suite), site, None, lambda text: None))
@@ -107,7 +108,7 @@ def test_pulling_a_suite_takes_its_registered_model(suite, tmp_path):
 
 def test_a_version_belongs_to_its_training_so_that_its_checkpoint_is_not_freed(suite, tmp_path):
     record(suite, tmp_path, 30.0)
-    register_best(suite, read_runs(suite), lambda text: None)
+    register_best(suite_of(suite, [TABLE], tmp_path), lambda text: None)
     (training,) = tracking.read_ledger(suite).trainings.values()
     assert _aliases(suite)[training.run_id] == f"retinanet-conf-{suite.suite}@best"
 
@@ -118,7 +119,7 @@ def test_a_registration_that_fails_is_told_and_stops_nothing(suite, tmp_path, mo
     monkeypatch.setattr(
         "orchestrator.checkpoint.registry._ensure", lambda *_: (_ for _ in ()).throw(OSError("no space"))
     )
-    register_best(suite, read_runs(suite), said.append)
+    register_best(suite_of(suite, [TABLE], tmp_path), said.append)
     assert said[0].startswith("the best checkpoint was not registered, the next submit tries again: MLflow at")
     assert best_version(suite.uri, suite.suite) is None
 
@@ -140,7 +141,7 @@ def test_the_registered_model_loads_without_pickle_and_serves_the_detections_of_
     suite, tmp_path, shapes_root
 ):
     record(suite, tmp_path, 30.0)
-    register_best(suite, read_runs(suite), lambda text: None)
+    register_best(suite_of(suite, [TABLE], tmp_path), lambda text: None)
     paths = [read_coco(shapes_root, "val", num_images=2).path(index) for index in range(2)]
     expected = model.load(tmp_path / "checkpoint-0", device="cpu", confidence_exponent=0.3)(paths)
     images = [picture(path) for path in paths]

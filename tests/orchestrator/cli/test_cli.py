@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
-from orchestrator.experiment.load import Experiment
-from orchestrator.report.files import Report
-from orchestrator.tracking.suite import open_suite
+from orchestrator.driver.submit import Submitted
+from orchestrator.tracking.runs import open_tracking
+from orchestrator.tracking.suite import Suite
 from tests.conftest import MakeCoco
 
 ROOT = Path(__file__).parents[3]
@@ -101,9 +101,9 @@ def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
 def test_ctrl_c_in_one_suite_does_not_start_the_next(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
     started: list[str] = []
 
-    def interrupted(group: list[Experiment], *_: object, **__: object) -> tuple[int, list[Report]]:
-        started.append(group[0].suite)
-        return 130, []
+    def interrupted(suite: Suite, *_: object, **__: object) -> Submitted:
+        started.append(suite.name)
+        return Submitted(exit_code=130, reports=[])
 
     monkeypatch.setattr("orchestrator.driver.submit.submit", interrupted)
     result = rnc("submit", MINIATURE / "table1_heads.yaml", ROOT / "experiments" / "coco-subset.yaml")
@@ -252,7 +252,7 @@ def test_ui_prints_and_opens_where_the_tables_of_an_experiment_are(
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\nsuite: browsed\n")
     assert refused(rnc("ui", file), "holds nothing of suite browsed yet")
-    open_suite(mlflow_uri, "browsed")
+    open_tracking(mlflow_uri, "browsed")
     shown = rnc("ui", file, "--open")
     assert shown.exit_code == 0, shown.output
     names, links = zip(*(line.split(": ") for line in shown.stdout.splitlines()), strict=True)

@@ -1,4 +1,4 @@
-"""What one terminal asks of another one's submit: on a real MLflow server, with the turn held as a submit holds it."""
+"""What one terminal asks of another one's submit: on a real MLflow server, with the lock held as a submit holds it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from model.config import TrainConfig
-from orchestrator.driver.cancel import Prune, cancel_row, forget_stops, prune, prune_asked
-from orchestrator.driver.lock import my_turn
+from orchestrator.driver.cancel import Prune, cancel_row, forget_stops, prune_asked, prune_trainings
+from orchestrator.driver.lock import locked
 from orchestrator.errors import UserError
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.suite import Suite
 from tests.suites import TRAIN, experiment_of, variant
 
 OTHER = variant(1)
@@ -22,7 +24,7 @@ nobody: Callable[[object], None] = lambda _: pytest.fail("waited")  # noqa: E731
 
 @pytest.fixture
 def suite(mlflow_uri: str, request: pytest.FixtureRequest) -> Tracking:
-    return open_suite(mlflow_uri, request.node.name.rstrip("]").replace("[", "."))
+    return open_tracking(mlflow_uri, request.node.name.rstrip("]").replace("[", "."))
 
 
 @pytest.fixture
@@ -35,8 +37,10 @@ def test_a_row_that_runs_is_asked_to_end_and_the_rows_that_share_its_training_ar
     run = next(iter(make_plan([tiny], tracking.read_ledger(suite)).trainings.values()))
     tracking.begin_training(suite, run)
     said: list[str] = []
-    with my_turn(suite, site, nobody):
-        cancel_row([tiny, replace(also, rows=(replace(also.rows[0], label="same"),))], "row 0", None, site, said.append)
+    with locked(Suite([experiment_of(suite.suite, TRAIN)], site), nobody):
+        cancel_row(
+            Suite([tiny, replace(also, rows=(replace(also.rows[0], label="same"),))], site), "row 0", None, said.append
+        )
     assert said[0] == (
         f"row 0: training {run.key} ends within seconds and keeps its checkpoints. Rows on it: tiny, row 0, also, same"
     )
@@ -48,8 +52,8 @@ def test_a_row_that_runs_is_asked_to_end_and_the_rows_that_share_its_training_ar
 
 def test_a_row_that_waits_is_cancelled_on_the_spot_and_counts_as_missing(suite: Tracking, site: Site):
     tiny = experiment_of(suite.suite, TRAIN)
-    with my_turn(suite, site, nobody):
-        cancel_row([tiny], "row 0", 0, site, lambda _: None)
+    with locked(Suite([experiment_of(suite.suite, TRAIN)], site), nobody):
+        cancel_row(Suite([tiny], site), "row 0", 0, lambda _: None)
     ledger = tracking.read_ledger(suite)
     (record,) = ledger.trainings.values()
     assert (record.status, record.note, record.stop) == ("KILLED", "cancelled", "cancelled")
@@ -58,12 +62,12 @@ def test_a_row_that_waits_is_cancelled_on_the_spot_and_counts_as_missing(suite: 
 
 def test_where_nobody_runs_the_suite_there_is_nothing_to_cancel(suite: Tracking, site: Site):
     with pytest.raises(UserError, match=f"nothing to cancel: nobody runs suite {suite.suite} now"):
-        cancel_row([experiment_of(suite.suite, TRAIN)], "row 0", None, site, lambda _: None)
+        cancel_row(Suite([experiment_of(suite.suite, TRAIN)], site), "row 0", None, lambda _: None)
 
 
 def test_a_seed_that_the_row_has_not_is_refused(suite: Tracking, site: Site):
     with pytest.raises(UserError, match=r"tiny.yaml, row 'row 0': --seed 7 is none of its seeds \[0\]"):
-        cancel_row([experiment_of(suite.suite, TRAIN)], "row 0", 7, site, lambda _: None)
+        cancel_row(Suite([experiment_of(suite.suite, TRAIN)], site), "row 0", 7, lambda _: None)
 
 
 def test_a_prune_takes_what_only_the_given_tables_wanted_and_no_row_asks_for():
@@ -72,6 +76,12 @@ def test_a_prune_takes_what_only_the_given_tables_wanted_and_no_row_asks_for():
     assert not wish.takes("kept", {"a"})
     assert not wish.takes("gone", {"a", "elsewhere"})
     assert not wish.takes("gone", set())
+
+
+def connected(experiments: list[Experiment], site: Site) -> Suite:
+    suite = Suite(experiments, site)
+    suite.connect()
+    return suite
 
 
 def begun(suite: Tracking, name: str, *trains: TrainConfig) -> list[str]:
@@ -97,7 +107,7 @@ def test_a_prune_marks_unfinished_trainings_of_removed_rows_and_nothing_else(
     tracking.end_training(suite, run_id, "FINISHED")
 
     said: list[str] = []
-    prune([experiment_of(suite.suite, TRAIN)], suite, site, said.append)
+    prune_trainings(connected([experiment_of(suite.suite, TRAIN)], site), said.append)
     assert said == [f"pruned: training {gone} (row 1)"]
     held = {key: (record.status, record.note) for key, record in tracking.read_ledger(suite).trainings.items()}
     assert held == {
@@ -106,14 +116,14 @@ def test_a_prune_marks_unfinished_trainings_of_removed_rows_and_nothing_else(
         finished: ("FINISHED", ""),
         shared: ("RUNNING", ""),
     }
-    prune([experiment_of(suite.suite, TRAIN)], suite, site, said.append)
+    prune_trainings(connected([experiment_of(suite.suite, TRAIN)], site), said.append)
     assert len(said) == 1
 
 
 def test_a_prune_beside_a_running_submit_is_left_to_that_one(suite: Tracking, site: Site):
     kept, gone = begun(suite, "tiny", TRAIN, OTHER)
-    with my_turn(suite, site, nobody):
-        prune([experiment_of(suite.suite, TRAIN)], suite, site, lambda _: None)
+    with locked(Suite([experiment_of(suite.suite, TRAIN)], site), nobody):
+        prune_trainings(connected([experiment_of(suite.suite, TRAIN)], site), lambda _: None)
     assert tracking.read_ledger(suite).trainings[gone].status == "RUNNING"
     assert prune_asked(suite) == Prune(tables=frozenset({"tiny"}), keep=frozenset({kept}))
     forget_stops(suite)

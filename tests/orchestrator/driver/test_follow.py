@@ -8,13 +8,13 @@ from orchestrator.experiment.load import Row
 from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.tracking import runs
 from orchestrator.tracking.ledger import begin_training
-from orchestrator.tracking.suite import open_suite
+from orchestrator.tracking.runs import open_tracking
 from orchestrator.worker.task import Status, Work, note
 from tests.orchestrator.ledgers import experiment
 
 
 def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri: str, tmp_path: Path) -> None:
-    suite = open_suite(mlflow_uri, "follow")
+    suite = open_tracking(mlflow_uri, "follow")
     (train_run,) = make_plan([experiment("table1", [Row(label="ours")])], Ledger()).trainings.values()
     work = Work(
         train_run=train_run,

@@ -1,4 +1,4 @@
-"""Whose turn a suite is: real processes that hold its lock or its claim, and die with it or give it up."""
+"""Who runs a suite: real processes that hold its lock or its claim, and die with it or give it up."""
 
 import json
 import subprocess
@@ -7,27 +7,32 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from orchestrator.driver import lock as turn
-from orchestrator.driver.lock import Holder, holder_of, my_turn, statuses
+from orchestrator.driver import lock
+from orchestrator.driver.lock import Holder, holder_of, locked, statuses
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan
 from orchestrator.site import Site
-from orchestrator.tracking import rest
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking import names, rest
+from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.suite import Suite
 
 ROOT = Path(__file__).parents[3]
 HOLDS = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from orchestrator.driver.lock import locked
 from orchestrator.site import Site
-from orchestrator.tracking.suite import Tracking, open_suite
-from orchestrator.driver.lock import my_turn
+from orchestrator.tracking.runs import Tracking
 home, uri, suite, experiment_id = sys.argv[1:]
 site = Site(home=Path(home), tracking_uri=uri or None)
-with my_turn(Tracking(uri=uri, suite=suite, experiment_id=experiment_id), site, print):
+tracking = Tracking(uri=uri, suite=suite, experiment_id=experiment_id)
+with locked(SimpleNamespace(name=suite, site=site, connection=tracking), print):
     print("mine", flush=True)
     sys.stdin.read()
 """
@@ -35,7 +40,7 @@ with my_turn(Tracking(uri=uri, suite=suite, experiment_id=experiment_id), site, 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.02)
 
 
 @contextmanager
@@ -62,8 +67,13 @@ def seen_until(site: Site, suite: Tracking, end: Callable[[], object]) -> list[H
         if len(seen) == 2:
             end()
 
-    with my_turn(suite, site, waiting):
+    with locked(at(site, suite), waiting):
         return seen
+
+
+def at(site: Site, tracking: Tracking) -> Suite:
+    """What the lock asks of a suite."""
+    return cast(Suite, SimpleNamespace(name=tracking.suite, site=site, tracking=tracking, connection=tracking))
 
 
 def local(home: Path) -> tuple[Site, Tracking]:
@@ -85,52 +95,52 @@ def test_a_holder_that_was_killed_is_no_obstacle(tmp_path: Path):
     with holding(site, suite) as first:
         seen = seen_until(site, suite, first.kill)
     assert len(seen) >= 2
-    assert holder_of(suite, site) is None
+    assert holder_of(at(site, suite)) is None
 
 
 def test_two_suites_have_a_turn_each(tmp_path: Path):
     site, suite = local(tmp_path)
     other = Tracking(uri="", suite="other", experiment_id=None)
-    with holding(site, suite) as first, my_turn(other, site, lambda _: pytest.fail("waited")):
-        held = holder_of(suite, site)
+    with holding(site, suite) as first, locked(at(site, other), lambda _: pytest.fail("waited")):
+        held = holder_of(at(site, suite))
         assert held is not None and f" {first.pid} " in held.driver
 
 
 def test_processes_with_homes_of_their_own_take_turns_through_the_server_they_share(tmp_path: Path, mlflow_uri: str):
-    suite = open_suite(mlflow_uri, "turns")
+    suite = open_tracking(mlflow_uri, "turns")
     here = Site(home=tmp_path / "here", tracking_uri=mlflow_uri)
     with holding(Site(home=tmp_path / "there", tracking_uri=mlflow_uri), suite) as first:
         assert first.stdin is not None
         seen = seen_until(here, suite, first.stdin.close)
         assert f" {first.pid} " in seen[0].driver
-    assert holder_of(suite, here) is None
+    assert holder_of(at(here, suite)) is None
     assert claim_in(suite) == ""
 
 
 def test_a_claim_from_another_machine_is_void_once_it_is_not_renewed(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ):
-    suite = open_suite(mlflow_uri, "elsewhere")
+    suite = open_tracking(mlflow_uri, "elsewhere")
     site = Site(home=tmp_path, tracking_uri=mlflow_uri)
     write_claim(suite, renewed=1)
-    monkeypatch.setattr(turn, "SILENT_SECONDS", 1e9)
-    seen = seen_until(site, suite, lambda: monkeypatch.setattr(turn, "SILENT_SECONDS", 0.0))
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 1e9)
+    seen = seen_until(site, suite, lambda: monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0))
     assert [holder.driver for holder in seen] == ["elsewhere 7 1"] * 2
 
 
 def test_of_two_claims_on_their_way_at_once_the_last_one_counts(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ):
-    suite = open_suite(mlflow_uri, "at once")
+    suite = open_tracking(mlflow_uri, "at once")
     site = Site(home=tmp_path, tracking_uri=mlflow_uri)
     threading.Timer(0.3, write_claim, [suite]).start()  # while ours settles
     seen: list[Holder] = []
 
     def waiting(holder: Holder) -> None:
         seen.append(holder)
-        monkeypatch.setattr(turn, "SILENT_SECONDS", 0.0)
+        monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)
 
-    with my_turn(suite, site, waiting):
+    with locked(at(site, suite), waiting):
         assert [holder.driver for holder in seen] == ["elsewhere 7 1"]
 
 
@@ -142,8 +152,8 @@ def test_who_waits_may_leave(tmp_path: Path):
 
     with holding(site, suite) as first, ExitStack() as stack:
         with pytest.raises(KeyboardInterrupt):
-            stack.enter_context(my_turn(suite, site, leave))
-        held = holder_of(suite, site)
+            stack.enter_context(locked(at(site, suite), leave))
+        held = holder_of(at(site, suite))
         assert held is not None and f" {first.pid} " in held.driver
 
 
@@ -170,10 +180,10 @@ def test_an_onlooker_sees_what_the_ledger_says_of_each_training():
 
 def claim_in(suite: Tracking) -> str:
     experiment = rest.get(suite.uri, "experiments/get", {"experiment_id": suite.experiment_id})["experiment"]
-    return {tag["key"]: tag["value"] for tag in experiment["tags"]}.get(turn.TAG, "")
+    return {tag["key"]: tag["value"] for tag in experiment["tags"]}.get(names.CLAIM, "")
 
 
 def write_claim(suite: Tracking, **more: float) -> None:
     value = json.dumps({"driver": "elsewhere 7 1", "since": 0.0, **more})
-    tag = {"experiment_id": suite.experiment_id, "key": turn.TAG, "value": value}
+    tag = {"experiment_id": suite.experiment_id, "key": names.CLAIM, "value": value}
     rest.post(suite.uri, "experiments/set-experiment-tag", tag)

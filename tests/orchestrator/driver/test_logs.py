@@ -116,10 +116,8 @@ def test_a_detached_submit_that_ends_at_once_is_told_with_the_end_of_its_log(
     assert "/bin/ls: " in result.stderr
 
 
-def _nothing_checked(experiments, site, say):
-    from orchestrator.experiment.plan import Ledger, make_plan
-
-    return make_plan(experiments, Ledger()), site.tracking_uri
+def _nothing_checked(suite, say):
+    return suite.wanted
 
 
 def test_every_way_in_which_a_training_ends_is_known_as_an_end(tmp_path: Path):

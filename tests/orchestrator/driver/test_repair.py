@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.driver.repair import find_defects
+from orchestrator.driver.repair import find_defects, repair
 from orchestrator.driver.submit import submit
 from orchestrator.experiment.load import Row
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.site import Site
-from orchestrator.tracking import artifacts, rest, runs
+from orchestrator.tracking import artifacts, names, rest, runs
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking.artifacts import check_files
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL
-from tests.orchestrator.ledgers import experiment, keep_checkpoint, record
+from tests.orchestrator.ledgers import experiment, keep_checkpoint, record, suite_of
 
 TABLE = experiment(
     "table1",
@@ -29,22 +30,20 @@ TABLE = experiment(
         Row(label="ours, 0.2", inference=InferenceConfig(confidence_exponent=0.2)),
     ],
 )
-DEAD = "from orchestrator.tracking.runs import this_process; print(this_process())"
+DEAD = "from orchestrator.process import this_process; print(this_process())"
 
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return open_suite(mlflow_uri, request.node.name)
+    return open_tracking(mlflow_uri, request.node.name)
 
 
 def mended(suite: Tracking, storage: Path) -> list[str]:
     """Mend everything, and return what it was; a second look must find nothing."""
-    plan = make_plan([TABLE], Ledger())
-    defects = find_defects(suite, plan, storage)
-    for defect in defects:
-        defect.mend()
-    assert [defect.text for defect in find_defects(suite, plan, storage)] == []
-    return [defect.text for defect in defects]
+    said: list[str] = []
+    repair(suite_of(suite, [TABLE], storage), said.append)
+    assert find_defects(suite_of(suite, [TABLE], storage)) == []
+    return said
 
 
 def checked(suite: Tracking) -> Plan:
@@ -72,7 +71,7 @@ def test_a_file_that_was_cut_short_counts_as_lost(suite, tmp_path):
     plan = record(suite, [TABLE], tmp_path)
     cut = plan.evaluations_of("table1", "plain")[0].key
     run_id = tracking.read_ledger(suite).evaluations[cut].run_id
-    runs.write(suite.uri, run_id, tags={runs.FILES_TAG: json.dumps({"detections/detections.parquet": 10**6})})
+    runs.write(suite.uri, run_id, tags={names.FILES: json.dumps({"detections/detections.parquet": 10**6})})
     assert checked(suite).missing_evaluations == {cut: "its detections are missing"}
 
 
@@ -139,7 +138,7 @@ def test_looking_writes_nothing(suite, tmp_path):
     key = next(iter(plan.trainings))
     artifacts.delete(suite.uri, tracking.read_ledger(suite).trainings[key].run_id, "checkpoint/model.safetensors")
     before = list(runs.search_runs(suite.uri, str(suite.experiment_id), ""))
-    assert len(find_defects(suite, plan, tmp_path)) == 1
+    assert len(find_defects(suite_of(suite, [TABLE], tmp_path))) == 1
     assert list(runs.search_runs(suite.uri, str(suite.experiment_id), "")) == before
 
 
@@ -154,8 +153,8 @@ def test_a_submit_of_a_finished_suite_writes_nothing(suite, tmp_path):
         files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
         return list(runs.search_runs(suite.uri, str(suite.experiment_id), "")), held, files
 
-    assert submit([table], site, said.append)[0] == 0
+    assert submit(Suite([table], site), said.append).exit_code == 0
     before = content()
-    assert submit([table], site, said.append)[0] == 0
+    assert submit(Suite([table], site), said.append).exit_code == 0
     assert content() == before
     assert said.count("Nothing is missing: 2 trainings and 3 evaluations stand.") == 2

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from orchestrator.errors import UserError
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.lab import FORMAT, Lab
@@ -16,7 +17,8 @@ from orchestrator.report.files import MOST_HEADS, fetch_labs, make_reports, read
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import delete
 from orchestrator.tracking.ledger import begin_training, read_ledger
-from orchestrator.tracking.suite import Tracking, open_suite
+from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.suite import Suite
 from orchestrator.worker.scoring import show_candidates, store_lab
 from orchestrator.worker.task import Work
 from tests.orchestrator.ledgers import experiment
@@ -32,7 +34,7 @@ def lab(name: str, fingerprint: str = "data") -> Lab:
 
 @pytest.fixture
 def suite(mlflow_uri: str, request: pytest.FixtureRequest) -> Tracking:
-    return open_suite(mlflow_uri, request.node.name)
+    return open_tracking(mlflow_uri, request.node.name)
 
 
 def begun(suite: Tracking, *rows: Row) -> dict[str, str]:
@@ -87,14 +89,20 @@ def kept(rows: list[Row], folder: Path) -> Ledger:
     return Ledger(trainings=records)
 
 
+def holding(experiments: list[Experiment], ledger: Ledger, uri: str | None, home: Path) -> Suite:
+    """A suite of which MLflow would hold this."""
+    return cast(Suite, type("Held", (Suite,), {"ledger": ledger, "uri": uri})(experiments, Site(home=home)))
+
+
 def test_a_page_shows_the_lab_of_its_first_table_and_none_where_no_training_has_one(tmp_path: Path) -> None:
     ledger = kept([CONF, OTHER], tmp_path / "statistics")
     tables = [experiment("first", [CONF, OTHER]), experiment("second", [OTHER])]
-    site = Site(home=tmp_path)
-    page = reports_page(make_reports(tables, ledger, "http://none", site, bootstrap=False))
+    page = reports_page(make_reports(holding(tables, ledger, "http://none", tmp_path), bootstrap=False))
     assert page.count('<section id="lab"') == 1 and page.count('"has_confidence"') == 2
     assert page.index('"label":"ours"') < page.index('"label":"theirs"')
-    assert 'id="lab"' not in reports_page(make_reports(tables, Ledger(), "http://none", site, bootstrap=False))
+    assert 'id="lab"' not in reports_page(
+        make_reports(holding(tables, Ledger(), "http://none", tmp_path), bootstrap=False)
+    )
 
 
 def test_a_lab_of_another_format_is_not_shown(tmp_path: Path) -> None:

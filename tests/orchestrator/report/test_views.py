@@ -18,17 +18,12 @@ from orchestrator.experiment.plan import Evaluation, Ledger, Plan, make_plan
 from orchestrator.report import pages as browse
 from orchestrator.report import views
 from orchestrator.report.views import table_view
+from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs
-from orchestrator.tracking.suite import (
-    Setting,
-    Tracking,
-    open_suite,
-    read_runs,
-    shown_metrics,
-    varied_params,
-    varied_settings,
-)
+from orchestrator.tracking.records import Setting, shown_metrics, varied_params, varied_settings
+from orchestrator.tracking.runs import Tracking, open_tracking, read_runs
+from orchestrator.tracking.suite import Suite
 
 PLAIN = TrainConfig(model=ModelConfig(confidence=None))
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")))
@@ -50,7 +45,7 @@ TABLE = Experiment(
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return open_suite(mlflow_uri, request.node.name)
+    return open_tracking(mlflow_uri, request.node.name)
 
 
 def tags(suite: Tracking) -> dict[str, str]:
@@ -142,7 +137,7 @@ def test_the_filter_and_order_of_a_saved_view_find_exactly_the_tables_rows(suite
     view = table_view("table3", ("AP",), [])
     query = {"experiment_ids": [suite.experiment_id], "filter": view["searchFilter"]}
     found = rest.post(suite.uri, "runs/search", {**query, "order_by": [f"{view['orderByKey']} ASC"]})["runs"]
-    assert [runs.tags_of(run)["row.table3"] for run in found] == ["00 plain", "01 λ = 0.2", "02 λ = 0.4"]
+    assert [runs.read_run(run).rows["table3"] for run in found] == ["00 plain", "01 λ = 0.2", "02 λ = 0.4"]
 
 
 def test_an_evaluation_has_the_exact_numbers_and_those_that_are_shown(suite, tmp_path):
@@ -151,9 +146,9 @@ def test_an_evaluation_has_the_exact_numbers_and_those_that_are_shown(suite, tmp
     (run_id,) = recorded(suite, plan, [evaluation], tmp_path)
     exact = {"val/AP": 100 / 3, "val/APs": 12.0}
     shown = {"AP": 33.33, "AP paper": 36.5, "AP Δ": -3.17, "APs": 12.0}
-    assert runs.metrics_of(runs.get_run(suite.uri, run_id)) == exact | shown
+    assert runs.get_run(suite.uri, run_id).metrics == exact | shown
     tracking.place_evaluations(suite, read_runs(suite), [replace(evaluation, paper={"AP": 33.3})])
-    assert runs.metrics_of(runs.get_run(suite.uri, run_id)) == exact | shown | {"AP paper": 33.3, "AP Δ": 0.03}
+    assert runs.get_run(suite.uri, run_id).metrics == exact | shown | {"AP paper": 33.3, "AP Δ": 0.03}
     assert tracking.read_ledger(suite).evaluations[evaluation.key].metrics == {"AP": 100 / 3, "APs": 12.0}
 
 
@@ -181,17 +176,19 @@ def test_links_lead_past_the_page_for_language_models(suite):
     assert views.run_link(suite.uri, suite.experiment_id, "abc") == f"{base}/abc?workflowType=machine_learning"
 
 
-def test_a_suite_of_which_nothing_is_recorded_has_no_links_and_stays_absent(mlflow_uri):
+def test_a_suite_of_which_nothing_is_recorded_has_no_links_and_stays_absent(mlflow_uri, tmp_path):
     with pytest.raises(UserError, match="holds nothing of suite never made either"):
-        browse.suite_links(mlflow_uri, [replace(TABLE, suite="never made either")])
-    assert open_suite(mlflow_uri, "never made either", create=False).experiment_id is None
+        browse.show_suite(
+            Suite([replace(TABLE, suite="never made either")], Site(home=tmp_path, tracking_uri=mlflow_uri))
+        )
+    assert open_tracking(mlflow_uri, "never made either", create=False).experiment_id is None
 
 
 def test_runs_say_which_rows_rest_on_them_and_lead_to_each_other(suite, tmp_path):
     table = replace(TABLE, suite=suite.suite)
     plan = make_plan([table, replace(table, name="table1", rows=ROWS[1:2])], Ledger())
     plain, *_ = found = recorded(suite, plan, list(plan.evaluations.values()), tmp_path)
-    browse.suite_links(suite.uri, [table])
+    browse.show_suite(Suite([table], Site(home=tmp_path, tracking_uri=suite.uri)))
     page = f"#/experiments/{suite.experiment_id}/runs"
     view = "workflowType=machine_learning&viewStateShareKey"
     of_plain, of_box = (tracking.begin_training(suite, training) for training in plan.trainings.values())
@@ -207,7 +204,7 @@ def test_runs_say_which_rows_rest_on_them_and_lead_to_each_other(suite, tmp_path
     assert where == "tags.kind = 'evaluation' and tags.train_key"
     assert value.strip("'") == list(plan.trainings)[1]
     assert len(found) == 3
-    settings = runs.params_of(runs.get_run(suite.uri, plain))
+    settings = runs.get_run(suite.uri, plain).params
     assert settings == {"head": "none", "confidence_exponent": "0", "loss": "none"}
 
 
@@ -215,7 +212,8 @@ def test_descriptions_that_stand_are_not_written_again(suite, tmp_path, monkeypa
     table = replace(TABLE, suite=suite.suite)
     plan = make_plan([table], Ledger())
     recorded(suite, plan, list(plan.evaluations.values()), tmp_path)
-    browse.suite_links(suite.uri, [table])
+    shown = Suite([table], Site(home=tmp_path, tracking_uri=suite.uri))
+    browse.show_suite(shown)
     post, asked = rest.post, []
 
     def watched(uri: str, path: str, payload: dict[str, Any]) -> dict[str, Any]:
@@ -223,9 +221,10 @@ def test_descriptions_that_stand_are_not_written_again(suite, tmp_path, monkeypa
         return post(uri, path, payload)
 
     monkeypatch.setattr(rest, "post", watched)
-    browse.suite_links(suite.uri, [table])
+    shown.refresh()
+    browse.show_suite(shown)
     assert set(asked) == {"runs/search"}
 
 
 def note(suite: Tracking, run_id: str) -> str:
-    return runs.tags_of(runs.get_run(suite.uri, run_id))["mlflow.note.content"]
+    return runs.get_run(suite.uri, run_id).tags["mlflow.note.content"]

@@ -7,12 +7,12 @@ import pytest
 from orchestrator.errors import UserError
 from orchestrator.tracking import artifacts, runs
 from orchestrator.tracking.artifacts import Missing, download, upload, upload_texts
-from orchestrator.tracking.suite import open_suite
+from orchestrator.tracking.runs import open_tracking
 
 
 @pytest.fixture
 def run_id(mlflow_uri, request) -> str:
-    suite = open_suite(mlflow_uri, request.node.name)
+    suite = open_tracking(mlflow_uri, request.node.name)
     assert suite.experiment_id is not None
     return runs.create_run(mlflow_uri, suite.experiment_id, "a run", {})
 

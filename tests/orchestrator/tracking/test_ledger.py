@@ -13,13 +13,14 @@ import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.settings import to_dict
+from orchestrator.driver.repair import looks_alive
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import METRICS, Resources
 from orchestrator.experiment.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, train_key
+from orchestrator.process import this_process
 from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.runs import Running, looks_alive, this_process
-from orchestrator.tracking.suite import Tracking, open_suite, read_runs, tag_experiment
+from orchestrator.tracking.runs import Run, Tracking, open_tracking, read_runs, tag_experiment
 
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)
 NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}  # no short decimals: 33.333..., 25, 20
@@ -27,7 +28,7 @@ NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}  # no 
 
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
-    return open_suite(mlflow_uri, request.node.name)
+    return open_tracking(mlflow_uri, request.node.name)
 
 
 @pytest.fixture
@@ -65,11 +66,11 @@ def trained(suite: Tracking, checkpoint: Path) -> str:
 
 
 def tags(suite: Tracking, run_id: str) -> dict[str, str]:
-    return runs.tags_of(runs.get_run(suite.uri, run_id))
+    return dict(runs.get_run(suite.uri, run_id).tags)
 
 
 def params(suite: Tracking, run_id: str) -> dict[str, str]:
-    return runs.params_of(runs.get_run(suite.uri, run_id))
+    return dict(runs.get_run(suite.uri, run_id).params)
 
 
 def artifact(suite: Tracking, run_id: str, path: str) -> str:
@@ -84,22 +85,22 @@ def all_runs(suite: Tracking) -> list[runs.Run]:
 
 
 def test_a_suite_that_does_not_exist_is_an_empty_view_and_stays_absent(mlflow_uri):
-    view = open_suite(mlflow_uri, "never made", create=False)
+    view = open_tracking(mlflow_uri, "never made", create=False)
     assert tracking.read_ledger(view) == Ledger()
     with pytest.raises(UserError, match="holds nothing of suite never made yet"):
         tracking.begin_training(view, train_run())
-    assert open_suite(mlflow_uri, "never made", create=False).experiment_id is None
+    assert open_tracking(mlflow_uri, "never made", create=False).experiment_id is None
 
 
 def test_a_suite_is_made_once(suite):
-    assert open_suite(suite.uri, suite.suite) == suite
-    assert open_suite(suite.uri, suite.suite, create=False) == suite
+    assert open_tracking(suite.uri, suite.suite) == suite
+    assert open_tracking(suite.uri, suite.suite, create=False) == suite
 
 
 def test_a_suite_in_the_trash_is_an_error_that_says_so(suite):
     rest.post(suite.uri, "experiments/delete", {"experiment_id": suite.experiment_id})
     with pytest.raises(UserError, match="is deleted; restore it"):
-        open_suite(suite.uri, suite.suite)
+        open_tracking(suite.uri, suite.suite)
 
 
 def test_a_training_is_running_then_finished_with_its_config_and_checkpoint(suite, checkpoint):
@@ -255,7 +256,7 @@ def test_of_two_runs_with_one_key_the_finished_one_counts_and_else_the_newer(sui
     made = [runs.create_run(suite.uri, suite.experiment_id, name, identity) for name in "12"]
     for run_id, second in zip(made, (1000, 2000), strict=True):
         rest.post(suite.uri, "runs/update", {"run_id": run_id, "status": "KILLED", "end_time": second})
-    newest = all_runs(suite)[0]["info"]["run_id"]
+    newest = all_runs(suite)[0].run_id
     (older,) = set(made) - {newest}
     assert tracking.read_ledger(suite).trainings["abc"].run_id == newest
     runs.write(suite.uri, older, tags={"checkpoint_sha256": "0"})
@@ -296,7 +297,8 @@ def test_a_ledger_of_many_pages_is_read_whole(suite, monkeypatch):
 
 def test_a_driver_is_told_from_a_later_process_of_the_same_id():
     def on(driver: str, silent: float = 0.0) -> bool:
-        return looks_alive(Running(key="", run_id="", driver=driver, last_sign_of_life=runs.now() / 1000 - silent))
+        begun = str(round(runs.now() - 1000 * silent))
+        return looks_alive(Run(run_id="", name="", status="RUNNING", tags={"driver": driver, "begun": begun}))
 
     assert on(this_process())
     assert not on(f"{socket.gethostname()} {os.getpid()} 1")
@@ -330,7 +332,7 @@ def test_a_table_that_stands_as_it_is_is_not_written_again(suite, monkeypatch):
 def test_a_server_that_is_away_is_an_error_that_names_it(suite, checkpoint):
     gone = replace(suite, uri="http://127.0.0.1:9")
     for call in (
-        lambda: open_suite(gone.uri, "any"),
+        lambda: open_tracking(gone.uri, "any"),
         lambda: tracking.read_ledger(gone),
         lambda: artifacts.upload(gone.uri, "abc", [checkpoint / "config.json"]),
     ):

@@ -12,9 +12,8 @@ import pytest
 
 from orchestrator.tracking import recorder as module
 from orchestrator.tracking.recorder import Metric, Recorder, Target, read_journal, replay
-from orchestrator.tracking.runs import create_run, history, metrics_target
+from orchestrator.tracking.runs import create_run, history, metrics_target, open_tracking
 from orchestrator.tracking.server import stop_server, tracking_server
-from orchestrator.tracking.suite import open_suite
 
 
 class Server:
@@ -219,7 +218,7 @@ def test_a_full_disk_costs_the_journal_and_not_the_training(server, tmp_path, ca
 def test_no_point_is_lost_or_doubled_when_the_real_server_dies_and_comes_back(mortal_site, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LONGEST_PAUSE", 0.5)
     uri = tracking_server(mortal_site)
-    tracking = open_suite(uri, "recorder")
+    tracking = open_tracking(uri, "recorder")
     run_id = create_run(uri, str(tracking.experiment_id), "dies", {})
     target = metrics_target(uri, run_id)
     recorder = Recorder(lambda: target, tmp_path / "journal.jsonl", batch_seconds=0.01)

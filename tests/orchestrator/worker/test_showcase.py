@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,9 @@ from model.data.coco import CocoData, read_for_scoring, read_for_training
 from model.inference.table import DetectionTable
 from model.training.loop import Progress
 from orchestrator.figures.pictures import draw_examples, example_indices
-from orchestrator.tracking import runs
+from orchestrator.tracking import rest, runs
 from orchestrator.tracking.artifacts import list_files
-from orchestrator.tracking.runs import log_input
-from orchestrator.tracking.suite import open_suite
+from orchestrator.tracking.runs import log_input, open_tracking
 from orchestrator.worker.showcase import Errands, Machine, Showcase, store_picture
 from tests.conftest import MakeCoco
 
@@ -33,7 +33,7 @@ def validation(shapes_root: Path) -> CocoData:
 @pytest.fixture
 def run(mlflow_uri, request) -> tuple[str, str]:
     """A server and a run on it."""
-    suite = open_suite(mlflow_uri, request.node.name)
+    suite = open_tracking(mlflow_uri, request.node.name)
     return mlflow_uri, runs.create_run(mlflow_uri, str(suite.experiment_id), "run", {})
 
 
@@ -152,7 +152,12 @@ def test_a_picture_is_stored_once_for_a_step_under_the_names_of_mlflows_own(run:
     of_ours, of_theirs = shapes[:2], shapes[4:]
     assert of_ours[0] == of_theirs[0] == ["val~detections", "step", "timestamp", "compressed.webp"]
     assert [name.split("+")[2] for name in found] == ["7", "7", "70", "70", "9", "9"]
-    assert runs.tags_of(runs.get_run(*run))["mlflow.loggedImages"] == "True"
+    assert runs.get_run(*run).tags["mlflow.loggedImages"] == "True"
+
+
+def inputs_of(uri: str, run_id: str) -> list[dict[str, Any]]:
+    inputs: list[dict[str, Any]] = rest.get(uri, "runs/get", {"run_id": run_id})["run"]["inputs"]["dataset_inputs"]
+    return inputs
 
 
 def test_a_data_set_that_is_named_twice_is_one_input_with_its_fingerprint_and_size(
@@ -160,7 +165,7 @@ def test_a_data_set_that_is_named_twice_is_one_input_with_its_fingerprint_and_si
 ):
     log_input(*run, "shapes", validation, "validation")
     log_input(*run, "shapes", validation, "validation")
-    (held,) = runs.get_run(*run)["inputs"]["dataset_inputs"]
+    (held,) = inputs_of(*run)
     assert held["dataset"]["name"] == "shapes val"
     assert held["dataset"]["digest"] == validation.fingerprint[:36]
     profile = json.loads(held["dataset"]["profile"])
@@ -178,7 +183,7 @@ def test_a_training_that_is_resumed_shows_nothing_twice(run: tuple[str, str], va
         assert [bool(metrics) for metrics in machine] == [True, False, False]
     stored = [Path(path).name.split("+") for path in list_files(*run, "images")]
     assert sorted(int(parts[2]) for parts in stored) == [0, 0, 6, 6, 12, 12, 18, 18]  # a PNG and a preview each
-    inputs = runs.get_run(*run)["inputs"]["dataset_inputs"]
+    inputs = inputs_of(*run)
     assert sorted(held["dataset"]["name"] for held in inputs) == ["shapes train", "shapes val"]
 
 

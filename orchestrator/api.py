@@ -1,0 +1,247 @@
+"""A suite with its verbs, as notebooks and `rnc` use it: plan, submit, status, tables, checkpoints, upkeep.
+
+    import orchestrator as rnc
+
+    suite = rnc.open("experiments/demo")
+    suite.make_plan()                          # what it would train and score, and what that costs
+    suite.submit()                        # trains and scores what is missing
+    suite.table("table1").to_pandas()     # the results, as far as they are measured
+    suite.best().load()                   # the best detector, as a function of images
+
+Nothing here imports torch, Ray or MLflow before a verb needs it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.settings import suggestion
+from orchestrator.errors import Say, UserError
+from orchestrator.experiment.load import Experiment
+from orchestrator.figures.table import Table
+from orchestrator.tracking.suite import Suite
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+    from model.inference.predictor import Predictor
+    from orchestrator.checkpoint.pull import Provenance
+    from orchestrator.driver.submit import Submitted
+    from orchestrator.experiment.estimate import Estimate
+    from orchestrator.experiment.plan import Plan
+    from orchestrator.report.files import Report
+
+
+def tell(text: str) -> None:
+    """Print beside the output; what every verb does with what it has to say, unless it is given another way."""
+    print(text, file=sys.stderr)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was fetched out of MLflow, its sha256 verified."""
+
+    folder: Path
+    """Weights, config, inference settings and a card of where they come from."""
+    provenance: "Provenance"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The twelve COCO numbers of its row, 0 to 100."""
+        return dict(self.provenance.metrics)
+
+    def load(self, *, device: str | None = None, **settings: Any) -> "Predictor":
+        """Make a function of it: images in, named boxes out; `model.load` says the rest.
+
+        Args:
+            device: such as "cuda:1"; None takes the GPU if there is one.
+            settings: inference settings to use instead of the row's own, such as confidence_exponent=0.2.
+
+        Raises:
+            ValueError: a setting has no meaning for it.
+        """
+        import model
+
+        return model.load(self.folder, device=device, **settings)
+
+
+class OpenSuite(Suite):
+    """The tables of one suite, and all that can be done with them.
+
+    What it says of MLflow is what it read last: verbs that write read again; `refresh()` is for what others wrote.
+    """
+
+    def plan(self, *, gpus: int | None = None, images_per_s: float | None = None, quick: bool = False) -> Table:
+        """Show what would be trained and scored, how long that takes, and how much disk; nothing is started.
+
+        Args:
+            gpus: the number of GPUs to reckon hours with.
+            images_per_s: training throughput of one GPU, or CPU worker, where none was measured.
+            quick: do not look whether MLflow still holds the files of what stands.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        from orchestrator.report.plan_tables import plan_table
+
+        return plan_table(*self.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick))
+
+    def costed_plan(
+        self, *, gpus: int | None = None, images_per_s: float | None = None, quick: bool = False
+    ) -> "tuple[Plan, Estimate]":
+        """Return the plan, and the hours and bytes that it comes to; see `plan`."""
+        from orchestrator.experiment.estimate import estimate
+
+        plan = self.make_plan(verified=not quick)
+        ledger = self.ledger if quick else self.verified
+        cpus = float(os.cpu_count() or 1)
+        return plan, estimate(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
+
+    def submit(self, say: Say = tell, *, prune: bool = False) -> "Submitted":
+        """Train and score what is missing, on this machine or the cluster at RAY_ADDRESS, and record it in MLflow.
+
+        Ctrl-C stops cleanly; the next submit goes on from the last checkpoints. A suite that somebody else submits
+        already is looked on at, and taken over when that submit ends.
+
+        Args:
+            say: is told what happens.
+            prune: first end trainings that no row of these tables asks for any more.
+
+        Returns:
+            The exit code (0, 1 where a row failed, 130 after Ctrl-C) and the tables.
+
+        Raises:
+            UserError: something that must be right before the start is not; nothing was started.
+        """
+        from orchestrator.driver.submit import submit
+
+        return submit(self, say, prune=prune)
+
+    def status(self, *, whole: bool = False) -> Table:
+        """Show how far each row is, and why not further; `whole` does not cut long reasons."""
+        from orchestrator.report.plan_tables import status_table
+
+        return status_table(self.make_plan(), self.ledger, None if whole else self.storage)
+
+    def reports(self, *, bootstrap: bool = True) -> "list[Report]":
+        """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation."""
+        from orchestrator.report.files import make_reports
+
+        return make_reports(self, bootstrap=bootstrap)
+
+    def table(self, name: str | None = None, *, bootstrap: bool = True) -> Table:
+        """Return one results table, as far as it is measured; it has `to_pandas()`, `to_markdown()` and others.
+
+        Args:
+            name: of the table, or the beginning of it; None where the suite has only one.
+            bootstrap: whether differences get intervals; see `reports`.
+
+        Raises:
+            UserError: there is no such table, or several could be meant.
+        """
+        experiment = self._experiment(name)
+        (report,) = type(self)([experiment], self.site).reports(bootstrap=bootstrap)
+        return report.table
+
+    def runs(self) -> "pd.DataFrame":
+        """Return the suite's trainings and evaluations in MLflow, a row each, newest first: params, metrics, tags."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "run_id": run.run_id,
+                "kind": run.kind,
+                "name": run.name,
+                "status": run.status,
+                "key": run.key,
+                **{f"params.{name}": value for name, value in run.params.items()},
+                **{f"metrics.{name}": value for name, value in run.metrics.items()},
+                **{f"tags.{name}": value for name, value in run.tags.items()},
+            }
+            for run in self.mlflow_runs
+        )
+
+    def best(self, table: str | None = None, *, metric: str = "AP") -> Checkpoint:
+        """Fetch the best checkpoint of a table, or of the suite; see `pull`."""
+        return self.pull(table=table, metric=metric)
+
+    def pull(
+        self,
+        row: str = "best",
+        *,
+        table: str | None = None,
+        metric: str = "AP",
+        output: Path | None = None,
+        say: Say = tell,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Checkpoint:
+        """Fetch the checkpoint of a row out of MLflow.
+
+        Args:
+            row: its label, or "best".
+            table: of the row, or the beginning of its name; None looks in all.
+            metric: what is best, and which of several seeds is taken.
+            output: the folder; None takes one of its own under RNC_HOME/pulled.
+            say: is told what was fetched.
+            progress: is given bytes done and bytes in all.
+
+        Raises:
+            UserError: nothing fits, the files are gone or damaged, or the folder holds something else.
+        """
+        from orchestrator.checkpoint.find import Choice
+        from orchestrator.checkpoint.pull import pull, read_provenance
+
+        choice = Choice(row=row, table=table, suite=self.name, metric=metric)
+        folder = pull(choice, self.site, output, say, progress)
+        provenance = read_provenance(folder)
+        assert provenance is not None
+        return Checkpoint(folder=folder, provenance=provenance)
+
+    def cancel(self, row: str, seed: int | None = None, *, say: Say = tell) -> None:
+        """End the training of a row that a submit elsewhere runs; its checkpoints stay.
+
+        Raises:
+            UserError: there is no such row or seed, or nobody runs the suite.
+        """
+        from orchestrator.driver.cancel import cancel_row
+
+        cancel_row(self, row, seed, say)
+
+    def repair(self, *, say: Say = tell, dry_run: bool = False) -> int:
+        """Mend what killed processes and deleted files left behind in MLflow; returns how much of it there was."""
+        from orchestrator.driver.repair import repair
+
+        return repair(self, say, dry_run=dry_run)
+
+    def gc(self, *, delete: bool = False) -> list[Table]:
+        """Show which checkpoints and caches nothing needs, and free them if told so.
+
+        Raises:
+            UserError: somebody runs the suite just now.
+        """
+        from orchestrator.driver.garbage import collect_garbage
+
+        return collect_garbage(self, deletes=delete)
+
+    def links(self) -> dict[str, str]:
+        """Bring the suite's views in MLflow up to date, and return the addresses of its tables and curves.
+
+        Raises:
+            UserError: nothing of the suite was ever recorded.
+        """
+        from orchestrator.report.pages import show_suite
+
+        self.connect(create=False)
+        return show_suite(self)
+
+    def _experiment(self, name: str | None) -> Experiment:
+        held = {experiment.name: experiment for experiment in self.experiments}
+        fitting = [held[name]] if name in held else [e for one, e in held.items() if one.startswith(name or "")]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise UserError(f"table {name!r} may be any of {', '.join(e.name for e in fitting)}; name one of them")
+        raise UserError(f"suite {self.name} has no table {name!r}; {suggestion(name or '', list(held))}")

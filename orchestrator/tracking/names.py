@@ -1,0 +1,64 @@
+"""The words of the ledger: tags, files and names as MLflow holds them, each spelt here alone."""
+
+from typing import Literal
+
+Kind = Literal["training", "evaluation", "table"]
+
+# Tags of runs. What MLflow itself reads begins with "mlflow.".
+KIND = "kind"
+KEY: dict[str, str] = {"training": "train_key", "evaluation": "evaluation_key", "table": "table"}
+"""The tag that tells the runs of a kind apart."""
+TRAIN_KEY, EVALUATION_KEY = KEY["training"], KEY["evaluation"]
+SUITE, SEED, SPLIT = "suite", "seed", "split"
+DRIVER, BEGUN = "driver", "begun"
+"""The process that answers for a running run, and when it began, in milliseconds since 1970."""
+COMMIT, VERSIONS = "git_commit", "versions"
+NUM_WORKERS, GPUS_PER_WORKER = "num_workers", "gpus_per_worker"
+NOTE = "note"
+"""Why a run did not finish."""
+STOP = "stop"
+"""Of a training: what whoever runs it was asked to end it as."""
+STOPPED_EARLY = "stopped_early"
+"""Of a training: why its search decided against it."""
+PIN = "pin"
+"""Of a training, set in MLflow's user interface with any value: its checkpoints stay."""
+FILES = "files"
+"""What a run's artifacts should be: bytes by path, as JSON."""
+WEIGHTS_SHA256, MATCHES_SHA256, LAB_SHA256, CONTENT_SHA256 = (
+    "checkpoint_sha256",
+    "matches_sha256",
+    "lab_sha256",
+    "content_sha256",
+)
+FINGERPRINT = "data_fingerprint"
+"""CocoData.fingerprint of the images that a run was trained or scored on."""
+ROW, TABLE, PAPER = "row.", "table.", "paper."
+"""Begin the tags of an evaluation's rows by table, of the tables that want a training, and of the paper's numbers."""
+RUN_NAME, DESCRIPTION = "mlflow.runName", "mlflow.note.content"
+
+# Tags of a suite's experiment.
+CLAIM = "submit"
+"""Who runs the suite."""
+PRUNE = "prune"
+"""The trainings to keep, of those that only the named tables want."""
+
+# Artifacts: folders, and the files in them.
+CHECKPOINT, DETECTIONS, LAB = "checkpoint", "detections", "lab"
+MISALIGNMENT = "misalignment"
+"""Both a folder of an evaluation's files and the beginning of the metrics that are measured from them."""
+DETECTIONS_FILE, MATCHES_FILE, LAB_FILE = "detections.parquet", "matches.parquet", "lab.json"
+
+SUITE_PREFIX = "retinanet-conf/"
+"""Begins the names of the MLflow experiments that are suites."""
+BEST = "best"
+"""The alias of a suite's best detector in the model registry."""
+
+
+def experiment_name(suite: str) -> str:
+    """Return what MLflow's experiment of a suite is called."""
+    return f"{SUITE_PREFIX}{suite}"
+
+
+def model_name(suite: str) -> str:
+    """Return the name under which a suite's best detector is registered."""
+    return f"retinanet-conf-{suite}"

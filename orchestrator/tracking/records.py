@@ -1,0 +1,201 @@
+"""How trainings and evaluations stand in MLflow: settings as params, places as tags, results as metrics; and back."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from model.config import InferenceConfig, TrainConfig
+from model.names import VAL
+from model.settings import flat_differences, from_dict, short_names, to_dict
+from orchestrator.experiment.plan import Evaluation, Ledger, Record
+from orchestrator.experiment.rows import Resources, Row
+from orchestrator.tracking import names
+from orchestrator.tracking.names import Kind
+from orchestrator.tracking.runs import Run, tagged
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """A param in which the rows of a table differ."""
+
+    name: str
+    is_number: bool
+    """Whether each of its values is a number, as the axis of a curve needs."""
+
+
+def read_record(run: Run) -> Record:
+    """Read a run; one that lacks what belongs to it is not finished, whatever it says."""
+    kind, tags, metrics, status = run.kind, run.tags, run.metrics, run.status
+    note = tags.get(names.NOTE, "")
+    misalignment = {name: value for name, value in metrics.items() if name.startswith(f"{names.MISALIGNMENT}/")}
+    if kind == "evaluation":
+        metrics = {name.removeprefix(VAL): value for name, value in metrics.items() if name.startswith(VAL)}
+    if status == "FINISHED" and kind == "training" and names.WEIGHTS_SHA256 not in tags:
+        status, note = "KILLED", note or "its checkpoint is missing"
+    if status == "FINISHED" and kind == "evaluation" and not metrics:
+        status, note = "KILLED", "its metrics are missing"
+    if status == "KILLED" and tags.get(names.STOPPED_EARLY):
+        status, note = "STOPPED", tags[names.STOPPED_EARLY]
+    if status not in ("FINISHED", "FAILED", "KILLED", "STOPPED"):
+        status = "RUNNING"
+    return Record(
+        status=status,  # type: ignore[arg-type]  # one of these five by now
+        run_id=run.run_id,
+        metrics=metrics,
+        misalignment=misalignment,
+        note=note,
+        resources=_resources(tags),
+        matches=tags.get(names.MATCHES_SHA256, ""),
+        lab=tags.get(names.LAB_SHA256, ""),
+        label=run.name,
+        wanted_by=frozenset(tagged(tags, names.TABLE)),
+        stop=tags.get(names.STOP, ""),
+        files=run.files,
+        data_fingerprint=tags.get(names.FINGERPRINT, ""),
+    )
+
+
+def ledger_of(runs: Iterable[Run]) -> Ledger:
+    """Return what the runs of a suite hold; of several with one key a finished one counts, else the newest."""
+    runs = list(runs)
+    return Ledger(
+        trainings={key: read_record(run) for key, run in by_key(runs, "training").items()},
+        evaluations={key: read_record(run) for key, run in by_key(runs, "evaluation").items()},
+    )
+
+
+def by_key(runs: Iterable[Run], kind: Kind) -> dict[str, Run]:
+    """Return, of runs that come newest first, the one that counts for each key: a finished one, else the newest."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        if run.kind == kind and (run.key not in found or (is_finished(run) and not is_finished(found[run.key]))):
+            found[run.key] = run
+    return found
+
+
+def is_finished(run: Run) -> bool:
+    """Say whether a run is finished, with all that belongs to it."""
+    return read_record(run).status == "FINISHED"
+
+
+def resources_tags(resources: Resources) -> dict[str, str]:
+    """Return what a throughput has to be divided by."""
+    return {names.NUM_WORKERS: str(resources.num_workers), names.GPUS_PER_WORKER: f"{resources.gpus_per_worker:g}"}
+
+
+def training_params(config: TrainConfig) -> dict[str, str]:
+    """Return where the confidence branch sits, and the other settings that differ from the defaults."""
+    head = config.model.confidence.tower if config.model.confidence else "none"
+    said = ("model.confidence", "model.confidence.tower", "seed")
+    others = {path: value for path, value in flat_differences(config).items() if path not in said}
+    return {"head": head} | _params(others)
+
+
+def inference_params(inference: InferenceConfig) -> dict[str, str]:
+    """Return the confidence exponent, if it has a meaning, and the settings that differ from the defaults."""
+    exponent = {} if inference.fusion == "product" else {"confidence_exponent": inference.confidence_exponent}
+    return _params(exponent | flat_differences(inference))
+
+
+def read_inference(params: Mapping[str, str]) -> InferenceConfig:
+    """Read back what `inference_params` wrote, from among all params of an evaluation."""
+    exponents = {"confidence_exponent": InferenceConfig().confidence_exponent}  # not told with fusion "product"
+    told = {f.name: _value(params[f.name]) for f in fields(InferenceConfig) if f.name in params}
+    return from_dict(InferenceConfig, exponents | told)
+
+
+def varied_params(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return each row's value of every setting in which the rows differ: defaults too, and "none" without a meaning."""
+    params = [training_params(row.train) | inference_params(row.inference) for row in rows]
+    settings = dict.fromkeys(name for own in params for name in own)
+    filled = [
+        {name: own.get(name, _usual(row, name)) for name in settings} for row, own in zip(rows, params, strict=True)
+    ]
+    varied = [name for name in settings if len({values[name] for values in filled}) > 1]
+    return [{name: values[name] for name in varied} for values in filled]
+
+
+def varied_settings(rows: Sequence[Row]) -> list[Setting]:
+    """Return the params in which rows differ."""
+    filled = varied_params(rows)
+    return [Setting(name=name, is_number=_are_numbers(values[name] for values in filled)) for name in filled[0]]
+
+
+def shown_metrics(metrics: Mapping[str, float | None], paper: Mapping[str, float]) -> dict[str, float]:
+    """Return what MLflow's user interface, which rounds nothing, shows of an evaluation: two digits after the point."""
+    shown: dict[str, float] = {}
+    for name, value in metrics.items():
+        if value is not None and math.isfinite(value):
+            shown[name] = round(value, 2)
+            if name in paper:
+                shown |= dict(zip(beside_paper(name), (paper[name], round(value - paper[name], 2)), strict=True))
+    return shown
+
+
+def misalignment_metrics(statistics: Mapping[str, float | None]) -> dict[str, float]:
+    """Return statistics of misalignment as metrics; four digits after the point suit shares and correlations alike."""
+    return {f"{names.MISALIGNMENT}/{name}": round(value, 4) for name, value in statistics.items() if value is not None}
+
+
+def beside_paper(metric: str) -> tuple[str, str]:
+    """Return the names under which the paper's number and our difference to it stand beside a metric."""
+    return f"{metric} paper", f"{metric} Δ"
+
+
+def place_tags(evaluation: Evaluation) -> dict[str, str]:
+    """Tag each table with the row's place and label, which sort in the table's order, and add the paper's numbers."""
+    tags = {f"{names.PAPER}{name}": f"{value:g}" for name, value in evaluation.paper.items()}
+    for place in reversed(evaluation.places):  # of two places in one table the first counts
+        tags[f"{names.ROW}{place.table}"] = f"{place.place:02d} {place.label}"
+    return tags
+
+
+def _usual(row: Row, name: str) -> str:
+    """Return the value of a setting that a row has no param for."""
+    settings = dict(_leaves(to_dict(row.train))) | dict(_leaves(to_dict(row.inference)))
+    found = [value for path, value in settings.items() if f".{path}".endswith(f".{name}")]
+    return _text(found[0]) if len(found) == 1 and name != "confidence_exponent" else "none"
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _are_numbers(values: Iterable[str]) -> bool:
+    try:
+        return all(math.isfinite(float(value)) for value in values)
+    except ValueError:
+        return False
+
+
+def _params(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name settings by their last part, unless two share it; MLflow's user interface cuts long names."""
+    short = short_names(settings)
+    return {short[path]: _text(value) for path, value in settings.items()}
+
+
+def _resources(tags: Mapping[str, str]) -> Resources | None:
+    try:
+        return Resources(num_workers=int(tags[names.NUM_WORKERS]), gpus_per_worker=float(tags[names.GPUS_PER_WORKER]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _text(value: Any) -> str:
+    """Write a value; a whole number has no point, as in what differs from the defaults."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
