@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from model.settings import suggestion
+from orchestrator import names
 from orchestrator.errors import UserError
-from orchestrator.tracking import names, rest
+from orchestrator.tracking import rest
 from orchestrator.tracking.records import read_record
 from orchestrator.tracking.runs import Run, get_run, search_runs
 

@@ -14,11 +14,11 @@ from typing import Any
 from model.data.cache import file_sha256
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.settings import Settings, from_dict, to_dict
+from orchestrator import names
 from orchestrator.checkpoint.find import Candidate, Choice, find
 from orchestrator.errors import UserError
 from orchestrator.report import views
 from orchestrator.site import Site
-from orchestrator.tracking import names
 from orchestrator.tracking.artifacts import Missing, Progress, download
 from orchestrator.tracking.records import read_inference, read_record
 from orchestrator.tracking.runs import Run, search_runs

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from model.config import DataConfig
+from orchestrator import names
 from orchestrator.checkpoint.find import Candidate, Choice, best_version, choose, finished
 from orchestrator.checkpoint.pull import Provenance, fetch, training_of
 from orchestrator.errors import Say, UserError
-from orchestrator.tracking import names, rest
+from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import tame_mlflow
 from orchestrator.tracking.suite import Suite
 

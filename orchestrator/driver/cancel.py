@@ -4,11 +4,11 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from orchestrator import names
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import find_row
 from orchestrator.experiment.plan import TrainRun, train_key
-from orchestrator.tracking import names
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger
 from orchestrator.tracking.runs import Tracking, experiment_tags, search_runs, tag_experiment, write
 from orchestrator.tracking.suite import Suite

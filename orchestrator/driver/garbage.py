@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from model.data.cache import own_folder
+from orchestrator import names
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Plan
 from orchestrator.figures.table import Column, Table
-from orchestrator.tracking import names, rest
+from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import check_files, delete
 from orchestrator.tracking.records import by_key
 from orchestrator.tracking.runs import Run, Tracking, delete_tag, get_run, tagged, write

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from orchestrator import names
 from orchestrator.driver.live import Show, live_view
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun
 from orchestrator.process import exists_here, this_process
 from orchestrator.site import Site
-from orchestrator.tracking import names
 from orchestrator.tracking.runs import Tracking, experiment_tags, tag_experiment, untag_experiment
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import State, Status

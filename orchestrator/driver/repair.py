@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from orchestrator import names
 from orchestrator.errors import Say
 from orchestrator.experiment.plan import Evaluation, Plan, Record
 from orchestrator.process import exists_here
-from orchestrator.tracking import names
 from orchestrator.tracking.ledger import card_of, end_run, finish_training
 from orchestrator.tracking.recorder import num_lacking, replay
 from orchestrator.tracking.runs import Run, Tracking, delete_tag, get_run, metrics_target

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from model.data.cache import file_sha256
+from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, row_keys
@@ -26,7 +27,6 @@ from orchestrator.report.results import (
     misalignment_table,
     results_table,
 )
-from orchestrator.tracking import names
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 

@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
+from orchestrator import names
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import row_keys
 from orchestrator.report import views
-from orchestrator.tracking import names
 from orchestrator.tracking.records import varied_params, varied_settings
 from orchestrator.tracking.runs import (
     Run,

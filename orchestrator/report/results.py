@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from orchestrator import names
 from orchestrator.experiment.load import Cited, Experiment, Row
 from orchestrator.experiment.plan import (
     STOPPED_EARLY,
@@ -14,7 +15,6 @@ from orchestrator.experiment.plan import (
     why_training_is_missing,
 )
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
-from orchestrator.tracking import names
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate, Resamples, Sample

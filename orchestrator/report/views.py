@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
+from orchestrator import names
 from orchestrator.experiment.load import METRICS
 from orchestrator.report.results import COLUMNS as STATISTICS
-from orchestrator.tracking import names
 from orchestrator.tracking.records import Setting, beside_paper
 
 View = dict[str, Any]

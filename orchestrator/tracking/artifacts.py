@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.tracking import names, rest
+from orchestrator.tracking import rest
 from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import get_run, write
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 from model.data.cache import file_sha256
 from model.names import CARD, VAL, WEIGHTS
 from model.settings import to_dict
+from orchestrator import names
 from orchestrator.experiment.plan import Evaluation, Ledger, TrainRun
+from orchestrator.names import Kind
 from orchestrator.process import this_process
-from orchestrator.tracking import names
 from orchestrator.tracking.artifacts import store, upload_texts
-from orchestrator.tracking.names import Kind
 from orchestrator.tracking.recorder import replay
 from orchestrator.tracking.records import (
     by_key,

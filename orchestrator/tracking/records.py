@@ -9,10 +9,10 @@ from typing import Any
 from model.config import InferenceConfig, TrainConfig
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
+from orchestrator import names
 from orchestrator.experiment.plan import Evaluation, Ledger, Record
 from orchestrator.experiment.rows import Resources, Row
-from orchestrator.tracking import names
-from orchestrator.tracking.names import Kind
+from orchestrator.names import Kind
 from orchestrator.tracking.runs import Run, tagged
 
 

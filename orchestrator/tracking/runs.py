@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
-from orchestrator.tracking import names, rest
+from orchestrator.tracking import rest
 from orchestrator.tracking.recorder import Metric, Target
 
 if TYPE_CHECKING:

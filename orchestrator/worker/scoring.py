@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from model.data.cache import file_sha256
 from model.evaluation.shards import Pass, Team, free, score_missing, scores_of
 from model.settings import to_dict
+from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, evaluation_key, why_evaluation_is_missing
 from orchestrator.figures.lab import Lab
-from orchestrator.tracking import names
 from orchestrator.tracking.artifacts import upload
 from orchestrator.tracking.detections import NAME, describe, write_stored
 from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation

@@ -20,6 +20,7 @@ from PIL import Image
 import model
 from model.config import InferenceConfig, TrainConfig
 from model.data.coco import read_coco
+from orchestrator import names
 from orchestrator.checkpoint import registry
 from orchestrator.checkpoint.find import Choice, best_version, find, finished
 from orchestrator.checkpoint.pull import pull, read_provenance
@@ -29,7 +30,6 @@ from orchestrator.experiment.load import Resources, Row
 from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking import names
 from orchestrator.tracking.runs import Tracking, open_tracking, read_runs
 from tests.detectors import MODEL, SIZES, save_opinionated
 from tests.orchestrator.ledgers import experiment, suite_of

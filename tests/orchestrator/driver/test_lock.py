@@ -12,12 +12,13 @@ from typing import cast
 
 import pytest
 
+from orchestrator import names
 from orchestrator.driver import lock
 from orchestrator.driver.lock import Holder, holder_of, locked, statuses
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan
 from orchestrator.site import Site
-from orchestrator.tracking import names, rest
+from orchestrator.tracking import rest
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.tracking.suite import Suite
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
+from orchestrator import names
 from orchestrator.driver.repair import find_defects, repair
 from orchestrator.driver.submit import submit
 from orchestrator.experiment.load import Row
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.site import Site
-from orchestrator.tracking import artifacts, names, rest, runs
+from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking.artifacts import check_files
 from orchestrator.tracking.runs import Tracking, open_tracking

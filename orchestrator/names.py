@@ -1,4 +1,4 @@
-"""The words of the ledger: tags, files and names as MLflow holds them, each spelt here alone."""
+"""The vocabulary: tags, files and names as MLflow holds them, each spelt here alone."""
 
 from typing import Literal
 
