@@ -13,6 +13,7 @@ from orchestrator.experiment.load import load_experiments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "experiments" / "GUIDE.md").read_text()
 COMMANDS = [
     line.split("#")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
@@ -46,15 +47,25 @@ def test_every_rnc_command_works(command: str, tmp_path: Path):
 def test_the_demo_submits_what_the_readme_says():
     done = subprocess.run(["make", "demo", "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "rnc submit experiments/demo" in done.stdout
-    demo = load_experiments([ROOT / "experiments" / "demo"])
+    first, *others = load_experiments([ROOT / "experiments" / "demo"])
     printed = README.split("```text\n")[1].split("```")[0]
-    tables = [block.strip().splitlines() for block in re.findall(r"─\n((?:.+\n)+)", printed)]
-    assert [[row.label for row in table.rows] for table in demo] == [
-        [re.split(r"  +", line)[0] for line in lines] for lines in tables
-    ]
-    heads = re.findall(r"^row +(.+?)  AP over reference$", printed, flags=re.MULTILINE)
-    assert [list(table.columns) for table in demo] == [head.split() for head in heads]
-    assert {row.seeds for table in demo for row in table.rows} == {(0,)}
+    lines = re.findall(r"─\n((?:.+\n)+)", printed)[0].strip().splitlines()
+    assert [row.label for row in first.rows] == [re.split(r"  +", line)[0] for line in lines]
+    (head,) = re.findall(r"^row +(.+?)  AP over reference$", printed, flags=re.MULTILINE)
+    assert list(first.columns) == head.split()
+    number = len(first.rows) + sum(len(table.rows) for table in others)
+    assert f"scores {number} rows of two tables" in README and len(others) == 1
+    assert {row.seeds for table in (first, *others) for row in table.rows} == {(0,)}
+
+
+def test_the_experiments_that_the_readme_shows_can_be_planned(tmp_path: Path):
+    own_data, own_grid = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "paper").symlink_to(ROOT / "experiments" / "paper")
+    (tmp_path / "mine.yaml").write_text(own_data)
+    (tmp_path / "grid.yaml").write_text(own_grid)
+    data, grid = load_experiments([tmp_path / "mine.yaml", tmp_path / "grid.yaml"])
+    assert {row.train.data.train_split for row in data.rows} == {"mine_train"}
+    assert len(grid.rows) == 1 + 3 * 2
 
 
 def test_every_verb_is_described():
@@ -62,18 +73,20 @@ def test_every_verb_is_described():
     verbs = re.findall(r"^  (\w+)  ", helped.split("Commands:")[1], flags=re.MULTILINE)
     assert verbs
     for verb in verbs:
-        assert f"`rnc {verb}" in README, f"{verb} is not in the README"
+        assert f"`rnc {verb}`" in README, f"{verb} is not in the README"
+        assert f"| `rnc {verb}" in GUIDE, f"{verb} is not in experiments/GUIDE.md"
 
 
 def test_every_module_and_folder_that_is_named_exists():
     for name in re.findall(r"\b(?:model|orchestrator)/[\w/]+\.py\b", README):
         assert (ROOT / name).is_file(), name
-    tree = README.split("```text\nmodel/ ")[1].split("```")[0]
-    assert sorted(re.findall(r"\b(\w+)/", tree.split("orchestrator/")[1].split("experiments/")[0])) == sorted(
-        path.name for path in (ROOT / "orchestrator").iterdir() if (path / "__init__.py").is_file()
+    folders = README.split("downwards only:")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"\b(\w+)/", folders)) == sorted(
+        path.parent.name for path in (ROOT / "orchestrator").glob("*/__init__.py")
     )
 
 
-def test_every_link_to_a_file_leads_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md", "experiments/GUIDE.md", "deploy/README.md"])
+def test_every_link_to_a_file_leads_somewhere(page: str):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
