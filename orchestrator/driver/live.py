@@ -2,12 +2,18 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
+
+from model.names import EPOCH, ETA_S, IMAGES_PER_S, LOSS, VAL
+from orchestrator.driver.lock import Holder
+from orchestrator.errors import Say, UserError
+from orchestrator.experiment.plan import Ledger, Plan, TrainRun
+from orchestrator.tracking.suite import Suite
+from orchestrator.worker.task import GOES_ON, State, Status
 
 if TYPE_CHECKING:
     from rich.table import Table
-from orchestrator.worker.task import GOES_ON, State, Status
 
 Show = Callable[[Sequence[Status]], None]
 
@@ -23,6 +29,32 @@ def live_view(stream: TextIO = sys.stdout) -> Iterator[Show]:
 
     with Live(console=Console(file=stream), auto_refresh=False) as live:
         yield lambda statuses: live.update(_table(statuses), refresh=True)
+
+
+@contextmanager
+def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
+    """Yield what tells who runs the suite, once, and draws where its trainings stand, each time it is called."""
+    show: Show | None = None
+    with ExitStack() as stack:
+
+        def look(holder: Holder) -> None:
+            nonlocal show
+            if show is None:
+                say(
+                    f"Suite {suite.name} is being run by {holder}. Its progress follows; when it ends, this "
+                    "submit goes on with what is still missing. Ctrl-C leaves that one alone."
+                )
+                show = stack.enter_context(live_view(sys.stderr))
+            with suppress(UserError):  # the server is away; it is asked again
+                suite.refresh()
+                show(statuses(suite.make_plan(), suite.ledger))
+
+        yield look
+
+
+def statuses(plan: Plan, ledger: Ledger) -> list[Status]:
+    """Say where each training stands, as far as MLflow knows."""
+    return [_status(plan, run, ledger) for run in plan.trainings.values()]
 
 
 def _lines(stream: TextIO) -> Show:
@@ -77,3 +109,31 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _status(plan: Plan, run: TrainRun, ledger: Ledger) -> Status:
+    record = ledger.trainings.get(run.key)
+    metrics = record.metrics if record else {}
+    training = record is not None and record.status == "RUNNING"
+    return Status(
+        label=run.label,
+        state=_state(plan, run, ledger),
+        note=record.note if record and not training else "",
+        epoch=metrics.get(EPOCH, 0.0),
+        num_epochs=run.config.schedule.epochs,
+        loss=metrics.get(LOSS),
+        ap=metrics.get(f"{VAL}AP"),
+        images_per_s=metrics.get(IMAGES_PER_S) if training else None,
+        remaining_s=metrics.get(ETA_S) if training else None,
+    )
+
+
+def _state(plan: Plan, run: TrainRun, ledger: Ledger) -> State:
+    record = ledger.trainings.get(run.key)
+    if record is None:
+        return "waiting"
+    if record.status == "FINISHED":
+        unscored = any(evaluation.key in plan.missing_evaluations for evaluation in plan.evaluations_on(run.key))
+        return "scoring" if unscored else "finished"
+    states: dict[str, State] = {"RUNNING": "training", "FAILED": "failed", "STOPPED": "stopped"}
+    return states.get(record.status, "interrupted")

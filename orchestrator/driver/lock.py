@@ -7,24 +7,20 @@ has outlived the time in which another one may have been on its way.
 
 import fcntl
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from orchestrator import names
-from orchestrator.driver.live import Show, live_view
-from orchestrator.errors import Say, UserError
-from orchestrator.experiment.plan import Ledger, Plan, TrainRun
+from orchestrator.errors import UserError
 from orchestrator.process import exists_here, this_process
 from orchestrator.site import Site
 from orchestrator.tracking.runs import Tracking, experiment_tags, tag_experiment, untag_experiment
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.task import State, Status
 
 LOOK_SECONDS = 2.0
 """How often somebody who waits looks again."""
@@ -182,57 +178,3 @@ def _read(text: str) -> Holder | None:
         return Holder(driver=str(told["driver"]), since=float(told["since"]))
     except (ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
-    """Yield what tells who runs the suite, once, and draws where its trainings stand, each time it is called."""
-    show: Show | None = None
-    with ExitStack() as stack:
-
-        def look(holder: Holder) -> None:
-            nonlocal show
-            if show is None:
-                say(
-                    f"Suite {suite.name} is being run by {holder}. Its progress follows; when it ends, this "
-                    "submit goes on with what is still missing. Ctrl-C leaves that one alone."
-                )
-                show = stack.enter_context(live_view(sys.stderr))
-            with suppress(UserError):  # the server is away; it is asked again
-                suite.refresh()
-                show(statuses(suite.make_plan(), suite.ledger))
-
-        yield look
-
-
-def statuses(plan: Plan, ledger: Ledger) -> list[Status]:
-    """Say where each training stands, as far as MLflow knows."""
-    return [_status(plan, run, ledger) for run in plan.trainings.values()]
-
-
-def _status(plan: Plan, run: TrainRun, ledger: Ledger) -> Status:
-    record = ledger.trainings.get(run.key)
-    metrics = record.metrics if record else {}
-    training = record is not None and record.status == "RUNNING"
-    return Status(
-        label=run.label,
-        state=_state(plan, run, ledger),
-        note=record.note if record and not training else "",
-        epoch=metrics.get("train/epoch", 0.0),
-        num_epochs=run.config.schedule.epochs,
-        loss=metrics.get("train/loss"),
-        ap=metrics.get("val/AP"),
-        images_per_s=metrics.get("perf/images_per_s") if training else None,
-        remaining_s=metrics.get("perf/eta_s") if training else None,
-    )
-
-
-def _state(plan: Plan, run: TrainRun, ledger: Ledger) -> State:
-    record = ledger.trainings.get(run.key)
-    if record is None:
-        return "waiting"
-    if record.status == "FINISHED":
-        unscored = any(evaluation.key in plan.missing_evaluations for evaluation in plan.evaluations_on(run.key))
-        return "scoring" if unscored else "finished"
-    states: dict[str, State] = {"RUNNING": "training", "FAILED": "failed", "STOPPED": "stopped"}
-    return states.get(record.status, "interrupted")

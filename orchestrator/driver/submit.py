@@ -9,7 +9,8 @@ from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.driver.cancel import forget_stops, prune_trainings
-from orchestrator.driver.lock import locked, onlooker
+from orchestrator.driver.live import live_view, onlooker
+from orchestrator.driver.lock import locked
 from orchestrator.driver.repair import repair
 from orchestrator.errors import INTERRUPTED, Say
 from orchestrator.experiment.plan import Plan
@@ -90,7 +91,6 @@ def _run(plan: Plan, suite: Suite, say: Say) -> int:
     set_ray_environment(is_local=site.ray_address is None)  # Ray reads it when it is imported
     from orchestrator.cluster.connect import start_ray, stop_ray
     from orchestrator.driver.launch import launch
-    from orchestrator.driver.live import live_view
 
     started = time.monotonic()
     try:

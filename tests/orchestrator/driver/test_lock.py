@@ -14,7 +14,8 @@ import pytest
 
 from orchestrator import names
 from orchestrator.driver import lock
-from orchestrator.driver.lock import Holder, holder_of, locked, statuses
+from orchestrator.driver.live import statuses
+from orchestrator.driver.lock import Holder, holder_of, locked
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan
 from orchestrator.site import Site
