@@ -1,12 +1,15 @@
-"""Every setting of the detector, of its training and of its inference, with the paper's value as default."""
+"""Every setting of the detector, of its training and of its inference, with the paper's value as default.
+
+The line beneath a setting says what it means; experiments/SETTINGS.md and `rnc settings` are made of these lines.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The twelve numbers of COCO's evaluation in COCO's order. Here, because files and tables name them without torch."""
+HEADS = {None: "RetinaNet", "box": "IoU-aware RetinaNet", "classification": "RetinaNet-Conf"}
+"""What papers call a detector, by the tower that its confidence branch sits on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +59,6 @@ class ConfidenceConfig:
             self.gfocal_gamma == 2.0 or self.loss == "gfocal",
             f"gfocal_gamma has no meaning for loss {self.loss!r}; it belongs to 'gfocal'",
         )
-
-
-HEADS = {None: "RetinaNet", "box": "IoU-aware RetinaNet", "classification": "RetinaNet-Conf"}
-"""By the tower that the confidence branch sits on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,3 +287,31 @@ class InferenceConfig:
     def needs_confidence(self) -> bool:
         """Whether the score reads the confidence branch at all."""
         return self.fusion == "product" or self.confidence_exponent > 0.0 or self.min_confidence > 0.0
+
+
+def require_branch(inference: InferenceConfig, *, has_branch: bool) -> None:
+    """Refuse settings that read the confidence branch of a detector that has none.
+
+    Raises:
+        ValueError: the message names the settings and the ways out.
+    """
+    if has_branch or not inference.needs_confidence:
+        return
+    reads = []
+    if inference.fusion == "product":
+        reads.append("inference.fusion is product")
+    elif inference.confidence_exponent > 0.0:
+        reads.append(f"inference.confidence_exponent is {inference.confidence_exponent}")
+    if inference.min_confidence > 0.0:
+        reads.append(f"inference.min_confidence is {inference.min_confidence}")
+    others = " or ".join(f"{{tower: {tower}}} for {head}" for tower, head in HEADS.items() if tower)
+    raise ValueError(
+        f"{', '.join(reads)}, but a {HEADS[None]} has no confidence branch (train.model.confidence is null); set "
+        "inference.confidence_exponent: 0 and leave inference.fusion and inference.min_confidence out, or take a head "
+        f"that has one: train.model.confidence: {others}"
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,4 +1,4 @@
-"""Config dataclasses seen as nested mappings of settings: written out, read back, compared, merged, spell-checked."""
+"""Frozen dataclasses as nested mappings of settings: written, read and checked, compared, merged, hashed."""
 
 import difflib
 import hashlib
@@ -6,9 +6,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from model.config import InferenceConfig
 
@@ -21,48 +23,32 @@ def to_dict(config: Any) -> Settings:
     return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}
 
 
-def from_dict(kind: type[T], settings: Mapping[str, Any]) -> T:
-    """Read a mapping back as the config dataclass `kind`; settings left out keep their defaults.
+def from_dict(kind: type[T], settings: Any, prefix: str = "") -> T:
+    """Read a mapping back as the dataclass `kind`; settings left out keep their defaults.
+
+    Args:
+        kind: a dataclass of numbers, texts, Literals, tuples, mappings and other such dataclasses, each possibly None.
+        settings: what JSON or YAML gives: lists stand for tuples, and whole numbers for floats.
+        prefix: stands before each name in the message, such as "inference.".
 
     Raises:
-        ValueError: a setting is unknown, or has a value out of range.
+        ValueError: a setting is unknown, missing, of another type or out of range; the message names each.
     """
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{settings!r} is no {kind.__name__}, expected a mapping")
-    unknown = list(misspelt(kind, settings))
-    if unknown:
-        raise ValueError("; ".join(unknown))
-    values = dict(settings)
-    for name, nested in nested_kinds(cast(Any, kind)).items():
-        if values.get(name) is not None:
-            values[name] = from_dict(nested, values[name])
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    unknown = list(misspelt(kind, settings, prefix)) if isinstance(settings, Mapping) else []
+    config, problems = read_settings(kind, settings, prefix)
+    if config is None or unknown:
+        raise ValueError("; ".join(unknown + problems))
+    return config
 
 
-def differences(config: Any) -> Settings:
-    """Return the settings that differ from the defaults, nested, in a canonical form where 0 equals 0.0."""
-    return _differences(config, type(config)())
+def read_settings(kind: type[T], settings: Any, prefix: str = "") -> tuple[T | None, list[str]]:
+    """Like `from_dict`, but return the mistakes, with None, instead of raising them; unknown settings are passed over.
 
-
-def flat_differences(config: Any) -> dict[str, Any]:
-    """Return the settings that differ from the defaults by dotted name, as in {"model.backbone": "resnet18"}."""
-    return dict(_flatten(differences(config), ""))
-
-
-def merge(base: Settings, over: Mapping[str, Any]) -> Settings:
-    """Lay `over` on `base`: mappings merge deeply, everything else (None and lists, too) replaces."""
-    merged = dict(base)
-    for name, value in over.items():
-        below = merged.get(name)
-        merged[name] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
-    return merged
-
-
-def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Return the last part of each dotted name, or the whole where two would share it."""
-    short = {path: path.rpartition(".")[2] for path in paths}
-    uses = Counter(short.values())
-    return {path: name if uses[name] == 1 else path for path, name in short.items()}
+    Whoever reads a file in layers names unknown settings himself, by `misspelt`, where they were written.
+    """
+    problems: list[str] = []
+    config = _read(kind, settings, prefix.removesuffix("."), problems)
+    return (None, problems) if problems else (config, [])
 
 
 def misspelt(kind: Any, settings: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -86,12 +72,107 @@ def suggestion(name: object, known: Iterable[str], prefix: str = "") -> str:
     return f"expected one of: {', '.join(known)}"
 
 
+def merge(base: Settings, over: Mapping[str, Any]) -> Settings:
+    """Lay `over` on `base`: mappings merge deeply, everything else (None and lists, too) replaces."""
+    merged = dict(base)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
+    return merged
+
+
+def differences(config: Any) -> Settings:
+    """Return the settings that differ from the defaults, nested, in a canonical form where 0 equals 0.0."""
+    return _differences(config, type(config)())
+
+
+def flat_differences(config: Any) -> dict[str, Any]:
+    """Return the settings that differ from the defaults by dotted name, as in {"model.backbone": "resnet18"}."""
+    return dict(_flatten(differences(config), ""))
+
+
+def short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Return the last part of each dotted name, or the whole where two would share it."""
+    short = {path: path.rpartition(".")[2] for path in paths}
+    uses = Counter(short.values())
+    return {path: name if uses[name] == 1 else path for path, name in short.items()}
+
+
+def inference_key(inference: InferenceConfig) -> str:
+    """Return the identity of an inference setting, whatever is scored by it."""
+    return content_key("InferenceConfig", differences(inference))
+
+
+def content_key(kind: str, settings: Settings, *rest: str) -> str:
+    """Return 12 hex digits of a hash over the name of a config's class, its settings, and what else tells it apart."""
+    content = json.dumps([kind, settings, *rest], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
 @cache
 def nested_kinds(kind: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that are dataclasses themselves, or such a class or None."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     parts = {f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(kind)}
     return {name: part for name, inside in parts.items() for part in inside if is_dataclass(part)}
+
+
+def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """Return a value as the type `kind`, or None after adding to `problems` what is wrong with it."""
+    inside = get_args(kind)
+    if NoneType in inside:
+        (kind,) = (part for part in inside if part is not NoneType)
+        return None if value is None else _read(kind, value, path, problems)
+    origin = get_origin(kind)
+    if kind is Any or (origin is Literal and value in inside):
+        return value
+    if is_dataclass(kind) and isinstance(value, Mapping):
+        return _read_fields(kind, value, path, problems)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_read(inside[0], item, f"{path}.{place}", problems) for place, item in enumerate(value))
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {name: _read(inside[1], item, f"{path}.{name}", problems) for name, item in value.items()}
+    # Real and Integral, because Python callers may pass numpy's numbers; bool is an Integral, but no number in YAML.
+    if kind in (int, float) and isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
+        return kind(value)
+    if kind in (bool, str) and isinstance(value, kind):
+        return value
+    shown = json.dumps(value, ensure_ascii=False, default=repr)
+    problems.append(f"{path or kind.__name__} is {shown}, expected {_expected(kind)}")
+    return None
+
+
+def _read_fields(kind: Any, settings: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+    prefix, before = f"{path}." if path else "", len(problems)
+    values = {}
+    for f in fields(kind):
+        if f.name in settings:
+            values[f.name] = _read(_hints(kind)[f.name], settings[f.name], prefix + f.name, problems)
+        elif f.default is MISSING and f.default_factory is MISSING:
+            problems.append(f"{prefix}{f.name} is missing")
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**values)
+    except ValueError as error:  # from a __post_init__; it begins with the setting's name
+        problems.append(f"{prefix}{error}")
+        return None
+
+
+def _expected(kind: Any) -> str:
+    """Say what a setting of this type may be, in the words of a YAML file."""
+    if get_origin(kind) is Literal:
+        *others, last = (f"'{choice}'" for choice in get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
+    if is_dataclass(kind) or get_origin(kind) in (dict, Mapping):
+        return "a mapping of settings"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text; put it in quotes"}
+    return "a list" if get_origin(kind) is tuple else words[kind]
+
+
+@cache  # get_type_hints evaluates annotations anew each time, which hundreds of rows would feel
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _plain(value: Any) -> Any:
@@ -99,14 +180,6 @@ def _plain(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return value
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_canonical(item) for item in value]
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        return int(value)
     return value
 
 
@@ -125,19 +198,17 @@ def _differences(config: Any, default: Any) -> Settings:
     return found
 
 
+def _canonical(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value
+
+
 def _flatten(settings: Settings, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def inference_key(inference: InferenceConfig) -> str:
-    """Return the identity of an inference setting, whatever is scored by it."""
-    return _key("InferenceConfig", differences(inference))
-
-
-def _key(kind: str, settings: Settings, *rest: str) -> str:
-    content = json.dumps([kind, settings, *rest], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -32,8 +32,7 @@ MOST_ROOMS = 10
 OWNERS = {
     "click": {"orchestrator/cli/"},
     "matplotlib": {"orchestrator/figures/", "orchestrator/checkpoint/sweep_report.py"},
-    "pydantic": {"orchestrator/experiment/reading.py"},
-    "yaml": {"orchestrator/experiment/reading.py"},
+    "yaml": {"orchestrator/experiment/strict_yaml.py"},
     "mlflow": {
         "orchestrator/tracking/artifacts.py",
         "orchestrator/checkpoint/registry.py",

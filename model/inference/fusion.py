@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import InferenceConfig
+from model.config import InferenceConfig, require_branch
 
 Floats = NDArray[np.float32]
 
@@ -22,7 +22,7 @@ def fuse_scores(class_logits: Floats, confidence_logits: Floats | None, config: 
     Raises:
         ValueError: there is no confidence branch, and the settings ask for one.
     """
-    require_confidence(confidence_logits is not None, config)
+    require_branch(config, has_branch=confidence_logits is not None)
     probabilities = sigmoid(class_logits)
     log_confidences = None if confidence_logits is None else np.log(sigmoid(confidence_logits))[..., None]
     return fuse(probabilities, np.log(probabilities), log_confidences, config)
@@ -57,20 +57,6 @@ def exponents(config: InferenceConfig) -> tuple[np.float32, np.float32]:
     if config.fusion == "product":
         return np.float32(1.0), np.float32(1.0)
     return np.float32(1.0 - config.confidence_exponent), np.float32(config.confidence_exponent)
-
-
-def require_confidence(has_branch: bool, config: InferenceConfig) -> None:
-    """Refuse settings that read a confidence branch where there is none.
-
-    Raises:
-        ValueError: the detector has none.
-    """
-    if config.needs_confidence and not has_branch:
-        raise ValueError(
-            "this checkpoint has no confidence branch (model.confidence is null): set inference.confidence_exponent "
-            "to 0 and leave fusion and min_confidence at their defaults, or take a checkpoint with a branch on the "
-            "classification or box tower"
-        )
 
 
 def sigmoid(logits: Floats) -> Floats:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from model.config import InferenceConfig
-from model.inference.fusion import fuse, log_scores, require_confidence, sigmoid
+from model.config import InferenceConfig, require_branch
+from model.inference.fusion import fuse, log_scores, sigmoid
 from model.inference.nms import LOW, keep_packed, largest, pack
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, clip, decode
 from model.network.retinanet import Predictions, flat
@@ -275,7 +275,7 @@ def number(size: int, members: Sequence[Ints]) -> tuple[Ints, Ints]:
 
 
 def _shortlist(image: ImagePredictions, config: InferenceConfig) -> Shortlist:
-    require_confidence(image.has_confidence, config)
+    require_branch(config, has_branch=image.has_confidence)
     lengths = image.grid.level_lengths
     fused = np.full(image.num_anchors, True)
     if not config.fuse_small_levels:

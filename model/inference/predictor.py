@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from model.config import HEADS, DataConfig, InferenceConfig
+from model.config import DataConfig, InferenceConfig, require_branch
 from model.data.coco import CocoData
 from model.data.images import (
     Batch,
@@ -30,6 +30,7 @@ from model.inference.postprocess import Boxes, ImagePredictions, pool, shortlist
 from model.network.anchors import anchor_grid
 from model.network.checkpoint import Card, read_card
 from model.network.retinanet import Predictions, RetinaNetConf, load_detector
+from model.settings import from_dict, to_dict
 
 
 @torch.inference_mode()
@@ -132,7 +133,7 @@ class Predictor:
             ValueError: an image does not decode or has another form, or a setting has no meaning.
         """
         inference = changed(self.inference, settings)
-        require_branch(self.card, inference)
+        require_branch(inference, has_branch=self.card.config.model.confidence is not None)
         several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
         photos: Iterable[Any] = images if several else [images]  # type: ignore[assignment]
         return [self._detect(pixels_of(photo), inference) for photo in photos]
@@ -166,7 +167,7 @@ def load(folder: Path, device: str | torch.device | None, settings: dict[str, An
     """Load a checkpoint; `model.load` says the rest."""
     card = read_card(folder)
     inference = changed(read_inference(folder), settings)
-    require_branch(card, inference)
+    require_branch(inference, has_branch=card.config.model.confidence is not None)
     detector = load_detector(folder)
     return Predictor(detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), card, inference)
 
@@ -182,14 +183,14 @@ def read_inference(folder: Path) -> InferenceConfig:
         has_branch = read_card(folder).config.model.confidence is not None
         return InferenceConfig() if has_branch else InferenceConfig(confidence_exponent=0.0)
     try:
-        return InferenceConfig(**json.loads(file.read_text()))
-    except (OSError, TypeError, ValueError) as error:
+        return from_dict(InferenceConfig, json.loads(file.read_text()), "inference.")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} holds no inference settings ({error}); fetch the checkpoint again") from error
 
 
 def write_inference(folder: Path, inference: InferenceConfig) -> None:
     """Put inference settings beside a checkpoint."""
-    (folder / INFERENCE).write_text(json.dumps(asdict(inference), indent=2) + "\n")
+    (folder / INFERENCE).write_text(json.dumps(to_dict(inference), indent=2) + "\n")
 
 
 def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceConfig:
@@ -198,27 +199,9 @@ def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceCo
     Raises:
         ValueError: a setting is unknown or out of range.
     """
-    known = [field.name for field in fields(InferenceConfig)]
-    for name in settings:
-        if name not in known:
-            raise ValueError(f"{name} is no inference setting; expected one of: {', '.join(known)}")
     if settings.get("fusion", inference.fusion) != inference.fusion:
         inference = replace(inference, fusion="power", confidence_exponent=InferenceConfig().confidence_exponent)
-    return replace(inference, **settings)
-
-
-def require_branch(card: Card, inference: InferenceConfig) -> None:
-    """Refuse settings that read a confidence branch which the checkpoint does not have.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if inference.needs_confidence and card.config.model.confidence is None:
-        have_one = " and ".join(f"{name} (on the {tower} tower)" for tower, name in HEADS.items() if tower)
-        raise ValueError(
-            f"this checkpoint is a {card.config.model.head}, which has no confidence branch: confidence_exponent has "
-            f"to be 0, fusion 'power' and min_confidence 0. The heads that have one are {have_one}"
-        )
+    return from_dict(InferenceConfig, to_dict(inference) | settings, "inference.")
 
 
 def upright(source: Path | IO[bytes]) -> Image.Image:

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.config import TrainConfig
 from model.data.cache import file_sha256
+from model.settings import from_dict
 
 WEIGHTS, CARD, RESUME = "model.safetensors", "config.json", "resume.pt"
 Categories = tuple[tuple[int, ...], tuple[str, ...]]
@@ -95,15 +96,9 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        raw = json.loads(path.read_text())
-        raw["config"] = _train_config(raw["config"])
-        return Card(
-            **{**raw, "category_ids": tuple(raw["category_ids"]), "category_names": tuple(raw["category_names"])}
-        )
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not the card of a checkpoint ({error!r}); expected a folder with {CARD}"
-        ) from error
+        return from_dict(Card, json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not the card of a checkpoint ({error}); expected a folder with {CARD}") from error
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -195,20 +190,6 @@ def _sweep(folder: Path, ending: str) -> None:
     for path in folder.parent.glob(".*"):
         if name.fullmatch(path.name):
             shutil.rmtree(path)
-
-
-def _train_config(raw: dict[str, Any]) -> TrainConfig:
-    confidence = raw["model"]["confidence"]
-    model = {**raw["model"], "confidence": None if confidence is None else ConfidenceConfig(**confidence)}
-    schedule = {**raw["schedule"], "lr_drop_epochs": tuple(raw["schedule"]["lr_drop_epochs"])}
-    return TrainConfig(
-        **{
-            **raw,
-            "model": ModelConfig(**model),
-            "data": DataConfig(**raw["data"]),
-            "schedule": ScheduleConfig(**schedule),
-        }
-    )
 
 
 def _first_difference(first: Any, second: Any, path: str = "train") -> str:

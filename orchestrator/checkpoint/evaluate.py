@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.config import DataConfig, InferenceConfig
+from model.config import METRICS, DataConfig, InferenceConfig, require_branch
 from model.evaluation.shards import Pass, score_missing, scores_of
-from model.settings import Settings, misspelt, to_dict
+from model.settings import Settings, misspelt, read_settings, to_dict
 from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import METRICS
 from orchestrator.experiment.prepare import draw
-from orchestrator.experiment.reading import typed
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
 from orchestrator.report.results import COLUMNS as MISALIGNMENT
 from orchestrator.site import Site
@@ -93,7 +91,7 @@ def read_checkpoint(folder: Path, settings: Sequence[str]) -> "tuple[Card, Prove
     Raises:
         UserError: the folder is no checkpoint, or a setting is unknown, of another type or has no meaning for it.
     """
-    from model.inference.predictor import changed, read_inference, require_branch
+    from model.inference.predictor import changed, read_inference
     from model.network.checkpoint import read_card
 
     try:
@@ -103,7 +101,7 @@ def read_checkpoint(folder: Path, settings: Sequence[str]) -> "tuple[Card, Prove
     except ValueError as error:
         raise UserError(str(error)) from error
     try:
-        require_branch(card, inference)
+        require_branch(inference, has_branch=card.config.model.confidence is not None)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from error
     return card, provenance, inference
@@ -121,7 +119,7 @@ def _changes(settings: Sequence[str]) -> Settings:
         except ValueError:
             changes[name.strip().removeprefix("inference.")] = value.strip()
     problems = list(misspelt(InferenceConfig, changes, "inference."))
-    problems = problems or typed(InferenceConfig, changes, "inference.")[1]
+    problems = problems or read_settings(InferenceConfig, changes, "inference.")[1]
     if problems:
         raise UserError("\n".join(f"--set {problem}" for problem in problems))
     return changes

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.config import DataConfig, InferenceConfig, TrainConfig
+from model.config import DataConfig, InferenceConfig, TrainConfig, require_branch
 from model.settings import to_dict
 from orchestrator.checkpoint.evaluate import read_checkpoint, read_images, score_checkpoint
 from orchestrator.checkpoint.pull import slug
@@ -249,11 +249,11 @@ def _same_training(one: TrainConfig, other: TrainConfig) -> bool:
 
 
 def _setting(card: "Card", base: InferenceConfig, axes: Sequence[Axis], values: Combination) -> InferenceConfig:
-    from model.inference.predictor import changed, require_branch
+    from model.inference.predictor import changed
 
     try:
         inference = changed(base, {axis.setting: value for axis, value in zip(axes, values, strict=True)})
-        require_branch(card, inference)
+        require_branch(inference, has_branch=card.config.model.confidence is not None)
     except ValueError as error:
         options = " ".join(f"{axis.option} {value:g}" for axis, value in zip(axes, values, strict=True))
         raise UserError(f"{options}: {error}") from error

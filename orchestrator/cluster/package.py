@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.reading import read_yaml
+from orchestrator.experiment.strict_yaml import read_yaml
 from orchestrator.site import COMMIT
 
 ROOT = Path(__file__).parents[2]

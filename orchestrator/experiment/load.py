@@ -8,11 +8,12 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from model.settings import Settings, merge, misspelt, suggestion
+from model.config import METRICS
+from model.settings import Settings, merge, misspelt, read_settings, suggestion
 from orchestrator.errors import UserError
-from orchestrator.experiment.reading import read_yaml, typed
-from orchestrator.experiment.rows import METRICS, Cited, Resources, Row, contradictions, read_cited, read_row, spelling
+from orchestrator.experiment.rows import Cited, Resources, Row, contradictions, read_cited, read_row, spelling
 from orchestrator.experiment.search import Search, SearchForm, Settable, grid_rows, read_search
+from orchestrator.experiment.strict_yaml import read_yaml
 
 OF_ONE_FILE = ("name", "suite", "extends", "only", "changes", "grid")
 """What a file says of itself alone; all else is inherited."""
@@ -103,7 +104,6 @@ def _picks_among_own_rows(own: Settings) -> Iterator[str]:
             yield f"{name} {verb} inherited rows, but this file gives its own; leave one of them out"
 
 
-__all__ = ["METRICS", "Cited", "Experiment", "Resources", "Row", "Search", "load_experiment", "load_experiments"]
 CLAIMS = "claims.yaml"
 """The file of sentences that rest on the tables of its folder; it is no table itself."""
 
@@ -201,7 +201,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
     if isinstance(own.get("extends"), str):
         own["extends"] = [own["extends"]]
     problems = list(_spelling(own))
-    document, structure = typed(Document, own)
+    document, structure = read_settings(Document, own)
     if document is None:
         raise _error(path, structure + problems)
     parents = [_read_parent(Path(normpath(path.parent / name)), (*chain, path)) for name in document.extends]
@@ -221,10 +221,10 @@ def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
 
 def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[str]]:
     """Type a merged document; return the experiment, or None and its mistakes."""
-    document, _ = typed(Document, merged)
+    document, _ = read_settings(Document, merged)
     assert document is not None, "a document of checked parts is a checked document"
     rows, problems = _rows(merged)
-    resources, in_resources = typed(Resources, document.resources, "resources.")
+    resources, in_resources = read_settings(Resources, document.resources, "resources.")
     cited, in_cited = _cited(document)
     search, in_search = _search(document, rows)
     problems += [*in_resources, *in_cited, *in_search, *_mistakes_of_document(document)]

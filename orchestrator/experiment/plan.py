@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from model.config import InferenceConfig, TrainConfig
-from model.settings import _key, differences
+from model.settings import content_key, differences
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment, Resources, Search
-from orchestrator.experiment.rows import Row
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.rows import Resources, Row
+from orchestrator.experiment.search import Search
 
 
 class RowKeys(NamedTuple):
@@ -21,12 +22,12 @@ class RowKeys(NamedTuple):
 
 def train_key(config: TrainConfig) -> str:
     """Return the identity of a training: a hash over the settings that differ from the defaults."""
-    return _key("TrainConfig", differences(config))
+    return content_key("TrainConfig", differences(config))
 
 
 def evaluation_key(train_key: str, inference: InferenceConfig, split: str) -> str:
     """Return the identity of an evaluation: its training, how it is scored, and on which split."""
-    return _key("InferenceConfig", differences(inference), train_key, split)
+    return content_key("InferenceConfig", differences(inference), train_key, split)
 
 
 def row_keys(row: Row) -> tuple[RowKeys, ...]:

@@ -8,8 +8,7 @@ from random import Random
 from typing import Any
 
 from model.config import InferenceConfig, TrainConfig
-from model.settings import Settings, merge, misspelt, short_names, suggestion
-from orchestrator.experiment.reading import typed
+from model.settings import Settings, merge, misspelt, read_settings, short_names, suggestion
 
 Distribution = Mapping[str, Sequence[Any]]
 """One of Ray Tune's by name, with its arguments: {"loguniform": [1e-4, 1e-1]}."""
@@ -75,7 +74,7 @@ def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]
 
     More samples begin with the same rows, and one setting more leaves the draws of the others alone.
     """
-    form, problems = typed(SearchForm, raw, "search.")
+    form, problems = read_settings(SearchForm, raw, "search.")
     if form is None:
         return None, [], problems
     problems = list(_mistakes(form))

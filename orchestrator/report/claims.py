@@ -6,17 +6,18 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from model.settings import misspelt, suggestion
+from model.config import METRICS
+from model.settings import misspelt, read_settings, suggestion
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import CLAIMS
-from orchestrator.experiment.reading import read_yaml, typed
+from orchestrator.experiment.strict_yaml import read_yaml
 from orchestrator.figures.table import Column, Table
 from orchestrator.report.results import PAPERS_DATA, Measured, data_of
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate
 
-METRICS = ("AP", "AP50", "AP75")
+JUDGED = METRICS[:3]
 """The metrics whose precision is known."""
 
 Verdict = Literal["supported", "contradicted", "undecided"]
@@ -61,11 +62,11 @@ def load_claims(path: Path) -> list[Claim]:
         UserError: it has mistakes; all of them, one to a line.
     """
     raw = read_yaml(path)
-    file, problems = typed(_File, raw)
+    file, problems = read_settings(_File, raw)
     problems = [*misspelt(_File, raw), *problems]
     claims = []
     for place, one in enumerate(file.claims if file else ()):
-        claim, mistakes = typed(Claim, one)
+        claim, mistakes = read_settings(Claim, one)
         mistakes = [*misspelt(Claim, one), *mistakes, *(_mistakes(claim) if claim else ())]
         problems += [f"claim {one.get('sentence', place + 1)!r}: {mistake}" for mistake in mistakes]
         claims += [claim] if claim else []
@@ -121,8 +122,8 @@ def _mistakes(claim: Claim) -> Iterator[str]:
     if not least_over <= len(claim.over) <= most_over:
         expected = {0: "none", 1: "at most one", 99: "at least one"}[most_over]
         yield f"over is {list(claim.over)}, expected {expected} for kind {claim.kind}"
-    if claim.metric not in METRICS:
-        yield f"metric is {claim.metric!r}, expected one of: {', '.join(METRICS)}"
+    if claim.metric not in JUDGED:
+        yield f"metric is {claim.metric!r}, expected one of: {', '.join(JUDGED)}"
     if claim.kind == "flat" and claim.value <= 0:
         yield f"value is {claim.value}, expected more than 0 for kind flat"
     labels = [*claim.rows, *claim.over]

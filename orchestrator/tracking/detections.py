@@ -10,10 +10,9 @@ import numpy as np
 
 from model.config import DataConfig, InferenceConfig
 from model.inference.table import DetectionTable, read_detections, write_detections
-from model.settings import to_dict
+from model.settings import read_settings, to_dict
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import evaluation_key, train_key
-from orchestrator.experiment.reading import typed
 
 if TYPE_CHECKING:
     from model.data.coco import CocoData
@@ -106,7 +105,7 @@ def read_stored(file: Path) -> tuple[DetectionTable, About]:
         detections, said = read_detections(file)
     except ValueError as error:
         raise UserError(f"{error}; {MAKE_ANOTHER}") from error
-    about, problems = typed(About, said)
+    about, problems = read_settings(About, said)
     if about is None:
         raise UserError(f"{file} does not say what its detections are ({'; '.join(problems)}); {MAKE_ANOTHER}")
     return detections, about

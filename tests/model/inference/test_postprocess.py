@@ -115,7 +115,7 @@ def test_the_object_filter_acts_before_the_top_k() -> None:
     ],
 )
 def test_a_detector_without_the_branch_says_how_to_score_it(config: InferenceConfig) -> None:
-    with pytest.raises(ValueError, match=r"no confidence branch.*inference\.confidence_exponent to 0"):
+    with pytest.raises(ValueError, match=r"no confidence branch.*inference\.confidence_exponent: 0"):
         fuse_scores(np.zeros((2, 3), np.float32), None, config)
 
 

@@ -167,8 +167,8 @@ def test_an_exponent_without_a_branch_is_refused_with_the_heads_that_have_one(
 ) -> None:
     refused(
         rnc(conf, plain, "--exponent", 0.4, "--data", data.root),
-        f"{plain}: this checkpoint is a RetinaNet, which has no confidence branch",
-        "IoU-aware RetinaNet (on the box tower) and RetinaNet-Conf (on the classification tower)",
+        f"{plain}: inference.confidence_exponent is 0.4, but a RetinaNet has no confidence branch",
+        "{tower: box} for IoU-aware RetinaNet or {tower: classification} for RetinaNet-Conf",
     )
 
 

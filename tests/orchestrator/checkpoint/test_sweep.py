@@ -11,14 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from model.config import DataConfig, InferenceConfig, TrainConfig
+from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.network.retinanet import load_detector
 from model.settings import differences
 from orchestrator.cli.main import cli
-from orchestrator.experiment.load import METRICS
 from orchestrator.tracking.detections import read_stored
 from tests.detectors import MODEL, SIZES, save_opinionated, with_objects_where_it_finds_some
 
@@ -222,8 +221,8 @@ def test_a_checkpoint_without_a_branch_is_told_from_those_with_one_before_an_ima
     plain = save_opinionated(tmp_path / "plain", (data.category_ids, data.category_names), config)
     nowhere = ("--data", tmp_path)  # no data set: its error would come first if images were looked for
     done = rnc("sweep", plain, "--exponents", "0:1:0.05", *nowhere)
-    refused(done, "--exponents 0.05: this checkpoint is a RetinaNet, which has no confidence branch")
-    refused(done, "RetinaNet-Conf (on the classification tower)", "IoU-aware RetinaNet (on the box tower)")
+    refused(done, "--exponents 0.05: inference.confidence_exponent is 0.05, but a RetinaNet has no confidence branch")
+    refused(done, "{tower: classification} for RetinaNet-Conf", "{tower: box} for IoU-aware RetinaNet")
     refused(rnc("sweep", plain, "--min-confidence", "0,0.5", *nowhere), "has no confidence branch")
     assert len(swept(plain, data, "--nms-iou", "0.4,0.5")["rows"]) == 2
 

@@ -15,8 +15,9 @@ from orchestrator.experiment.estimate import (
     num_parameters,
     weights_bytes,
 )
-from orchestrator.experiment.load import Experiment, Resources, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
+from orchestrator.experiment.rows import Resources, Row
 from orchestrator.site import Site
 
 R50, R101 = TrainConfig(), TrainConfig(model=ModelConfig(backbone="resnet101"))

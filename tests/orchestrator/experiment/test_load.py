@@ -6,7 +6,8 @@ import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import METRICS, Resources, load_experiment, load_experiments
+from orchestrator.experiment.load import load_experiment, load_experiments
+from orchestrator.experiment.rows import Resources
 from tests.experiment_files import load, mistake, mistakes, write
 
 PAPER = Path(__file__).parents[3] / "experiments" / "paper"
@@ -390,9 +391,10 @@ def test_a_mistake_of_the_file_says_the_way_out(tmp_path: Path, text: str, says:
 )
 def test_a_score_that_reads_a_branch_the_model_has_not_is_refused(tmp_path: Path, inference: str, reads: str) -> None:
     assert mistake(tmp_path, row(f"train: {{model: {{confidence: null}}}}, inference: {inference}")) == (
-        f"table.yaml, row 'A': {reads}, but the model has no confidence branch (train.model.confidence is null);"
-        " set inference.confidence_exponent: 0 and leave the rest out, or give the row a branch:"
-        " train.model.confidence: {tower: classification} or {tower: box}"
+        f"table.yaml, row 'A': {reads}, but a RetinaNet has no confidence branch (train.model.confidence is null);"
+        " set inference.confidence_exponent: 0 and leave inference.fusion and inference.min_confidence out, or take a"
+        " head that has one: train.model.confidence: {tower: box} for IoU-aware RetinaNet or {tower: classification}"
+        " for RetinaNet-Conf"
     )
 
 
@@ -459,12 +461,6 @@ def test_a_folder_stands_for_its_files_and_two_of_one_name_are_refused(tmp_path:
     write(tmp_path, "name: a\nrows: [{label: A}]", "b.yaml")
     with pytest.raises(UserError, match=r"b\.yaml: name is 'a', as in .*a\.yaml; rename one of them"):
         load_experiments([tmp_path])
-
-
-def test_the_metrics_are_those_of_the_evaluation() -> None:
-    from model.evaluation.coco_eval import METRICS as EVALUATED
-
-    assert METRICS == EVALUATED
 
 
 def test_the_tables_in_miniature_have_the_rows_of_the_paper() -> None:

@@ -1,16 +1,17 @@
 """Identity and what is missing: each training and evaluation once, and only what the ledger lacks."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig, TrainConfig
-from model.settings import differences, flat_differences, from_dict, to_dict
+from model.settings import to_dict
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment, Resources, Row, load_experiments
+from orchestrator.experiment.load import Experiment, load_experiments
 from orchestrator.experiment.plan import Ledger, Place, Record, evaluation_key, make_plan, row_keys, train_key
+from orchestrator.experiment.rows import Resources, Row
 from orchestrator.experiment.search import Asha, Search
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
@@ -70,55 +71,6 @@ def test_an_evaluations_key_depends_on_training_scoring_and_split() -> None:
         evaluation_key("t", InferenceConfig(), "test"),
     }
     assert len(keys) == 4
-
-
-def test_a_setting_that_is_added_later_leaves_old_keys_alone() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Inner:
-        width: int = 1
-
-    @dataclass(frozen=True, kw_only=True)
-    class Before:
-        depth: int = 2
-
-    @dataclass(frozen=True, kw_only=True)
-    class After:
-        depth: int = 2
-        inner: Inner = field(default_factory=Inner)
-        head: Inner | None = None
-
-    assert differences(Before(depth=3)) == differences(After(depth=3)) == {"depth": 3}
-    assert differences(After(head=Inner())) == {"head": {}}  # a part where the default has none is a difference
-    assert differences(After(head=Inner(width=5))) == {"head": {"width": 5}}
-
-
-def test_settings_that_differ_have_dotted_names() -> None:
-    config = TrainConfig(
-        model=ModelConfig(backbone="resnet18", confidence=ConfidenceConfig(loss="l2")),
-        schedule=ScheduleConfig(lr_drop_epochs=(3, 5)),
-    )
-    assert flat_differences(config) == {
-        "model.backbone": "resnet18",
-        "model.confidence.loss": "l2",
-        "schedule.lr_drop_epochs": [3, 5],
-    }
-    assert flat_differences(NO_BRANCH) == {"model.confidence": None}
-    assert flat_differences(TrainConfig()) == {}
-
-
-@pytest.mark.parametrize("config", [TrainConfig(), NO_BRANCH, TrainConfig(schedule=ScheduleConfig(lr_drop_epochs=()))])
-def test_a_training_is_read_back_as_it_was_written(config: TrainConfig) -> None:
-    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
-
-
-def test_reading_back_refuses_what_is_unknown_or_out_of_range() -> None:
-    assert from_dict(InferenceConfig, {"nms_iou": 0.6}) == InferenceConfig(nms_iou=0.6)
-    with pytest.raises(ValueError, match=r"nms_iuo is not a setting; did you mean nms_iou\?"):
-        from_dict(InferenceConfig, {"nms_iuo": 0.6})
-    with pytest.raises(ValueError, match=r"model\.confidence\.towr is not a setting"):
-        from_dict(TrainConfig, {"model": {"confidence": {"towr": "box"}}})
-    with pytest.raises(ValueError, match="nms_iou is 2, expected 0 to 1"):
-        from_dict(InferenceConfig, {"nms_iou": 2})
 
 
 @pytest.mark.parametrize("suite", ["paper", "miniature"])

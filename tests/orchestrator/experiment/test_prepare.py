@@ -10,9 +10,10 @@ from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.coco import read_for_training
 from model.network.retinanet import build_detector
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.prepare import Measured, prepare, require_same_data, scoring_reading, training_reading
+from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from tests.conftest import MakeCoco
 

@@ -1,22 +1,14 @@
-"""Reads a YAML file strictly, and types its settings; each mistake is told in the words of the file."""
+"""Reads a YAML file strictly: a mapping of YAML 1.2 scalars, in which no key stands twice."""
 
-import json
 import math
 import re
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any
 
 import yaml
 
 from model.settings import Settings
 from orchestrator.errors import UserError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
-T = TypeVar("T")
 
 
 def read_yaml(path: Path, *, named_by: Path | None = None) -> Settings:
@@ -40,55 +32,14 @@ def read_yaml(path: Path, *, named_by: Path | None = None) -> Settings:
     return content
 
 
-def typed(kind: type[T], settings: Settings, prefix: str = "") -> tuple[T | None, list[str]]:
-    """Build the dataclass `kind` with strict types; return it, or None and its mistakes."""
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(cast(Any, kind)).validate_json(json.dumps(settings), strict=True), []
-    except ValidationError as error:
-        return None, [_explain(details, prefix) for details in error.errors(include_url=False)]
-
-
-def _explain(details: Mapping[str, Any], prefix: str) -> str:
-    """Say in the words of the file what pydantic found."""
-    if details["type"] == "value_error":  # from a __post_init__; it begins with the setting's name
-        return prefix + ".".join(map(str, (*details["loc"], details["ctx"]["error"])))
-    path = prefix + ".".join(map(str, details["loc"]))
-    if details["type"] == "missing":
-        return f"{path} is missing"
-    expected = details["msg"].replace("Input should be ", "").removeprefix("a valid ")
-    expected = _EXPECTED.get(details["type"], expected)
-    return f"{path} is {json.dumps(details['input'], ensure_ascii=False)}, expected {expected}"
-
-
-@cache
-def _adapter(kind: Any) -> "TypeAdapter[Any]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
-
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text; put it in quotes",
-    "tuple_type": "a list",
-    "dict_type": "a mapping of settings",
-    "mapping_type": "a mapping of settings",
-    "dataclass_type": "a mapping of settings",
-}
-
-
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the scalars of YAML 1.2: 1e-4 is a number; yes, 12:30 and 2024-01-01 are text."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  (add_implicit_resolver fills it below)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that stands twice; YAML would silently keep the last."""
-        seen: set[object] = set()
+        """Refuse a key that stands twice."""
+        seen: set[object] = set()  # PyYAML itself silently keeps the last of two
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str) or key in seen:
@@ -98,13 +49,15 @@ class _Loader(yaml.SafeLoader):
         return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        """Refuse a number that no float can hold."""
+        """Refuse a number that no float can hold, such as 1e999."""
         value = float(node.value)
         if not math.isfinite(value):
             raise yaml.constructor.ConstructorError(None, None, f"{node.value} is too large", node.start_mark)
         return value
 
 
+# PyYAML knows YAML 1.1 alone, which takes 1e-4 for text, `no` for false and 12:30 for 750. It looks for a scalar's kind
+# by the first character, then by the pattern.
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 for _tag, _pattern, _first in (
     ("bool", r"true|false", "tf"),
