@@ -6,8 +6,9 @@ from pathlib import Path
 from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from orchestrator.driver import launch
 from orchestrator.driver.live import Show
-from orchestrator.experiment.load import Experiment, Resources, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.rows import Resources, Row
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import server

@@ -22,8 +22,9 @@ from typing import Any
 import click
 import numpy as np
 
+from model.config import METRICS
 from model.data.coco import CocoData, read_coco
-from model.evaluation.coco_eval import METRICS, evaluate
+from model.evaluation.coco_eval import evaluate
 from model.inference.table import DetectionTable
 
 SPLIT = "val2017"

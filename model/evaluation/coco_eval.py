@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from model.config import METRICS
 from model.data.coco import CocoData
 from model.inference.table import DetectionTable
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""Average precision and recall, in the order of the COCO API; here on a 0-100 scale."""
 
 
 def evaluate(data: CocoData, detections: DetectionTable) -> dict[str, float | None]:

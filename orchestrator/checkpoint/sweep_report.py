@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.config import METRICS
 from orchestrator.checkpoint.sweep import Spot, Sweep
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import METRICS
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.svg import curve_plot, heat_map
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table

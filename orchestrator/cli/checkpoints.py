@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from model.config import METRICS
 from orchestrator.cli.options import (
     ALL_IMAGES,
     CHECKPOINT,
@@ -17,7 +18,7 @@ from orchestrator.cli.options import (
     site,
 )
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import METRICS, Experiment
+from orchestrator.experiment.load import Experiment
 from orchestrator.figures.page import render
 
 EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Resources
 from orchestrator.experiment.plan import Plan
+from orchestrator.experiment.rows import Resources
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

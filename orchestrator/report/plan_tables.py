@@ -9,8 +9,8 @@ from typing import Any
 
 from model.settings import flat_differences
 from orchestrator.experiment.estimate import Disk, Estimate, disk
-from orchestrator.experiment.load import Resources
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun, why_evaluation_is_missing, why_training_is_missing
+from orchestrator.experiment.rows import Resources
 from orchestrator.figures.table import Column, Table, Value
 from orchestrator.worker.task import scoring_of
 

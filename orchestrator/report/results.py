@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from orchestrator import names
-from orchestrator.experiment.load import Cited, Experiment, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import (
     STOPPED_EARLY,
     Ledger,
@@ -14,6 +14,7 @@ from orchestrator.experiment.plan import (
     why_evaluation_is_missing,
     why_training_is_missing,
 )
+from orchestrator.experiment.rows import Cited, Row
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import quote
 
+from model.config import METRICS
 from orchestrator import names
-from orchestrator.experiment.load import METRICS
 from orchestrator.report.results import COLUMNS as STATISTICS
 from orchestrator.tracking.records import Setting, beside_paper
 

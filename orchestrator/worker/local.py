@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from model.config import METRICS
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import METRICS, Experiment, find_row
+from orchestrator.experiment.load import Experiment, find_row
 from orchestrator.experiment.plan import Ledger, make_plan, train_key
 from orchestrator.experiment.prepare import prepare
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table

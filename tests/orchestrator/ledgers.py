@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from model.config import TrainConfig
+from model.config import METRICS, TrainConfig
 from model.settings import to_dict
-from orchestrator.experiment.load import METRICS, Experiment, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking.runs import Tracking

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.experiment.load import METRICS, Experiment, Row
+from model.config import METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, make_plan
+from orchestrator.experiment.rows import Row
 from orchestrator.report import pages as browse
 from orchestrator.report import views
 from orchestrator.site import Site

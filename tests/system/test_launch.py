@@ -18,8 +18,8 @@ from orchestrator.cluster.capacity import Cluster, placement, require_fit
 from orchestrator.driver import launch
 from orchestrator.driver.live import live_view
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Resources
 from orchestrator.experiment.plan import train_key
+from orchestrator.experiment.rows import Resources
 from orchestrator.site import Site
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.worker.task import Status, epochs_done, last_checkpoint

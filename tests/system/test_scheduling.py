@@ -17,8 +17,8 @@ from orchestrator.cluster import connect
 from orchestrator.cluster.capacity import Cluster
 from orchestrator.driver import cancel as stops
 from orchestrator.driver import launch
-from orchestrator.experiment.load import Resources
 from orchestrator.experiment.plan import make_plan
+from orchestrator.experiment.rows import Resources
 from orchestrator.site import Site
 from orchestrator.tracking import server
 from orchestrator.tracking.runs import open_tracking

@@ -20,8 +20,9 @@ from model.evaluation.scoring import score
 from model.inference.table import TYPES, read_detections
 from model.network.retinanet import load_detector
 from orchestrator.cluster import connect
-from orchestrator.experiment.load import Experiment, Resources, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import make_plan
+from orchestrator.experiment.rows import Resources, Row
 from orchestrator.site import Site
 from orchestrator.tracking import server
 from orchestrator.tracking.artifacts import download

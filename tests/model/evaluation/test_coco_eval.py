@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.config import METRICS
 from model.data.coco import read_coco
-from model.evaluation.coco_eval import METRICS, evaluate
+from model.evaluation.coco_eval import evaluate
 from model.inference.table import DetectionTable
 from tests.detections import around, border_scene, pycocotools_numbers, random_scene, table, write
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import model
-from model.config import InferenceConfig, TrainConfig
+from model.config import METRICS, InferenceConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
 from model.evaluation.scoring import score
 from model.inference.predictor import write_inference
@@ -18,7 +18,6 @@ from model.network.retinanet import load_detector
 from model.settings import to_dict
 from orchestrator.checkpoint.pull import Provenance, write_provenance
 from orchestrator.cli.main import cli
-from orchestrator.experiment.load import METRICS
 from tests.detectors import MODEL, SIZES, save_opinionated
 
 INFERENCE = InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import model
-from model.config import InferenceConfig, TrainConfig
+from model.config import METRICS, InferenceConfig, TrainConfig
 from orchestrator.checkpoint import pull as pulling
 from orchestrator.checkpoint.find import Choice
 from orchestrator.checkpoint.pull import pull, read_provenance
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import METRICS, Resources
 from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
+from orchestrator.experiment.rows import Resources
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs

@@ -26,8 +26,8 @@ from orchestrator.checkpoint.find import Choice, best_version, find, finished
 from orchestrator.checkpoint.pull import pull, read_provenance
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.driver.garbage import _aliases
-from orchestrator.experiment.load import Resources, Row
 from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
+from orchestrator.experiment.rows import Resources, Row
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking.runs import Tracking, open_tracking, read_runs

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from orchestrator.cluster.capacity import local_cluster
 from orchestrator.driver.follow import Follower
-from orchestrator.experiment.load import Row
 from orchestrator.experiment.plan import Ledger, make_plan
+from orchestrator.experiment.rows import Row
 from orchestrator.tracking import runs
 from orchestrator.tracking.ledger import begin_training
 from orchestrator.tracking.runs import open_tracking

@@ -8,8 +8,9 @@ import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.driver.garbage import CACHE_DAYS, FREED, find_garbage
-from orchestrator.experiment.load import Experiment, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan, row_keys
+from orchestrator.experiment.rows import Row
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs

@@ -12,8 +12,8 @@ from model.config import InferenceConfig, ModelConfig, TrainConfig
 from orchestrator import names
 from orchestrator.driver.repair import find_defects, repair
 from orchestrator.driver.submit import submit
-from orchestrator.experiment.load import Row
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking

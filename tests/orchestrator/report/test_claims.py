@@ -9,7 +9,8 @@ import pytest
 
 from model.config import DataConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Row, load_experiments
+from orchestrator.experiment.load import load_experiments
+from orchestrator.experiment.rows import Row
 from orchestrator.report.claims import Claim, Finding, claims_table, find_claims, judge, load_claims
 from orchestrator.report.results import Measured
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from model.config import InferenceConfig, ScheduleConfig, TrainConfig
-from orchestrator.experiment.load import Experiment, Row
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.rows import Row
 from orchestrator.figures.svg import WIDTH
 from orchestrator.report.figures import curve_plots, dot_plot, figures
 from orchestrator.report.results import Measured

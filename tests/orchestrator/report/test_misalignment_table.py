@@ -6,8 +6,9 @@ from typing import cast
 
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.evaluation.misalignment import STATISTICS
-from orchestrator.experiment.load import Experiment, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, row_keys
+from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Table, show
 from orchestrator.report.files import make_reports, reports_page, write_reports
 from orchestrator.report.results import COLUMNS, has_several_heads, measure, misalignment_table

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.experiment.estimate import Estimate, estimate
-from orchestrator.experiment.load import Experiment, Resources, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
+from orchestrator.experiment.rows import Resources, Row
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.figures.table import Table, show
 from orchestrator.report.plan_tables import evaluations_table, plan_json, plan_table, plans_json

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.experiment.load import Cited, Experiment, Resources, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
+from orchestrator.experiment.rows import Cited, Resources, Row
 from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
 from orchestrator.report.plan_tables import status_table

@@ -13,8 +13,9 @@ import pytest
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.evaluation.misalignment import STATISTICS
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Evaluation, Ledger, Plan, make_plan
+from orchestrator.experiment.rows import Row
 from orchestrator.report import pages as browse
 from orchestrator.report import views
 from orchestrator.report.views import table_view

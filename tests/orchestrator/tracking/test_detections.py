@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from model.config import DataConfig, InferenceConfig, TrainConfig
+from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
 from model.data.coco import CocoData, read_coco
 from model.evaluation.misalignment import of_detections
 from model.evaluation.scoring import Scores, score
@@ -23,7 +23,6 @@ from model.inference.table import DetectionTable, read_detections, write_detecti
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
 from orchestrator.cli.main import cli
-from orchestrator.experiment.load import METRICS
 from orchestrator.experiment.plan import evaluation_key, train_key
 from orchestrator.tracking.detections import About, describe, read_stored, write_stored
 from tests.detectors import MODEL, SIZES, save_opinionated, with_objects_where_it_finds_some

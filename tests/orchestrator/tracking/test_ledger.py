@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.settings import to_dict
 from orchestrator.driver.repair import looks_alive
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import METRICS, Resources
 from orchestrator.experiment.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, train_key
+from orchestrator.experiment.rows import Resources
 from orchestrator.process import this_process
 from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.experiment.load import Experiment, Row
+from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan
+from orchestrator.experiment.rows import Row
 from orchestrator.worker import gauges
 from orchestrator.worker.gauges import GAUGES, SuiteGauges, Updates
 from orchestrator.worker.task import State, Status, losses_of, note, note_again, note_start
