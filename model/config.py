@@ -1,6 +1,6 @@
 """Every setting of the detector, of its training and of its inference, with the paper's value as default.
 
-The line beneath a setting says what it means; experiments/SETTINGS.md and `rnc settings` are made of these lines.
+The text beneath a setting says what it means; experiments/SETTINGS.md and `rnc settings` are made of these texts.
 """
 
 from dataclasses import dataclass, field
@@ -70,7 +70,7 @@ class ModelConfig:
     backbone_weights: str | None = None
     """A file in the weights folder (RNC_WEIGHTS); None starts from random numbers."""
     detector_weights: str | None = None
-    """A file there with a whole RetinaNet to start from: our names, torchvision's or MMDetection's."""
+    """A file in the weights folder with a whole RetinaNet to start from: our names, torchvision's or MMDetection's."""
     backbone_stride: Literal["3x3", "1x1"] = "3x3"
     """The convolution that carries a stage's stride: torchvision's, or that of Caffe weights."""
     backbone_norm: Literal["frozen_batch", "group"] = "frozen_batch"
@@ -149,9 +149,9 @@ class DataConfig:
     num_val_images: int | None = None
     """Validate on the first images by id only; None takes all."""
     short_edge: int = 600
-    """Images are resized so that the short side has this many pixels ..."""
+    """Images are resized so that their short side has this many pixels, or fewer where long_edge is the limit."""
     long_edge: int = 1000
-    """... unless the long side would then have more than this many."""
+    """The most pixels that the long side of a resized image has."""
     flip_probability: float = 0.5
     """How often a training image is mirrored left to right."""
     train_on_empty_images: bool = False
@@ -247,11 +247,11 @@ class InferenceConfig:
     fusion: Literal["power", "product"] = "power"
     """Score of a box: p^(1-e) * c^e with class probability p and confidence c (Eq. 11), or p * c (Table 4)."""
     confidence_exponent: float = 0.4
-    """The paper's alpha, the e above; 0 ranks by class alone and needs no confidence branch."""
+    """The paper's alpha, the e of fusion; 0 ranks by class alone and needs no confidence branch."""
     min_confidence: float = 0.0
     """Object filter: boxes whose confidence is not above this are dropped before the top-k (Table 4: 0.5)."""
     fuse_small_levels: bool = True
-    """False: levels of at most nms_pre anchors keep p^(1-e), as in the released code."""
+    """Fuse on all levels (Eq. 11); false: levels of at most nms_pre anchors keep p^(1-e), as in the released code."""
     score_threshold: float = 0.05
     """Boxes whose score is not above this are dropped."""
     nms_pre: int = 1000

@@ -190,4 +190,17 @@ def run(experiments: list[Experiment], label: str, seed: int | None, form: str) 
     show([run_row(experiments, label, seed, site(), say)], form)
 
 
-VERBS = (plan, submit, status, report, run)
+@click.command()
+@click.argument("pattern", default="")
+@FORMAT
+def settings(pattern: str, form: str) -> None:
+    """List what an EXPERIMENT can set: type, default, what a change costs, meaning.
+
+    With PATTERN those alone whose name or meaning has it, such as nms, or fits it, such as "train.*.weight*".
+    """
+    from orchestrator.experiment.settings_table import settings_table
+
+    show([settings_table(pattern)], form)
+
+
+VERBS = (plan, submit, status, report, run, settings)
