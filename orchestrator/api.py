@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from model.inference.predictor import Predictor
     from orchestrator.checkpoint.pull import Provenance
     from orchestrator.driver.submit import Submitted
-    from orchestrator.experiment.estimate import Estimate
+    from orchestrator.experiment.estimate import PlanTime
     from orchestrator.experiment.plan import Plan
     from orchestrator.report.files import Report
 
@@ -91,14 +91,14 @@ class OpenSuite(Suite):
 
     def costed_plan(
         self, *, gpus: int | None = None, images_per_s: float | None = None, quick: bool = False
-    ) -> "tuple[Plan, Estimate]":
+    ) -> "tuple[Plan, PlanTime]":
         """Return the plan, and the hours and bytes that it comes to; see `plan`."""
-        from orchestrator.experiment.estimate import estimate
+        from orchestrator.experiment.estimate import estimate_time
 
         plan = self.make_plan(verified=not quick)
         ledger = self.ledger if quick else self.verified
         cpus = float(os.cpu_count() or 1)
-        return plan, estimate(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
+        return plan, estimate_time(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
 
     def submit(self, say: Say = tell, *, prune: bool = False) -> "Submitted":
         """Train and score what is missing, on this machine or the cluster at RAY_ADDRESS, and record it in MLflow.

@@ -1,4 +1,4 @@
-"""How long what is missing of a plan would take, from the throughput of trainings that ran, or from a given one."""
+"""What the missing part of a plan costs: hours of training from measured or given throughput, and bytes of disk."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,19 @@ from orchestrator.experiment.plan import Ledger, Plan, TrainRun
 
 CountImages = Callable[[DataConfig], int | None]
 """Gives the training images of one epoch; None where nobody can tell without reading the data."""
+NUM_CLASSES = {"coco": 80, "shapes": 6}
+"""Of each data set; one in COCO's format may have others, which changes little."""
+BACKBONES = {
+    "resnet18_quarter": (702_096, (32, 64, 128)),
+    "resnet18_half": (2_798_880, (64, 128, 256)),
+    "resnet18": (11_176_512, (128, 256, 512)),
+    "resnet50": (23_508_032, (512, 1024, 2048)),
+    "resnet101": (42_500_160, (512, 1024, 2048)),
+}
+"""Parameters of each ResNet without its classifier, and the channels of C3 to C5. A test compares them with torch's."""
+NUM_ANCHORS = 9
+DETECTION_BYTES = 70
+"""A detection in MLflow, compressed: its row, its match, and its share of the counts and pictures of its evaluation."""
 
 
 class Kind(NamedTuple):
@@ -32,7 +45,7 @@ class Speed:
 
     images_per_s: float
     is_measured: bool
-    """Or else given."""
+    """Measured by a training that ran; or else given by whoever asks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +57,7 @@ class TrainingTime:
     amount: float
     """GPUs that it takes, or CPUs where it trains on them; no more than there are."""
     is_cut: bool
-    """Whether it asks for more."""
+    """Whether it asks for more than that."""
     num_images: int | None
     """Over all epochs that are left; None where the data set's size is unknown."""
     seconds: float | None
@@ -52,7 +65,7 @@ class TrainingTime:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class PlanTime:
     """The time of a plan's missing trainings, without validation and scoring."""
 
     trainings: tuple[TrainingTime, ...]
@@ -88,117 +101,6 @@ class Estimate:
         return longest / 3600
 
 
-def estimate(
-    plan: Plan,
-    ledger: Ledger,
-    count_images: CountImages,
-    *,
-    gpus: float | None = None,
-    cpus: float = 1.0,
-    images_per_s: float | None = None,
-) -> Estimate:
-    """Estimate the missing trainings of a plan.
-
-    Args:
-        plan: of one suite.
-        ledger: of the same; its trainings tell what was measured.
-        count_images: of a training's data.
-        gpus: to spread the trainings over.
-        cpus: of the machine, for trainings without GPU.
-        images_per_s: of one worker, where none was measured.
-    """
-    missing = [run for key, run in plan.trainings.items() if key in plan.missing_trainings]
-    measured = _measured(plan, ledger)
-    speeds: dict[Kind, Speed] = {}
-    for kind in dict.fromkeys(map(_kind, missing)):
-        if kind in measured:
-            speeds[kind] = Speed(images_per_s=measured[kind], is_measured=True)
-        elif images_per_s is not None:
-            speeds[kind] = Speed(images_per_s=images_per_s, is_measured=False)
-    most = {"GPU": gpus, "CPU": cpus}
-    times = [_time(run, ledger, count_images(run.config.data), speeds, most[_kind(run).device]) for run in missing]
-    return Estimate(trainings=tuple(times), speeds=speeds, gpus=gpus, cpus=cpus)
-
-
-def makespan(jobs: Sequence[tuple[float, float]], capacity: float) -> float:
-    """Return when the last of (duration, amount) ends, if they start by amount and then duration, the largest first.
-
-    Whatever still fits beside those that run starts at once, so that a large one may be overtaken, as Ray does it.
-    """
-    waiting = sorted(jobs, key=lambda job: (-job[1], -job[0]))
-    running: list[tuple[float, float]] = []
-    now, free = 0.0, capacity
-    while waiting or running:
-        for job in list(waiting):
-            if job[1] <= free + 1e-9:
-                waiting.remove(job)
-                running.append((now + job[0], job[1]))
-                free -= job[1]
-        if not running:
-            raise ValueError(f"a job of {waiting[0][1]} can never start on {capacity}")
-        ended = min(running)
-        running.remove(ended)
-        now, free = ended[0], free + ended[1]
-    return now
-
-
-def _kind(run: TrainRun) -> Kind:
-    data = run.config.data
-    return Kind(
-        backbone=run.config.model.backbone,
-        short_edge=data.short_edge,
-        long_edge=data.long_edge,
-        precision=run.config.precision,
-        device="GPU" if run.resources.gpus_per_worker else "CPU",
-    )
-
-
-def _measured(plan: Plan, ledger: Ledger) -> dict[Kind, float]:
-    """Average over the plan's trainings that ran what one worker of them made."""
-    found: dict[Kind, list[float]] = {}
-    for key, run in plan.trainings.items():
-        record = ledger.trainings.get(key)
-        speed = record.metrics.get("perf/images_per_s") if record else None
-        if record is not None and speed:
-            ran = record.resources or run.resources
-            same = (ran.gpus_per_worker > 0) == (run.resources.gpus_per_worker > 0)
-            if same:
-                found.setdefault(_kind(run), []).append(speed / ran.num_workers)
-    return {kind: fmean(speeds) for kind, speeds in found.items()}
-
-
-def _time(
-    run: TrainRun, ledger: Ledger, images: int | None, speeds: dict[Kind, Speed], most: float | None
-) -> TrainingTime:
-    kind, resources = _kind(run), run.resources
-    per_worker = resources.gpus_per_worker or resources.cpus_per_worker
-    amount = resources.num_workers * per_worker
-    is_cut = most is not None and amount > most
-    if most is not None:
-        amount = min(amount, most)
-    record = ledger.trainings.get(run.key)
-    done = int(record.metrics.get("train/epoch", 0.0)) if record else 0
-    left = None if images is None else images * max(run.config.schedule.epochs - done, 0)
-    speed = speeds.get(kind)
-    seconds = None if left is None or speed is None else left / (speed.images_per_s * amount / per_worker)
-    return TrainingTime(key=run.key, kind=kind, amount=amount, is_cut=is_cut, num_images=left, seconds=seconds)
-
-
-NUM_CLASSES = {"coco": 80, "shapes": 6}
-"""Of each data set; one in COCO's format may have others, which changes little."""
-BACKBONES = {
-    "resnet18_quarter": (702_096, (32, 64, 128)),
-    "resnet18_half": (2_798_880, (64, 128, 256)),
-    "resnet18": (11_176_512, (128, 256, 512)),
-    "resnet50": (23_508_032, (512, 1024, 2048)),
-    "resnet101": (42_500_160, (512, 1024, 2048)),
-}
-"""Parameters of each ResNet without its classifier, and the channels of C3 to C5."""
-NUM_ANCHORS = 9
-DETECTION_BYTES = 70
-"""A detection, with its match and its share of what is counted and drawn of an evaluation, compressed."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disk:
     """Bytes that the missing trainings and evaluations of a plan take at most."""
@@ -209,8 +111,42 @@ class Disk:
     """The last weights of each training, and the detections of each evaluation."""
 
 
-def disk(plan: Plan) -> Disk:
-    """Add up what is missing of a plan."""
+def estimate_time(
+    plan: Plan,
+    ledger: Ledger,
+    count_images: CountImages,
+    *,
+    gpus: float | None = None,
+    cpus: float = 1.0,
+    images_per_s: float | None = None,
+) -> PlanTime:
+    """Estimate how long the missing trainings of a plan take.
+
+    Args:
+        plan: of one suite.
+        ledger: of the same; its trainings tell what was measured.
+        count_images: of a training's data.
+        gpus: to spread the trainings over.
+        cpus: of the machine, for trainings without GPU.
+        images_per_s: of one worker, where none was measured.
+    """
+    missing = [run for key, run in plan.trainings.items() if key in plan.missing_trainings]
+    measured = _measured_throughputs(plan, ledger)
+    speeds: dict[Kind, Speed] = {}
+    for kind in dict.fromkeys(map(_kind, missing)):
+        if kind in measured:
+            speeds[kind] = Speed(images_per_s=measured[kind], is_measured=True)
+        elif images_per_s is not None:
+            speeds[kind] = Speed(images_per_s=images_per_s, is_measured=False)
+    times = []
+    for run in missing:
+        capacity = gpus if _kind(run).device == "GPU" else cpus
+        times.append(_time(run, ledger, count_images(run.config.data), speeds, capacity))
+    return PlanTime(trainings=tuple(times), speeds=speeds, gpus=gpus, cpus=cpus)
+
+
+def estimate_disk(plan: Plan) -> Disk:
+    """Add up the bytes of what is missing of a plan."""
     configs = [run.config for key, run in plan.trainings.items() if key in plan.missing_trainings]
     missing = [evaluation for key, evaluation in plan.evaluations.items() if key in plan.missing_evaluations]
     detections = sum(
@@ -226,6 +162,28 @@ def disk(plan: Plan) -> Disk:
 def needed_while_training(configs: Iterable[TrainConfig]) -> int:
     """Return the bytes of trainings at their largest: two checkpoints kept, a third being written, and MLflow's."""
     return sum(3 * checkpoint_bytes(config) + weights_bytes(config) for config in configs)
+
+
+def makespan(jobs: Sequence[tuple[float, float]], capacity: float) -> float:
+    """Return when the last of (duration, amount) ends, if they start by amount and then duration, the largest first.
+
+    Whatever still fits beside those that run starts at once, so that a large one may be overtaken, as Ray does it.
+    """
+    waiting = sorted(jobs, key=lambda job: (-job[1], -job[0]))
+    running: list[tuple[float, float]] = []
+    now, free = 0.0, capacity
+    while waiting or running:
+        for job in list(waiting):
+            if job[1] <= free + 1e-9:  # ten tenths of a GPU are not exactly 1 in floats
+                waiting.remove(job)
+                running.append((now + job[0], job[1]))
+                free -= job[1]
+        if not running:
+            raise ValueError(f"a job of {waiting[0][1]} can never start on {capacity}")
+        ended = min(running)
+        running.remove(ended)
+        now, free = ended[0], free + ended[1]
+    return now
 
 
 def num_scored_images(config: TrainConfig) -> int:
@@ -247,10 +205,54 @@ def num_parameters(model: ModelConfig, num_classes: int) -> int:
     """Count the parameters of a detector."""
     backbone, widths = BACKBONES[model.backbone]
     channels = model.channels
-    square = 9 * channels * channels + channels  # a 3x3 convolution with bias
+    square = 9 * channels * channels + channels  # a 3x3 convolution with its bias
     top = widths[-1] if model.pyramid_extra_from == "c5" else channels
     pyramid = sum(widths) * channels + 3 * channels + 3 * square + 9 * top * channels + channels + square
     layer = square + (channels if model.tower_norm == "group" else 0)  # a norm's scale and shift, and no bias
     outputs = NUM_ANCHORS * (num_classes + 4 + (1 if model.confidence else 0))
     head = 2 * model.tower_depth * layer + (9 * channels + 1) * outputs
     return backbone + pyramid + head
+
+
+def _kind(run: TrainRun) -> Kind:
+    data = run.config.data
+    return Kind(
+        backbone=run.config.model.backbone,
+        short_edge=data.short_edge,
+        long_edge=data.long_edge,
+        precision=run.config.precision,
+        device="GPU" if run.resources.gpus_per_worker else "CPU",
+    )
+
+
+def _measured_throughputs(plan: Plan, ledger: Ledger) -> dict[Kind, float]:
+    """Return images/s of one worker by kind, averaged over the plan's trainings that ran."""
+    found: dict[Kind, list[float]] = {}
+    for key, run in plan.trainings.items():
+        record = ledger.trainings.get(key)
+        speed = record.metrics.get("perf/images_per_s") if record else None
+        if record is not None and speed:
+            ran = record.resources or run.resources
+            # A training that ran on CPUs says nothing of the GPUs that its file asks for now.
+            if (ran.gpus_per_worker > 0) == (run.resources.gpus_per_worker > 0):
+                found.setdefault(_kind(run), []).append(speed / ran.num_workers)
+    return {kind: fmean(speeds) for kind, speeds in found.items()}
+
+
+def _time(
+    run: TrainRun, ledger: Ledger, images: int | None, speeds: dict[Kind, Speed], capacity: float | None
+) -> TrainingTime:
+    kind, resources = _kind(run), run.resources
+    per_worker = resources.gpus_per_worker or resources.cpus_per_worker
+    amount = resources.num_workers * per_worker
+    is_cut = capacity is not None and amount > capacity
+    if capacity is not None:
+        amount = min(amount, capacity)
+    record = ledger.trainings.get(run.key)
+    done = int(record.metrics.get("train/epoch", 0.0)) if record else 0
+    left = None if images is None else images * max(run.config.schedule.epochs - done, 0)
+    speed = speeds.get(kind)
+    seconds = None
+    if left is not None and speed is not None:
+        seconds = left / (speed.images_per_s * amount / per_worker)
+    return TrainingTime(key=run.key, kind=kind, amount=amount, is_cut=is_cut, num_images=left, seconds=seconds)

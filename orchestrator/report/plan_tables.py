@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from model.settings import flat_differences
-from orchestrator.experiment.estimate import Disk, Estimate, disk
+from orchestrator.experiment.estimate import Disk, PlanTime, estimate_disk
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun, why_evaluation_is_missing, why_training_is_missing
 from orchestrator.experiment.rows import Resources
 from orchestrator.figures.table import Column, Table, Value
 from orchestrator.worker.task import scoring_of
 
 
-def plan_table(plan: Plan, estimate: Estimate) -> Table:
+def plan_table(plan: Plan, estimate: PlanTime) -> Table:
     """Show one line for each training: what stands on it, what of it is missing, and how long that takes."""
     counts = _counts(plan)
     missing = counts["missing"]
@@ -39,7 +39,7 @@ def plan_table(plan: Plan, estimate: Estimate) -> Table:
             else "Nothing is missing.",
             *_note_on_stopped(plan),
             *_notes_on_time(estimate),
-            *([_note_on_disk(disk(plan))] if any(missing.values()) else []),
+            *([_note_on_disk(estimate_disk(plan))] if any(missing.values()) else []),
         ),
     )
     return _with_hours(table, plan, estimate) if estimate.speeds else table
@@ -66,7 +66,7 @@ def evaluations_table(plan: Plan) -> Table:
     )
 
 
-def plan_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
+def plan_json(plan: Plan, estimate: PlanTime) -> dict[str, Any]:
     """Return the plan for a program: counts, estimates, and a list of what is behind each."""
     return {
         "suite": plan.suite,
@@ -97,7 +97,7 @@ def plan_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def plans_json(plans: Sequence[tuple[Plan, Estimate]]) -> dict[str, Any]:
+def plans_json(plans: Sequence[tuple[Plan, PlanTime]]) -> dict[str, Any]:
     """Return several suites' plans for a program: the sums of their counts, and each plan."""
     suites = [plan_json(plan, estimate) for plan, estimate in plans]
     return {
@@ -116,8 +116,8 @@ def _counts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _estimate_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
-    bytes_of = disk(plan)
+def _estimate_json(plan: Plan, estimate: PlanTime) -> dict[str, Any]:
+    bytes_of = estimate_disk(plan)
     return {
         "gpus": estimate.gpus,
         "gpu_hours": estimate.gpu_hours,
@@ -140,7 +140,7 @@ def _note_on_stopped(plan: Plan) -> list[str]:
     return [f"Stopped early by their search, and not taken up again: {_count(number, 'training')}."] if number else []
 
 
-def _notes_on_time(estimate: Estimate) -> list[str]:
+def _notes_on_time(estimate: PlanTime) -> list[str]:
     """Say how long it takes, and on what that rests, or how to come by a throughput."""
     notes = []
     devices = {t.kind.device for t in estimate.trainings}
@@ -180,7 +180,7 @@ def _size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
-def _with_hours(table: Table, plan: Plan, estimate: Estimate) -> Table:
+def _with_hours(table: Table, plan: Plan, estimate: PlanTime) -> Table:
     """Put how long each missing training takes on what it asks for before the reason."""
     hours = {t.key: t.seconds / 3600 for t in estimate.trainings if t.seconds is not None}
     rows = [(*row[:-1], hours.get(key), row[-1]) for key, row in zip(plan.trainings, table.rows, strict=True)]

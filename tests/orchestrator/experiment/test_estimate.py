@@ -10,7 +10,7 @@ from orchestrator.experiment.estimate import (
     BACKBONES,
     Kind,
     checkpoint_bytes,
-    estimate,
+    estimate_time,
     makespan,
     num_parameters,
     weights_bytes,
@@ -51,7 +51,7 @@ L1 = replace(R50, model=ModelConfig(confidence=ConfidenceConfig(loss="l1")))
 def test_a_measured_throughput_counts_for_every_training_with_this_backbone_size_and_device() -> None:
     held = ran(R50, 80.0, num_workers=8, gpus_per_worker=1.0)
     plan = make_plan([experiment(R50, L1, R101)], held)
-    time = estimate(plan, held, lambda _: 1200, gpus=4)
+    time = estimate_time(plan, held, lambda _: 1200, gpus=4)
     assert set(plan.missing_trainings) == {key(L1), key(R101)}
     assert (time.speeds[R50_KIND].images_per_s, time.speeds[R50_KIND].is_measured) == (10.0, True)
     # 12 x 1,200 images at 4 x 10 images/s
@@ -63,35 +63,36 @@ def test_a_measured_throughput_counts_for_every_training_with_this_backbone_size
 
 def test_where_the_resources_were_not_recorded_those_of_the_file_are_meant() -> None:
     held = ran(R50, 80.0)
-    assert estimate(make_plan([experiment(R50, L1)], held), held, lambda _: 1).speeds[R50_KIND].images_per_s == 20.0
+    plan = make_plan([experiment(R50, L1)], held)
+    assert estimate_time(plan, held, lambda _: 1).speeds[R50_KIND].images_per_s == 20.0
 
 
 def test_what_a_cpu_made_says_nothing_of_a_gpu() -> None:
     held = ran(R50, 80.0, num_workers=8, gpus_per_worker=0.0)
-    assert not estimate(make_plan([experiment(R50, L1)], held), held, lambda _: 1).speeds
+    assert not estimate_time(make_plan([experiment(R50, L1)], held), held, lambda _: 1).speeds
 
 
 def test_another_size_of_images_has_another_throughput() -> None:
     small = replace(R50, data=DataConfig(short_edge=300, long_edge=500))
     held = ran(small, 80.0)
-    assert not estimate(make_plan([experiment(small, R50)], held), held, lambda _: 1).speeds
+    assert not estimate_time(make_plan([experiment(small, R50)], held), held, lambda _: 1).speeds
 
 
 def test_a_given_throughput_counts_only_where_none_was_measured() -> None:
     held = ran(R50, 80.0)
-    time = estimate(make_plan([experiment(R50, L1, R101)], held), held, lambda _: 1, images_per_s=7.0)
+    time = estimate_time(make_plan([experiment(R50, L1, R101)], held), held, lambda _: 1, images_per_s=7.0)
     assert [(speed.images_per_s, speed.is_measured) for speed in time.speeds.values()] == [(20.0, True), (7.0, False)]
 
 
 def test_of_an_interrupted_training_the_epochs_that_are_left_count() -> None:
     held = ran(R50, 80.0, status="KILLED", epoch=5.7)
-    (time,) = estimate(make_plan([experiment(R50)], held), held, lambda _: 100).trainings
+    (time,) = estimate_time(make_plan([experiment(R50)], held), held, lambda _: 100).trainings
     assert time.num_images == 700  # epochs 5 to 11: the sixth begins anew
 
 
 def test_a_training_that_asks_for_more_gpus_than_there_are_takes_as_many_as_there_are() -> None:
     plan = make_plan([experiment(R50)], Ledger())
-    time = estimate(plan, Ledger(), lambda _: 3600, gpus=2, images_per_s=1.0)
+    time = estimate_time(plan, Ledger(), lambda _: 3600, gpus=2, images_per_s=1.0)
     assert (time.trainings[0].amount, time.trainings[0].is_cut) == (2.0, True)
     assert time.hours == 12 / 2
 
@@ -99,7 +100,7 @@ def test_a_training_that_asks_for_more_gpus_than_there_are_takes_as_many_as_ther
 def test_parts_of_cpus_let_several_trainings_run_side_by_side() -> None:
     seeds = [replace(R50, schedule=ScheduleConfig(epochs=12, warmup_iterations=n)) for n in range(4)]
     plan = make_plan([experiment(*seeds, num_workers=1, gpus=0.0, cpus=0.66)], Ledger())
-    time = estimate(plan, Ledger(), lambda _: 300, cpus=2.0, images_per_s=1.0)
+    time = estimate_time(plan, Ledger(), lambda _: 300, cpus=2.0, images_per_s=1.0)
     assert time.hours == 2.0  # one hour each, three at once
     assert time.gpu_hours == 0.0
 

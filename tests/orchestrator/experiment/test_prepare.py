@@ -12,7 +12,7 @@ from model.network.retinanet import build_detector
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
-from orchestrator.experiment.prepare import Measured, prepare, require_same_data, scoring_reading, training_reading
+from orchestrator.experiment.prepare import UsedData, prepare, require_same_data, scoring_data, training_data
 from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from tests.conftest import MakeCoco
@@ -81,8 +81,8 @@ def test_data_that_changed_under_a_recorded_result_are_refused_and_nothing_is_lo
 
 def test_other_splits_and_other_parts_of_a_split_are_other_data() -> None:
     data = DataConfig(train_split="train", val_split="val", num_train_images=10, num_val_images=5)
-    results = [Measured("training 'one'", training_reading(data), "old")]
-    require_same_data(scoring_reading(data, "val"), "new", results)
-    require_same_data(training_reading(replace(data, num_train_images=20)), "new", results)
+    results = [UsedData("training 'one'", training_data(data), "old")]
+    require_same_data(scoring_data(data, "val"), "new", results)
+    require_same_data(training_data(replace(data, num_train_images=20)), "new", results)
     with pytest.raises(UserError, match="split train of coco has changed"):
-        require_same_data(scoring_reading(data, "train"), "new", results)
+        require_same_data(scoring_data(data, "train"), "new", results)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.experiment.estimate import Estimate, estimate
+from orchestrator.experiment.estimate import PlanTime, estimate_time
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Resources, Row
@@ -34,8 +34,8 @@ def scored(row: Row) -> Ledger:
     return Ledger(trainings={trained: record}, evaluations={evaluated: record})
 
 
-def unknown(plan: Plan) -> Estimate:
-    return estimate(plan, Ledger(), lambda _: 1000)
+def unknown(plan: Plan) -> PlanTime:
+    return estimate_time(plan, Ledger(), lambda _: 1000)
 
 
 def shown(table: Table) -> list[dict[str, str]]:
@@ -104,7 +104,7 @@ def test_every_evaluation_is_listed_where_it_is_shown_with_its_state() -> None:
 
 def test_time_is_told_in_gpu_hours_and_hours_with_the_throughput_that_it_rests_on() -> None:
     plan = make_plan([experiment(BASE, DEEP)], Ledger())
-    time = estimate(plan, Ledger(), lambda _: 36_000, gpus=8, images_per_s=10.0)
+    time = estimate_time(plan, Ledger(), lambda _: 36_000, gpus=8, images_per_s=10.0)
     table = plan_table(plan, time)
     # 12 epochs of 36,000 images at 8 x 10 images/s: 5,400 s, 1.5 h, on 8 GPUs 12 GPU-hours; and the same once more
     assert [row["hours"] for row in shown(table)] == ["1.50", "1.50"]
@@ -133,7 +133,7 @@ def test_time_is_told_in_gpu_hours_and_hours_with_the_throughput_that_it_rests_o
 def test_less_than_an_hour_is_told_in_minutes() -> None:
     plan = make_plan([experiment(BASE, resources=Resources(cpus_per_worker=1.0))], Ledger())
     for images, shown_as in ((75, "15 min"), (1, "1 min")):  # 12 epochs at one image a second
-        time = estimate(plan, Ledger(), lambda _, images=images: images, cpus=2.0, images_per_s=1.0)  # type: ignore[misc]
+        time = estimate_time(plan, Ledger(), lambda _, images=images: images, cpus=2.0, images_per_s=1.0)  # type: ignore[misc]
         assert f"Largest first on 2 CPUs the training takes {shown_as}." in plan_table(plan, time).notes
 
 
@@ -152,7 +152,7 @@ def test_without_any_throughput_the_plan_says_how_to_come_by_one() -> None:
 def test_data_of_unknown_size_and_too_few_gpus_are_told() -> None:
     mine = replace(BASE, train=replace(BASE.train, data=DataConfig(train_split="mine")))
     plan = make_plan([experiment(mine)], Ledger())
-    notes = plan_table(plan, estimate(plan, Ledger(), lambda _: None, gpus=4, images_per_s=1.0)).notes
+    notes = plan_table(plan, estimate_time(plan, Ledger(), lambda _: None, gpus=4, images_per_s=1.0)).notes
     assert "How many images there are to train on is not known; set RNC_COCO_ROOT to the data." in notes
     assert "A training asks for more GPUs than there are; its time is that on fewer workers." in notes
 
