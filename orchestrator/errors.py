@@ -1,8 +1,11 @@
-"""The one error that a user can fix, and the exit code of what a user stopped."""
+"""What a user can mend, what a user stopped, and how a function tells what it does."""
 
 from collections.abc import Callable
 
+Say = Callable[[str], None]
+"""Tells a person something beside the output of a command, a line at a time."""
 INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it: 128 and SIGINT's number, 2."""
 
 
 class UserError(Exception):
@@ -10,6 +13,3 @@ class UserError(Exception):
 
     The message names the file, the setting, the value and the way out. Several mistakes stand one to a line.
     """
-
-
-Say = Callable[[str], None]

@@ -12,6 +12,8 @@ TRAIN2017 = {"all": 118_287, "with_boxes": 117_266}
 """Images of COCO's train2017, as published."""
 NUM_SHAPES = 2000
 """Training scenes of the embedded data set that are drawn; trainings may take fewer."""
+COMMIT = "RNC_GIT_COMMIT"
+"""The variable that names the git commit where the sources were sent without their repository."""
 COCO_LAYOUT = "train2017/ val2017/ annotations/instances_train2017.json annotations/instances_val2017.json"
 
 
@@ -62,6 +64,7 @@ class Site:
         else:
             folder = self.coco_root / data.train_split if self.coco_root else None
             there = len(os.listdir(folder)) if folder is not None and folder.is_dir() else None
+            # A plan for another machine counts too, and a train2017 that was cut down is taken as it is.
             if data.train_split == "train2017" and there in (None, TRAIN2017["all"]):
                 there = TRAIN2017["all" if data.train_on_empty_images else "with_boxes"]
         counts = [count for count in (there, data.num_train_images) if count is not None]
@@ -112,6 +115,3 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
 
 def _absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
-
-
-COMMIT = "RNC_GIT_COMMIT"

@@ -1,4 +1,4 @@
-"""YAML -> Experiment: one file is one table of the paper, and every mistake in it is named with its path."""
+"""Experiment files: YAML, with what it extends, into checked and typed rows; every mistake is named with its path."""
 
 import re
 from collections import Counter
@@ -11,12 +11,41 @@ from typing import Any
 from model.config import METRICS
 from model.settings import Settings, merge, misspelt, read_settings, suggestion
 from orchestrator.errors import UserError
-from orchestrator.experiment.rows import Cited, Resources, Row, contradictions, read_cited, read_row, spelling
+from orchestrator.experiment.rows import (
+    Cited,
+    Resources,
+    Row,
+    contradictions,
+    misspelt_in_line,
+    read_cited,
+    read_row,
+)
 from orchestrator.experiment.search import Search, SearchForm, Settable, grid_rows, read_search
 from orchestrator.experiment.strict_yaml import read_yaml
 
+CLAIMS = "claims.yaml"
+"""The file of sentences that rest on the tables of its folder; it is no table itself."""
 OF_ONE_FILE = ("name", "suite", "extends", "only", "changes", "grid")
-"""What a file says of itself alone; all else is inherited."""
+"""Keys that say something of their own file alone; all else is inherited."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """One YAML file: one table or figure of the paper."""
+
+    name: str
+    suite: str
+    title: str
+    question: str = ""
+    rows: tuple[Row, ...]
+    search: Search | None = None
+    """How some of the rows were drawn, if any were."""
+    cited: tuple[Cited, ...] = ()
+    reference: str | None = None
+    """The label of the row that the others are compared with."""
+    columns: tuple[str, ...] = METRICS[:6]
+    resources: Resources = field(default_factory=Resources)
+    path: Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,87 +75,6 @@ class Document:
     resources: dict[str, Any] = field(default_factory=dict)
 
 
-def inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list[str]]:
-    """Lay a checked document on those that it extends, and return the whole with the mistakes of doing so.
-
-    Defaults and resources merge deeply. Rows are the document's own, then those of its grid, then those of its search.
-    Where it has none of these, or picks with `only`, it begins with the rows of the last parent that has some.
-    """
-    inherited: Settings = {}
-    for parent in parents:
-        passed_on = {name: value for name, value in parent.items() if name not in OF_ONE_FILE}
-        if not passed_on["rows"]:
-            del passed_on["rows"]
-        inherited = _lay(passed_on, inherited)
-    rows, problems = _gathered_rows(inherited.get("rows") or [], own)
-    for made, mistakes in (
-        grid_rows(own["grid"]) if own.get("grid") is not None else ([], []),
-        read_search(own["search"])[1:] if own.get("search") is not None else ([], []),
-    ):
-        rows += made
-        problems += mistakes
-    return _lay(own, inherited) | {"rows": rows}, problems
-
-
-def _gathered_rows(inherited: Sequence[Settings], own: Settings) -> tuple[list[Settings], list[str]]:
-    """Return the rows that are listed, here or in a parent."""
-    makes_rows = any(own.get(name) is not None for name in ("rows", "grid", "search"))
-    if "rows" in own or (makes_rows and "only" not in own) or not inherited:
-        problems = list(_picks_among_own_rows(own)) if makes_rows else []
-        return list(own.get("rows") or ()), problems
-    return _inherited_rows(inherited, own)
-
-
-def _lay(above: Settings, below: Settings) -> Settings:
-    deep = {name: merge(below.get(name, {}), above.get(name, {})) for name in ("defaults", "resources")}
-    return below | above | deep
-
-
-def _inherited_rows(rows: Sequence[Settings], own: Settings) -> tuple[list[Settings], list[str]]:
-    """Keep the rows that `only` names, in its order, and lay `changes` on them."""
-    by_label: dict[str, Settings] = {row["label"]: row for row in rows}
-    changes: dict[str, Settings] = own.get("changes", {})
-    kept = own["only"] if own.get("only") is not None else list(by_label)
-    problems = [
-        f"only names {name!r}, which is no row; {suggestion(name, by_label)}" for name in kept if name not in by_label
-    ]
-    for label, settings in changes.items():
-        if label not in by_label:
-            problems.append(f"changes names {label!r}, which is no row; {suggestion(label, by_label)}")
-        elif "label" in settings:
-            problems.append(f"changes gives row {label!r} another label; give the row under rows instead")
-    return [merge(by_label[name], changes.get(name, {})) for name in kept if name in by_label], problems
-
-
-def _picks_among_own_rows(own: Settings) -> Iterator[str]:
-    for name, verb in (("only", "picks among"), ("changes", "is laid on")):
-        if name in own:
-            yield f"{name} {verb} inherited rows, but this file gives its own; leave one of them out"
-
-
-CLAIMS = "claims.yaml"
-"""The file of sentences that rest on the tables of its folder; it is no table itself."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Experiment:
-    """One YAML file: one table or figure of the paper."""
-
-    name: str
-    suite: str
-    title: str
-    question: str = ""
-    rows: tuple[Row, ...]
-    search: Search | None = None
-    """How some of the rows were drawn, if any were."""
-    cited: tuple[Cited, ...] = ()
-    reference: str | None = None
-    """The label of the row that the others are compared with."""
-    columns: tuple[str, ...] = METRICS[:6]
-    resources: Resources = field(default_factory=Resources)
-    path: Path
-
-
 def load_experiment(path: Path | str) -> Experiment:
     """Read an experiment file, with what it extends, into checked and typed rows.
 
@@ -149,7 +97,7 @@ def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
     files: list[Path] = []
     for path in map(Path, paths):
         inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
-        experiments_inside = [file for file in inside if not _is_passed_over(file)]
+        experiments_inside = [file for file in inside if not _is_no_experiment(file)]
         if path.is_dir() and not experiments_inside:
             raise UserError(f"{path}: no experiment in this folder, expected *.yaml")
         files.extend(experiments_inside)
@@ -185,7 +133,7 @@ def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = N
     return experiment, row
 
 
-def _is_passed_over(file: Path) -> bool:
+def _is_no_experiment(file: Path) -> bool:
     return file.name.startswith("_") or file.name == CLAIMS
 
 
@@ -200,13 +148,14 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
     own = read_yaml(path, named_by=chain[-1] if chain else None)
     if isinstance(own.get("extends"), str):
         own["extends"] = [own["extends"]]
-    problems = list(_spelling(own))
-    document, structure = read_settings(Document, own)
+    # Names are checked here, file by file, since a merged document no longer tells where a misspelt one stands.
+    problems = list(_misspelt_names(own))
+    document, mistakes_of_form = read_settings(Document, own)
     if document is None:
-        raise _error(path, structure + problems)
+        raise _error(path, mistakes_of_form + problems)
     parents = [_read_parent(Path(normpath(path.parent / name)), (*chain, path)) for name in document.extends]
-    merged, more = inherit(parents, own)
-    return merged, problems + more
+    merged, mistakes = _inherit(parents, own)
+    return merged, problems + mistakes
 
 
 def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
@@ -219,18 +168,96 @@ def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
     return merged
 
 
+def _misspelt_names(own: Settings) -> Iterator[str]:
+    """Name every key of a file, at any depth, that is no setting; where a mapping has to be and is none, nothing."""
+    yield from misspelt(Document, own)
+    for name, kind in (("defaults", Settable), ("resources", Resources), ("search", SearchForm)):
+        yield from misspelt(kind, _mapping(own.get(name)), f"{name}.")
+    for place, row in enumerate(_list(own.get("rows"))):
+        for problem in misspelt_in_line(Row, row):
+            yield f"{_where(row, place)}: {problem}"
+    for label, row in _mapping(own.get("changes")).items():
+        for problem in misspelt_in_line(Row, row):
+            yield f"row {label!r}: changes: {problem}"
+    for place, line in enumerate(_list(own.get("cited"))):
+        for problem in misspelt_in_line(Cited, line):
+            yield f"cited.{place}: {problem}"
+
+
+def _inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list[str]]:
+    """Lay a checked document on those that it extends, and return the whole with the mistakes of doing so.
+
+    Defaults and resources merge deeply. Rows are the document's own, then those of its grid, then those of its search.
+    Where it has none of these, or picks with `only`, it begins with the rows of the last parent that has some.
+    """
+    inherited: Settings = {}
+    for parent in parents:
+        passed_on = {name: value for name, value in parent.items() if name not in OF_ONE_FILE}
+        if not passed_on["rows"]:
+            del passed_on["rows"]  # or a part without rows, named last, would take away those of an earlier parent
+        inherited = _lay(passed_on, inherited)
+    rows, problems = _listed_rows(inherited.get("rows") or [], own)
+    if own.get("grid") is not None:
+        combinations, mistakes = grid_rows(own["grid"])
+        rows, problems = rows + combinations, problems + mistakes
+    if own.get("search") is not None:
+        _, drawn, mistakes = read_search(own["search"])
+        rows, problems = rows + drawn, problems + mistakes
+    return _lay(own, inherited) | {"rows": rows}, problems
+
+
+def _lay(above: Settings, below: Settings) -> Settings:
+    deep = {name: merge(below.get(name, {}), above.get(name, {})) for name in ("defaults", "resources")}
+    return below | above | deep
+
+
+def _listed_rows(inherited: Sequence[Settings], own: Settings) -> tuple[list[Settings], list[str]]:
+    """Return the rows that are listed, in the document or in a parent, and the mistakes of picking among them."""
+    makes_rows = any(own.get(name) is not None for name in ("rows", "grid", "search"))
+    if "rows" in own or (makes_rows and "only" not in own) or not inherited:
+        problems = list(_picks_among_own_rows(own)) if makes_rows else []
+        return list(own.get("rows") or ()), problems
+    return _picked_rows(inherited, own)
+
+
+def _picks_among_own_rows(own: Settings) -> Iterator[str]:
+    for name, verb in (("only", "picks among"), ("changes", "is laid on")):
+        if name in own:
+            yield f"{name} {verb} inherited rows, but this file gives its own; leave one of them out"
+
+
+def _picked_rows(rows: Sequence[Settings], own: Settings) -> tuple[list[Settings], list[str]]:
+    """Keep the inherited rows that `only` names, in its order, and lay `changes` on them."""
+    by_label: dict[str, Settings] = {row["label"]: row for row in rows}
+    changes: dict[str, Settings] = own.get("changes", {})
+    kept = own["only"] if own.get("only") is not None else list(by_label)
+    problems = [
+        f"only names {name!r}, which is no row; {suggestion(name, by_label)}" for name in kept if name not in by_label
+    ]
+    for label, settings in changes.items():
+        if label not in by_label:
+            problems.append(f"changes names {label!r}, which is no row; {suggestion(label, by_label)}")
+        elif "label" in settings:
+            problems.append(f"changes gives row {label!r} another label; give the row under rows instead")
+    return [merge(by_label[name], changes.get(name, {})) for name in kept if name in by_label], problems
+
+
 def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[str]]:
     """Type a merged document; return the experiment, or None and its mistakes."""
     document, _ = read_settings(Document, merged)
     assert document is not None, "a document of checked parts is a checked document"
     rows, problems = _rows(merged)
-    resources, in_resources = read_settings(Resources, document.resources, "resources.")
-    cited, in_cited = _cited(document)
-    search, in_search = _search(document, rows)
-    problems += [*in_resources, *in_cited, *in_search, *_mistakes_of_document(document)]
+    resources, mistakes = read_settings(Resources, document.resources, "resources.")
+    problems += mistakes
+    cited, mistakes = _cited(document)
+    problems += mistakes
+    search, mistakes = _search(document, rows)
+    problems += mistakes
+    problems += _mistakes_of_document(document)
+    # What needs several settings to be sound is compared only where each of them is.
     if resources is not None and not problems:
         problems += [f"resources.{problem}" for problem in contradictions(resources, [row.train for row in rows])]
-        problems += _twice(rows, search)
+        problems += _equal_rows(rows, search)
     if problems or resources is None:
         return None, problems
     name = document.name or path.stem
@@ -250,64 +277,34 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     return experiment, []
 
 
-def _error(path: Path, problems: Iterable[str]) -> UserError:
-    lines = [f"{path}{', ' if problem.startswith('row ') else ': '}{problem}" for problem in problems]
-    return UserError("\n".join(dict.fromkeys(lines)))
-
-
-def _spelling(own: Settings) -> Iterator[str]:
-    """Name every key of a file, at any depth, that is no setting."""
-    yield from misspelt(Document, own)
-    yield from misspelt(Settable, _mapping(own.get("defaults")), "defaults.")
-    yield from misspelt(Resources, _mapping(own.get("resources")), "resources.")
-    yield from misspelt(SearchForm, _mapping(own.get("search")), "search.")
-    for place, row in enumerate(_list(own.get("rows"))):
-        for problem in spelling(Row, row):
-            yield f"{_where(row, place)}: {problem}"
-    for label, row in _mapping(own.get("changes")).items():
-        for problem in spelling(Row, row):
-            yield f"row {label!r}: changes: {problem}"
-    for place, line in enumerate(_list(own.get("cited"))):
-        for problem in spelling(Cited, line):
-            yield f"cited.{place}: {problem}"
-
-
-def _where(row: Any, place: int) -> str:
-    label = _mapping(row).get("label")
-    return f"row {label!r}" if isinstance(label, str) else f"row {place + 1}"
-
-
-def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else ()
-
-
 def _rows(merged: Settings) -> tuple[list[Row], list[str]]:
     """Type each row; a mistake of the defaults that every row inherits is told once."""
     usual = {"seeds": merged.get("seeds", [0])} | merged.get("defaults", {})
-    rows, found = [], []
+    rows: list[Row] = []
+    found: list[list[str]] = []  # the mistakes of each row
     for raw in merged["rows"]:
-        row, problems = read_row(merge(usual, raw))
-        rows += [row] if row else []
-        found.append(problems)
-    shared = set(read_row({"label": "defaults"} | usual)[1]).intersection(*found) if len(found) > 1 else set()
-    common = [problem for problem in (found[0] if found else ()) if problem in shared]
-    once = [f"defaults.{p}" if p.startswith(("train.", "inference.")) else p for p in common]
-    for place, (raw, problems) in enumerate(zip(merged["rows"], found, strict=True)):
-        once += [f"{_where(raw, place)}: {problem}" for problem in problems if problem not in shared]
-    return rows, once
+        row, mistakes = read_row(merge(usual, raw))
+        if row is not None:
+            rows.append(row)
+        found.append(mistakes)
+    shared: list[str] = []  # those that every row has, and the defaults by themselves
+    if len(found) > 1:
+        _, of_defaults = read_row({"label": "defaults"} | usual)
+        shared = [mistake for mistake in found[0] if all(mistake in one for one in [of_defaults, *found])]
+    problems = [f"defaults.{told}" if told.startswith(("train.", "inference.")) else told for told in shared]
+    for place, (raw, mistakes) in enumerate(zip(merged["rows"], found, strict=True)):
+        problems += [f"{_where(raw, place)}: {mistake}" for mistake in mistakes if mistake not in shared]
+    return rows, problems
 
 
 def _cited(document: Document) -> tuple[list[Cited], list[str]]:
-    lines, found = [], []
+    lines, problems = [], []
     for place, raw in enumerate(document.cited):
-        line, problems = read_cited(raw)
-        lines += [line] if line else []
-        found += [f"cited.{place}: {problem}" for problem in problems]
-    return lines, found
+        line, mistakes = read_cited(raw)
+        if line is not None:
+            lines.append(line)
+        problems += [f"cited.{place}: {mistake}" for mistake in mistakes]
+    return lines, problems
 
 
 def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, list[str]]:
@@ -325,11 +322,13 @@ def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, lis
             f"search.scheduler.asha.grace_epochs is {search.asha.grace_epochs}, but a training has only {shortest}"
             " epochs; nothing would stop early"
         )
-    return (replace(search, labels=tuple(row.label for row in drawn)) if drawn else None), problems
+    if not drawn:
+        return None, problems
+    return replace(search, labels=tuple(row.label for row in drawn)), problems
 
 
-def _twice(rows: Sequence[Row], search: Search | None) -> Iterator[str]:
-    """Name listed rows that are one and the same; draws may meet by chance."""
+def _equal_rows(rows: Sequence[Row], search: Search | None) -> Iterator[str]:
+    """Name listed rows that are one and the same; rows that a search drew may be equal to others by chance."""
     first: dict[Any, str] = {}
     for row in rows:
         if search is None or row.label not in search.labels:
@@ -358,3 +357,21 @@ def _mistakes_of_document(document: Document) -> Iterator[str]:
             yield f"columns: {metric} is no metric; {suggestion(metric, METRICS)}"
     if not document.columns or len(set(document.columns)) < len(document.columns):
         yield f"columns is {list(document.columns)}, expected different metrics: {', '.join(METRICS)}"
+
+
+def _error(path: Path, problems: Iterable[str]) -> UserError:
+    lines = [f"{path}{', ' if problem.startswith('row ') else ': '}{problem}" for problem in problems]
+    return UserError("\n".join(dict.fromkeys(lines)))
+
+
+def _where(row: Any, place: int) -> str:
+    label = _mapping(row).get("label")
+    return f"row {label!r}" if isinstance(label, str) else f"row {place + 1}"
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()

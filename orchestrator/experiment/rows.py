@@ -36,7 +36,7 @@ class Cited:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What a training runs on; free to change, no part of any identity."""
+    """What a training runs on; free to change, since no result depends on it and no key contains it."""
 
     num_workers: int = 1
     """Processes that train one model together."""
@@ -93,18 +93,19 @@ def read_cited(raw: Settings) -> tuple[Cited | None, list[str]]:
         return None, problems
     if not line.label.strip() or not line.source.strip():
         problems.append("label and source must say something")
-    return line, [*problems, *_mistakes_of_numbers(line.paper)]
+    return line, problems + list(_mistakes_of_numbers(line.paper))
 
 
-def spelling(kind: type[Row] | type[Cited], raw: Any) -> Iterator[str]:
+def misspelt_in_line(kind: type[Row] | type[Cited], raw: Any) -> Iterator[str]:
     """Name every key of a line, at any depth, that is no setting, and every number of the paper that is no metric."""
     if not isinstance(raw, Mapping):
         return
     yield from misspelt(kind, raw)
     numbers = raw.get("paper")
-    for metric in numbers if isinstance(numbers, Mapping) else ():
-        if metric not in METRICS:
-            yield f"paper.{metric} is no metric; {suggestion(metric, METRICS, 'paper.')}"
+    if isinstance(numbers, Mapping):
+        for metric in numbers:
+            if metric not in METRICS:
+                yield f"paper.{metric} is no metric; {suggestion(metric, METRICS, 'paper.')}"
 
 
 def contradictions(resources: Resources, trainings: Iterable[TrainConfig]) -> Iterator[str]:
@@ -123,7 +124,7 @@ def contradictions(resources: Resources, trainings: Iterable[TrainConfig]) -> It
     smallest = min((config.global_batch for config in trainings), default=None)
     if smallest is None:
         return
-    share = -(-smallest // workers)
+    share = -(-smallest // workers)  # of the worker with the most images: rounded up
     if workers > smallest:
         yield f"num_workers is {workers}, but an update has only {smallest} images (train.global_batch)"
     elif resources.local_batch is not None and resources.local_batch > share:

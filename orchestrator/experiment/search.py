@@ -1,6 +1,10 @@
-"""Tuning: rows that are drawn from a space of settings, the same ones for the same seed, without Ray."""
+"""Rows that a file does not list: every combination of a grid, and draws from a space of settings.
+
+Draws depend on the seed alone, and not on Ray or its version: a later submit has to find the first one's trainings.
+"""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -12,6 +16,16 @@ from model.settings import Settings, merge, misspelt, read_settings, short_names
 
 Distribution = Mapping[str, Sequence[Any]]
 """One of Ray Tune's by name, with its arguments: {"loguniform": [1e-4, 1e-1]}."""
+MOST_ROWS = 1000
+"""More from one grid or search are taken for a mistake."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settable:
+    """What defaults, a grid and a search may set."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +46,7 @@ class Asha:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """How some rows of an experiment were drawn, and which of their trainings may be stopped early."""
+    """How some rows of an experiment were drawn, and by which rule their trainings may be stopped early."""
 
     labels: tuple[str, ...]
     """The rows that were drawn."""
@@ -49,14 +63,14 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheduler:
-    """Which scheduler stops trainings early."""
+    """Which scheduler may stop trainings early; None lets all run to their end."""
 
     asha: Asha | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchForm:
-    """`search` as a file has it."""
+    """The setting `search` of a file, of the right types but not yet checked against the settings that it varies."""
 
     space: dict[str, dict[str, tuple[Any, ...]]]
     num_samples: int
@@ -69,6 +83,18 @@ class SearchForm:
             raise ValueError(f"num_samples is {self.num_samples}, expected 1 to {MOST_ROWS}")
 
 
+def grid_rows(grid: Mapping[str, list[Any]]) -> tuple[list[Settings], list[str]]:
+    """Return a row for each combination, the last setting varying fastest, or the mistakes.
+
+    Args:
+        grid: values by dotted setting, as in {"train.model.tower_depth": [2, 4]}.
+    """
+    problems = list(_grid_mistakes(grid))
+    if problems:
+        return [], problems
+    return [_varied_row(dict(zip(grid, values, strict=True))) for values in product(*grid.values())], []
+
+
 def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]]:
     """Return the search, the rows that it draws and its mistakes; None and no rows where there are any.
 
@@ -77,12 +103,15 @@ def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]
     form, problems = read_settings(SearchForm, raw, "search.")
     if form is None:
         return None, [], problems
-    problems = list(_mistakes(form))
+    problems = list(_search_mistakes(form))
     if problems:
         return None, [], problems
     draws = {path: _draws(path, distribution, form) for path, distribution in form.space.items()}
-    samples = [varied_row({path: drawn[i] for path, drawn in draws.items()}) for i in range(form.num_samples)]
-    rows = list({row["label"]: row for row in samples}.values())
+    by_label: dict[str, Settings] = {}
+    for place in range(form.num_samples):
+        row = _varied_row({path: drawn[place] for path, drawn in draws.items()})
+        by_label[row["label"]] = row
+    rows = list(by_label.values())
     search = Search(
         labels=tuple(row["label"] for row in rows),
         space=form.space,
@@ -94,20 +123,29 @@ def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]
     return search, rows, []
 
 
-def _draws(path: str, distribution: Distribution, form: SearchForm) -> list[Any]:
-    ((name, arguments),) = distribution.items()
-    stream = Random(f"{form.seed} {path}")
-    return [_DISTRIBUTIONS[name](stream.random(), *arguments) for _ in range(form.num_samples)]
+def _grid_mistakes(grid: Mapping[str, list[Any]]) -> Iterator[str]:
+    if not grid:
+        yield "grid is empty; name a setting and its values, or leave grid out"
+    for path, values in grid.items():
+        if not values:
+            yield f"grid.{path} has no values; list some, or leave it out"
+        for text, count in Counter(map(_text, values)).items():
+            if count > 1:
+                yield f"grid.{path} lists {text} {count} times"
+    yield from _unsettable(grid, "grid.")
+    number = math.prod(map(len, grid.values()))
+    if number > MOST_ROWS:
+        yield f"grid makes {number} rows, at most {MOST_ROWS} are taken; list fewer values"
 
 
-def _mistakes(form: SearchForm) -> Iterator[str]:
+def _search_mistakes(form: SearchForm) -> Iterator[str]:
     if not form.space:
         yield "search.space is empty; name a setting and its distribution"
     for path, distribution in form.space.items():
         for problem in _mistakes_of_distribution(distribution):
             yield f"search.space.{path}{problem}"
     choices = {path: list(distribution.get("choice", ())) for path, distribution in form.space.items()}
-    yield from unsettable(choices, "search.space.")
+    yield from _unsettable(choices, "search.space.")
     if form.scheduler.asha and form.space and not any(path.startswith("train.") for path in form.space):
         yield ("search.scheduler.asha stops trainings early, but search.space varies no setting of train; leave it out")
 
@@ -139,8 +177,58 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _unsettable(settings: Mapping[str, list[Any]], prefix: str) -> Iterator[str]:
+    """Name each dotted setting that does not exist, or of which another sets a part.
+
+    Args:
+        settings: the values of each, which may be mappings of settings themselves.
+        prefix: stands before each name.
+    """
+    for path, values in settings.items():
+        problems: list[str] = []
+        for value in values or [None]:
+            problems += misspelt(Settable, _nested(path, value), prefix)
+        yield from dict.fromkeys(problems)  # a misspelt path is one mistake, whatever number of values it has
+        for other in settings:
+            if other.startswith(f"{path}."):
+                yield f"{prefix}{other} is a part of {path}; vary one of them"
+
+
+def _varied_row(settings: Mapping[str, Any]) -> Settings:
+    """Return the row that has settings by dotted name, with a label that says them: "tower_depth 2, tower box"."""
+    row: Settings = {}
+    for path, value in settings.items():
+        row = merge(row, _nested(path, value))
+    names = short_names(settings)
+    return {"label": ", ".join(f"{names[path]} {_text(value)}" for path, value in settings.items())} | row
+
+
+def _nested(path: str, value: Any) -> Settings:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    nested: Settings = value
+    return nested
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_text(inside)}' for name, inside in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
+
+
+def _draws(path: str, distribution: Distribution, form: SearchForm) -> list[Any]:
+    ((name, arguments),) = distribution.items()
+    draw = _DISTRIBUTIONS[name]
+    stream = Random(f"{form.seed} {path}")  # a stream for each setting, so that one more leaves the others' draws alone
+    return [draw(stream.random(), *arguments) for _ in range(form.num_samples)]
+
+
 def _short(value: float, low: float, high: float) -> float:
-    """Four digits are enough to tune by, the same on every machine, and fit into a label."""
+    """Round to four digits, within the limits: enough to tune by, the same on every machine, and short in a label."""
     return min(max(float(f"{value:.4g}"), low), high)
 
 
@@ -164,6 +252,7 @@ def _choice(u: float, *values: Any) -> Any:
     return values[int(u * len(values))]
 
 
+# Ray Tune's names and arguments. Each maps a number u, uniform in [0, 1), to a value.
 _DISTRIBUTIONS: Mapping[str, Callable[..., Any]] = {
     "uniform": _uniform,
     "loguniform": _loguniform,
@@ -171,82 +260,3 @@ _DISTRIBUTIONS: Mapping[str, Callable[..., Any]] = {
     "randint": _randint,
     "choice": _choice,
 }
-MOST_ROWS = 1000
-"""A grid of more is taken for a mistake."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settable:
-    """What defaults, a grid and a search may set."""
-
-    train: TrainConfig = field(default_factory=TrainConfig)
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
-
-
-def grid_rows(grid: Mapping[str, list[Any]]) -> tuple[list[Settings], list[str]]:
-    """Return a row for each combination, the last setting varying fastest, or the mistakes.
-
-    Args:
-        grid: values by dotted setting, as in {"train.model.tower_depth": [2, 4]}.
-    """
-    problems = list(_grid_mistakes(grid))
-    if problems:
-        return [], problems
-    return [varied_row(dict(zip(grid, values, strict=True))) for values in product(*grid.values())], []
-
-
-def varied_row(settings: Mapping[str, Any]) -> Settings:
-    """Return the row that has settings by dotted name, with a label that says them: "tower_depth 2, tower box"."""
-    row: Settings = {}
-    for path, value in settings.items():
-        row = merge(row, _nested(path, value))
-    names = short_names(settings)
-    return {"label": ", ".join(f"{names[path]} {_text(value)}" for path, value in settings.items())} | row
-
-
-def unsettable(settings: Mapping[str, list[Any]], prefix: str) -> Iterator[str]:
-    """Name each dotted setting that does not exist, or of which another sets a part.
-
-    Args:
-        settings: the values of each, which may be mappings of settings themselves.
-        prefix: stands before each name.
-    """
-    for path, values in settings.items():
-        problems = [
-            problem for value in values or [None] for problem in misspelt(Settable, _nested(path, value), prefix)
-        ]
-        yield from dict.fromkeys(problems)
-        for other in settings:
-            if other.startswith(f"{path}."):
-                yield f"{prefix}{other} is a part of {path}; vary one of them"
-
-
-def _grid_mistakes(grid: Mapping[str, list[Any]]) -> Iterator[str]:
-    if not grid:
-        yield "grid is empty; name a setting and its values, or leave grid out"
-    for path, values in grid.items():
-        if not values:
-            yield f"grid.{path} has no values; list some, or leave it out"
-        seen = [_text(value) for value in values]
-        for value in dict.fromkeys(seen):
-            if seen.count(value) > 1:
-                yield f"grid.{path} lists {value} {seen.count(value)} times"
-    yield from unsettable(grid, "grid.")
-    number = math.prod(map(len, grid.values()))
-    if number > MOST_ROWS:
-        yield f"grid makes {number} rows, at most {MOST_ROWS} are taken; list fewer values"
-
-
-def _nested(path: str, value: Any) -> Settings:
-    for name in reversed(path.split(".")):
-        value = {name: value}
-    nested: Settings = value
-    return nested
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {_text(inside)}' for name, inside in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
