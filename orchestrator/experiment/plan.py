@@ -1,4 +1,4 @@
-"""Rows -> trainings and evaluations, each once by content key, and which of them the ledger lacks."""
+"""The plan of a suite: its rows as trainings and evaluations, each once by content key, and which the ledger lacks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,36 +11,16 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.experiment.search import Search
 
+STOPPED_EARLY = "stopped early"
+"""Begins the note of a STOPPED training."""
+
 
 class RowKeys(NamedTuple):
-    """What one row is for one seed."""
+    """The identities of a row's training and evaluation for one of its seeds."""
 
     seed: int
     train_key: str
     evaluation_key: str
-
-
-def train_key(config: TrainConfig) -> str:
-    """Return the identity of a training: a hash over the settings that differ from the defaults."""
-    return content_key("TrainConfig", differences(config))
-
-
-def evaluation_key(train_key: str, inference: InferenceConfig, split: str) -> str:
-    """Return the identity of an evaluation: its training, how it is scored, and on which split."""
-    return content_key("InferenceConfig", differences(inference), train_key, split)
-
-
-def row_keys(row: Row) -> tuple[RowKeys, ...]:
-    """Return the identities of a row's training and evaluation for each seed."""
-    return tuple(
-        RowKeys(seed, key, evaluation_key(key, row.inference, row.split))
-        for seed in row.seeds
-        for key in [train_key(replace(row.train, seed=seed))]
-    )
-
-
-STOPPED_EARLY = "stopped early"
-"""Begins the note of a STOPPED training."""
 
 
 class Place(NamedTuple):
@@ -164,51 +144,56 @@ class Plan:
         """Return the search that alone needs a training, so that it may be stopped early; None where others need it."""
         searches = {experiment.name: experiment.search for experiment in self.experiments}
         places = [place for evaluation in self.evaluations_on(train_key) for place in evaluation.places]
-        found = {place.table: searches[place.table] for place in places}
-        first = searches[places[0].table]
-        if first is None or len(found) > 1 or any(place.label not in first.labels for place in places):
+        search = searches[places[0].table]
+        is_of_one_table = len({place.table for place in places}) == 1
+        if search is None or not is_of_one_table or any(place.label not in search.labels for place in places):
             return None
-        return first
+        return search
 
 
 def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
-    """Gather the trainings and evaluations of one suite, each once, and what the ledger lacks of them."""
-    suite = suite_of(experiments)
+    """Gather the trainings and evaluations of one suite, each once, and what the ledger lacks of them.
+
+    Raises:
+        UserError: the experiments belong to several suites.
+    """
     trainings: dict[str, TrainRun] = {}
     evaluations: dict[str, Evaluation] = {}
     for run, evaluation in _expand(experiments):
-        known = trainings.setdefault(run.key, run)
-        tables = tuple(dict.fromkeys(known.tables + run.tables))
-        known = trainings[run.key] = replace(known, tables=tables)
-        if run.resources.num_workers > known.resources.num_workers:
-            trainings[run.key] = replace(known, resources=run.resources)
-        same = evaluations.setdefault(evaluation.key, evaluation)
-        if same is not evaluation:
-            both = replace(same, places=same.places + evaluation.places, paper={**evaluation.paper, **same.paper})
-            evaluations[evaluation.key] = both
-    plan = Plan(
-        suite=suite,
+        trainings[run.key] = _joined_training(trainings.get(run.key), run)
+        evaluations[evaluation.key] = _joined_evaluation(evaluations.get(evaluation.key), evaluation)
+    whole = Plan(
+        suite=suite_of(experiments),
         experiments=tuple(experiments),
         trainings=trainings,
         evaluations=evaluations,
         missing_trainings={},
         missing_evaluations={},
     )
-    stopped = {key: ledger.trainings[key].note for key in trainings if _is_decided(plan, ledger, key)}
-    why_not_trained = {key: why_training_is_missing(ledger, key) for key in trainings}
-    why_not_scored = {key: why_evaluation_is_missing(ledger, e.train_key, key) for key, e in evaluations.items()}
+    stopped = {key: ledger.trainings[key].note for key in trainings if _is_decided(whole, ledger, key)}
+    missing_trainings, missing_evaluations = {}, {}
+    for key in trainings:
+        reason = why_training_is_missing(ledger, key)
+        if reason and key not in stopped:
+            missing_trainings[key] = reason
+    for key, evaluation in evaluations.items():
+        reason = why_evaluation_is_missing(ledger, evaluation.train_key, key)
+        if reason and evaluation.train_key not in stopped:
+            missing_evaluations[key] = reason
     return replace(
-        plan,
-        missing_trainings={key: why for key, why in why_not_trained.items() if why and key not in stopped},
-        missing_evaluations={
-            key: why for key, why in why_not_scored.items() if why and evaluations[key].train_key not in stopped
-        },
+        whole,
+        missing_trainings=missing_trainings,
+        missing_evaluations=missing_evaluations,
         stopped_trainings=stopped,
     )
 
 
 def suite_of(experiments: Sequence[Experiment]) -> str:
-    """Return the one suite of the experiments."""
+    """Return the one suite of the experiments.
+
+    Raises:
+        UserError: they belong to several.
+    """
     suites = sorted({experiment.suite for experiment in experiments})
     if len(suites) != 1:
         raise UserError(f"the experiments belong to {len(suites)} suites ({', '.join(suites)}); plan one at a time")
@@ -223,13 +208,36 @@ def why_training_is_missing(ledger: Ledger, key: str) -> str | None:
 def why_evaluation_is_missing(ledger: Ledger, train_key: str, key: str) -> str | None:
     """Return the reason why an evaluation has to run, or None when the ledger holds it and its training."""
     reason = _why_missing(ledger.evaluations.get(key))
-    training = why_training_is_missing(ledger, train_key)
-    if training is not None:
-        return "waits for its training" if reason in (None, "never run") else f"{reason}; waits for its training"
-    return reason
+    if why_training_is_missing(ledger, train_key) is None:
+        return reason
+    # An evaluation may be there without its training, where somebody deleted that; it is scored again with it.
+    return "waits for its training" if reason in (None, "never run") else f"{reason}; waits for its training"
+
+
+def row_keys(row: Row) -> tuple[RowKeys, ...]:
+    """Return the keys of a row, for each of its seeds."""
+    found = []
+    for seed in row.seeds:
+        key = train_key(replace(row.train, seed=seed))
+        found.append(RowKeys(seed, key, evaluation_key(key, row.inference, row.split)))
+    return tuple(found)
+
+
+def train_key(config: TrainConfig) -> str:
+    """Return the identity of a training: a hash over the settings that differ from the defaults.
+
+    A setting that is added later, with the old behaviour as its default, leaves the keys of earlier results alone.
+    """
+    return content_key("TrainConfig", differences(config))
+
+
+def evaluation_key(train_key: str, inference: InferenceConfig, split: str) -> str:
+    """Return the identity of an evaluation: its training, how it is scored, and on which split."""
+    return content_key("InferenceConfig", differences(inference), train_key, split)
 
 
 def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evaluation]]:
+    """Yield each row's training and evaluation for each of its seeds, in the order of the files."""
     for experiment in experiments:
         for place, row in enumerate(experiment.rows):
             for seed, key, scored in row_keys(row):
@@ -256,8 +264,27 @@ def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evalu
                 )
 
 
+def _joined_training(known: TrainRun | None, run: TrainRun) -> TrainRun:
+    """Join a training with what earlier rows said of it: the first label, all tables, the resources of most workers."""
+    if known is None:
+        return run
+    larger = run.resources.num_workers > known.resources.num_workers
+    return replace(
+        known,
+        tables=tuple(dict.fromkeys(known.tables + run.tables)),
+        resources=run.resources if larger else known.resources,
+    )
+
+
+def _joined_evaluation(known: Evaluation | None, evaluation: Evaluation) -> Evaluation:
+    """Join an evaluation with what earlier rows said of it: all places, and the first number of the paper by metric."""
+    if known is None:
+        return evaluation
+    return replace(known, places=known.places + evaluation.places, paper={**evaluation.paper, **known.paper})
+
+
 def _is_decided(plan: Plan, ledger: Ledger, key: str) -> bool:
-    """Whether a training was stopped early by the search that still is the only one to need it."""
+    """Whether a training was stopped early by a search that still has its scheduler, and alone needs the training."""
     record, search = ledger.trainings.get(key), plan.search_of(key)
     return record is not None and record.status == "STOPPED" and search is not None and search.asha is not None
 
