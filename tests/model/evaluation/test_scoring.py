@@ -217,7 +217,7 @@ def test_a_detector_that_finds_nothing_scores_zero(data: CocoData) -> None:
 def test_without_a_branch_only_class_scores_can_be_had(data: CocoData) -> None:
     plain = build_detector(replace(MODEL, confidence=None), len(data.category_ids), seed=0)
     assert score(plain, data, [InferenceConfig(confidence_exponent=0.0)], SIZES)
-    with pytest.raises(ValueError, match=r"set inference\.confidence_exponent to 0"):
+    with pytest.raises(ValueError, match=r"set inference\.confidence_exponent: 0"):
         score(plain, data, [InferenceConfig()], SIZES)
 
 
