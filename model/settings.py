@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from numbers import Integral, Real
@@ -44,7 +45,7 @@ def from_dict(kind: type[T], settings: Any, prefix: str = "") -> T:
 def read_settings(kind: type[T], settings: Any, prefix: str = "") -> tuple[T | None, list[str]]:
     """Like `from_dict`, but return the mistakes, with None, instead of raising them; unknown settings are passed over.
 
-    Whoever reads a file in layers names unknown settings himself, by `misspelt`, where they were written.
+    Where files are laid over each other, `misspelt` names unknown settings in the file that has them.
     """
     problems: list[str] = []
     config = _read(kind, settings, prefix.removesuffix("."), problems)
@@ -134,7 +135,8 @@ def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return {name: _read(inside[1], item, f"{path}.{name}", problems) for name, item in value.items()}
     # Real and Integral, because Python callers may pass numpy's numbers; bool is an Integral, but no number in YAML.
     if kind in (int, float) and isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
-        return kind(value)
+        with suppress(OverflowError):  # a whole number of 309 digits is no float
+            return kind(value)
     if kind in (bool, str) and isinstance(value, kind):
         return value
     shown = json.dumps(value, ensure_ascii=False, default=repr)

@@ -114,6 +114,11 @@ def test_json_is_read_into_the_types_of_the_fields() -> None:
         ({"label": "x", "part": {"width": True}}, "at.part.width is true, expected a number"),
         ({"label": "x", "part": {"width": -1}}, "at.part.width is -1.0, expected at least 0"),
         ({"label": "x", "numbers": {"AP": "1"}}, 'at.numbers.AP is "1", expected a number'),
+        pytest.param(
+            {"label": "x", "numbers": {"AP": 10**309}},
+            f"at.numbers.AP is {10**309}, expected a number",
+            id="larger than any float",
+        ),
         ({"label": "x", "numbers": 1}, "at.numbers is 1, expected a mapping of settings"),
         ({"label": "x", "seeds": [1, 2.0]}, "at.seeds.1 is 2.0, expected a whole number"),
         ({"label": "x", "seeds": None}, "at.seeds is null, expected a list"),
