@@ -64,7 +64,7 @@ class Site:
         else:
             folder = self.coco_root / data.train_split if self.coco_root else None
             there = len(os.listdir(folder)) if folder is not None and folder.is_dir() else None
-            # A plan for another machine counts too, and a train2017 that was cut down is taken as it is.
+            # The published counts, as a plan may be made where the data are not; a split cut short is counted.
             if data.train_split == "train2017" and there in (None, TRAIN2017["all"]):
                 there = TRAIN2017["all" if data.train_on_empty_images else "with_boxes"]
         counts = [count for count in (there, data.num_train_images) if count is not None]
