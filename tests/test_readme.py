@@ -65,7 +65,7 @@ def test_the_experiments_that_the_readme_shows_can_be_planned(tmp_path: Path):
     (tmp_path / "grid.yaml").write_text(own_grid)
     data, grid = load_experiments([tmp_path / "mine.yaml", tmp_path / "grid.yaml"])
     assert {row.train.data.train_split for row in data.rows} == {"mine_train"}
-    assert len(grid.rows) == 1 + 3 * 2
+    assert len(grid.rows) == 1 + 2 * 2
 
 
 def test_every_verb_is_described():
