@@ -2,7 +2,8 @@
 
 import os
 import socket
-from pathlib import Path
+
+import psutil
 
 
 def exists_here(driver: str) -> bool | None:
@@ -20,20 +21,15 @@ def this_process() -> str:
 
 
 def _process(pid: int) -> str | None:
-    """Return the process id with the process's start in ticks since the machine's, or None if it is gone."""
+    """Return a process's id and its start in clock ticks since boot, or None if it has ended."""
+    if not psutil.LINUX:  # elsewhere the start as psutil tells it moves whenever the clock is set
+        return f"{pid} ?" if psutil.pid_exists(pid) else None
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return f"{pid} ?" if _exists(pid) and not Path("/proc/self/stat").exists() else None
-    state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return None if state in "ZX" else f"{pid} {rest[18]}"
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        booted = psutil.boot_time()  # first: releases before 7.1 add the boot time that was last asked for
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        # Ticks, since seconds of the calendar would change with the clock, and older drivers' tags hold ticks.
+        return f"{pid} {round((process.create_time() - booted) * os.sysconf('SC_CLK_TCK'))}"
+    except psutil.Error:
+        return None

@@ -118,16 +118,17 @@ def doctor(
 ) -> None:
     """Check machines, storage, data and services before GPU time is spent.
 
-    Looks from here, and from every node of the cluster if one is named: versions and known vulnerabilities, GPUs and
-    whether nodes reach one another, shared memory, disks, clocks, the storage and its speed, MLflow and whether it can
-    be written to, data and weights and whether they are the same everywhere, and what listens without a key. With
-    EXPERIMENT, what these need. Everything that is written for it is deleted again.
+    Looks from here, and from every node of the cluster if one is named: packages (pyproject.toml bounds them so that
+    releases with known vulnerabilities stay out), GPUs and whether nodes reach one another, shared memory, disks,
+    clocks, the storage and its speed, MLflow and whether it can be written to, data and weights and whether they are
+    the same everywhere, and what listens without a key. With EXPERIMENT, what these need. Everything that is written
+    for it is deleted again.
 
     \b
     Green is right, yellow deserves a look, red stops trainings or spoils their numbers.
     The exit code is 0 without red, 1 with, and 2 for a mistake in the call.
     """
-    from orchestrator.doctor.machine import exit_code, findings_table
+    from orchestrator.doctor.finding import exit_code, findings_table
 
     here = site()
     if address:

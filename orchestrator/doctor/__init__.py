@@ -1,1 +1,1 @@
-"""`rnc doctor`: probes of each machine and judgements on what they find; begin with `diagnose.py`."""
+"""`rnc doctor`: checks of each machine, and of machines against each other; begin with `diagnose.py`."""

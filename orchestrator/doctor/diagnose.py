@@ -3,31 +3,33 @@
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster.capacity import Cluster, local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
-from orchestrator.doctor import together
-from orchestrator.doctor.machine import EVERYWHERE, Finding, Level, judge_machine
-from orchestrator.doctor.probes import Questions, examine
-from orchestrator.doctor.services import write_mlflow
-from orchestrator.errors import UserError
+from orchestrator.doctor import services, together
+from orchestrator.doctor.finding import DRIVER, EVERYWHERE, Finding, Level, finding
+from orchestrator.doctor.machine import Facts, Questions, examine, existing, judge_machine
+from orchestrator.errors import Say, UserError
 from orchestrator.experiment.estimate import needed_while_training
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger, make_plan
+from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from orchestrator.tracking import server
 
 if TYPE_CHECKING:
     from orchestrator.doctor.nodes import Seen
 
-Say = Callable[[str], None]
-DRIVER = "driver"
+COCO_SPLITS = ("train2017", "val2017")
+WEIGHTS = ("*.pth", "*.safetensors")
+MOST_WEIGHTS = 20
+"""Files of a folder that are compared where no experiment says which are needed."""
 
 
 def diagnose(experiments: Sequence[Experiment], site: Site, say: Say) -> list[Finding]:
@@ -43,31 +45,30 @@ def diagnose(experiments: Sequence[Experiment], site: Site, say: Say) -> list[Fi
     say("Looking at this machine ...")
     facts = examine(asked)
     findings = [*needs.findings, *judge_machine(DRIVER, facts), *judge_space(experiments, site.home)]
-    findings += _judge_tracking(site, facts, say)
+    findings += _judge_tracking(site, facts["mlflow"], say)
     if site.ray_address is None:
         seen = "no cluster is named: a Ray of our own starts with the submit, for this machine and user alone"
-        findings.append(Finding(check="ray", where=DRIVER, level="ok", seen=seen))
-        return [*findings, *judge_fit(experiments, local_cluster())]
+        return [*findings, finding("ray", DRIVER, "ok", seen), *judge_fit(experiments, local_cluster())]
     return [*findings, *_judge_cluster(experiments, site, asked, facts, say)]
 
 
-def _judge_tracking(site: Site, facts: Mapping[str, Any], say: Say) -> Iterator[Finding]:
+def _judge_tracking(site: Site, facts: Facts, say: Say) -> Iterator[Finding]:
     if site.tracking_uri is None:
         if site.ray_address is None:
-            yield together.judge_embedded(server.running_server(site), str(site.home / "mlflow"), 1)
+            yield services.judge_embedded(server.running_server(site), str(site.home / "mlflow"), 1)
         return
-    if "open" not in facts["mlflow"]:
+    if "open" not in facts:  # the server is away, which is told already
         return
-    yield together.judge_mlflow_key(site.tracking_uri, facts["mlflow"]["open"])
-    if "refused" not in facts["mlflow"]:
+    yield services.judge_mlflow_key(site.tracking_uri, facts["open"])
+    if "refused" not in facts:
         say("Writing a run to MLflow ...")
-        yield together.judge_mlflow_written(site.tracking_uri, write_mlflow(site.tracking_uri))
+        yield services.judge_mlflow_written(site.tracking_uri, services.write_mlflow(site.tracking_uri))
 
 
 def _judge_cluster(
-    experiments: Sequence[Experiment], site: Site, asked: Questions, facts: Mapping[str, Any], say: Say
+    experiments: Sequence[Experiment], site: Site, asked: Questions, facts: Facts, say: Say
 ) -> Iterator[Finding]:
-    set_ray_environment(is_local=False)
+    set_ray_environment(is_local=False)  # before nodes.py imports ray, which reads it then
     from orchestrator.doctor.nodes import examine_cluster
 
     say(f"Joining {site.ray_address} ...")
@@ -76,31 +77,28 @@ def _judge_cluster(
             seen = examine_cluster(site, replace(asked, left=left), say)
     except UserError as error:
         way_out = "start the cluster, correct RAY_ADDRESS, or give the token that it wants"
-        yield Finding(check="ray", where=DRIVER, level="fail", seen=str(error), way_out=way_out)
+        yield finding("ray", DRIVER, "fail", str(error), way_out)
         return
-    yield Finding(check="ray", where=DRIVER, level="ok", seen=f"{site.ray_address}: {_nodes(seen)}")
+    num_nodes = len(seen.facts) + len(seen.lost)
+    yield finding("ray", DRIVER, "ok", f"{site.ray_address}: {len(seen.facts)} of {num_nodes} node(s) answer")
     yield from together.judge_lost(seen.lost, seen.left)
     for where, found in seen.facts.items():
         yield from judge_machine(where, found)
-    yield from judge_together({DRIVER: facts, **seen.facts}, seen)
+    yield from _judge_together({DRIVER: facts, **seen.facts}, seen)
     if site.tracking_uri is None:
-        yield together.judge_embedded(None, str(site.home / "mlflow"), len(seen.facts) + len(seen.lost))
+        yield services.judge_embedded(None, str(site.home / "mlflow"), num_nodes)
     yield from judge_fit(experiments, seen.cluster)
 
 
-def judge_together(machines: Mapping[str, Mapping[str, Any]], seen: "Seen") -> Iterator[Finding]:
+def _judge_together(machines: Mapping[str, Facts], seen: "Seen") -> Iterator[Finding]:
     """Judge the driver and the nodes of a cluster against each other."""
     yield from together.judge_versions_agree(machines)
     yield from together.judge_gpus_agree(machines, seen.gpus)
     yield from together.judge_files_agree(machines)
     yield from together.judge_clocks(seen.skews)
     yield from together.judge_reduced(seen.reduced)
-    modes = {where: facts["ray"].get("auth_mode", "") for where, facts in seen.facts.items()}
+    modes = {where: facts["ray"]["auth_mode"] for where, facts in seen.facts.items()}
     yield from together.judge_tokens(modes, seen.dashboard, seen.dashboard_is_open)
-
-
-def _nodes(seen: "Seen") -> str:
-    return f"{len(seen.facts)} of {len(seen.facts) + len(seen.lost)} node(s) answer"
 
 
 @contextmanager
@@ -120,12 +118,6 @@ def _left_file(home: Path) -> Iterator[tuple[Path, str] | None]:
         os.unlink(path)
 
 
-COCO_SPLITS = ("train2017", "val2017")
-WEIGHTS = ("*.pth", "*.safetensors")
-MOST_WEIGHTS = 20
-"""Files of a folder that are compared where no experiment says which are needed."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
     """What is to be looked for on every machine, and what was wrong before looking."""
@@ -136,96 +128,79 @@ class Needs:
 
 
 def needs_of(experiments: Sequence[Experiment], site: Site) -> Needs:
-    """What the experiments read, or, without any, all that the site names."""
-    if not experiments:
-        return _whole_site(site)
-    splits: dict[tuple[Path, str], None] = {}
-    weights: dict[Path, None] = {}
-    findings: dict[Finding, None] = {}
-    for row in (row for experiment in experiments for row in experiment.rows):
-        data, file = row.train.data, row.train.model.weights
-        if data.dataset == "shapes":
-            splits |= dict.fromkeys(_drawn(site))
-            findings |= dict.fromkeys(_shapes(site))
-        elif site.coco_root is None:
-            seen = "the experiments need COCO, and RNC_COCO_ROOT is not set"
-            findings[_missing("data", seen, "set RNC_COCO_ROOT to a folder with train2017/ val2017/ annotations/")] = (
-                None
-            )
+    """Return what the experiments read, or, without any, all that the site names."""
+    rows = [row for experiment in experiments for row in experiment.rows]
+    needs = [*_data(rows, site), *_weights(rows, site)]
+    return Needs(
+        splits=tuple(need for need in needs if isinstance(need, tuple)),
+        weights=tuple(need for need in needs if isinstance(need, Path)),
+        findings=tuple(need for need in needs if isinstance(need, Finding)),
+    )
+
+
+def _data(rows: Sequence[Row], site: Site) -> Iterator[tuple[Path, str] | Finding]:
+    on_coco = [row for row in rows if row.train.data.dataset != "shapes"]
+    if len(on_coco) < len(rows) or not rows:
+        shapes = site.data_root("shapes")
+        if shapes.is_dir():
+            yield from ((shapes, split) for split in ("train", "val"))
         else:
-            splits |= dict.fromkeys((site.coco_root, split) for split in (data.train_split, data.val_split, row.split))
-        if file is not None and site.weights_root is None:
+            yield finding("data", DRIVER, "ok", f"shapes are drawn to {shapes} by the first submit that needs them")
+    if site.coco_root is not None:
+        of_row = ((row.train.data.train_split, row.train.data.val_split, row.split) for row in on_coco)
+        splits = [split for splits in of_row for split in splits] if rows else COCO_SPLITS
+        yield from ((site.coco_root, split) for split in dict.fromkeys(splits))
+    elif on_coco:
+        seen = "the experiments need COCO, and RNC_COCO_ROOT is not set"
+        way_out = "set RNC_COCO_ROOT to a folder with train2017/ val2017/ annotations/"
+        yield finding("data", DRIVER, "fail", seen, way_out)
+    elif not rows:
+        yield finding("data", DRIVER, "ok", "RNC_COCO_ROOT is not set: COCO cannot be used")
+
+
+def _weights(rows: Sequence[Row], site: Site) -> Iterator[Path | Finding]:
+    files = dict.fromkeys(row.train.model.weights for row in rows if row.train.model.weights is not None)
+    if site.weights_root is not None and rows:
+        yield from (site.weights_root / file for file in files)
+    elif site.weights_root is not None:
+        there = (path for kind in WEIGHTS for path in site.weights_root.glob(kind))
+        yield from sorted(there)[:MOST_WEIGHTS]
+    elif not rows:
+        yield finding("weights", DRIVER, "ok", "RNC_WEIGHTS is not set: trainings start from random weights")
+    else:
+        for file in files:
             seen = f"the experiments start from {file}, and RNC_WEIGHTS is not set"
-            findings[_missing("weights", seen, f"set RNC_WEIGHTS to a folder that holds {file}")] = None
-        elif file is not None and site.weights_root is not None:
-            weights[site.weights_root / file] = None
-    return Needs(splits=tuple(splits), weights=tuple(weights), findings=tuple(findings))
-
-
-def _whole_site(site: Site) -> Needs:
-    splits = [(site.coco_root, split) for split in COCO_SPLITS] if site.coco_root else []
-    files = sorted(path for kind in WEIGHTS for path in site.weights_root.glob(kind)) if site.weights_root else []
-    findings = list(_shapes(site))
-    if site.coco_root is None:
-        findings.append(_told("data", "RNC_COCO_ROOT is not set: COCO cannot be used"))
-    if site.weights_root is None:
-        findings.append(_told("weights", "RNC_WEIGHTS is not set: trainings start from random weights"))
-    return Needs(splits=(*splits, *_drawn(site)), weights=tuple(files[:MOST_WEIGHTS]), findings=tuple(findings))
-
-
-def _drawn(site: Site) -> list[tuple[Path, str]]:
-    root = site.data_root("shapes")
-    return [(root, split) for split in ("train", "val")] if root.is_dir() else []
-
-
-def _shapes(site: Site) -> Iterator[Finding]:
-    root = site.data_root("shapes")
-    if not root.is_dir():
-        yield _told("data", f"shapes are drawn to {root} by the first submit that needs them")
-
-
-def _told(check: str, seen: str) -> Finding:
-    return Finding(check=check, where="driver", level="ok", seen=seen)
-
-
-def _missing(check: str, seen: str, way_out: str) -> Finding:
-    return Finding(check=check, where="driver", level="fail", seen=seen, way_out=way_out)
+            yield finding("weights", DRIVER, "fail", seen, f"set RNC_WEIGHTS to a folder that holds {file}")
 
 
 def judge_fit(experiments: Sequence[Experiment], cluster: Cluster) -> Iterator[Finding]:
     """Every training of the experiments finds room at some time."""
-    for suite, group in _by_suite(experiments).items():
+    for suite, plan in _plans(experiments).items():
         check = f"resources of {suite}"
         try:
-            require_plan_fits(make_plan(group, Ledger()), cluster)
+            require_plan_fits(plan, cluster)
         except UserError as error:
             way_out = "lower resources in the experiment files, or add nodes"
-            yield Finding(check=check, where=EVERYWHERE, level="fail", seen=str(error), way_out=way_out)
+            yield finding(check, EVERYWHERE, "fail", str(error), way_out)
         else:
             has = ", ".join(f"{cluster.total(name):g} {name}" for name in ("CPU", "GPU"))
-            yield Finding(check=check, where=EVERYWHERE, level="ok", seen=f"every training fits into {has}")
+            yield finding(check, EVERYWHERE, "ok", f"every training fits into {has}")
 
 
 def judge_space(experiments: Sequence[Experiment], home: Path, free: int | None = None) -> Iterator[Finding]:
     """The storage has room for the checkpoints of all trainings of the experiments."""
-    trainings = {
-        key: run.config
-        for group in _by_suite(experiments).values()
-        for key, run in make_plan(group, Ledger()).trainings.items()
-    }
+    trainings = {key: run.config for plan in _plans(experiments).values() for key, run in plan.trainings.items()}
     if not trainings:
         return
-    there = next(path for path in (home, *home.parents) if path.exists())
-    free = shutil.disk_usage(there).free if free is None else free
+    free = shutil.disk_usage(existing(home)).free if free is None else free
     needed = needed_while_training(trainings.values())
+    level: Level = "fail" if free < needed else "ok"
     seen = f"{needed / 1e9:.1f} GB needed at most for {len(trainings)} trainings, {free / 1e9:.1f} GB free"
     way_out = "free some, submit fewer rows, or set RNC_HOME to another disk"
-    level: Level = "fail" if free < needed else "ok"
-    yield Finding(
-        check="room for checkpoints", where="driver", level=level, seen=seen, way_out=way_out if level == "fail" else ""
-    )
+    yield finding("room for checkpoints", DRIVER, level, seen, way_out)
 
 
-def _by_suite(experiments: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+def _plans(experiments: Sequence[Experiment]) -> dict[str, Plan]:
+    """What each suite comes to if nothing of it is done yet."""
     suites = dict.fromkeys(experiment.suite for experiment in experiments)
-    return {suite: [one for one in experiments if one.suite == suite] for suite in suites}
+    return {suite: make_plan([one for one in experiments if one.suite == suite], Ledger()) for suite in suites}

@@ -1,10 +1,12 @@
 """Asks every node of a Ray cluster what `rnc doctor` wants to know, and whether the nodes reach one another."""
 
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -12,12 +14,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.capacity import Cluster
 from orchestrator.cluster.connect import cluster_of_ray, start_ray, stop_ray
-from orchestrator.doctor import probes
+from orchestrator.doctor.machine import Facts, Questions, examine
 from orchestrator.doctor.services import dashboard_is_open
 from orchestrator.doctor.together import Reduced
+from orchestrator.errors import Say
 from orchestrator.site import Site
 
-Say = Callable[[str], None]
+Node = Mapping[str, Any]
+"""A node as `ray.nodes()` tells of it."""
 NODE_SECONDS = 90.0
 """After which a node counts as dead; the start of its first Python process takes most of them."""
 REDUCE_SECONDS = 30.0
@@ -29,7 +33,7 @@ class Seen:
     """What was seen of a cluster; machines stand under the names that people are shown."""
 
     cluster: Cluster
-    facts: dict[str, probes.Facts] = field(default_factory=dict)
+    facts: dict[str, dict[str, Facts]] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
     """Nodes that Ray takes for alive and that did not answer, and why."""
     left: tuple[str, ...] = ()
@@ -42,7 +46,7 @@ class Seen:
     dashboard_is_open: bool | None = None
 
 
-def examine_cluster(site: Site, asked: probes.Questions, say: Say) -> Seen:
+def examine_cluster(site: Site, asked: Questions, say: Say) -> Seen:
     """Join the cluster of the site, ask all its nodes, and leave it as it was.
 
     What Ray itself prints meanwhile, of nodes that die, goes to the standard error, beside what is said.
@@ -58,12 +62,10 @@ def examine_cluster(site: Site, asked: probes.Questions, say: Say) -> Seen:
             stop_ray()
 
 
-def _examine_nodes(asked: probes.Questions, say: Say) -> Seen:
+def _examine_nodes(asked: Questions, say: Say) -> Seen:
     alive, left = _nodes()
     say(f"Asking {len(alive)} node(s) ...")
-    facts, lost = _gather(
-        {where: _on(node, _examine).remote(asked) for where, node in alive.items()}, NODE_SECONDS, say
-    )
+    facts, lost = _gather({where: _on(node, _examine, asked) for where, node in alive.items()}, say)
     answering = {where: alive[where] for where in facts}
     dashboard = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
     address = f"http://{dashboard}" if dashboard else ""
@@ -81,38 +83,40 @@ def _examine_nodes(asked: probes.Questions, say: Say) -> Seen:
     )
 
 
-def _nodes() -> tuple[dict[str, Any], list[str]]:
+def _nodes() -> tuple[dict[str, Node], list[str]]:
     """The nodes that are alive, by the name that people are shown, and the names of those that are not."""
-    nodes: Sequence[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes: list[Node] = ray.nodes()  # type: ignore[no-untyped-call]
     addresses = [node["NodeManagerAddress"] for node in nodes if node["Alive"]]
     alive, left = {}, []
     for node in sorted(nodes, key=lambda node: (_role(node), node["NodeManagerAddress"], node["NodeID"])):
         name = f"{_role(node)} {node['NodeManagerAddress']}"
+        numbered = f"{name} ({node['NodeID'][:6]})"
         if not node["Alive"]:
-            left.append(f"{name} ({node['NodeID'][:6]})")
+            left.append(numbered)
         elif addresses.count(node["NodeManagerAddress"]) > 1 and _role(node) != "head":
-            alive[f"{name} ({node['NodeID'][:6]})"] = node
+            alive[numbered] = node
         else:
             alive[name] = node
     return alive, left
 
 
-def _role(node: Mapping[str, Any]) -> str:
+def _role(node: Node) -> str:
     return "head" if "node:__internal_head__" in node["Resources"] else "node"
 
 
-def _on(node: Mapping[str, Any], task: Any, **options: Any) -> Any:
-    """A task for one node and no other, which takes none of its CPUs."""
+def _on(node: Node, task: Any, *arguments: Any, num_gpus: int = 0) -> Any:
+    """Start a task on one node and no other, which takes none of its CPUs, and return Ray's reference."""
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return task.options(scheduling_strategy=place, num_cpus=0, max_retries=0, **options)
+    options = {"scheduling_strategy": place, "num_cpus": 0, "num_gpus": num_gpus, "max_retries": 0}
+    return task.options(**options).remote(*arguments)
 
 
-def _gather(tasks: Mapping[str, Any], seconds: float, say: Say) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the tasks return, and why some did not; a task that takes longer is given up."""
+def _gather(tasks: Mapping[str, Any], say: Say) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the tasks return, and why some did not; a task that takes longer than a node may is given up."""
     names = {task: where for where, task in tasks.items()}
     answers: dict[str, Any] = {}
     lost: dict[str, str] = {}
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + NODE_SECONDS
     waiting = list(names)
     while waiting and time.monotonic() < deadline:
         done, waiting = ray.wait(waiting, timeout=1.0)
@@ -124,7 +128,7 @@ def _gather(tasks: Mapping[str, Any], seconds: float, say: Say) -> tuple[dict[st
         if done:
             say(f"{len(tasks) - len(waiting)} of {len(tasks)} answered.")
     for task in waiting:
-        lost[names[task]] = f"no answer within {seconds:.0f} s"
+        lost[names[task]] = f"no answer within {NODE_SECONDS:.0f} s"
         with suppress(Exception):
             ray.cancel(task, force=True)
     return {where: answers[where] for where in tasks if where in answers}, lost
@@ -132,16 +136,16 @@ def _gather(tasks: Mapping[str, Any], seconds: float, say: Say) -> tuple[dict[st
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:300]
+    return (lines or [type(error).__name__])[-1][:300]  # the last of a remote traceback is the error itself
 
 
-def _skew(node: Mapping[str, Any]) -> float | None:
+def _skew(node: Node) -> float | None:
     """Seconds that the node's clock is off at least; the way there and back explains a part of what is seen."""
     skews = []
     for _ in range(NUM_CLOCK_READINGS):
         asked = time.time()
         try:
-            there: float = ray.get(_on(node, _clock).remote(), timeout=NODE_SECONDS)
+            there: float = ray.get(_on(node, _clock), timeout=NODE_SECONDS)
         except Exception:
             return None
         answered = time.time()
@@ -149,7 +153,8 @@ def _skew(node: Mapping[str, Any]) -> float | None:
     return min(skews)
 
 
-def _reduce_all(nodes: Mapping[str, Any]) -> list[Reduced]:
+def _reduce_all(nodes: Mapping[str, Node]) -> list[Reduced]:
+    """Add up over all nodes through their CPUs, and over those with GPUs through these, if all have a free one."""
     found = [_reduce(nodes, "gloo")] if len(nodes) > 1 else []
     with_gpu = {where: node for where, node in nodes.items() if node["Resources"].get("GPU", 0.0) >= 1.0}
     if with_gpu:
@@ -158,46 +163,61 @@ def _reduce_all(nodes: Mapping[str, Any]) -> list[Reduced]:
         if busy:
             found.append(Reduced(backend="nccl", where=tuple(busy), skipped="no GPU is free to try it"))
         else:
-            found.append(_reduce(with_gpu, "nccl", num_gpus=1))
+            found.append(_reduce(with_gpu, "nccl"))
     return found
 
 
-def _reduce(nodes: Mapping[str, Any], backend: str, **options: Any) -> Reduced:
+def _reduce(nodes: Mapping[str, Node], backend: str) -> Reduced:
     """Add up a one over all nodes, as the workers of a training add up their gradients."""
-    places = list(nodes.items())
+    first = next(iter(nodes.values()))
     begun = time.monotonic()
     try:
-        port = ray.get(_on(places[0][1], _free_port).remote(), timeout=NODE_SECONDS)
+        port = ray.get(_on(first, _free_port), timeout=NODE_SECONDS)
     except Exception as error:
         return Reduced(backend=backend, where=tuple(nodes), problem=_last_line(error))
-    address = f"{places[0][1]['NodeManagerAddress']}:{port}"
+    group = (len(nodes), f"tcp://{first['NodeManagerAddress']}:{port}", backend)
     tasks = {
-        where: _on(node, _all_reduce, **options).remote(rank, len(places), address, backend, REDUCE_SECONDS)
-        for rank, (where, node) in enumerate(places)
+        where: _on(node, _all_reduce, rank, *group, num_gpus=int(backend == "nccl"))
+        for rank, (where, node) in enumerate(nodes.items())
     }
-    sums, lost = _gather(tasks, NODE_SECONDS, lambda _: None)
-    wrong = [f"{where} has {number:g}" for where, number in sums.items() if number != len(places)]
+    sums, lost = _gather(tasks, lambda _: None)
+    wrong = [f"{where} has {number:g}" for where, number in sums.items() if number != len(nodes)]
     problem = "; ".join([*(f"{where}: {why}" for where, why in lost.items()), *wrong])
     return Reduced(backend=backend, where=tuple(nodes), seconds=time.monotonic() - begun, problem=problem)
 
 
 @ray.remote
-def _examine(asked: probes.Questions) -> probes.Facts:
+def _examine(asked: Questions) -> dict[str, Facts]:
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-    return probes.examine(asked) | {"ray": {"auth_mode": "token" if is_token_auth_enabled() else "disabled"}}
+    # Ray is asked, since a node may have its mode from a file instead of RAY_AUTH_MODE.
+    return examine(asked) | {"ray": {"auth_mode": "token" if is_token_auth_enabled() else "disabled"}}
 
 
 @ray.remote
 def _clock() -> float:
-    return probes.clock()
+    return time.time()
 
 
 @ray.remote
 def _free_port() -> int:
-    return probes.free_port()
+    with socket.socket() as one:
+        one.bind(("", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 @ray.remote
-def _all_reduce(rank: int, count: int, address: str, backend: str, seconds: float) -> float:
-    return probes.all_reduce(rank, count, address, backend, seconds)
+def _all_reduce(rank: int, count: int, address: str, backend: str) -> float:
+    """Add up a one over all ranks, and return the sum; rank 0 listens at the address."""
+    import torch
+    from torch import distributed
+
+    patience = timedelta(seconds=REDUCE_SECONDS)
+    distributed.init_process_group(backend, init_method=address, rank=rank, world_size=count, timeout=patience)
+    try:
+        number = torch.ones(1, device="cuda" if backend == "nccl" else "cpu")
+        distributed.all_reduce(number)
+        return float(number.item())
+    finally:
+        distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What `rnc doctor` asks of services: MLflow with and without a key, Ray's dashboard, and who listens to the world."""
+"""Checks of services: MLflow with and without a key, clocks, Ray's dashboard, and what of ours listens to the world."""
 
 import email.utils
 import os
@@ -6,19 +6,27 @@ import secrets
 import socket
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import requests
 
+from orchestrator.doctor.finding import DRIVER, EVERYWHERE, Finding, Level, finding
+from orchestrator.doctor.versions import at_least, declared, meets
 from orchestrator.errors import UserError
-from orchestrator.tracking import rest
+from orchestrator.names import experiment_name
+from orchestrator.tracking import artifacts, rest, runs
 
-Facts = dict[str, Any]
+Facts = Mapping[str, Any]
 SECONDS = (2.0, 5.0)
+"""To connect, and to wait for each part of an answer."""
+MOST_SKEW, WANTED_SKEW = 60.0, 2.0
+"""Seconds between two clocks."""
 OURS = {
     "gcs_server": "ray",
     "raylet": "ray",
@@ -35,7 +43,7 @@ UNASKED = ("ray", "postgres")
 
 def ask_mlflow(uri: str) -> Facts:
     """Ask the server as a training does, and then as somebody without a key."""
-    found: Facts = {"uri": uri}
+    found: dict[str, Any] = {"uri": uri}
     try:
         rest.post(uri, "experiments/search", {"max_results": 1})
     except rest.ServerAway as error:
@@ -50,25 +58,49 @@ def ask_mlflow(uri: str) -> Facts:
     if date := health.headers.get("Date"):
         theirs = email.utils.parsedate_to_datetime(date).timestamp()
         found["skew"] = max(0.0, begun - 1.0 - theirs, theirs - ended)  # it tells whole seconds
-    if version.ok and len(version.text) < 20:
+    if version.ok and len(version.text) < 20:  # a proxy may answer with a page
         found["version"] = version.text.strip()
     return found | {"open": _mlflow_is_open(uri)}
 
 
+def judge_mlflow(where: str, facts: Facts) -> Iterator[Finding]:
+    """The server is reached, takes the key that this machine has, and is no release with known vulnerabilities."""
+    if not facts:
+        return
+    if problem := facts.get("away"):
+        way_out = "start the server, correct MLFLOW_TRACKING_URI, or open the way to it for this machine"
+        yield finding("mlflow", where, "fail", problem, way_out)
+        return
+    if problem := facts.get("refused"):
+        way_out = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here as the server knows them"
+        yield finding("mlflow", where, "fail", problem, way_out)
+    else:
+        yield finding("mlflow", where, "ok", f"{facts['uri']} answers")
+    bounds = at_least(declared()["mlflow"])  # a newer server serves an older client
+    if facts.get("version") and not meets(facts["version"], bounds):
+        seen = f"the server is MLflow {facts['version']}, not {bounds}; older ones may have known vulnerabilities"
+        yield finding("mlflow version", where, "fail", seen, "update the server; back up its database before")
+    if "skew" in facts:
+        yield judge_skew("clock of MLflow", where, facts["skew"])
+
+
+def judge_skew(check: str, where: str, skew: float) -> Finding:
+    """Two clocks agree: signatures, tokens and signs of life carry times."""
+    level: Level = "fail" if skew > MOST_SKEW else "warn" if skew > WANTED_SKEW else "ok"
+    return finding(check, where, level, f"{skew:.1f} s off", "run an NTP client (chrony) on all machines")
+
+
 def write_mlflow(uri: str) -> Facts:
     """Write, read and delete a run with a file, in an experiment of its own that goes with it."""
-    from orchestrator.tracking import artifacts
-
-    name = f"retinanet-conf/doctor-{secrets.token_hex(4)}"
+    name = experiment_name(f"doctor-{secrets.token_hex(4)}")
     begun = time.perf_counter()
     try:
         experiment = str(rest.post(uri, "experiments/create", {"name": name})["experiment_id"])
     except UserError as error:
         return {"error": str(error)}
     try:
-        created = rest.post(uri, "runs/create", {"experiment_id": experiment, "start_time": int(time.time() * 1000)})
-        run = str(created["run"]["info"]["run_id"])
-        rest.post(uri, "runs/log-metric", {"run_id": run, "key": "doctor", "value": 1.0, "timestamp": 1, "step": 0})
+        run = runs.create_run(uri, experiment, "doctor", {})
+        runs.write(uri, run, metrics={"doctor": 1.0})
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "doctor.txt").write_text(name)
             artifacts.upload(uri, run, [Path(folder) / "doctor.txt"])
@@ -85,34 +117,40 @@ def write_mlflow(uri: str) -> Facts:
     return {"seconds": time.perf_counter() - begun}
 
 
-def _mlflow_is_open(uri: str) -> bool:
-    url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search"
-    answer = _ask("POST", url, json={"max_results": 1})
-    return answer is not None and answer.status_code == 200 and answer.text.lstrip().startswith("{")
+def judge_mlflow_written(uri: str, written: Facts) -> Finding:
+    """A run and a file could be stored and read back."""
+    if problem := written.get("error"):
+        way_out = "give this user the right to create experiments, and see that the server reaches its artifact store"
+        return finding("mlflow writes", DRIVER, "fail", problem, way_out)
+    seen = f"a run with a file was written, read and deleted in {written['seconds']:.1f} s at {uri}"
+    return finding("mlflow writes", DRIVER, "ok", seen)
 
 
-def dashboard_is_open(address: str) -> bool | None:
-    """Whether Ray's dashboard takes jobs of somebody without a token; None if it does not answer.
+def judge_mlflow_key(uri: str, is_open: bool) -> Finding:
+    """Who has no password is turned away, unless only this machine reaches the server."""
+    if not is_open:
+        return finding("mlflow key", EVERYWHERE, "ok", "who has no password is turned away")
+    is_local = urlsplit(uri).hostname in ("127.0.0.1", "localhost", "::1")
+    level: Level = "warn" if is_local else "fail"
+    seen = f"{uri} takes everything from anybody {'on this machine' if is_local else 'who reaches it'}"
+    return finding(
+        "mlflow key", EVERYWHERE, level, seen, "start it with --app-name basic-auth, and a password for every user"
+    )
 
-    A dashboard tells its jobs as a list; its port for metrics answers every question with numbers.
-    """
-    answer = _ask("GET", f"{address.rstrip('/')}/api/jobs/")
-    return None if answer is None else answer.status_code == 200 and answer.text.lstrip().startswith("[")
 
-
-def _ask(method: str, url: str, **content: Any) -> requests.Response | None:
-    """What an address answers to somebody without a key, past any proxy."""
-    with requests.Session() as http:
-        http.trust_env = False
-        try:
-            return http.request(method, url, timeout=SECONDS, allow_redirects=False, **content)
-        except requests.RequestException:
-            return None
+def judge_embedded(uri: str | None, folder: str, num_nodes: int) -> Finding:
+    """What records where no server is named: one of our own, which other machines do not reach."""
+    if num_nodes > 1:
+        seen = f"none is named, and one of our own would listen on localhost, which {num_nodes} nodes do not share"
+        way_out = "set MLFLOW_TRACKING_URI to a server that all nodes reach"
+        return finding("mlflow", EVERYWHERE, "fail", seen, way_out)
+    state = f"runs at {uri}" if uri else "is started by the first submit"
+    return finding("mlflow", DRIVER, "ok", f"one of our own, in {folder}, {state}")
 
 
 def listeners() -> Facts:
     """Services of ours that listen beyond localhost on this machine, and whether they answer without a key."""
-    found: Facts = {}
+    found: dict[str, Facts] = {}
     for process in psutil.process_iter(["cmdline", "uids"]):
         if process.info["uids"] is None or process.info["uids"].real != os.getuid():
             continue
@@ -131,8 +169,20 @@ def listeners() -> Facts:
 
 
 def _runs(part: str, command: str) -> bool:
-    words = command.split()[:6]
+    words = command.split()[:6]  # the program, behind an interpreter and its options; what follows may name anything
     return any(part in Path(word).name or word.startswith(f"{part}.") for word in words)
+
+
+def judge_listeners(where: str, facts: Facts) -> Iterator[Finding]:
+    """What listens to the world asks for a key."""
+    open_ones = [f"{one['service']} on {address}" for address, one in facts.items() if one["open"]]
+    if open_ones:
+        way_out = "switch its password or token on, or let it listen on 127.0.0.1; then see who has used it already"
+        yield finding("ports", where, "fail", f"open to the world without a key: {', '.join(open_ones)}", way_out)
+        return
+    kinds = sorted({one["service"] for one in facts.values()})
+    seen = f"beyond localhost: {', '.join(kinds)}; none of those that were asked works without a key"
+    yield finding("ports", where, "ok", seen if kinds else "nothing of ours listens beyond localhost")
 
 
 def is_exposed(address: str) -> bool:
@@ -163,3 +213,28 @@ def _redis_answers(host: str, port: int) -> bool | None:
             return connection.recv(16).startswith(b"+PONG")
     except OSError:
         return None
+
+
+def _mlflow_is_open(uri: str) -> bool:
+    url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search"
+    answer = _ask("POST", url, json={"max_results": 1})
+    return answer is not None and answer.status_code == 200 and answer.text.lstrip().startswith("{")
+
+
+def dashboard_is_open(address: str) -> bool | None:
+    """Whether Ray's dashboard takes jobs of somebody without a token; None if it does not answer.
+
+    A dashboard tells its jobs as a list; its port for metrics answers every question with numbers.
+    """
+    answer = _ask("GET", f"{address.rstrip('/')}/api/jobs/")
+    return None if answer is None else answer.status_code == 200 and answer.text.lstrip().startswith("[")
+
+
+def _ask(method: str, url: str, **content: Any) -> requests.Response | None:
+    """What an address answers to somebody without a key, past any proxy."""
+    with requests.Session() as http:
+        http.trust_env = False
+        try:
+            return http.request(method, url, timeout=SECONDS, allow_redirects=False, **content)
+        except requests.RequestException:
+            return None

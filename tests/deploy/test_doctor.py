@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,11 @@ def _running(command: list[str], folder: Path, log: str, environment: Mapping[st
         yield process
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with suppress(ProcessLookupError):  # MLflow's command may leave the server behind that it has started
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20.0)
 
 
 def _await(is_there: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:

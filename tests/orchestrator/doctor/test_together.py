@@ -1,20 +1,11 @@
-"""How `rnc doctor` judges machines against each other, and what experiments need; what was seen is made up here."""
+"""How `rnc doctor` judges machines against each other; what was seen is made up here."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.config import TrainConfig
-from orchestrator.cluster.capacity import Cluster
 from orchestrator.doctor import together
-from orchestrator.doctor.diagnose import diagnose, judge_fit, judge_space, needs_of
-from orchestrator.doctor.machine import Finding
-from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.rows import Resources, Row
-from orchestrator.site import Site
-from tests.suites import TRAIN, experiment_of
 
 VERSIONS = {
     "python": "3.11.7",
@@ -112,62 +103,3 @@ def test_a_cluster_without_tokens_is_red():
     assert levels(together.judge_tokens({"a": "token"}, url, False)) == ["ok", "ok"]
     assert levels(together.judge_tokens({"a": "token", "b": "disabled"}, url, True)) == ["fail", "fail"]
     assert levels(together.judge_tokens({"a": "token"}, "", None)) == ["ok"]
-
-
-def test_an_mlflow_that_anybody_may_write_to_is_red_unless_it_is_on_this_machine():
-    assert together.judge_mlflow_key("http://mlflow:5000", False).level == "ok"
-    assert together.judge_mlflow_key("http://mlflow:5000", True).level == "fail"
-    assert together.judge_mlflow_key("http://127.0.0.1:5000", True).level == "warn"
-    assert together.judge_mlflow_written("http://mlflow:5000", {"error": "403"}).level == "fail"
-    assert together.judge_mlflow_written("http://mlflow:5000", {"seconds": 0.5}).level == "ok"
-
-
-def test_several_nodes_need_an_mlflow_that_all_of_them_reach():
-    assert together.judge_embedded(None, "runs/mlflow", 1).level == "ok"
-    assert together.judge_embedded(None, "runs/mlflow", 2).level == "fail"
-
-
-def coco_experiment(weights: str | None = None) -> Experiment:
-    config = TrainConfig()
-    row = Row(label="row", train=replace(config, model=replace(config.model, backbone_weights=weights)), split="mine")
-    return Experiment(name="any", suite="any", title="Any", rows=(row,), path=Path("any.yaml"))
-
-
-def test_experiments_need_the_splits_and_files_that_they_name(tmp_path: Path):
-    site = Site(home=tmp_path / "runs", coco_root=tmp_path, weights_root=tmp_path)
-    needs = needs_of([coco_experiment("r50.pth")], site)
-    assert needs.splits == ((tmp_path, "train2017"), (tmp_path, "val2017"), (tmp_path, "mine"))
-    assert needs.weights == (tmp_path / "r50.pth",)
-    assert needs.findings == ()
-
-
-def test_a_site_that_does_not_name_what_experiments_need_is_red(tmp_path: Path):
-    needs = needs_of([coco_experiment("r50.pth")], Site(home=tmp_path))
-    assert [(one.check, one.level) for one in needs.findings] == [("data", "fail"), ("weights", "fail")]
-
-
-def test_experiments_that_find_no_room_are_red(tmp_path: Path):
-    tiny = experiment_of("tiny", TRAIN, resources=Resources(num_workers=4))
-    assert levels(judge_fit([tiny], Cluster(nodes=({"CPU": 4.0},)))) == ["ok"]
-    assert levels(judge_fit([tiny], Cluster(nodes=({"CPU": 2.0},)))) == ["fail"]
-    assert levels(judge_space([tiny], tmp_path, free=10**12)) == ["ok"]
-    assert levels(judge_space([tiny], tmp_path, free=1000)) == ["fail"]
-
-
-def test_a_laptop_with_nothing_set_is_green_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("orchestrator.doctor.probes.listeners", dict)  # those of whoever runs the tests
-    said: list[str] = []
-    found = diagnose([experiment_of("tiny", TRAIN)], Site(home=tmp_path / "runs"), said.append)
-    red: list[Finding] = [one for one in found if one.level == "fail"]
-    assert red == []
-    assert list(tmp_path.iterdir()) == []
-    told = " ".join(one.seen for one in found)
-    assert "is started by the first submit" in told and "are drawn to" in told
-    assert said == ["Looking at this machine ..."]
-
-
-def test_a_cluster_that_does_not_answer_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("orchestrator.doctor.probes.listeners", dict)
-    found = diagnose([], Site(home=tmp_path, ray_address="127.0.0.1:1"), lambda _: None)
-    assert [(one.check, "does not answer" in one.seen) for one in found if one.level == "fail"] == [("ray", True)]

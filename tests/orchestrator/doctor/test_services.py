@@ -1,8 +1,6 @@
-"""What `rnc doctor` sees of real folders, and of small servers that answer as MLflow, Ray and others do."""
+"""What `rnc doctor` sees of small servers that answer as MLflow, Ray and others do, and how it judges services."""
 
 import email.utils
-import hashlib
-import json
 import subprocess
 import sys
 import threading
@@ -15,13 +13,9 @@ from typing import Any
 
 import pytest
 import requests
-from click.testing import CliRunner
 
-from orchestrator.cli.main import cli
-from orchestrator.doctor import probes
-from orchestrator.doctor import services as probe_services
-from orchestrator.doctor.machine import Finding
-from orchestrator.doctor.services import answers_without_key, ask_mlflow, is_exposed, write_mlflow
+from orchestrator.doctor import services
+from orchestrator.doctor.services import answers_without_key, ask_mlflow, is_exposed, judge_skew, write_mlflow
 
 Answer = Callable[[str, bool], tuple[int, str]]
 """From path and whether a key was shown to status and text."""
@@ -134,69 +128,24 @@ def test_a_service_of_ours_that_listens_to_the_world_is_found(tmp_path: Path):
     try:
         assert process.stdout is not None
         port = process.stdout.readline().strip()
-        assert probe_services.listeners()[f"0.0.0.0:{port}"] == {"service": "mlflow", "open": False}
+        assert services.listeners()[f"0.0.0.0:{port}"] == {"service": "mlflow", "open": False}
     finally:
         process.kill()
         process.communicate()
 
 
-def test_the_storage_is_measured_and_left_as_it_was(tmp_path: Path):
-    left = tmp_path / "left"
-    left.write_bytes(b"any")
-    facts = probes.storage(tmp_path, (left, hashlib.sha256(b"any").hexdigest()))
-    assert [facts[name] for name in ("same", "listed", "deleted", "shared")] == [True] * 4
-    assert facts["write_mb_per_s"] > 0 and facts["read_mb_per_s"] > 0
-    assert list(tmp_path.iterdir()) == [left]
-    assert probes.storage(tmp_path, (tmp_path / "another", "any"))["shared"] is False
-    assert probes.storage(tmp_path / "new" / "runs", None)["shared"] is None
-    assert list(tmp_path.iterdir()) == [left]
+def test_a_clock_is_yellow_from_two_seconds_and_red_from_a_minute():
+    assert [judge_skew("clock", "a", skew).level for skew in (0.0, 2.0, 2.1, 60.1)] == ["ok", "ok", "warn", "fail"]
 
 
-def test_a_storage_that_cannot_be_written_says_why(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    facts = probes.examine(probes.Questions(home=tmp_path / "file" / "runs"))
-    assert "Error" in facts["storage"]["error"]
-    assert "error" not in facts["versions"]
+def test_an_mlflow_that_anybody_may_write_to_is_red_unless_it_is_on_this_machine():
+    assert services.judge_mlflow_key("http://mlflow:5000", False).level == "ok"
+    assert services.judge_mlflow_key("http://mlflow:5000", True).level == "fail"
+    assert services.judge_mlflow_key("http://127.0.0.1:5000", True).level == "warn"
+    assert services.judge_mlflow_written("http://mlflow:5000", {"error": "403"}).level == "fail"
+    assert services.judge_mlflow_written("http://mlflow:5000", {"seconds": 0.5}).level == "ok"
 
 
-def test_splits_and_weights_are_told_apart_by_their_content(tmp_path: Path):
-    (tmp_path / "annotations").mkdir()
-    assert "missing" in probes.split_facts(tmp_path, "val")
-    (tmp_path / "annotations" / "instances_val.json").write_text("{}")
-    assert probes.split_facts(tmp_path, "val") == {"missing": str(tmp_path / "val")}
-    (tmp_path / "val").mkdir()
-    before = probes.split_facts(tmp_path, "val")
-    (tmp_path / "val" / "1.jpg").write_bytes(b"")
-    more = probes.split_facts(tmp_path, "val")
-    (tmp_path / "annotations" / "instances_val.json").write_text("{ }")
-    other = probes.split_facts(tmp_path, "val")
-    assert (before["images"], more["images"]) == (0, 1)
-    assert before["sha256"] == more["sha256"] != other["sha256"]
-    assert "missing" in probes.weights_facts(tmp_path / "r50.pth")
-
-
-def test_other_sources_have_another_digest(tmp_path: Path):
-    for package in ("model", "orchestrator"):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "a.py").write_text("a = 1\n")
-    before = probes.sources_digest(tmp_path)
-    assert probes.sources_digest(tmp_path) == before
-    (tmp_path / "model" / "a.py").write_text("a = 2\n")
-    assert probes.sources_digest(tmp_path) != before
-
-
-@pytest.mark.parametrize(("level", "code"), [("ok", 0), ("warn", 0), ("fail", 1)])
-def test_the_verb_prints_json_and_exits_by_the_worst(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, level: str, code: int
-):
-    found = Finding(check="any", where="driver", level=level, seen="seen", way_out="out")  # type: ignore[arg-type]
-    monkeypatch.setattr("orchestrator.doctor.diagnose.diagnose", lambda *_: [found])
-    done = CliRunner().invoke(cli, ["doctor", "--format", "json"], env={"RNC_HOME": str(tmp_path), "RAY_ADDRESS": ""})
-    assert done.exit_code == code
-    assert json.loads(done.stdout)[0]["rows"][0]["seen"] == "seen"
-
-
-@pytest.mark.parametrize("arguments", [["--no-such-option"], ["no-such.yaml"], ["--env", "A=B"]])
-def test_a_mistake_in_the_call_exits_with_two(tmp_path: Path, arguments: list[str]):
-    done = CliRunner().invoke(cli, ["doctor", *arguments], env={"RNC_HOME": str(tmp_path), "RAY_ADDRESS": ""})
-    assert done.exit_code == 2
+def test_several_nodes_need_an_mlflow_that_all_of_them_reach():
+    assert services.judge_embedded(None, "runs/mlflow", 1).level == "ok"
+    assert services.judge_embedded(None, "runs/mlflow", 2).level == "fail"

@@ -1,0 +1,81 @@
+"""Packages and sources of a machine, judged by the bounds that pyproject.toml declares.
+
+The lower bounds leave out the releases with known vulnerabilities, so that no second list of them is kept here, and no
+machine has to reach the network to be judged. What became known since is for `pip-audit` to say.
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from orchestrator.doctor.finding import Finding, finding
+
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
+"""What numbers, or the talk between nodes, depend on."""
+SOURCES = Path(__file__).parents[2]
+
+
+def declared() -> dict[str, SpecifierSet]:
+    """Return the packages that pyproject.toml names, with their bounds."""
+    # Not importlib.metadata: a job's sources come from a checkout, and may be newer than what its image has installed.
+    project = tomllib.loads((SOURCES / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = map(Requirement, project["dependencies"])
+    return {one.name: one.specifier for one in requirements if one.marker is None or one.marker.evaluate()}
+
+
+def meets(version: str, bounds: SpecifierSet) -> bool:
+    """Say whether a version keeps within bounds; what is behind its numbers (rc1, .dev0, +cu132) does not count."""
+    try:
+        return Version(Version(version).base_version) in bounds
+    except InvalidVersion:
+        return False
+
+
+def at_least(bounds: SpecifierSet) -> SpecifierSet:
+    """Return the lower ones of some bounds."""
+    return SpecifierSet(",".join(str(one) for one in bounds if one.operator == ">="))
+
+
+def look_at_versions() -> dict[str, str | None]:
+    """Python, the declared packages (None for what is not installed) and a digest of the project's own sources."""
+    packages = {name: _installed(name) for name in (*PACKAGES, *declared())}
+    return {"python": platform.python_version(), **packages, "sources": sources_digest(SOURCES)}
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def sources_digest(root: Path) -> str:
+    """Return the Python files of the project as one short digest."""
+    content = hashlib.sha256()
+    for path in sorted(path for package in ("model", "orchestrator") for path in (root / package).rglob("*.py")):
+        content.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return content.hexdigest()[:12]
+
+
+def judge_versions(where: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """No package is missing, and each keeps within its bounds."""
+    faults = []
+    for name, bounds in declared().items():
+        if name in facts and not facts[name]:
+            faults.append(f"{name} is not installed")
+        elif name in facts and not meets(facts[name], bounds):
+            faults.append(f"{name} {facts[name]} is not {bounds}")
+    seen = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "ray", "mlflow") if facts.get(name))
+    way_out = (
+        "install requirements.lock of this checkout there, or use the image that is built from it; what lies outside "
+        "the bounds of pyproject.toml may have known vulnerabilities, which `pip-audit` names"
+    )
+    yield finding("versions", where, "fail" if faults else "ok", "; ".join(faults) or seen, way_out)
