@@ -13,8 +13,8 @@ from orchestrator.cli.main import cli
 from orchestrator.cluster.capacity import Cluster
 from orchestrator.doctor.diagnose import diagnose, judge_fit, judge_space, needs_of
 from orchestrator.doctor.finding import Finding
-from orchestrator.experiment.load import Experiment, Resources
-from orchestrator.experiment.rows import Row
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.rows import Resources, Row
 from orchestrator.site import Site
 from tests.suites import TRAIN, experiment_of
 

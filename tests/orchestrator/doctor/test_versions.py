@@ -45,11 +45,11 @@ def test_the_lower_bounds_are_those_from_which_on_a_release_counts():
 def test_every_package_of_pyproject_is_looked_at_and_this_environment_keeps_within_the_bounds():
     found = look_at_versions()
     assert declared().keys() <= found.keys()
-    assert str(declared()["pydantic"]) == "<3,>=2.9"
+    assert str(declared()["hotcoco"]) == "<2,>=1.3"
     assert [one.level for one in judge_versions("driver", found)] == ["ok"]
 
 
 def test_a_release_above_the_bounds_is_red_too():
-    (found,) = judge_versions("driver", {"pydantic": "3.0"})
-    assert (found.level, found.seen) == ("fail", "pydantic 3.0 is not <3,>=2.9")
+    (found,) = judge_versions("driver", {"hotcoco": "2.0"})
+    assert (found.level, found.seen) == ("fail", "hotcoco 2.0 is not <2,>=1.3")
     assert "pip-audit" in found.way_out
