@@ -24,7 +24,7 @@ StopEarly = Callable[[str, str], None]
 """Ends the training of a train key, and is told why."""
 
 
-class Halving(FIFOScheduler):
+class AshaPerSearch(FIFOScheduler):
     """Starts all trials in their order, and asks the ASHA of each search about its own."""
 
     def __init__(self, plan: Plan, storage: Path, stop: StopEarly) -> None:
@@ -71,7 +71,7 @@ class Halving(FIFOScheduler):
         return self._judges[key].on_trial_result(None, _trial(key), dict(result))  # type: ignore[arg-type]
 
 
-class TellTune(UserCallback):
+class ReportToTune(UserCallback):
     """Tells Tune the number of each epoch but the last, from the trial, which waits until it was judged."""
 
     def __init__(self, metric: str, num_epochs: int) -> None:

@@ -18,12 +18,12 @@ from model.evaluation.shards import Team
 from orchestrator.errors import UserError
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.recorder import Recorder
-from orchestrator.tracking.rest import PATIENCE_SECONDS, given_up, patiently
+from orchestrator.tracking.rest import RETRY_SECONDS, given_up, retried
 from orchestrator.tracking.runs import metrics_target
 from orchestrator.worker.gauges import Updates
 from orchestrator.worker.scoring import finish, score
 from orchestrator.worker.showcase import Showcase
-from orchestrator.worker.task import Work, epochs_done, note_again, note_epoch, note_start
+from orchestrator.worker.task import TrainingTask, epochs_done, note_again, note_epoch, note_start
 
 if TYPE_CHECKING:
     import torch
@@ -41,40 +41,40 @@ def run(settings: dict[str, Any]) -> None:
     """
     import torch
 
-    work: Work = settings["work"]
+    task: TrainingTask = settings["task"]
     context = ray.train.get_context()
     if context.get_world_rank() == 0:
         group = get_current_placement_group()
         assert group is not None
-        (work.folder / "placement_group").write_text(group.id.hex())
+        (task.folder / "placement_group").write_text(group.id.hex())
         done = _epochs_done(ray.train.get_checkpoint())
-        note_start(work.folder, context.get_world_size(), done, work.num_epochs)
-    torch.set_num_threads(max(1, int(work.train_run.resources.cpus_per_worker)))
+        note_start(task.folder, context.get_world_size(), done, task.num_epochs)
+    torch.set_num_threads(max(1, int(task.train_run.resources.cpus_per_worker)))
     try:
-        if not work.is_trained and _epochs_done(ray.train.get_checkpoint()) < work.num_epochs:
-            _train(work, settings["picked_up"])
-            if work.judged_by is not None and context.get_world_rank() == 0:
-                _await_judgement(work)
-        with _checkpoint(work) as folder:
+        if not task.is_trained and _epochs_done(ray.train.get_checkpoint()) < task.num_epochs:
+            _train(task, settings["picked_up"])
+            if task.judged_by is not None and context.get_world_rank() == 0:
+                _await_judgement(task)
+        with _checkpoint(task) as folder:
             if context.get_world_rank() == 0:
-                patiently(lambda: finish(work, folder))
-            score(work, folder, _team(), _device(work))
+                retried(lambda: finish(task, folder))
+            score(task, folder, _team(), _device(task))
     except Exception:
-        work.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
+        task.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
         raise
 
 
-def _train(work: Work, picked_up: float) -> None:
+def _train(task: TrainingTask, picked_up: float) -> None:
     from model.training.loop import train
 
     updates: Updates | None = None
-    resources = work.train_run.resources
+    resources = task.train_run.resources
     checkpoint = ray.train.get_checkpoint()
     rank = ray.train.get_context().get_world_rank()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        _recorder(work, rank) as recorder,
-        _showcase(work, rank) as showcase,
+        _recorder(task, rank) as recorder,
+        _showcase(task, rank) as showcase,
     ):
         latest: dict[str, float] = {}
 
@@ -85,42 +85,42 @@ def _train(work: Work, picked_up: float) -> None:
             if updates is None:
                 metrics["perf/startup_s"] = time.time() - picked_up
                 updates = _count_updates(
-                    work, recorder, _epochs_done(checkpoint) * progress.num_steps // work.num_epochs
+                    task, recorder, _epochs_done(checkpoint) * progress.num_steps // task.num_epochs
                 )
             if recorder is not None and showcase is not None:
                 updates.reach(progress.step)
                 recorder.log(metrics | showcase.look(progress), progress.step)
             if progress.end_of_epoch:
                 if recorder is not None:
-                    note_epoch(work.folder, progress.epoch, work.num_epochs, latest)
+                    note_epoch(task.folder, progress.epoch, task.num_epochs, latest)
                 _report(metrics, progress)
 
         resume = Path(scratch) / "resume"
         if checkpoint is not None:
             checkpoint.to_directory(str(resume))
         train(
-            work.train_run.config,
-            data_root=work.data_root,
-            weights_file=work.weights_file,
+            task.train_run.config,
+            data_root=task.data_root,
+            weights_file=task.weights_file,
             folder=Path(scratch),
             local_batch=resources.local_batch,
             num_loader_processes=resources.loader_processes,
             resume=resume if checkpoint is not None else None,
             report=report,
-            device=_device(work),
+            device=_device(task),
         )
 
 
-def _count_updates(work: Work, recorder: Recorder | None, done: int) -> Updates:
+def _count_updates(task: TrainingTask, recorder: Recorder | None, done: int) -> Updates:
     """Count from the last checkpoint, and say what had been done since then."""
     if recorder is not None:
-        note_again(work.folder, (recorder.last_step - done) * work.train_run.config.global_batch)
-    return Updates(work.train_run.suite, work.train_run.key, done)
+        note_again(task.folder, (recorder.last_step - done) * task.train_run.config.global_batch)
+    return Updates(task.train_run.suite, task.train_run.key, done)
 
 
-def _await_judgement(work: Work) -> None:
+def _await_judgement(task: TrainingTask) -> None:
     """Finish nothing that was stopped: the last checkpoint stands once all epochs before it were judged."""
-    while epochs_done(work.folder) < work.num_epochs:
+    while epochs_done(task.folder) < task.num_epochs:
         time.sleep(0.1)
 
 
@@ -136,31 +136,31 @@ def _report(metrics: dict[str, float], progress: "Progress") -> None:
 
 
 @contextmanager
-def _recorder(work: Work, rank: int) -> Iterator[Recorder | None]:
+def _recorder(task: TrainingTask, rank: int) -> Iterator[Recorder | None]:
     if rank != 0:
         yield None
         return
-    work.hear_run()  # a training that has no run fails before it starts
-    recorder = Recorder(lambda: metrics_target(work.tracking_uri, work.hear_run()), work.journal)
+    task.hear_run()  # a training that has no run fails before it starts
+    recorder = Recorder(lambda: metrics_target(task.tracking_uri, task.hear_run()), task.journal)
     try:
         yield recorder
     except BaseException:
         recorder.close(5.0)
         raise
-    if num_missing := recorder.close(PATIENCE_SECONDS):
-        raise UserError(given_up(PATIENCE_SECONDS, f"{num_missing} metrics wait in {work.journal}"))
+    if num_missing := recorder.close(RETRY_SECONDS):
+        raise UserError(given_up(RETRY_SECONDS, f"{num_missing} metrics wait in {task.journal}"))
 
 
 @contextmanager
-def _showcase(work: Work, rank: int) -> Iterator[Showcase | None]:
+def _showcase(task: TrainingTask, rank: int) -> Iterator[Showcase | None]:
     if rank != 0:
         yield None
         return
     from model.data.coco import read_for_training
 
-    data = work.train_run.config.data
-    read = partial(read_for_training, work.data_root, data)
-    showcase = Showcase(work.tracking_uri, work.hear_run(), data, read, _device(work))
+    data = task.train_run.config.data
+    read = partial(read_for_training, task.data_root, data)
+    showcase = Showcase(task.tracking_uri, task.hear_run(), data, read, _device(task))
     try:
         yield showcase
     except BaseException:
@@ -170,17 +170,17 @@ def _showcase(work: Work, rank: int) -> Iterator[Showcase | None]:
 
 
 @contextmanager
-def _checkpoint(work: Work) -> Iterator[Path]:
+def _checkpoint(task: TrainingTask) -> Iterator[Path]:
     """The last checkpoint, from Ray's storage, or from MLflow where the storage was freed."""
     checkpoint = _reported_by_first()
-    if checkpoint is not None and _epochs_done(checkpoint) == work.num_epochs:
+    if checkpoint is not None and _epochs_done(checkpoint) == task.num_epochs:
         with checkpoint.as_directory() as folder:
             yield Path(folder)
         return
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("model.safetensors", "config.json"):
             path = f"checkpoint/{name}"
-            patiently(partial(download, work.tracking_uri, work.hear_run(), path, Path(scratch)))
+            retried(partial(download, task.tracking_uri, task.hear_run(), path, Path(scratch)))
         yield Path(scratch)
 
 
@@ -203,10 +203,10 @@ def _team() -> Team:
     )
 
 
-def _device(work: Work) -> "torch.device":
+def _device(task: TrainingTask) -> "torch.device":
     import torch
 
-    if not work.train_run.resources.gpus_per_worker:
+    if not task.train_run.resources.gpus_per_worker:
         return torch.device("cpu")
     from ray.train.torch import get_device
 

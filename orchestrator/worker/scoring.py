@@ -18,9 +18,9 @@ from orchestrator.figures.lab import Lab
 from orchestrator.tracking.artifacts import upload
 from orchestrator.tracking.detections import NAME, describe, write_stored
 from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
-from orchestrator.tracking.rest import patiently
+from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import get_run, log_input, open_tracking, write
-from orchestrator.worker.task import ScoringLog, Work, note
+from orchestrator.worker.task import ScoringLog, TrainingTask, note
 
 if TYPE_CHECKING:
     import torch
@@ -38,38 +38,38 @@ SCORED = "scored"
 """The folder, in a training's folder, of the shards that are scored and not yet recorded."""
 
 
-def finish(work: Work, folder: Path) -> None:
+def finish(task: TrainingTask, folder: Path) -> None:
     """Complete the record of a training from its last checkpoint."""
-    suite = open_tracking(work.tracking_uri, work.train_run.suite)
-    if finish_training(suite, work.hear_run(), folder, work.journal):
-        note(work.folder, "finished; its checkpoint is recorded")
+    suite = open_tracking(task.tracking_uri, task.train_run.suite)
+    if finish_training(suite, task.hear_run(), folder, task.journal):
+        note(task.folder, "finished; its checkpoint is recorded")
 
 
-def score(work: Work, folder: Path, team: Team, device: "torch.device") -> None:
+def score(task: TrainingTask, folder: Path, team: Team, device: "torch.device") -> None:
     """Score the last checkpoint under every missing setting, in one pass over each split, and record what it gives.
 
     Shards and then evaluations are shared out over the workers; what an earlier try scored stands.
 
     Args:
-        work: the training, and its missing evaluations.
+        task: the training, and its missing evaluations.
         folder: of the checkpoint.
         team: the workers, all of which call this.
         device: of this one.
     """
-    if not work.evaluations:
+    if not task.evaluations:
         return
     from model.data.coco import read_for_scoring
     from model.network.checkpoint import read_card, require_categories
     from model.network.retinanet import load_detector
 
-    resources, data_config = work.train_run.resources, work.train_run.config.data
-    splits = dict.fromkeys(evaluation.split for evaluation in work.evaluations)
-    split_data = {split: read_for_scoring(work.data_root, data_config, split) for split in splits}
+    resources, data_config = task.train_run.resources, task.train_run.config.data
+    splits = dict.fromkeys(evaluation.split for evaluation in task.evaluations)
+    split_data = {split: read_for_scoring(task.data_root, data_config, split) for split in splits}
     for split, data in split_data.items():
         require_categories(folder, (data.category_ids, data.category_names), f"split {split}")
     detector = load_detector(folder).to(device)
     for split, data in split_data.items():
-        evaluations = [evaluation for evaluation in work.evaluations if evaluation.split == split]
+        evaluations = [evaluation for evaluation in task.evaluations if evaluation.split == split]
         settings = [evaluation.inference for evaluation in evaluations]
         scoring = Pass(
             detector=detector,
@@ -77,34 +77,36 @@ def score(work: Work, folder: Path, team: Team, device: "torch.device") -> None:
             data=data,
             config=data_config,
             settings=settings,
-            keep=work.folder / SCORED,
+            keep=task.folder / SCORED,
             num_loader_processes=resources.loader_processes,
         )
-        log = ScoringLog(work.folder, split, len(settings))
+        log = ScoringLog(task.folder, split, len(settings))
         score_missing(scoring, team, log.tell if team.rank == 0 else lambda done, total: None)
         mine = evaluations[team.rank :: team.size]
         for evaluation, scores in zip(mine, scores_of(scoring, settings[team.rank :: team.size]), strict=True):
-            _record(work, folder, team, data, evaluation, scores)
+            _record(task, folder, team, data, evaluation, scores)
         team.wait()
         if team.rank == 0:
-            note(work.folder, f"scored under {len(settings)} settings on {split}")
-            _free(work, scoring)
+            note(task.folder, f"scored under {len(settings)} settings on {split}")
+            _free(task, scoring)
     if team.rank == 0:
-        show_candidates(work, detector, split_data.get(data_config.val_split, next(iter(split_data.values()))))
+        show_candidates(task, detector, split_data.get(data_config.val_split, next(iter(split_data.values()))))
 
 
-def _free(work: Work, scoring: Pass) -> None:
+def _free(task: TrainingTask, scoring: Pass) -> None:
     """Delete the shards whose scores stand in MLflow; for want of it, they stay until `rnc gc`."""
-    key, split = work.train_run.key, scoring.data.split
+    key, split = task.train_run.key, scoring.data.split
     with suppress(UserError):
-        ledger = read_ledger(open_tracking(work.tracking_uri, work.train_run.suite))
+        ledger = read_ledger(open_tracking(task.tracking_uri, task.train_run.suite))
         free(
             scoring,
             lambda one: why_evaluation_is_missing(ledger, key, evaluation_key(key, one, split)) is None,
         )
 
 
-def _record(work: Work, folder: Path, team: Team, data: "CocoData", evaluation: Evaluation, scores: "Scores") -> None:
+def _record(
+    task: TrainingTask, folder: Path, team: Team, data: "CocoData", evaluation: Evaluation, scores: "Scores"
+) -> None:
     from model.network.checkpoint import read_card
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -112,37 +114,37 @@ def _record(work: Work, folder: Path, team: Team, data: "CocoData", evaluation: 
 
         def record() -> str:
             if team.rank == 0:
-                finish(work, folder)  # again, should MLflow have lost it meanwhile
+                finish(task, folder)  # again, should MLflow have lost it meanwhile
             return record_evaluation(
-                open_tracking(work.tracking_uri, work.train_run.suite),
+                open_tracking(task.tracking_uri, task.train_run.suite),
                 evaluation,
                 scores.metrics,
                 detections=found.detections,
                 matches=found.matches,
                 misalignment=found.misalignment,
                 statistics=found.statistics,
-                train_run_id=work.hear_run(),
+                train_run_id=task.hear_run(),
                 data_fingerprint=data.fingerprint,
             )
 
-        run_id = patiently(record)
+        run_id = retried(record)
     with suppress(UserError):  # good to have, and the numbers stand
-        log_input(work.tracking_uri, run_id, work.train_run.config.data.dataset, data, "evaluation")
+        log_input(task.tracking_uri, run_id, task.train_run.config.data.dataset, data, "evaluation")
 
 
-def show_candidates(work: Work, detector: "RetinaNetConf", data: "CocoData") -> None:
+def show_candidates(task: TrainingTask, detector: "RetinaNetConf", data: "CocoData") -> None:
     """Store what the misalignment lab shows of the training, unless that is there; a training does not fail of it."""
     from orchestrator.figures.lab import NUM_IMAGES, make_lab
     from orchestrator.figures.pictures import example_indices
 
     def make() -> "Lab":
         indices = example_indices(data, NUM_IMAGES)
-        return make_lab(work.train_run.label, detector, data, indices, work.train_run.config.data)
+        return make_lab(task.train_run.label, detector, data, indices, task.train_run.config.data)
 
     try:
-        store_lab(work.tracking_uri, work.hear_run(), make)
+        store_lab(task.tracking_uri, task.hear_run(), make)
     except Exception as error:  # good to have, and the numbers stand
-        note(work.folder, f"nothing for the misalignment lab: {error}")
+        note(task.folder, f"nothing for the misalignment lab: {error}")
 
 
 def store_lab(uri: str, run_id: str, make: Callable[[], Lab]) -> bool:

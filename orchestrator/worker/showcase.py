@@ -47,21 +47,21 @@ class Showcase:
         """
         self._uri, self._run_id, self._dataset = uri, run_id, config.dataset
         self._read: Callable[[], CocoData] | None = read
-        self._machine, self._errands = Machine(device), Errands()
+        self._machine, self._background = Machine(device), BackgroundTasks()
 
     def look(self, progress: "Progress") -> dict[str, float]:
         """Return the metrics of the machine, now and then, and show what a report brings; never waits."""
         if self._read is not None:
-            self._errands.add("the data as an input of the run", partial(self._name_data, self._read))
+            self._background.add("the data as an input of the run", partial(self._name_data, self._read))
             self._read = None
         if progress.validation is not None:
             job = partial(self._show, progress.step, *progress.validation)
-            self._errands.add(f"example detections at step {progress.step}", job)
+            self._background.add(f"example detections at step {progress.step}", job)
         return self._machine.sample()
 
     def close(self, timeout: float) -> None:
         """Show what is to be shown yet, for `timeout` seconds at most."""
-        self._errands.close(timeout)
+        self._background.close(timeout)
 
     def _name_data(self, read: "Callable[[], CocoData]") -> None:
         log_input(self._uri, self._run_id, self._dataset, read(), "training")
@@ -105,7 +105,7 @@ logger = logging.getLogger(__name__)
 Job = Callable[[], None]
 
 
-class Errands:
+class BackgroundTasks:
     """What is good to have and must cost a training neither time nor life: examples as images, the data's name."""
 
     def __init__(self, most: int = 4) -> None:
@@ -115,7 +115,7 @@ class Errands:
             most: how many jobs may wait; what comes on top is dropped.
         """
         self._jobs: queue.Queue[tuple[str, Job] | None] = queue.Queue(most)
-        self._thread = threading.Thread(target=self._run, name="errands", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="background tasks", daemon=True)
         self._thread.start()
 
     def add(self, what: str, job: Job) -> None:

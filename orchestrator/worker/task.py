@@ -20,7 +20,7 @@ JOURNAL = "metrics.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class TrainingTask:
     """All that a trial and its workers have to know."""
 
     train_run: TrainRun

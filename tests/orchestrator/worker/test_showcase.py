@@ -18,7 +18,7 @@ from orchestrator.figures.pictures import draw_examples, example_indices
 from orchestrator.tracking import rest, runs
 from orchestrator.tracking.artifacts import list_files
 from orchestrator.tracking.runs import log_input, open_tracking
-from orchestrator.worker.showcase import Errands, Machine, Showcase, store_picture
+from orchestrator.worker.showcase import BackgroundTasks, Machine, Showcase, store_picture
 from tests.conftest import MakeCoco
 
 SHAPES = DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=96)
@@ -53,30 +53,30 @@ def at_end_of_epoch(data: CocoData, step: int) -> Progress:
     )
 
 
-def test_an_errand_that_fails_is_told_and_the_next_one_is_run(caplog):
+def test_a_background_task_that_fails_is_told_and_the_next_one_is_run(caplog):
     done = threading.Event()
-    errands = Errands()
-    errands.add("the first", lambda: json.loads("{"))
-    errands.add("the second", done.set)
-    assert errands.close(10.0)
+    tasks = BackgroundTasks()
+    tasks.add("the first", lambda: json.loads("{"))
+    tasks.add("the second", done.set)
+    assert tasks.close(10.0)
     assert done.is_set()
     assert "the first: dropped, Expecting property name" in caplog.text
 
 
 def test_errands_that_pile_up_are_dropped_and_never_waited_for(caplog):
     gate, started = threading.Event(), threading.Event()
-    errands = Errands(most=1)
+    tasks = BackgroundTasks(most=1)
 
     def stick() -> None:
         started.set()
         gate.wait()
 
-    errands.add("stuck", stick)
+    tasks.add("stuck", stick)
     started.wait()
-    errands.add("waits", lambda: None)
-    errands.add("too many", lambda: None)
+    tasks.add("waits", lambda: None)
+    tasks.add("too many", lambda: None)
     assert "too many: dropped, as 1 jobs before it still wait" in caplog.text
-    assert not errands.close(0.05)
+    assert not tasks.close(0.05)
     gate.set()
 
 
