@@ -16,7 +16,8 @@ from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
 from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import Tracking, open_tracking
-from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done, note, scoring_of
+from orchestrator.tracking.training_log import End, EndState, scoring_of, write_event
+from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
 
 WATCH_SECONDS = 2.0
 Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
@@ -104,11 +105,11 @@ class Follower:
     def ended(self, key: str, *, error: str, log: str = "") -> None:
         """Note how a training ended."""
         progress = self._progress[key]
-        on_request: State = "stopped" if progress.is_decided else "cancelled"
-        progress.state = "failed" if error else on_request if progress.stop else "finished"
-        progress.error, progress.log = error or progress.stop, log
+        on_request: EndState = "stopped" if progress.is_decided else "cancelled"
+        state: EndState = "failed" if error else on_request if progress.stop else "finished"
+        progress.state, progress.error, progress.log = state, error or progress.stop, log
         if progress.error:
-            note(self._tasks[key].folder, f"failed: {error}" if error else progress.stop)
+            write_event(self._tasks[key].folder, End(state=state, reason=progress.error))
             self._pool.submit(self._close, key)
 
     def interrupted(self) -> None:
@@ -120,7 +121,7 @@ class Follower:
             epoch = epochs_done(task.folder)
             progress.state = "interrupted"
             progress.error = f"interrupted; the next submit goes on from epoch {epoch}"
-            note(task.folder, progress.error)
+            write_event(task.folder, End(state="interrupted", reason=progress.error))
             with suppress(UserError):
                 if progress.run_id is not None and self._runs(key):
                     end_training(self._suite, progress.run_id, "KILLED", progress.error)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.experiment.plan import Ledger, Plan, why_evaluation_is_missing
-from orchestrator.worker.task import Status, losses_of
+from orchestrator.tracking.training_log import losses_of
+from orchestrator.worker.task import Status
 
 GAUGES = {
     "rnc_rows": "Rows of the tables of a suite.",

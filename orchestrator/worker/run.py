@@ -20,10 +20,11 @@ from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.recorder import Recorder
 from orchestrator.tracking.rest import RETRY_SECONDS, given_up, retried
 from orchestrator.tracking.runs import metrics_target
+from orchestrator.tracking.training_log import Again, log_epoch, log_start, write_event
 from orchestrator.worker.gauges import Updates
 from orchestrator.worker.scoring import finish, score
 from orchestrator.worker.showcase import Showcase
-from orchestrator.worker.task import TrainingTask, epochs_done, note_again, note_epoch, note_start
+from orchestrator.worker.task import TrainingTask, epochs_done
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def run(settings: dict[str, Any]) -> None:
         assert group is not None
         (task.folder / "placement_group").write_text(group.id.hex())
         done = _epochs_done(ray.train.get_checkpoint())
-        note_start(task.folder, context.get_world_size(), done, task.num_epochs)
+        log_start(task.folder, context.get_world_size(), done, task.num_epochs)
     torch.set_num_threads(max(1, int(task.train_run.resources.cpus_per_worker)))
     try:
         if not task.is_trained and _epochs_done(ray.train.get_checkpoint()) < task.num_epochs:
@@ -92,7 +93,7 @@ def _train(task: TrainingTask, picked_up: float) -> None:
                 recorder.log(metrics | showcase.look(progress), progress.step)
             if progress.end_of_epoch:
                 if recorder is not None:
-                    note_epoch(task.folder, progress.epoch, task.num_epochs, latest)
+                    log_epoch(task.folder, progress.epoch, task.num_epochs, latest)
                 _report(metrics, progress)
 
         resume = Path(scratch) / "resume"
@@ -113,8 +114,9 @@ def _train(task: TrainingTask, picked_up: float) -> None:
 
 def _count_updates(task: TrainingTask, recorder: Recorder | None, done: int) -> Updates:
     """Count from the last checkpoint, and say what had been done since then."""
-    if recorder is not None:
-        note_again(task.folder, (recorder.last_step - done) * task.train_run.config.global_batch)
+    if recorder is not None and recorder.last_step > done:
+        num_images = (recorder.last_step - done) * task.train_run.config.global_batch
+        write_event(task.folder, Again(num_images=num_images))
     return Updates(task.train_run.suite, task.train_run.key, done)
 
 

@@ -20,7 +20,8 @@ from orchestrator.tracking.detections import NAME, describe, write_stored
 from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import get_run, log_input, open_tracking, write
-from orchestrator.worker.task import ScoringLog, TrainingTask, note
+from orchestrator.tracking.training_log import End, Note, Scored, ScoringLog, write_event
+from orchestrator.worker.task import TrainingTask
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,7 @@ def finish(task: TrainingTask, folder: Path) -> None:
     """Complete the record of a training from its last checkpoint."""
     suite = open_tracking(task.tracking_uri, task.train_run.suite)
     if finish_training(suite, task.hear_run(), folder, task.journal):
-        note(task.folder, "finished; its checkpoint is recorded")
+        write_event(task.folder, End(state="finished", reason="finished; its checkpoint is recorded"))
 
 
 def score(task: TrainingTask, folder: Path, team: Team, device: "torch.device") -> None:
@@ -87,7 +88,7 @@ def score(task: TrainingTask, folder: Path, team: Team, device: "torch.device") 
             _record(task, folder, team, data, evaluation, scores)
         team.wait()
         if team.rank == 0:
-            note(task.folder, f"scored under {len(settings)} settings on {split}")
+            write_event(task.folder, Scored(split=split, num_settings=len(settings)))
             _free(task, scoring)
     if team.rank == 0:
         show_candidates(task, detector, split_data.get(data_config.val_split, next(iter(split_data.values()))))
@@ -144,7 +145,7 @@ def show_candidates(task: TrainingTask, detector: "RetinaNetConf", data: "CocoDa
     try:
         store_lab(task.tracking_uri, task.hear_run(), make)
     except Exception as error:  # good to have, and the numbers stand
-        note(task.folder, f"nothing for the misalignment lab: {error}")
+        write_event(task.folder, Note(text=f"nothing for the misalignment lab: {error}"))
 
 
 def store_lab(uri: str, run_id: str, make: Callable[[], Lab]) -> bool:

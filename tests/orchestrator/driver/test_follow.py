@@ -9,7 +9,8 @@ from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.tracking import runs
 from orchestrator.tracking.ledger import begin_training
 from orchestrator.tracking.runs import open_tracking
-from orchestrator.worker.task import Status, TrainingTask, note
+from orchestrator.tracking.training_log import Scoring, write_event
+from orchestrator.worker.task import Status, TrainingTask
 from tests.orchestrator.ledgers import experiment
 
 
@@ -31,7 +32,7 @@ def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri
     with follower.watching():
         follower.started(task.train_run.key)
         follower.draw()
-        note(task.folder, "scoring: 64 of 200 images of val, 2 settings")
+        write_event(task.folder, Scoring(num_done=64, num_images=200, split="val", num_settings=2))
         follower.draw()
         follower.ended(task.train_run.key, error="")
     follower.draw()
