@@ -1,4 +1,4 @@
-"""What `rnc logs` prints: what one training wrote while it ran."""
+"""What `rnc logs` prints of one training: its last metrics, its worker's output, errors, and its log in sentences."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,12 @@ from orchestrator.worker.task import JOURNAL
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 NUM_POINTS = 5
+"""Lines of metrics."""
 NUM_OUTPUT_LINES = 20
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
 """How the lines begin with which Ray tells its own log readers whose output follows."""
 LOOK_SECONDS = 1.0
+"""How often `--follow` looks for more; storage over a network tells nobody of changes."""
 
 
 def print_logs(
@@ -33,7 +35,7 @@ def print_logs(
     *,
     follow: bool = False,
 ) -> None:
-    """Print the last metrics, the worker's output, errors and the log of a row's training, that last.
+    """Print all of that of a row's training, its log last.
 
     Args:
         experiments: in which the row is looked up.
@@ -59,9 +61,10 @@ def print_logs(
         for line in lines:
             print_line(line)
         print_line("")
-    print_line(f"== {folder / TRAINING_LOG}")
+    log = folder / TRAINING_LOG
+    print_line(f"== {log}")
     suite = Suite([one for one in experiments if one.suite == experiment.suite], site)
-    for line in _growing(folder / TRAINING_LOG, lambda: not follow or _is_over(suite, key)):
+    for line in _growing(log, lambda: not follow or _is_over(suite, key)):
         for entry in entries_of([line]):
             print_line(f"{entry.time.astimezone():{TIME_FORMAT}}  {sentence(entry.event)}")
 

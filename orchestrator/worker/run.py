@@ -3,9 +3,8 @@
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
     from model.training.loop import Progress
 
+    TakeReport = Callable[[Mapping[str, float], Progress], None]
+
 SHOW_SECONDS = 20.0
 """How long the end of a training waits for the last example detections."""
 
@@ -47,9 +48,11 @@ def run(settings: dict[str, Any]) -> None:
     if context.get_world_rank() == 0:
         group = get_current_placement_group()
         assert group is not None
+        # Ray keeps reserved what a trial that dies had; its next start gives that back by this id.
         (task.folder / "placement_group").write_text(group.id.hex())
         done = _epochs_done(ray.train.get_checkpoint())
         log_start(task.folder, context.get_world_size(), done, task.num_epochs)
+    # torch would take every core of the node for each of the workers on it.
     torch.set_num_threads(max(1, int(task.train_run.resources.cpus_per_worker)))
     try:
         if not task.is_trained and _epochs_done(ray.train.get_checkpoint()) < task.num_epochs:
@@ -66,34 +69,21 @@ def run(settings: dict[str, Any]) -> None:
 
 
 def _train(task: TrainingTask, picked_up: float) -> None:
+    """Train from the last checkpoint, or from the start, to the last epoch."""
     from model.training.loop import train
 
-    updates: Updates | None = None
-    resources = task.train_run.resources
     checkpoint = ray.train.get_checkpoint()
-    rank = ray.train.get_context().get_world_rank()
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        _recorder(task, rank) as recorder,
-        _showcase(task, rank) as showcase,
-    ):
-        latest: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch, _recording(task, _epochs_done(checkpoint)) as record:
+        has_reported = False
 
         def report(progress: "Progress") -> None:
-            nonlocal updates
+            nonlocal has_reported
             metrics = progress.metrics | {"train/epoch": progress.epoch}
-            latest.update(metrics)
-            if updates is None:
+            if not has_reported:
                 metrics["perf/startup_s"] = time.time() - picked_up
-                updates = _count_updates(
-                    task, recorder, _epochs_done(checkpoint) * progress.num_steps // task.num_epochs
-                )
-            if recorder is not None and showcase is not None:
-                updates.reach(progress.step)
-                recorder.log(metrics | showcase.look(progress), progress.step)
+                has_reported = True
+            record(metrics, progress)
             if progress.end_of_epoch:
-                if recorder is not None:
-                    log_epoch(task.folder, progress.epoch, task.num_epochs, latest)
                 _report(metrics, progress)
 
         resume = Path(scratch) / "resume"
@@ -104,12 +94,64 @@ def _train(task: TrainingTask, picked_up: float) -> None:
             data_root=task.data_root,
             weights_file=task.weights_file,
             folder=Path(scratch),
-            local_batch=resources.local_batch,
-            num_loader_processes=resources.loader_processes,
+            local_batch=task.train_run.resources.local_batch,
+            num_loader_processes=task.train_run.resources.loader_processes,
             resume=resume if checkpoint is not None else None,
             report=report,
             device=_device(task),
         )
+
+
+@contextmanager
+def _recording(task: TrainingTask, first_epoch: int) -> "Iterator[TakeReport]":
+    """Yield what the first worker does with a report: tell MLflow, Prometheus and the log; the others do nothing."""
+    if ray.train.get_context().get_world_rank() != 0:
+        yield lambda metrics, progress: None
+        return
+    with _recorder(task) as recorder, _showcase(task) as showcase:
+        updates: Updates | None = None
+        latest: dict[str, float] = {}
+
+        def record(metrics: Mapping[str, float], progress: "Progress") -> None:
+            nonlocal updates
+            latest.update(metrics)
+            if updates is None:  # only a report says how many steps an epoch has
+                updates = _count_updates(task, recorder, first_epoch * progress.num_steps // task.num_epochs)
+            updates.reach(progress.step)
+            recorder.log({**metrics, **showcase.look(progress)}, progress.step)
+            if progress.end_of_epoch:
+                log_epoch(task.folder, progress.epoch, task.num_epochs, latest)
+
+        yield record
+
+
+@contextmanager
+def _recorder(task: TrainingTask) -> Iterator[Recorder]:
+    task.hear_run()  # a training that has no run fails before it starts
+    recorder = Recorder(lambda: metrics_target(task.tracking_uri, task.hear_run()), task.journal)
+    try:
+        yield recorder
+    except BaseException:
+        recorder.close(5.0)  # the journal keeps the rest for the next start
+        raise
+    if num_missing := recorder.close(RETRY_SECONDS):
+        raise UserError(given_up(RETRY_SECONDS, f"{num_missing} metrics wait in {task.journal}"))
+
+
+@contextmanager
+def _showcase(task: TrainingTask) -> Iterator[Showcase]:
+    from model.data.coco import read_for_training
+
+    data = task.train_run.config.data
+    showcase = Showcase(
+        task.tracking_uri, task.hear_run(), data, lambda: read_for_training(task.data_root, data), _device(task)
+    )
+    try:
+        yield showcase
+    except BaseException:
+        showcase.close(1.0)
+        raise
+    showcase.close(SHOW_SECONDS)
 
 
 def _count_updates(task: TrainingTask, recorder: Recorder | None, done: int) -> Updates:
@@ -138,40 +180,6 @@ def _report(metrics: dict[str, float], progress: "Progress") -> None:
 
 
 @contextmanager
-def _recorder(task: TrainingTask, rank: int) -> Iterator[Recorder | None]:
-    if rank != 0:
-        yield None
-        return
-    task.hear_run()  # a training that has no run fails before it starts
-    recorder = Recorder(lambda: metrics_target(task.tracking_uri, task.hear_run()), task.journal)
-    try:
-        yield recorder
-    except BaseException:
-        recorder.close(5.0)
-        raise
-    if num_missing := recorder.close(RETRY_SECONDS):
-        raise UserError(given_up(RETRY_SECONDS, f"{num_missing} metrics wait in {task.journal}"))
-
-
-@contextmanager
-def _showcase(task: TrainingTask, rank: int) -> Iterator[Showcase | None]:
-    if rank != 0:
-        yield None
-        return
-    from model.data.coco import read_for_training
-
-    data = task.train_run.config.data
-    read = partial(read_for_training, task.data_root, data)
-    showcase = Showcase(task.tracking_uri, task.hear_run(), data, read, _device(task))
-    try:
-        yield showcase
-    except BaseException:
-        showcase.close(1.0)
-        raise
-    showcase.close(SHOW_SECONDS)
-
-
-@contextmanager
 def _checkpoint(task: TrainingTask) -> Iterator[Path]:
     """The last checkpoint, from Ray's storage, or from MLflow where the storage was freed."""
     checkpoint = _reported_by_first()
@@ -180,9 +188,12 @@ def _checkpoint(task: TrainingTask) -> Iterator[Path]:
             yield Path(folder)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("model.safetensors", "config.json"):
-            path = f"checkpoint/{name}"
-            retried(partial(download, task.tracking_uri, task.hear_run(), path, Path(scratch)))
+
+        def fetch() -> None:
+            for name in ("model.safetensors", "config.json"):
+                download(task.tracking_uri, task.hear_run(), f"checkpoint/{name}", Path(scratch))
+
+        retried(fetch)
         yield Path(scratch)
 
 

@@ -30,8 +30,13 @@ class TrainingTask:
     """The metric by which its search may stop the training early; None where nothing may."""
 
     @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole training."""
+        return self.train_run.config.schedule.epochs
+
+    @property
     def folder(self) -> Path:
-        """Where Ray Train keeps this training's checkpoints."""
+        """Where Ray Train keeps this training's checkpoints, and driver, trial and workers their files about it."""
         return self.storage / self.train_run.key
 
     @property
@@ -44,19 +49,14 @@ class TrainingTask:
         """Where the driver tells the workers the run of this training."""
         return self.folder / "run.json"
 
-    def error_log(self, rank: int | None = None) -> Path:
-        """Where a worker writes why it failed, and without a rank, where its trial does."""
-        return self.folder / ("error.log" if rank is None else f"error-{rank}.log")
-
     @property
     def stop_file(self) -> Path:
         """Where the driver tells the trial to end."""
         return self.folder / "stop"
 
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of the whole training."""
-        return self.train_run.config.schedule.epochs
+    def error_log(self, rank: int | None = None) -> Path:
+        """Where a worker writes why it failed, and without a rank, where its trial does."""
+        return self.folder / ("error.log" if rank is None else f"error-{rank}.log")
 
     def tell_run(self, *, run_id: str = "", error: str = "") -> None:
         """Write which run the workers record to, or why there is none; neither says that MLflow is waited for."""
@@ -64,15 +64,6 @@ class TrainingTask:
         draft = self.run_file.with_suffix(".new")
         draft.write_text(json.dumps({"run_id": run_id, "error": error}))
         draft.replace(self.run_file)
-
-    def tell_stop(self) -> None:
-        """Ask the trial to end its workers and itself, now or as soon as it starts."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.stop_file.touch()
-
-    def hears_stop(self) -> bool:
-        """Whether the trial is to end."""
-        return self.stop_file.exists()
 
     def hear_run(self, seconds: float = 60.0) -> str:
         """Return the run to record to, which the driver opens while the workers start.
@@ -92,6 +83,15 @@ class TrainingTask:
                 deadline = time.monotonic() + seconds
             time.sleep(0.1)
         raise ValueError(f"{self.run_file} does not appear; do all nodes see the storage under RNC_HOME?")
+
+    def tell_stop(self) -> None:
+        """Ask the trial to end its workers and itself, now or as soon as it starts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stop_file.touch()
+
+    def hears_stop(self) -> bool:
+        """Whether the trial is to end."""
+        return self.stop_file.exists()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ from orchestrator.tracking.ledger import begin_training, read_ledger
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.tracking.suite import Suite
 from orchestrator.tracking.training_log import Note, read_log
-from orchestrator.worker.scoring import show_candidates, store_lab
+from orchestrator.worker.scoring import record_lab, store_lab
 from orchestrator.worker.task import TrainingTask
 from tests.orchestrator.ledgers import experiment
 
@@ -76,7 +76,7 @@ def test_a_training_does_not_fail_of_its_lab(tmp_path: Path) -> None:
         raise UserError("MLflow is away")
 
     task = SimpleNamespace(folder=tmp_path, tracking_uri="http://127.0.0.1:9", hear_run=hear_run)
-    show_candidates(cast(TrainingTask, task), None, None)  # type: ignore[arg-type]
+    record_lab(cast(TrainingTask, task), None, None)  # type: ignore[arg-type]
     (entry,) = read_log(tmp_path)
     assert entry.event == Note(text="nothing for the misalignment lab: MLflow is away")
 

@@ -23,7 +23,7 @@ def status(state: State, images_per_s: float | None = None) -> Status:
 
 def told(experiment: Experiment, ledger: Ledger, statuses: Mapping[str, Status], storage: Path) -> dict[str, float]:
     """Values by name, and by train key where they have one."""
-    samples = SuiteGauges(make_plan([experiment], Ledger()), storage).samples(ledger, statuses)
+    samples = SuiteGauges(make_plan([experiment], Ledger()), storage).values(ledger, statuses)
     return {".".join([s.name, *([s.tags["train_key"]] if "train_key" in s.tags else [])]): s.value for s in samples}
 
 
@@ -59,7 +59,7 @@ def test_what_mlflow_last_held_stands_while_it_is_away(tmp_path: Path):
     suite = SuiteGauges(plan, tmp_path)
     held = Ledger(trainings={evaluation.train_key: finished}, evaluations={key: finished})
     for ledger, is_up in ((held, 1), (None, 0)):
-        values = {sample.name: sample.value for sample in suite.samples(ledger, {})}
+        values = {sample.name: sample.value for sample in suite.values(ledger, {})}
         assert (values["rnc_mlflow_up"], values["rnc_rows_done"]) == (is_up, 1)
 
 
