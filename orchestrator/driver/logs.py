@@ -35,7 +35,7 @@ def print_logs(
     *,
     follow: bool = False,
 ) -> None:
-    """Print all of that of a row's training, its log last.
+    """Print what the training of a row wrote; its log comes last.
 
     Args:
         experiments: in which the row is looked up.

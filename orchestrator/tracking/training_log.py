@@ -129,12 +129,13 @@ def write_event(folder: Path, event: Event) -> None:
     """Append an event to the log of a training's folder; a full or missing disk must not end a training."""
     (kind,) = (name for name, known in KINDS.items() if type(event) is known)
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    # In ASCII, so that no character of a message is a line's end to whoever splits the file into lines.
     line = json.dumps({"time": now, "kind": kind, **to_dict(event)}) + "\n"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / TRAINING_LOG).open("ab+") as file:
-            # One write call, since the driver and the first worker append to the same file. A writer that was killed
-            # may have left half a line, which must not take this one with it.
+            # One write call, since driver and first worker append to the same file; and on a line of its own, since a
+            # writer that was killed may have left half of one.
             file.write(b"\n" * _is_torn(file) + line.encode())
 
 
@@ -219,12 +220,10 @@ def sentence(event: Event) -> str:
     """Say in one line what happened."""
     match event:
         case Start():
-            begun = f"goes on from epoch {event.epoch} of" if event.epoch else "begins"
-            return (
-                f"started on {_count(event.num_workers, 'worker')}, the first as process {event.process} on "
-                f"{event.host}; {begun} {event.num_epochs}{'' if event.epoch else ' epochs'}"
-                + (f"; output in {event.output}" if event.output else "")
-            )
+            whole = event.num_epochs
+            begun = f"goes on from epoch {event.epoch} of {whole}" if event.epoch else f"begins {whole} epochs"
+            workers = f"{_count(event.num_workers, 'worker')}, the first as process {event.process} on {event.host}"
+            return f"started on {workers}; {begun}" + (f"; output in {event.output}" if event.output else "")
         case CutOff():
             return "what ran before ended without a word: its process was killed, or its node lost"
         case Again():
