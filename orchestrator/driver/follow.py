@@ -16,8 +16,8 @@ from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
 from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import Tracking, open_tracking
-from orchestrator.tracking.training_log import End, EndState, scoring_of, write_event
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
+from orchestrator.worker.training_log import End, EndState, scoring_of, write_event
 
 WATCH_SECONDS = 2.0
 Tell = Callable[[Ledger | None, Mapping[str, Status]], None]

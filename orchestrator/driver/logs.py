@@ -13,8 +13,8 @@ from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.suite import Suite
-from orchestrator.tracking.training_log import TRAINING_LOG, entries_of, output_of, sentence
 from orchestrator.worker.task import JOURNAL
+from orchestrator.worker.training_log import TRAINING_LOG, entries_of, output_of, sentence
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 NUM_POINTS = 5

@@ -1,1 +1,1 @@
-"""MLflow: server, REST API, runs, files, the ledger of a suite; and the logs of trainings. Begin with `ledger.py`."""
+"""MLflow: the server, its REST API, runs, files, and the ledger of a suite; begin with `ledger.py`."""

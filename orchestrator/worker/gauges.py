@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.experiment.plan import Ledger, Plan, why_evaluation_is_missing
-from orchestrator.tracking.training_log import losses_of
 from orchestrator.worker.task import Status
+from orchestrator.worker.training_log import losses_of
 
 GAUGES = {
     "rnc_rows": "Rows of the tables of a suite.",

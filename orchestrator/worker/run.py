@@ -19,11 +19,11 @@ from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.recorder import Recorder
 from orchestrator.tracking.rest import RETRY_SECONDS, given_up, retried
 from orchestrator.tracking.runs import metrics_target
-from orchestrator.tracking.training_log import Again, log_epoch, log_start, write_event
 from orchestrator.worker.gauges import Updates
 from orchestrator.worker.scoring import finish, score
 from orchestrator.worker.showcase import Showcase
 from orchestrator.worker.task import TrainingTask, epochs_done
+from orchestrator.worker.training_log import Again, log_epoch, log_start, write_event
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from orchestrator.tracking.detections import NAME, describe, write_stored
 from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import get_run, log_input, open_tracking, write
-from orchestrator.tracking.training_log import End, Note, Scored, ScoringLog, write_event
 from orchestrator.worker.task import TrainingTask
+from orchestrator.worker.training_log import End, Note, Scored, ScoringLog, write_event
 
 if TYPE_CHECKING:
     import torch

@@ -58,7 +58,7 @@ def _trainer(task: TrainingTask, settings: dict[str, Any]) -> LeanTrainer:
         callbacks.append(ReportToTune(task.judged_by, task.num_epochs))
     backend = None
     if resources.num_workers > 1:
-        from orchestrator.worker.process_group import GroupConfig
+        from orchestrator.cluster.process_group import GroupConfig
 
         backend = GroupConfig(backend="nccl" if resources.gpus_per_worker else "gloo")
     return LeanTrainer(

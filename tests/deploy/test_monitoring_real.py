@@ -19,7 +19,7 @@ import requests
 import yaml
 
 from orchestrator.tracking.recorder import read_journal
-from orchestrator.tracking.training_log import Again, Epoch, Start, read_log
+from orchestrator.worker.training_log import Again, Epoch, Start, read_log
 from tests.deploy.programs import program
 from tests.deploy.promql import MONITORING, dashboard_expressions, filled, metrics_in, rules
 from tests.deploy.stack import ROOT, Stack

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.site import Site
 from orchestrator.tracking.server import stop_server, tracking_server
-from orchestrator.tracking.training_log import Epoch, read_log, sentence
+from orchestrator.worker.training_log import Epoch, read_log, sentence
 from tests.clusters import cluster
 
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import server
 from orchestrator.tracking.artifacts import download
-from orchestrator.tracking.training_log import Scoring, Start, read_log
 from orchestrator.worker.task import last_checkpoint
+from orchestrator.worker.training_log import Scoring, Start, read_log
 from tests.suites import TRAIN, launched, ledger_of
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.tracking import runs
 from orchestrator.tracking.ledger import begin_training
 from orchestrator.tracking.runs import open_tracking
-from orchestrator.tracking.training_log import Scoring, write_event
 from orchestrator.worker.task import Status, TrainingTask
+from orchestrator.worker.training_log import Scoring, write_event
 from tests.orchestrator.ledgers import experiment
 
 

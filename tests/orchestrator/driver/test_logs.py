@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from orchestrator.cli.main import cli
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import row_keys
-from orchestrator.tracking.training_log import Start, write_event
+from orchestrator.worker.training_log import Start, write_event
 
 TABLE = Path(__file__).parents[3] / "experiments" / "miniature" / "table1_heads.yaml"
 

@@ -19,9 +19,9 @@ from orchestrator.tracking.artifacts import delete
 from orchestrator.tracking.ledger import begin_training, read_ledger
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.tracking.suite import Suite
-from orchestrator.tracking.training_log import Note, read_log
 from orchestrator.worker.scoring import record_lab, store_lab
 from orchestrator.worker.task import TrainingTask
+from orchestrator.worker.training_log import Note, read_log
 from tests.orchestrator.ledgers import experiment
 
 CONF = Row(label="ours", seeds=(0, 1))

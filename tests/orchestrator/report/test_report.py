@@ -14,7 +14,7 @@ from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
 from orchestrator.report.plan_tables import status_table
 from orchestrator.report.results import results_table
-from orchestrator.tracking.training_log import Scoring, write_event
+from orchestrator.worker.training_log import Scoring, write_event
 
 BASE = Row(
     label="RetinaNet",

@@ -10,10 +10,10 @@ import pytest
 
 from orchestrator.experiment.load import Experiment, Row
 from orchestrator.experiment.plan import Ledger, Record, make_plan
-from orchestrator.tracking.training_log import Again, log_start, write_event
 from orchestrator.worker import gauges
 from orchestrator.worker.gauges import GAUGES, SuiteGauges, Updates
 from orchestrator.worker.task import State, Status
+from orchestrator.worker.training_log import Again, log_start, write_event
 from tests.suites import TRAIN, experiment_of, variant
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking.training_log import (
+from orchestrator.worker.training_log import (
     TRAINING_LOG,
     Again,
     CutOff,
