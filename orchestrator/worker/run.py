@@ -14,7 +14,9 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.util.placement_group import get_current_placement_group
 
 from model.evaluation.shards import Team
+from model.names import CARD, EPOCH, STARTUP_S, WEIGHTS
 from orchestrator.errors import UserError
+from orchestrator.names import CHECKPOINT
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.recorder import Recorder
 from orchestrator.tracking.rest import RETRY_SECONDS, given_up, retried
@@ -78,9 +80,9 @@ def _train(task: TrainingTask, picked_up: float) -> None:
 
         def report(progress: "Progress") -> None:
             nonlocal has_reported
-            metrics = progress.metrics | {"train/epoch": progress.epoch}
+            metrics = progress.metrics | {EPOCH: progress.epoch}
             if not has_reported:
-                metrics["perf/startup_s"] = time.time() - picked_up
+                metrics[STARTUP_S] = time.time() - picked_up
                 has_reported = True
             record(metrics, progress)
             if progress.end_of_epoch:
@@ -190,8 +192,8 @@ def _checkpoint(task: TrainingTask) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
 
         def fetch() -> None:
-            for name in ("model.safetensors", "config.json"):
-                download(task.tracking_uri, task.hear_run(), f"checkpoint/{name}", Path(scratch))
+            for name in (WEIGHTS, CARD):
+                download(task.tracking_uri, task.hear_run(), f"{CHECKPOINT}/{name}", Path(scratch))
 
         retried(fetch)
         yield Path(scratch)

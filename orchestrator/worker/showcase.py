@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 from PIL import Image
 
+from model.names import VAL
 from orchestrator.tracking.artifacts import list_files, upload
 from orchestrator.tracking.runs import Context, log_input, write
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from model.inference.table import DetectionTable
     from model.training.loop import Progress
 
-DETECTIONS = "val/detections"
+DETECTIONS = f"{VAL}detections"
 """Under which name MLflow shows the pictures of a validation, with a slider over their steps."""
 IMAGES_FOLDER = "images"
 """Where MLflow's own log_image puts pictures, among the files of a run."""

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
 
+from model.names import IMAGES_PER_S, LOSS, VAL
 from model.settings import to_dict
 from orchestrator.experiment.reading import typed
 
@@ -157,7 +158,7 @@ def log_start(folder: Path, num_workers: int, epoch: int, num_epochs: int) -> No
 
 def log_epoch(folder: Path, epoch: float, num_epochs: int, metrics: Mapping[str, float]) -> None:
     """Log that an epoch ended, with the latest metrics that a reader looks for."""
-    named = {"loss": "train/loss", "ap": "val/AP", "images_per_s": "perf/images_per_s"}
+    named = {"loss": LOSS, "ap": f"{VAL}AP", "images_per_s": IMAGES_PER_S}
     # NaN, as AP is where a split has no boxes, is not JSON.
     numbers = {name: metrics[of] for name, of in named.items() if math.isfinite(metrics.get(of, math.nan))}
     write_event(folder, Epoch(epoch=round(epoch), num_epochs=num_epochs, **numbers))
