@@ -31,7 +31,9 @@ def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
 @click.option("--follow", is_flag=True, help="Go on with what is added, until the training ends.")
 @click.option("--address", help="A cluster, http://HOST:8265, whose job's log is printed.")
 def logs(experiments: list[Experiment], label: str | None, seed: int | None, follow: bool, address: str | None) -> None:
-    """Print what the training of a row wrote: its log, its last metrics, and its errors.
+    """Print what the training of a row wrote: its last metrics, its errors, and its log in sentences.
+
+    The log itself is training.jsonl in the training's folder below RNC_HOME, a JSON object for each event.
 
     With an --address, or one in RAY_ADDRESS, that is http:// or https://, print the log of the suite's last job on
     that cluster, or with --row the lines of it that name the row.

@@ -14,9 +14,10 @@ from orchestrator.driver.live import Show
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
-from orchestrator.tracking.rest import patiently
+from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import Tracking, open_tracking
-from orchestrator.worker.task import GOES_ON, State, Status, Work, epochs_done, note, scoring_of
+from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
+from orchestrator.worker.training_log import End, EndState, scoring_of, write_event
 
 WATCH_SECONDS = 2.0
 Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
@@ -61,10 +62,12 @@ class _Progress:
 class Follower:
     """What the driver knows of every training, shown and written to MLflow."""
 
-    def __init__(self, works: Sequence[Work], suite: Tracking, cluster: Cluster, show: Show, tell: Tell) -> None:
-        self._works = {work.train_run.key: work for work in works}
+    def __init__(
+        self, tasks: Sequence[TrainingTask], suite: Tracking, cluster: Cluster, show: Show, tell: Tell
+    ) -> None:
+        self._tasks = {task.train_run.key: task for task in tasks}
         self._suite, self._cluster, self._show, self._tell = suite, cluster, show, tell
-        self._progress = {key: _Progress() for key in self._works}
+        self._progress = {key: _Progress() for key in self._tasks}
         self._away = False
         self._pool = ThreadPoolExecutor(1)
         self._closing = threading.Event()
@@ -85,40 +88,40 @@ class Follower:
 
     def started(self, key: str) -> None:
         """Open the run of a training while its workers start."""
-        progress, work = self._progress[key], self._works[key]
+        progress, task = self._progress[key], self._tasks[key]
         progress.state, progress.before = "starting", progress.record
-        work.folder.mkdir(parents=True, exist_ok=True)
-        work.run_file.unlink(missing_ok=True)
+        task.folder.mkdir(parents=True, exist_ok=True)
+        task.run_file.unlink(missing_ok=True)
         if not progress.stop:
-            self._pool.submit(self._begin, work)
+            self._pool.submit(self._begin, task)
 
     def stop_early(self, key: str, reason: str) -> None:
         """End a training that its search decided against."""
         progress = self._progress[key]
         if not progress.stop:
             progress.stop, progress.is_decided = reason, True
-            self._works[key].tell_stop()
+            self._tasks[key].tell_stop()
 
     def ended(self, key: str, *, error: str, log: str = "") -> None:
         """Note how a training ended."""
         progress = self._progress[key]
-        on_request: State = "stopped" if progress.is_decided else "cancelled"
-        progress.state = "failed" if error else on_request if progress.stop else "finished"
-        progress.error, progress.log = error or progress.stop, log
+        on_request: EndState = "stopped" if progress.is_decided else "cancelled"
+        state: EndState = "failed" if error else on_request if progress.stop else "finished"
+        progress.state, progress.error, progress.log = state, error or progress.stop, log
         if progress.error:
-            note(self._works[key].folder, f"failed: {error}" if error else progress.stop)
+            write_event(self._tasks[key].folder, End(state=state, reason=progress.error))
             self._pool.submit(self._close, key)
 
     def interrupted(self) -> None:
         """Mark the runs of trainings that did not end, after all their processes have ended."""
-        for key, work in self._works.items():
+        for key, task in self._tasks.items():
             progress = self._progress[key]
             if progress.state != "starting":
                 continue
-            epoch = epochs_done(work.folder)
+            epoch = epochs_done(task.folder)
             progress.state = "interrupted"
             progress.error = f"interrupted; the next submit goes on from epoch {epoch}"
-            note(work.folder, progress.error)
+            write_event(task.folder, End(state="interrupted", reason=progress.error))
             with suppress(UserError):
                 if progress.run_id is not None and self._runs(key):
                     end_training(self._suite, progress.run_id, "KILLED", progress.error)
@@ -136,62 +139,62 @@ class Follower:
                 progress.record = ledger.trainings.get(key)
                 if progress.record is None and progress.run_id is not None and progress.state == "starting":
                     progress.run_id = None
-                    self._pool.submit(self._begin, self._works[key])
+                    self._pool.submit(self._begin, self._tasks[key])
             with suppress(UserError):  # it went away, or has only just lost the suite
                 self._stop_what_is_asked()
-        statuses = {key: self._status(work) for key, work in self._works.items()}
+        statuses = {key: self._status(task) for key, task in self._tasks.items()}
         self._show(list(statuses.values()))
         self._tell(ledger, statuses)
 
-    def ending(self, work: Work) -> Ending:
+    def ending(self, task: TrainingTask) -> Ending:
         """Say how a training ended."""
-        progress = self._progress[work.train_run.key]
+        progress = self._progress[task.train_run.key]
         metrics = progress.record.metrics if progress.record and _has_moved(progress) else {}
         return Ending(
-            key=work.train_run.key,
-            label=work.train_run.label,
+            key=task.train_run.key,
+            label=task.train_run.label,
             state=progress.state,
             error=progress.error,
             log=progress.log,
             startup_s=metrics.get("perf/startup_s"),
         )
 
-    def _begin(self, work: Work) -> None:
+    def _begin(self, task: TrainingTask) -> None:
         """Open the run, and tell the workers which it is; or why there is none. Again, if MLflow has lost it."""
-        progress = self._progress[work.train_run.key]
+        progress = self._progress[task.train_run.key]
 
         def begin() -> str:
             self._suite = open_tracking(self._suite.uri, self._suite.suite)
-            held = read_ledger(self._suite).trainings.get(work.train_run.key)
-            if held is not None and work.is_trained:
+            held = read_ledger(self._suite).trainings.get(task.train_run.key)
+            if held is not None and task.is_trained:
                 return held.run_id
-            return begin_training(self._suite, work.train_run)
+            return begin_training(self._suite, task.train_run)
 
         try:
-            work.tell_run()
-            progress.run_id = patiently(begin)
-            work.tell_run(run_id=progress.run_id)
+            task.tell_run()
+            progress.run_id = retried(begin)
+            task.tell_run(run_id=progress.run_id)
         except Exception as error:
-            work.tell_run(error=str(error))
+            task.tell_run(error=str(error))
 
     def _stop_what_is_asked(self) -> None:
         """Tell trials to end that somebody asked for, through MLflow."""
         prune = prune_asked(self._suite)
         for key, progress in self._progress.items():
-            run = self._works[key].train_run
+            run = self._tasks[key].train_run
             asked = progress.record.stop if progress.record else ""
             if not asked and prune is not None and prune.takes(key, run.tables):
                 asked = PRUNED
             if asked and not progress.stop and progress.state in ("waiting", "starting"):
                 progress.stop = asked
-                self._works[key].tell_stop()
+                self._tasks[key].tell_stop()
 
     def _close(self, key: str) -> None:
         progress = self._progress[key]
         if progress.run_id is None or not self._runs(key):
             return
         if progress.state == "stopped":
-            stop_training(self._suite, progress.run_id, progress.error, self._works[key].journal)
+            stop_training(self._suite, progress.run_id, progress.error, self._tasks[key].journal)
         else:
             status: Literal["FAILED", "KILLED"] = "FAILED" if progress.state == "failed" else "KILLED"
             end_training(self._suite, progress.run_id, status, progress.error)
@@ -205,8 +208,8 @@ class Follower:
         while not self._closing.wait(WATCH_SECONDS):
             self.draw()
 
-    def _status(self, work: Work) -> Status:
-        progress = self._progress[work.train_run.key]
+    def _status(self, task: TrainingTask) -> Status:
+        progress = self._progress[task.train_run.key]
         metrics = progress.record.metrics if progress.record else {}
         epoch, state = metrics.get("train/epoch", 0.0), progress.state
         if progress.stop and state == "waiting":
@@ -216,34 +219,34 @@ class Follower:
             and progress.record
             and progress.record.metrics != getattr(progress.before, "metrics", {})
         ):
-            state = "training" if epoch < work.num_epochs else "scoring"
+            state = "training" if epoch < task.num_epochs else "scoring"
             progress.first = progress.first or (time.monotonic(), epoch)
-        scored = scoring_of(work.folder) if progress.state == "starting" else ""
+        scored = scoring_of(task.folder) if progress.state == "starting" else ""
         if scored and state == "starting":
             state = "scoring"  # alone, so that its training reports nothing
         return Status(
-            label=work.train_run.label,
+            label=task.train_run.label,
             state=state,
-            note=self._why_waiting(work)
+            note=self._why_waiting(task)
             if state == "waiting"
             else progress.error or progress.stop or self._why_silent(state) or scored,
             epoch=epoch,
-            num_epochs=work.num_epochs,
+            num_epochs=task.num_epochs,
             loss=metrics.get("train/loss"),
             ap=metrics.get("val/AP"),
             images_per_s=metrics.get("perf/images_per_s") if state == "training" else None,
-            remaining_s=_remaining(progress.first, epoch, work.num_epochs) if state == "training" else None,
+            remaining_s=_remaining(progress.first, epoch, task.num_epochs) if state == "training" else None,
         )
 
     def _why_silent(self, state: State) -> str:
         silent = self._away and state in GOES_ON
         return f"waiting for MLflow at {self._suite.uri}; nothing is lost meanwhile" if silent else ""
 
-    def _why_waiting(self, work: Work) -> str:
+    def _why_waiting(self, task: TrainingTask) -> str:
         busy = [
-            needs(self._works[key].train_run.resources) for key, p in self._progress.items() if p.state == "starting"
+            needs(self._tasks[key].train_run.resources) for key, p in self._progress.items() if p.state == "starting"
         ]
-        for name, need in needs(work.train_run.resources).items():
+        for name, need in needs(task.train_run.resources).items():
             free = self._cluster.total(name) - sum(taken[name] for taken in busy)
             if need > free:
                 return f"for {need:g} {name}s, {max(0.0, free):g} free"

@@ -19,9 +19,9 @@ from orchestrator.experiment.estimate import weights_bytes
 from orchestrator.experiment.plan import Plan
 from orchestrator.site import Site
 from orchestrator.tracking.runs import open_tracking
-from orchestrator.worker.asha import Halving
+from orchestrator.worker.asha import AshaPerSearch
 from orchestrator.worker.gauges import SuiteGauges
-from orchestrator.worker.task import Work
+from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.trial import release, run_trial
 
 
@@ -54,39 +54,39 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     Raises:
         UserError: a training asks for more than the cluster has.
     """
-    works = _works(plan, site, tracking_uri)
-    if not works:
+    tasks = _tasks(plan, site, tracking_uri)
+    if not tasks:
         return Outcome(endings=())
     cluster = cluster_of_ray()
     require_plan_fits(plan, cluster)
     suite = open_tracking(tracking_uri, plan.suite)
-    for work in works:
-        work.stop_file.unlink(missing_ok=True)
-    follower = Follower(works, suite, cluster, show, SuiteGauges(plan, works[0].storage).tell)
+    for task in tasks:
+        task.stop_file.unlink(missing_ok=True)
+    follower = Follower(tasks, suite, cluster, show, SuiteGauges(plan, tasks[0].storage).tell)
     interrupted = False
     try:
         with _interruptible(), follower.watching():
-            _tune(plan, {work.train_run.key: work for work in works}, cluster, follower)
+            _tune(plan, {task.train_run.key: task for task in tasks}, cluster, follower)
     except KeyboardInterrupt:
         interrupted = True
         with _uninterruptible():
             stop_ray()
             follower.interrupted()
     finally:
-        shutil.rmtree(works[0].storage / "_tune", ignore_errors=True)
+        shutil.rmtree(tasks[0].storage / "_tune", ignore_errors=True)
     follower.draw()
-    endings = {work.train_run.key: follower.ending(work) for work in works}
+    endings = {task.train_run.key: follower.ending(task) for task in tasks}
     return Outcome(endings=tuple(endings[key] for key in plan.trainings if key in endings), interrupted=interrupted)
 
 
-def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
+def _tasks(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
     """What there is to do, the largest first: it is the hardest to place, and the longest should not begin last."""
-    works = []
+    tasks = []
     for key, train_run in plan.trainings.items():
         evaluations = tuple(e for e in plan.evaluations_on(key) if e.key in plan.missing_evaluations)
         if key in plan.missing_trainings or evaluations:
             config, search = train_run.config, plan.search_of(key)
-            work = Work(
+            task = TrainingTask(
                 train_run=train_run,
                 evaluations=evaluations,
                 is_trained=key not in plan.missing_trainings,
@@ -96,31 +96,31 @@ def _works(plan: Plan, site: Site, tracking_uri: str) -> list[Work]:
                 tracking_uri=tracking_uri,
                 judged_by=search.metric if search is not None and search.asha is not None else None,
             )
-            works.append(work)
-    return sorted(works, key=_size, reverse=True)
+            tasks.append(task)
+    return sorted(tasks, key=_size, reverse=True)
 
 
-def _size(work: Work) -> tuple[float, ...]:
+def _size(task: TrainingTask) -> tuple[float, ...]:
     """What a training reserves, and then how long it takes, about: its epochs times its weights."""
-    length = 0 if work.is_trained else work.num_epochs * weights_bytes(work.train_run.config)
-    return (*needs(work.train_run.resources).values(), length)
+    length = 0 if task.is_trained else task.num_epochs * weights_bytes(task.train_run.config)
+    return (*needs(task.train_run.resources).values(), length)
 
 
-def _tune(plan: Plan, works: Mapping[str, Work], cluster: Cluster, follower: Follower) -> None:
-    storage = next(iter(works.values())).storage
+def _tune(plan: Plan, tasks: Mapping[str, TrainingTask], cluster: Cluster, follower: Follower) -> None:
+    storage = next(iter(tasks.values())).storage
     tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
 
     def bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        resources = works[config["key"]].train_run.resources
+        resources = tasks[config["key"]].train_run.resources
         bundle = {tokens[name]: amount for name, amount in per_worker(resources).items() if name in tokens}
         return tune.PlacementGroupFactory([bundle or {"CPU": 0.001}] * resources.num_workers)
 
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, works=dict(works)), bundles),
-        param_space={"key": tune.grid_search(list(works))},
+        tune.with_resources(tune.with_parameters(run_trial, tasks=dict(tasks)), bundles),
+        param_space={"key": tune.grid_search(list(tasks))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=most_at_once(list(works.values()), cluster, tokens, plan.max_concurrent),
-            scheduler=Halving(plan, storage, follower.stop_early),
+            max_concurrent_trials=most_at_once(list(tasks.values()), cluster, tokens, plan.max_concurrent),
+            scheduler=AshaPerSearch(plan, storage, follower.stop_early),
             reuse_actors=True,
             trial_dirname_creator=_key,
         ),
@@ -129,17 +129,19 @@ def _tune(plan: Plan, works: Mapping[str, Work], cluster: Cluster, follower: Fol
             storage_path=str(storage),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=1),  # a trial tells its own failures; this is its death
-            callbacks=[_Callback(follower, works)],
+            callbacks=[_Callback(follower, tasks)],
         ),
     ).fit()
 
 
-def most_at_once(works: Sequence[Work], cluster: Cluster, tokens: Mapping[str, str], wanted: int | None) -> int | None:
+def most_at_once(
+    tasks: Sequence[TrainingTask], cluster: Cluster, tokens: Mapping[str, str], wanted: int | None
+) -> int | None:
     """Return how many trials to start: as many as wanted, and as find room where no tokens hold them back."""
     most = [
         cluster.total(name) // min(amounts)
         for name in TOKENS
-        if name not in tokens and (amounts := [n for work in works if (n := needs(work.train_run.resources)[name])])
+        if name not in tokens and (amounts := [n for task in tasks if (n := needs(task.train_run.resources)[name])])
     ]
     room = [max(1, int(min(most)))] if most and not cluster.grows else []
     return min([*room, *([wanted] if wanted is not None else [])], default=None)
@@ -153,8 +155,8 @@ def _key(trial: Any) -> str:
 class _Callback(tune.Callback):
     """Passes on what becomes of the trials."""
 
-    def __init__(self, follower: Follower, works: Mapping[str, Work]) -> None:
-        self._follower, self._works = follower, works
+    def __init__(self, follower: Follower, tasks: Mapping[str, TrainingTask]) -> None:
+        self._follower, self._tasks = follower, tasks
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune stores its callbacks; nothing of this one outlives the process
@@ -169,11 +171,11 @@ class _Callback(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial's process has died, and will be started once more."""
-        release(self._works[_key(trial)])
+        release(self._tasks[_key(trial)])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial's process has died, and again after a second start."""
-        release(self._works[_key(trial)])
+        release(self._tasks[_key(trial)])
         self._follower.ended(_key(trial), error="the process of the trial died", log=str(trial.error_file or ""))
 
 

@@ -1,8 +1,9 @@
-"""What `rnc logs` prints: what one training wrote while it ran."""
+"""What `rnc logs` prints of one training: its last metrics, its worker's output, errors, and its log in sentences."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from orchestrator.driver.lock import holder_of
@@ -12,13 +13,17 @@ from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.task import JOURNAL, TRAINING_LOG, output_of
+from orchestrator.worker.task import JOURNAL
+from orchestrator.worker.training_log import TRAINING_LOG, entries_of, output_of, sentence
 
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 NUM_POINTS = 5
+"""Lines of metrics."""
 NUM_OUTPUT_LINES = 20
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
 """How the lines begin with which Ray tells its own log readers whose output follows."""
 LOOK_SECONDS = 1.0
+"""How often `--follow` looks for more; storage over a network tells nobody of changes."""
 
 
 def print_logs(
@@ -30,7 +35,7 @@ def print_logs(
     *,
     follow: bool = False,
 ) -> None:
-    """Print the last metrics, the worker's output, errors and the log of a row's training, that last.
+    """Print what the training of a row wrote; its log comes last.
 
     Args:
         experiments: in which the row is looked up.
@@ -56,10 +61,12 @@ def print_logs(
         for line in lines:
             print_line(line)
         print_line("")
-    print_line(f"== {folder / TRAINING_LOG}")
+    log = folder / TRAINING_LOG
+    print_line(f"== {log}")
     suite = Suite([one for one in experiments if one.suite == experiment.suite], site)
-    for line in _growing(folder, lambda: not follow or _is_over(suite, key)):
-        print_line(line)
+    for line in _growing(log, lambda: not follow or _is_over(suite, key)):
+        for entry in entries_of([line]):
+            print_line(f"{entry.time.astimezone():{TIME_FORMAT}}  {sentence(entry.event)}")
 
 
 def _sections(folder: Path) -> Iterator[tuple[str, list[str]]]:
@@ -68,14 +75,14 @@ def _sections(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield (
             f"{journal}, the last {len(points)} lines",
             [
-                f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(line[0].timestamp / 1000))}  step {line[0].step}: "
+                f"{datetime.fromtimestamp(line[0].timestamp / 1000):{TIME_FORMAT}}  step {line[0].step}: "
                 + ", ".join(f"{point.name} {point.value:.4g}" for point in line if not point.name.startswith("system/"))
                 for line in points
                 if line
             ],
         )
-    outputs = [path for line in _lines(folder / TRAINING_LOG) if (path := output_of(line))]
-    for path in (outputs[-1], outputs[-1].with_suffix(".err")) if outputs else ():
+    output = output_of(folder)
+    for path in (output, output.with_suffix(".err")) if output is not None else ():
         printed = [line for line in _lines(path) if not line.startswith(RAYS_OWN)][-NUM_OUTPUT_LINES:]
         if printed:
             yield f"{path}, the last {len(printed)} lines", printed
@@ -87,13 +94,13 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
-def _growing(folder: Path, is_over: Callable[[], bool]) -> Iterator[str]:
+def _growing(log: Path, is_over: Callable[[], bool]) -> Iterator[str]:
     """Yield the whole lines of a log, and what is added to them, until it is over."""
     place = 0
     while True:
         over = is_over()  # before reading, so that the last lines are read
-        if (folder / TRAINING_LOG).exists():
-            with (folder / TRAINING_LOG).open("rb") as file:
+        if log.exists():
+            with log.open("rb") as file:
                 file.seek(place)
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]

@@ -12,7 +12,7 @@ from orchestrator.experiment.estimate import Disk, PlanTime, estimate_disk
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun, why_evaluation_is_missing, why_training_is_missing
 from orchestrator.experiment.rows import Resources
 from orchestrator.figures.table import Column, Table, Value
-from orchestrator.worker.task import scoring_of
+from orchestrator.worker.training_log import scoring_of
 
 
 def plan_table(plan: Plan, estimate: PlanTime) -> Table:

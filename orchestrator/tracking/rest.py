@@ -156,23 +156,23 @@ def _away(uri: str, reason: object) -> str:
     return f"the MLflow server at {uri} does not answer ({cause}); start it, or correct MLFLOW_TRACKING_URI"
 
 
-PATIENCE_SECONDS = 1200.0
+RETRY_SECONDS = 1200.0
 """Well below the 30 minutes for which the other workers of a training wait in a collective call."""
 LONGEST_PAUSE = 10.0
 T = TypeVar("T")
 
 
-def patiently(action: Callable[[], T], seconds: float | None = None) -> T:
+def retried(action: Callable[[], T], seconds: float | None = None) -> T:
     """Do something again and again until the server takes it.
 
     Args:
         action: may be done twice; it has to ask for the run each time.
-        seconds: how long, instead of PATIENCE_SECONDS.
+        seconds: how long, instead of RETRY_SECONDS.
 
     Raises:
         UserError: the server refuses it for good, or did not answer in time.
     """
-    seconds = PATIENCE_SECONDS if seconds is None else seconds
+    seconds = RETRY_SECONDS if seconds is None else seconds
     deadline, pause = time.monotonic() + seconds, 0.5
     while True:
         try:

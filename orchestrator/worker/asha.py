@@ -14,17 +14,19 @@ from ray import tune
 from ray.train import UserCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from model.names import EPOCH, VAL
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import STOPPED_EARLY, Plan
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.worker.task import JOURNAL
 
-EPOCH = "epoch"
+TUNE_EPOCH = "epoch"
+"""As Tune is told of it, whole."""
 StopEarly = Callable[[str, str], None]
 """Ends the training of a train key, and is told why."""
 
 
-class Halving(FIFOScheduler):
+class AshaPerSearch(FIFOScheduler):
     """Starts all trials in their order, and asks the ASHA of each search about its own."""
 
     def __init__(self, plan: Plan, storage: Path, stop: StopEarly) -> None:
@@ -42,9 +44,9 @@ class Halving(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """A trial has told the number of an epoch, and waits for the answer; or it has returned."""
         key = trial.config["key"]
-        if key in self._judges and EPOCH in result and self._decision(key, result) == self.STOP:
+        if key in self._judges and TUNE_EPOCH in result and self._decision(key, result) == self.STOP:
             metric = self._metrics[key]
-            self._stop(key, f"{STOPPED_EARLY} by ASHA after epoch {result[EPOCH]} ({metric} {result[metric]:.1f})")
+            self._stop(key, f"{STOPPED_EARLY} by ASHA after epoch {result[TUNE_EPOCH]} ({metric} {result[metric]:.1f})")
         return self.CONTINUE
 
     def _add_search(self, plan: Plan, experiment: Experiment, storage: Path) -> None:
@@ -53,7 +55,7 @@ class Halving(FIFOScheduler):
             return
         own = [run for key, run in plan.trainings.items() if plan.search_of(key) is search]
         judge = ASHAScheduler(
-            time_attr=EPOCH,
+            time_attr=TUNE_EPOCH,
             metric=search.metric,
             mode="max",
             max_t=max([search.asha.grace_epochs, *(run.config.schedule.epochs for run in own)]),
@@ -71,7 +73,7 @@ class Halving(FIFOScheduler):
         return self._judges[key].on_trial_result(None, _trial(key), dict(result))  # type: ignore[arg-type]
 
 
-class TellTune(UserCallback):
+class ReportToTune(UserCallback):
     """Tells Tune the number of each epoch but the last, from the trial, which waits until it was judged."""
 
     def __init__(self, metric: str, num_epochs: int) -> None:
@@ -84,14 +86,14 @@ class TellTune(UserCallback):
 
 
 def _result(metrics: Mapping[str, float], metric: str, num_epochs: int) -> dict[str, Any] | None:
-    epoch, value = round(metrics["train/epoch"]), metrics.get(f"val/{metric}", math.nan)
-    return {EPOCH: epoch, metric: value} if epoch < num_epochs and not math.isnan(value) else None
+    epoch, value = round(metrics[EPOCH]), metrics.get(f"{VAL}{metric}", math.nan)
+    return {TUNE_EPOCH: epoch, metric: value} if epoch < num_epochs and not math.isnan(value) else None
 
 
 def _earlier(journal: Path, metric: str, num_epochs: int) -> Iterator[dict[str, Any]]:
     for line in read_journal(journal)[0]:
         metrics = {point.name: point.value for point in line}
-        if f"val/{metric}" in metrics and (result := _result(metrics, metric, num_epochs)):
+        if f"{VAL}{metric}" in metrics and (result := _result(metrics, metric, num_epochs)):
             yield result
 
 

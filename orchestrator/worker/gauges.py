@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.experiment.plan import Ledger, Plan, why_evaluation_is_missing
-from orchestrator.worker.task import Status, losses_of
+from orchestrator.worker.task import Status
+from orchestrator.worker.training_log import losses_of
 
 GAUGES = {
     "rnc_rows": "Rows of the tables of a suite.",
@@ -31,8 +32,8 @@ UPDATES = "rnc_training_updates_total"
 """What the first worker of each training tells."""
 
 
-class Sample(NamedTuple):
-    """One value of one metric."""
+class GaugeValue(NamedTuple):
+    """A number of one gauge, and the labels under which Prometheus keeps it."""
 
     name: str
     value: float
@@ -59,26 +60,28 @@ class SuiteGauges:
             statuses: of the trainings that the driver runs, by train key.
         """
         with suppress(Exception):
-            for sample in self.samples(ledger, statuses):
-                _gauge(sample.name, tuple(sample.tags)).set(sample.value, dict(sample.tags))
+            for value in self.values(ledger, statuses):
+                _gauge(value.name, tuple(value.tags)).set(value.value, dict(value.tags))
 
-    def samples(self, ledger: Ledger | None, statuses: Mapping[str, Status]) -> Iterator[Sample]:
+    def values(self, ledger: Ledger | None, statuses: Mapping[str, Status]) -> Iterator[GaugeValue]:
         """Yield all that there is to tell; what MLflow last held stands while it is away."""
         suite = {"suite": self._suite}
-        yield Sample("rnc_mlflow_up", float(ledger is not None), suite)
+        yield GaugeValue("rnc_mlflow_up", float(ledger is not None), suite)
         ledger = self._ledger = self._ledger if ledger is None else ledger
-        yield Sample("rnc_rows", len(self._rows), suite)
-        yield Sample("rnc_rows_done", sum(all(_is_done(ledger, *keys) for keys in row) for row in self._rows), suite)
+        yield GaugeValue("rnc_rows", len(self._rows), suite)
+        yield GaugeValue(
+            "rnc_rows_done", sum(all(_is_done(ledger, *keys) for keys in row) for row in self._rows), suite
+        )
         for key, status in statuses.items():
             tags = suite | {"train_key": key}
             num_restarts, num_images = losses_of(self._storage / key)
-            yield Sample("rnc_training_active", float(status.state in ("starting", "training")), tags)
-            yield Sample("rnc_images_per_second", status.images_per_s or 0.0, tags)
-            yield Sample("rnc_restarts_total", num_restarts, tags)
-            yield Sample("rnc_lost_images_total", num_images, tags)
+            yield GaugeValue("rnc_training_active", float(status.state in ("starting", "training")), tags)
+            yield GaugeValue("rnc_images_per_second", status.images_per_s or 0.0, tags)
+            yield GaugeValue("rnc_restarts_total", num_restarts, tags)
+            yield GaugeValue("rnc_lost_images_total", num_images, tags)
         disk = shutil.disk_usage(self._storage)
-        yield Sample("rnc_storage_bytes", disk.total, suite)
-        yield Sample("rnc_storage_free_bytes", disk.free, suite)
+        yield GaugeValue("rnc_storage_bytes", disk.total, suite)
+        yield GaugeValue("rnc_storage_free_bytes", disk.free, suite)
 
 
 class Updates:
@@ -91,7 +94,7 @@ class Updates:
     def reach(self, step: int) -> None:
         """Tell Ray that this many updates are made; no failure of that is anybody's concern."""
         if step > self._done:
-            with suppress(Exception):
+            with suppress(Exception):  # outside Ray, as in a notebook, there is nothing to tell it to
                 _counter().inc(step - self._done, self._tags)
             self._done = step
 

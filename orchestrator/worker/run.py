@@ -3,9 +3,8 @@
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +14,25 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.util.placement_group import get_current_placement_group
 
 from model.evaluation.shards import Team
+from model.names import CARD, EPOCH, STARTUP_S, WEIGHTS
 from orchestrator.errors import UserError
+from orchestrator.names import CHECKPOINT
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.recorder import Recorder
-from orchestrator.tracking.rest import PATIENCE_SECONDS, given_up, patiently
+from orchestrator.tracking.rest import RETRY_SECONDS, given_up, retried
 from orchestrator.tracking.runs import metrics_target
 from orchestrator.worker.gauges import Updates
 from orchestrator.worker.scoring import finish, score
 from orchestrator.worker.showcase import Showcase
-from orchestrator.worker.task import Work, epochs_done, note_again, note_epoch, note_start
+from orchestrator.worker.task import TrainingTask, epochs_done
+from orchestrator.worker.training_log import Again, log_epoch, log_start, write_event
 
 if TYPE_CHECKING:
     import torch
 
     from model.training.loop import Progress
+
+    TakeReport = Callable[[Mapping[str, float], Progress], None]
 
 SHOW_SECONDS = 20.0
 """How long the end of a training waits for the last example detections."""
@@ -41,86 +45,128 @@ def run(settings: dict[str, Any]) -> None:
     """
     import torch
 
-    work: Work = settings["work"]
+    task: TrainingTask = settings["task"]
     context = ray.train.get_context()
     if context.get_world_rank() == 0:
         group = get_current_placement_group()
         assert group is not None
-        (work.folder / "placement_group").write_text(group.id.hex())
+        # Ray keeps reserved what a trial that dies had; its next start gives that back by this id.
+        (task.folder / "placement_group").write_text(group.id.hex())
         done = _epochs_done(ray.train.get_checkpoint())
-        note_start(work.folder, context.get_world_size(), done, work.num_epochs)
-    torch.set_num_threads(max(1, int(work.train_run.resources.cpus_per_worker)))
+        log_start(task.folder, context.get_world_size(), done, task.num_epochs)
+    # torch would take every core of the node for each of the workers on it.
+    torch.set_num_threads(max(1, int(task.train_run.resources.cpus_per_worker)))
     try:
-        if not work.is_trained and _epochs_done(ray.train.get_checkpoint()) < work.num_epochs:
-            _train(work, settings["picked_up"])
-            if work.judged_by is not None and context.get_world_rank() == 0:
-                _await_judgement(work)
-        with _checkpoint(work) as folder:
+        if not task.is_trained and _epochs_done(ray.train.get_checkpoint()) < task.num_epochs:
+            _train(task, settings["picked_up"])
+            if task.judged_by is not None and context.get_world_rank() == 0:
+                _await_judgement(task)
+        with _checkpoint(task) as folder:
             if context.get_world_rank() == 0:
-                patiently(lambda: finish(work, folder))
-            score(work, folder, _team(), _device(work))
+                retried(lambda: finish(task, folder))
+            score(task, folder, _team(), _device(task))
     except Exception:
-        work.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
+        task.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
         raise
 
 
-def _train(work: Work, picked_up: float) -> None:
+def _train(task: TrainingTask, picked_up: float) -> None:
+    """Train from the last checkpoint, or from the start, to the last epoch."""
     from model.training.loop import train
 
-    updates: Updates | None = None
-    resources = work.train_run.resources
     checkpoint = ray.train.get_checkpoint()
-    rank = ray.train.get_context().get_world_rank()
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        _recorder(work, rank) as recorder,
-        _showcase(work, rank) as showcase,
-    ):
-        latest: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch, _recording(task, _epochs_done(checkpoint)) as record:
+        has_reported = False
 
         def report(progress: "Progress") -> None:
-            nonlocal updates
-            metrics = progress.metrics | {"train/epoch": progress.epoch}
-            latest.update(metrics)
-            if updates is None:
-                metrics["perf/startup_s"] = time.time() - picked_up
-                updates = _count_updates(
-                    work, recorder, _epochs_done(checkpoint) * progress.num_steps // work.num_epochs
-                )
-            if recorder is not None and showcase is not None:
-                updates.reach(progress.step)
-                recorder.log(metrics | showcase.look(progress), progress.step)
+            nonlocal has_reported
+            metrics = progress.metrics | {EPOCH: progress.epoch}
+            if not has_reported:
+                metrics[STARTUP_S] = time.time() - picked_up
+                has_reported = True
+            record(metrics, progress)
             if progress.end_of_epoch:
-                if recorder is not None:
-                    note_epoch(work.folder, progress.epoch, work.num_epochs, latest)
                 _report(metrics, progress)
 
         resume = Path(scratch) / "resume"
         if checkpoint is not None:
             checkpoint.to_directory(str(resume))
         train(
-            work.train_run.config,
-            data_root=work.data_root,
-            weights_file=work.weights_file,
+            task.train_run.config,
+            data_root=task.data_root,
+            weights_file=task.weights_file,
             folder=Path(scratch),
-            local_batch=resources.local_batch,
-            num_loader_processes=resources.loader_processes,
+            local_batch=task.train_run.resources.local_batch,
+            num_loader_processes=task.train_run.resources.loader_processes,
             resume=resume if checkpoint is not None else None,
             report=report,
-            device=_device(work),
+            device=_device(task),
         )
 
 
-def _count_updates(work: Work, recorder: Recorder | None, done: int) -> Updates:
+@contextmanager
+def _recording(task: TrainingTask, first_epoch: int) -> "Iterator[TakeReport]":
+    """Yield what the first worker does with a report: tell MLflow, Prometheus and the log; the others do nothing."""
+    if ray.train.get_context().get_world_rank() != 0:
+        yield lambda metrics, progress: None
+        return
+    with _recorder(task) as recorder, _showcase(task) as showcase:
+        updates: Updates | None = None
+        latest: dict[str, float] = {}
+
+        def record(metrics: Mapping[str, float], progress: "Progress") -> None:
+            nonlocal updates
+            latest.update(metrics)
+            if updates is None:  # only a report says how many steps an epoch has
+                updates = _count_updates(task, recorder, first_epoch * progress.num_steps // task.num_epochs)
+            updates.reach(progress.step)
+            recorder.log({**metrics, **showcase.look(progress)}, progress.step)
+            if progress.end_of_epoch:
+                log_epoch(task.folder, progress.epoch, task.num_epochs, latest)
+
+        yield record
+
+
+@contextmanager
+def _recorder(task: TrainingTask) -> Iterator[Recorder]:
+    task.hear_run()  # a training that has no run fails before it starts
+    recorder = Recorder(lambda: metrics_target(task.tracking_uri, task.hear_run()), task.journal)
+    try:
+        yield recorder
+    except BaseException:
+        recorder.close(5.0)  # the journal keeps the rest for the next start
+        raise
+    if num_missing := recorder.close(RETRY_SECONDS):
+        raise UserError(given_up(RETRY_SECONDS, f"{num_missing} metrics wait in {task.journal}"))
+
+
+@contextmanager
+def _showcase(task: TrainingTask) -> Iterator[Showcase]:
+    from model.data.coco import read_for_training
+
+    data = task.train_run.config.data
+    showcase = Showcase(
+        task.tracking_uri, task.hear_run(), data, lambda: read_for_training(task.data_root, data), _device(task)
+    )
+    try:
+        yield showcase
+    except BaseException:
+        showcase.close(1.0)
+        raise
+    showcase.close(SHOW_SECONDS)
+
+
+def _count_updates(task: TrainingTask, recorder: Recorder | None, done: int) -> Updates:
     """Count from the last checkpoint, and say what had been done since then."""
-    if recorder is not None:
-        note_again(work.folder, (recorder.last_step - done) * work.train_run.config.global_batch)
-    return Updates(work.train_run.suite, work.train_run.key, done)
+    if recorder is not None and recorder.last_step > done:
+        num_images = (recorder.last_step - done) * task.train_run.config.global_batch
+        write_event(task.folder, Again(num_images=num_images))
+    return Updates(task.train_run.suite, task.train_run.key, done)
 
 
-def _await_judgement(work: Work) -> None:
+def _await_judgement(task: TrainingTask) -> None:
     """Finish nothing that was stopped: the last checkpoint stands once all epochs before it were judged."""
-    while epochs_done(work.folder) < work.num_epochs:
+    while epochs_done(task.folder) < task.num_epochs:
         time.sleep(0.1)
 
 
@@ -136,51 +182,20 @@ def _report(metrics: dict[str, float], progress: "Progress") -> None:
 
 
 @contextmanager
-def _recorder(work: Work, rank: int) -> Iterator[Recorder | None]:
-    if rank != 0:
-        yield None
-        return
-    work.hear_run()  # a training that has no run fails before it starts
-    recorder = Recorder(lambda: metrics_target(work.tracking_uri, work.hear_run()), work.journal)
-    try:
-        yield recorder
-    except BaseException:
-        recorder.close(5.0)
-        raise
-    if num_missing := recorder.close(PATIENCE_SECONDS):
-        raise UserError(given_up(PATIENCE_SECONDS, f"{num_missing} metrics wait in {work.journal}"))
-
-
-@contextmanager
-def _showcase(work: Work, rank: int) -> Iterator[Showcase | None]:
-    if rank != 0:
-        yield None
-        return
-    from model.data.coco import read_for_training
-
-    data = work.train_run.config.data
-    read = partial(read_for_training, work.data_root, data)
-    showcase = Showcase(work.tracking_uri, work.hear_run(), data, read, _device(work))
-    try:
-        yield showcase
-    except BaseException:
-        showcase.close(1.0)
-        raise
-    showcase.close(SHOW_SECONDS)
-
-
-@contextmanager
-def _checkpoint(work: Work) -> Iterator[Path]:
+def _checkpoint(task: TrainingTask) -> Iterator[Path]:
     """The last checkpoint, from Ray's storage, or from MLflow where the storage was freed."""
     checkpoint = _reported_by_first()
-    if checkpoint is not None and _epochs_done(checkpoint) == work.num_epochs:
+    if checkpoint is not None and _epochs_done(checkpoint) == task.num_epochs:
         with checkpoint.as_directory() as folder:
             yield Path(folder)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("model.safetensors", "config.json"):
-            path = f"checkpoint/{name}"
-            patiently(partial(download, work.tracking_uri, work.hear_run(), path, Path(scratch)))
+
+        def fetch() -> None:
+            for name in (WEIGHTS, CARD):
+                download(task.tracking_uri, task.hear_run(), f"{CHECKPOINT}/{name}", Path(scratch))
+
+        retried(fetch)
         yield Path(scratch)
 
 
@@ -203,10 +218,10 @@ def _team() -> Team:
     )
 
 
-def _device(work: Work) -> "torch.device":
+def _device(task: TrainingTask) -> "torch.device":
     import torch
 
-    if not work.train_run.resources.gpus_per_worker:
+    if not task.train_run.resources.gpus_per_worker:
         return torch.device("cpu")
     from ray.train.torch import get_device
 

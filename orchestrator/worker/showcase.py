@@ -1,4 +1,8 @@
-"""What a training shows of itself in MLflow beside its curves: its data, its machine, and example detections."""
+"""What a training's run shows in MLflow beside its curves: its data, example detections, and the load of its machine.
+
+All of it is good to have and may cost a training neither time nor life: uploads run in a background thread, and one
+that fails is a warning.
+"""
 
 import logging
 import queue
@@ -7,15 +11,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 from PIL import Image
 
+from model.names import VAL
 from orchestrator.tracking.artifacts import list_files, upload
-from orchestrator.tracking.runs import log_input, write
+from orchestrator.tracking.runs import Context, log_input, write
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +28,19 @@ if TYPE_CHECKING:
     from model.data.coco import CocoData
     from model.inference.table import DetectionTable
     from model.training.loop import Progress
-if TYPE_CHECKING:
-    import torch
 
-DETECTIONS = "val/detections"
+DETECTIONS = f"{VAL}detections"
+"""Under which name MLflow shows the pictures of a validation, with a slider over their steps."""
+IMAGES_FOLDER = "images"
+"""Where MLflow's own log_image puts pictures, among the files of a run."""
+PREVIEW_SIZE = 1024
+"""Pixels of the longer side of the small copy that MLflow's pages show first."""
+SAMPLE_SECONDS = 10.0
+"""From one sample of the machine to the next, as in MLflow's own monitor."""
+MAX_WAITING = 4
+"""Tasks that may wait for the background thread; what comes on top is dropped."""
+
+logger = logging.getLogger(__name__)
 
 
 class Showcase:
@@ -47,36 +60,34 @@ class Showcase:
         """
         self._uri, self._run_id, self._dataset = uri, run_id, config.dataset
         self._read: Callable[[], CocoData] | None = read
-        self._machine, self._errands = Machine(device), Errands()
+        self._metrics, self._background = SystemMetrics(device), BackgroundTasks()
 
     def look(self, progress: "Progress") -> dict[str, float]:
-        """Return the metrics of the machine, now and then, and show what a report brings; never waits."""
+        """Show what a report of the training brings, and return the load of the machine now and then; never waits."""
         if self._read is not None:
-            self._errands.add("the data as an input of the run", partial(self._name_data, self._read))
-            self._read = None
+            read, self._read = self._read, None
+            # Not earlier: the training has filled the cache of the data by now, so that reading it again is cheap.
+            self._background.add("the data as an input of the run", lambda: self._log_data(read(), "training"))
         if progress.validation is not None:
-            job = partial(self._show, progress.step, *progress.validation)
-            self._errands.add(f"example detections at step {progress.step}", job)
-        return self._machine.sample()
+            data, detections = progress.validation
+            step = progress.step
+            self._background.add(f"example detections at step {step}", lambda: self._show(step, data, detections))
+        return self._metrics.sample()
 
     def close(self, timeout: float) -> None:
         """Show what is to be shown yet, for `timeout` seconds at most."""
-        self._errands.close(timeout)
+        self._background.close(timeout)
 
-    def _name_data(self, read: "Callable[[], CocoData]") -> None:
-        log_input(self._uri, self._run_id, self._dataset, read(), "training")
+    def _log_data(self, data: "CocoData", context: Context) -> None:
+        log_input(self._uri, self._run_id, self._dataset, data, context)
 
     def _show(self, step: int, data: "CocoData", detections: "DetectionTable") -> None:
         from orchestrator.figures.pictures import draw_examples
 
-        log_input(self._uri, self._run_id, self._dataset, data, "validation")
+        self._log_data(data, "validation")
+        # Step 0, where nothing is detected yet, shows the ground truth.
         store_picture(self._uri, self._run_id, DETECTIONS, 0, lambda: draw_examples(data, None))
         store_picture(self._uri, self._run_id, DETECTIONS, step, lambda: draw_examples(data, detections))
-
-
-FOLDER = "images"
-PREVIEW = 1024
-"""Pixels of the longer side of what the user interface shows first."""
 
 
 def store_picture(uri: str, run_id: str, key: str, step: int, draw: Callable[[], Image.Image]) -> bool:
@@ -85,8 +96,10 @@ def store_picture(uri: str, run_id: str, key: str, step: int, draw: Callable[[],
     Raises:
         UserError: the server does not take it.
     """
+    # The names, the preview and the tag are those of mlflow.log_image, by which MLflow's pages find a run's pictures;
+    # log_image itself would import mlflow, and store a step again that a resumed training comes by twice.
     start = f"{key.replace('/', '~')}+step+{step}+"
-    if any(Path(path).name.startswith(start) for path in list_files(uri, run_id, FOLDER)):
+    if any(Path(path).name.startswith(start) for path in list_files(uri, run_id, IMAGES_FOLDER)):
         return False
     name = f"{start}timestamp+{int(time.time() * 1000)}+{uuid.uuid4()}"
     with tempfile.TemporaryDirectory() as scratch:
@@ -94,62 +107,52 @@ def store_picture(uri: str, run_id: str, key: str, step: int, draw: Callable[[],
         picture = draw()
         picture.save(full, compress_level=1)
         preview = picture.copy()
-        preview.thumbnail((PREVIEW, PREVIEW))
+        preview.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
         preview.save(small, quality=85)
-        upload(uri, run_id, [small, full], FOLDER)
+        upload(uri, run_id, [small, full], IMAGES_FOLDER)
     write(uri, run_id, tags={"mlflow.loggedImages": "True"})
     return True
 
 
-logger = logging.getLogger(__name__)
-Job = Callable[[], None]
+class BackgroundTasks:
+    """A thread that runs one task after the other; one that fails is told in a warning."""
 
-
-class Errands:
-    """What is good to have and must cost a training neither time nor life: examples as images, the data's name."""
-
-    def __init__(self, most: int = 4) -> None:
-        """Start the background thread.
-
-        Args:
-            most: how many jobs may wait; what comes on top is dropped.
-        """
-        self._jobs: queue.Queue[tuple[str, Job] | None] = queue.Queue(most)
-        self._thread = threading.Thread(target=self._run, name="errands", daemon=True)
+    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+        """Start the thread; of the tasks that wait for it, more than `max_waiting` are dropped."""
+        self._waiting: queue.Queue[tuple[str, Callable[[], None]] | None] = queue.Queue(max_waiting)
+        # A daemon, so that an upload that hangs does not keep a worker's process alive.
+        self._thread = threading.Thread(target=self._run, name="background tasks", daemon=True)
         self._thread.start()
 
-    def add(self, what: str, job: Job) -> None:
-        """Have a job done, some time; never waits."""
+    def add(self, name: str, task: Callable[[], None]) -> None:
+        """Have a task run, some time; never waits."""
         try:
-            self._jobs.put_nowait((what, job))
+            self._waiting.put_nowait((name, task))
         except queue.Full:
-            logger.warning("%s: dropped, as %d jobs before it still wait", what, self._jobs.maxsize)
+            logger.warning("%s: dropped, as %d tasks before it still wait", name, self._waiting.maxsize)
 
     def close(self, timeout: float) -> bool:
-        """Let the jobs that wait be done, for `timeout` seconds at most, and say whether they were."""
+        """Let the tasks that wait be run, for `timeout` seconds at most, and say whether they were."""
         try:
-            self._jobs.put(None, timeout=timeout)
+            self._waiting.put(None, timeout=timeout)
         except queue.Full:
             return False
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (entry := self._jobs.get()) is not None:
-            what, job = entry
+        while (waiting := self._waiting.get()) is not None:
+            name, task = waiting
             try:
-                job()
+                task()
             except Exception as error:
-                logger.warning("%s: dropped, %s", what, error)
+                logger.warning("%s: dropped, %s", name, error)
 
 
-INTERVAL = 10.0  # seconds, as MLflow's own monitor has it
+class SystemMetrics:
+    """Samples the CPUs and the memory of the node, and the GPU of this process if it has one, under MLflow's names."""
 
-
-class Machine:
-    """Samples the CPUs and the memory of the node, and the GPU of this process if it has one."""
-
-    def __init__(self, device: "torch.device", interval: float = INTERVAL) -> None:
+    def __init__(self, device: "torch.device", interval: float = SAMPLE_SECONDS) -> None:
         """Begin to count.
 
         Args:
@@ -178,15 +181,15 @@ class Machine:
         if self._gpu is None:
             return {}
         try:
-            return _gpu(self._gpu)
+            return _gpu_metrics(self._gpu)
         except Exception as error:  # a driver that hides its numbers must not end a training
             logger.warning("the GPU is not sampled: %s", error)
             self._gpu = None
             return {}
 
 
-def _gpu(device: "torch.device") -> dict[str, float]:
-    """Return the use of one GPU, which is called the first, as it is to its process."""
+def _gpu_metrics(device: "torch.device") -> dict[str, float]:
+    """Return the load of one GPU, which is named the first, as it is to its process."""
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
@@ -194,5 +197,5 @@ def _gpu(device: "torch.device") -> dict[str, float]:
         "system/gpu_0_memory_usage_megabytes": round((total - free) / 1e6, 1),
         "system/gpu_0_memory_usage_percentage": round(100 * (1 - free / total), 1),
         "system/gpu_0_utilization_percentage": torch.cuda.utilization(device),
-        "system/gpu_0_power_usage_watts": torch.cuda.power_draw(device) / 1000,
+        "system/gpu_0_power_usage_watts": torch.cuda.power_draw(device) / 1000,  # it gives milliwatts
     }

@@ -19,6 +19,7 @@ import requests
 import yaml
 
 from orchestrator.tracking.recorder import read_journal
+from orchestrator.worker.training_log import Again, Epoch, Start, read_log
 from tests.deploy.programs import program
 from tests.deploy.promql import MONITORING, dashboard_expressions, filled, metrics_in, rules
 from tests.deploy.stack import ROOT, Stack
@@ -137,11 +138,11 @@ def submit_and_kill_once(services: Stack) -> None:
         def is_between_checkpoints() -> bool:
             assert not submitting.done(), "the suite has ended, and nothing was killed"
             for journal in storage(services).glob("*/metrics.jsonl"):
-                log = (journal.parent / "training.log").read_text()
-                if f"epoch 2/{EPOCHS}" in log:
+                events = [entry.event for entry in read_log(journal.parent)]
+                if any(isinstance(event, Epoch) and event.epoch == 2 for event in events):
                     step, epoch_length = progress(journal)
                     if step % epoch_length >= 20:
-                        pids.append(int(re.findall(r"the first as process (\d+)", log)[-1]))
+                        pids.append([event.process for event in events if isinstance(event, Start)][-1])
             return bool(pids)
 
         wait(300, is_between_checkpoints, "updates after a checkpoint")
@@ -202,13 +203,13 @@ def test_what_is_told_of_the_suite_is_what_happened(watched: Watched):
     assert (told("min", "rnc_training_active"), told("max", "rnc_training_active")) == ([0], [1])
     assert told("max", "rnc_images_per_second")[0] > 0
     assert (told("min", "rnc_restarts_total"), told("max", "rnc_restarts_total")) == ([0], [1])
-    (lost,) = re.findall(r"(\d+) images are trained again", (journal.parent / "training.log").read_text())
+    (lost,) = (entry.event.num_images for entry in read_log(journal.parent) if isinstance(entry.event, Again))
     assert told("max", "rnc_lost_images_total") == [float(lost)]
     epoch_length = progress(journal)[1]
-    assert 0 < int(lost) < BATCH * epoch_length
+    assert 0 < lost < BATCH * epoch_length
     made = told("last", "rnc_training_updates_total")  # of both workers; the first was killed, up to 10 s untold
     assert (EPOCHS - 2) * epoch_length in made
-    assert sum(made) <= EPOCHS * epoch_length + int(lost) / BATCH
+    assert sum(made) <= EPOCHS * epoch_length + lost / BATCH
 
 
 def test_nothing_of_a_suite_that_ended_is_told_any_more_and_nothing_alarms(watched: Watched):

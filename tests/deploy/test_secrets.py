@@ -37,7 +37,7 @@ def test_no_file_of_the_stack_holds_a_secret(submitted: Submitted):
         "raylet.out",
         "gcs_server.out",
     } <= files
-    assert {"job-driver-rnc-stack-1.log", "training.log", "dashboard_JobHead.log", "auth.ini"} <= files
+    assert {"job-driver-rnc-stack-1.log", "training.jsonl", "dashboard_JobHead.log", "auth.ini"} <= files
     assert leaks_below(services.folder, services.secrets.values(), kept_in(services)) == []
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.site import Site
 from orchestrator.tracking.server import stop_server, tracking_server
+from orchestrator.worker.training_log import Epoch, read_log, sentence
 from tests.clusters import cluster
 
 ROOT = Path(__file__).parents[2]
@@ -106,8 +107,9 @@ def test_a_suite_is_sent_seen_from_elsewhere_joined_and_ends_with_its_tables(her
 
     log = here.rnc("logs", "heads.yaml")
     assert "RetinaNet: finished, epoch 2/2" in log.stdout
-    (written,) = (here.folder / "shared" / "ray" / "sent").glob("*/training.log")
-    assert re.search(r"epoch 2/2, loss \d.*images/s", written.read_text())
+    (written,) = (here.folder / "shared" / "ray" / "sent").glob("*/training.jsonl")
+    epochs = [entry.event for entry in read_log(written.parent) if isinstance(entry.event, Epoch)]
+    assert re.search(r"epoch 2/2, loss \d.*images/s", sentence(epochs[-1]))
     assert "hunter2" not in log.stdout + sent.stdout + sent.stderr
 
 

@@ -118,12 +118,12 @@ def test_trainings_of_different_sizes_share_a_cluster_the_largest_first(site: Si
 
 
 def test_no_more_trainings_run_at_once_than_a_file_allows(site: Site):
-    works = [SimpleNamespace(train_run=run) for run in plan_of(site, "most", TRAIN, variant(1)).trainings.values()]
+    tasks = [SimpleNamespace(train_run=run) for run in plan_of(site, "most", TRAIN, variant(1)).trainings.values()]
     cluster = Cluster(nodes=({"CPU": 8.0},))
-    assert launch.most_at_once(works, cluster, connect.TOKENS, None) is None  # type: ignore[arg-type]
-    assert launch.most_at_once(works, cluster, connect.TOKENS, 3) == 3  # type: ignore[arg-type]
-    assert launch.most_at_once(works, cluster, {}, None) == 8  # type: ignore[arg-type]
-    assert launch.most_at_once(works, cluster, {}, 3) == 3  # type: ignore[arg-type]
+    assert launch.most_at_once(tasks, cluster, connect.TOKENS, None) is None  # type: ignore[arg-type]
+    assert launch.most_at_once(tasks, cluster, connect.TOKENS, 3) == 3  # type: ignore[arg-type]
+    assert launch.most_at_once(tasks, cluster, {}, None) == 8  # type: ignore[arg-type]
+    assert launch.most_at_once(tasks, cluster, {}, 3) == 3  # type: ignore[arg-type]
 
 
 def test_a_cancelled_and_a_pruned_training_end_and_free_their_place_while_the_others_go_on(site: Site):

@@ -16,7 +16,7 @@ from orchestrator.experiment.search import Asha, Search
 from orchestrator.site import Site
 from orchestrator.tracking.recorder import Recorder, Target
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.asha import Halving
+from orchestrator.worker.asha import AshaPerSearch
 from orchestrator.worker.task import JOURNAL, epochs_done
 from tests.suites import experiment_of, launched, ledger_of, variant
 
@@ -96,10 +96,10 @@ def decisions(searched: Experiment, storage: Path, *told: tuple[int, dict[str, f
     plan = make_plan([searched], Ledger())
     keys = list(plan.trainings)
     stopped: list[tuple[int, str]] = []
-    halving = Halving(plan, storage, lambda key, reason: stopped.append((keys.index(key), reason)))
+    scheduler = AshaPerSearch(plan, storage, lambda key, reason: stopped.append((keys.index(key), reason)))
     for row, result in told:
         trial = SimpleNamespace(config={"key": keys[row]})
-        assert halving.on_trial_result(None, trial, dict(result)) == halving.CONTINUE
+        assert scheduler.on_trial_result(None, trial, dict(result)) == scheduler.CONTINUE
     return stopped
 
 

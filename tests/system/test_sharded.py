@@ -1,7 +1,6 @@
 """Scoring on two workers, one of which is killed in the middle: the numbers of one, and no shard scored twice."""
 
 import os
-import re
 import signal
 import threading
 import time
@@ -27,6 +26,7 @@ from orchestrator.site import Site
 from orchestrator.tracking import server
 from orchestrator.tracking.artifacts import download
 from orchestrator.worker.task import last_checkpoint
+from orchestrator.worker.training_log import Scoring, Start, read_log
 from tests.suites import TRAIN, launched, ledger_of
 
 pytestmark = pytest.mark.slow
@@ -65,8 +65,9 @@ class Watch(threading.Thread):
                 except FileNotFoundError:
                     continue
             if self.seen and not self.killed_at:
-                (log,) = self.folder.glob("*/training.log")
-                os.kill(int(re.findall(r"the first as process (\d+)", log.read_text())[-1]), signal.SIGKILL)
+                (log,) = self.folder.glob("*/training.jsonl")
+                starts = [entry.event for entry in read_log(log.parent) if isinstance(entry.event, Start)]
+                os.kill(starts[-1].process, signal.SIGKILL)
                 self.killed_at = set(self.seen)
 
 
@@ -94,9 +95,11 @@ def test_a_killed_worker_costs_no_shard_and_no_bit(site: Site, tmp_path: Path) -
     (key,) = make_plan([experiment], ledger_of(site, "sharded")).trainings
     folder = site.storage / "sharded" / key
     assert not list((folder / "scored").glob("*/*"))
-    log = (folder / "training.log").read_text()
-    assert f"of {NUM_IMAGES} images of val, 3 settings" in log
-    assert not re.search(r"scoring: 0 of .* images", log.rpartition("started on 2 workers")[2])
+    events = [entry.event for entry in read_log(folder)]
+    starts = [place for place, event in enumerate(events) if isinstance(event, Start) and event.num_workers == 2]
+    scorings = [event for event in events if isinstance(event, Scoring)]
+    assert any((e.num_images, e.split, e.num_settings) == (NUM_IMAGES, "val", 3) for e in scorings)
+    assert not any(isinstance(event, Scoring) and event.num_done == 0 for event in events[starts[-1] :])
 
     data = read_for_scoring(site.data_root("shapes"), SHORT.data, "val")
     checkpoint = last_checkpoint(folder)

@@ -21,7 +21,7 @@ from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
 from orchestrator.cli.main import cli
 from orchestrator.report.results import COLUMNS
-from orchestrator.worker.scoring import write_findings
+from orchestrator.worker.scoring import write_evaluation_files
 from tests.conftest import MakeCoco
 from tests.detectors import MODEL, SIZES, save_opinionated
 
@@ -205,7 +205,7 @@ def test_heads_that_would_be_scored_on_other_images_are_not_compared(
 def test_every_number_follows_from_the_files_that_are_recorded(
     conf: Path, data: CocoData, scores: Scores, tmp_path: Path
 ) -> None:
-    found = write_findings(tmp_path, read_card(conf), data, scores, "RetinaNet-Conf")
+    found = write_evaluation_files(tmp_path, read_card(conf), data, scores, "RetinaNet-Conf")
     detections, about = read_detections(found.detections)
     assert statistics(data, detections, read_misalignment(tmp_path)) == found.statistics
     assert about["metrics"] == scores.metrics and read_matches(found.matches).num_images == 4
@@ -225,7 +225,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out_of_what_is_recorded(
     conf: Path, data: CocoData, scores: Scores, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = replace(data, root=tmp_path)
-    found = write_findings(tmp_path, read_card(conf), gone, scores, "any")
+    found = write_evaluation_files(tmp_path, read_card(conf), gone, scores, "any")
     assert found.misalignment[-1].name == "figure2.png"
     assert f"boxes-{data.image_ids[0]}.png is left out: " in caplog.text
 
@@ -234,6 +234,6 @@ def test_recording_again_gives_the_same_files(conf: Path, data: CocoData, scores
     contents = []
     for name in ("once", "again"):
         (tmp_path / name).mkdir()
-        found = write_findings(tmp_path / name, read_card(conf), data, scores, "any")
+        found = write_evaluation_files(tmp_path / name, read_card(conf), data, scores, "any")
         contents.append([file.read_bytes() for file in (found.detections, found.matches, *found.misalignment)])
     assert contents[0] == contents[1]

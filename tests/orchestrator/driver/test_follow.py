@@ -9,14 +9,15 @@ from orchestrator.experiment.rows import Row
 from orchestrator.tracking import runs
 from orchestrator.tracking.ledger import begin_training
 from orchestrator.tracking.runs import open_tracking
-from orchestrator.worker.task import Status, Work, note
+from orchestrator.worker.task import Status, TrainingTask
+from orchestrator.worker.training_log import Scoring, write_event
 from tests.orchestrator.ledgers import experiment
 
 
 def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri: str, tmp_path: Path) -> None:
     suite = open_tracking(mlflow_uri, "follow")
     (train_run,) = make_plan([experiment("table1", [Row(label="ours")])], Ledger()).trainings.values()
-    work = Work(
+    task = TrainingTask(
         train_run=train_run,
         evaluations=(),
         is_trained=True,
@@ -27,13 +28,13 @@ def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri
     )
     runs.set_status(mlflow_uri, begin_training(suite, train_run), "FINISHED")
     shown: list[Status] = []
-    follower = Follower([work], suite, local_cluster(), shown.extend, lambda _, __: None)
+    follower = Follower([task], suite, local_cluster(), shown.extend, lambda _, __: None)
     with follower.watching():
-        follower.started(work.train_run.key)
+        follower.started(task.train_run.key)
         follower.draw()
-        note(work.folder, "scoring: 64 of 200 images of val, 2 settings")
+        write_event(task.folder, Scoring(num_done=64, num_images=200, split="val", num_settings=2))
         follower.draw()
-        follower.ended(work.train_run.key, error="")
+        follower.ended(task.train_run.key, error="")
     follower.draw()
     told = [(status.state, status.note) for status in shown]
     assert list(dict.fromkeys(told)) == [

@@ -19,8 +19,9 @@ from orchestrator.tracking.artifacts import delete
 from orchestrator.tracking.ledger import begin_training, read_ledger
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.scoring import show_candidates, store_lab
-from orchestrator.worker.task import Work
+from orchestrator.worker.scoring import record_lab, store_lab
+from orchestrator.worker.task import TrainingTask
+from orchestrator.worker.training_log import Note, read_log
 from tests.orchestrator.ledgers import experiment
 
 CONF = Row(label="ours", seeds=(0, 1))
@@ -74,9 +75,10 @@ def test_a_training_does_not_fail_of_its_lab(tmp_path: Path) -> None:
     def hear_run() -> str:
         raise UserError("MLflow is away")
 
-    work = SimpleNamespace(folder=tmp_path, tracking_uri="http://127.0.0.1:9", hear_run=hear_run)
-    show_candidates(cast(Work, work), None, None)  # type: ignore[arg-type]
-    assert "nothing for the misalignment lab: MLflow is away" in (tmp_path / "training.log").read_text()
+    task = SimpleNamespace(folder=tmp_path, tracking_uri="http://127.0.0.1:9", hear_run=hear_run)
+    record_lab(cast(TrainingTask, task), None, None)  # type: ignore[arg-type]
+    (entry,) = read_log(tmp_path)
+    assert entry.event == Note(text="nothing for the misalignment lab: MLflow is away")
 
 
 def kept(rows: list[Row], folder: Path) -> Ledger:

@@ -15,7 +15,7 @@ from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
 from orchestrator.report.plan_tables import status_table
 from orchestrator.report.results import results_table
-from orchestrator.worker.task import note
+from orchestrator.worker.training_log import Scoring, write_event
 
 BASE = Row(
     label="RetinaNet",
@@ -250,7 +250,7 @@ def test_status_cuts_long_reasons_for_people_and_names_the_log_with_the_rest(tmp
 def test_status_shows_how_far_the_scoring_of_a_row_is(tmp_path: Path) -> None:
     ((_, train_key, _),) = row_keys(OURS)
     held = Ledger(trainings={train_key: Record(status="FINISHED", run_id="r")})
-    note(tmp_path / train_key, "scoring: 128 of 200 images of val, 2 settings")
+    write_event(tmp_path / train_key, Scoring(num_done=128, num_images=200, split="val", num_settings=2))
     (line,) = shown(status_table(make_plan([experiment(OURS)], held), held, tmp_path))
     assert line["scored"] == "128 of 200 images of val, 2 settings"
 

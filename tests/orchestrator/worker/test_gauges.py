@@ -13,7 +13,8 @@ from orchestrator.experiment.plan import Ledger, Record, make_plan
 from orchestrator.experiment.rows import Row
 from orchestrator.worker import gauges
 from orchestrator.worker.gauges import GAUGES, SuiteGauges, Updates
-from orchestrator.worker.task import State, Status, losses_of, note, note_again, note_start
+from orchestrator.worker.task import State, Status
+from orchestrator.worker.training_log import Again, log_start, write_event
 from tests.suites import TRAIN, experiment_of, variant
 
 
@@ -23,7 +24,7 @@ def status(state: State, images_per_s: float | None = None) -> Status:
 
 def told(experiment: Experiment, ledger: Ledger, statuses: Mapping[str, Status], storage: Path) -> dict[str, float]:
     """Values by name, and by train key where they have one."""
-    samples = SuiteGauges(make_plan([experiment], Ledger()), storage).samples(ledger, statuses)
+    samples = SuiteGauges(make_plan([experiment], Ledger()), storage).values(ledger, statuses)
     return {".".join([s.name, *([s.tags["train_key"]] if "train_key" in s.tags else [])]): s.value for s in samples}
 
 
@@ -59,7 +60,7 @@ def test_what_mlflow_last_held_stands_while_it_is_away(tmp_path: Path):
     suite = SuiteGauges(plan, tmp_path)
     held = Ledger(trainings={evaluation.train_key: finished}, evaluations={key: finished})
     for ledger, is_up in ((held, 1), (None, 0)):
-        values = {sample.name: sample.value for sample in suite.samples(ledger, {})}
+        values = {sample.name: sample.value for sample in suite.values(ledger, {})}
         assert (values["rnc_mlflow_up"], values["rnc_rows_done"]) == (is_up, 1)
 
 
@@ -70,18 +71,13 @@ def test_every_value_told_has_a_description_and_every_description_a_value(tmp_pa
     assert {name.split(".")[0] for name in values} == set(GAUGES)
 
 
-def test_a_training_that_was_cut_off_is_told_apart_from_one_that_was_interrupted(tmp_path: Path):
-    assert losses_of(tmp_path) == (0, 0)
-    note_start(tmp_path, 1, 0, 4)
-    assert losses_of(tmp_path) == (0, 0)
-    note_start(tmp_path, 1, 2, 4)  # after a kill
-    note_again(tmp_path, 1200)
-    note(tmp_path, "interrupted; the next submit goes on from epoch 3")
-    note_start(tmp_path, 1, 3, 4)
-    note_again(tmp_path, 34)
-    note_again(tmp_path, 0)
-    note(tmp_path, "failed: the server says 5 images are trained again")
-    assert losses_of(tmp_path) == (1, 1234)
+def test_what_was_lost_is_told_of_each_training_as_its_log_has_it(tmp_path: Path):
+    for _ in range(3):
+        log_start(tmp_path / "k", 1, 0, 4)
+    write_event(tmp_path / "k", Again(num_images=1200))
+    values = told(experiment_of("tiny", TRAIN), Ledger(), {"k": status("training"), "l": status("waiting")}, tmp_path)
+    assert (values["rnc_restarts_total.k"], values["rnc_lost_images_total.k"]) == (2, 1200)
+    assert (values["rnc_restarts_total.l"], values["rnc_lost_images_total.l"]) == (0, 0)
 
 
 def test_what_cannot_be_told_disturbs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

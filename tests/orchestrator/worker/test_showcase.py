@@ -18,7 +18,7 @@ from orchestrator.figures.pictures import draw_examples, example_indices
 from orchestrator.tracking import rest, runs
 from orchestrator.tracking.artifacts import list_files
 from orchestrator.tracking.runs import log_input, open_tracking
-from orchestrator.worker.showcase import Errands, Machine, Showcase, store_picture
+from orchestrator.worker.showcase import BackgroundTasks, Showcase, SystemMetrics, store_picture
 from tests.conftest import MakeCoco
 
 SHAPES = DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=96)
@@ -53,30 +53,30 @@ def at_end_of_epoch(data: CocoData, step: int) -> Progress:
     )
 
 
-def test_an_errand_that_fails_is_told_and_the_next_one_is_run(caplog):
+def test_a_background_task_that_fails_is_told_and_the_next_one_is_run(caplog):
     done = threading.Event()
-    errands = Errands()
-    errands.add("the first", lambda: json.loads("{"))
-    errands.add("the second", done.set)
-    assert errands.close(10.0)
+    tasks = BackgroundTasks()
+    tasks.add("the first", lambda: json.loads("{"))
+    tasks.add("the second", done.set)
+    assert tasks.close(10.0)
     assert done.is_set()
     assert "the first: dropped, Expecting property name" in caplog.text
 
 
 def test_errands_that_pile_up_are_dropped_and_never_waited_for(caplog):
     gate, started = threading.Event(), threading.Event()
-    errands = Errands(most=1)
+    tasks = BackgroundTasks(max_waiting=1)
 
     def stick() -> None:
         started.set()
         gate.wait()
 
-    errands.add("stuck", stick)
+    tasks.add("stuck", stick)
     started.wait()
-    errands.add("waits", lambda: None)
-    errands.add("too many", lambda: None)
-    assert "too many: dropped, as 1 jobs before it still wait" in caplog.text
-    assert not errands.close(0.05)
+    tasks.add("waits", lambda: None)
+    tasks.add("too many", lambda: None)
+    assert "too many: dropped, as 1 tasks before it still wait" in caplog.text
+    assert not tasks.close(0.05)
     gate.set()
 
 
@@ -102,7 +102,7 @@ def test_only_detections_that_are_at_all_sure_are_drawn(validation: CocoData):
 
 
 def test_the_machine_is_sampled_now_and_then_under_the_names_of_mlflow():
-    machine = Machine(CPU, interval=0.05)
+    machine = SystemMetrics(CPU, interval=0.05)
     first = machine.sample()
     assert list(first) == [
         "system/cpu_utilization_percentage",
@@ -120,8 +120,8 @@ def test_a_gpu_that_does_not_tell_is_asked_once_and_ends_no_training(monkeypatch
         raise RuntimeError("not supported")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
-    machine = Machine(torch.device("cuda"), interval=0.0)
-    assert machine.sample().keys() == machine.sample().keys() == Machine(CPU).sample().keys()
+    machine = SystemMetrics(torch.device("cuda"), interval=0.0)
+    assert machine.sample().keys() == machine.sample().keys() == SystemMetrics(CPU).sample().keys()
     assert [record.getMessage() for record in caplog.records] == ["the GPU is not sampled: not supported"]
 
 
@@ -129,7 +129,7 @@ def test_a_gpu_is_sampled_as_the_first_of_its_process(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60_000_000_000, 80_000_000_000))
     monkeypatch.setattr(torch.cuda, "utilization", lambda _: 93)
     monkeypatch.setattr(torch.cuda, "power_draw", lambda _: 412_000)  # milliwatts
-    sample = Machine(torch.device("cuda", 3)).sample()
+    sample = SystemMetrics(torch.device("cuda", 3)).sample()
     assert {name: value for name, value in sample.items() if "gpu" in name} == {
         "system/gpu_0_memory_usage_megabytes": 20_000.0,
         "system/gpu_0_memory_usage_percentage": 25.0,

@@ -2,7 +2,7 @@
 
 from collections import namedtuple
 
-from orchestrator.worker.process_group import GroupConfig, interface_of
+from orchestrator.cluster.process_group import GroupConfig, interface_of
 
 Address = namedtuple("Address", "address")
 INTERFACES = {
@@ -20,4 +20,4 @@ def test_the_interface_is_the_one_that_has_the_address_of_the_node():
 
 
 def test_the_group_is_started_by_a_backend_that_names_it_first():
-    assert GroupConfig(backend="gloo").backend_cls.on_start.__module__ == "orchestrator.worker.process_group"
+    assert GroupConfig(backend="gloo").backend_cls.on_start.__module__ == "orchestrator.cluster.process_group"
