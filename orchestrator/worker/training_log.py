@@ -20,7 +20,6 @@ from typing import IO, Literal
 from model.names import IMAGES_PER_S, LOSS, VAL
 from model.settings import read_settings, to_dict
 
-
 TRAINING_LOG = "training.jsonl"
 LOG_SECONDS = 60.0
 """How long a scoring pass may go on before its progress is logged again."""
