@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile --universal --generate-hashes --no-annotate --pytho
 # Bytecode makes MLflow and Ray start three to ten times faster.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-deploy check bench ui lock clean
+.PHONY: help setup demo test test-public test-deploy check bench ui lock clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -23,6 +23,9 @@ demo: $(READY)  ## Train the paper's main comparison in miniature and print its 
 
 test: $(READY)  ## Run all tests but those of deploy/
 	$(PYTHON) -m pytest --ignore tests/deploy
+
+test-public: $(READY)  ## Run the trainings of the tests once more, by Ray's public trainer, as other versions of Ray do
+	RNC_RAY_FAST_PATH=0 $(PYTHON) -m pytest tests/system
 
 test-deploy: $(READY_DEPLOY)  ## Start the real cluster's parts and run a table on them, validate the rest of deploy/
 	$(PYTHON) -m pytest tests/deploy --durations 0 --durations-min 1

@@ -119,11 +119,12 @@ def _train(root: Path, checkpoint: Path, keep: Path) -> None:
         def fit(self) -> None:
             import ray.train
 
-            from orchestrator.worker.trainer import LeanTrainer
+            from orchestrator.worker.trainer import make_trainer
 
-            LeanTrainer(
+            make_trainer(
                 _work,
-                train_loop_config={"root": root, "checkpoint": checkpoint, "keep": keep},
+                {"root": root, "checkpoint": checkpoint, "keep": keep},
+                backend=None,
                 scaling_config=ray.train.ScalingConfig(num_workers=WORKERS, resources_per_worker={"CPU": 1}),
                 run_config=ray.train.RunConfig(name=keep.name, storage_path=str(keep.parent / "train")),
             ).fit()

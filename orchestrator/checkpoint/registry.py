@@ -19,7 +19,7 @@ from orchestrator.checkpoint.find import Candidate, Choice, best_version, choose
 from orchestrator.checkpoint.pull import Provenance, fetch, training_of
 from orchestrator.errors import Say, UserError
 from orchestrator.tracking import rest
-from orchestrator.tracking.artifacts import tame_mlflow
+from orchestrator.tracking.artifacts import client_of, tame_mlflow
 from orchestrator.tracking.suite import Suite
 
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pyarrow", "safetensors", "torch", "torchvision")
@@ -76,12 +76,10 @@ def save_model(folder: Path, checkpoint: Path, mlflow_model: Any = None) -> None
 
 def _register(uri: str, name: str, best: Candidate) -> str:
     """Make a version of the registered model, and return its number."""
-    tame_mlflow()
-    from mlflow import MlflowClient
+    client = client_of(uri)
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     run_id = str(training_of(uri, best).run_id)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, saved = Path(scratch) / "checkpoint", Path(scratch) / "model"

@@ -1,6 +1,7 @@
 """TODO."""
 
 import socket
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -52,7 +53,7 @@ def stop_ray() -> None:
 def cluster_of_ray() -> Cluster:
     """What the nodes of the cluster have that was joined or started."""
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
-    return Cluster(nodes=nodes, grows=bool(ray._private.state.state.get_max_resources_from_cluster_config()))
+    return Cluster(nodes=nodes, grows=_can_grow())
 
 
 def _require_answer(address: str) -> None:
@@ -67,3 +68,10 @@ def _require_answer(address: str) -> None:
             f"RAY_ADDRESS: {address} does not answer ({error}); start the cluster, correct the address, or unset it to "
             "run on this machine"
         ) from error
+
+
+def _can_grow() -> bool:
+    """Whether an autoscaler may add nodes; where Ray does not tell, none does."""
+    with suppress(AttributeError):  # Ray has no public word for it
+        return bool(ray._private.state.state.get_max_resources_from_cluster_config())
+    return False

@@ -15,6 +15,7 @@ LEAN = {
 }
 """Ray without the processes, files and warnings that nobody reads, polling five times a second."""
 LOCAL = {
+    "RAY_AUTH_MODE": "token",  # 2.60 sets it by itself; before, nobody would need one
     # Ray listens on every interface of the machine, unless it takes the machine for one that cannot be in a cluster.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -23,9 +24,14 @@ LOCAL = {
 """What belongs to a Ray of our own; a cluster decides for itself, and its nodes may be taken away with notice."""
 
 
+FAST_PATH = "RNC_RAY_FAST_PATH"
+"""Set to 0, it makes trainings take Ray Train's public trainer whatever the version of Ray; trials have to know it."""
+
+
 def ray_environment(*, is_local: bool) -> dict[str, str]:
     """Return the variables for a Ray on this machine, or for a job on a cluster."""
-    return LEAN | LOCAL if is_local else LEAN
+    asked = {name: os.environ[name] for name in (FAST_PATH,) if name in os.environ}
+    return LEAN | asked | (LOCAL if is_local else {})
 
 
 def set_ray_environment(*, is_local: bool) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import psutil
 import ray.util
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
+TorchBackend: Any = TorchConfig().backend_cls  # its class has no public name
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -21,7 +22,16 @@ class GroupConfig(TorchConfig):
         return _Backend
 
 
-class _Backend(_TorchBackend):
+class NoGroup(TorchConfig):
+    """TorchConfig of a single worker, for whom no group is started."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What starts nothing."""
+        return Backend
+
+
+class _Backend(TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_name_interface)
         super().on_start(worker_group, backend_config)

@@ -1,5 +1,6 @@
 """Asks every node of a Ray cluster what `rnc doctor` wants to know, and whether the nodes reach one another."""
 
+import os
 import socket
 import sys
 import time
@@ -67,8 +68,7 @@ def _examine_nodes(asked: Questions, say: Say) -> Seen:
     say(f"Asking {len(alive)} node(s) ...")
     facts, lost = _gather({where: _on(node, _examine, asked) for where, node in alive.items()}, say)
     answering = {where: alive[where] for where in facts}
-    dashboard = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
-    address = f"http://{dashboard}" if dashboard else ""
+    address = _dashboard()
     say("Adding up a number over all nodes ...")
     return Seen(
         cluster=cluster_of_ray(),
@@ -81,6 +81,14 @@ def _examine_nodes(asked: Questions, say: Say) -> Seen:
         dashboard=address,
         dashboard_is_open=dashboard_is_open(address) if address else None,
     )
+
+
+def _dashboard() -> str:
+    """The address of Ray's dashboard; empty where there is none, or where this Ray does not tell."""
+    with suppress(AttributeError):  # what is asked is not public
+        dashboard = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+        return f"http://{dashboard}" if dashboard else ""
+    return ""
 
 
 def _nodes() -> tuple[dict[str, Node], list[str]]:
@@ -158,13 +166,19 @@ def _reduce_all(nodes: Mapping[str, Node]) -> list[Reduced]:
     found = [_reduce(nodes, "gloo")] if len(nodes) > 1 else []
     with_gpu = {where: node for where, node in nodes.items() if node["Resources"].get("GPU", 0.0) >= 1.0}
     if with_gpu:
-        free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-        busy = [where for where, node in with_gpu.items() if free.get(node["NodeID"], {}).get("GPU", 0.0) < 1.0]
-        if busy:
+        if busy := _without_free_gpu(with_gpu):
             found.append(Reduced(backend="nccl", where=tuple(busy), skipped="no GPU is free to try it"))
         else:
             found.append(_reduce(with_gpu, "nccl"))
     return found
+
+
+def _without_free_gpu(nodes: Mapping[str, Any]) -> list[str]:
+    """The nodes whose GPUs are all taken; none where this Ray does not tell."""
+    with suppress(AttributeError):  # what is asked is not public
+        free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+        return [where for where, node in nodes.items() if free.get(node["NodeID"], {}).get("GPU", 0.0) < 1.0]
+    return []
 
 
 def _reduce(nodes: Mapping[str, Node], backend: str) -> Reduced:
@@ -188,10 +202,17 @@ def _reduce(nodes: Mapping[str, Node], backend: str) -> Reduced:
 
 @ray.remote
 def _examine(asked: Questions) -> dict[str, Facts]:
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    return examine(asked) | {"ray": {"auth_mode": _auth_mode()}}
 
+
+def _auth_mode() -> str:
+    """Whether Ray wants a token, in its own word."""
+    try:
+        from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    except ImportError:  # it is not public
+        return os.environ.get("RAY_AUTH_MODE", "disabled")
     # Ray is asked, since a node may have its mode from a file instead of RAY_AUTH_MODE.
-    return examine(asked) | {"ray": {"auth_mode": "token" if is_token_auth_enabled() else "disabled"}}
+    return "token" if is_token_auth_enabled() else "disabled"
 
 
 @ray.remote

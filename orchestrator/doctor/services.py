@@ -17,7 +17,7 @@ import psutil
 import requests
 
 from orchestrator.doctor.finding import DRIVER, EVERYWHERE, Finding, Level, finding
-from orchestrator.doctor.versions import at_least, declared, meets
+from orchestrator.doctor.versions import SAFE, meets
 from orchestrator.errors import UserError
 from orchestrator.names import experiment_name
 from orchestrator.tracking import artifacts, rest, runs
@@ -76,7 +76,7 @@ def judge_mlflow(where: str, facts: Facts) -> Iterator[Finding]:
         yield finding("mlflow", where, "fail", problem, way_out)
     else:
         yield finding("mlflow", where, "ok", f"{facts['uri']} answers")
-    bounds = at_least(declared()["mlflow"])  # a newer server serves an older client
+    bounds = SAFE["mlflow"]
     if facts.get("version") and not meets(facts["version"], bounds):
         seen = f"the server is MLflow {facts['version']}, not {bounds}; older ones may have known vulnerabilities"
         yield finding("mlflow version", where, "fail", seen, "update the server; back up its database before")

@@ -1,6 +1,6 @@
 """Packages and sources of a machine, judged by the bounds that pyproject.toml declares.
 
-The lower bounds leave out the releases with known vulnerabilities, so that no second list of them is kept here, and no
+The lower bounds leave out the releases with known vulnerabilities, but for those in SAFE, which serve all the same; no
 machine has to reach the network to be judged. What became known since is for `pip-audit` to say.
 """
 
@@ -21,14 +21,20 @@ from orchestrator.doctor.finding import Finding, finding
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
 """What numbers, or the talk between nodes, depend on."""
 SOURCES = Path(__file__).parents[2]
+SAFE = {"mlflow": SpecifierSet(">=3.17")}  # CVE-2026-116690
+"""Where the project works with older releases than are safe."""
 
 
 def declared() -> dict[str, SpecifierSet]:
-    """Return the packages that pyproject.toml names, with their bounds."""
+    """Return the packages that pyproject.toml names, with their bounds, and those of SAFE."""
     # Not importlib.metadata: a job's sources come from a checkout, and may be newer than what its image has installed.
     project = tomllib.loads((SOURCES / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = map(Requirement, project["dependencies"])
-    return {one.name: one.specifier for one in requirements if one.marker is None or one.marker.evaluate()}
+    return {
+        one.name: one.specifier & SAFE.get(one.name, SpecifierSet())
+        for one in requirements
+        if one.marker is None or one.marker.evaluate()
+    }
 
 
 def meets(version: str, bounds: SpecifierSet) -> bool:
@@ -37,11 +43,6 @@ def meets(version: str, bounds: SpecifierSet) -> bool:
         return Version(Version(version).base_version) in bounds
     except InvalidVersion:
         return False
-
-
-def at_least(bounds: SpecifierSet) -> SpecifierSet:
-    """Return the lower ones of some bounds."""
-    return SpecifierSet(",".join(str(one) for one in bounds if one.operator == ">="))
 
 
 def look_at_versions() -> dict[str, str | None]:

@@ -16,7 +16,7 @@ from orchestrator.errors import INTERRUPTED, Say
 from orchestrator.experiment.plan import Plan
 from orchestrator.experiment.prepare import prepare
 from orchestrator.report.files import Report, make_reports, table_files, write_reports
-from orchestrator.report.pages import show_suite
+from orchestrator.report.pages import show_suite, why_no_views
 from orchestrator.tracking.ledger import log_table, name_seeds, place_evaluations
 from orchestrator.tracking.suite import Suite
 
@@ -91,11 +91,14 @@ def _run(plan: Plan, suite: Suite, say: Say) -> int:
     set_ray_environment(is_local=site.ray_address is None)  # Ray reads it when it is imported
     from orchestrator.cluster.connect import start_ray, stop_ray
     from orchestrator.driver.launch import launch
+    from orchestrator.worker.trainer import why_public
 
     started = time.monotonic()
     try:
         start_ray(site)
         say(f"Ray is up after {time.monotonic() - started:.0f} s.")
+        if why := why_public():
+            say(f"Trainings take Ray's public trainer, which starts some seconds later than the lean one: {why}.")
         with live_view(sys.stderr) as show:
             outcome = launch(plan, site, suite.connection.uri, show=show)
     finally:
@@ -123,6 +126,8 @@ def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
         log_table(suite.connection, suite.mlflow_runs, report.experiment.name, table_files(report))
     for name, link in show_suite(suite).items():
         say(f"{name} in MLflow: {link}")
+    if why := why_no_views(suite.connection.uri):
+        say(why)
     say(f"tables as files: {folder}")
     if registers:
         register_best(suite, say)

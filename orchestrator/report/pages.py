@@ -8,6 +8,7 @@ from orchestrator import names
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import row_keys
 from orchestrator.report import views
+from orchestrator.tracking import rest
 from orchestrator.tracking.records import varied_params, varied_settings
 from orchestrator.tracking.runs import (
     Run,
@@ -21,27 +22,34 @@ from orchestrator.tracking.runs import (
 )
 from orchestrator.tracking.suite import Suite
 
-CURVES = "curves"
+CURVES = views.TRAINING_CURVES
 
 
 def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
     """Save the views of these tables and of the suite's curves, describe the suite by them, and return their links.
 
-    What stands there already is not written again.
+    What stands there already is not written again; no views are saved on a server that does not show them.
     """
     held = experiment_tags(tracking)
-    tags = _view_tag(held, CURVES, "Training curves", views.curves_view())
+    tags = _view_tags(held, experiments) if views.are_shown(rest.server_version(tracking.uri)) else {}
     for experiment in experiments:
-        in_paper = [metric for metric in experiment.columns if any(metric in row.paper for row in experiment.rows)]
-        settings = varied_settings(experiment.rows)
-        view = views.table_view(experiment.name, experiment.columns, settings, in_paper)
-        tags |= _view_tag(held, experiment.name, experiment.title, view)
         tags[f"{names.TABLE}{experiment.name}"] = _line(tracking, experiment)
     tags[names.DESCRIPTION] = _note(tracking, held | tags)
     for name, value in tags.items():
         if held.get(name) != value:
             tag_experiment(tracking, name, value)
     return links(tracking, experiments)
+
+
+def why_no_views(uri: str) -> str:
+    """Say why a server gets no saved views; empty where it gets them."""
+    version = rest.server_version(uri)
+    if views.are_shown(version):
+        return ""
+    return (
+        f"MLflow {version or 'of an unknown version'} gets no saved views, which were tested with "
+        f"{', '.join(views.TESTED)} alone; the links lead to the same runs in its own columns and charts."
+    )
 
 
 def show_suite(suite: Suite) -> dict[str, str]:
@@ -68,7 +76,7 @@ def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, st
 
 def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
     """Return the address of a saved view, as a table or as charts; a table's view has its experiment's name."""
-    return views.view_link(tracking.uri, experiment_id(tracking), view_id, mode)
+    return tracking.uri + "/" + link_in_page(tracking, view_id, mode)
 
 
 def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
@@ -81,6 +89,16 @@ def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequen
                 if missing := {name: value for name, value in params.items() if name not in has}:
                     write(tracking.uri, run_id, params=missing)
                     has.update(missing)
+
+
+def _view_tags(held: Mapping[str, str], experiments: Sequence[Experiment]) -> dict[str, str]:
+    tags = _view_tag(held, CURVES, "Training curves", views.curves_view())
+    for experiment in experiments:
+        in_paper = [metric for metric in experiment.columns if any(metric in row.paper for row in experiment.rows)]
+        settings = varied_settings(experiment.rows)
+        view = views.table_view(experiment.name, experiment.columns, settings, in_paper)
+        tags |= _view_tag(held, experiment.name, experiment.title, view)
+    return tags
 
 
 def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View) -> dict[str, str]:
@@ -127,7 +145,8 @@ def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
 
 def link_in_page(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
     """Link to a saved view from within the user interface, whatever its address is."""
-    return views.view_link("", experiment_id(tracking), view_id, mode).removeprefix("/")
+    is_saved = views.are_shown(rest.server_version(tracking.uri))
+    return views.view_link("", experiment_id(tracking), view_id, mode, is_saved=is_saved).removeprefix("/")
 
 
 def _describe(tracking: Tracking, run: Run, lines: Sequence[str]) -> None:

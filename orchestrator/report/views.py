@@ -1,7 +1,7 @@
 """Saved views of MLflow's user interface, and links into it.
 
-A view is a tag of the experiment, in a format of the user interface's own: it was read from mlflow 3.17, which is why
-pyproject.toml pins the minor version.
+A view is a tag of the experiment, in a format of the user interface's own, which was read from mlflow 3.17; up to
+3.10 at least it was another. Servers of other versions get no views, and the links lead to the same runs.
 """
 
 import base64
@@ -19,6 +19,10 @@ from orchestrator.tracking.records import Setting, beside_paper
 View = dict[str, Any]
 Mode = Literal["TABLE", "CHART"]
 
+TESTED = ("3.17",)
+"""Minor versions of MLflow's server whose user interface shows the views as they are meant."""
+TRAINING_CURVES = "curves"
+"""The view that is none of a table."""
 ML = "workflowType=machine_learning"  # without it the first visit lands on an empty page for language models
 RUN_NAME = "attributes.`Run Name`"
 CURVES = (
@@ -56,7 +60,7 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     charts += [_bar("COCO numbers", name) | {"deleted": True} for name in _not_charted(in_paper)]
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, "misalignment": 3, "other COCO numbers": 3}
     return _view(charts, sections, ("misalignment", "other COCO numbers")) | {
-        "searchFilter": f"tags.kind = 'evaluation' and {row} != ''",
+        "searchFilter": _filter(table),
         "orderByKey": row,
         "orderByAsc": True,
         "selectedColumns": cells,
@@ -74,7 +78,7 @@ def curves_view() -> View:
     metrics = ["metrics.`val/AP`", "metrics.`val/AP50`", "metrics.`train/loss`", "metrics.`perf/images_per_s`"]
     cells = [*metrics, "params.`head`", "tags.`seed`", "tags.`note`"]
     return _view(charts, sections) | {
-        "searchFilter": "tags.kind = 'training'",
+        "searchFilter": _filter(TRAINING_CURVES),
         "orderByKey": "attributes.start_time",
         "orderByAsc": True,
         "selectedColumns": cells,
@@ -114,14 +118,27 @@ def experiment_link(uri: str, experiment_id: str) -> str:
     return f"{uri}/#/experiments/{experiment_id}/runs?{ML}"
 
 
-def view_link(uri: str, experiment_id: str, view_id: str, mode: Mode) -> str:
-    """Return the address of a saved view, as a table or as charts."""
-    return f"{experiment_link(uri, experiment_id)}&viewStateShareKey={quote(view_id)}&compareRunsMode={mode}"
+def are_shown(version: str) -> bool:
+    """Whether a server of this version shows saved views."""
+    return version.rpartition(".")[0] in TESTED
+
+
+def view_link(uri: str, experiment_id: str, view_id: str, mode: Mode, *, is_saved: bool = True) -> str:
+    """Return the address of a saved view, as a table or as charts; of the same runs where it is not saved."""
+    shown = f"viewStateShareKey={quote(view_id)}" if is_saved else f"searchFilter={quote(_filter(view_id))}"
+    return f"{experiment_link(uri, experiment_id)}&{shown}&compareRunsMode={mode}"
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """Return the address of a run."""
     return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}?{ML}"
+
+
+def _filter(view_id: str) -> str:
+    """Find the runs that a view shows."""
+    if view_id == TRAINING_CURVES:
+        return "tags.kind = 'training'"
+    return f"tags.kind = 'evaluation' and tags.`row.{view_id}` != ''"
 
 
 def _view(charts: list[View], columns: Mapping[str, int], folded: Sequence[str] = ()) -> View:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from orchestrator import names
 from orchestrator.errors import UserError
@@ -15,6 +16,9 @@ from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking import rest
 from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import get_run, write
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 Progress = Callable[[int, int], None]
 """Is given bytes done and bytes in all, again and again, from another thread."""
@@ -30,10 +34,7 @@ def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = No
     Raises:
         ServerAway: the server does not take one; it may later.
     """
-    tame_mlflow()
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri)
+    client = client_of(uri)
     for file in files:
         with _answers(f"MLflow at {uri} does not take {file} for run {run_id}"):
             client.log_artifact(run_id, str(file), folder)
@@ -45,12 +46,11 @@ def delete(uri: str, run_id: str, path: str) -> None:
     Raises:
         ServerAway: the server does not remove it.
     """
-    tame_mlflow()
-    import mlflow
+    client = client_of(uri)
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     with _answers(f"MLflow at {uri} does not remove {path} of run {run_id}"):
-        root = mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).info.artifact_uri
+        root = client.get_run(run_id).info.artifact_uri
         get_artifact_repository(root, tracking_uri=uri).delete_artifacts(path)  # type: ignore[no-untyped-call]
 
 
@@ -60,11 +60,9 @@ def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
     Raises:
         ServerAway: the server does not tell; it may later.
     """
-    tame_mlflow()
-    from mlflow import MlflowClient
-
+    client = client_of(uri)
     with _answers(f"MLflow at {uri} does not list the files of run {run_id}"):
-        return [file.path for file in MlflowClient(tracking_uri=uri).list_artifacts(run_id, folder) if not file.is_dir]
+        return [file.path for file in client.list_artifacts(run_id, folder) if not file.is_dir]
 
 
 def upload_texts(uri: str, run_id: str, files: Mapping[str, str]) -> None:
@@ -93,11 +91,9 @@ def download(
         ServerAway: the server does not answer.
         UserError: it sends less than the whole.
     """
-    tame_mlflow()
-    from mlflow import MlflowClient
+    client = client_of(uri)
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=uri)
     parent = str(PurePosixPath(path).parent)
     folder = Path(tempfile.mkdtemp()) if into is None else into
     try:
@@ -142,6 +138,16 @@ def _answers(what_not: str) -> Iterator[None]:
         yield
     except (OSError, MlflowException) as error:
         raise ServerAway(f"{what_not}: {error}") from error
+
+
+def client_of(uri: str) -> "MlflowClient":
+    """Return MLflow's client of a server, for its files as well."""
+    tame_mlflow()
+    import mlflow
+
+    if mlflow.__version__.startswith(("3.5.", "3.6.")):
+        mlflow.set_tracking_uri(uri)  # until 3.7 files go where this points, whatever server a client names
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def tame_mlflow() -> None:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -85,6 +86,21 @@ def pages(uri: str, path: str, query: Mapping[str, Any], field: str, *, by_get: 
         token = answer.get("next_page_token", "")
         if not token:
             return
+
+
+@cache
+def server_version(uri: str) -> str:
+    """Ask for the version of MLflow on the server; empty where it does not tell.
+
+    Raises:
+        ServerAway: it does not answer.
+    """
+    try:
+        with session(uri) as http:
+            answer = http.get(f"{uri.rstrip('/')}/version", timeout=(CONNECT_SECONDS, READ_SECONDS))
+    except requests.RequestException as error:
+        raise ServerAway(_away(uri, error)) from error
+    return answer.text.strip() if answer.ok and len(answer.text) < 20 else ""
 
 
 def session(uri: str) -> requests.Session:

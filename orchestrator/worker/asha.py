@@ -11,14 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.train import UserCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from model.names import EPOCH, VAL
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import STOPPED_EARLY, Plan
 from orchestrator.tracking.recorder import read_journal
-from orchestrator.worker.task import JOURNAL
+from orchestrator.worker.task import JOURNAL, TrainingTask
 
 TUNE_EPOCH = "epoch"
 """As Tune is told of it, whole."""
@@ -73,16 +72,14 @@ class AshaPerSearch(FIFOScheduler):
         return self._judges[key].on_trial_result(None, _trial(key), dict(result))  # type: ignore[arg-type]
 
 
-class ReportToTune(UserCallback):
-    """Tells Tune the number of each epoch but the last, from the trial, which waits until it was judged."""
-
-    def __init__(self, metric: str, num_epochs: int) -> None:
-        self._metric, self._num_epochs = metric, num_epochs
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """All workers have reported an epoch; those between two validations have no number."""
-        if result := _result(metrics[0], self._metric, self._num_epochs):
-            tune.report(result)
+def report_to_tune(task: TrainingTask) -> None:
+    """Tell Tune, from the trial, the number of an epoch if one waits; return when it was judged."""
+    number = task.hear_number()
+    if number is not None and task.judged_by is not None:
+        epoch, value = number
+        tune.report({TUNE_EPOCH: epoch, task.judged_by: value})
+        if not task.hears_stop():
+            task.tell_judged()
 
 
 def _result(metrics: Mapping[str, float], metric: str, num_epochs: int) -> dict[str, Any] | None:

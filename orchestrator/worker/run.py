@@ -1,5 +1,6 @@
 """One worker of a training under Ray Train: it trains, records and scores."""
 
+import math
 import tempfile
 import time
 import traceback
@@ -14,7 +15,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.util.placement_group import get_current_placement_group
 
 from model.evaluation.shards import Team
-from model.names import CARD, EPOCH, STARTUP_S, WEIGHTS
+from model.names import CARD, EPOCH, STARTUP_S, VAL, WEIGHTS
 from orchestrator.errors import UserError
 from orchestrator.names import CHECKPOINT
 from orchestrator.tracking.artifacts import download
@@ -24,7 +25,7 @@ from orchestrator.tracking.runs import metrics_target
 from orchestrator.worker.gauges import Updates
 from orchestrator.worker.scoring import finish, score
 from orchestrator.worker.showcase import Showcase
-from orchestrator.worker.task import TrainingTask, epochs_done
+from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.training_log import Again, log_epoch, log_start, write_event
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(settings: dict[str, Any]) -> None:
         group = get_current_placement_group()
         assert group is not None
         # Ray keeps reserved what a trial that dies had; its next start gives that back by this id.
-        (task.folder / "placement_group").write_text(group.id.hex())
+        task.tell_group(group.id.hex())
         done = _epochs_done(ray.train.get_checkpoint())
         log_start(task.folder, context.get_world_size(), done, task.num_epochs)
     # torch would take every core of the node for each of the workers on it.
@@ -59,8 +60,6 @@ def run(settings: dict[str, Any]) -> None:
     try:
         if not task.is_trained and _epochs_done(ray.train.get_checkpoint()) < task.num_epochs:
             _train(task, settings["picked_up"])
-            if task.judged_by is not None and context.get_world_rank() == 0:
-                _await_judgement(task)
         with _checkpoint(task) as folder:
             if context.get_world_rank() == 0:
                 retried(lambda: finish(task, folder))
@@ -87,6 +86,7 @@ def _train(task: TrainingTask, picked_up: float) -> None:
             record(metrics, progress)
             if progress.end_of_epoch:
                 _report(metrics, progress)
+                _ask_for_judgement(task, metrics)
 
         resume = Path(scratch) / "resume"
         if checkpoint is not None:
@@ -123,6 +123,7 @@ def _recording(task: TrainingTask, first_epoch: int) -> "Iterator[TakeReport]":
             recorder.log({**metrics, **showcase.look(progress)}, progress.step)
             if progress.end_of_epoch:
                 log_epoch(task.folder, progress.epoch, task.num_epochs, latest)
+                _await_judgement(task)
 
         yield record
 
@@ -165,9 +166,18 @@ def _count_updates(task: TrainingTask, recorder: Recorder | None, done: int) -> 
 
 
 def _await_judgement(task: TrainingTask) -> None:
-    """Finish nothing that was stopped: the last checkpoint stands once all epochs before it were judged."""
-    while epochs_done(task.folder) < task.num_epochs:
+    """Report no epoch before those before it are judged; the last one would finish what was stopped."""
+    while task.judged_by is not None and task.hear_number() is not None:
         time.sleep(0.1)
+
+
+def _ask_for_judgement(task: TrainingTask, metrics: Mapping[str, float]) -> None:
+    """Tell the trial, from the first worker, the number of each epoch but the last; some have none."""
+    if task.judged_by is None or ray.train.get_context().get_world_rank() != 0:
+        return
+    epoch, value = round(metrics[EPOCH]), metrics.get(f"{VAL}{task.judged_by}", math.nan)
+    if epoch < task.num_epochs and not math.isnan(value):
+        task.tell_number(epoch, value)
 
 
 def _report(metrics: dict[str, float], progress: "Progress") -> None:

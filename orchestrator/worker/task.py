@@ -2,9 +2,10 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.experiment.plan import Evaluation, TrainRun
 
@@ -60,10 +61,39 @@ class TrainingTask:
 
     def tell_run(self, *, run_id: str = "", error: str = "") -> None:
         """Write which run the workers record to, or why there is none; neither says that MLflow is waited for."""
-        # Workers on other nodes poll the file and must not read half of it; a rename shows them all of it at once.
-        draft = self.run_file.with_suffix(".new")
-        draft.write_text(json.dumps({"run_id": run_id, "error": error}))
-        draft.replace(self.run_file)
+        _write(self.run_file, {"run_id": run_id, "error": error})
+
+    @property
+    def group_file(self) -> Path:
+        """Where the first worker tells the trial the placement group of all."""
+        return self.folder / "placement_group.json"
+
+    @property
+    def judgement_file(self) -> Path:
+        """Where the first worker tells the trial the number of an epoch, and is told that it was judged."""
+        return self.folder / "judgement.json"
+
+    def tell_group(self, group: str) -> None:
+        """Write the placement group of the workers, so that the trial can end them."""
+        _write(self.group_file, {"id": group})
+
+    def hear_group(self) -> str | None:
+        """Return the placement group that is to be given back, or None if none is."""
+        told = _read(self.group_file)
+        return None if told is None else str(told["id"])
+
+    def tell_number(self, epoch: int, value: float) -> None:
+        """Write the number of an epoch by which a search may stop the training."""
+        _write(self.judgement_file, {"epoch": epoch, "value": value, "is_judged": False})
+
+    def hear_number(self) -> tuple[int, float] | None:
+        """Return the epoch and the number that wait for a judgement, or None if none does."""
+        told = _read(self.judgement_file)
+        return None if told is None or told["is_judged"] else (told["epoch"], told["value"])
+
+    def tell_judged(self) -> None:
+        """Write that the number was judged and the training goes on."""
+        _write(self.judgement_file, {"is_judged": True})
 
     def hear_run(self, seconds: float = 60.0) -> str:
         """Return the run to record to, which the driver opens while the workers start.
@@ -73,8 +103,8 @@ class TrainingTask:
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.run_file.exists():
-                told = json.loads(self.run_file.read_text())
+            told = _read(self.run_file)
+            if told is not None:
                 if told["error"]:
                     raise ValueError(told["error"])
                 if told["run_id"]:
@@ -136,3 +166,18 @@ class Status:
 
 GOES_ON: tuple[State, ...] = ("starting", "training", "scoring")
 """The states of a training that somebody works on."""
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that others read at any time; they see all of it or none."""
+    draft = file.with_suffix(".new")
+    draft.write_text(json.dumps(content))
+    draft.replace(file)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    return content

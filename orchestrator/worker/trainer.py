@@ -1,77 +1,112 @@
-"""A Ray Train run with as few processes as it needs, so that a training starts within seconds on few cores.
+"""The way into Ray Train: its public trainer, or a leaner one where the installed Ray was tested with it.
 
-Ray Train 2.60 starts five processes more than these for each training, and each imports Ray Train for itself: for three
-trainings on two cores that is 27 s until their first steps, and half of it without them. The parts overridden here are
-not Ray's public interface, which is why pyproject.toml names the one version that they were tested with; with
-`ray.train.torch.TorchTrainer` in place of `LeanTrainer` everything works as well, only later.
+Ray Train 2.60 starts five processes more than the lean trainer for each training, and each imports Ray Train for
+itself: for three trainings on two cores that is 27 s until their first steps, and half of it without them. Nothing but
+that time depends on which of the two it is.
 """
 
 import asyncio
 import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
+import ray
 import ray.train
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from orchestrator.cluster.environment import FAST_PATH
+
+TESTED = ("2.60",)
+"""Minor versions of Ray whose inner parts the lean trainer was tested with; its public ones serve from 2.52 on."""
 
 
-class LeanTrainer(DataParallelTrainer):
-    """What TorchTrainer is, with its controller in the caller's process; one worker needs no process group."""
+def make_trainer(
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    *,
+    backend: str | None,
+    scaling_config: ray.train.ScalingConfig,
+    run_config: ray.train.RunConfig,
+) -> Any:
+    """Return the trainer whose `fit` runs a function on each worker.
 
-    def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
-        parts["scaling_policy"] = _FixedSize(self.scaling_config)  # type: ignore[arg-type]
-        parts["failure_policy"] = _AgainAfterLoss(self.run_config.failure_config)  # type: ignore[arg-type]
-        controller = TrainController(**parts)
-        asyncio.run(controller.run())  # type: ignore[no-untyped-call]
-        return controller.get_result()
+    Args:
+        loop: what a worker does.
+        settings: what it is given.
+        backend: of the workers' process group, "nccl" or "gloo"; None for a single worker, which needs none.
+        scaling_config: how many workers there are, and what each takes.
+        run_config: where checkpoints go.
+    """
+    parts: dict[str, Any] = {"train_loop_config": settings, "scaling_config": scaling_config, "run_config": run_config}
+    if not why_public():
+        return _lean_trainer()(loop, backend_config=_group(backend) if backend else None, **parts)
+    from ray.train.torch import TorchTrainer
 
-    def _create_default_callbacks(self) -> list[Any]:
-        needless = (
-            PlacementGroupCleanerCallback,  # asks Ray's dashboard, which may be off; trial.release does its work
-            DatasetsCallback,  # an actor for Ray Data sets; there are none
-        )
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
-
-
-class StopWhenAsked(WorkerGroupCallback):
-    """Ends the workers of a training in order, and frees what they hold; `fit` then raises."""
-
-    def __init__(self, is_asked: Callable[[], bool]) -> None:
-        """Take what is asked each time that the workers are looked at, several times a second."""
-        self._is_asked = is_asked
-
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Raise what the failure policy does not retry."""
-        if self._is_asked():
-            raise InterruptedError("asked to stop")
+    return TorchTrainer(loop, torch_config=_group(backend), **parts)
 
 
-class _FixedSize(FixedScalingPolicy):
-    """Lets the placement group alone ask for the workers, without the actor that shares nodes with Ray Data."""
+def why_public() -> str:
+    """Say why trainings take Ray Train's public trainer; empty where the lean one takes its place."""
+    if os.environ.get(FAST_PATH) == "0":
+        return f"{FAST_PATH} is 0"
+    if ray.__version__.rpartition(".")[0] not in TESTED:
+        return f"the lean one was tested with {', '.join(TESTED)} alone"
+    try:
+        _lean_trainer()
+    except ImportError as error:
+        return f"the lean one finds other parts than in {', '.join(TESTED)} ({error})"
+    return ""
 
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
 
-    def _maybe_send_resource_request(self) -> None:
-        pass
+def _group(backend: str | None) -> Any:
+    from orchestrator.cluster.process_group import GroupConfig, NoGroup  # imports torch
 
-    def _cancel_resource_request(self) -> None:
-        pass
+    return GroupConfig(backend=backend) if backend else NoGroup()
 
 
-class _AgainAfterLoss(DefaultFailurePolicy):
-    """Starts workers again that were lost; does not repeat what comes again."""
+@cache
+def _lean_trainer() -> Any:
+    """Make the trainer of parts that are not Ray's public interface.
 
-    def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        if failure_of(training_failed_error).kind != "loss":
-            return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
+    Raises:
+        ImportError: this Ray has others.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    needless = (
+        PlacementGroupCleanerCallback,  # asks Ray's dashboard, which may be off; trial.release does its work
+        DatasetsCallback,  # an actor for Ray Data sets; there are none
+    )
+
+    class FixedSize(FixedScalingPolicy):
+        """Lets the placement group alone ask for the workers, without the actor that shares nodes with Ray Data."""
+
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
+
+        def _cancel_resource_request(self) -> None:
+            pass
+
+    class LeanTrainer(DataParallelTrainer):
+        """What TorchTrainer is, with its controller in the caller's process."""
+
+        def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
+            controller = TrainController(**parts | {"scaling_policy": FixedSize(self.scaling_config)})  # type: ignore[arg-type]
+            asyncio.run(controller.run())  # type: ignore[no-untyped-call]
+            return controller.get_result()
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+    return LeanTrainer
 
 
 # What ended a training. Errors come from torch, Ray and this project, wrapped by Ray, and are told apart by the names

@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import ray
@@ -12,10 +13,12 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from orchestrator.cluster.capacity import per_worker, placement
 from orchestrator.worker.run import run
 from orchestrator.worker.task import TrainingTask
-from orchestrator.worker.trainer import LeanTrainer, StopWhenAsked, explain, failure_of
+from orchestrator.worker.trainer import explain, failure_of, make_trainer
 
 MAX_FAILURES = 2
 """How often a training starts again from its last checkpoint after a worker or a node was lost."""
+LOOK_SECONDS = 0.2
+"""How often a trial looks whether it is to end, and what its workers tell."""
 
 
 def run_trial(config: dict[str, Any], tasks: Mapping[str, TrainingTask]) -> dict[str, Any]:
@@ -26,8 +29,7 @@ def run_trial(config: dict[str, Any], tasks: Mapping[str, TrainingTask]) -> dict
     for old in task.folder.glob("error*.log"):
         old.unlink()
     try:
-        if not task.hears_stop():
-            _trainer(task, settings).fit()
+        _run_workers(task, settings)
     except Exception as error:
         if task.hears_stop():
             return {"error": "", "log": ""}
@@ -43,28 +45,53 @@ def run_trial(config: dict[str, Any], tasks: Mapping[str, TrainingTask]) -> dict
 
 def release(task: TrainingTask) -> None:
     """Give back what the workers of a trial that died still hold; Ray keeps it reserved until the job ends."""
-    file = task.folder / "placement_group"
-    if file.exists():
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(file.read_text())))
-        file.unlink(missing_ok=True)
+    group = task.hear_group()
+    if group is not None:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
+        task.group_file.unlink(missing_ok=True)
 
 
-def _trainer(task: TrainingTask, settings: dict[str, Any]) -> LeanTrainer:
+def _run_workers(task: TrainingTask, settings: dict[str, Any]) -> None:
+    """Run the workers to their end, again from their last checkpoint after a loss; what comes again is not repeated."""
+    for failures_left in reversed(range(MAX_FAILURES + 1)):
+        if task.hears_stop():
+            return
+        with ThreadPoolExecutor(1) as pool:
+            workers = pool.submit(_trainer(task, settings).fit)
+            _follow(task, workers)
+        error = workers.exception()
+        if error is None:
+            return
+        if not failures_left or failure_of(error).kind != "loss":
+            raise error
+        release(task)
+
+
+def _follow(task: TrainingTask, workers: "Future[Any]") -> None:
+    """Until the workers end, tell Tune what they tell, and end them when asked to.
+
+    Without their placement group they die, wherever they are, which `fit` takes for a loss.
+    """
+    try:
+        while wait([workers], LOOK_SECONDS).not_done:
+            if task.judged_by is not None:
+                from orchestrator.worker.asha import report_to_tune  # imports Ray Tune, which workers do without
+
+                report_to_tune(task)
+            if task.hears_stop():
+                release(task)
+    except BaseException:
+        release(task)  # workers whom nobody follows may wait for ever
+        raise
+
+
+def _trainer(task: TrainingTask, settings: dict[str, Any]) -> Any:
     resources = task.train_run.resources
-    callbacks: list[Any] = [StopWhenAsked(task.hears_stop)]
-    if task.judged_by is not None:
-        from orchestrator.worker.asha import ReportToTune
-
-        callbacks.append(ReportToTune(task.judged_by, task.num_epochs))
-    backend = None
-    if resources.num_workers > 1:
-        from orchestrator.cluster.process_group import GroupConfig
-
-        backend = GroupConfig(backend="nccl" if resources.gpus_per_worker else "gloo")
-    return LeanTrainer(
+    backend = "nccl" if resources.gpus_per_worker else "gloo"
+    return make_trainer(
         run,
-        train_loop_config=settings,
-        backend_config=backend,
+        settings,
+        backend=backend if resources.num_workers > 1 else None,
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -74,8 +101,7 @@ def _trainer(task: TrainingTask, settings: dict[str, Any]) -> LeanTrainer:
         run_config=ray.train.RunConfig(
             name=task.train_run.key,
             storage_path=str(task.storage),
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=0),  # would repeat mistakes; _run_workers does not
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            callbacks=callbacks,
         ),
     )

@@ -20,7 +20,7 @@ from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import Status
 from tests.suites import TRAIN, plan_of
-from tests.system.test_submit import EXPERIMENT, RNC
+from tests.system.test_submit import EXPERIMENT, RNC, surroundings
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,7 @@ def test_a_suite_whose_driver_was_killed_goes_on_without_doubled_points(tmp_path
     (tmp_path / "heads.yaml").write_text(
         EXPERIMENT.replace("epochs: 2,", "epochs: 8,").replace("[RetinaNet, RetinaNet-Conf]", "[RetinaNet]")
     )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RNC_", "MLFLOW_", "RAY_"))}
+    kept = surroundings()
     command = [str(RNC), "submit", "heads.yaml"]
     first = subprocess.Popen(command, cwd=tmp_path, env=kept, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     storage = tmp_path / "runs" / "ray" / "tiny"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from orchestrator.doctor.versions import at_least, declared, judge_versions, look_at_versions, meets, sources_digest
+from orchestrator.doctor.versions import declared, judge_versions, look_at_versions, meets, sources_digest
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,9 @@ def test_what_is_no_version_keeps_within_no_bounds():
     assert not meets("unknown", SpecifierSet(">=1"))
 
 
-def test_the_lower_bounds_are_those_from_which_on_a_release_counts():
-    assert at_least(SpecifierSet(">=3.17,<3.18,!=3.17.1")) == SpecifierSet(">=3.17")
+def test_a_release_that_serves_but_is_not_safe_is_red():
+    (found,) = judge_versions("driver", {"mlflow": "3.5.0"})
+    assert (found.level, found.seen) == ("fail", "mlflow 3.5.0 is not >=3.17,>=3.5")
 
 
 def test_every_package_of_pyproject_is_looked_at_and_this_environment_keeps_within_the_bounds():

@@ -44,6 +44,12 @@ TABLE = Experiment(
 )
 
 
+@pytest.fixture(autouse=True)
+def _tested_server(monkeypatch) -> None:
+    """Write views whatever the version of MLflow is that the tests run with."""
+    monkeypatch.setattr(rest, "server_version", lambda _: f"{views.TESTED[-1]}.0")
+
+
 @pytest.fixture
 def suite(mlflow_uri, request) -> Tracking:
     return open_tracking(mlflow_uri, request.node.name)
@@ -151,6 +157,17 @@ def test_an_evaluation_has_the_exact_numbers_and_those_that_are_shown(suite, tmp
     tracking.place_evaluations(suite, read_runs(suite), [replace(evaluation, paper={"AP": 33.3})])
     assert runs.get_run(suite.uri, run_id).metrics == exact | shown | {"AP paper": 33.3, "AP Δ": 0.03}
     assert tracking.read_ledger(suite).evaluations[evaluation.key].metrics == {"AP": 100 / 3, "APs": 12.0}
+
+
+def test_a_server_of_an_untested_version_gets_no_views_and_its_links_lead_to_the_same_runs(suite, monkeypatch):
+    monkeypatch.setattr(rest, "server_version", lambda _: "3.5.0")
+    base = f"{suite.uri}/#/experiments/{suite.experiment_id}/runs?workflowType=machine_learning"
+    link = browse.write_views(suite, [TABLE])["table3"]
+    where = "tags.kind = 'evaluation' and tags.`row.table3` != ''"
+    assert unquote(link) == f"{base}&searchFilter={where}&compareRunsMode=TABLE"
+    assert not [name for name in tags(suite) if name.startswith("mlflow.sharedViewState.")]
+    assert "searchFilter=" in tags(suite)["mlflow.note.content"]
+    assert browse.why_no_views(suite.uri).startswith("MLflow 3.5.0 gets no saved views, which were tested with 3.17")
 
 
 def test_views_that_stand_are_not_written_again(suite, monkeypatch):
