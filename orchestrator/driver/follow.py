@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from model.names import EPOCH, IMAGES_PER_S, LOSS, STARTUP_S, VAL
 from orchestrator.cluster.capacity import Cluster, needs
 from orchestrator.driver.cancel import PRUNED, prune_asked
 from orchestrator.driver.live import Show
@@ -156,7 +157,7 @@ class Follower:
             state=progress.state,
             error=progress.error,
             log=progress.log,
-            startup_s=metrics.get("perf/startup_s"),
+            startup_s=metrics.get(STARTUP_S),
         )
 
     def _begin(self, task: TrainingTask) -> None:
@@ -211,7 +212,7 @@ class Follower:
     def _status(self, task: TrainingTask) -> Status:
         progress = self._progress[task.train_run.key]
         metrics = progress.record.metrics if progress.record else {}
-        epoch, state = metrics.get("train/epoch", 0.0), progress.state
+        epoch, state = metrics.get(EPOCH, 0.0), progress.state
         if progress.stop and state == "waiting":
             state = "cancelled"
         if (
@@ -232,9 +233,9 @@ class Follower:
             else progress.error or progress.stop or self._why_silent(state) or scored,
             epoch=epoch,
             num_epochs=task.num_epochs,
-            loss=metrics.get("train/loss"),
-            ap=metrics.get("val/AP"),
-            images_per_s=metrics.get("perf/images_per_s") if state == "training" else None,
+            loss=metrics.get(LOSS),
+            ap=metrics.get(f"{VAL}AP"),
+            images_per_s=metrics.get(IMAGES_PER_S) if state == "training" else None,
             remaining_s=_remaining(progress.first, epoch, task.num_epochs) if state == "training" else None,
         )
 

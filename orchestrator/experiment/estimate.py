@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
+from model.names import EPOCH, IMAGES_PER_S
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun
 
 CountImages = Callable[[DataConfig], int | None]
@@ -230,7 +231,7 @@ def _measured_throughputs(plan: Plan, ledger: Ledger) -> dict[Kind, float]:
     found: dict[Kind, list[float]] = {}
     for key, run in plan.trainings.items():
         record = ledger.trainings.get(key)
-        speed = record.metrics.get("perf/images_per_s") if record else None
+        speed = record.metrics.get(IMAGES_PER_S) if record else None
         if record is not None and speed:
             ran = record.resources or run.resources
             # A training that ran on CPUs says nothing of the GPUs that its file asks for now.
@@ -249,7 +250,7 @@ def _time(
     if capacity is not None:
         amount = min(amount, capacity)
     record = ledger.trainings.get(run.key)
-    done = int(record.metrics.get("train/epoch", 0.0)) if record else 0
+    done = int(record.metrics.get(EPOCH, 0.0)) if record else 0
     left = None if images is None else images * max(run.config.schedule.epochs - done, 0)
     speed = speeds.get(kind)
     seconds = None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.names import ETA_S, IMAGES_PER_S, LOSS, VAL
 from model.settings import flat_differences
 from orchestrator.experiment.estimate import Disk, PlanTime, estimate_disk
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun, why_evaluation_is_missing, why_training_is_missing
@@ -266,10 +267,10 @@ def _line(plan: Plan, train_key: str, evaluation_key: str, ledger: Ledger) -> tu
     return (
         "finished" if reason is None else f"waiting ({reason})" if record is None else reason,
         f"{round(metrics.get('train/epoch', 0.0), 1):g}/{plan.trainings[train_key].config.schedule.epochs}",
-        metrics.get("train/loss"),
-        metrics.get("val/AP"),
-        metrics.get("perf/images_per_s") if running else None,
-        _remaining(metrics.get("perf/eta_s")) if running else None,
+        metrics.get(LOSS),
+        metrics.get(f"{VAL}AP"),
+        metrics.get(IMAGES_PER_S) if running else None,
+        _remaining(metrics.get(ETA_S)) if running else None,
         "no" if not_scored == "waits for its training" else not_scored or "yes",
     )
 

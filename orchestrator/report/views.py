@@ -12,6 +12,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from model.config import METRICS
+from model.names import IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
 from orchestrator import names
 from orchestrator.report.results import COLUMNS as STATISTICS
 from orchestrator.tracking.records import Setting, beside_paper
@@ -26,8 +27,8 @@ TRAINING_CURVES = "curves"
 ML = "workflowType=machine_learning"  # without it the first visit lands on an empty page for language models
 RUN_NAME = "attributes.`Run Name`"
 CURVES = (
-    *("val/AP", "val/AP50", "val/AP75", "train/loss", "train/loss_class", "train/loss_box", "train/loss_confidence"),
-    *("train/lr", "perf/images_per_s"),
+    *(f"{VAL}AP", f"{VAL}AP50", f"{VAL}AP75", LOSS, LOSS_CLASS, LOSS_BOX, LOSS_CONFIDENCE),
+    *(LEARNING_RATE, IMAGES_PER_S),
 )
 
 
@@ -71,10 +72,10 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
 
 def curves_view() -> View:
     """Show the trainings of a suite: validation first, then example detections, losses, rate and speed."""
-    sections = {"val": 2, "val/detections": 1, "train": 2, "perf": 2}
+    sections = {"val": 2, f"{VAL}detections": 1, "train": 2, "perf": 2}
     charts = [_line(name) for name in CURVES]
-    images = {"imageKeys": ["val/detections"], "step": 0, "showRunParams": False}
-    charts.append(_chart("IMAGE", "val/detections", "val/detections") | images)
+    images = {"imageKeys": [f"{VAL}detections"], "step": 0, "showRunParams": False}
+    charts.append(_chart("IMAGE", f"{VAL}detections", f"{VAL}detections") | images)
     metrics = ["metrics.`val/AP`", "metrics.`val/AP50`", "metrics.`train/loss`", "metrics.`perf/images_per_s`"]
     cells = [*metrics, "params.`head`", "tags.`seed`", "tags.`note`"]
     return _view(charts, sections) | {
@@ -137,8 +138,8 @@ def run_link(uri: str, experiment_id: str, run_id: str) -> str:
 def _filter(view_id: str) -> str:
     """Find the runs that a view shows."""
     if view_id == TRAINING_CURVES:
-        return "tags.kind = 'training'"
-    return f"tags.kind = 'evaluation' and tags.`row.{view_id}` != ''"
+        return f"tags.{names.KIND} = 'training'"
+    return f"tags.{names.KIND} = 'evaluation' and tags.`{names.ROW}{view_id}` != ''"
 
 
 def _view(charts: list[View], columns: Mapping[str, int], folded: Sequence[str] = ()) -> View:
@@ -197,7 +198,7 @@ def _curve(param: str, metric: str) -> View:
 
 def _not_charted(in_paper: Sequence[str]) -> Iterator[str]:
     """Yield what would be charted unasked: the unrounded numbers, and the paper's for what is no column."""
-    yield from (f"val/{name}" for name in METRICS)
+    yield from (f"{VAL}{name}" for name in METRICS)
     yield from (name for metric in METRICS if metric not in in_paper for name in beside_paper(metric))
 
 
