@@ -8,6 +8,9 @@ READY_DEPLOY := $(VENV)/.ready-deploy
 COMPILE := $(UV) pip compile --universal --generate-hashes --no-annotate --python-version 3.11 \
 	--custom-compile-command "make lock" --quiet --upgrade
 
+# Two processes; half of the tests wait for processes of their own. tests/conftest.py says what runs beside what.
+PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 # Bytecode makes MLflow and Ray start three to ten times faster.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -22,7 +25,7 @@ demo: $(READY)  ## Train the paper's main comparison in miniature and print its 
 	$(RNC) submit experiments/demo
 
 test: $(READY)  ## Run all tests but those of deploy/
-	$(PYTHON) -m pytest --ignore tests/deploy
+	$(PYTEST) --ignore tests/deploy
 
 test-public: $(READY)  ## Run the trainings of the tests once more, by Ray's public trainer, as other versions of Ray do
 	RNC_RAY_FAST_PATH=0 $(PYTHON) -m pytest tests/system
@@ -34,7 +37,7 @@ check: $(READY)  ## Format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(PYTHON) -m pytest -m "not slow" -q --ignore tests/deploy
+	$(PYTEST) -m "not slow" -q --ignore tests/deploy
 
 bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (20 minutes)
 	$(PYTHON) experiments/benchmarks/train_step.py

@@ -18,6 +18,15 @@ set_ray_environment(is_local=True)
 MakeCoco = Callable[..., Path]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share tests out over two processes by file; those with a Ray of their own run one after the other, and first."""
+    for item in items:
+        needs_ray = item.nodeid.startswith("tests/system/")
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/system/"))
+
+
 def _folder_from(variable: str) -> Path:
     if variable not in os.environ:
         pytest.skip(f"{variable} is not set")
