@@ -19,7 +19,7 @@ from model.inference.postprocess import pool, shortlists, suppress
 from model.inference.predictor import load_batch, predict_batch
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
-from model.network.matching import GroundTruth, match
+from model.network.assignment import GroundTruth, assign
 from model.network.retinanet import RetinaNetConf
 from model.parallel import gather, map_in_order, one_thread_each, world
 
@@ -181,12 +181,12 @@ def _look(
 
 @torch.inference_mode()
 def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> list[int]:
-    """Anchors of each image that training would match with an object."""
+    """Anchors of each image that training would assign an object."""
     rules = detector.config
     grid = anchor_grid(batch.shape, batch.boxes.device, rules.anchor_rule)
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
     padded = (batch.sizes + 31) // 32 * 32
-    assigned = match(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
+    assigned = assign(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
     numbers: list[int] = (assigned >= 0).sum(dim=1).tolist()
     return numbers
 

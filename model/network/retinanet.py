@@ -71,7 +71,7 @@ class Head(nn.Module):
 
         Args:
             features: P3 to P7.
-            cells: where the box tower is wanted (matching.positive_cells); elsewhere its outputs may then be 0.
+            cells: where the box tower is wanted (assignment.positive_cells); elsewhere its outputs may then be 0.
         """
         class_features = [self.class_tower(feature) for feature in features]
         classes = [self.class_logits(feature) for feature in class_features]

@@ -18,8 +18,8 @@ from model.data.images import STRIDE, Batch, normalize
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
+from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.checkpoint import load_resume, load_weights, save_checkpoint
-from model.network.matching import GroundTruth, match, num_samples, positive_cells
 from model.network.pretrained import load_first_weights
 from model.network.retinanet import RetinaNetConf, build_detector
 from model.parallel import total, world, wrap
@@ -210,14 +210,14 @@ class TrainingStep:
         model, batch = self.config.model, micro_batch.batch.to(self.device)
         grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
         truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-        assigned = match(
+        assigned = assign(
             grid,
             (batch.sizes + STRIDE - 1) // STRIDE * STRIDE,
             truth,
             positive_iou=model.positive_iou,
             negative_iou=model.negative_iou,
         )
-        return _Samples(batch, truth, assigned, num_samples(assigned) * micro_batch.counts, micro_batch.counts)
+        return _Samples(batch, truth, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
 
     def _accumulate(self, part: "_Samples", normalizer: Tensor) -> Tensor:
         images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """Focal loss, L1 on box deltas, and the confidence losses of Table 2, each summed over a batch.
 
-Sums are divided by the number of samples of the *global* batch (matching.num_samples), so that any split of the
+Sums are divided by the number of samples of the *global* batch (assignment.loss_normalizer), so that any split of the
 batch over workers and accumulation steps adds up to the same update.
 """
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, aligned_iou, decode, encode
-from model.network.matching import NEGATIVE, GroundTruth, positives
+from model.network.assignment import NEGATIVE, GroundTruth, positives
 from model.network.retinanet import Predictions, flat, per_anchor
 
 
@@ -44,7 +44,7 @@ def detector_losses(
     Args:
         predictions: B images, N anchors.
         grid: the N anchors.
-        assigned: [B, N] from matching.match.
+        assigned: [B, N] from assignment.assign.
         truth: the boxes that `assigned` points into.
         normalizer: [] samples of the global batch.
         config: which losses.
