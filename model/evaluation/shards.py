@@ -91,7 +91,7 @@ def score_missing(
     everything = shards(work.data, work.config)
     todo = team.agree(_missing(work, everything) if team.rank == 0 else [])
     work.folder.mkdir(parents=True, exist_ok=True)
-    total, sizes = len(work.data), {place: len(everything[place].indices) for place, _ in todo}
+    total, sizes = len(work.data), {place: len(everything[place]) for place, _ in todo}
     others = {
         _file(work, everything[place], wanted): sizes[place]
         for number, (place, wanted) in enumerate(todo)
@@ -165,7 +165,7 @@ def _missing(work: Pass, everything: "Sequence[Shard]") -> Todo:
         there = held.get(_name_of(work, shard), {})
         if wanted := tuple(number for number, key in enumerate(keys) if key not in there):
             todo.append((place, wanted))
-    return sorted(todo, key=lambda one: -len(everything[one[0]].indices))
+    return sorted(todo, key=lambda one: -len(everything[one[0]]))
 
 
 def _wanted(one: tuple[int, tuple[int, ...]]) -> tuple[int, ...]:
@@ -226,7 +226,7 @@ def _name_of(work: Pass, shard: "Shard") -> str:
 
 
 def _image_ids(work: Pass, shard: "Shard") -> list[int]:
-    ids: list[int] = work.data.image_ids[list(shard.indices)].tolist()
+    ids: list[int] = work.data.image_ids[list(shard)].tolist()
     return ids
 
 

@@ -163,7 +163,7 @@ def detect(
     scale = torch.ones(1, 2) if scale_factor is None else torch.from_numpy(scale_factor)[[1, 0]][None]
     grid = _grid([8 * side for side in cls[0].shape[-2:]])
     (found,) = postprocess.detect(predictions, grid, _sizes([img_hw]), scale, settings)
-    return found.boxes, found.scores, found.labels
+    return found.boxes, found.scores, found.category_ids
 
 
 def resize_shape(h: int, w: int, long_edge: int, short_edge: int) -> tuple[int, int, int, int]:

@@ -23,7 +23,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from model.config import InferenceConfig, ModelConfig
 from model.data.images import load_image, normalize
-from model.inference.postprocess import Boxes, detect
+from model.inference.postprocess import detect
+from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.backbone import Backbone
 from model.network.pretrained import load_backbone, load_detector
@@ -123,7 +124,7 @@ class Ours:
     """What our whole path makes of one uint8 image."""
 
     predictions: Predictions
-    detections: Boxes
+    detections: DetectionTable
 
     def outputs(self, num_classes: int) -> dict[str, Tensor]:
         maps = self.predictions
@@ -146,9 +147,9 @@ def assert_outputs_close(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor
         assert_close(mine[name], theirs[name], rtol=0, atol=5e-6 * float(theirs[name].abs().max()))
 
 
-def assert_same_detections(mine: Boxes, theirs: Mapping[str, Tensor], at_least: int) -> None:
+def assert_same_detections(mine: DetectionTable, theirs: Mapping[str, Tensor], at_least: int) -> None:
     """As many, of the same classes, scores and boxes, in the same order but for scores that are equal to 1e-5."""
-    scores, boxes, labels = (torch.from_numpy(part) for part in (mine.scores, mine.boxes, mine.labels))
+    scores, boxes, labels = (torch.from_numpy(part) for part in (mine.scores, mine.boxes, mine.category_ids))
     assert len(scores) == len(theirs["scores"]) >= at_least
     assert_close(scores, theirs["scores"], rtol=0, atol=1e-5)
     far = (boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e6 * (labels[:, None] != theirs["labels"])
@@ -250,7 +251,7 @@ def test_the_same_predictions_are_made_into_the_same_detections(num_classes: int
     heads = {"cls_logits": logits.split(grid.level_lengths, 1), "bbox_regression": deltas.split(grid.level_lengths, 1)}
     (theirs,) = reference.postprocess_detections(heads, [list(grid.boxes.split(grid.level_lengths))], [SIZE])
     assert_close(torch.from_numpy(mine.scores), theirs["scores"], rtol=1e-6, atol=0)
-    assert torch.equal(torch.from_numpy(mine.labels), theirs["labels"])
+    assert torch.equal(torch.from_numpy(mine.category_ids), theirs["labels"])
     assert_close(torch.from_numpy(mine.boxes), theirs["boxes"], rtol=0, atol=1e-3)
     assert (len(mine.scores) > 50) == (settings["score_threshold"] < 0.9)
 
