@@ -1,4 +1,4 @@
-"""The few collective operations of a training, which do nothing where a process trains alone."""
+"""Processes and threads: collective operations, which do nothing where a process is alone, and an ordered map."""
 
 import warnings
 from collections import deque
@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def world() -> tuple[int, int]:
@@ -45,10 +48,6 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name from torch 2.15 on
         return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @contextmanager

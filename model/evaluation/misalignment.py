@@ -1,4 +1,4 @@
-"""How well scores say how well boxes are placed: what the paper counts, and what its argument needs beside that."""
+"""How well scores say how well boxes are placed: the counts of a scoring pass, their files, and their statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ WELL_PLACED = 0.5
 """The overlap from which a box is well placed."""
 BINS = 50
 """Of a density, along the score and along the IoU, each from 0 to 1."""
+CALIBRATION_BINS = 10
 PER_IMAGE = (
     "image_ids",
     "num_objects",
@@ -40,9 +41,12 @@ PER_IMAGE = (
     "ious_after",
 )
 """The fields of `Misalignment` that have a row for each image."""
-Ints = NDArray[np.int32]
-
-
+COUNTS, DENSITY, DROPPED, ORACLE = FILES = ("counts.parquet", "density.parquet", "dropped.parquet", "oracle.parquet")
+"""By image; by bin of score and IoU; what NMS dropped for something worse; what it would keep if it knew the IoUs."""
+PER_IMAGE_COLUMNS = ("num_objects", "num_positive_anchors", "num_before", "num_after")
+ABOVE = {"scores_before": SCORES, "scores_after": SCORES, "ious_before": IOUS, "ious_after": IOUS}
+"""Columns of an image, one for each threshold: `scores_before > 0.05`."""
+DENSITIES = ("density_before", "density_after")
 DROPPED_TYPES: dict[str, type[np.generic]] = TYPES | {
     "kept_anchors": np.int32,
     "kept_ious": np.float32,
@@ -50,6 +54,15 @@ DROPPED_TYPES: dict[str, type[np.generic]] = TYPES | {
     "counts": np.int32,
 }
 """Of the columns of a table of dropped boxes."""
+OF_DETECTIONS = ("rank_correlation", "rank_correlation_well_placed", "ece", "oracle_AP")
+"""Follow from detections alone."""
+OF_SUPPRESSION = ("oracle_nms_AP", "dropped_better", "objects_lost")
+"""Follow from what was counted while NMS ran."""
+STATISTICS = OF_DETECTIONS + OF_SUPPRESSION
+Ints = NDArray[np.int32]
+Columns = dict[str, NDArray[Any]]
+Statistics = dict[str, float | None]
+"""By name; None where there is nothing to take one of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -103,82 +116,6 @@ class Misalignment:
     dropped: DroppedTable
     oracle: DetectionTable
     """What NMS would keep of the well-placed candidates if it ranked by IoU; the scores are the IoUs."""
-
-
-COUNTS, DENSITY, DROPPED, ORACLE = FILES = ("counts.parquet", "density.parquet", "dropped.parquet", "oracle.parquet")
-"""By image; by bin of score and IoU; what NMS dropped for something worse; what it would keep if it knew the IoUs."""
-PER_IMAGE_COLUMNS = ("num_objects", "num_positive_anchors", "num_before", "num_after")
-ABOVE = {"scores_before": SCORES, "scores_after": SCORES, "ious_before": IOUS, "ious_after": IOUS}
-"""Columns of an image, one for each threshold: `scores_before > 0.05`."""
-DENSITIES = ("density_before", "density_after")
-Columns = dict[str, NDArray[Any]]
-
-
-def write_misalignment(folder: Path, misalignment: Misalignment, about: Mapping[str, Any]) -> list[Path]:
-    """Write FILES into a folder, compressed, and return them; `about` says whose they are, as JSON will have it."""
-    counts: Columns = {name: getattr(misalignment, name) for name in ("image_ids", *PER_IMAGE_COLUMNS)}
-    for name, thresholds in ABOVE.items():
-        values = getattr(misalignment, name)
-        counts |= {_above(name, one): np.ascontiguousarray(values[:, k]) for k, one in enumerate(thresholds)}
-    dropped = {name: getattr(misalignment.dropped, name) for name in DROPPED_TYPES}
-    corners = split_corners(dropped.pop("boxes"))
-    write_columns(folder / COUNTS, counts, about)
-    write_columns(folder / DENSITY, {name: getattr(misalignment, name).ravel() for name in DENSITIES}, about)
-    write_columns(folder / DROPPED, corners | dropped, about)
-    write_detections(misalignment.oracle, folder / ORACLE, about)
-    return [folder / name for name in FILES]
-
-
-def read_misalignment(folder: Path) -> Misalignment:
-    """Read back what `write_misalignment` wrote.
-
-    Raises:
-        ValueError: a file is missing, cut off, damaged, or none of ours.
-    """
-    above = [_above(name, one) for name, thresholds in ABOVE.items() for one in thresholds]
-    counts = _read(folder / COUNTS, {"image_ids": np.int64, **dict.fromkeys((*PER_IMAGE_COLUMNS, *above), np.int32)})
-    density = _read(folder / DENSITY, dict.fromkeys(DENSITIES, np.int64))
-    if len(density[DENSITIES[0]]) != BINS * BINS:
-        raise ValueError(f"{folder / DENSITY} has {len(density[DENSITIES[0]])} bins, expected {BINS} times {BINS}")
-    plain = {name: kind for name, kind in DROPPED_TYPES.items() if name != "boxes"}
-    dropped = _read(folder / DROPPED, dict.fromkeys(CORNERS, np.float32) | plain)
-    boxes = np.column_stack([dropped.pop(corner) for corner in CORNERS])
-    return Misalignment(
-        **{name: counts[name] for name in ("image_ids", *PER_IMAGE_COLUMNS)},
-        **{name: np.column_stack([counts[_above(name, one)] for one in ABOVE[name]]) for name in ABOVE},
-        **{name: density[name].reshape(BINS, BINS) for name in DENSITIES},
-        dropped=DroppedTable(boxes=boxes, **dropped),
-        oracle=read_detections(folder / ORACLE)[0],
-    )
-
-
-def _above(name: str, threshold: float) -> str:
-    return f"{name} > {threshold:g}"
-
-
-def _read(file: Path, types: Mapping[str, type[np.generic]]) -> Columns:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file, page_checksum_verification=True)
-        columns: Columns = {name: table[name].to_numpy() for name in types}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{file} holds no counts of a scoring pass, or is cut off or damaged: {error}") from error
-    wrong = [name for name, kind in types.items() if columns[name].dtype != kind]
-    if wrong:
-        raise ValueError(f"{file} has other types than expected, in: {', '.join(wrong)}")
-    return columns
-
-
-OF_DETECTIONS = ("rank_correlation", "rank_correlation_well_placed", "ece", "oracle_AP")
-"""Follow from detections alone."""
-OF_SUPPRESSION = ("oracle_nms_AP", "dropped_better", "objects_lost")
-"""Follow from what was counted while NMS ran."""
-STATISTICS = OF_DETECTIONS + OF_SUPPRESSION
-CALIBRATION_BINS = 10
-Statistics = dict[str, float | None]
-"""By name; None where there is nothing to take one of."""
 
 
 def statistics(data: CocoData, detections: DetectionTable, misalignment: Misalignment) -> Statistics:
@@ -238,3 +175,60 @@ def calibration_error(scores: NDArray[np.float32], ious: NDArray[np.float32]) ->
     bins = np.clip((scores * CALIBRATION_BINS).astype(np.int64), 0, CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, scores.astype(np.float64) - ious, minlength=CALIBRATION_BINS)
     return 100.0 * float(np.abs(gaps).sum()) / len(scores)
+
+
+def write_misalignment(folder: Path, misalignment: Misalignment, about: Mapping[str, Any]) -> list[Path]:
+    """Write FILES into a folder, compressed, and return them; `about` says whose they are, as JSON will have it."""
+    counts: Columns = {name: getattr(misalignment, name) for name in ("image_ids", *PER_IMAGE_COLUMNS)}
+    for name, thresholds in ABOVE.items():
+        values = getattr(misalignment, name)
+        counts |= {_above(name, one): np.ascontiguousarray(values[:, k]) for k, one in enumerate(thresholds)}
+    dropped = {name: getattr(misalignment.dropped, name) for name in DROPPED_TYPES}
+    corners = split_corners(dropped.pop("boxes"))
+    write_columns(folder / COUNTS, counts, about)
+    write_columns(folder / DENSITY, {name: getattr(misalignment, name).ravel() for name in DENSITIES}, about)
+    write_columns(folder / DROPPED, corners | dropped, about)
+    write_detections(misalignment.oracle, folder / ORACLE, about)
+    return [folder / name for name in FILES]
+
+
+def read_misalignment(folder: Path) -> Misalignment:
+    """Read back what `write_misalignment` wrote.
+
+    Raises:
+        ValueError: a file is missing, cut off, damaged, or none of ours.
+    """
+    above = [_above(name, one) for name, thresholds in ABOVE.items() for one in thresholds]
+    counts = _read(folder / COUNTS, {"image_ids": np.int64, **dict.fromkeys((*PER_IMAGE_COLUMNS, *above), np.int32)})
+    density = _read(folder / DENSITY, dict.fromkeys(DENSITIES, np.int64))
+    if len(density[DENSITIES[0]]) != BINS * BINS:
+        raise ValueError(f"{folder / DENSITY} has {len(density[DENSITIES[0]])} bins, expected {BINS} times {BINS}")
+    plain = {name: kind for name, kind in DROPPED_TYPES.items() if name != "boxes"}
+    dropped = _read(folder / DROPPED, dict.fromkeys(CORNERS, np.float32) | plain)
+    boxes = np.column_stack([dropped.pop(corner) for corner in CORNERS])
+    return Misalignment(
+        **{name: counts[name] for name in ("image_ids", *PER_IMAGE_COLUMNS)},
+        **{name: np.column_stack([counts[_above(name, one)] for one in ABOVE[name]]) for name in ABOVE},
+        **{name: density[name].reshape(BINS, BINS) for name in DENSITIES},
+        dropped=DroppedTable(boxes=boxes, **dropped),
+        oracle=read_detections(folder / ORACLE)[0],
+    )
+
+
+def _above(name: str, threshold: float) -> str:
+    return f"{name} > {threshold:g}"
+
+
+def _read(file: Path, types: Mapping[str, type[np.generic]]) -> Columns:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, page_checksum_verification=True)
+        columns: Columns = {name: table[name].to_numpy() for name in types}
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{file} holds no counts of a scoring pass, or is cut off or damaged: {error}") from error
+    wrong = [name for name, kind in types.items() if columns[name].dtype != kind]
+    if wrong:
+        raise ValueError(f"{file} has other types than expected, in: {', '.join(wrong)}")
+    return columns

@@ -110,6 +110,18 @@ def write_parts(file: Path, parts: Sequence[Part], about: Mapping[str, Any]) -> 
     partial.replace(file)
 
 
+def _columns(part: Part) -> dict[str, NDArray[Any]]:
+    counts = part.misalignment
+    assert counts is not None
+    tables = (part.detections, counts, counts.dropped, counts.oracle)
+    return {
+        f"{name}.{field.name}": np.ravel(getattr(table, field.name))
+        for (name, kind), table in zip(TABLES.items(), tables, strict=True)
+        for field in fields(kind)
+        if field.name not in INNER
+    }
+
+
 def read_about(file: Path, *, whole: bool = False) -> dict[str, Any]:
     """Read what a file says of its parts.
 
@@ -163,18 +175,6 @@ def read_part(file: Path, row: int) -> Part:
         oracle=DetectionTable(**found["oracle"]),
     )
     return Part(DetectionTable(**found["detections"]), misalignment)
-
-
-def _columns(part: Part) -> dict[str, NDArray[Any]]:
-    counts = part.misalignment
-    assert counts is not None
-    tables = (part.detections, counts, counts.dropped, counts.oracle)
-    return {
-        f"{name}.{field.name}": np.ravel(getattr(table, field.name))
-        for (name, kind), table in zip(TABLES.items(), tables, strict=True)
-        for field in fields(kind)
-        if field.name not in INNER
-    }
 
 
 def _values(table: Any, name: str, field: str) -> NDArray[Any]:

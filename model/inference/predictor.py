@@ -200,12 +200,6 @@ def predict_batch(
         yield from split(predictions, grid, sizes, scales[chosen], image_ids[chosen], category_ids)
 
 
-def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Batch:
-    """Images of one padded shape, by their places in the data set, as they are scored."""
-    samples = [load_sample(data, index, config.short_edge, config.long_edge, flip=False) for index in indices]
-    return collate(samples, pad_to=padded_shape(*samples[0].size))
-
-
 def _first(predictions: Predictions, count: int) -> Predictions:
     confidences = predictions.confidence_logits
     return Predictions(
@@ -213,6 +207,12 @@ def _first(predictions: Predictions, count: int) -> Predictions:
         [level[:count] for level in predictions.box_deltas],
         None if confidences is None else [level[:count] for level in confidences],
     )
+
+
+def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Batch:
+    """Images of one padded shape, by their places in the data set, as they are scored."""
+    samples = [load_sample(data, index, config.short_edge, config.long_edge, flip=False) for index in indices]
+    return collate(samples, pad_to=padded_shape(*samples[0].size))
 
 
 def upright(source: Path | IO[bytes]) -> Image.Image:

@@ -15,6 +15,10 @@ from model.data.faults import DataError
 from model.data.images import Batch, collate, load_sample, padded_shape, resize_shape
 from model.parallel import share, world
 
+MIN_SIDE = 32
+"""Images with a shorter side do not train, as in the released code."""
+_PURPOSES = {"images": 1, "batches": 2, "flips": 3}
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -77,11 +81,6 @@ class _Decoded(Dataset[Batch]):
         mirrored = [flips(self.config, self.epoch, int(self.data.image_ids[index])) for index in indices]
         samples = [load_sample(self.data, i, *edges, flip) for i, flip in zip(indices, mirrored, strict=True)]
         return collate(samples, pad_to=shape)
-
-
-MIN_SIDE = 32
-"""Images with a shorter side do not train, as in the released code."""
-_PURPOSES = {"images": 1, "batches": 2, "flips": 3}
 
 
 def epoch_batches(data: CocoData, config: TrainConfig, epoch: int) -> list[list[int]]:

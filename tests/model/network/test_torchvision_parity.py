@@ -27,7 +27,7 @@ from model.inference.postprocess import detect
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.backbone import Backbone
-from model.network.pretrained import load_backbone, load_detector
+from model.network.pretrained import load_backbone_weights, load_detector_weights
 from model.network.retinanet import Predictions, RetinaNetConf, build_detector, flat
 
 MODEL = ModelConfig(
@@ -115,7 +115,7 @@ def with_weights_of(
 ) -> RetinaNetConf:
     torch.save(reference.state_dict(), folder / "retinanet.pth")
     detector = build_detector(model, num_classes, seed=1).eval()
-    load_detector(detector, folder / "retinanet.pth", **how)
+    load_detector_weights(detector, folder / "retinanet.pth", **how)
     return detector
 
 
@@ -299,7 +299,7 @@ def test_with_caffes_stride_c3_to_c5_are_those_of_torchvisions_resnet50_with_its
     reference = resnet50(weights=None).eval()
     reference.load_state_dict(torch.load(file, weights_only=True))
     backbone = Backbone(ModelConfig(backbone_stride="1x1"))
-    load_backbone(backbone, file)
+    load_backbone_weights(backbone, file)
     images = normalize(photo(224, 320)[None], torch.tensor([[224, 320]]))
     extract = create_feature_extractor(reference, ["layer2", "layer3", "layer4"])
     with torch.no_grad():
