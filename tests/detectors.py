@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.inference.predictor import INFERENCE
 from model.network.checkpoint import Categories, save_checkpoint

@@ -18,8 +18,9 @@ import torch
 from peer import Way, in_turn, ratios, spread
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.shapes import draw_shapes
+from model.data.split import CocoData
 from model.evaluation.scoring import Scores, score
 from model.inference.table import TYPES
 from model.network.checkpoint import read_card

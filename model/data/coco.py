@@ -20,7 +20,6 @@ from model.data.cache import shared
 from model.data.faults import DataError, Fault, FaultKind, describe, refuse
 from model.data.split import COLUMNS, CocoData, Columns, assemble, read_data, write_data
 
-__all__ = ["CocoData", "read_coco", "read_for_scoring", "read_for_training"]
 FORMAT = 1
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000

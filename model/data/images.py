@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from model.data.coco import CocoData
 from model.data.faults import DataError
+from model.data.split import CocoData
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)

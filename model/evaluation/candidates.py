@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import DataConfig, InferenceConfig
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.counting import objects_of, overlaps
 from model.evaluation.misalignment import WELL_PLACED
 from model.inference.fusion import fuse_scores

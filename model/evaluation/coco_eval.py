@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import METRICS
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.inference.table import DetectionTable
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -8,7 +8,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from model.config import InferenceConfig
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED, DroppedTable, Misalignment
 from model.evaluation.parts import Part
 from model.inference.fusion import exponents

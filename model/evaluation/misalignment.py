@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate
 from model.inference.table import (
     CORNERS,

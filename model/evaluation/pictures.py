@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.misalignment import WELL_PLACED, DroppedTable
 from model.inference.drawing import DARK, LIGHT, Corners, Pen
 from model.inference.table import DetectionTable

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import DataConfig, InferenceConfig
-from model.data.coco import CocoData
 from model.data.images import STRIDE, Batch, padded_shape, resize_shape
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate_all
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import Misalignment

@@ -17,7 +17,7 @@ from model.settings import differences, from_dict, inference_key
 if TYPE_CHECKING:
     import torch
 
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.scoring import Scores, Shard
     from model.network.retinanet import RetinaNetConf
 

@@ -13,7 +13,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.config import DataConfig, InferenceConfig, require_branch
-from model.data.coco import CocoData
 from model.data.images import (
     Batch,
     Sample,
@@ -26,6 +25,7 @@ from model.data.images import (
     resize_shape,
     rgb_pixels,
 )
+from model.data.split import CocoData
 from model.inference.postprocess import ImagePredictions, pool, shortlist, split, suppress
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid

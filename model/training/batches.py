@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import TrainConfig
-from model.data.coco import CocoData
 from model.data.faults import DataError
 from model.data.images import Batch, collate, load_sample, padded_shape, resize_shape
+from model.data.split import CocoData
 from model.parallel import share, world
 
 MIN_SIDE = 32

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from model.config import InferenceConfig, ScheduleConfig, TrainConfig
-from model.data.coco import CocoData, read_for_scoring, read_for_training
+from model.data.coco import read_for_scoring, read_for_training
 from model.data.images import STRIDE, Batch, normalize
+from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid

@@ -12,7 +12,7 @@ from orchestrator.experiment.plan import Ledger, Plan
 from orchestrator.site import NUM_SHAPES, Site
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
 
 SHAPES = {"num_train": NUM_SHAPES, "num_val": 300}
 """How many scenes of the embedded data set are drawn; trainings may take fewer."""
@@ -184,8 +184,9 @@ def _check_data(
     check_images: bool,
 ) -> dict[str, tuple[int, ...]]:
     """Read every split that is trained or scored on; return the category ids of each data set."""
-    from model.data.coco import CocoData, read_for_scoring, read_for_training
+    from model.data.coco import read_for_scoring, read_for_training
     from model.data.faults import DataError, describe
+    from model.data.split import CocoData
 
     def read(config: DataConfig, split: str | None) -> CocoData:
         root = site.data_root(config.dataset)

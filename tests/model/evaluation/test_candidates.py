@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from model.config import InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.candidates import EXPONENTS, Candidates, candidates
 from model.evaluation.counting import Objects, objects_of
 from model.evaluation.scoring import Scores, score

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou, nms
 
 from model.config import DataConfig, InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import collate, load_sample, padded_shape
+from model.data.split import CocoData
 from model.evaluation.counting import Objects, image_parts
 from model.evaluation.misalignment import BINS, IOUS, PER_IMAGE, SCORES, Misalignment
 from model.evaluation.parts import Part, merge

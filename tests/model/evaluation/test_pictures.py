@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from model.config import InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import DroppedTable
 from model.evaluation.pictures import (

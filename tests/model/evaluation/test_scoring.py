@@ -11,8 +11,9 @@ import torch
 
 import model.evaluation.scoring
 from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import Sample, collate, load_sample, normalize, padded_shape, resize_shape
+from model.data.split import CocoData
 from model.evaluation.scoring import Scores, score
 from model.inference.postprocess import detect
 from model.inference.predictor import detect_batch

@@ -14,7 +14,8 @@ import torch
 import model.evaluation.counting
 import model.evaluation.scoring
 from model.config import InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation import shards as scored
 from model.evaluation.misalignment import DroppedTable, Misalignment
 from model.evaluation.parts import Part, read_about, read_part, write_parts

@@ -14,8 +14,9 @@ from PIL import Image
 
 import model
 from model.config import InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import load_image
+from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.inference.predictor import Found
 from model.network.retinanet import load_detector

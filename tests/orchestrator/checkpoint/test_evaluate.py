@@ -11,7 +11,8 @@ from PIL import Image
 
 import model
 from model.config import METRICS, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.network.retinanet import load_detector
 from model.settings import to_dict

@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.coco_eval import read_matches
 from model.evaluation.misalignment import read_misalignment, statistics
 from model.evaluation.pictures import WIDTH, draw_boxes

@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.misalignment import of_detections
 from model.evaluation.scoring import Scores, score
 from model.inference.table import DetectionTable, read_detections, write_detections
