@@ -63,6 +63,7 @@ def one_thread_each() -> Iterator[int]:
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
     """Yield function(item) for each item, in their order; so many threads work on them, each with one for torch."""
+    # A pool's own map would read all items at once: decoded images, as many as the data set has.
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for item in items:

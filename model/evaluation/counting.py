@@ -107,7 +107,7 @@ def _count(
         _log_floor(pool, one, places),
         ious,
     )
-    place = places[row]
+    place = places[row]  # from the shortlist to the pool
     well_placed = replace(pool.take(place, label, np.exp(log_score)), ious=ious[place, label])
     scores_after, ious_after, density_after = count_detections(kept.class_scores, kept.scores, kept.ious)
     return Misalignment(

@@ -49,7 +49,7 @@ def merge(parts: Sequence[Part]) -> Part:
     counted = [part.misalignment for part in parts if part.misalignment is not None]
     if len(counted) < len(parts):
         return Part(detections, None)
-    counted = [_nothing(), *counted]
+    counted = [_nothing(), *counted]  # so that there are columns, of the right types, where a process had no image
     columns = {name: np.concatenate([getattr(one, name) for one in counted]) for name in PER_IMAGE}
     order = np.argsort(columns["image_ids"], kind="stable")
     misalignment = Misalignment(

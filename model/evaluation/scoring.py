@@ -133,6 +133,7 @@ def score_shards(
     )
     training = detector.training
     detector.eval()
+    # The last bits of a convolution depend on how many images it takes: one size, whatever is left of a shape.
     images_per_pass = batch_size if on_cuda else 1
 
     def look(batch: Batch) -> list[list[Part]]:

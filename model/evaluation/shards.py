@@ -116,6 +116,7 @@ def score_missing(
             progress=tell,
         )
         for place, parts in zip(places, results, strict=True):
+            # Written at once: what is killed later has lost only the shard that it was at.
             write_parts(_file(work, everything[place], wanted), parts, _about(work, everything[place], settings))
             theirs = sum(size for file, size in others.items() if file.exists())
         there += sum(sizes[place] for place in places)
@@ -186,6 +187,7 @@ def _held(folder: Path, *, whole: bool = False) -> dict[str, dict[str, tuple[Pat
     """By shard and setting: the file and the row in it. What is damaged is deleted where all is read."""
     from model.evaluation.parts import read_about
 
+    # Settings of one shard may stand in several files, as they may have been asked for at different times.
     found: dict[str, dict[str, tuple[Path, int]]] = {}
     for file in sorted(folder.glob("*.parquet")):
         try:
@@ -202,6 +204,7 @@ def _held(folder: Path, *, whole: bool = False) -> dict[str, dict[str, tuple[Pat
 def _await(
     work: Pass, names: Sequence[str], settings: Sequence[InferenceConfig]
 ) -> dict[str, dict[str, tuple[Path, int]]]:
+    # Network storage shows a file of another node late; with a barrier alone, this node would miss some.
     deadline, keys = time.monotonic() + VISIBLE_SECONDS, set(map(inference_key, settings))
     while True:
         held = _held(work.folder)

@@ -48,6 +48,7 @@ def updates(
     parts = []
     for batch, mine in zip(batches, shares, strict=True):
         limit = local_batch or max(1, len(mine))
+        # Where a share is empty, a stand-in keeps the process in step with the others' collective operations.
         pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
         parts.append((batch_shape(data, batch, config), pieces or [batch[:1]], bool(pieces)))
     jobs = [(shape, piece) for shape, pieces, _ in parts for piece in pieces]

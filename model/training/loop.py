@@ -199,6 +199,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(3, device=self.device)
         for place, part in enumerate(parts, start=1):
+            # Gradients are averaged with the last part alone, else each part would send all of them.
             synchronise = place == len(parts) or not hasattr(self.model, "no_sync")
             with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
                 losses += self._accumulate(part, normalizer)

@@ -256,17 +256,30 @@ def test_the_same_predictions_are_made_into_the_same_detections(num_classes: int
     assert (len(mine.scores) > 50) == (settings["score_threshold"] < 0.9)
 
 
+@pytest.fixture(scope="module")
+def same_as_reference(reference: RetinaNet, tmp_path_factory: pytest.TempPathFactory) -> RetinaNetConf:
+    """A detector with the weights of the reference, and the same detections however many are kept."""
+    detector = with_weights_of(reference, tmp_path_factory.mktemp("weights"), num_classes=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "detections_per_img", 5000)
+        mine = ours(detector, photo(*SIZE), replace(INFERENCE, max_detections=5000))
+        assert_same(mine, reference, photo(*SIZE), num_classes=3, at_least=301)
+    return detector
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("pyramid_extra_relu", False), ("anchor_rule", "paper"), ("top_k_of", "anchors"), ("max_detections", 300)],
 )
 def test_each_setting_is_needed_for_it(
-    field: str, value: Any, reference: RetinaNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    field: str,
+    value: Any,
+    reference: RetinaNet,
+    same_as_reference: RetinaNetConf,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reference, "detections_per_img", 5000)
-    image, inference = photo(*SIZE), replace(INFERENCE, max_detections=5000)
-    detector = with_weights_of(reference, tmp_path, num_classes=3)
-    assert_same(ours(detector, image, inference), reference, image, num_classes=3, at_least=301)
+    image, inference, detector = photo(*SIZE), replace(INFERENCE, max_detections=5000), same_as_reference
     if hasattr(INFERENCE, field):
         inference = replace(inference, **{field: value})
     else:
