@@ -1,4 +1,4 @@
-"""The few collective operations of a training, which do nothing where a process trains alone."""
+"""Processes and threads: collective operations, which do nothing where a process is alone, and an ordered map."""
 
 import warnings
 from collections import deque
@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def world() -> tuple[int, int]:
@@ -47,10 +50,6 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
         return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-
 @contextmanager
 def one_thread_each() -> Iterator[int]:
     """Let torch compute with one thread, and yield how many it has otherwise."""
@@ -64,6 +63,7 @@ def one_thread_each() -> Iterator[int]:
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
     """Yield function(item) for each item, in their order; so many threads work on them, each with one for torch."""
+    # A pool's own map would read all items at once: decoded images, as many as the data set has.
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for item in items:

@@ -1,6 +1,7 @@
 """Small detectors and random images, for tests of the network's parts and of what is made of it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 
 from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.scoring import score
+from model.inference.predictor import INFERENCE
 from model.network.checkpoint import Categories, save_checkpoint
 from model.network.retinanet import RetinaNetConf, build_detector
 
@@ -55,6 +58,11 @@ def save_opinionated(folder: Path, categories: Categories, config: TrainConfig |
         data_fingerprint="0" * 64,
         optimizer={},
     )
+
+
+def write_inference(folder: Path, inference: InferenceConfig) -> None:
+    """Put inference settings beside a checkpoint, as `rnc pull` does."""
+    (folder / INFERENCE).write_text(json.dumps(asdict(inference)))
 
 
 def with_objects_where_it_finds_some(root: Path, data: CocoData) -> CocoData:

@@ -19,7 +19,8 @@ import numpy as np
 from evaluation import SPLIT, detections, write_truth
 from numpy.typing import NDArray
 
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate, match
 from model.inference.table import DetectionTable
 from orchestrator.report.intervals import average_precision, resample

@@ -23,7 +23,8 @@ import click
 import numpy as np
 
 from model.config import METRICS
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate
 from model.inference.table import DetectionTable
 

@@ -45,7 +45,7 @@ def _postprocess(rounds: int, device: torch.device) -> None:
 
     def ours(rules: InferenceConfig) -> tuple[Tensor, Tensor]:
         (found,) = detect(predictions, grid, sizes, scales, rules)
-        return torch.from_numpy(found.scores), torch.from_numpy(found.labels)
+        return torch.from_numpy(found.scores), torch.from_numpy(found.category_ids)
 
     def theirs() -> tuple[Tensor, Tensor]:
         outputs = {

@@ -14,8 +14,9 @@ import loading_images
 import loading_pipelines
 import loading_shapes
 
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.shapes import draw_shapes
+from model.data.split import CocoData
 
 PARTS = ("annotations", "images", "shapes", "pipelines")
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from model.data.coco import CocoData, read_coco
-from model.data.split import COLUMNS
+from model.data.coco import read_coco
+from model.data.split import COLUMNS, CocoData
 
 TRAIN2017 = 118_287
 SPLIT = "large"

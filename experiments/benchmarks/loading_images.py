@@ -14,7 +14,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
-from model.data.coco import CocoData
 from model.data.images import (
     collate,
     flip_boxes,
@@ -26,6 +25,7 @@ from model.data.images import (
     resize_boxes,
     resize_shape,
 )
+from model.data.split import CocoData
 
 Edges = tuple[int, int]
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from model.config import DataConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import collate, load_sample
+from model.data.split import CocoData
 from model.training.batches import batch_shape, epoch_batches, flips, updates
 from orchestrator.cluster.environment import set_ray_environment
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from model.config import DataConfig, TrainConfig
-from model.data.coco import CocoData
 from model.data.images import resize_shape
-from model.data.split import assemble
+from model.data.split import CocoData, assemble
 from model.training.batches import batch_shape, epoch_batches
 
 

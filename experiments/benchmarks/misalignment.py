@@ -20,7 +20,8 @@ import click
 import numpy as np
 from evaluation import SPLIT, detections, write_truth
 
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate
 from model.evaluation.misalignment import (
     BINS,

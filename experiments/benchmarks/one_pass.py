@@ -18,12 +18,13 @@ import torch
 from peer import Way, in_turn, ratios, spread
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.shapes import draw_shapes
+from model.data.split import CocoData
 from model.evaluation.scoring import Scores, score
 from model.inference.table import TYPES
 from model.network.checkpoint import read_card
-from model.network.pretrained import load_backbone
+from model.network.pretrained import load_backbone_weights
 from model.network.retinanet import RetinaNetConf, build_detector, load_detector
 
 ONE = [InferenceConfig()]
@@ -82,7 +83,7 @@ def _opinionated(model: ModelConfig, data: CocoData, weights: Path | None = None
     """A detector whose scores spread from 0 to 1, though it learnt nothing."""
     detector = build_detector(replace(model, backbone_weights=None), len(data.category_ids), seed=0)
     if weights is not None:
-        load_backbone(detector.backbone, weights)
+        load_backbone_weights(detector.backbone, weights)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in detector.head.named_parameters():

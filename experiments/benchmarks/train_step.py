@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.config import ModelConfig
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
-from model.network.matching import GroundTruth, match, num_samples
+from model.network.assignment import GroundTruth, assign, loss_normalizer
 from model.network.retinanet import Predictions, flat
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
@@ -60,7 +60,7 @@ def main(parts: tuple[str, ...], rounds: int, batch: int | None, compiled: bool)
 def _losses(rounds: int, device: torch.device) -> None:
     both = {name: _loss(16, device, name) for name in ("ours", "theirs")}
     seconds = in_turn(both, rounds, device)
-    click.echo(f"matching and losses of 16 images, {NUM_CLASSES} classes, forward and backward")
+    click.echo(f"assignment and losses of 16 images, {NUM_CLASSES} classes, forward and backward")
     _say(seconds, 1e3, "ms")
     if device.type == "cpu":
         _say_peaks({name: peak_of(partial(_loss, 16, device), name) for name in both})
@@ -103,9 +103,9 @@ def _predictions(num_images: int, grid: AnchorGrid, device: torch.device) -> Pre
 def _our_loss(given: Scene, grid: AnchorGrid, predictions: Predictions) -> None:
     batch = given.batch
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-    assigned = match(grid, batch.sizes, truth, positive_iou=0.5, negative_iou=0.4)
+    assigned = assign(grid, batch.sizes, truth, positive_iou=0.5, negative_iou=0.4)
     config = ModelConfig(confidence=None)
-    losses = detector_losses(predictions, grid, assigned, truth, num_samples(assigned), config)
+    losses = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
     losses.total.backward()  # type: ignore[no-untyped-call]
     for level in [*predictions.class_logits, *predictions.box_deltas]:
         level.grad = None

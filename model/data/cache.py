@@ -1,4 +1,4 @@
-"""Files that one process of a node makes and all of them read, in a folder of the user's own."""
+"""Files that one process of a node makes and all of them read, in a folder of the user's own; and their sha256."""
 
 import fcntl
 import hashlib

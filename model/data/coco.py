@@ -1,4 +1,4 @@
-"""Reading a COCO-format data set: annotations once per node, images wherever they are to be checked."""
+"""Reads a COCO-format data set and checks it: annotations once per node, images wherever they are to be checked."""
 
 import hashlib
 import json
@@ -20,11 +20,14 @@ from model.data.cache import shared
 from model.data.faults import DataError, Fault, FaultKind, describe, refuse
 from model.data.split import COLUMNS, CocoData, Columns, assemble, read_data, write_data
 
-__all__ = ["CocoData", "read_coco", "read_for_scoring", "read_for_training"]
 FORMAT = 1
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
+MAX_OVERHANG = 1.0
+"""Pixels by which a box may leave its image; it is clipped and nobody is told."""
+_END_OF_JPEG = b"\xff\xd9"
+"""Coded pixels cannot hold this pair of bytes."""
 
 
 def read_for_training(root: Path, config: DataConfig, *, check_images: bool = False) -> CocoData:
@@ -174,12 +177,6 @@ def _shared(file: Path, identity: list[Any], root: Path, split: str, make: Calla
     key = json.dumps([FORMAT, str(file.resolve()), split, stamps, identity])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
     return shared(name, make, write_data, partial(read_data, root=root, split=split))
-
-
-MAX_OVERHANG = 1.0
-"""Pixels by which a box may leave its image; it is clipped and nobody is told."""
-_END_OF_JPEG = b"\xff\xd9"
-"""Coded pixels cannot hold this pair of bytes."""
 
 
 def annotation_faults(annotations: Annotations, images: Images, category_ids: Sequence[int]) -> dict[int, Fault]:

@@ -1,4 +1,4 @@
-"""What an image and its boxes go through before the network sees them."""
+"""Image files to batches: decoding, resizing, mirroring, padding, and the normalisation before the network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,96 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from model.data.coco import CocoData
 from model.data.faults import DataError
+from model.data.split import CocoData
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 STRIDE = 32
 """Padded sides are multiples of this."""
 Boxes = NDArray[np.float32]
-
-
-def resize_shape(height: int, width: int, short_edge: int, long_edge: int) -> tuple[int, int]:
-    """(height, width) after resizing: the short side as asked, unless the long one would then pass its limit."""
-    factor = min(long_edge / max(height, width), short_edge / min(height, width))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
-
-
-def padded_shape(height: int, width: int) -> tuple[int, int]:
-    """The next multiples of 32."""
-    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
-
-
-def load_image(path: Path) -> Tensor:
-    """Decode a file to uint8 RGB [3, h, w]; an EXIF orientation is not obeyed, as boxes are annotated without it."""
-    try:
-        with Image.open(path) as image:
-            return rgb_pixels(image)
-    except Exception as error:  # a decoder raises whatever its format's parser meets
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: the image does not decode ({reason}); restore it, or take it off the list") from error
-
-
-def rgb_pixels(image: Image.Image) -> Tensor:
-    """uint8 RGB [3, h, w] of an image of any mode."""
-    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Bilinear, on grey levels and without antialiasing: uint8 [3, h, w] -> uint8 [3, *shape]."""
-    if image.shape[1:] == shape:
-        return image.contiguous()
-    resized = interpolate(image[None], size=shape, mode="bilinear", align_corners=False, antialias=False)
-    return resized[0].contiguous()
-
-
-def resize_boxes(boxes: Boxes, old: tuple[int, int], new: tuple[int, int]) -> Boxes:
-    """Scale xyxy boxes [G, 4] from an image of size `old` (height, width) to one of size `new`, and clip them to it."""
-    scale = np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
-    limit = np.array([new[1], new[0]] * 2, dtype=np.float32)
-    clipped: Boxes = np.clip(boxes * scale, np.float32(0), limit)
-    return clipped
-
-
-def flip_boxes(boxes: Boxes, width: int) -> Boxes:
-    """Mirror xyxy boxes [G, 4] left to right in an image of this width: x -> width - x."""
-    flipped = boxes.copy()
-    flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return flipped
-
-
-def normalize(images: Tensor, sizes: Tensor) -> Tensor:
-    """Bring grey levels to the scale that pretrained weights expect, and padding to zero.
-
-    Args:
-        images: uint8 [B, 3, H, W].
-        sizes: [B, 2], height and width of each image inside its padding.
-
-    Returns:
-        float32 [B, 3, H, W] on the device of `images`.
-    """
-    device = images.device
-    mean, std = _mean_and_std(device)
-    normal = images.to(torch.float32, copy=True).sub_(mean).div_(std)
-    if device.type == "cpu":  # where a mask takes four times as long as all the rest
-        for image, (height, width) in zip(normal, sizes.tolist(), strict=True):
-            image[:, height:] = 0.0
-            image[:, :height, width:] = 0.0
-        return normal
-    sizes = sizes.to(device)
-    rows = torch.arange(images.shape[2], device=device) < sizes[:, :1]
-    columns = torch.arange(images.shape[3], device=device) < sizes[:, 1:]
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return normal.masked_fill_(~inside, 0.0)
-
-
-@cache
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """[3, 1, 1] each, sent to the device once: a copy to an accelerator makes the host wait."""
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
-    return mean, std
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -194,3 +112,85 @@ def collate(samples: Sequence[Sample], pad_to: tuple[int, int]) -> Batch:
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         original_sizes=torch.tensor([sample.original_size for sample in samples]).reshape(-1, 2),
     )
+
+
+def normalize(images: Tensor, sizes: Tensor) -> Tensor:
+    """Bring grey levels to the scale that pretrained weights expect, and padding to zero.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        sizes: [B, 2], height and width of each image inside its padding.
+
+    Returns:
+        float32 [B, 3, H, W] on the device of `images`.
+    """
+    device = images.device
+    mean, std = _mean_and_std(device)
+    normal = images.to(torch.float32, copy=True).sub_(mean).div_(std)
+    if device.type == "cpu":  # where a mask takes four times as long as all the rest
+        for image, (height, width) in zip(normal, sizes.tolist(), strict=True):
+            image[:, height:] = 0.0
+            image[:, :height, width:] = 0.0
+        return normal
+    sizes = sizes.to(device)
+    rows = torch.arange(images.shape[2], device=device) < sizes[:, :1]
+    columns = torch.arange(images.shape[3], device=device) < sizes[:, 1:]
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return normal.masked_fill_(~inside, 0.0)
+
+
+@cache
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    """[3, 1, 1] each, sent to the device once: a copy to an accelerator makes the host wait."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    return mean, std
+
+
+def resize_shape(height: int, width: int, short_edge: int, long_edge: int) -> tuple[int, int]:
+    """(height, width) after resizing: the short side as asked, unless the long one would then pass its limit."""
+    factor = min(long_edge / max(height, width), short_edge / min(height, width))
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def padded_shape(height: int, width: int) -> tuple[int, int]:
+    """The next multiples of 32."""
+    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
+
+
+def load_image(path: Path) -> Tensor:
+    """Decode a file to uint8 RGB [3, h, w]; an EXIF orientation is not obeyed, as boxes are annotated without it."""
+    try:
+        with Image.open(path) as image:
+            return rgb_pixels(image)
+    except Exception as error:  # a decoder raises whatever its format's parser meets
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: the image does not decode ({reason}); restore it, or take it off the list") from error
+
+
+def rgb_pixels(image: Image.Image) -> Tensor:
+    """uint8 RGB [3, h, w] of an image of any mode."""
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Bilinear, on grey levels and without antialiasing: uint8 [3, h, w] -> uint8 [3, *shape]."""
+    if image.shape[1:] == shape:
+        return image.contiguous()
+    resized = interpolate(image[None], size=shape, mode="bilinear", align_corners=False, antialias=False)
+    return resized[0].contiguous()
+
+
+def resize_boxes(boxes: Boxes, old: tuple[int, int], new: tuple[int, int]) -> Boxes:
+    """Scale xyxy boxes [G, 4] from an image of size `old` (height, width) to one of size `new`, and clip them to it."""
+    scale = np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
+    limit = np.array([new[1], new[0]] * 2, dtype=np.float32)
+    clipped: Boxes = np.clip(boxes * scale, np.float32(0), limit)
+    return clipped
+
+
+def flip_boxes(boxes: Boxes, width: int) -> Boxes:
+    """Mirror xyxy boxes [G, 4] left to right in an image of this width: x -> width - x."""
+    flipped = boxes.copy()
+    flipped[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return flipped

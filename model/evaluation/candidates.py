@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import DataConfig, InferenceConfig
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.counting import objects_of, overlaps
 from model.evaluation.misalignment import WELL_PLACED
-from model.inference.fusion import fuse
-from model.inference.postprocess import ImagePredictions, Pool, Shortlist, pool, shortlists, suppress
+from model.inference.fusion import fuse_scores
+from model.inference.postprocess import ImagePredictions, Pool, Shortlist, pool, shortlist, suppress
 from model.inference.predictor import load_batch, predict_batch
 from model.network.retinanet import RetinaNetConf
 from model.parallel import one_thread_each
@@ -67,28 +67,29 @@ def candidates(detector: RetinaNetConf, data: CocoData, indices: Sequence[int], 
     found = []
     with one_thread_each():
         for index in indices:
-            (image,) = predict_batch(detector, load_batch(data, [index], config), 1)
+            (image,) = predict_batch(detector, load_batch(data, [index], config), data.category_ids, 1)
             found.append(_of_image(image, data, index))
     detector.train(training)
     return found
 
 
 def _of_image(image: ImagePredictions, data: CocoData, index: int) -> Candidates:
-    lists = shortlists(image, settings(has_confidence=image.has_confidence))
+    lists = [shortlist(image, config) for config in settings(has_confidence=image.confidence_logits is not None)]
     gathered = pool(image, lists)
     bits = np.zeros(gathered.probabilities.shape, np.uint32)
     for place, one in enumerate(lists):
         bits[gathered.place_of[one.anchors]] |= _is_candidate(gathered, one).astype(np.uint32) << np.uint32(place)
     chosen = _well_placed(gathered, data, index) & (bits > 0)
     for iou in NMS_IOUS:
-        for kept in suppress(gathered, [replace(one, config=replace(one.config, nms_iou=iou)) for one in lists]):
-            chosen[gathered.place_of[kept.anchors], kept.labels] = True
+        for one in lists:
+            kept = suppress(gathered, replace(one, config=replace(one.config, nms_iou=iou)))
+            labels = np.searchsorted(gathered.category_ids, kept.category_ids)
+            chosen[gathered.place_of[kept.anchors], labels] = True
     places, labels = np.nonzero(chosen)
-    anchors = gathered.anchors[places]
     return Candidates(
-        anchors=anchors.astype(np.uint32),
+        anchors=gathered.anchors[places].astype(np.uint32),
         labels=labels.astype(np.uint16),
-        levels=image.levels(anchors).astype(np.uint8),
+        levels=gathered.levels[places].astype(np.uint8),
         boxes=gathered.boxes[places],
         class_scores=gathered.probabilities[places, labels],
         confidences=gathered.confidences[places],
@@ -100,7 +101,7 @@ def _is_candidate(gathered: Pool, one: Shortlist) -> NDArray[np.bool_]:
     """[R, K] of the anchors of a shortlist."""
     places = gathered.place_of[one.anchors]
     of_confidence = gathered.log_confidences[places][:, None] if one.config.needs_confidence else None
-    scores = fuse(gathered.probabilities[places], gathered.log_probabilities[places], of_confidence, one.config)
+    scores = fuse_scores(gathered.probabilities[places], gathered.log_probabilities[places], of_confidence, one.config)
     above: NDArray[np.bool_] = scores > np.float32(one.config.score_threshold)
     return above
 

@@ -1,4 +1,4 @@
-"""The twelve COCO numbers of a set of detections."""
+"""COCO's evaluation of a table of detections: its twelve numbers, and which detection matches an object."""
 
 import contextlib
 import io
@@ -10,8 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import METRICS
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.inference.table import DetectionTable
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's; bit t of a mask stands for the t-th."""
+MAX_DETECTIONS = 100
+"""Of one image and category; COCO leaves out the rest."""
+ALL = (1 << len(IOU_THRESHOLDS)) - 1
+Ints = NDArray[np.int64]
 
 
 def evaluate(data: CocoData, detections: DetectionTable) -> dict[str, float | None]:
@@ -37,14 +44,6 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
         stats = zip(METRICS, evaluator.stats, strict=True)
         numbers.append({name: 100.0 * float(value) if value > -1 else None for name, value in stats})
     return numbers
-
-
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""COCO's; bit t of a mask stands for the t-th."""
-MAX_DETECTIONS = 100
-"""Of one image and category; COCO leaves out the rest."""
-ALL = (1 << len(IOU_THRESHOLDS)) - 1
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -109,44 +108,6 @@ def match(data: CocoData, detections: DetectionTable) -> MatchTable:
     )
 
 
-def write_matches(matches: MatchTable, file: Path) -> None:
-    """Write a Parquet file with one row for each cell."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def lists(values: NDArray[np.generic]) -> object:
-        return pa.ListArray.from_arrays(pa.array(matches.offsets), pa.array(values))
-
-    columns = {name: getattr(matches, name) for name in ("images", "categories", "num_truths")}
-    columns |= {name: lists(getattr(matches, name)) for name in ("scores", "true", "ignored")}
-    sizes = {"num_images": str(matches.num_images), "num_categories": str(matches.num_categories)}
-    pq.write_table(pa.table(columns).replace_schema_metadata(sizes), file, compression="zstd")
-
-
-def read_matches(file: Path) -> MatchTable:
-    """Read back what `write_matches` wrote.
-
-    Raises:
-        ValueError: the file is no such table.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file)
-        of_cells = {name: table[name].to_numpy() for name in ("images", "categories", "num_truths")}
-        lists = {name: table[name].combine_chunks() for name in ("scores", "true", "ignored")}
-        return MatchTable(
-            num_images=int(table.schema.metadata[b"num_images"]),
-            num_categories=int(table.schema.metadata[b"num_categories"]),
-            offsets=lists["scores"].offsets.to_numpy(),
-            **of_cells,
-            **{name: column.flatten().to_numpy() for name, column in lists.items()},
-        )
-    except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} holds no matches: {error}") from error
-
-
 def _best_detections(
     data: CocoData, detections: DetectionTable
 ) -> tuple[NDArray[np.float64], NDArray[np.float32], Ints]:
@@ -197,3 +158,41 @@ def _assign(
             true[detection] |= taken
             free[truth] &= ~taken
     return np.array(true, np.uint16), np.array(ignored, np.uint16)
+
+
+def write_matches(matches: MatchTable, file: Path) -> None:
+    """Write a Parquet file with one row for each cell."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def lists(values: NDArray[np.generic]) -> object:
+        return pa.ListArray.from_arrays(pa.array(matches.offsets), pa.array(values))
+
+    columns = {name: getattr(matches, name) for name in ("images", "categories", "num_truths")}
+    columns |= {name: lists(getattr(matches, name)) for name in ("scores", "true", "ignored")}
+    sizes = {"num_images": str(matches.num_images), "num_categories": str(matches.num_categories)}
+    pq.write_table(pa.table(columns).replace_schema_metadata(sizes), file, compression="zstd")
+
+
+def read_matches(file: Path) -> MatchTable:
+    """Read back what `write_matches` wrote.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file)
+        of_cells = {name: table[name].to_numpy() for name in ("images", "categories", "num_truths")}
+        lists = {name: table[name].combine_chunks() for name in ("scores", "true", "ignored")}
+        return MatchTable(
+            num_images=int(table.schema.metadata[b"num_images"]),
+            num_categories=int(table.schema.metadata[b"num_categories"]),
+            offsets=lists["scores"].offsets.to_numpy(),
+            **of_cells,
+            **{name: column.flatten().to_numpy() for name, column in lists.items()},
+        )
+    except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no matches: {error}") from error

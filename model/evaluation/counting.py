@@ -1,44 +1,252 @@
-"""What a scoring pass sees of one image before NMS and after it, under each setting."""
+"""Counts the boxes of one image before NMS and after it, and finds what NMS drops for a box that is placed worse."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from model.config import InferenceConfig
-from model.data.coco import CocoData
-from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED
+from model.data.split import CocoData
+from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED, DroppedTable, Misalignment
+from model.evaluation.parts import Part
 from model.inference.fusion import exponents
 from model.inference.nms import keep, overlap
-from model.inference.postprocess import Boxes, ImagePredictions, Pool, Shortlist
+from model.inference.postprocess import Pool, Shortlist, suppress
+from model.inference.table import DetectionTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 SCORE_LIMITS = np.array(SCORES, np.float32)
 IOU_LIMITS = np.array(IOUS, np.float32)
+NEAREST = np.float32(4e-7)
+"""What a logarithm may lose of a score."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Objects:
+    """What there is to find on an image; crowds left out."""
+
+    boxes: Floats
+    """[G, 4] xyxy pixels of the original image."""
+    labels: Ints
+    """[G] from 0."""
+    rows: Ints
+    """[G] among the annotations of the data set."""
+
+
+def objects_of(data: CocoData, index: int) -> Objects:
+    """The objects of one image."""
+    start, stop = data.offsets[index : index + 2].tolist()
+    rows = np.flatnonzero(~data.annotation_crowds[start:stop]) + start
+    low, side = data.annotation_boxes[rows, :2], data.annotation_boxes[rows, 2:]
+    boxes = np.concatenate([low, low + side], axis=1).astype(np.float32)
+    return Objects(boxes, data.annotation_labels[rows].astype(np.int64), rows)
+
+
+def image_parts(
+    pool: Pool, lists: Sequence[Shortlist], objects: Objects, num_positive_anchors: int | None
+) -> list[Part]:
+    """What a scoring pass finds on one image under each setting.
+
+    Args:
+        pool: of the image.
+        lists: what each setting sends to NMS.
+        objects: of the image.
+        num_positive_anchors: that training would assign an object; None leaves boxes uncounted.
+    """
+    categories = pool.category_ids[objects.labels]
+    if num_positive_anchors is not None:  # the IoUs of all that is pooled, once for all settings
+        ious, object_of = overlaps(pool.boxes, len(pool.category_ids), objects.boxes, objects.labels)
+    parts = []
+    for one in lists:
+        kept = suppress(pool, one)
+        kept = replace(kept, ious=best_overlaps(kept.boxes, kept.category_ids, objects.boxes, categories))
+        misalignment = None
+        if num_positive_anchors is not None:
+            misalignment = _count(pool, one, kept, objects, ious, object_of, num_positive_anchors)
+        parts.append(Part(kept, misalignment))
+    return parts
+
+
+def _count(
+    pool: Pool,
+    one: Shortlist,
+    kept: DetectionTable,
+    objects: Objects,
+    ious: Floats,
+    object_of: Ints,
+    num_positive_anchors: int,
+) -> Misalignment:
+    """The counts of one image: a `Misalignment` of one row.
+
+    Args:
+        pool: of the image.
+        one: what the setting sends to NMS.
+        kept: what NMS keeps of that.
+        objects: of the image.
+        ious: [U, K] from `overlaps`.
+        object_of: [U, K] from `overlaps`.
+        num_positive_anchors: that training would assign an object.
+    """
+    config = one.config
+    places = pool.place_of[one.anchors]
+    of_class, of_confidence = exponents(config)
+    log_confidences = np.zeros(len(places), np.float32)  # not the pool's, which are NaN without a branch
+    if config.needs_confidence:
+        log_confidences = pool.log_confidences[places] * one.fused
+    num, scores_before, ious_before, density_before, row, label, log_score = count_candidates(
+        places,
+        pool.probabilities,
+        pool.log_probabilities,
+        log_confidences,
+        of_class,
+        of_confidence,
+        np.float32(np.log(max(config.score_threshold, 1e-30))),
+        _log_floor(pool, one, places),
+        ious,
+    )
+    place = places[row]  # from the shortlist to the pool
+    well_placed = replace(pool.take(place, label, np.exp(log_score)), ious=ious[place, label])
+    scores_after, ious_after, density_after = count_detections(kept.class_scores, kept.scores, kept.ious)
+    return Misalignment(
+        image_ids=np.array([pool.image_id]),
+        num_objects=_row(len(objects.labels)),
+        num_positive_anchors=_row(num_positive_anchors),
+        num_before=_row(num),
+        num_after=_row(len(kept)),
+        scores_before=_row(scores_before),
+        scores_after=_row(scores_after),
+        ious_before=_row(ious_before),
+        ious_after=_row(ious_after),
+        density_before=density_before,
+        density_after=density_after,
+        dropped=_dropped(well_placed, object_of[place, label], kept, objects, config),
+        oracle=_oracle(well_placed, label, config),
+    )
+
+
+def _row(values: object) -> NDArray[np.int32]:
+    return np.array([values], np.int32)
+
+
+def _log_floor(pool: Pool, one: Shortlist, places: Ints) -> Floats:
+    """[R] the log score from which a pair of a shortlisted anchor and a class is a candidate; infinite for none."""
+    floor = np.full(len(places), -np.inf, np.float32)
+    if one.floor is not None:
+        floor = np.log(np.maximum(one.floor, 1e-30)) - NEAREST
+    if one.config.min_confidence > 0.0:
+        floor[~(pool.confidences[places] > np.float32(one.config.min_confidence))] = np.inf
+    return floor
+
+
+def _dropped(
+    well_placed: DetectionTable, object_of: Ints, kept: DetectionTable, objects: Objects, config: InferenceConfig
+) -> DroppedTable:
+    chosen, by, kept_ious, counts = beaten(
+        well_placed.boxes,
+        well_placed.category_ids,
+        well_placed.scores,
+        well_placed.anchors,
+        well_placed.ious,
+        object_of,
+        kept.boxes,
+        kept.category_ids,
+        kept.scores,
+        kept.anchors,
+        objects.boxes,
+        np.float32(config.nms_iou),
+    )
+    columns = {name: getattr(well_placed, name)[chosen] for name in well_placed.types}
+    return DroppedTable(
+        **columns,
+        kept_anchors=kept.anchors[by],
+        kept_ious=kept_ious,
+        objects=objects.rows[object_of[chosen]],
+        counts=counts.astype(np.int32),
+    )
+
+
+def _oracle(well_placed: DetectionTable, labels: Ints, config: InferenceConfig) -> DetectionTable:
+    order = np.argsort(-well_placed.ious, kind="stable")
+    boxes, labels = well_placed.boxes[order], labels[order]
+    ranked = well_placed.take(order[keep(boxes, labels, np.float32(config.nms_iou), config.max_detections)])
+    return replace(ranked, scores=ranked.ious)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def tally_detections(class_scores: Floats, scores: Floats, ious: Floats) -> tuple[Ints, Ints, Ints]:
-    """Count detections above each of SCORES and IOUS, and list the cells of those that overlap an object."""
+def count_candidates(
+    places: Ints,
+    probabilities: Floats,
+    log_probabilities: Floats,
+    log_confidences: Floats,
+    of_class: np.float32,
+    of_confidence: np.float32,
+    threshold: np.float32,
+    floor: Floats,
+    ious: Floats,
+) -> tuple[int, Ints, Ints, Ints, Ints, Ints, Floats]:
+    """Count the candidates of a setting, and list the well-placed ones.
+
+    Args:
+        places: [R] in the pool, of the shortlisted anchors.
+        probabilities: [U, K] of the pool.
+        log_probabilities: [U, K].
+        log_confidences: [R]; 0 where the confidence does not enter the score.
+        of_class: the power of the class probability in the score.
+        of_confidence: that of the confidence.
+        threshold: the log score above which a pair is a candidate.
+        floor: [R] the log score that it has to reach besides.
+        ious: [U, K] with the object of the class.
+
+    Returns:
+        Number of candidates; those above each of SCORES [6] and of IOUS [5]; the density [BINS, BINS] of those that
+        overlap an object; row (place in the shortlist), class and log score of each well-placed one.
+    """
+    num_classes = log_probabilities.shape[1]
+    num, by_score, by_iou = 0, np.zeros(len(SCORES), np.int64), np.zeros(len(IOUS), np.int64)
+    density, num_placed = np.zeros((BINS, BINS), np.int64), 0
+    most = len(places) * num_classes  # memory that is never touched costs nothing
+    row, label, scores = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
+    for i in range(len(places)):
+        u = places[i]
+        for k in range(num_classes):
+            total = of_class * log_probabilities[u, k] + of_confidence * log_confidences[i]
+            if total > threshold and total >= floor[i]:
+                num += 1
+                if probabilities[u, k] > SCORE_LIMITS[0]:
+                    for limit in range(len(SCORES)):
+                        by_score[limit] += probabilities[u, k] > SCORE_LIMITS[limit]
+                iou = ious[u, k]
+                if iou > 0:
+                    density[_bin(np.exp(total)), _bin(iou)] += 1
+                    for limit in range(len(IOUS)):
+                        by_iou[limit] += iou > IOU_LIMITS[limit]
+                    if iou >= WELL_PLACED:
+                        row[num_placed], label[num_placed], scores[num_placed] = i, k, total
+                        num_placed += 1
+    return num, by_score, by_iou, density, row[:num_placed], label[:num_placed], scores[:num_placed]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def count_detections(class_scores: Floats, scores: Floats, ious: Floats) -> tuple[Ints, Ints, Ints]:
+    """Detections above each of SCORES [6] and IOUS [5], and the density [BINS, BINS] of those on an object."""
     by_score, by_iou = np.zeros(len(SCORES), np.int64), np.zeros(len(IOUS), np.int64)
-    cells, num_cells = np.empty(len(ious), np.int64), 0
+    density = np.zeros((BINS, BINS), np.int64)
     for i in range(len(ious)):
-        for place in range(len(SCORES)):
-            by_score[place] += class_scores[i] > SCORE_LIMITS[place]
-        for place in range(len(IOUS)):
-            by_iou[place] += ious[i] > IOU_LIMITS[place]
+        for limit in range(len(SCORES)):
+            by_score[limit] += class_scores[i] > SCORE_LIMITS[limit]
+        for limit in range(len(IOUS)):
+            by_iou[limit] += ious[i] > IOU_LIMITS[limit]
         if ious[i] > 0:
-            cells[num_cells] = _cell(scores[i], ious[i])
-            num_cells += 1
-    return by_score, by_iou, cells[:num_cells]
+            density[_bin(scores[i]), _bin(ious[i])] += 1
+    return by_score, by_iou, density
 
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
-def _cell(score: np.float32, iou: np.float32) -> int:
-    return min(int(score * BINS), BINS - 1) * BINS + min(int(iou * BINS), BINS - 1)
+def _bin(value: np.float32) -> int:
+    return min(int(value * BINS), BINS - 1)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -69,60 +277,40 @@ def best_overlaps(boxes: Floats, classes: Ints, truths: Floats, labels: Ints) ->
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def tally_candidates(
-    rows: Ints,
-    probabilities: Floats,
-    log_probabilities: Floats,
-    log_confidences: Floats,
-    of_class: np.float32,
-    of_confidence: np.float32,
-    threshold: np.float32,
-    floor: Floats,
-    ious: Floats,
-) -> tuple[int, Ints, Ints, Ints, Ints, Ints, Floats]:
-    """Count candidates, and list those that overlap an object (by cell) or lie well on one (row, class, log score)."""
-    num_classes = log_probabilities.shape[1]
-    num, by_score, by_iou = 0, np.zeros(len(SCORES), np.int64), np.zeros(len(IOUS), np.int64)
-    most = len(rows) * num_classes  # memory that is never touched costs nothing
-    cells, num_cells, num_placed = np.empty(most, np.int64), 0, 0
-    row, label, scores = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
-    for i in range(len(rows)):
-        u = rows[i]
-        for k in range(num_classes):
-            total = of_class * log_probabilities[u, k] + of_confidence * log_confidences[i]
-            if total > threshold and total >= floor[i]:
-                num += 1
-                if probabilities[u, k] > SCORE_LIMITS[0]:
-                    for place in range(len(SCORES)):
-                        by_score[place] += probabilities[u, k] > SCORE_LIMITS[place]
-                iou = ious[u, k]
-                if iou > 0:
-                    cells[num_cells] = _cell(np.exp(total), iou)
-                    num_cells += 1
-                    for place in range(len(IOUS)):
-                        by_iou[place] += iou > IOU_LIMITS[place]
-                    if iou >= WELL_PLACED:
-                        row[num_placed], label[num_placed], scores[num_placed] = i, k, total
-                        num_placed += 1
-    return num, by_score, by_iou, cells[:num_cells], row[:num_placed], label[:num_placed], scores[:num_placed]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
 def beaten(
     boxes: Floats,
     labels: Ints,
     scores: Floats,
-    anchors: Ints,
+    anchors: NDArray[np.int32],
     own: Floats,
     object_of: Ints,
     kept: Floats,
     kept_labels: Ints,
     kept_scores: Floats,
-    kept_anchors: Ints,
+    kept_anchors: NDArray[np.int32],
     truths: Floats,
     nms_iou: np.float32,
 ) -> tuple[Ints, Ints, Floats, Ints]:
-    """Of each kept box and object, the best box dropped for it that is placed better, and how many there are."""
+    """Of each kept box and object, the best box dropped for it that is placed better, and how many there are.
+
+    Args:
+        boxes: [n, 4] of the well-placed candidates; then their classes, scores, anchors, IoUs and objects.
+        labels: [n] anything that is equal for equal classes.
+        scores: [n].
+        anchors: [n]; of equal scores the lower one is the better.
+        own: [n] IoU with the object.
+        object_of: [n] the object, by its place in `truths`.
+        kept: [m, 4] what NMS kept, best first; then classes, scores and anchors.
+        kept_labels: [m].
+        kept_scores: [m].
+        kept_anchors: [m].
+        truths: [G, 4] boxes of the objects.
+        nms_iou: above which NMS drops a box.
+
+    Returns:
+        For each pair of a kept box and an object: the place of the best dropped box, that of the kept box, its IoU
+        with the object, and the number of better boxes dropped for it.
+    """
     best = np.full((len(kept), len(truths)), -1)
     counts = np.zeros((len(kept), len(truths)), np.int64)
     for w in range(len(boxes)):
@@ -138,13 +326,9 @@ def beaten(
                         if best[k, g] < 0 or own[w] > own[best[k, g]]:
                             best[k, g] = w
                     break
-    number = np.count_nonzero(counts)
-    chosen, by, ious, nums = (
-        np.empty(number, np.int64),
-        np.empty(number, np.int64),
-        np.empty(number, np.float32),
-        np.empty(number, np.int64),
-    )
+    num = np.count_nonzero(counts)
+    chosen, by, nums = np.empty(num, np.int64), np.empty(num, np.int64), np.empty(num, np.int64)
+    ious = np.empty(num, np.float32)
     place = 0
     for k in range(len(kept)):
         for g in range(len(truths)):
@@ -153,177 +337,3 @@ def beaten(
                 ious[place] = overlap(kept[k], truths[g])
                 place += 1
     return chosen, by, ious, nums
-
-
-NEAREST = np.float32(4e-7)
-"""What a logarithm may lose of a score."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Objects:
-    """What there is to find on an image; crowds left out."""
-
-    boxes: Floats
-    """[G, 4] xyxy pixels of the original image."""
-    labels: Ints
-    """[G] from 0."""
-    rows: Ints
-    """[G] among the annotations of the data set."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Dropped:
-    """Boxes that NMS dropped in favour of one that is placed worse; see `misalignment.DroppedTable`."""
-
-    boxes: Boxes
-    ious: Floats
-    kept_anchors: Ints
-    kept_ious: Floats
-    objects: Ints
-    counts: Ints
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Counts:
-    """One image under one setting; see `misalignment.Misalignment`."""
-
-    num_before: int
-    scores_before: Ints
-    ious_before: Ints
-    scores_after: Ints
-    ious_after: Ints
-    cells_before: Ints
-    """Cells of the density, one for each candidate that overlaps an object."""
-    cells_after: Ints
-    dropped: Dropped
-    dropped_levels: NDArray[np.int8]
-    oracle: tuple[Boxes, Floats]
-    """What NMS by IoU would keep, and the IoUs."""
-    oracle_levels: NDArray[np.int8]
-
-
-def objects_of(data: CocoData, index: int) -> Objects:
-    """The objects of one image."""
-    start, stop = data.offsets[index : index + 2].tolist()
-    rows = np.flatnonzero(~data.annotation_crowds[start:stop]) + start
-    low, side = data.annotation_boxes[rows, :2], data.annotation_boxes[rows, 2:]
-    boxes = np.concatenate([low, low + side], axis=1).astype(np.float32)
-    return Objects(boxes, data.annotation_labels[rows].astype(np.int64), rows)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """One image under one setting."""
-
-    index: int
-    """Its place in the data set."""
-    num_objects: int
-    num_positive_anchors: int
-    detections: Boxes
-    levels: NDArray[np.int8]
-    """[D] of the feature pyramid, 3 to 7."""
-    ious: Floats
-    """[D]."""
-    counts: Counts | None
-
-
-def see(
-    image: ImagePredictions,
-    pool: Pool,
-    lists: Sequence[Shortlist],
-    detections: Sequence[Boxes],
-    objects: Objects,
-    index: int,
-    num_positive_anchors: int,
-    *,
-    counting: bool,
-) -> list[Seen]:
-    """What a pass keeps of an image, under each setting.
-
-    Args:
-        image: what the detector says of it.
-        pool: what the settings shortlist of that.
-        lists: what each setting sends to NMS.
-        detections: what NMS keeps of that.
-        objects: what there is to find.
-        index: place of the image in the data set.
-        num_positive_anchors: that training would match with an object.
-        counting: whether to count boxes before and after NMS.
-    """
-    ious = [best_overlaps(kept.boxes, kept.labels, objects.boxes, objects.labels) for kept in detections]
-    counts = _count(image, pool, lists, detections, ious, objects) if counting else [None] * len(lists)
-    return [
-        Seen(index, len(objects.labels), num_positive_anchors, kept, image.levels(kept.anchors), of_kept, of_setting)
-        for kept, of_kept, of_setting in zip(detections, ious, counts, strict=True)
-    ]
-
-
-def _count(
-    image: ImagePredictions,
-    pool: Pool,
-    lists: Sequence[Shortlist],
-    detections: Sequence[Boxes],
-    kept_ious: Sequence[Floats],
-    objects: Objects,
-) -> list[Counts]:
-    """Count what each setting sends to NMS, what NMS keeps, and what it drops although it is better placed."""
-    log_confidences = np.nan_to_num(pool.log_confidences)
-    ious, which = overlaps(pool.boxes, image.num_classes, objects.boxes, objects.labels)
-    found = []
-    for one, kept, kept_iou in zip(lists, detections, kept_ious, strict=True):
-        rows = pool.place_of[one.anchors]
-        of_class, of_confidence = exponents(one.config)
-        floor = (
-            np.full(len(rows), -np.inf, np.float32)
-            if one.floor is None
-            else np.log(np.maximum(one.floor, 1e-30)) - NEAREST
-        )
-        if one.config.min_confidence > 0.0:
-            floor[~(pool.confidences[rows] > np.float32(one.config.min_confidence))] = np.inf
-        threshold = np.float32(np.log(max(one.config.score_threshold, 1e-30)))
-        logs = pool.probabilities, pool.log_probabilities, log_confidences[rows] * one.fused
-        num, by_score, by_iou, cells, row, label, total = tally_candidates(
-            rows, *logs, of_class, of_confidence, threshold, floor, ious
-        )
-        place = rows[row]
-        well_placed = pool.take(place, label, np.exp(total))
-        own, object_of = ious[place, label], which[place, label]
-        by_score_after, by_iou_after, cells_after = tally_detections(kept.class_scores, kept.scores, kept_iou)
-        dropped = _dropped(well_placed, own, object_of, kept, objects, one.config)
-        oracle = _oracle(well_placed, own, one.config)
-        found.append(
-            Counts(
-                num_before=num,
-                scores_before=by_score,
-                ious_before=by_iou,
-                scores_after=by_score_after,
-                ious_after=by_iou_after,
-                cells_before=cells,
-                cells_after=cells_after,
-                dropped=dropped,
-                dropped_levels=image.levels(dropped.boxes.anchors),
-                oracle=oracle,
-                oracle_levels=image.levels(oracle[0].anchors),
-            )
-        )
-    return found
-
-
-def _dropped(
-    boxes: Boxes, own: Floats, object_of: Ints, kept: Boxes, objects: Objects, config: InferenceConfig
-) -> Dropped:
-    chosen, by, kept_ious, counts = beaten(
-        *(boxes.boxes, boxes.labels, boxes.scores, boxes.anchors, own, object_of),
-        *(kept.boxes, kept.labels, kept.scores, kept.anchors),
-        objects.boxes,
-        np.float32(config.nms_iou),
-    )
-    return Dropped(
-        boxes.take(chosen), own[chosen], kept.anchors[by], kept_ious, objects.rows[object_of[chosen]], counts
-    )
-
-
-def _oracle(boxes: Boxes, own: Floats, config: InferenceConfig) -> tuple[Boxes, Floats]:
-    order = np.argsort(-own, kind="stable")
-    ranks = order[keep(boxes.boxes[order], boxes.labels[order], np.float32(config.nms_iou), config.max_detections)]
-    return boxes.take(ranks), own[ranks]

@@ -1,17 +1,24 @@
-"""How well scores say how well boxes are placed: what the paper counts, and what its argument needs beside that."""
+"""How well scores say how well boxes are placed: the counts of a scoring pass, their files, and their statistics."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate
-from model.inference.table import ABOUT, CORNERS, DetectionTable, read_detections, write_detections
+from model.inference.table import (
+    CORNERS,
+    TYPES,
+    DetectionTable,
+    read_detections,
+    split_corners,
+    write_columns,
+    write_detections,
+)
 
 SCORES = (0.05, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Class scores above which boxes are counted."""
@@ -21,6 +28,7 @@ WELL_PLACED = 0.5
 """The overlap from which a box is well placed."""
 BINS = 50
 """Of a density, along the score and along the IoU, each from 0 to 1."""
+CALIBRATION_BINS = 10
 PER_IMAGE = (
     "image_ids",
     "num_objects",
@@ -33,32 +41,40 @@ PER_IMAGE = (
     "ious_after",
 )
 """The fields of `Misalignment` that have a row for each image."""
+COUNTS, DENSITY, DROPPED, ORACLE = FILES = ("counts.parquet", "density.parquet", "dropped.parquet", "oracle.parquet")
+"""By image; by bin of score and IoU; what NMS dropped for something worse; what it would keep if it knew the IoUs."""
+PER_IMAGE_COLUMNS = ("num_objects", "num_positive_anchors", "num_before", "num_after")
+ABOVE = {"scores_before": SCORES, "scores_after": SCORES, "ious_before": IOUS, "ious_after": IOUS}
+"""Columns of an image, one for each threshold: `scores_before > 0.05`."""
+DENSITIES = ("density_before", "density_after")
+DROPPED_TYPES: dict[str, type[np.generic]] = TYPES | {
+    "kept_anchors": np.int32,
+    "kept_ious": np.float32,
+    "objects": np.int64,
+    "counts": np.int32,
+}
+"""Of the columns of a table of dropped boxes."""
+OF_DETECTIONS = ("rank_correlation", "rank_correlation_well_placed", "ece", "oracle_AP")
+"""Follow from detections alone."""
+OF_SUPPRESSION = ("oracle_nms_AP", "dropped_better", "objects_lost")
+"""Follow from what was counted while NMS ran."""
+STATISTICS = OF_DETECTIONS + OF_SUPPRESSION
 Ints = NDArray[np.int32]
+Columns = dict[str, NDArray[Any]]
+Statistics = dict[str, float | None]
+"""By name; None where there is nothing to take one of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class DroppedTable:
+class DroppedTable(DetectionTable):
     """Boxes that NMS dropped in favour of one that is placed worse: for each kept box and object the best one dropped.
 
     A dropped box is well placed on the object of its class that it overlaps most; the kept box overlaps that same
     object less, and the dropped box by more than NMS allows.
     """
 
-    image_ids: NDArray[np.int64]
-    """[D]."""
-    category_ids: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    """[D, 4] xyxy pixels of the original image, of the dropped box."""
-    scores: NDArray[np.float32]
-    """[D] its fused score."""
-    class_scores: NDArray[np.float32]
-    confidences: NDArray[np.float32]
-    """[D], NaN where there is no such branch."""
-    ious: NDArray[np.float32]
-    """[D] its overlap with its object."""
-    levels: NDArray[np.int8]
-    anchors: NDArray[np.int32]
-    """[D] flat index of its anchor."""
+    types: ClassVar[Mapping[str, type[np.generic]]] = DROPPED_TYPES
+
     kept_anchors: NDArray[np.int32]
     """[D] anchor of the kept box, a detection of the same image and category."""
     kept_ious: NDArray[np.float32]
@@ -100,106 +116,6 @@ class Misalignment:
     dropped: DroppedTable
     oracle: DetectionTable
     """What NMS would keep of the well-placed candidates if it ranked by IoU; the scores are the IoUs."""
-
-
-COUNTS, DENSITY, DROPPED, ORACLE = FILES = ("counts.parquet", "density.parquet", "dropped.parquet", "oracle.parquet")
-"""By image; by bin of score and IoU; what NMS dropped for something worse; what it would keep if it knew the IoUs."""
-PER_IMAGE_COLUMNS = ("num_objects", "num_positive_anchors", "num_before", "num_after")
-ABOVE = {"scores_before": SCORES, "scores_after": SCORES, "ious_before": IOUS, "ious_after": IOUS}
-"""Columns of an image, one for each threshold: `scores_before > 0.05`."""
-DENSITIES = ("density_before", "density_after")
-DROPPED_TYPES: dict[str, type[np.generic]] = {
-    "image_ids": np.int64,
-    "category_ids": np.int64,
-    "scores": np.float32,
-    "class_scores": np.float32,
-    "confidences": np.float32,
-    "ious": np.float32,
-    "levels": np.int8,
-    "anchors": np.int32,
-    "kept_anchors": np.int32,
-    "kept_ious": np.float32,
-    "objects": np.int64,
-    "counts": np.int32,
-}
-"""Columns of a dropped box, beside its corners."""
-Columns = dict[str, NDArray[Any]]
-
-
-def write_misalignment(folder: Path, misalignment: Misalignment, about: Mapping[str, Any]) -> list[Path]:
-    """Write FILES into a folder, compressed, and return them; `about` says whose they are, as JSON will have it."""
-    counts: Columns = {name: getattr(misalignment, name) for name in ("image_ids", *PER_IMAGE_COLUMNS)}
-    for name, thresholds in ABOVE.items():
-        values = getattr(misalignment, name)
-        counts |= {_above(name, one): np.ascontiguousarray(values[:, k]) for k, one in enumerate(thresholds)}
-    dropped = misalignment.dropped
-    corners = {corner: np.ascontiguousarray(dropped.boxes[:, place]) for place, corner in enumerate(CORNERS)}
-    _write(folder / COUNTS, counts, about)
-    _write(folder / DENSITY, {name: getattr(misalignment, name).ravel() for name in DENSITIES}, about)
-    _write(folder / DROPPED, corners | {name: getattr(dropped, name) for name in DROPPED_TYPES}, about)
-    write_detections(misalignment.oracle, folder / ORACLE, about)
-    return [folder / name for name in FILES]
-
-
-def read_misalignment(folder: Path) -> Misalignment:
-    """Read back what `write_misalignment` wrote.
-
-    Raises:
-        ValueError: a file is missing, cut off, damaged, or none of ours.
-    """
-    above = [_above(name, one) for name, thresholds in ABOVE.items() for one in thresholds]
-    counts = _read(folder / COUNTS, {"image_ids": np.int64, **dict.fromkeys((*PER_IMAGE_COLUMNS, *above), np.int32)})
-    density = _read(folder / DENSITY, dict.fromkeys(DENSITIES, np.int64))
-    if len(density[DENSITIES[0]]) != BINS * BINS:
-        raise ValueError(f"{folder / DENSITY} has {len(density[DENSITIES[0]])} bins, expected {BINS} times {BINS}")
-    dropped = _read(folder / DROPPED, dict.fromkeys(CORNERS, np.float32) | DROPPED_TYPES)
-    boxes = np.column_stack([dropped.pop(corner) for corner in CORNERS])
-    return Misalignment(
-        **{name: counts[name] for name in ("image_ids", *PER_IMAGE_COLUMNS)},
-        **{name: np.column_stack([counts[_above(name, one)] for one in ABOVE[name]]) for name in ABOVE},
-        **{name: density[name].reshape(BINS, BINS) for name in DENSITIES},
-        dropped=DroppedTable(boxes=boxes, **dropped),
-        oracle=read_detections(folder / ORACLE)[0],
-    )
-
-
-def _above(name: str, threshold: float) -> str:
-    return f"{name} > {threshold:g}"
-
-
-def _write(file: Path, columns: Columns, about: Mapping[str, Any]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    partial = file.with_name(f".{file.name}.partial")
-    table = pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about)})
-    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-    partial.replace(file)
-
-
-def _read(file: Path, types: Mapping[str, type[np.generic]]) -> Columns:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file, page_checksum_verification=True)
-        columns: Columns = {name: table[name].to_numpy() for name in types}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(f"{file} holds no counts of a scoring pass, or is cut off or damaged: {error}") from error
-    wrong = [name for name, kind in types.items() if columns[name].dtype != kind]
-    if wrong:
-        raise ValueError(f"{file} has other types than expected, in: {', '.join(wrong)}")
-    return columns
-
-
-OF_DETECTIONS = ("rank_correlation", "rank_correlation_well_placed", "ece", "oracle_AP")
-"""Follow from detections alone."""
-OF_SUPPRESSION = ("oracle_nms_AP", "dropped_better", "objects_lost")
-"""Follow from what was counted while NMS ran."""
-STATISTICS = OF_DETECTIONS + OF_SUPPRESSION
-CALIBRATION_BINS = 10
-Statistics = dict[str, float | None]
-"""By name; None where there is nothing to take one of."""
 
 
 def statistics(data: CocoData, detections: DetectionTable, misalignment: Misalignment) -> Statistics:
@@ -259,3 +175,60 @@ def calibration_error(scores: NDArray[np.float32], ious: NDArray[np.float32]) ->
     bins = np.clip((scores * CALIBRATION_BINS).astype(np.int64), 0, CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, scores.astype(np.float64) - ious, minlength=CALIBRATION_BINS)
     return 100.0 * float(np.abs(gaps).sum()) / len(scores)
+
+
+def write_misalignment(folder: Path, misalignment: Misalignment, about: Mapping[str, Any]) -> list[Path]:
+    """Write FILES into a folder, compressed, and return them; `about` says whose they are, as JSON will have it."""
+    counts: Columns = {name: getattr(misalignment, name) for name in ("image_ids", *PER_IMAGE_COLUMNS)}
+    for name, thresholds in ABOVE.items():
+        values = getattr(misalignment, name)
+        counts |= {_above(name, one): np.ascontiguousarray(values[:, k]) for k, one in enumerate(thresholds)}
+    dropped = {name: getattr(misalignment.dropped, name) for name in DROPPED_TYPES}
+    corners = split_corners(dropped.pop("boxes"))
+    write_columns(folder / COUNTS, counts, about)
+    write_columns(folder / DENSITY, {name: getattr(misalignment, name).ravel() for name in DENSITIES}, about)
+    write_columns(folder / DROPPED, corners | dropped, about)
+    write_detections(misalignment.oracle, folder / ORACLE, about)
+    return [folder / name for name in FILES]
+
+
+def read_misalignment(folder: Path) -> Misalignment:
+    """Read back what `write_misalignment` wrote.
+
+    Raises:
+        ValueError: a file is missing, cut off, damaged, or none of ours.
+    """
+    above = [_above(name, one) for name, thresholds in ABOVE.items() for one in thresholds]
+    counts = _read(folder / COUNTS, {"image_ids": np.int64, **dict.fromkeys((*PER_IMAGE_COLUMNS, *above), np.int32)})
+    density = _read(folder / DENSITY, dict.fromkeys(DENSITIES, np.int64))
+    if len(density[DENSITIES[0]]) != BINS * BINS:
+        raise ValueError(f"{folder / DENSITY} has {len(density[DENSITIES[0]])} bins, expected {BINS} times {BINS}")
+    plain = {name: kind for name, kind in DROPPED_TYPES.items() if name != "boxes"}
+    dropped = _read(folder / DROPPED, dict.fromkeys(CORNERS, np.float32) | plain)
+    boxes = np.column_stack([dropped.pop(corner) for corner in CORNERS])
+    return Misalignment(
+        **{name: counts[name] for name in ("image_ids", *PER_IMAGE_COLUMNS)},
+        **{name: np.column_stack([counts[_above(name, one)] for one in ABOVE[name]]) for name in ABOVE},
+        **{name: density[name].reshape(BINS, BINS) for name in DENSITIES},
+        dropped=DroppedTable(boxes=boxes, **dropped),
+        oracle=read_detections(folder / ORACLE)[0],
+    )
+
+
+def _above(name: str, threshold: float) -> str:
+    return f"{name} > {threshold:g}"
+
+
+def _read(file: Path, types: Mapping[str, type[np.generic]]) -> Columns:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, page_checksum_verification=True)
+        columns: Columns = {name: table[name].to_numpy() for name in types}
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ValueError(f"{file} holds no counts of a scoring pass, or is cut off or damaged: {error}") from error
+    wrong = [name for name, kind in types.items() if columns[name].dtype != kind]
+    if wrong:
+        raise ValueError(f"{file} has other types than expected, in: {', '.join(wrong)}")
+    return columns

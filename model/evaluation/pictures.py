@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.misalignment import WELL_PLACED, DroppedTable
 from model.inference.drawing import DARK, LIGHT, Corners, Pen
 from model.inference.table import DetectionTable
@@ -19,6 +19,20 @@ MOST_PLACED = 10
 """Well-placed kept boxes shown at most, the best by score: one for each object."""
 MOST_DROPPED = 5
 """Dropped boxes shown at most: those that lost to the best by score."""
+SIDE = 768
+"""Pixels of the longer side of the image, whatever it was."""
+FEW = 8
+"""Where there are more objects, those that are narrower than their class is written have it left out."""
+TRUTH, KEPT, DROPPED = (0, 158, 115), (86, 180, 233), (255, 110, 30)
+"""Colours that stay apart in every kind of colour blindness; their lines differ, too."""
+MARGIN = 12
+FONT, LINE = 17, 24
+"""Of the letters beneath the image, in pixels."""
+COLUMNS = {"box": 12, "class": 64, "": 230, "p": 470, "c": 540, "score": 620, "IoU": 690}
+"""Where columns begin, and where those of numbers end."""
+TEXTS = 3
+WIDTH = COLUMNS["IoU"] + 2 * MARGIN
+GREY, PALE = (105, 105, 105), (255, 240, 228)
 Ints = NDArray[np.int64]
 
 
@@ -40,6 +54,32 @@ class BoxRow:
     score: float
     iou: float
     """With the object of its class that it overlaps most."""
+
+
+def draw_boxes(data: CocoData, index: int, heads: Mapping[str, tuple[DetectionTable, DroppedTable]]) -> Image.Image:
+    """One picture of an image: for each head its boxes on it, side by side, and beneath a line for each box.
+
+    Objects are dashed, kept boxes solid, and the boxes that NMS dropped although they are better placed dotted.
+
+    Args:
+        data: the images.
+        index: which of them.
+        heads: by name, what NMS kept on all images and what it dropped.
+
+    Raises:
+        OSError: the image cannot be read.
+    """
+    with Image.open(data.path(index)) as image:
+        photo = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
+    height, width = data.sizes[index].tolist()
+    scales = photo.width / width, photo.height / height
+    panels = []
+    for name, (kept, dropped) in heads.items():
+        rows = box_rows(data, index, kept, dropped)
+        num_kept = int((kept.image_ids == data.image_ids[index]).sum())
+        num_dropped = int(dropped.counts[dropped.image_ids == data.image_ids[index]].sum())
+        panels.append((_marked(photo, data, index, rows, scales), _table(name, rows, num_kept, num_dropped)))
+    return _join(f"image {data.image_ids[index]} of {data.split}", panels)
 
 
 def box_rows(data: CocoData, index: int, kept: DetectionTable, dropped: DroppedTable) -> list[BoxRow]:
@@ -96,48 +136,6 @@ def _row(
         score=float(table.scores[place]),
         iou=float(table.ious[place]),
     )
-
-
-SIDE = 768
-"""Pixels of the longer side of the image, whatever it was."""
-FEW = 8
-"""Where there are more objects, those that are narrower than their class is written have it left out."""
-TRUTH, KEPT, DROPPED = (0, 158, 115), (86, 180, 233), (255, 110, 30)
-"""Colours that stay apart in every kind of colour blindness; their lines differ, too."""
-MARGIN = 12
-FONT, LINE = 17, 24
-"""Of the letters beneath the image, in pixels."""
-COLUMNS = {"box": 12, "class": 64, "": 230, "p": 470, "c": 540, "score": 620, "IoU": 690}
-"""Where columns begin, and where those of numbers end."""
-TEXTS = 3
-WIDTH = COLUMNS["IoU"] + 2 * MARGIN
-GREY, PALE = (105, 105, 105), (255, 240, 228)
-
-
-def draw_boxes(data: CocoData, index: int, heads: Mapping[str, tuple[DetectionTable, DroppedTable]]) -> Image.Image:
-    """One picture of an image: for each head its boxes on it, side by side, and beneath a line for each box.
-
-    Objects are dashed, kept boxes solid, and the boxes that NMS dropped although they are better placed dotted.
-
-    Args:
-        data: the images.
-        index: which of them.
-        heads: by name, what NMS kept on all images and what it dropped.
-
-    Raises:
-        OSError: the image cannot be read.
-    """
-    with Image.open(data.path(index)) as image:
-        photo = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
-    height, width = data.sizes[index].tolist()
-    scales = photo.width / width, photo.height / height
-    panels = []
-    for name, (kept, dropped) in heads.items():
-        rows = box_rows(data, index, kept, dropped)
-        num_kept = int((kept.image_ids == data.image_ids[index]).sum())
-        num_dropped = int(dropped.counts[dropped.image_ids == data.image_ids[index]].sum())
-        panels.append((_marked(photo, data, index, rows, scales), _table(name, rows, num_kept, num_dropped)))
-    return _join(f"image {data.image_ids[index]} of {data.split}", panels)
 
 
 def _marked(

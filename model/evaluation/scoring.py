@@ -2,29 +2,31 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import DataConfig, InferenceConfig
-from model.data.coco import CocoData
-from model.data.images import Batch, padded_shape, resize_shape
+from model.data.images import STRIDE, Batch, padded_shape, resize_shape
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate_all
-from model.evaluation.counting import Seen, objects_of, see
+from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import Misalignment
-from model.evaluation.parts import Part, merge, of_images
-from model.inference.postprocess import pool, shortlists, suppress
+from model.evaluation.parts import Part, merge
+from model.inference.postprocess import pool, shortlist
 from model.inference.predictor import load_batch, predict_batch
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
-from model.network.matching import GroundTruth, match
+from model.network.assignment import GroundTruth, assign
 from model.network.retinanet import RetinaNetConf
 from model.parallel import gather, map_in_order, one_thread_each, world
 
 SHARD = 64
-"""Images scored between two looks at what is done."""
+"""Images that are scored together and then joined; a shard on storage has as many."""
+Shard = tuple[int, ...]
+"""Images that are scored together, by their places in the data set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +39,6 @@ class Scores:
     detections: DetectionTable
     misalignment: Misalignment | None
     """None where it was not asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Images that are scored together."""
-
-    indices: tuple[int, ...]
-    """Places in the data set."""
 
 
 def score(
@@ -71,11 +65,11 @@ def score(
         progress: called with (images done, images in all) of this process.
     """
     rank, num_processes = world()
-    share = Shard(tuple(range(rank, len(data), num_processes)))
-    (parts,) = score_shards(
+    share = [tuple(indices) for indices in _batches(data, config, range(rank, len(data), num_processes), SHARD)]
+    scored = score_shards(
         detector,
         data,
-        [share],
+        share,
         settings,
         config,
         counting=counting,
@@ -83,8 +77,8 @@ def score(
         num_loader_processes=num_loader_processes,
         progress=progress,
     )
-    shares = gather(parts)
-    merged = [merge([share[place] for share in shares]) for place in range(len(settings))]
+    mine = [merge(parts) for parts in _by_setting(list(scored), len(settings))]
+    merged = [merge(parts) for parts in _by_setting(gather(mine), len(settings))]
     metrics = gather(evaluate_all(data, [part.detections for part in merged]) if rank == 0 else None)[0]
     return [
         Scores(inference=setting, metrics=numbers, detections=part.detections, misalignment=part.misalignment)
@@ -94,7 +88,7 @@ def score(
 
 def shards(data: CocoData, config: DataConfig) -> list[Shard]:
     """Divide the images, the same way on any number of processes; those of a shard have one padded shape."""
-    return [Shard(tuple(batch)) for batch in _batches(data, config, range(len(data)), SHARD)]
+    return [tuple(indices) for indices in _batches(data, config, range(len(data)), SHARD)]
 
 
 def score_shards(
@@ -130,63 +124,65 @@ def score_shards(
     """
     on_cuda = next(detector.parameters()).is_cuda
     batch_size = batch_size or (8 if on_cuda else 1)
-    batches = [_batches(data, config, shard.indices, batch_size) for shard in chosen]
+    batches = [_batches(data, config, shard, batch_size) for shard in chosen]
     loader = DataLoader(
-        _Batches(data, config, list(chain.from_iterable(batches))),
+        _Batches(data, config, [batch for of_shard in batches for batch in of_shard]),
         batch_size=None,
         shuffle=False,
         num_workers=num_loader_processes,
     )
     training = detector.training
     detector.eval()
+    # The last bits of a convolution depend on how many images it takes: one size, whatever is left of a shape.
     images_per_pass = batch_size if on_cuda else 1
 
-    def look(batch: Batch) -> list[list[Seen]]:
-        return list(_look(detector, data, batch, settings, images_per_pass, counting))
+    def look(batch: Batch) -> list[list[Part]]:
+        return _score_batch(detector, data, batch, settings, images_per_pass, counting)
 
     with one_thread_each() as num_threads:
         results = map(look, loader) if on_cuda else map_in_order(look, loader, num_threads)
-        done, total = 0, sum(len(shard.indices) for shard in chosen)
+        done, total = 0, sum(len(shard) for shard in chosen)
         for of_shard in batches:
-            seen: list[list[Seen]] = [[] for _ in settings]
+            images: list[list[Part]] = []
             for of_batch in islice(results, len(of_shard)):
-                for of_image in of_batch:
-                    for of_setting, one in zip(seen, of_image, strict=True):
-                        of_setting.append(one)
+                images += of_batch
                 done += len(of_batch)
                 progress(done, total)
-            yield [of_images(data, of_setting) for of_setting in seen]
+            yield [merge(parts) for parts in _by_setting(images, len(settings))]
     detector.train(training)
 
 
+def _by_setting(parts: Sequence[Sequence[Part]], num_settings: int) -> list[list[Part]]:
+    """Lists with a part for each setting, as a list for each setting; also where there are none."""
+    return [[of_images[place] for of_images in parts] for place in range(num_settings)]
+
+
 @torch.inference_mode()
-def _look(
+def _score_batch(
     detector: RetinaNetConf,
     data: CocoData,
     batch: Batch,
     settings: Sequence[InferenceConfig],
     images_per_pass: int,
     counting: bool,
-) -> Iterator[list[Seen]]:
-    """What there is to see of each image of a batch, under each setting."""
-    indices = np.searchsorted(data.image_ids, batch.image_ids.numpy()).tolist()
-    numbers = _num_positive_anchors(detector, batch) if counting else [0] * len(indices)
-    images = predict_batch(detector, batch, images_per_pass)
-    for index, number, image in zip(indices, numbers, images, strict=True):
-        lists = shortlists(image, settings)
-        gathered = pool(image, lists)
-        detections = suppress(gathered, lists)
-        yield see(image, gathered, lists, detections, objects_of(data, index), index, number, counting=counting)
+) -> list[list[Part]]:
+    """For each image of a batch, a part for each setting."""
+    numbers = _num_positive_anchors(detector, batch) if counting else [None] * len(batch.image_ids)
+    found = []
+    for number, image in zip(numbers, predict_batch(detector, batch, data.category_ids, images_per_pass), strict=True):
+        lists = [shortlist(image, setting) for setting in settings]
+        objects = objects_of(data, int(np.searchsorted(data.image_ids, image.image_id)))
+        found.append(image_parts(pool(image, lists), lists, objects, number))
+    return found
 
 
-@torch.inference_mode()
 def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> list[int]:
-    """Anchors of each image that training would match with an object."""
+    """Anchors of each image that training would assign an object."""
     rules = detector.config
     grid = anchor_grid(batch.shape, batch.boxes.device, rules.anchor_rule)
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-    padded = (batch.sizes + 31) // 32 * 32
-    assigned = match(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
+    padded = (batch.sizes + STRIDE - 1) // STRIDE * STRIDE
+    assigned = assign(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
     numbers: list[int] = (assigned >= 0).sum(dim=1).tolist()
     return numbers
 

@@ -17,7 +17,7 @@ from model.settings import differences, from_dict, inference_key
 if TYPE_CHECKING:
     import torch
 
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.scoring import Scores, Shard
     from model.network.retinanet import RetinaNetConf
 
@@ -91,7 +91,7 @@ def score_missing(
     everything = shards(work.data, work.config)
     todo = team.agree(_missing(work, everything) if team.rank == 0 else [])
     work.folder.mkdir(parents=True, exist_ok=True)
-    total, sizes = len(work.data), {place: len(everything[place].indices) for place, _ in todo}
+    total, sizes = len(work.data), {place: len(everything[place]) for place, _ in todo}
     others = {
         _file(work, everything[place], wanted): sizes[place]
         for number, (place, wanted) in enumerate(todo)
@@ -116,6 +116,7 @@ def score_missing(
             progress=tell,
         )
         for place, parts in zip(places, results, strict=True):
+            # Written at once: what is killed later has lost only the shard that it was at.
             write_parts(_file(work, everything[place], wanted), parts, _about(work, everything[place], settings))
             theirs = sum(size for file, size in others.items() if file.exists())
         there += sum(sizes[place] for place in places)
@@ -165,7 +166,7 @@ def _missing(work: Pass, everything: "Sequence[Shard]") -> Todo:
         there = held.get(_name_of(work, shard), {})
         if wanted := tuple(number for number, key in enumerate(keys) if key not in there):
             todo.append((place, wanted))
-    return sorted(todo, key=lambda one: -len(everything[one[0]].indices))
+    return sorted(todo, key=lambda one: -len(everything[one[0]]))
 
 
 def _wanted(one: tuple[int, tuple[int, ...]]) -> tuple[int, ...]:
@@ -186,6 +187,7 @@ def _held(folder: Path, *, whole: bool = False) -> dict[str, dict[str, tuple[Pat
     """By shard and setting: the file and the row in it. What is damaged is deleted where all is read."""
     from model.evaluation.parts import read_about
 
+    # Settings of one shard may stand in several files, as they may have been asked for at different times.
     found: dict[str, dict[str, tuple[Path, int]]] = {}
     for file in sorted(folder.glob("*.parquet")):
         try:
@@ -202,6 +204,7 @@ def _held(folder: Path, *, whole: bool = False) -> dict[str, dict[str, tuple[Pat
 def _await(
     work: Pass, names: Sequence[str], settings: Sequence[InferenceConfig]
 ) -> dict[str, dict[str, tuple[Path, int]]]:
+    # Network storage shows a file of another node late; with a barrier alone, this node would miss some.
     deadline, keys = time.monotonic() + VISIBLE_SECONDS, set(map(inference_key, settings))
     while True:
         held = _held(work.folder)
@@ -226,7 +229,7 @@ def _name_of(work: Pass, shard: "Shard") -> str:
 
 
 def _image_ids(work: Pass, shard: "Shard") -> list[int]:
-    ids: list[int] = work.data.image_ids[list(shard.indices)].tolist()
+    ids: list[int] = work.data.image_ids[list(shard)].tolist()
     return ids
 
 

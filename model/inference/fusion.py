@@ -3,37 +3,25 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import InferenceConfig, require_branch
+from model.config import InferenceConfig
 
 Floats = NDArray[np.float32]
 
 
-def fuse_scores(class_logits: Floats, confidence_logits: Floats | None, config: InferenceConfig) -> Floats:
-    """Score each anchor by class and by how well its box should fit.
-
-    Args:
-        class_logits: [..., K].
-        confidence_logits: [...]; may be None where `config.needs_confidence` is False.
-        config: p^(1-e) * c^e, or p * c; scores at or below the object filter become 0.
-
-    Returns:
-        [..., K] scores in [0, 1], the order in which NMS keeps boxes.
-
-    Raises:
-        ValueError: there is no confidence branch, and the settings ask for one.
-    """
-    require_branch(config, has_branch=confidence_logits is not None)
-    probabilities = sigmoid(class_logits)
-    log_confidences = None if confidence_logits is None else np.log(sigmoid(confidence_logits))[..., None]
-    return fuse(probabilities, np.log(probabilities), log_confidences, config)
-
-
-def fuse(
+def fuse_scores(
     probabilities: Floats, log_probabilities: Floats, log_confidences: Floats | None, config: InferenceConfig
 ) -> Floats:
-    """`fuse_scores` of arrays whose shapes broadcast.
+    """Score pairs of an anchor and a class by the class and by how well the box should fit: p^(1-e) * c^e, or p * c.
 
-    Numpy gives an element the same bits wherever it stands in an array, which torch's vectors do not.
+    Args:
+        probabilities: [..., K] of the classes.
+        log_probabilities: [..., K].
+        log_confidences: a shape that broadcasts to it; may be None where `config.needs_confidence` is False.
+        config: fusion, exponent, and the object filter: the score is 0 where the confidence does not pass it.
+
+    Returns:
+        [..., K] scores in [0, 1], the order in which NMS keeps boxes. Numpy gives an element the same bits wherever it
+        stands in an array, which torch's vectors do not.
     """
     scores = probabilities
     if config.fusion == "product" or config.confidence_exponent > 0.0:

@@ -13,7 +13,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.config import DataConfig, InferenceConfig, require_branch
-from model.data.coco import CocoData
 from model.data.images import (
     Batch,
     Sample,
@@ -26,53 +25,13 @@ from model.data.images import (
     resize_shape,
     rgb_pixels,
 )
-from model.inference.postprocess import Boxes, ImagePredictions, pool, shortlists, split, suppress
+from model.data.split import CocoData
+from model.inference.postprocess import ImagePredictions, pool, shortlist, split, suppress
+from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.checkpoint import Card, read_card
 from model.network.retinanet import Predictions, RetinaNetConf, load_detector
 from model.settings import from_dict, to_dict
-
-
-@torch.inference_mode()
-def detect_batch(
-    detector: RetinaNetConf, batch: Batch, settings: Sequence[InferenceConfig], images_per_pass: int
-) -> Iterator[list[Boxes]]:
-    """The detections of each image of a batch, one for each setting; the batch goes to the detector's device."""
-    for image in predict_batch(detector, batch, images_per_pass):
-        lists = shortlists(image, settings)
-        yield suppress(pool(image, lists), lists)
-
-
-@torch.inference_mode()
-def predict_batch(detector: RetinaNetConf, batch: Batch, images_per_pass: int) -> Iterator[ImagePredictions]:
-    """What the detector says of each image of a batch, which goes to the detector's device."""
-    batch = batch.to(next(detector.parameters()).device)
-    grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
-    scales = batch.sizes / batch.original_sizes
-    for start in range(0, len(batch.images), images_per_pass):
-        chosen = slice(start, start + images_per_pass)
-        sizes = batch.sizes[chosen]
-        images = normalize(batch.images[chosen], sizes)
-        images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
-        images = images.contiguous(memory_format=torch.channels_last)
-        predictions = _first(detector(images).float(), len(sizes))
-        yield from split(predictions, grid, sizes, scales[chosen])
-
-
-def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Batch:
-    """Images of one padded shape, by their places in the data set, as they are scored."""
-    samples = [load_sample(data, index, config.short_edge, config.long_edge, flip=False) for index in indices]
-    return collate(samples, pad_to=padded_shape(*samples[0].size))
-
-
-def _first(predictions: Predictions, count: int) -> Predictions:
-    confidences = predictions.confidence_logits
-    return Predictions(
-        [level[:count] for level in predictions.class_logits],
-        [level[:count] for level in predictions.box_deltas],
-        None if confidences is None else [level[:count] for level in confidences],
-    )
-
 
 INFERENCE = "inference.json"
 """The settings that a checkpoint is best used with, beside its weights."""
@@ -152,13 +111,14 @@ class Predictor:
             flipped=False,
         )
         batch = collate([sample], pad_to=padded_shape(*new))
-        ((found,),) = detect_batch(self.detector, batch, [inference], images_per_pass=1)
-        labels = found.labels.tolist()
+        ((table,),) = detect_batch(self.detector, batch, self.card.category_ids, [inference], images_per_pass=1)
+        names = dict(zip(self.card.category_ids, self.card.category_names, strict=True))
+        category_ids = table.category_ids.tolist()
         return Found(
-            boxes=found.boxes,
-            scores=found.scores,
-            labels=tuple(self.card.category_names[label] for label in labels),
-            category_ids=tuple(self.card.category_ids[label] for label in labels),
+            boxes=table.boxes,
+            scores=table.scores,
+            labels=tuple(names[id] for id in category_ids),
+            category_ids=tuple(category_ids),
             size=old,
         )
 
@@ -188,11 +148,6 @@ def read_inference(folder: Path) -> InferenceConfig:
         raise ValueError(f"{file} holds no inference settings ({error}); fetch the checkpoint again") from error
 
 
-def write_inference(folder: Path, inference: InferenceConfig) -> None:
-    """Put inference settings beside a checkpoint."""
-    (folder / INFERENCE).write_text(json.dumps(to_dict(inference), indent=2) + "\n")
-
-
 def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceConfig:
     """The settings with some of them changed; a change of fusion drops the exponent, which belongs to the other one.
 
@@ -202,6 +157,62 @@ def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceCo
     if settings.get("fusion", inference.fusion) != inference.fusion:
         inference = replace(inference, fusion="power", confidence_exponent=InferenceConfig().confidence_exponent)
     return from_dict(InferenceConfig, to_dict(inference) | settings, "inference.")
+
+
+@torch.inference_mode()
+def detect_batch(
+    detector: RetinaNetConf,
+    batch: Batch,
+    category_ids: Sequence[int],
+    settings: Sequence[InferenceConfig],
+    images_per_pass: int,
+) -> Iterator[list[DetectionTable]]:
+    """The detections of each image of a batch, a table for each setting; arguments as in `predict_batch`."""
+    for image in predict_batch(detector, batch, category_ids, images_per_pass):
+        lists = [shortlist(image, setting) for setting in settings]
+        pooled = pool(image, lists)
+        yield [suppress(pooled, one) for one in lists]
+
+
+@torch.inference_mode()
+def predict_batch(
+    detector: RetinaNetConf, batch: Batch, category_ids: Sequence[int], images_per_pass: int
+) -> Iterator[ImagePredictions]:
+    """What the detector says of each image of a batch.
+
+    Args:
+        detector: on its device.
+        batch: goes to the same device.
+        category_ids: [K] of the detector's classes, rising.
+        images_per_pass: of a forward pass; the last is filled up with copies of its last image.
+    """
+    batch = batch.to(next(detector.parameters()).device)
+    grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
+    scales = batch.sizes / batch.original_sizes
+    image_ids = batch.image_ids.tolist()
+    for start in range(0, len(batch.images), images_per_pass):
+        chosen = slice(start, start + images_per_pass)
+        sizes = batch.sizes[chosen]
+        images = normalize(batch.images[chosen], sizes)
+        images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
+        images = images.contiguous(memory_format=torch.channels_last)
+        predictions = _first(detector(images).float(), len(sizes))
+        yield from split(predictions, grid, sizes, scales[chosen], image_ids[chosen], category_ids)
+
+
+def _first(predictions: Predictions, count: int) -> Predictions:
+    confidences = predictions.confidence_logits
+    return Predictions(
+        [level[:count] for level in predictions.class_logits],
+        [level[:count] for level in predictions.box_deltas],
+        None if confidences is None else [level[:count] for level in confidences],
+    )
+
+
+def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Batch:
+    """Images of one padded shape, by their places in the data set, as they are scored."""
+    samples = [load_sample(data, index, config.short_edge, config.long_edge, flip=False) for index in indices]
+    return collate(samples, pad_to=padded_shape(*samples[0].size))
 
 
 def upright(source: Path | IO[bytes]) -> Image.Image:

@@ -1,11 +1,11 @@
-"""The detections of many images as flat columns, and as a Parquet file."""
+"""The table of detections that everything behind NMS works on, and its Parquet file."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,10 @@ MAGIC = b"PAR1"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DetectionTable:
-    """The detections of many images, best first within an image; boxes in pixels of the original images."""
+    """Detections of one image or of many, best first within an image; boxes in pixels of the original images."""
+
+    types: ClassVar[Mapping[str, type[np.generic]]] = TYPES
+    """Of the columns."""
 
     image_ids: NDArray[np.int64]
     """[D] COCO image ids."""
@@ -46,7 +49,8 @@ class DetectionTable:
     confidences: NDArray[np.float32]
     """[D] the object confidence; NaN where the detector has no such branch."""
     ious: NDArray[np.float32]
-    """[D] with the object of its image and category that it overlaps most, crowds left out; 0 where there is none."""
+    """[D] with the object of its image and category that it overlaps most, crowds left out; 0 where there is none, or
+    where nobody has compared them yet."""
     levels: NDArray[np.int8]
     """[D] of the feature pyramid that the box came from, 3 to 7."""
     anchors: NDArray[np.int32]
@@ -55,9 +59,16 @@ class DetectionTable:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def take(self, rows: NDArray[Any]) -> "DetectionTable":
-        """Those detections, by place or by mask."""
-        return DetectionTable(**{name: getattr(self, name)[rows] for name in TYPES})
+    def take(self, rows: NDArray[Any]) -> Self:
+        """Those rows, by place or by mask."""
+        return type(self)(**{name: getattr(self, name)[rows] for name in self.types})
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Self]) -> Self:
+        """One table of all, sorted by image id, whatever the order in which workers finished."""
+        empty = cls(**{name: np.zeros((0, 4) if name == "boxes" else 0, kind) for name, kind in cls.types.items()})
+        columns = {name: np.concatenate([getattr(table, name) for table in (empty, *tables)]) for name in cls.types}
+        return cls(**columns).take(np.argsort(columns["image_ids"], kind="stable"))
 
     @staticmethod
     def plain(
@@ -80,18 +91,6 @@ class DetectionTable:
             anchors=np.zeros(count, np.int32),
         )
 
-    @staticmethod
-    def concatenate(tables: "list[DetectionTable]") -> "DetectionTable":
-        """One table of all, sorted by image id, whatever the order in which workers finished."""
-        tables = [_empty(), *tables]
-        whole = {name: np.concatenate([getattr(table, name) for table in tables]) for name in TYPES}
-        return DetectionTable(**whole).take(np.argsort(whole["image_ids"], kind="stable"))
-
-
-def _empty() -> DetectionTable:
-    sizes = {"boxes": (0, 4)}
-    return DetectionTable(**{name: np.zeros(sizes.get(name, 0), kind) for name, kind in TYPES.items()})
-
 
 def write_detections(table: DetectionTable, file: Path, about: Mapping[str, Any]) -> None:
     """Write a Parquet file, compressed, with a row for each detection.
@@ -101,18 +100,25 @@ def write_detections(table: DetectionTable, file: Path, about: Mapping[str, Any]
         file: is replaced once the new one is whole.
         about: whatever says what these are, as JSON will have it.
     """
+    columns: dict[str, NDArray[Any]] = {}
+    for name in TYPES:
+        columns |= split_corners(table.boxes) if name == "boxes" else {_singular(name): getattr(table, name)}
+    write_columns(file, columns, about)
+
+
+def split_corners(boxes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Boxes [n, 4] as the four columns CORNERS."""
+    return {corner: np.ascontiguousarray(boxes[:, place]) for place, corner in enumerate(CORNERS)}
+
+
+def write_columns(file: Path, columns: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
+    """Write a Parquet file, compressed and with checksums, whole or not at all; `about` goes into its metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {}
-    for name in TYPES:
-        if name == "boxes":
-            columns |= {corner: np.ascontiguousarray(table.boxes[:, place]) for place, corner in enumerate(CORNERS)}
-        else:
-            columns[_singular(name)] = getattr(table, name)
-    arrow = pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about)})
     partial = file.with_name(f".{file.name}.partial")
-    pq.write_table(arrow, partial, compression="zstd", write_page_checksum=True)
+    table = pa.table(dict(columns)).replace_schema_metadata({ABOUT: json.dumps(about)})
+    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     partial.replace(file)
 
 

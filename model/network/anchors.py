@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 AnchorRule = Literal["paper", "torchvision"]
+FIRST_LEVEL = 3
+"""Of the feature pyramid: P3."""
 STRIDES = (8, 16, 32, 64, 128)
 """Pixels from one cell to the next on P3 to P7."""
 NUM_ANCHORS = 9

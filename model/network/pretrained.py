@@ -32,12 +32,12 @@ def load_first_weights(detector: RetinaNetConf, path: Path, category_ids: Sequen
         ValueError: the file does not fit.
     """
     if detector.config.detector_weights is None:
-        load_backbone(detector.backbone, path)
+        load_backbone_weights(detector.backbone, path)
     else:
-        load_detector(detector, path, category_ids=category_ids)
+        load_detector_weights(detector, path, category_ids=category_ids)
 
 
-def load_backbone(backbone: Backbone, path: Path) -> None:
+def load_backbone_weights(backbone: Backbone, path: Path) -> None:
     """Put ImageNet weights with torchvision's names (.pth or .safetensors) into the backbone.
 
     Raises:
@@ -52,7 +52,7 @@ def load_backbone(backbone: Backbone, path: Path) -> None:
     backbone.body.load_state_dict(weights, strict=False)
 
 
-def load_detector(
+def load_detector_weights(
     detector: RetinaNetConf, path: Path, *, category_ids: Sequence[int] | None = None, norm_eps: float | None = None
 ) -> None:
     """Put a whole RetinaNet into the detector; a confidence branch that the file lacks keeps its random start.

@@ -1,4 +1,4 @@
-"""The towers that all levels share: classes, boxes, and the object confidence on either tower or on none."""
+"""The whole detector: backbone, feature pyramid, and the two towers with their branches, the confidence among them."""
 
 import math
 from collections.abc import Sequence
@@ -17,6 +17,8 @@ from model.network.checkpoint import load_weights, read_card
 
 PRIOR_PROBABILITY = 0.01
 """Class probability that the classification branch starts from (focal loss, Section 3.3)."""
+MOST = 0.25
+"""The part of all cells up to which this is faster than whole maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,44 @@ class Predictions:
             [level.float() for level in self.box_deltas],
             None if confidence is None else [level.float() for level in confidence],
         )
+
+
+class RetinaNetConf(nn.Module):
+    """RetinaNet with an object-confidence branch; plain RetinaNet where `config.confidence` is None."""
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        """Build with random weights; torch.manual_seed decides them."""
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.backbone = Backbone(config)
+        self.pyramid = FeaturePyramid(
+            self.backbone.out_channels, config.channels, config.pyramid_extra_from, config.pyramid_extra_relu
+        )
+        self.head = Head(config, num_classes)
+
+    def forward(self, images: Tensor, cells: Tensor | None = None) -> Predictions:
+        """Predict from normalised images [B, 3, H, W], H and W multiples of 32; for `cells` see Head."""
+        return cast(Predictions, self.head(self.pyramid(self.backbone(images)), cells))
+
+
+def build_detector(config: ModelConfig, num_classes: int, seed: int) -> RetinaNetConf:
+    """A detector whose random weights depend on the seed alone; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RetinaNetConf(config, num_classes)
+
+
+def load_detector(folder: Path) -> RetinaNetConf:
+    """The detector of a checkpoint, on the CPU, ready to predict.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    card = read_card(folder)
+    detector = RetinaNetConf(card.config.model, len(card.category_ids))
+    detector.load_state_dict(load_weights(folder))
+    return detector.eval()
 
 
 class Head(nn.Module):
@@ -71,7 +111,7 @@ class Head(nn.Module):
 
         Args:
             features: P3 to P7.
-            cells: where the box tower is wanted (matching.positive_cells); elsewhere its outputs may then be 0.
+            cells: where the box tower is wanted (assignment.positive_cells); elsewhere its outputs may then be 0.
         """
         class_features = [self.class_tower(feature) for feature in features]
         classes = [self.class_logits(feature) for feature in class_features]
@@ -117,10 +157,6 @@ def per_anchor(level: Tensor, size: int) -> Tensor:
 def flat(levels: list[Tensor], size: int) -> Tensor:
     """L maps [B, 9*size, h, w] -> [B, N, size], in the flat order of the anchors."""
     return torch.cat([per_anchor(level, size) for level in levels], dim=1)
-
-
-MOST = 0.25
-"""The part of all cells up to which this is faster than whole maps."""
 
 
 def sparse_rows(
@@ -198,41 +234,3 @@ def _rows_of(features: Sequence[Tensor], cells: Tensor) -> Tensor:
         rows.append(table.index_select(0, mine))
         first += len(table)
     return torch.cat(rows)
-
-
-class RetinaNetConf(nn.Module):
-    """RetinaNet with an object-confidence branch; plain RetinaNet where `config.confidence` is None."""
-
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
-        """Build with random weights; torch.manual_seed decides them."""
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
-        self.backbone = Backbone(config)
-        self.pyramid = FeaturePyramid(
-            self.backbone.out_channels, config.channels, config.pyramid_extra_from, config.pyramid_extra_relu
-        )
-        self.head = Head(config, num_classes)
-
-    def forward(self, images: Tensor, cells: Tensor | None = None) -> Predictions:
-        """Predict from normalised images [B, 3, H, W], H and W multiples of 32; for `cells` see Head."""
-        return cast(Predictions, self.head(self.pyramid(self.backbone(images)), cells))
-
-
-def build_detector(config: ModelConfig, num_classes: int, seed: int) -> RetinaNetConf:
-    """A detector whose random weights depend on the seed alone; the caller's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return RetinaNetConf(config, num_classes)
-
-
-def load_detector(folder: Path) -> RetinaNetConf:
-    """The detector of a checkpoint, on the CPU, ready to predict.
-
-    Raises:
-        ValueError: the checkpoint is damaged.
-    """
-    card = read_card(folder)
-    detector = RetinaNetConf(card.config.model, len(card.category_ids))
-    detector.load_state_dict(load_weights(folder))
-    return detector.eval()

@@ -1,1 +1,1 @@
-"""Training in plain torch.distributed: batches, matching, losses, and the loop; begin with `loop.py`."""
+"""Training in plain torch.distributed: batches, losses, and the loop; begin with `loop.py`."""

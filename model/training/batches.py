@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import TrainConfig
-from model.data.coco import CocoData
 from model.data.faults import DataError
 from model.data.images import Batch, collate, load_sample, padded_shape, resize_shape
+from model.data.split import CocoData
 from model.parallel import share, world
+
+MIN_SIDE = 32
+"""Images with a shorter side do not train, as in the released code."""
+_PURPOSES = {"images": 1, "batches": 2, "flips": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ def updates(
     parts = []
     for batch, mine in zip(batches, shares, strict=True):
         limit = local_batch or max(1, len(mine))
+        # Where a share is empty, a stand-in keeps the process in step with the others' collective operations.
         pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
         parts.append((batch_shape(data, batch, config), pieces or [batch[:1]], bool(pieces)))
     jobs = [(shape, piece) for shape, pieces, _ in parts for piece in pieces]
@@ -77,11 +82,6 @@ class _Decoded(Dataset[Batch]):
         mirrored = [flips(self.config, self.epoch, int(self.data.image_ids[index])) for index in indices]
         samples = [load_sample(self.data, i, *edges, flip) for i, flip in zip(indices, mirrored, strict=True)]
         return collate(samples, pad_to=shape)
-
-
-MIN_SIDE = 32
-"""Images with a shorter side do not train, as in the released code."""
-_PURPOSES = {"images": 1, "batches": 2, "flips": 3}
 
 
 def epoch_batches(data: CocoData, config: TrainConfig, epoch: int) -> list[list[int]]:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from model.config import InferenceConfig, ScheduleConfig, TrainConfig
-from model.data.coco import CocoData, read_for_scoring, read_for_training
+from model.data.coco import read_for_scoring, read_for_training
 from model.data.images import STRIDE, Batch, normalize
+from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
+from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.checkpoint import load_resume, load_weights, save_checkpoint
-from model.network.matching import GroundTruth, match, num_samples, positive_cells
 from model.network.pretrained import load_first_weights
 from model.network.retinanet import RetinaNetConf, build_detector
 from model.parallel import total, world, wrap
@@ -193,12 +194,13 @@ class TrainingStep:
         """One step on a global batch, of which this process has these parts; gives its share of the losses, [3]."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        samples = [self._samples(micro_batch) for micro_batch in micro_batches]
-        normalizer = total(sum((part.num for part in samples), torch.zeros((), device=self.device)))
+        parts = [self._assign(micro_batch) for micro_batch in micro_batches]
+        normalizer = total(sum((part.normalizer for part in parts), torch.zeros((), device=self.device)))
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(3, device=self.device)
-        for place, part in enumerate(samples, start=1):
-            synchronise = place == len(samples) or not hasattr(self.model, "no_sync")
+        for place, part in enumerate(parts, start=1):
+            # Gradients are averaged with the last part alone, else each part would send all of them.
+            synchronise = place == len(parts) or not hasattr(self.model, "no_sync")
             with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
                 losses += self._accumulate(part, normalizer)
         if self.config.schedule.gradient_clip is not None:
@@ -206,20 +208,20 @@ class TrainingStep:
         self.optimizer.step()
         return losses
 
-    def _samples(self, micro_batch: MicroBatch) -> "_Samples":
+    def _assign(self, micro_batch: MicroBatch) -> "_Assigned":
         model, batch = self.config.model, micro_batch.batch.to(self.device)
         grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
         truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-        assigned = match(
+        assigned = assign(
             grid,
             (batch.sizes + STRIDE - 1) // STRIDE * STRIDE,
             truth,
             positive_iou=model.positive_iou,
             negative_iou=model.negative_iou,
         )
-        return _Samples(batch, truth, assigned, num_samples(assigned) * micro_batch.counts, micro_batch.counts)
+        return _Assigned(batch, truth, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
 
-    def _accumulate(self, part: "_Samples", normalizer: Tensor) -> Tensor:
+    def _accumulate(self, part: "_Assigned", normalizer: Tensor) -> Tensor:
         images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
         grid = anchor_grid(part.batch.shape, self.device, self.config.model.anchor_rule)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
@@ -232,13 +234,14 @@ class TrainingStep:
 
 
 @dataclass(frozen=True, slots=True)
-class _Samples:
+class _Assigned:
     """A micro-batch on the device, with what its anchors learn."""
 
     batch: Batch
     truth: GroundTruth
     assigned: Tensor
-    num: Tensor
+    normalizer: Tensor
+    """[] this part of the losses' divisor."""
     counts: bool
 
 

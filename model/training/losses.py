@@ -1,6 +1,6 @@
 """Focal loss, L1 on box deltas, and the confidence losses of Table 2, each summed over a batch.
 
-Sums are divided by the number of samples of the *global* batch (matching.num_samples), so that any split of the
+Sums are divided by the number of samples of the *global* batch (assignment.loss_normalizer), so that any split of the
 batch over workers and accumulation steps adds up to the same update.
 """
 
@@ -13,8 +13,11 @@ from torch.nn import functional
 
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, aligned_iou, decode, encode
-from model.network.matching import NEGATIVE, GroundTruth, positives
+from model.network.assignment import NEGATIVE, GroundTruth, positives
 from model.network.retinanet import Predictions, flat, per_anchor
+
+BLOCK = 2**18
+"""Logits taken at once on the CPU, so that the steps in between stay in its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def detector_losses(
     Args:
         predictions: B images, N anchors.
         grid: the N anchors.
-        assigned: [B, N] from matching.match.
+        assigned: [B, N] from assignment.assign.
         truth: the boxes that `assigned` points into.
         normalizer: [] samples of the global batch.
         config: which losses.
@@ -80,6 +83,22 @@ def detector_losses(
     return Losses(torch.stack(classification) / normalizer, box / normalizer, confidence / normalizer)
 
 
+def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Tensor:
+    """[] focal loss of one level [B, 9*K, h, w] with labels [B, h*w*9]."""
+    rows = per_anchor(class_logits, class_logits.shape[1] // NUM_ANCHORS).flatten(0, 1)
+    return focal_loss(rows, labels.flatten(), alpha=config.focal_alpha, gamma=config.focal_gamma)
+
+
+def _rows(table: Tensor, assigned: Tensor) -> Tensor:
+    """table[assigned], with a row of zeros for every anchor that learns no box."""
+    return torch.cat([table, table.new_zeros(1, *table.shape[1:])])[assigned.clamp(min=-1)]
+
+
+def _level_sums(per_anchor: Tensor, grid: AnchorGrid) -> Tensor:
+    """[B, N] -> [L]."""
+    return torch.stack([level.sum() for level in torch.split(per_anchor, grid.level_lengths, dim=1)])
+
+
 def confidence_loss(logits: Tensor, target: Tensor, config: ConfidenceConfig) -> Tensor:
     """[P] the loss of each positive sample; differentiable in the target, too (Eqs. 5-7, 13)."""
     if config.loss in ("ce", "gfocal"):
@@ -97,26 +116,6 @@ def confidence_loss(logits: Tensor, target: Tensor, config: ConfidenceConfig) ->
         return error**2
     beta = config.smooth_l1_beta
     return torch.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
-
-
-def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Tensor:
-    """[] focal loss of one level [B, 9*K, h, w] with labels [B, h*w*9]."""
-    rows = per_anchor(class_logits, class_logits.shape[1] // NUM_ANCHORS).flatten(0, 1)
-    return focal_loss(rows, labels.flatten(), alpha=config.focal_alpha, gamma=config.focal_gamma)
-
-
-def _rows(table: Tensor, assigned: Tensor) -> Tensor:
-    """table[assigned], with a row of zeros for every anchor that learns no box."""
-    return torch.cat([table, table.new_zeros(1, *table.shape[1:])])[assigned.clamp(min=-1)]
-
-
-def _level_sums(per_anchor: Tensor, grid: AnchorGrid) -> Tensor:
-    """[B, N] -> [L]."""
-    return torch.stack([level.sum() for level in torch.split(per_anchor, grid.level_lengths, dim=1)])
-
-
-BLOCK = 2**18
-"""Logits taken at once on the CPU, so that the steps in between stay in its cache."""
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:

@@ -26,10 +26,10 @@ from orchestrator.tracking.detections import (
 )
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.network.checkpoint import Card
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.scoring import Scores
 
 COLUMNS = (Column("", numeric=False), *(Column(name) for name in METRICS))

@@ -18,7 +18,7 @@ from orchestrator.report.results import COLUMNS, NOTES, embolden, statistics_cel
 from orchestrator.site import Site
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.misalignment import Misalignment
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card

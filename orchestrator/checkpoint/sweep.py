@@ -20,7 +20,7 @@ from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.network.checkpoint import Card
 
 MOST = 256

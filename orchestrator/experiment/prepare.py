@@ -12,7 +12,7 @@ from orchestrator.experiment.plan import Ledger, Plan
 from orchestrator.site import NUM_SHAPES, Site
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
 
 SHAPES = {"num_train": NUM_SHAPES, "num_val": 300}
 """How many scenes of the embedded data set are drawn; trainings may take fewer."""
@@ -138,10 +138,10 @@ def _check_backbone_weights(model: ModelConfig, site: Site) -> None:
     if model.backbone_weights is None or file is None:
         return
     from model.network.backbone import Backbone
-    from model.network.pretrained import load_backbone
+    from model.network.pretrained import load_backbone_weights
 
     try:
-        load_backbone(Backbone(model), file)
+        load_backbone_weights(Backbone(model), file)
     except ValueError as error:
         raise UserError(f"train.model.backbone_weights: {error}") from error
 
@@ -150,11 +150,11 @@ def _check_detector_weights(model: ModelConfig, category_ids: Sequence[int], sit
     file = site.weights_file(model.detector_weights)
     if file is None:
         return
-    from model.network.pretrained import load_detector
+    from model.network.pretrained import load_detector_weights
     from model.network.retinanet import build_detector
 
     try:
-        load_detector(build_detector(model, len(category_ids), seed=0), file, category_ids=category_ids)
+        load_detector_weights(build_detector(model, len(category_ids), seed=0), file, category_ids=category_ids)
     except ValueError as error:
         raise UserError(f"train.model.detector_weights: {error}") from error
 
@@ -184,8 +184,9 @@ def _check_data(
     check_images: bool,
 ) -> dict[str, tuple[int, ...]]:
     """Read every split that is trained or scored on; return the category ids of each data set."""
-    from model.data.coco import CocoData, read_for_scoring, read_for_training
+    from model.data.coco import read_for_scoring, read_for_training
     from model.data.faults import DataError, describe
+    from model.data.split import CocoData
 
     def read(config: DataConfig, split: str | None) -> CocoData:
         root = site.data_root(config.dataset)

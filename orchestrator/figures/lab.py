@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from model.config import DataConfig
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.candidates import Candidates
     from model.evaluation.misalignment import Misalignment
     from model.network.retinanet import RetinaNetConf

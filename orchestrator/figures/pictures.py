@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.inference.drawing import draw
 from model.inference.table import DetectionTable
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.misalignment import DroppedTable
     from model.evaluation.scoring import Scores
     from model.inference.table import DetectionTable

@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.plan import evaluation_key, train_key
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card
 

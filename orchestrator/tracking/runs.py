@@ -19,7 +19,7 @@ from orchestrator.tracking import rest
 from orchestrator.tracking.recorder import Metric, Target
 
 if TYPE_CHECKING:
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
 
 PAGE = 1000
 

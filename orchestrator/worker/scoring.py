@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.config import InferenceConfig
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card
     from model.network.retinanet import RetinaNetConf

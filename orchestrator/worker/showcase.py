@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.config import DataConfig
-    from model.data.coco import CocoData
+    from model.data.split import CocoData
     from model.inference.table import DetectionTable
     from model.training.loop import Progress
 

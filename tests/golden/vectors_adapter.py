@@ -14,7 +14,7 @@ from model.data.images import flip_boxes, normalize, padded_shape, resize, resiz
 from model.data.images import resize_shape as resized_shape
 from model.inference import postprocess
 from model.network import anchors as anchors_module
-from model.network import matching
+from model.network import assignment
 from model.network.backbone import FeaturePyramid
 from model.network.retinanet import Head, Predictions
 from model.training.loop import learning_rate
@@ -54,7 +54,7 @@ def valid(batch_hw: Sequence[int], pad_hw: Sequence[int]) -> Array:
 def assign(batch_hw: Sequence[int], pad_hw: Sequence[int], gt_boxes: Array) -> Array:
     truth = _truth([gt_boxes], [np.zeros(len(gt_boxes), np.int64)])
     assigned = _match(_grid(batch_hw), [pad_hw], truth)[0].numpy()
-    names = {matching.NEGATIVE: 0, matching.IGNORED: -1, matching.INVALID: -2}
+    names = {assignment.NEGATIVE: 0, assignment.IGNORED: -1, assignment.INVALID: -2}
     return np.array([names.get(value, value + 1) for value in assigned.tolist()])
 
 
@@ -163,7 +163,7 @@ def detect(
     scale = torch.ones(1, 2) if scale_factor is None else torch.from_numpy(scale_factor)[[1, 0]][None]
     grid = _grid([8 * side for side in cls[0].shape[-2:]])
     (found,) = postprocess.detect(predictions, grid, _sizes([img_hw]), scale, settings)
-    return found.boxes, found.scores, found.labels
+    return found.boxes, found.scores, found.category_ids
 
 
 def resize_shape(h: int, w: int, long_edge: int, short_edge: int) -> tuple[int, int, int, int]:
@@ -198,16 +198,16 @@ def _sizes(sizes: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[int(side) for side in size] for size in sizes])
 
 
-def _truth(boxes: list[Array], labels: list[Array]) -> matching.GroundTruth:
+def _truth(boxes: list[Array], labels: list[Array]) -> assignment.GroundTruth:
     counts = torch.tensor([len(part) for part in labels])
     flat_boxes = torch.cat([torch.from_numpy(part).reshape(-1, 4) for part in boxes])
     image = torch.arange(len(labels)).repeat_interleave(counts)
-    return matching.GroundTruth(flat_boxes, torch.cat([torch.from_numpy(part) for part in labels]).long(), image)
+    return assignment.GroundTruth(flat_boxes, torch.cat([torch.from_numpy(part) for part in labels]).long(), image)
 
 
-def _match(grid: anchors_module.AnchorGrid, pad_hws: Sequence[Sequence[int]], truth: matching.GroundTruth) -> Tensor:
+def _match(grid: anchors_module.AnchorGrid, pad_hws: Sequence[Sequence[int]], truth: assignment.GroundTruth) -> Tensor:
     config = ModelConfig()
-    return matching.match(
+    return assignment.assign(
         grid, _sizes(pad_hws), truth, positive_iou=config.positive_iou, negative_iou=config.negative_iou
     )
 
@@ -223,7 +223,7 @@ def _losses(
     truth = _truth(gt_boxes, gt_labels)
     assigned = _match(grid, pad_hws, truth)
     config = ModelConfig(confidence=confidence)
-    return detector_losses(predictions, grid, assigned, truth, matching.num_samples(assigned), config)
+    return detector_losses(predictions, grid, assigned, truth, assignment.loss_normalizer(assigned), config)
 
 
 def _head(weights: dict[str, Array], num_classes: int, conf_on: str) -> tuple[Head, dict[str, str]]:

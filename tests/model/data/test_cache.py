@@ -18,9 +18,9 @@ from PIL import Image
 from model.data import annotations as coco_file
 from model.data import coco
 from model.data.cache import own_folder
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.faults import DataError
-from model.data.split import COLUMNS, assemble, write_data
+from model.data.split import COLUMNS, CocoData, assemble, write_data
 from tests.conftest import MakeCoco
 
 BOXES = [{"id": id, "image_id": id % 3 + 1, "category_id": 3, "bbox": [id, 2, 20, 21]} for id in range(1, 8)]

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from model.config import DataConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.images import (
     collate,
@@ -26,6 +26,7 @@ from model.data.images import (
     resize_boxes,
     resize_shape,
 )
+from model.data.split import CocoData
 from model.training.batches import batch_shape, epoch_batches, flips
 from tests.conftest import MakeCoco
 

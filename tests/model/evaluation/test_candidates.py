@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from model.config import InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.candidates import EXPONENTS, Candidates, candidates
 from model.evaluation.counting import Objects, objects_of
 from model.evaluation.scoring import Scores, score
-from model.inference.fusion import fuse
+from model.inference.fusion import fuse_scores
 from model.inference.nms import overlap
 from model.inference.table import DetectionTable
 from tests.detectors import MODEL, SIZES, opinionated, with_objects_where_it_finds_some
@@ -33,7 +34,7 @@ def found(data: CocoData) -> list[Candidates]:
 def ranked(one: Candidates, config: InferenceConfig) -> tuple[np.ndarray, np.ndarray]:
     """The places of the candidates under a setting, best first, and the score of each place."""
     p, c = one.class_scores, one.confidences
-    scores = fuse(p, np.log(p), np.log(c), config)
+    scores = fuse_scores(p, np.log(p), np.log(c), config)
     here = np.flatnonzero(one.exponents >> EXPONENTS.index(config.confidence_exponent) & 1)
     return here[np.argsort(-scores[here], kind="stable")], scores
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou, nms
 
 from model.config import DataConfig, InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import collate, load_sample, padded_shape
-from model.evaluation.counting import Counts, Objects, Seen, see
-from model.evaluation.misalignment import BINS, IOUS, PER_IMAGE, SCORES
-from model.evaluation.parts import merge
-from model.evaluation.scoring import Shard, score, score_shards, shards
-from model.inference.postprocess import Boxes, pool, rank, shortlists, suppress
+from model.data.split import CocoData
+from model.evaluation.counting import Objects, image_parts
+from model.evaluation.misalignment import BINS, IOUS, PER_IMAGE, SCORES, Misalignment
+from model.evaluation.parts import Part, merge
+from model.evaluation.scoring import score, score_shards, shards
+from model.inference.postprocess import pool, rank, shortlist
 from model.inference.predictor import predict_batch
 from model.inference.table import DetectionTable
 from tests.detectors import opinionated
@@ -40,19 +41,21 @@ class Example:
     """One image under one setting, with all its candidates."""
 
     setting: InferenceConfig
-    candidates: Boxes
+    candidates: DetectionTable
     objects: Objects
-    seen: Seen
+    categories: NDArray[np.int64]
+    """[G] of the objects."""
+    part: Part
 
     @property
-    def counts(self) -> Counts:
-        assert self.seen.counts is not None
-        return self.seen.counts
+    def counts(self) -> Misalignment:
+        assert self.part.misalignment is not None
+        return self.part.misalignment
 
-    def overlaps(self, boxes: Boxes) -> Floats:
+    def overlaps(self, boxes: DetectionTable) -> Floats:
         """[n, G] IoU with the objects of a box's class, 0 with others."""
         iou = box_iou(torch.from_numpy(boxes.boxes), torch.from_numpy(self.objects.boxes)).nan_to_num().numpy()
-        same: Floats = np.where(boxes.labels[:, None] == self.objects.labels, iou, 0).astype(np.float32)
+        same: Floats = np.where(boxes.category_ids[:, None] == self.categories, iou, 0).astype(np.float32)
         return same
 
 
@@ -71,50 +74,50 @@ def _examples(data: CocoData) -> Iterator[Example]:
     for index in range(len(data)):
         sample = load_sample(data, index, SIZES.short_edge, SIZES.long_edge, flip=False)
         batch = collate([sample], pad_to=padded_shape(*sample.size))
-        for image in predict_batch(detector, batch, 1):
-            lists = shortlists(image, SETTINGS)
+        for image in predict_batch(detector, batch, data.category_ids, 1):
+            lists = [shortlist(image, setting) for setting in SETTINGS]
             gathered = pool(image, lists)
             some = rank(gathered, lists[0], 400).take(np.arange(25, 400, 25))
-            objects = Objects(some.boxes + np.float32(1.5), some.labels, np.arange(15))  # near boxes, but not on them
-            kept = suppress(gathered, lists)
-            seen = see(image, gathered, lists, kept, objects, index, 0, counting=True)
-            for setting, one, of_setting in zip(SETTINGS, lists, seen, strict=True):
-                yield Example(setting, rank(gathered, one, 10**9), objects, of_setting)
+            labels = np.searchsorted(data.category_ids, some.category_ids)
+            objects = Objects(some.boxes + np.float32(1.5), labels, np.arange(15))  # near boxes, but not on them
+            parts = image_parts(gathered, lists, objects, 0)
+            for setting, one, part in zip(SETTINGS, lists, parts, strict=True):
+                yield Example(setting, rank(gathered, one, 10**9), objects, some.category_ids, part)
 
 
 def test_candidates_and_detections_are_counted_by_class_score_and_by_iou(examples: list[Example]) -> None:
     for example in examples:
-        counts, kept = example.counts, example.seen.detections
+        counts, kept = example.counts, example.part.detections
         before, after = example.overlaps(example.candidates).max(axis=1), example.overlaps(kept).max(axis=1)
-        assert counts.num_before == len(example.candidates.scores)
-        assert counts.scores_before.tolist() == [
+        assert counts.num_before.tolist() == [len(example.candidates)]
+        assert counts.scores_before[0].tolist() == [
             (example.candidates.class_scores > np.float32(t)).sum() for t in SCORES
         ]
-        assert counts.ious_before.tolist() == [(before > np.float32(t)).sum() for t in IOUS]
-        assert counts.scores_after.tolist() == [(kept.class_scores > np.float32(t)).sum() for t in SCORES]
-        assert counts.ious_after.tolist() == [(after > np.float32(t)).sum() for t in IOUS]
-        assert example.seen.ious == pytest.approx(after, abs=1e-6)
-        for scores, ious, cells in (
-            (example.candidates.scores, before, counts.cells_before),
-            (kept.scores, after, counts.cells_after),
+        assert counts.ious_before[0].tolist() == [(before > np.float32(t)).sum() for t in IOUS]
+        assert counts.scores_after[0].tolist() == [(kept.class_scores > np.float32(t)).sum() for t in SCORES]
+        assert counts.ious_after[0].tolist() == [(after > np.float32(t)).sum() for t in IOUS]
+        assert example.part.detections.ious == pytest.approx(after, abs=1e-6)
+        for scores, ious, density in (
+            (example.candidates.scores, before, counts.density_before),
+            (kept.scores, after, counts.density_after),
         ):
             inside = ious > 0
-            by_score, by_iou = np.divmod(cells, BINS)
+            by_score, by_iou = (np.repeat(cells, density[density > 0]) for cells in np.nonzero(density))
             for bins, values in ((by_score, scores[inside]), (by_iou, ious[inside])):
                 expected = np.minimum(np.sort((values * BINS).astype(int)), BINS - 1)
                 differ = np.abs(np.sort(bins) - expected)
                 assert differ.max(initial=0) <= 1 and differ.sum() <= 2  # a value may lie on the border of two bins
-    assert sum(int(example.counts.ious_before[0]) for example in examples) > 100
+    assert sum(int(example.counts.ious_before[0, 0]) for example in examples) > 100
 
 
 def test_what_nms_dropped_for_a_worse_box_is_found_by_hand_as_well(examples: list[Example]) -> None:
     total = 0
     for example in examples:
-        candidates, kept, limit = example.candidates, example.seen.detections, np.float32(example.setting.nms_iou)
+        candidates, kept, limit = example.candidates, example.part.detections, np.float32(example.setting.nms_iou)
         overlaps, kept_overlaps = example.overlaps(candidates), example.overlaps(kept)
         pairs = box_iou(torch.from_numpy(candidates.boxes), torch.from_numpy(kept.boxes)).numpy()
-        rank_of = {key: r for r, key in enumerate(zip(candidates.anchors, candidates.labels, strict=True))}
-        ranks = [rank_of[key] for key in zip(kept.anchors, kept.labels, strict=True)]
+        rank_of = {key: r for r, key in enumerate(zip(candidates.anchors, candidates.category_ids, strict=True))}
+        ranks = [rank_of[key] for key in zip(kept.anchors, kept.category_ids, strict=True)]
         found: dict[tuple[int, int], list[float]] = defaultdict(list)
         for place in range(len(candidates.scores)):
             g = int(overlaps[place].argmax())
@@ -123,7 +126,7 @@ def test_what_nms_dropped_for_a_worse_box_is_found_by_hand_as_well(examples: lis
             for k, kept_rank in enumerate(ranks):
                 if kept_rank >= place:
                     break
-                if kept.labels[k] == candidates.labels[place] and pairs[place, k] > limit:
+                if kept.category_ids[k] == candidates.category_ids[place] and pairs[place, k] > limit:
                     if overlaps[place, g] > kept_overlaps[k, g]:
                         found[k, g].append(float(overlaps[place, g]))
                     break
@@ -141,15 +144,15 @@ def test_an_oracle_keeps_what_nms_by_iou_would_keep(examples: list[Example]) -> 
         own = example.overlaps(example.candidates).max(axis=1)
         placed = np.flatnonzero(own >= 0.5)
         boxes, scores = torch.from_numpy(example.candidates.boxes[placed]), torch.from_numpy(own[placed])
-        apart = boxes.double() + 1e4 * torch.from_numpy(example.candidates.labels[placed])[:, None]
+        apart = boxes.double() + 1e4 * torch.from_numpy(example.candidates.category_ids[placed])[:, None]
         kept = nms(apart, scores.double(), example.setting.nms_iou)[: example.setting.max_detections]
-        assert example.counts.oracle[1] == pytest.approx(scores[kept].numpy(), abs=1e-6)
+        assert example.counts.oracle.scores == pytest.approx(scores[kept].numpy(), abs=1e-6)
 
 
 def test_parts_in_any_order_make_the_whole(data: CocoData) -> None:
     detector = opinionated(len(data.category_ids))
     (whole,) = score(detector, data, SETTINGS[:1], SIZES)
-    alone = [Shard((index,)) for index in range(len(data))]
+    alone = [(index,) for index in range(len(data))]
     parts = [part for (part,) in score_shards(detector, data, alone, SETTINGS[:1], SIZES)]
     joined = merge([*parts[3:], *parts[:3]])
     assert whole.misalignment is not None and joined.misalignment is not None
@@ -188,7 +191,7 @@ def test_exponent_0_is_the_class_score_to_the_last_bit(data: CocoData) -> None:
 
 def test_shards_hold_every_image_once_and_do_not_depend_on_the_number_of_processes(data: CocoData) -> None:
     divided = shards(data, SIZES)
-    assert sorted(index for shard in divided for index in shard.indices) == list(range(len(data)))
+    assert sorted(index for shard in divided for index in shard) == list(range(len(data)))
 
 
 def test_an_image_without_objects_counts_nothing_placed(data: CocoData) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from model.data.coco import CocoData
+from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate
 from model.evaluation.misalignment import (
     STATISTICS,

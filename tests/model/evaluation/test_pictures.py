@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from model.config import InferenceConfig
-from model.data.coco import CocoData, read_coco
-from model.evaluation.counting import objects_of, see
+from model.data.coco import read_coco
+from model.data.split import CocoData
+from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import DroppedTable
-from model.evaluation.parts import of_images
 from model.evaluation.pictures import (
     BEST,
     DROPPED,
@@ -29,7 +29,7 @@ from model.evaluation.pictures import (
     box_rows,
     draw_boxes,
 )
-from model.inference.postprocess import ImagePredictions, pool, shortlists, suppress
+from model.inference.postprocess import ImagePredictions, pool, shortlist
 from model.inference.table import DetectionTable
 from model.network.anchors import AnchorGrid
 from tests.conftest import MakeCoco
@@ -52,11 +52,18 @@ def found(data: CocoData, *, with_branch: bool = True) -> Found:
     logits[[0, 1, 2], [0, 0, 1]] = torch.tensor([0.8, 0.5, 0.3]).logit()
     confidences = torch.tensor([0.5, 0.9, *[0.2] * 7]).logit() if with_branch else None
     grid, size = AnchorGrid(boxes, ((1, 1),)), torch.tensor([144, 192])  # a cell has nine anchors
-    image = ImagePredictions(logits, torch.zeros(9, 4), confidences, size, torch.ones(2), grid=grid)
-    lists = shortlists(image, [InferenceConfig(confidence_exponent=0.4 if with_branch else 0.0)])
-    gathered = pool(image, lists)
-    kept = suppress(gathered, lists)
-    part = of_images(data, see(image, gathered, lists, kept, objects_of(data, 0), 0, 0, counting=True))
+    image = ImagePredictions(
+        image_id=1,
+        category_ids=np.array([3, 8]),
+        class_logits=logits,
+        box_deltas=torch.zeros(9, 4),
+        confidence_logits=confidences,
+        size=size,
+        scale=torch.ones(2),
+        grid=grid,
+    )
+    chosen = shortlist(image, InferenceConfig(confidence_exponent=0.4 if with_branch else 0.0))
+    (part,) = image_parts(pool(image, [chosen]), [chosen], objects_of(data, 0), 0)
     assert part.misalignment is not None
     return part.detections, part.misalignment.dropped
 

@@ -11,8 +11,9 @@ import torch
 
 import model.evaluation.scoring
 from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import Sample, collate, load_sample, normalize, padded_shape, resize_shape
+from model.data.split import CocoData
 from model.evaluation.scoring import Scores, score
 from model.inference.postprocess import detect
 from model.inference.predictor import detect_batch
@@ -149,7 +150,7 @@ def test_a_pass_of_fixed_size_is_filled_up_and_what_fills_it_is_dropped(data: Co
     detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
     samples = [load_sample(data, 0, SIZES.short_edge, SIZES.long_edge, flip=False) for _ in range(3)]
     batch = collate(samples, pad_to=padded_shape(*samples[0].size))
-    found = list(detect_batch(detector, batch, SETTINGS[:2], images_per_pass=2))
+    found = list(detect_batch(detector, batch, data.category_ids, SETTINGS[:2], images_per_pass=2))
     assert shown == [2, 2]
     assert [len(detections) for detections in found] == [2, 2, 2]
     for detections in found[1:]:  # the same image three times: second in a pass, then first beside a filler
@@ -172,7 +173,7 @@ def test_each_detection_is_what_the_image_alone_gives(data: CocoData, together: 
         assert np.array_equal(table.boxes[rows], found.boxes)
         assert np.array_equal(table.scores[rows], found.scores)
         assert np.array_equal(table.anchors[rows], found.anchors)
-        assert table.category_ids[rows].tolist() == [data.category_ids[label] for label in found.labels]
+        assert table.category_ids[rows].tolist() == [data.category_ids[label] for label in found.category_ids]
         height, width = data.sizes[index].tolist()
         assert (table.boxes[rows] >= 0).all()
         assert (table.boxes[rows] <= np.array([width, height] * 2) * 1.00001).all()

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+import model.evaluation.counting
 import model.evaluation.scoring
 from model.config import InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation import shards as scored
 from model.evaluation.misalignment import DroppedTable, Misalignment
 from model.evaluation.parts import Part, read_about, read_part, write_parts
 from model.evaluation.scoring import Scores, score
 from model.evaluation.shards import Pass, Team, free, score_missing, scores_of
+from model.inference import postprocess
 from model.inference.table import DetectionTable
 from model.network.retinanet import RetinaNetConf
 from orchestrator.checkpoint.evaluate import score_checkpoint
@@ -126,18 +129,18 @@ def test_settings_that_are_added_cost_a_pass_for_themselves_and_others_none(
     data: CocoData, at_once: list[Scores], tmp_path: Path
 ) -> None:
     score_missing(pass_of(data, tmp_path, SETTINGS[:2])[0])
-    asked: list[int] = []
-    real = getattr(model.evaluation.scoring, "suppress")  # noqa: B009
+    asked: list[InferenceConfig] = []
+    real = postprocess.suppress
 
-    def suppress(image: object, lists: list[object]) -> object:
-        asked.append(len(lists))
-        return real(image, lists)
+    def suppress(pool: postprocess.Pool, one: postprocess.Shortlist) -> DetectionTable:
+        asked.append(one.config)
+        return real(pool, one)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.evaluation.scoring, "suppress", suppress)
+        patch.setattr(model.evaluation.counting, "suppress", suppress)
         work, shown = pass_of(data, tmp_path, SETTINGS[1:])
         score_missing(work)
-    assert asked == [1] * 7  # the third alone
+    assert asked == [SETTINGS[2]] * 7
     assert sum(shown) == 7
     assert_same(list(scores_of(work, SETTINGS)), at_once)
 

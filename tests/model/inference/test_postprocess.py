@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from model.config import InferenceConfig
 from model.inference.fusion import fuse_scores, sigmoid
-from model.inference.postprocess import Boxes, detect
+from model.inference.postprocess import detect
+from model.inference.table import DetectionTable
 from model.network.anchors import AnchorGrid, anchor_grid
 from model.network.retinanet import Predictions
 
@@ -47,7 +48,7 @@ class Scene:
 
     def detect(
         self, config: InferenceConfig, size: tuple[int, int] | None = None, scale: tuple[float, float] = (1.0, 1.0)
-    ) -> Boxes:
+    ) -> DetectionTable:
         sizes, scales = torch.tensor([size or self.size]), torch.tensor([scale])
         return detect(self.maps, self.grid, sizes, scales, config)[0]
 
@@ -60,20 +61,26 @@ def logits(*probabilities: float) -> Floats:
     return np.log(np.array(probabilities) / (1 - np.array(probabilities))).astype(np.float32)
 
 
+def fused(class_logits: Floats, confidence_logits: Floats, config: InferenceConfig) -> Floats:
+    """[n, K] the scores of anchors from logits [n, K] and [n]."""
+    probabilities, confidences = sigmoid(class_logits), sigmoid(confidence_logits)[..., None]
+    return fuse_scores(probabilities, np.log(probabilities), np.log(confidences), config)
+
+
 def test_fused_score_matches_the_hand_computed_blend() -> None:
     class_logits, confidence_logits = logits(0.8, 0.1)[None], logits(0.5)
-    scores = fuse_scores(class_logits, confidence_logits, InferenceConfig(confidence_exponent=0.4))
+    scores = fused(class_logits, confidence_logits, InferenceConfig(confidence_exponent=0.4))
     assert scores == pytest.approx(np.array([[0.66289, 0.19037]]), abs=1e-5)  # 0.8^0.6 * 0.5^0.4, 0.1^0.6 * 0.5^0.4
-    product = fuse_scores(class_logits, confidence_logits, InferenceConfig(fusion="product"))
+    product = fused(class_logits, confidence_logits, InferenceConfig(fusion="product"))
     assert product == pytest.approx(np.array([[0.4, 0.05]]), rel=1e-5)
 
 
 def test_exponent_0_is_the_class_score_exactly_and_exponent_1_the_confidence() -> None:
     classes, confidence = random_logits(50, 4), random_logits(50, seed=1)
-    assert np.array_equal(fuse_scores(classes, confidence, CLASS_ONLY), sigmoid(classes))
-    assert np.array_equal(fuse_scores(classes, None, CLASS_ONLY), sigmoid(classes))
+    assert np.array_equal(fused(classes, confidence, CLASS_ONLY), sigmoid(classes))
+    assert np.array_equal(fuse_scores(sigmoid(classes), np.log(sigmoid(classes)), None, CLASS_ONLY), sigmoid(classes))
     assert sigmoid(classes) == pytest.approx(torch.from_numpy(classes).sigmoid().numpy(), rel=1e-6)
-    ones = fuse_scores(classes, confidence, InferenceConfig(confidence_exponent=1.0))
+    ones = fused(classes, confidence, InferenceConfig(confidence_exponent=1.0))
     assert ones == pytest.approx(np.broadcast_to(sigmoid(confidence)[:, None], (50, 4)), rel=1e-6)
 
 
@@ -95,7 +102,7 @@ def test_product_and_exponent_one_half_rank_alike() -> None:
 @pytest.mark.parametrize("exponent", [0.0, 0.4])
 def test_the_object_filter_drops_what_is_not_above_it(exponent: float) -> None:
     config = InferenceConfig(confidence_exponent=exponent, min_confidence=0.5)
-    scores = fuse_scores(np.zeros((3, 1), np.float32), np.array([-0.01, 0.0, 0.01], np.float32), config)
+    scores = fused(np.zeros((3, 1), np.float32), np.array([-0.01, 0.0, 0.01], np.float32), config)
     assert scores[:2].flatten().tolist() == [0, 0]
     assert scores[2].item() == pytest.approx(0.5, abs=1e-2)
 
@@ -115,8 +122,10 @@ def test_the_object_filter_acts_before_the_top_k() -> None:
     ],
 )
 def test_a_detector_without_the_branch_says_how_to_score_it(config: InferenceConfig) -> None:
+    scene = Scene()
+    without, sizes = replace(scene.maps, confidence_logits=None), torch.tensor([scene.size])
     with pytest.raises(ValueError, match=r"no confidence branch.*inference\.confidence_exponent: 0"):
-        fuse_scores(np.zeros((2, 3), np.float32), None, config)
+        detect(without, scene.grid, sizes, torch.ones(1, 2), config)
 
 
 def test_a_detector_without_the_branch_detects_by_class() -> None:
@@ -156,7 +165,7 @@ def test_each_level_keeps_its_best_anchors_by_fused_score() -> None:
     found = scene.detect(InferenceConfig(nms_pre=2))
     kept = [scene.anchor(0, 8, 2), scene.anchor(0, 2, 8), scene.anchor(1, 4, 4)]
     assert found.anchors.tolist() == kept
-    assert found.labels.tolist() == [1, 0, 0]
+    assert found.category_ids.tolist() == [1, 0, 0]
     assert found.scores.tolist() == pytest.approx([0.7384, 0.7057, 0.3680], abs=1e-4)
     assert scene.detect(replace(CLASS_ONLY, nms_pre=1)).anchors[0] == scene.anchor(0, 2, 2)
 
@@ -196,7 +205,7 @@ def test_nms_keeps_the_best_box_of_each_class_by_fused_score() -> None:
 def test_an_anchor_may_be_two_detections_of_two_classes() -> None:
     scene = Scene().put(0, 4, 4, p=0.9).put(0, 4, 4, p=0.3, label=1)
     found = scene.detect(CLASS_ONLY)
-    assert found.labels.tolist() == [0, 1]
+    assert found.category_ids.tolist() == [0, 1]
     assert found.anchors.tolist() == [scene.anchor(0, 4, 4)] * 2
 
 
@@ -210,7 +219,7 @@ def test_the_best_max_detections_are_kept_in_falling_order() -> None:
 
 def test_an_image_may_have_no_detections() -> None:
     found = Scene().detect(InferenceConfig())
-    assert (found.boxes.shape, found.scores.shape, found.labels.shape, found.anchors.shape) == (
+    assert (found.boxes.shape, found.scores.shape, found.category_ids.shape, found.anchors.shape) == (
         (0, 4),
         (0,),
         (0,),

@@ -14,12 +14,13 @@ from PIL import Image
 
 import model
 from model.config import InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import load_image
+from model.data.split import CocoData
 from model.evaluation.scoring import score
-from model.inference.predictor import Found, write_inference
+from model.inference.predictor import Found
 from model.network.retinanet import load_detector
-from tests.detectors import MODEL, SIZES, save_opinionated
+from tests.detectors import MODEL, SIZES, save_opinionated, write_inference
 
 SETTINGS = InferenceConfig(confidence_exponent=0.3, nms_iou=0.6, max_detections=40)
 

@@ -23,7 +23,7 @@ from model.config import ConfidenceConfig, ModelConfig
 from model.data.cache import file_sha256
 from model.network import pretrained
 from model.network.backbone import Backbone
-from model.network.pretrained import load_backbone, load_detector, load_first_weights
+from model.network.pretrained import load_backbone_weights, load_detector_weights, load_first_weights
 from model.network.retinanet import RetinaNetConf, build_detector
 from tests.detectors import images, small
 
@@ -80,7 +80,7 @@ def test_with_torchvisions_weights_the_features_are_torchvisions(
 ) -> None:
     reference = distinct(resnet18(weights=None)).eval()
     backbone = Backbone(small(backbone="resnet18"))
-    load_backbone(backbone, write(reference.state_dict(), tmp_path))
+    load_backbone_weights(backbone, write(reference.state_dict(), tmp_path))
     features = create_feature_extractor(reference, ["layer2", "layer3", "layer4"])(images(1, 3, 64, 64))
     for ours, theirs in zip(backbone(images(1, 3, 64, 64)), features.values(), strict=True):
         assert_close(ours, theirs)
@@ -93,13 +93,13 @@ def test_weights_of_another_resnet_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"resnet18\.pth does not fit this backbone.*other shapes \['bn1.*model\.backbone"
     ):
-        load_backbone(Backbone(small()), file)
+        load_backbone_weights(Backbone(small()), file)
     with pytest.raises(ValueError, match=r"lacks \['layer1\.0\.bn3"):
-        load_backbone(Backbone(small(backbone="resnet50")), file)
+        load_backbone_weights(Backbone(small(backbone="resnet50")), file)
     del weights["layer3.0.conv1.weight"]
     file = write_pth(weights | {"stem.weight": torch.zeros(1)}, tmp_path)
     with pytest.raises(ValueError, match=r"lacks \['layer3\.0\.conv1\.weight'\], has unknown \['stem\.weight'\]"):
-        load_backbone(Backbone(small(backbone="resnet18")), file)
+        load_backbone_weights(Backbone(small(backbone="resnet18")), file)
 
 
 @pytest.mark.parametrize("content", [bytes(range(256)) * 8, b""])
@@ -108,20 +108,20 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path: Path, name: str, conten
     file = tmp_path / name
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} holds no weights"):
-        load_backbone(Backbone(ModelConfig(backbone="resnet18_quarter")), file)
+        load_backbone_weights(Backbone(ModelConfig(backbone="resnet18_quarter")), file)
 
 
 def test_a_file_that_holds_something_else_than_weights_is_named(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth holds no state dict"):
-        load_backbone(Backbone(ModelConfig(backbone="resnet18_quarter")), tmp_path / "list.pth")
+        load_backbone_weights(Backbone(ModelConfig(backbone="resnet18_quarter")), tmp_path / "list.pth")
 
 
 @pytest.mark.skipif("RNC_WEIGHTS" not in os.environ, reason="RNC_WEIGHTS is not set")
 def test_imagenet_weights_fit_resnet50() -> None:
     (file,) = sorted(Path(os.environ["RNC_WEIGHTS"]).glob("resnet50*.pth"))[:1]
     backbone = Backbone(small(backbone="resnet50", backbone_stride="1x1"))
-    load_backbone(backbone, file)
+    load_backbone_weights(backbone, file)
     stored = torch.load(file, weights_only=True)
     assert torch.equal(backbone.body.conv1.weight, stored["conv1.weight"].float())
     assert torch.equal(backbone.body.layer4[2].bn3.running_var, stored["layer4.2.bn3.running_var"].float())
@@ -139,9 +139,9 @@ def test_a_pickle_that_would_run_code_is_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"retinanet\.pth holds more than tensors \(posix\.mkdir\).*was not read; save"
     ):
-        load_backbone(Backbone(small()), file)
+        load_backbone_weights(Backbone(small()), file)
     with pytest.raises(ValueError, match="holds more than tensors"):
-        load_detector(build_detector(SMALL, 3, seed=0), file)
+        load_detector_weights(build_detector(SMALL, 3, seed=0), file)
     assert not (tmp_path / "ran").exists()
 
 
@@ -186,7 +186,7 @@ def test_every_tensor_of_an_mmdetection_checkpoint_arrives_at_its_place(
     weights = to_mmdetection(source.state_dict(), layers_apart=2 if model.tower_norm == "none" else 3)
     file = save({"meta": {"epoch": 12, "CLASSES": ("a", "b")}, "state_dict": weights} if wrapped else weights, tmp_path)
     detector = build_detector(model, 3, seed=2).eval()
-    load_detector(detector, file)
+    load_detector_weights(detector, file)
     assert equal(floats(detector), floats(source))
     with torch.no_grad():
         mine, theirs = detector(images(1, 3, 64, 64)), source(images(1, 3, 64, 64))
@@ -223,7 +223,7 @@ def test_a_branch_that_the_detector_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"our names, does not fit.*unknown \['head\.confidence_logits\.bias'.*set .*confidence"
     ):
-        load_detector(build_detector(SMALL, 3, seed=1), save(source.state_dict(), tmp_path))
+        load_detector_weights(build_detector(SMALL, 3, seed=1), save(source.state_dict(), tmp_path))
 
 
 def torchvision_retinanet(num_classes: int) -> RetinaNet:
@@ -242,7 +242,7 @@ def torchvision_retinanet(num_classes: int) -> RetinaNet:
 def loaded(source: RetinaNet | dict[str, Tensor], folder: Path, num_classes: int, **how: Any) -> RetinaNetConf:
     weights = source if isinstance(source, dict) else source.state_dict()
     detector = build_detector(TORCHVISION, num_classes, seed=2)
-    load_detector(detector, save(weights, folder), **how)
+    load_detector_weights(detector, save(weights, folder), **how)
     return detector
 
 
@@ -267,7 +267,7 @@ def test_other_classes_that_no_category_id_can_tell_are_refused(
 def test_rows_of_an_mmdetection_file_have_no_category_ids(tmp_path: Path) -> None:
     weights = to_mmdetection(build_detector(SMALL, 7, seed=1).state_dict(), layers_apart=2)
     with pytest.raises(ValueError, match=r"detects 7 classes, this data set has 3"):
-        load_detector(build_detector(SMALL, 3, seed=1), save(weights, tmp_path), category_ids=COCO_LIKE_IDS)
+        load_detector_weights(build_detector(SMALL, 3, seed=1), save(weights, tmp_path), category_ids=COCO_LIKE_IDS)
 
 
 def test_names_of_before_torchvision_013_are_understood_as_torchvision_does(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_torchvisions_coco_file_is_known_by_its_hash(tmp_path: Path, monkeypatch
 def test_torchvisions_relu_has_to_be_set(tmp_path: Path) -> None:
     detector = build_detector(replace(TORCHVISION, pyramid_extra_relu=False), 3, seed=1)
     with pytest.raises(ValueError, match=r"set model\.pyramid_extra_relu to true"):
-        load_detector(detector, save(torchvision_retinanet(3).state_dict(), tmp_path))
+        load_detector_weights(detector, save(torchvision_retinanet(3).state_dict(), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -317,12 +317,12 @@ def test_torchvisions_relu_has_to_be_set(tmp_path: Path) -> None:
 def test_a_detector_of_another_config_is_refused_by_name(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     detector = build_detector(replace(TORCHVISION, **changes), 3, seed=1)
     with pytest.raises(ValueError, match=said):
-        load_detector(detector, save(torchvision_retinanet(3).state_dict(), tmp_path))
+        load_detector_weights(detector, save(torchvision_retinanet(3).state_dict(), tmp_path))
 
 
 def test_a_backbone_is_no_detector(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no RetinaNet.*model\.backbone_weights"):
-        load_detector(build_detector(SMALL, 3, seed=1), save(resnet18(weights=None).state_dict(), tmp_path))
+        load_detector_weights(build_detector(SMALL, 3, seed=1), save(resnet18(weights=None).state_dict(), tmp_path))
 
 
 def test_a_detector_has_one_file_of_first_weights() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from model.config import METRICS, ScheduleConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
 from model.data.images import Sample, load_sample
+from model.data.split import CocoData
 from model.network.backbone import Backbone
 from model.network.checkpoint import load_resume, load_weights, read_card
 from model.network.retinanet import build_detector

@@ -14,7 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import AnchorGrid, anchor_grid
-from model.network.matching import IGNORED, INVALID, NEGATIVE, GroundTruth, num_samples
+from model.network.assignment import IGNORED, INVALID, NEGATIVE, GroundTruth, loss_normalizer
 from model.network.retinanet import Predictions, flat
 from model.training.losses import Losses, confidence_loss, detector_losses
 from tests.golden.vectors_adapter import VARIANTS
@@ -334,7 +334,7 @@ def test_every_loss_is_divided_by_the_normalizer() -> None:
 def test_the_parts_of_a_batch_add_up_to_the_batch() -> None:
     predictions, (assigned, truth) = maps(4), scene(4)
     settings: dict[str, Any] = {"confidence": ConfidenceConfig(negative_weight=0.1)}
-    settings["normalizer"] = float(num_samples(assigned))
+    settings["normalizer"] = float(loss_normalizer(assigned))
     whole = losses(predictions, assigned, truth, **settings)
     parts = []
     for images in (slice(0, 1), slice(1, 4)):

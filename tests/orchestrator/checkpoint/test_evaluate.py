@@ -11,14 +11,14 @@ from PIL import Image
 
 import model
 from model.config import METRICS, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.scoring import score
-from model.inference.predictor import write_inference
 from model.network.retinanet import load_detector
 from model.settings import to_dict
 from orchestrator.checkpoint.pull import Provenance, write_provenance
 from orchestrator.cli.main import cli
-from tests.detectors import MODEL, SIZES, save_opinionated
+from tests.detectors import MODEL, SIZES, save_opinionated, write_inference
 
 INFERENCE = InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)
 

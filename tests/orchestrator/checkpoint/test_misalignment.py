@@ -10,12 +10,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.coco_eval import read_matches
 from model.evaluation.misalignment import read_misalignment, statistics
 from model.evaluation.pictures import WIDTH, draw_boxes
 from model.evaluation.scoring import Scores, score
-from model.inference.predictor import write_inference
 from model.inference.table import read_detections
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
@@ -23,7 +23,7 @@ from orchestrator.cli.main import cli
 from orchestrator.report.results import COLUMNS
 from orchestrator.worker.scoring import write_evaluation_files
 from tests.conftest import MakeCoco
-from tests.detectors import MODEL, SIZES, save_opinionated
+from tests.detectors import MODEL, SIZES, save_opinionated, write_inference
 
 INFERENCE = InferenceConfig(confidence_exponent=0.3)
 ABOVE = ("p>.05", "p>.5", "p>.6", "p>.7", "p>.8", "p>.9", "IoU>.5", "IoU>.6", "IoU>.7", "IoU>.8", "IoU>.9")

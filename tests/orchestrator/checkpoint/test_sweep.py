@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.network.retinanet import load_detector

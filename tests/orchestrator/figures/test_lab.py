@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.scoring import score
 from orchestrator.figures.lab import Lab, join, lab_section, make_lab
 from orchestrator.figures.page import html_page

@@ -15,17 +15,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.misalignment import of_detections
 from model.evaluation.scoring import Scores, score
-from model.inference.predictor import write_inference
 from model.inference.table import DetectionTable, read_detections, write_detections
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
 from orchestrator.cli.main import cli
 from orchestrator.experiment.plan import evaluation_key, train_key
 from orchestrator.tracking.detections import About, describe, read_stored, write_stored
-from tests.detectors import MODEL, SIZES, save_opinionated, with_objects_where_it_finds_some
+from tests.detectors import MODEL, SIZES, save_opinionated, with_objects_where_it_finds_some, write_inference
 
 INFERENCE = InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)
 CONFIG = TrainConfig(model=MODEL, data=replace(SIZES, num_val_images=5))

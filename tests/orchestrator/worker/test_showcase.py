@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from model.config import DataConfig
-from model.data.coco import CocoData, read_for_scoring, read_for_training
+from model.data.coco import read_for_scoring, read_for_training
+from model.data.split import CocoData
 from model.inference.table import DetectionTable
 from model.training.loop import Progress
 from orchestrator.figures.pictures import draw_examples, example_indices

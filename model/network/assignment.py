@@ -1,4 +1,4 @@
-"""Which anchor learns which box: max-IoU assignment for a whole batch at once."""
+"""Which anchor learns which box: max-IoU assignment for a whole batch at once, and the normaliser of the losses."""
 
 import warnings
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class GroundTruth:
     """[M] place of the box's image in the batch; rising."""
 
 
-def match(
+def assign(
     grid: AnchorGrid, padded_sizes: Tensor, truth: GroundTruth, *, positive_iou: float, negative_iou: float
 ) -> Tensor:
     """Assign each anchor a box, background, or nothing.
@@ -60,8 +60,8 @@ def match(
     return assigned.masked_fill_(~valid, INVALID)
 
 
-def num_samples(assigned: Tensor) -> Tensor:
-    """The loss normaliser: positives of each image, at least 1, summed over the batch."""
+def loss_normalizer(assigned: Tensor) -> Tensor:
+    """[] what the losses are divided by: positive anchors of each image, at least 1, summed over the batch."""
     return (assigned >= 0).sum(dim=1).clamp(min=1).sum()
 
 

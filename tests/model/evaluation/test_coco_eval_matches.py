@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.data.coco import CocoData, read_coco
+from model.data.coco import read_coco
+from model.data.split import CocoData
 from model.evaluation.coco_eval import MatchTable, match, read_matches, write_matches
 from model.inference.table import DetectionTable
 from tests.detections import border_scene, pycocotools_evaluation, random_scene, table, write

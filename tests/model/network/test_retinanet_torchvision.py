@@ -23,10 +23,11 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from model.config import InferenceConfig, ModelConfig
 from model.data.images import load_image, normalize
-from model.inference.postprocess import Boxes, detect
+from model.inference.postprocess import detect
+from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.backbone import Backbone
-from model.network.pretrained import load_backbone, load_detector
+from model.network.pretrained import load_backbone_weights, load_detector_weights
 from model.network.retinanet import Predictions, RetinaNetConf, build_detector, flat
 
 MODEL = ModelConfig(
@@ -114,7 +115,7 @@ def with_weights_of(
 ) -> RetinaNetConf:
     torch.save(reference.state_dict(), folder / "retinanet.pth")
     detector = build_detector(model, num_classes, seed=1).eval()
-    load_detector(detector, folder / "retinanet.pth", **how)
+    load_detector_weights(detector, folder / "retinanet.pth", **how)
     return detector
 
 
@@ -123,7 +124,7 @@ class Ours:
     """What our whole path makes of one uint8 image."""
 
     predictions: Predictions
-    detections: Boxes
+    detections: DetectionTable
 
     def outputs(self, num_classes: int) -> dict[str, Tensor]:
         maps = self.predictions
@@ -146,9 +147,9 @@ def assert_outputs_close(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor
         assert_close(mine[name], theirs[name], rtol=0, atol=5e-6 * float(theirs[name].abs().max()))
 
 
-def assert_same_detections(mine: Boxes, theirs: Mapping[str, Tensor], at_least: int) -> None:
+def assert_same_detections(mine: DetectionTable, theirs: Mapping[str, Tensor], at_least: int) -> None:
     """As many, of the same classes, scores and boxes, in the same order but for scores that are equal to 1e-5."""
-    scores, boxes, labels = (torch.from_numpy(part) for part in (mine.scores, mine.boxes, mine.labels))
+    scores, boxes, labels = (torch.from_numpy(part) for part in (mine.scores, mine.boxes, mine.category_ids))
     assert len(scores) == len(theirs["scores"]) >= at_least
     assert_close(scores, theirs["scores"], rtol=0, atol=1e-5)
     far = (boxes[:, None] - theirs["boxes"]).abs().amax(dim=2) + 1e6 * (labels[:, None] != theirs["labels"])
@@ -250,9 +251,20 @@ def test_the_same_predictions_are_made_into_the_same_detections(num_classes: int
     heads = {"cls_logits": logits.split(grid.level_lengths, 1), "bbox_regression": deltas.split(grid.level_lengths, 1)}
     (theirs,) = reference.postprocess_detections(heads, [list(grid.boxes.split(grid.level_lengths))], [SIZE])
     assert_close(torch.from_numpy(mine.scores), theirs["scores"], rtol=1e-6, atol=0)
-    assert torch.equal(torch.from_numpy(mine.labels), theirs["labels"])
+    assert torch.equal(torch.from_numpy(mine.category_ids), theirs["labels"])
     assert_close(torch.from_numpy(mine.boxes), theirs["boxes"], rtol=0, atol=1e-3)
     assert (len(mine.scores) > 50) == (settings["score_threshold"] < 0.9)
+
+
+@pytest.fixture(scope="module")
+def same_as_reference(reference: RetinaNet, tmp_path_factory: pytest.TempPathFactory) -> RetinaNetConf:
+    """A detector with the weights of the reference, and the same detections however many are kept."""
+    detector = with_weights_of(reference, tmp_path_factory.mktemp("weights"), num_classes=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "detections_per_img", 5000)
+        mine = ours(detector, photo(*SIZE), replace(INFERENCE, max_detections=5000))
+        assert_same(mine, reference, photo(*SIZE), num_classes=3, at_least=301)
+    return detector
 
 
 @pytest.mark.parametrize(
@@ -260,12 +272,14 @@ def test_the_same_predictions_are_made_into_the_same_detections(num_classes: int
     [("pyramid_extra_relu", False), ("anchor_rule", "paper"), ("top_k_of", "anchors"), ("max_detections", 300)],
 )
 def test_each_setting_is_needed_for_it(
-    field: str, value: Any, reference: RetinaNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    field: str,
+    value: Any,
+    reference: RetinaNet,
+    same_as_reference: RetinaNetConf,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(reference, "detections_per_img", 5000)
-    image, inference = photo(*SIZE), replace(INFERENCE, max_detections=5000)
-    detector = with_weights_of(reference, tmp_path, num_classes=3)
-    assert_same(ours(detector, image, inference), reference, image, num_classes=3, at_least=301)
+    image, inference, detector = photo(*SIZE), replace(INFERENCE, max_detections=5000), same_as_reference
     if hasattr(INFERENCE, field):
         inference = replace(inference, **{field: value})
     else:
@@ -298,7 +312,7 @@ def test_with_caffes_stride_c3_to_c5_are_those_of_torchvisions_resnet50_with_its
     reference = resnet50(weights=None).eval()
     reference.load_state_dict(torch.load(file, weights_only=True))
     backbone = Backbone(ModelConfig(backbone_stride="1x1"))
-    load_backbone(backbone, file)
+    load_backbone_weights(backbone, file)
     images = normalize(photo(224, 320)[None], torch.tensor([[224, 320]]))
     extract = create_feature_extractor(reference, ["layer2", "layer3", "layer4"])
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.network.anchors import AnchorGrid, anchor_grid, pairwise_iou, valid_anchors
-from model.network.matching import IGNORED, INVALID, NEGATIVE, GroundTruth, match, num_samples
+from model.network.assignment import IGNORED, INVALID, NEGATIVE, GroundTruth, assign, loss_normalizer
 
 Box = Sequence[float]
 FAR: Box = (900, 900, 910, 910)
@@ -25,35 +25,35 @@ def truth(*images: Sequence[Box]) -> GroundTruth:
     return GroundTruth(boxes, torch.zeros(len(boxes), dtype=torch.int64), places)
 
 
-def assign(grid: AnchorGrid, *images: Sequence[Box], sizes: Tensor | None = None) -> Tensor:
+def assigned_to(grid: AnchorGrid, *images: Sequence[Box], sizes: Tensor | None = None) -> Tensor:
     sizes = torch.full((len(images), 2), 8) if sizes is None else sizes
-    return match(grid, sizes, truth(*images), positive_iou=0.5, negative_iou=0.4)
+    return assign(grid, sizes, truth(*images), positive_iou=0.5, negative_iou=0.4)
 
 
 def test_thresholds_take_the_side_that_the_released_code_takes() -> None:
     box = (0, 0, 10, 5)
     # IoU: 1, exactly 0.5, just below, exactly 0.4, just below
     grid = one_cell(box, (0, 0, 10, 10), (0, 0, 10, 10.1), (0, 0, 10, 12.5), (0, 0, 10, 12.6))
-    assert assign(grid, [box])[0].tolist() == [0, 0, IGNORED, IGNORED, NEGATIVE, *[NEGATIVE] * 4]
+    assert assigned_to(grid, [box])[0].tolist() == [0, 0, IGNORED, IGNORED, NEGATIVE, *[NEGATIVE] * 4]
 
 
 def test_the_first_box_wins_an_anchor_that_is_equally_near_to_two() -> None:
     upper, lower = (0, 0, 10, 5), (0, 5, 10, 10)
     grid = one_cell((0, 0, 10, 10), upper, lower)  # IoU 0.5 with both; each box has a better anchor of its own
-    assert assign(grid, [upper, lower])[0, :3].tolist() == [0, 0, 1]
-    assert assign(grid, [lower, upper])[0, :3].tolist() == [0, 1, 0]
+    assert assigned_to(grid, [upper, lower])[0, :3].tolist() == [0, 0, 1]
+    assert assigned_to(grid, [lower, upper])[0, :3].tolist() == [0, 1, 0]
 
 
 def test_the_later_of_two_equal_boxes_wins_the_best_anchor_and_the_first_wins_the_others() -> None:
     box = (0, 0, 10, 10)
     grid = one_cell(box, (0, 0, 10, 8))
-    assert assign(grid, [box, box])[0, :3].tolist() == [1, 0, NEGATIVE]
+    assert assigned_to(grid, [box, box])[0, :3].tolist() == [1, 0, NEGATIVE]
 
 
 def test_every_box_gets_all_its_best_anchors_however_low_the_iou() -> None:
     box = (0, 0, 4, 4)
     grid = one_cell((0, 0, 10, 10), (-6, -6, 4, 4), (1, 0, 11, 10), (50, 50, 60, 60))  # IoU 0.16, 0.16, 0.12, 0
-    assert assign(grid, [box])[0, :4].tolist() == [0, 0, NEGATIVE, NEGATIVE]
+    assert assigned_to(grid, [box])[0, :4].tolist() == [0, 0, NEGATIVE, NEGATIVE]
 
 
 @pytest.mark.parametrize("poor_first", [True, False])
@@ -61,19 +61,19 @@ def test_the_best_anchor_of_a_poor_box_is_taken_even_from_a_box_that_fits_it_bet
     good, poor = (0, 0, 10, 10), (0, 0, 2, 2)
     grid = one_cell(good, (0, 0, 10, 9))  # IoU with good: 1, 0.9; with poor: 0.04, 0.0444
     boxes = [poor, good] if poor_first else [good, poor]
-    assert assign(grid, boxes)[0, :2].tolist() == [boxes.index(good), boxes.index(poor)]
+    assert assigned_to(grid, boxes)[0, :2].tolist() == [boxes.index(good), boxes.index(poor)]
 
 
 def test_a_box_without_area_takes_every_anchor_that_later_boxes_leave() -> None:
     point, box = (5, 5, 5, 5), (0, 0, 10, 10)
     grid = one_cell(box, (0, 0, 10, 6))
-    assert assign(grid, [point, box])[0].tolist() == [1, *[0] * 8]
-    assert assign(grid, [box, point])[0].tolist() == [1] * 9
+    assert assigned_to(grid, [point, box])[0].tolist() == [1, *[0] * 8]
+    assert assigned_to(grid, [box, point])[0].tolist() == [1] * 9
 
 
 def test_an_image_without_boxes_is_all_background() -> None:
-    assert assign(one_cell(), [])[0].tolist() == [NEGATIVE] * 9
-    both = assign(one_cell(FAR), [], [FAR])
+    assert assigned_to(one_cell(), [])[0].tolist() == [NEGATIVE] * 9
+    both = assigned_to(one_cell(FAR), [], [FAR])
     assert both[0].tolist() == [NEGATIVE] * 9
     assert both[1].tolist() == [0] * 9
 
@@ -85,12 +85,12 @@ def test_anchors_beyond_an_images_own_padding_take_no_part() -> None:
     box = grid.boxes[anchor].tolist()
     inside = valid_anchors(grid, sizes)[0]
     assert not inside[anchor]
-    assigned = assign(grid, [box], sizes=sizes)[0]
+    assigned = assigned_to(grid, [box], sizes=sizes)[0]
     assert torch.equal(assigned == INVALID, ~inside)
     best = pairwise_iou(torch.tensor([box]), grid.boxes)[0].masked_fill(~inside, -1)
     assert 0 < best.max() < 1
     assert torch.equal(assigned == 0, (best >= 0.5) | (best == best.max()))
-    assert (assign(grid, [], sizes=sizes)[0][inside] == NEGATIVE).all()
+    assert (assigned_to(grid, [], sizes=sizes)[0][inside] == NEGATIVE).all()
 
 
 def by_the_book(grid: AnchorGrid, boxes: Tensor, size: Tensor) -> list[int]:
@@ -121,7 +121,7 @@ def test_a_batch_is_assigned_as_its_images_one_by_one_by_the_book() -> None:
         low = torch.rand(count, 2, generator=generator) * 50
         side = torch.rand(count, 2, generator=generator) ** 2 * 60
         images.append(torch.cat([low, low + side], dim=1).round())
-    assigned = assign(grid, *[image.tolist() for image in images], sizes=sizes)
+    assigned = assigned_to(grid, *[image.tolist() for image in images], sizes=sizes)
     offset = 0
     for place, boxes in enumerate(images):
         local = [value - offset if value >= 0 else value for value in assigned[place].tolist()]
@@ -132,4 +132,4 @@ def test_a_batch_is_assigned_as_its_images_one_by_one_by_the_book() -> None:
 
 def test_an_image_without_positives_still_counts_as_one_sample() -> None:
     assigned = torch.tensor([[0, 1, 1, NEGATIVE], [NEGATIVE, IGNORED, INVALID, NEGATIVE], [2, 2, 2, 2]])
-    assert int(num_samples(assigned)) == 3 + 1 + 4
+    assert int(loss_normalizer(assigned)) == 3 + 1 + 4

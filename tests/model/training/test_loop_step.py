@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch, _mean_and_std
-from model.network import matching
+from model.network import assignment
 from model.network.anchors import anchor_grid
-from model.network.matching import GroundTruth, match, num_samples
+from model.network.assignment import GroundTruth, assign, loss_normalizer
 from model.network.retinanet import build_detector
 from model.training import losses
 from model.training.batches import MicroBatch
@@ -74,12 +74,12 @@ def test_weighing_all_anchors_gives_the_losses_and_gradients_of_listing_the_posi
     detector = build_detector(config, num_classes=3, seed=0).double()
     given, grid = batch(), anchor_grid((64, 96))
     truth = GroundTruth(given.boxes[:num_boxes], given.labels[:num_boxes], given.image_index[:num_boxes])
-    assigned = match(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
+    assigned = assign(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
     results: list[list[Tensor]] = []
-    for listed in (matching.positives, lambda assigned: None):
+    for listed in (assignment.positives, lambda assigned: None):
         monkeypatch.setattr(losses, "positives", listed)
         predictions = detector(given.images.double() / 50 - 2)
-        found = detector_losses(predictions, grid, assigned, truth, num_samples(assigned), config)
+        found = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
         found.total.backward()
         gradients = [part.grad for part in detector.parameters() if part.grad is not None]
         results.append([found.classification, found.box, found.confidence, *gradients])
