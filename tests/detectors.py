@@ -12,7 +12,7 @@ from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.split import CocoData
 from model.evaluation.scoring import score
-from model.inference.predictor import INFERENCE
+from model.names import INFERENCE
 from model.network.checkpoint import Categories, save_checkpoint
 from model.network.retinanet import RetinaNetConf, build_detector
 

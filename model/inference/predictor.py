@@ -28,13 +28,12 @@ from model.data.images import (
 from model.data.split import CocoData
 from model.inference.postprocess import ImagePredictions, pool, shortlist, split, suppress
 from model.inference.table import DetectionTable
+from model.names import INFERENCE
 from model.network.anchors import anchor_grid
 from model.network.checkpoint import Card, read_card
 from model.network.retinanet import Predictions, RetinaNetConf, load_detector
 from model.settings import from_dict, to_dict
 
-INFERENCE = "inference.json"
-"""The settings that a checkpoint is best used with, beside its weights."""
 Photo = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file, a PIL image, or uint8 RGB pixels [h, w, 3]; a tensor may be [3, h, w] as well."""
 

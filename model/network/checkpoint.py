@@ -20,9 +20,9 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.data.cache import file_sha256
+from model.names import CARD, RESUME, WEIGHTS
 from model.settings import from_dict
 
-WEIGHTS, CARD, RESUME = "model.safetensors", "config.json", "resume.pt"
 Categories = tuple[tuple[int, ...], tuple[str, ...]]
 """Ids and names of the classes, in the order of the labels."""
 

@@ -18,6 +18,7 @@ from model.data.images import STRIDE, Batch, normalize
 from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
+from model.names import ETA_S, IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
 from model.network.anchors import anchor_grid
 from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.checkpoint import load_resume, load_weights, save_checkpoint
@@ -114,9 +115,9 @@ def train(
                 metrics = _loss_metrics(losses, step)
                 elapsed = time.perf_counter() - clock
                 metrics |= {
-                    "train/lr": rate,
-                    "perf/images_per_s": seen / elapsed,
-                    "perf/eta_s": elapsed / place * (num_steps - step),
+                    LEARNING_RATE: rate,
+                    IMAGES_PER_S: seen / elapsed,
+                    ETA_S: elapsed / place * (num_steps - step),
                 }
                 losses = []
                 report(Progress(step=step, num_steps=num_steps, epoch=step / steps_per_epoch, metrics=metrics))
@@ -159,10 +160,10 @@ def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:
             "train.schedule.warmup_iterations, or set train.schedule.gradient_clip"
         )
     return {
-        "train/loss": loss,
-        "train/loss_class": classification,
-        "train/loss_box": box,
-        "train/loss_confidence": confidence,
+        LOSS: loss,
+        LOSS_CLASS: classification,
+        LOSS_BOX: box,
+        LOSS_CONFIDENCE: confidence,
     }
 
 
@@ -174,7 +175,7 @@ def _validate(
     (scores,) = score(
         detector, validation, [setting], config.data, counting=False, num_loader_processes=num_loader_processes
     )
-    return {f"val/{name}": value for name, value in scores.metrics.items() if value is not None}, scores.detections
+    return {f"{VAL}{name}": value for name, value in scores.metrics.items() if value is not None}, scores.detections
 
 
 class TrainingStep:
