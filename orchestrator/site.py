@@ -8,6 +8,10 @@ from pathlib import Path
 from model.config import DataConfig
 from orchestrator.errors import UserError
 
+ROOT = Path(__file__).parents[1]
+"""The folder of the sources: model/, orchestrator/, and in a checkout the rest of the repository."""
+CLI_MODULE = "orchestrator.cli.main"
+"""What `python -m` runs as `rnc`, in another process or on a cluster."""
 TRAIN2017 = {"all": 118_287, "with_boxes": 117_266}
 """Images of COCO's train2017, as published."""
 NUM_SHAPES = 2000

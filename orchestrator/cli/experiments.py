@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, say, show, show_reports, site, suites
-from orchestrator.cluster.package import is_jobs_address
+from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment.load import Experiment
 

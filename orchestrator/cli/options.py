@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from orchestrator.api import OpenSuite
-from orchestrator.cluster.package import require_cluster_settings
+from orchestrator.cluster.environment import require_cluster_settings
 from orchestrator.experiment.load import Experiment, load_experiments
 from orchestrator.figures.page import FORMATS, html_page, render
 from orchestrator.figures.table import Table

@@ -5,7 +5,7 @@ from dataclasses import replace
 import click
 
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, read_experiments, say, show, site, suites
-from orchestrator.cluster.package import is_jobs_address
+from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
 

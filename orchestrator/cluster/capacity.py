@@ -1,4 +1,4 @@
-"""What trainings ask of a cluster, and whether it has that much."""
+"""Resources: what trainings ask of a cluster, what its nodes have, and whether the one fits into the other."""
 
 import math
 import os
@@ -31,6 +31,7 @@ class Cluster:
         """Return how many such workers find room at once; each has to fit on one node."""
         wanted = {name: amount for name, amount in per_worker.items() if amount}
         return sum(
+            # Amounts may be fractions: 1 / 0.1 workers on a GPU are ten, though floats may say 9.999.
             min(math.floor(node.get(name, 0.0) / amount + 1e-9) for name, amount in wanted.items())
             for node in self.nodes
         )
@@ -65,17 +66,18 @@ def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
     Raises:
         UserError: the cluster is too small for the workers of `where`.
     """
-    wanted, num_workers = per_worker(resources), resources.num_workers
-    num_nodes = resources.num_nodes
     if cluster.grows:
         return
-    if num_nodes is not None and cluster.num_nodes_with(num_workers // num_nodes, wanted) < num_nodes:
-        have = cluster.num_nodes_with(num_workers // num_nodes, wanted)
-        raise UserError(
-            f"{where}: resources ask for {num_nodes} node(s) with room for {num_workers // num_nodes} worker(s) each; "
-            f"{have} of {len(cluster.nodes)} node(s) have it. Lower resources.num_nodes or num_workers, or set "
-            "RAY_ADDRESS to a larger cluster"
-        )
+    wanted, num_workers = per_worker(resources), resources.num_workers
+    if resources.num_nodes is not None:
+        on_each = num_workers // resources.num_nodes
+        have = cluster.num_nodes_with(on_each, wanted)
+        if have < resources.num_nodes:
+            raise UserError(
+                f"{where}: resources ask for {resources.num_nodes} node(s) with room for {on_each} worker(s) each; "
+                f"{have} of {len(cluster.nodes)} node(s) have it. Lower resources.num_nodes or num_workers, or set "
+                "RAY_ADDRESS to a larger cluster"
+            )
     if cluster.num_places(wanted) >= num_workers:
         return
     short = next((name for name in wanted if cluster.num_places({name: wanted[name]}) < num_workers), "CPU")
@@ -96,9 +98,8 @@ def require_plan_fits(plan: Plan, cluster: Cluster) -> None:
     """
     for key, run in plan.trainings.items():
         evaluations = plan.evaluations_on(key)
-        if key in plan.missing_trainings or any(
-            evaluation.key in plan.missing_evaluations for evaluation in evaluations
-        ):
+        # Scoring alone takes the same workers as the training.
+        if key in plan.missing_trainings or plan.missing_evaluations.keys() & {one.key for one in evaluations}:
             require_fit(run.resources, cluster, f"{evaluations[0].places[0].table}, row {run.label!r}")
 
 
@@ -108,7 +109,7 @@ def local_cluster() -> Cluster:
 
 
 def _num_local_gpus() -> int:
-    """GPUs that Ray will find on this machine; nobody has to import torch for it."""
+    """Count the GPUs that Ray will find on this machine; importing torch to ask would take seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])

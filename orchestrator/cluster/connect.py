@@ -1,4 +1,4 @@
-"""TODO."""
+"""Joins the Ray cluster that the site names, or starts Ray on this machine alone; and what that cluster has."""
 
 import socket
 from contextlib import suppress
@@ -30,10 +30,10 @@ def start_ray(site: Site) -> None:
         machine = local_cluster()
         tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
         ray.init(
-            address="local",
+            address="local",  # never join a cluster that happens to run here, as no address would
             num_cpus=int(machine.total("CPU")),
             resources=tokens,
-            include_dashboard=False,
+            include_dashboard=False,  # three more processes, and an open port
             object_store_memory=OBJECT_STORE_BYTES,
             **quiet,
         )
@@ -57,7 +57,7 @@ def cluster_of_ray() -> Cluster:
 
 
 def _require_answer(address: str) -> None:
-    """Ray itself waits far longer before it gives up on an address."""
+    """Refuse an address where nobody listens; Ray itself waits far longer before it gives up on one."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:
         return  # "auto"

@@ -1,17 +1,23 @@
-"""The environment that Ray reads when it is imported and started; knows no Ray itself."""
+"""Environment variables: those that Ray reads when it is imported and started, and those of a job; imports no Ray."""
 
 import os
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from orchestrator.errors import UserError
+from orchestrator.site import COMMIT
 
 LEAN = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES alone where no GPU is asked for
+    "RAY_AIR_NEW_OUTPUT": "0",  # the progress that is shown is ours
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a site stay what they are
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # or each training ends up to 2 s after its workers
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a node may have to be started first
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard beside what MLflow has
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is handled by the driver
 }
 """Ray without the processes, files and warnings that nobody reads, polling five times a second."""
 LOCAL = {
@@ -22,6 +28,11 @@ LOCAL = {
     "RAY_worker_maximum_startup_concurrency": "64",
 }
 """What belongs to a Ray of our own; a cluster decides for itself, and its nodes may be taken away with notice."""
+JOB = "RNC_JOB"
+"""Names the job to the process that it runs, and so says that this machine is none to keep anything on."""
+SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|(^|_)KEY(_|$)|ACCESS_KEY")
+STOP_SECONDS = "60"
+"""How long Ray lets a job that is stopped end by itself, before it kills it."""
 
 
 FAST_PATH = "RNC_RAY_FAST_PATH"
@@ -38,3 +49,66 @@ def set_ray_environment(*, is_local: bool) -> None:
     """Set the variables that are not set yet; call it before Ray is imported."""
     for name, value in ray_environment(is_local=is_local).items():
         os.environ.setdefault(name, value)
+
+
+def is_jobs_address(address: str | None) -> bool:
+    """Say whether an address takes jobs; any other is a cluster to join from here."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+def job_environment(given: Sequence[str], environ: Mapping[str, str], job: str, commit: str | None) -> dict[str, str]:
+    """Return what a job finds in its environment; everybody who reads the Jobs API sees it.
+
+    Args:
+        given: NAME=VALUE, as --env takes it; nothing else decides a path on the cluster.
+        environ: of this process; of it only an MLflow server that is no local one is passed on.
+        job: the id of the job.
+        commit: of the sources.
+
+    Raises:
+        UserError: one of them is no NAME=VALUE, or a secret.
+    """
+    sent: dict[str, str] = {}
+    uri = environ.get("MLFLOW_TRACKING_URI", "")
+    if uri and urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1", None):
+        sent["MLFLOW_TRACKING_URI"] = _open("MLFLOW_TRACKING_URI", uri)
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(f"--env {name}: expected NAME=VALUE, as in --env RNC_HOME=/shared/runs")
+        sent[name] = _open(name, value)
+    return sent | {JOB: job, "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS} | ({COMMIT: commit} if commit else {})
+
+
+def require_cluster_settings(environ: Mapping[str, str]) -> None:
+    """In a job, refuse to keep results where they would vanish with the machine that runs it.
+
+    Raises:
+        UserError: RNC_HOME or MLFLOW_TRACKING_URI is not set on the cluster.
+    """
+    if not environ.get(JOB):
+        return
+    needed = {
+        "RNC_HOME": ("storage that all nodes share", "/shared/runs"),
+        "MLFLOW_TRACKING_URI": ("an MLflow server that outlives the job", "http://mlflow:5000"),
+    }
+    missing = [
+        f"{name} is not set on the cluster, where it has to name {what}; set it in the environment of the cluster's "
+        f"nodes, or submit with --env {name}={example}"
+        for name, (what, example) in needed.items()
+        if not environ.get(name)
+    ]
+    if missing:
+        raise UserError("\n".join(missing))
+
+
+def _open(name: str, value: str) -> str:
+    """Return a value that everybody may see."""
+    if SECRET.search(name.upper()):
+        raise UserError(f"--env {name}: everybody who reads Ray's Jobs API would see it; the cluster has to hold it")
+    if urlsplit(value).password:
+        raise UserError(
+            f"{name}: the address holds a password, which everybody who reads Ray's Jobs API would see; give it "
+            "without, and let the cluster hold MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    return value

@@ -8,7 +8,7 @@ import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from orchestrator.cluster.package import Package, build_package, job_environment
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.cluster.environment import job_environment
+from orchestrator.cluster.package import Package, build_package
+from orchestrator.errors import INTERRUPTED, Say, UserError
 from orchestrator.experiment.load import Experiment
+from orchestrator.site import CLI_MODULE
 from orchestrator.tracking.runs import git_commit
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ CONNECT_SECONDS, ANSWER_SECONDS = 4.0, 5.0
 LOOK_SECONDS = 1.0
 CHATTY = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
 """Modules of Ray that log every step of theirs."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,7 +213,7 @@ def _start(
 
 
 def _command(verb: str, package: Package, remote: Remote) -> str:
-    return shlex.join(["python", "-m", "orchestrator.cli.main", verb, *package.experiments, *remote.options])
+    return shlex.join(["python", "-m", CLI_MODULE, verb, *package.experiments, *remote.options])
 
 
 def _follow(client: "JobSubmissionClient", job: str, say: Say, out: Say, *, mine: bool) -> int:

@@ -1,22 +1,20 @@
-"""What is sent to a cluster: the sources that git tracks, and the experiment files with what they extend."""
+"""The package that a job is sent with: the sources that git tracks, and the experiment files with what they extend."""
 
 import hashlib
 import json
-import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import normpath, relpath
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.strict_yaml import read_yaml
-from orchestrator.site import COMMIT
+from orchestrator.site import ROOT
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ("model", "orchestrator", "pyproject.toml")
+"""What is sent of the repository: all that git tracks there, templates and other package data as well."""
 MAX_BYTES = 100_000_000
 OUTSIDE = "submitted"
 """The folder of the package for experiment files from outside of the repository."""
@@ -49,8 +47,9 @@ def build_package(files: Sequence[Path], folder: Path, root: Path = ROOT) -> Pac
     if not any(name.startswith("orchestrator/") for name in tracked):
         raise UserError(f"{root} is no git checkout of the project; only a checkout can be sent to a cluster")
     for name in tracked:
+        # A link may lead to a file that nobody meant to send, such as one of secrets.
         if (root / name).is_file() and not (root / name).is_symlink():
-            _place(folder / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, folder / name)
     places = _places(files, root)
     for path, place in places.items():
@@ -87,14 +86,15 @@ def _places(files: Iterable[Path], root: Path) -> dict[Path, str]:
         if path not in found:
             found[path] = None
             waiting += [target for _, target in _extended(path)]
-    parents = {path.parent: None for path in found if not path.is_relative_to(root)}
-    numbers = {parent: number for number, parent in enumerate(parents)}
-    return {
-        path: path.relative_to(root).as_posix()
-        if path.is_relative_to(root)
-        else f"{OUTSIDE}/{numbers[path.parent]}/{path.parent.name}/{path.name}"
-        for path in found
-    }
+    folders = list(dict.fromkeys(path.parent for path in found if not path.is_relative_to(root)))
+    places = {}
+    for path in found:
+        if path.is_relative_to(root):
+            places[path] = path.relative_to(root).as_posix()
+        else:
+            # A suite is named after its folder, so that is kept; the number tells folders of one name apart.
+            places[path] = f"{OUTSIDE}/{folders.index(path.parent)}/{path.parent.name}/{path.name}"
+    return places
 
 
 def _extended(path: Path) -> Iterator[tuple[str, Path]]:
@@ -105,17 +105,14 @@ def _extended(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _copy_experiment(path: Path, places: dict[Path, str], target: Path) -> None:
-    _place(target)
+    """Copy an experiment file; where what it extends lies elsewhere in the package, its paths are rewritten."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     before = [name for name, _ in _extended(path)]
     after = [relpath(places[extended], Path(places[path]).parent) for _, extended in _extended(path)]
     if [normpath(name) for name in before] == after:
         shutil.copyfile(path, target)
     else:
         target.write_text(json.dumps(read_yaml(path) | {"extends": after if len(after) > 1 else after[0]}, indent=1))
-
-
-def _place(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _absolute(path: Path) -> Path:
@@ -137,74 +134,6 @@ def _digest(files: Iterable[Path], folder: Path) -> str:
     content = hashlib.sha256()
     for path in files:
         for part in (path.relative_to(folder).as_posix().encode(), path.read_bytes()):
+            # Each with its length: without, "a" + "bc" and "ab" + "c" would have one digest.
             content.update(len(part).to_bytes(8, "big") + part)
     return content.hexdigest()[:16]
-
-
-JOB = "RNC_JOB"
-"""Names the job to the process that it runs, and so says that this machine is none to keep anything on."""
-SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|(^|_)KEY(_|$)|ACCESS_KEY")
-STOP_SECONDS = "60"
-
-
-def is_jobs_address(address: str | None) -> bool:
-    """Whether an address takes jobs; any other is a cluster to join from here."""
-    return address is not None and address.startswith(("http://", "https://"))
-
-
-def job_environment(given: Sequence[str], environ: Mapping[str, str], job: str, commit: str | None) -> dict[str, str]:
-    """Return what a job finds in its environment; everybody who reads the Jobs API sees it.
-
-    Args:
-        given: NAME=VALUE, as --env takes it; nothing else decides a path on the cluster.
-        environ: of this process; of it only an MLflow server that is no local one is passed on.
-        job: the id of the job.
-        commit: of the sources.
-
-    Raises:
-        UserError: one of them is no NAME=VALUE, or a secret.
-    """
-    sent: dict[str, str] = {}
-    uri = environ.get("MLFLOW_TRACKING_URI", "")
-    if uri and urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1", None):
-        sent["MLFLOW_TRACKING_URI"] = _open("MLFLOW_TRACKING_URI", uri)
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(f"--env {name}: expected NAME=VALUE, as in --env RNC_HOME=/shared/runs")
-        sent[name] = _open(name, value)
-    return sent | {JOB: job, "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS} | ({COMMIT: commit} if commit else {})
-
-
-def require_cluster_settings(environ: Mapping[str, str]) -> None:
-    """In a job, refuse to keep results where they would vanish with the machine that runs it.
-
-    Raises:
-        UserError: RNC_HOME or MLFLOW_TRACKING_URI is not set on the cluster.
-    """
-    if not environ.get(JOB):
-        return
-    needed = {
-        "RNC_HOME": ("storage that all nodes share", "/shared/runs"),
-        "MLFLOW_TRACKING_URI": ("an MLflow server that outlives the job", "http://mlflow:5000"),
-    }
-    missing = [
-        f"{name} is not set on the cluster, where it has to name {what}; set it in the environment of the cluster's "
-        f"nodes, or submit with --env {name}={example}"
-        for name, (what, example) in needed.items()
-        if not environ.get(name)
-    ]
-    if missing:
-        raise UserError("\n".join(missing))
-
-
-def _open(name: str, value: str) -> str:
-    """Return a value that everybody may see."""
-    if SECRET.search(name.upper()):
-        raise UserError(f"--env {name}: everybody who reads Ray's Jobs API would see it; the cluster has to hold it")
-    if urlsplit(value).password:
-        raise UserError(
-            f"{name}: the address holds a password, which everybody who reads Ray's Jobs API would see; give it "
-            "without, and let the cluster hold MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
-    return value

@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.driver.lock import holder_of, lock_file, signed
 from orchestrator.driver.submit import check
 from orchestrator.errors import Say, UserError
+from orchestrator.site import CLI_MODULE
 from orchestrator.tracking.suite import Suite
 
 START_SECONDS = 20.0
@@ -47,7 +48,7 @@ def submit_detached(suites: Sequence[Suite], options: Sequence[str], say: Say) -
 def _start(files: Sequence[str], first: Suite, options: Sequence[str], say: Say) -> None:
     log = lock_file(first.site, first.name).with_name(f"{time.strftime('%Y%m%d-%H%M%S')}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "submit", *files, *options]
+    command = [sys.executable, "-P", "-m", CLI_MODULE, "submit", *files, *options]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,

@@ -1,4 +1,4 @@
-"""What is sent to a cluster, from a small repository that each test makes, and what its environment may hold."""
+"""What is sent to a cluster, from a small repository that each test makes."""
 
 import json
 import subprocess
@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster import package
-from orchestrator.cluster.package import (
-    Package,
-    build_package,
-    is_jobs_address,
-    job_environment,
-    require_cluster_settings,
-)
+from orchestrator.cluster.package import Package, build_package
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiment
 
@@ -51,19 +45,24 @@ def built(root: Path, folder: Path, *files: Path) -> tuple[Package, dict[str, st
     return made, {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_only_tracked_sources_are_sent_as_they_are_now_and_untracked_modules_are_named(root: Path, tmp_path: Path):
+def test_only_tracked_sources_are_sent_as_they_are_now_with_package_data_and_untracked_modules_are_named(
+    root: Path, tmp_path: Path
+):
     write(root / "model/a.py", "changed")
+    write(root / "orchestrator/figures/templates/page.html", "<p>")
+    git(root, "add", "orchestrator/figures/templates/page.html")
     (root / "orchestrator/link.py").symlink_to(root / ".env")
     git(root, "add", "orchestrator/link.py")
     made, content = built(root, tmp_path / "package", root / "experiments/paper/one.yaml")
     assert content == {
         "model/a.py": "changed",
         "orchestrator/cli/main.py": "orchestrator/cli/main.py",
+        "orchestrator/figures/templates/page.html": "<p>",
         "pyproject.toml": "pyproject.toml",
         "experiments/paper/one.yaml": "rows: []\n",
     }
     assert made.experiments == ("experiments/paper/one.yaml",)
-    assert (made.num_files, made.num_bytes) == (4, sum(map(len, content.values())))
+    assert (made.num_files, made.num_bytes) == (5, sum(map(len, content.values())))
     assert made.left_out == ("model/new.py",)
 
 
@@ -112,56 +111,3 @@ def test_a_package_that_is_too_large_is_refused_with_its_largest_files(
 def test_what_is_no_checkout_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="git"):
         build_package([HEADS], tmp_path / "package", tmp_path)
-
-
-def test_a_job_is_given_what_env_says_and_no_path_of_this_machine():
-    here = {"RNC_HOME": "/here", "RNC_COCO_ROOT": "/coco", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
-    assert job_environment(["RNC_HOME=/shared/runs", "NCCL_DEBUG="], here, "rnc-paper-1", "abc with changes") == {
-        "RNC_HOME": "/shared/runs",
-        "NCCL_DEBUG": "",
-        "RNC_JOB": "rnc-paper-1",
-        "RNC_GIT_COMMIT": "abc with changes",
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
-    }
-
-
-def test_a_server_of_another_machine_is_passed_on_and_env_overrules_it():
-    here = {"MLFLOW_TRACKING_URI": "https://mlflow.example"}
-    assert job_environment([], here, "", None)["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
-    there = job_environment(["MLFLOW_TRACKING_URI=http://mlflow:5000"], here, "", None)
-    assert there["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["MLFLOW_TRACKING_PASSWORD=x", "MLFLOW_TRACKING_TOKEN=x", "AWS_ACCESS_KEY_ID=x", "api_key=x", "RAY_AUTH_TOKEN=x"],
-)
-def test_a_secret_is_refused_without_being_repeated(text: str):
-    with pytest.raises(UserError, match="the cluster has to hold it") as refused:
-        job_environment([text.replace("=x", "=hunter2")], {}, "", None)
-    assert "hunter2" not in str(refused.value)
-
-
-@pytest.mark.parametrize("given", [["MLFLOW_TRACKING_URI=http://me:hunter2@mlflow"], []])
-def test_a_password_in_an_address_is_refused_without_being_repeated(given: list[str]):
-    with pytest.raises(UserError, match="the address holds a password") as refused:
-        job_environment(given, {"MLFLOW_TRACKING_URI": "http://me:hunter2@mlflow"}, "", None)
-    assert "hunter2" not in str(refused.value)
-
-
-def test_what_is_no_setting_of_an_environment_is_refused():
-    with pytest.raises(UserError, match=r"--env RNC-HOME: expected NAME=VALUE"):
-        job_environment(["RNC-HOME=/x"], {}, "", None)
-
-
-def test_a_job_without_a_place_that_outlives_it_is_refused_and_nobody_else():
-    require_cluster_settings({})
-    require_cluster_settings({"RNC_JOB": "1", "RNC_HOME": "/shared", "MLFLOW_TRACKING_URI": "http://mlflow:5000"})
-    with pytest.raises(UserError, match=r"RNC_HOME is not set on the cluster.*\nMLFLOW_TRACKING_URI is not set"):
-        require_cluster_settings({"RNC_JOB": "1"})
-
-
-def test_only_http_addresses_take_jobs():
-    taken = ["http://head:8265", "https://ray.example"]
-    others = ["auto", "head:6379", "ray://head:10001", None]
-    assert [is_jobs_address(address) for address in [*taken, *others]] == [True, True, False, False, False, False]

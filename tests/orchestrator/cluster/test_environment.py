@@ -1,0 +1,59 @@
+"""What the environment of a job may hold, and what it has to."""
+
+import pytest
+
+from orchestrator.cluster.environment import is_jobs_address, job_environment, require_cluster_settings
+from orchestrator.errors import UserError
+
+
+def test_a_job_is_given_what_env_says_and_no_path_of_this_machine():
+    here = {"RNC_HOME": "/here", "RNC_COCO_ROOT": "/coco", "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+    assert job_environment(["RNC_HOME=/shared/runs", "NCCL_DEBUG="], here, "rnc-paper-1", "abc with changes") == {
+        "RNC_HOME": "/shared/runs",
+        "NCCL_DEBUG": "",
+        "RNC_JOB": "rnc-paper-1",
+        "RNC_GIT_COMMIT": "abc with changes",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+    }
+
+
+def test_a_server_of_another_machine_is_passed_on_and_env_overrules_it():
+    here = {"MLFLOW_TRACKING_URI": "https://mlflow.example"}
+    assert job_environment([], here, "", None)["MLFLOW_TRACKING_URI"] == "https://mlflow.example"
+    there = job_environment(["MLFLOW_TRACKING_URI=http://mlflow:5000"], here, "", None)
+    assert there["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["MLFLOW_TRACKING_PASSWORD=x", "MLFLOW_TRACKING_TOKEN=x", "AWS_ACCESS_KEY_ID=x", "api_key=x", "RAY_AUTH_TOKEN=x"],
+)
+def test_a_secret_is_refused_without_being_repeated(text: str):
+    with pytest.raises(UserError, match="the cluster has to hold it") as refused:
+        job_environment([text.replace("=x", "=hunter2")], {}, "", None)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [["MLFLOW_TRACKING_URI=http://me:hunter2@mlflow"], []])
+def test_a_password_in_an_address_is_refused_without_being_repeated(given: list[str]):
+    with pytest.raises(UserError, match="the address holds a password") as refused:
+        job_environment(given, {"MLFLOW_TRACKING_URI": "http://me:hunter2@mlflow"}, "", None)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_is_no_setting_of_an_environment_is_refused():
+    with pytest.raises(UserError, match=r"--env RNC-HOME: expected NAME=VALUE"):
+        job_environment(["RNC-HOME=/x"], {}, "", None)
+
+
+def test_a_job_without_a_place_that_outlives_it_is_refused_and_nobody_else():
+    require_cluster_settings({})
+    require_cluster_settings({"RNC_JOB": "1", "RNC_HOME": "/shared", "MLFLOW_TRACKING_URI": "http://mlflow:5000"})
+    with pytest.raises(UserError, match=r"RNC_HOME is not set on the cluster.*\nMLFLOW_TRACKING_URI is not set"):
+        require_cluster_settings({"RNC_JOB": "1"})
+
+
+def test_only_http_addresses_take_jobs():
+    taken = ["http://head:8265", "https://ray.example"]
+    others = ["auto", "head:6379", "ray://head:10001", None]
+    assert [is_jobs_address(address) for address in [*taken, *others]] == [True, True, False, False, False, False]
