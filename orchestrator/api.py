@@ -3,7 +3,7 @@
     import orchestrator as rnc
 
     suite = rnc.open("experiments/demo")
-    suite.make_plan()                          # what it would train and score, and what that costs
+    suite.plan()                          # what it would train and score, and what that costs
     suite.submit()                        # trains and scores what is missing
     suite.table("table1").to_pandas()     # the results, as far as they are measured
     suite.best().load()                   # the best detector, as a function of images
@@ -191,11 +191,11 @@ class OpenSuite(Suite):
         Raises:
             UserError: nothing fits, the files are gone or damaged, or the folder holds something else.
         """
-        from orchestrator.checkpoint.find import Choice
+        from orchestrator.checkpoint.find import Query
         from orchestrator.checkpoint.pull import pull, read_provenance
 
-        choice = Choice(row=row, table=table, suite=self.name, metric=metric)
-        folder = pull(choice, self.site, output, say, progress)
+        query = Query(row=row, table=table, suite=self.name, metric=metric)
+        folder = pull(query, self.site, output, say, progress)
         provenance = read_provenance(folder)
         assert provenance is not None
         return Checkpoint(folder=folder, provenance=provenance)

@@ -1,6 +1,6 @@
-"""Which checkpoint is meant by "the best of table 1": evaluations in MLflow, found by table, row, suite or run."""
+"""Finds one finished evaluation in MLflow, by table, row, suite or run: what "the best of table 1" means."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from model.settings import suggestion
@@ -15,8 +15,8 @@ BEST = "best"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """What is asked for."""
+class Query:
+    """Which evaluation is asked for."""
 
     row: str = BEST
     """The label of a row, or the best one."""
@@ -30,8 +30,8 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """A finished evaluation."""
+class FinishedEvaluation:
+    """An evaluation in MLflow that is finished, and the suite that it belongs to."""
 
     suite: str
     run: Run
@@ -56,70 +56,83 @@ class Candidate:
         """Return its place and label, such as `03 RetinaNet`, by table."""
         return self.run.rows
 
-    def label(self, table: str | None) -> str:
+    @property
+    def seed(self) -> int:
+        """Return the seed of its training."""
+        return int(self.tags.get(names.SEED, "0"))
+
+    def label(self, table: str | None = None) -> str:
         """Return its label in a table, or in any."""
         place = self.places.get(table or next(iter(self.places), ""), "")
         return place.partition(" ")[2] or str(self.run.name)
 
 
-def find(uri: str, choice: Choice) -> Candidate:
+def find(uri: str, query: Query) -> FinishedEvaluation:
     """Find the one evaluation that is asked for.
 
     Raises:
         UserError: there is none, or several suites could be meant; the message says what there is.
     """
     suites = _suites(uri)
-    if choice.run_id is not None:
-        return _of_run(uri, choice.run_id, {number: suite for suite, number in suites.items()}, choice.metric)
-    if choice.suite is not None and choice.suite not in suites:
-        raise UserError(
-            f"--suite {choice.suite}: MLflow at {uri} has no such suite; {suggestion(choice.suite, suites)}"
-        )
-    wanted = suites if choice.suite is None else {choice.suite: suites[choice.suite]}
-    candidates = [one for suite, number in wanted.items() for one in finished(_evaluations(uri, number), suite)]
-    if not candidates:
-        where = "" if choice.suite is None else f" of suite {choice.suite}"
+    if query.run_id is not None:
+        return _of_run(uri, query.run_id, suites, query.metric)
+    if query.suite is not None and query.suite not in suites:
+        raise UserError(f"--suite {query.suite}: MLflow at {uri} has no such suite; {suggestion(query.suite, suites)}")
+    wanted = suites if query.suite is None else {query.suite: suites[query.suite]}
+    evaluations = [one for suite, number in wanted.items() for one in finished(_evaluations(uri, number), suite)]
+    if not evaluations:
+        where = "" if query.suite is None else f" of suite {query.suite}"
         raise UserError(f"nothing{where} is finished in MLflow at {uri} yet; `rnc submit` trains and scores it")
-    if len(wanted) == 1 and (choice.row, choice.table, choice.metric) == (BEST, None, "AP"):
-        held = best_version(uri, next(iter(wanted))) or {}
-        registered = [one for one in candidates if one.run.key == held.get(names.EVALUATION_KEY)]
-        if registered:
-            return registered[0]
-    return choose(candidates, choice)
+    if len(wanted) == 1 and (query.row, query.table, query.metric) == (BEST, None, "AP"):
+        # What is registered as the best counts, so that `models:/...@best` and this are one detector.
+        registered = best_version(uri, next(iter(wanted))) or {}
+        for evaluation in evaluations:
+            if evaluation.run.key == registered.get(names.EVALUATION_KEY):
+                return evaluation
+    return select(evaluations, query)
 
 
-def choose(candidates: Sequence[Candidate], choice: Choice) -> Candidate:
-    """Choose one of several evaluations; of equals the first in its table.
+def select(evaluations: Sequence[FinishedEvaluation], query: Query) -> FinishedEvaluation:
+    """Select the one of several evaluations that is asked for; of equals the first in its table.
 
     Raises:
-        UserError: the table or the row is unknown, or the choice is not of one suite.
+        UserError: the table or the row is unknown, or it stands in more than one suite.
     """
     table = None
-    if choice.table is not None:
-        table = _table(choice.table, candidates)
-        candidates = [candidate for candidate in candidates if table in candidate.places]
-    suites = sorted({candidate.suite for candidate in candidates})
+    if query.table is not None:
+        table = _full_name(query.table, evaluations)
+        evaluations = [one for one in evaluations if table in one.places]
+    suites = sorted({one.suite for one in evaluations})
     if len(suites) > 1:
         what = f"table {table}" if table else "something finished"
         raise UserError(f"{what} stands in the suites {', '.join(suites)}; say which with --suite")
-    if choice.row != BEST:
-        labels = _labels(candidates, table)
-        if choice.row not in labels:
+    if query.row != BEST:
+        by_label = _by_label(evaluations, table)
+        if query.row not in by_label:
             where = f"table {table}" if table else f"suite {suites[0]}"
-            raise UserError(f"{choice.row!r} is no finished row of {where}; {suggestion(choice.row, labels)}")
-        candidates = labels[choice.row]
-    measured = [candidate for candidate in candidates if choice.metric in candidate.metrics]
+            raise UserError(f"{query.row!r} is no finished row of {where}; {suggestion(query.row, by_label)}")
+        evaluations = by_label[query.row]
+    measured = [one for one in evaluations if query.metric in one.metrics]
     if not measured:
-        raise UserError(f"--metric {choice.metric}: none of these rows has it, as their data hold no such object")
-    order = sorted(measured, key=lambda candidate: (candidate.places.get(table or "", ""), _seed(candidate)))
-    return max(order, key=lambda candidate: candidate.metrics[choice.metric])
+        raise UserError(f"--metric {query.metric}: none of these rows has it, as their data hold no such object")
+    # max() takes the first of equals; MLflow gives runs newest first, which would let the answer change over time.
+    in_order = sorted(measured, key=lambda one: (one.places.get(table or "", ""), one.seed))
+    return max(in_order, key=lambda one: one.metrics[query.metric])
+
+
+def finished(runs: Iterable[Run], suite: str) -> Iterator[FinishedEvaluation]:
+    """Yield the finished evaluations among the runs of a suite."""
+    for run in runs:
+        if run.kind == "evaluation" and read_record(run).status == "FINISHED":
+            yield FinishedEvaluation(suite=suite, run=run)
 
 
 def best_version(uri: str, suite: str) -> dict[str, str] | None:
     """Return the tags of the registered version that has the alias `best`, if there is one."""
     name = names.model_name(suite)
-    query = {"filter": f"name = '{name}'", "max_results": 1}  # to ask for what is not there may be forbidden
-    for model in rest.pages(uri, "registered-models/search", query, "registered_models", by_get=True):
+    # A search, as a user may be forbidden to ask for a model that is not there.
+    asked = {"filter": f"name = '{name}'", "max_results": 1}
+    for model in rest.pages(uri, "registered-models/search", asked, "registered_models", by_get=True):
         for alias in model.get("aliases", []):
             if alias["alias"] == names.BEST:
                 which = {"name": name, "version": alias["version"]}
@@ -129,42 +142,38 @@ def best_version(uri: str, suite: str) -> dict[str, str] | None:
 
 
 def _suites(uri: str) -> dict[str, str]:
-    """Return the MLflow experiment of each suite."""
-    query = {"max_results": 1000, "filter": f"name LIKE '{names.SUITE_PREFIX}%'"}
-    found = rest.pages(uri, "experiments/search", query, "experiments")
+    """Return the id of the MLflow experiment of each suite."""
+    asked = {"max_results": 1000, "filter": f"name LIKE '{names.SUITE_PREFIX}%'"}
+    found = rest.pages(uri, "experiments/search", asked, "experiments")
     return {experiment["name"].removeprefix(names.SUITE_PREFIX): experiment["experiment_id"] for experiment in found}
-
-
-def finished(runs: Iterable[Run], suite: str) -> Iterable[Candidate]:
-    """Yield the finished evaluations among the runs of a suite."""
-    for run in runs:
-        if run.kind == "evaluation" and read_record(run).status == "FINISHED":
-            yield Candidate(suite=suite, run=run)
 
 
 def _evaluations(uri: str, experiment_id: str) -> Iterable[Run]:
     return search_runs(uri, experiment_id, f"tags.{names.KIND} = 'evaluation'")
 
 
-def _of_run(uri: str, run_id: str, suites: dict[str, str], metric: str) -> Candidate:
+def _of_run(uri: str, run_id: str, suites: Mapping[str, str], metric: str) -> FinishedEvaluation:
+    """Find an evaluation by its run, or the best one of a training by the training's run."""
     try:
         run = get_run(uri, run_id)
     except rest.Refused as error:
         if error.code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise UserError(f"--run {run_id}: MLflow at {uri} has no such run; its id is the end of its address") from error
-    if run.experiment_id not in suites or run.kind not in ("evaluation", "training"):
+    suite_of = {number: suite for suite, number in suites.items()}
+    if run.experiment_id not in suite_of or run.kind not in ("evaluation", "training"):
         raise UserError(f"--run {run_id} is neither a training nor an evaluation of this project; name one of these")
-    candidates = finished(_evaluations(uri, run.experiment_id), suites[run.experiment_id])
-    same = names.KEY[run.kind]
-    mine = [candidate for candidate in candidates if candidate.tags.get(same) == run.key]
-    if not mine:
+    evaluations = finished(_evaluations(uri, run.experiment_id), suite_of[run.experiment_id])
+    # By key, not by run: the run that is named may be an earlier try of what another run has finished.
+    same_key = [one for one in evaluations if one.tags.get(names.KEY[run.kind]) == run.key]
+    if not same_key:
         raise UserError(f"--run {run_id}: this {run.kind} is not finished and scored yet; `rnc submit` goes on with it")
-    return choose([one for one in mine if one.run_id == run_id] or mine, Choice(metric=metric))
+    return select([one for one in same_key if one.run_id == run_id] or same_key, Query(metric=metric))
 
 
-def _table(name: str, candidates: Iterable[Candidate]) -> str:
-    tables = sorted({table for candidate in candidates for table in candidate.places})
+def _full_name(name: str, evaluations: Iterable[FinishedEvaluation]) -> str:
+    """Complete the beginning of a table's name."""
+    tables = sorted({table for one in evaluations for table in one.places})
     if name in tables:
         return name
     longer = [table for table in tables if table.startswith(name)]
@@ -175,14 +184,10 @@ def _table(name: str, candidates: Iterable[Candidate]) -> str:
     raise UserError(f"--table {name}: no finished row stands in such a table; {suggestion(name, tables)}")
 
 
-def _labels(candidates: Iterable[Candidate], table: str | None) -> dict[str, list[Candidate]]:
-    found: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        places = candidate.places
-        for label in {places[one].partition(" ")[2] for one in ([table] if table else places)}:
-            found.setdefault(label, []).append(candidate)
+def _by_label(evaluations: Iterable[FinishedEvaluation], table: str | None) -> dict[str, list[FinishedEvaluation]]:
+    """Group evaluations by their labels in a table, or in all: one of several tables may have several labels."""
+    found: dict[str, list[FinishedEvaluation]] = {}
+    for evaluation in evaluations:
+        for label in {evaluation.label(name) for name in ([table] if table else evaluation.places)}:
+            found.setdefault(label, []).append(evaluation)
     return found
-
-
-def _seed(candidate: Candidate) -> int:
-    return int(candidate.tags.get(names.SEED, "0"))

@@ -1,4 +1,4 @@
-"""What `rnc misalignment` finds: boxes before and after NMS image by image, and what the scores of heads are worth."""
+"""Misalignment of score and placement: boxes before and after NMS by image, and heads side by side; with figures."""
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import InferenceConfig
-from orchestrator.checkpoint.evaluate import read_checkpoint, read_images, score_checkpoint
-from orchestrator.errors import UserError
+from orchestrator.checkpoint.subject import Progress, Selection, Subject, no_progress, open_subject, read_checkpoint
+from orchestrator.errors import Say, UserError
 from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.pictures import choose, write_pictures
@@ -21,34 +21,21 @@ if TYPE_CHECKING:
     from model.data.split import CocoData
     from model.evaluation.misalignment import Misalignment
     from model.evaluation.scoring import Scores
-    from model.network.checkpoint import Card
 
 EXPONENTS = (0.2, 0.4, 0.5)
 """Of Figure 4, beside those that were used."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What to look at."""
+class Closeup:
+    """The images that are looked at one by one, in the table by image and as pictures."""
 
-    folders: tuple[Path, ...]
-    """Checkpoints."""
     num_images: int = 10
-    """Images of the table by image and of the pictures, the first by id."""
+    """The first by id."""
     image_ids: tuple[int, ...] = ()
     """Other images instead."""
     only: bool = False
-    """Score these images alone."""
-    data: Path | None = None
-    """A COCO-format data set; None takes the one that the site has under the checkpoint's name."""
-    split: str | None = None
-    """None takes the one that the row was scored on."""
-    settings: Sequence[str] = ()
-    """Inference settings to change, such as `nms_iou=0.6`."""
-    all_images: bool = False
-    """Score the whole split, even where the training scored its first images only."""
-    output: Path | None = None
-    """Where figures and tables go; None takes a folder among the site's reports."""
+    """Score `num_images` images alone, so that statistics and figures are of them, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,31 +62,46 @@ class Found:
 
 
 def analyse(
-    request: Request,
+    folders: Sequence[Path],
+    closeup: Closeup,
+    selection: Selection,
+    output: Path | None,
     site: Site,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Say,
+    progress: Progress = no_progress,
 ) -> Found:
     """Score each checkpoint on the same images, and write tables and figures of what its scores say of placement.
+
+    Args:
+        folders: checkpoints.
+        closeup: the images to look at one by one.
+        selection: the images to score, and the settings to change of all checkpoints.
+        output: where tables, figures and pictures go; None takes a folder among the site's reports.
+        site: where data sets, scored shards and reports are.
+        say: told what was left out of the data.
+        progress: of the images of each checkpoint, then of the pictures.
 
     Raises:
         UserError: a checkpoint, the data or a setting is not what it should be, or there is nothing to look at.
     """
-    read = {folder: read_checkpoint(folder, request.settings) for folder in request.folders}
-    labels = _labels({folder: said.row if said else card.config.model.head for folder, (card, said, _) in read.items()})
-    chosen = {}
-    for folder, (card, said, inference) in read.items():
-        split = request.split or (said.split if said else card.config.data.val_split)
-        chosen[folder] = (inference, _images(request, card, split, site, say))
-    _require_same_images({labels[folder]: data for folder, (_, data) in chosen.items()})
-    places = choose(next(iter(chosen.values()))[1], request.num_images, request.image_ids)
+    if closeup.only:
+        selection = replace(selection, first=closeup.num_images)
+    # All cards before any data, and all data before any score: what is wrong with the last should not come late.
+    checkpoints = [read_checkpoint(folder, selection.settings) for folder in dict.fromkeys(folders)]
+    subjects = [open_subject(checkpoint, selection, site, say) for checkpoint in checkpoints]
+    labels = _labels({one.path: one.row or one.card.config.model.head for one in checkpoints})
+    _require_same_images(subjects, labels)
+    places = choose(subjects[0].data, closeup.num_images, closeup.image_ids)
     heads = []
-    for folder, (inference, data) in chosen.items():
-        (scores,) = score_checkpoint(folder, data, [inference], progress, site.scored)
+    for subject in subjects:
+        (scores,) = subject.score([subject.checkpoint.inference], progress)
         assert scores.misalignment is not None
-        heads.append(Head(folder=folder, label=labels[folder], data=data, scores=scores, counts=scores.misalignment))
+        folder = subject.checkpoint.path
+        heads.append(
+            Head(folder=folder, label=labels[folder], data=subject.data, scores=scores, counts=scores.misalignment)
+        )
     tables = [*(by_image(head, places) for head in heads), by_head(heads)]
-    where = request.output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
+    where = output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
     return _write(where, tables, heads, _lab(heads), places, progress)
 
 
@@ -160,26 +162,18 @@ def by_head(heads: Sequence[Head]) -> Table:
     )
 
 
-def _images(request: Request, card: "Card", split: str, site: Site, say: Callable[[str], None]) -> "CocoData":
-    config = card.config.data
-    if request.all_images:
-        config = replace(config, num_train_images=None, num_val_images=None)
-    if request.only:
-        config = replace(config, val_split=split, num_val_images=request.num_images)
-    data = read_images(request.data, config, split, site, say)
-    if not len(data):
-        raise UserError(f"{data.root / split} has no images to look at; name another with --split")
-    return data
-
-
-def _require_same_images(data: "Mapping[str, CocoData]") -> None:
-    first, *others = data
+def _require_same_images(subjects: Sequence[Subject], labels: Mapping[Path, str]) -> None:
+    first, *others = subjects
+    for subject in subjects:
+        if not len(subject.data):
+            where = subject.data.root / subject.data.split
+            raise UserError(f"{where} has no images to look at; name another with --split")
     for other in others:
-        if data[other].fingerprint != data[first].fingerprint:
+        if other.data.fingerprint != first.data.fingerprint:
             raise UserError(
-                f"{first} was to be scored on {len(data[first])} images of {data[first].root / data[first].split}, and "
-                f"{other} on {len(data[other])} of {data[other].root / data[other].split}; name the same for all of "
-                "them with --data and --split, and --all where one takes the first images only"
+                f"{labels[first.checkpoint.path]} was to be scored on {first.images}, and "
+                f"{labels[other.checkpoint.path]} on {len(other.data)} of {other.data.root / other.data.split}; name "
+                "the same for all of them with --data and --split, and --all where one takes the first images only"
             )
 
 

@@ -1,13 +1,13 @@
-"""Runs a pulled checkpoint over pictures: writes them with their detections drawn in, and the detections as COCO."""
+"""Detection on photographs: each is written with its boxes drawn in, and all detections as COCO JSON."""
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.settings import to_dict
-from orchestrator.checkpoint.evaluate import read_checkpoint
-from orchestrator.errors import UserError
+from orchestrator.checkpoint.subject import CheckpointFolder, Progress, no_progress
+from orchestrator.errors import Say, UserError
 from orchestrator.tracking.detections import write_json
 
 if TYPE_CHECKING:
@@ -20,27 +20,33 @@ DETECTIONS = "detections.json"
 
 
 def predict(
-    folder: Path,
+    checkpoint: CheckpointFolder,
     images: Sequence[str],
     out: Path,
     score: float,
-    settings: Sequence[str],
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Say,
+    progress: Progress = no_progress,
 ) -> int:
     """Detect on images, folders of images and globs; returns how many could not be read.
 
+    Args:
+        checkpoint: what detects, with its inference settings.
+        images: of each, a file, a folder or a pattern.
+        out: the folder to write to.
+        score: the least that a detection is shown and written with, 0 to 1.
+        say: told what is skipped, and what was found.
+        progress: of the images.
+
     Raises:
-        UserError: the checkpoint or a setting is not what it should be, or there is nothing to detect on.
+        UserError: the checkpoint is damaged, or there is nothing to detect on.
     """
-    card, _, inference = read_checkpoint(folder, settings)
-    files = list(dict.fromkeys(file for image in images for file in _files(image)))
-    targets = _targets(files, out)
     from model.inference.drawing import draw
     from model.inference.predictor import load, upright
 
+    files = list(dict.fromkeys(file for image in images for file in _files(image)))
+    targets = _targets(files, out)
     try:
-        predictor = load(folder, None, to_dict(inference))
+        predictor = load(checkpoint.path, None, to_dict(checkpoint.inference))
     except ValueError as error:
         raise UserError(str(error)) from error
     found: dict[int, tuple[Path, Found]] = {}
@@ -61,7 +67,7 @@ def predict(
             raise UserError(f"--out: cannot write {target} ({error.strerror}); name another folder") from error
         found[place] = (file, kept)
         progress(place, len(files))
-    write_json(out / DETECTIONS, _coco(card, found))
+    write_json(out / DETECTIONS, _coco(checkpoint.card, found))
     count = sum(len(kept.scores) for _, kept in found.values())
     say(f"{count} detections on {len(found)} images: {out / DETECTIONS}")
     return broken

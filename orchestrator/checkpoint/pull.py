@@ -1,11 +1,11 @@
-"""Fetches a checkpoint out of MLflow, whole and checked, with a card that says what it is."""
+"""Fetches a checkpoint out of MLflow, its sha256 verified, with a card of its provenance: whose numbers, which data."""
 
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ from model.data.cache import file_sha256
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.settings import Settings, from_dict, to_dict
 from orchestrator import names
-from orchestrator.checkpoint.find import Candidate, Choice, find
-from orchestrator.errors import UserError
+from orchestrator.checkpoint.find import FinishedEvaluation, Query, find
+from orchestrator.errors import Say, UserError
 from orchestrator.report import views
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Missing, Progress, download
@@ -24,7 +24,8 @@ from orchestrator.tracking.records import read_inference, read_record
 from orchestrator.tracking.runs import Run, search_runs
 from orchestrator.tracking.server import existing_tracking_server
 
-FILE, TEXT = "provenance.json", "README.md"
+PROVENANCE, PAGE = "provenance.json", "README.md"
+"""The provenance of a checkpoint, for programs and for people; beside its weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,36 +88,23 @@ class Provenance:
         return "\n".join(lines)
 
 
-def write_provenance(folder: Path, provenance: Provenance) -> None:
-    """Put the card beside a checkpoint, for programs and for people."""
-    (folder / FILE).write_text(json.dumps(asdict(provenance), indent=2, ensure_ascii=False) + "\n")
-    (folder / TEXT).write_text(provenance.to_markdown())
-
-
-def read_provenance(folder: Path) -> Provenance | None:
-    """Read the card; None where a checkpoint has none.
-
-    Raises:
-        ValueError: the file is no such card.
-    """
-    try:
-        return from_dict(Provenance, json.loads((folder / FILE).read_text()))
-    except FileNotFoundError:
-        return None
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / FILE} is no provenance card ({error}); remove it, or pull again") from error
-
-
 def pull(
-    choice: Choice,
+    query: Query,
     site: Site,
     output: Path | None,
-    say: Callable[[str], None],
+    say: Say,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Fetch what is asked for into `output`, else into a folder of its own under the site's home; returns the folder.
+    """Fetch the checkpoint of the evaluation that is asked for; returns the folder.
 
     A folder that holds these weights already gets its cards anew, and no weights are fetched.
+
+    Args:
+        query: the evaluation.
+        site: where MLflow is.
+        output: the folder to make; None takes one of its own under the site's home.
+        say: told what was fetched.
+        progress: called with (bytes done, bytes in all) of the weights.
 
     Raises:
         UserError: nothing fits, the files are gone or damaged, or the folder holds something else.
@@ -127,23 +115,22 @@ def pull(
             f"nothing was ever recorded under {site.home}; `rnc submit` does so, RNC_HOME or MLFLOW_TRACKING_URI name "
             "another place"
         )
-    candidate = find(uri, choice)
-    table = next((one for one in sorted(candidate.places) if choice.table and one.startswith(choice.table)), None)
-    label = candidate.label(table)
-    folder = output or site.home / "pulled" / f"{candidate.suite}-{slug(label)}-{candidate.run.key[:6]}"
-    fetch(uri, candidate, label, folder, progress, with_detections=True)
+    evaluation = find(uri, query)
+    table = next((one for one in sorted(evaluation.places) if query.table and one.startswith(query.table)), None)
+    label = evaluation.label(table)
+    folder = output or site.home / "pulled" / f"{evaluation.suite}-{slug(label)}-{evaluation.run.key[:6]}"
+    fetch(uri, evaluation, label, folder, progress, with_detections=True)
     size = (folder / WEIGHTS).stat().st_size / 1e6
-    numbers = candidate.metrics
     say(
-        f"{label}, seed {candidate.tags.get(names.SEED, '0')}: {choice.metric} {numbers[choice.metric]:.1f} "
-        f"on {candidate.tags[names.SPLIT]}, {size:.1f} MB, sha256 verified"
+        f"{label}, seed {evaluation.seed}: {query.metric} {evaluation.metrics[query.metric]:.1f} "
+        f"on {evaluation.tags[names.SPLIT]}, {size:.1f} MB, sha256 verified"
     )
     return folder
 
 
 def fetch(
     uri: str,
-    candidate: Candidate,
+    evaluation: FinishedEvaluation,
     label: str,
     folder: Path,
     progress: Progress = lambda done, total: None,
@@ -157,7 +144,7 @@ def fetch(
     Raises:
         UserError: a file is gone or damaged, or the folder holds something else.
     """
-    training = training_of(uri, candidate)
+    training = training_of(uri, evaluation)
     digest = training.tags[names.WEIGHTS_SHA256]
     held = _held(folder)
     if held not in (None, digest):
@@ -167,6 +154,7 @@ def fetch(
         )
     with _beside(folder) as partial:
         try:
+            # The card first: a few hundred bytes tell whether 150 MB of weights are worth fetching.
             download(uri, training.run_id, f"{names.CHECKPOINT}/{CARD}", partial)
             card = _card(partial / CARD, digest)
             if held is None:
@@ -178,9 +166,9 @@ def fetch(
                 "it again: delete its training in MLflow, then `rnc submit`"
             ) from error
         weights = (partial if held is None else folder) / WEIGHTS
-        provenance = _provenance(uri, candidate, label, training, card, weights)
+        provenance = _provenance(uri, evaluation, label, training, card, weights)
         if with_detections:
-            provenance = replace(provenance, detections=_fetch_detections(uri, candidate, partial))
+            provenance = replace(provenance, detections=_fetch_detections(uri, evaluation, partial))
         write_provenance(partial, provenance)
         (partial / INFERENCE).write_text(json.dumps(provenance.inference, indent=2) + "\n")
         if held is None:
@@ -192,57 +180,82 @@ def fetch(
     return provenance
 
 
-def training_of(uri: str, candidate: Candidate) -> Run:
+def training_of(uri: str, evaluation: FinishedEvaluation) -> Run:
     """Return the finished training behind an evaluation.
 
     Raises:
         UserError: it is gone.
     """
-    key = candidate.run.train_key
+    key = evaluation.run.train_key
     where = f"tags.{names.KIND} = 'training' and tags.{names.TRAIN_KEY} = '{key}'"
-    for run in search_runs(uri, candidate.run.experiment_id, where):
+    for run in search_runs(uri, evaluation.run.experiment_id, where):
         if read_record(run).status == "FINISHED":
             return run
     raise UserError(
-        f"the training {key} of {candidate.label(None)} is not in MLflow any more; restore it there, or submit again"
+        f"the training {key} of {evaluation.label()} is not in MLflow any more; restore it there, or submit again"
     )
 
 
+def read_provenance(folder: Path) -> Provenance | None:
+    """Read the card; None where a checkpoint has none.
+
+    Raises:
+        ValueError: the file is no such card.
+    """
+    try:
+        return from_dict(Provenance, json.loads((folder / PROVENANCE).read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / PROVENANCE} is no provenance card ({error}); remove it, or pull again") from error
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> None:
+    """Put the card beside a checkpoint, for programs and for people."""
+    (folder / PROVENANCE).write_text(json.dumps(asdict(provenance), indent=2, ensure_ascii=False) + "\n")
+    (folder / PAGE).write_text(provenance.to_markdown())
+
+
+def slug(label: str) -> str:
+    """Make a part of a file name of a label."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "row"
+
+
 def _provenance(
-    uri: str, candidate: Candidate, label: str, training: Run, card: dict[str, Any], weights: Path
+    uri: str, evaluation: FinishedEvaluation, label: str, training: Run, card: dict[str, Any], weights: Path
 ) -> Provenance:
-    tags, learnt = candidate.tags, training.tags
+    tags, learnt = evaluation.tags, training.tags
     return Provenance(
         row=label,
-        tables={table: place.partition(" ")[2] for table, place in candidate.places.items()},
-        suite=candidate.suite,
-        seed=int(tags.get(names.SEED, "0")),
+        tables={table: place.partition(" ")[2] for table, place in evaluation.places.items()},
+        suite=evaluation.suite,
+        seed=evaluation.seed,
         split=tags[names.SPLIT],
-        metrics=candidate.metrics,
-        inference=to_dict(read_inference(candidate.run.params)),
+        metrics=evaluation.metrics,
+        inference=to_dict(read_inference(evaluation.run.params)),
         dataset=card["config"]["data"]["dataset"],
         train_fingerprint=card["data_fingerprint"],
         split_fingerprint=tags.get(names.FINGERPRINT, ""),
-        train_key=candidate.run.train_key,
-        evaluation_key=candidate.run.key,
+        train_key=evaluation.run.train_key,
+        evaluation_key=evaluation.run.key,
         git_commit=learnt.get(names.COMMIT, ""),
-        link=views.run_link(uri, candidate.run.experiment_id, candidate.run_id),
-        training_link=views.run_link(uri, candidate.run.experiment_id, training.run_id),
+        link=views.run_link(uri, evaluation.run.experiment_id, evaluation.run_id),
+        training_link=views.run_link(uri, evaluation.run.experiment_id, training.run_id),
         weights_sha256=learnt[names.WEIGHTS_SHA256],
         weights_bytes=weights.stat().st_size,
         versions=json.loads(learnt.get(names.VERSIONS, "{}")),
     )
 
 
-def _fetch_detections(uri: str, candidate: Candidate, into: Path) -> str:
+def _fetch_detections(uri: str, evaluation: FinishedEvaluation, into: Path) -> str:
     """Fetch what was detected, and return the file's name; nothing where MLflow has no such file."""
     with suppress(Missing):
-        return download(uri, candidate.run_id, f"{names.DETECTIONS}/{names.DETECTIONS_FILE}", into).name
+        return download(uri, evaluation.run_id, f"{names.DETECTIONS}/{names.DETECTIONS_FILE}", into).name
     return ""
 
 
 def _held(folder: Path) -> str | None:
-    """The sha256 of the weights that lie there; None where nothing does, "" where it is something else."""
+    """Return the sha256 of the weights that lie there; None where nothing does, "" where it is something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     weights = folder / WEIGHTS
@@ -268,8 +281,9 @@ def _require_same(found: str, recorded: str) -> None:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside the final one, which is gone afterwards, unless it was renamed."""
+    """Yield a hidden folder beside the final one, which is gone afterwards, unless it was renamed."""
     try:
+        # Beside it, as a rename is whole or not at all within one file system only.
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
@@ -277,18 +291,13 @@ def _beside(folder: Path) -> Iterator[Path]:
             f"cannot write to {folder.parent} ({error.strerror}); name another place with --output"
         ) from error
     try:
-        partial.chmod(0o777 & ~_umask())
+        partial.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else in, and the folder may be a shared one
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask
-
-
-def slug(label: str) -> str:
-    """A label as a part of a file name."""
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "row"

@@ -13,9 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import model
 from model.config import DataConfig
 from orchestrator import names
-from orchestrator.checkpoint.find import Candidate, Choice, best_version, choose, finished
+from orchestrator.checkpoint.find import FinishedEvaluation, Query, best_version, finished, select
 from orchestrator.checkpoint.pull import Provenance, fetch, training_of
 from orchestrator.errors import Say, UserError
 from orchestrator.tracking import rest
@@ -42,39 +43,21 @@ def register_best(suite: Suite, say: Say) -> None:
         number = _version_of(tracking.uri, name, key) or _register(tracking.uri, name, best)
         alias = {"name": name, "alias": names.BEST, "version": number}
         rest.post(tracking.uri, "registered-models/alias", alias)
-        label, ap = best.label(None), best.metrics["AP"]
+        label, ap = best.label(), best.metrics["AP"]
         say(f"registered model {name} version {number}, alias {names.BEST}: {label}, AP {ap:.1f}")
     except UserError as error:
         say(f"the best checkpoint was not registered, the next submit tries again: {error}")
 
 
-def best_of(candidates: Sequence[Candidate]) -> Candidate | None:
+def best_of(evaluations: Sequence[FinishedEvaluation]) -> FinishedEvaluation | None:
     """Return the evaluation of highest AP among those on their training's own validation split."""
     usual = DataConfig().val_split
-    on_validation = [one for one in candidates if one.tags.get(names.SPLIT) == one.run.params.get("val_split", usual)]
+    on_validation = [one for one in evaluations if one.tags.get(names.SPLIT) == one.run.params.get("val_split", usual)]
     measured = [one for one in on_validation if "AP" in one.metrics]
-    return choose(measured, Choice()) if measured else None
+    return select(measured, Query()) if measured else None
 
 
-def save_model(folder: Path, checkpoint: Path, mlflow_model: Any = None) -> None:
-    """Write a checkpoint as an MLflow model, code and requirements included."""
-    tame_mlflow()
-    import mlflow.pyfunc
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.pyfunc.save_model(
-        path=str(folder),
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"checkpoint": str(checkpoint)},
-        code_paths=[str(Path(__file__).parents[2] / "model")],
-        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
-        signature=_signature(),
-        input_example=(_example(), {"score": 0.3}),
-        mlflow_model=mlflow_model,
-    )
-
-
-def _register(uri: str, name: str, best: Candidate) -> str:
+def _register(uri: str, name: str, best: FinishedEvaluation) -> str:
     """Make a version of the registered model, and return its number."""
     client = client_of(uri)
     from mlflow.exceptions import MlflowException
@@ -83,14 +66,14 @@ def _register(uri: str, name: str, best: Candidate) -> str:
     run_id = str(training_of(uri, best).run_id)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint, saved = Path(scratch) / "checkpoint", Path(scratch) / "model"
-        card = fetch(uri, best, best.label(None), checkpoint)
+        card = fetch(uri, best, best.label(), checkpoint)
         try:
             _ensure(uri, name, card)
             logged = client.create_logged_model(
                 best.run.experiment_id, name=name, source_run_id=run_id, tags=_tags(card), model_type="detector"
             )
-            model = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
-            save_model(saved, checkpoint, model)
+            described = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
+            _save_model(saved, checkpoint, described)
             client.log_model_artifacts(logged.model_id, str(saved))
             client.finalize_logged_model(logged.model_id, "READY")
             made = client.create_model_version(
@@ -101,7 +84,27 @@ def _register(uri: str, name: str, best: Candidate) -> str:
     return str(made.version)
 
 
+def _save_model(folder: Path, checkpoint: Path, described: Any) -> None:
+    """Write a checkpoint as an MLflow model, code and requirements included."""
+    tame_mlflow()
+    import mlflow.pyfunc
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(Path(__file__).with_name("served_model.py")),  # as source: nothing has to be unpickled
+        artifacts={"checkpoint": str(checkpoint)},
+        code_paths=[str(Path(model.__file__).parent)],
+        # Without "+cpu" or "+cu130", which only the index of torch itself has.
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
+        signature=_signature(),
+        input_example=(_example(), {"score": 0.3}),
+        mlflow_model=described,
+    )
+
+
 def _ensure(uri: str, name: str, card: Provenance) -> None:
+    """Make the registered model, unless it is there."""
     try:
         text = f"The best detector of suite {card.suite}. Input: JPEG or PNG as base64 text, one a row."
         rest.post(uri, "registered-models/create", {"name": name, "description": text})

@@ -1,19 +1,20 @@
 """The verbs of `rnc` that fetch and use checkpoints."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from model.config import METRICS
 from orchestrator.cli.options import (
-    ALL_IMAGES,
     CHECKPOINT,
-    DATA,
     FORMAT,
     SETTINGS,
-    SPLIT,
+    bar,
     read_experiments,
     say,
+    selection_options,
+    settings_options,
     show,
     site,
 )
@@ -21,7 +22,10 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.figures.page import render
 
-EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")
+if TYPE_CHECKING:
+    from orchestrator.checkpoint.subject import Selection
+
+RANGE = "START:STOP:STEP|LIST"
 
 
 @click.command()
@@ -43,13 +47,12 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
       rnc pull "RetinaNet-Conf" --table table1 --suite paper --metric AP75
       rnc pull --suite miniature            what is registered as its best
     """
-    from orchestrator.checkpoint.find import Choice
+    from orchestrator.checkpoint.find import Query
     from orchestrator.checkpoint.pull import pull as pull_checkpoint
-    from orchestrator.cli.options import bar
 
-    choice = Choice(row=row, table=table, suite=suite, run_id=run_id, metric=metric)
+    query = Query(row=row, table=table, suite=suite, run_id=run_id, metric=metric)
     with bar("weights", "bytes") as progress:
-        folder = pull_checkpoint(choice, site(), output, say, progress)
+        folder = pull_checkpoint(query, site(), output, say, progress)
     click.echo(folder)
 
 
@@ -60,11 +63,8 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 @click.option(
     "--detections", type=click.Path(dir_okay=False, path_type=Path), help="A file of detections, instead of DIR."
 )
-@DATA
-@SPLIT
-@EXPONENT
-@SETTINGS
-@ALL_IMAGES
+@settings_options
+@selection_options
 @click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as Parquet, for --detections."
 )
@@ -73,11 +73,7 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 def evaluate(
     folder: Path | None,
     detections: Path | None,
-    data: Path | None,
-    split: str | None,
-    exponent: float | None,
-    settings: tuple[str, ...],
-    all_images: bool,
+    selection: "Selection",
     save: Path | None,
     coco_json: Path | None,
     form: str,
@@ -95,34 +91,17 @@ def evaluate(
       rnc evaluate DIR --exponent 0.2 --set inference.nms_iou=0.6 --save found.parquet
       rnc evaluate --detections DIR/detections.parquet --data /data/coco --coco-json found.json
     """
-    if (folder is None) == (detections is None):
-        raise UserError("expected either the folder DIR of a checkpoint or --detections FILE")
-    changes = _settings(exponent, settings)
-    if folder is None and (changes or all_images or save):
-        raise UserError(
-            "--exponent, --set, --all and --save need a checkpoint DIR; the detections of a file are what they are"
-        )
-    if detections is not None:
-        from orchestrator.checkpoint.evaluate import recompute
+    from orchestrator.checkpoint.evaluate import DetectionFiles, recompute
+    from orchestrator.checkpoint.evaluate import evaluate as evaluate_checkpoint
 
-        table = recompute(detections, data, split, coco_json, site(), say)
-    else:
-        from orchestrator.checkpoint.evaluate import Request
-        from orchestrator.checkpoint.evaluate import evaluate as evaluate_checkpoint
-        from orchestrator.cli.options import bar
-
-        assert folder is not None
-        request = Request(
-            folder=folder,
-            data=data,
-            split=split,
-            settings=changes,
-            all_images=all_images,
-            save=save,
-            coco_json=coco_json,
-        )
+    files = DetectionFiles(parquet=save, coco_json=coco_json)
+    if folder is not None and detections is None:
         with bar("images", "images") as progress:
-            table = evaluate_checkpoint(request, site(), say, progress)
+            table = evaluate_checkpoint(folder, selection, files, site(), say, progress)
+    elif detections is not None and folder is None:
+        table = recompute(detections, selection, files, site(), say)
+    else:
+        raise UserError("expected either the folder DIR of a checkpoint or --detections FILE")
     click.echo(render(table, form))
 
 
@@ -131,18 +110,8 @@ def evaluate(
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder to write to.")
 @click.option("--score", type=click.FloatRange(0.0, 1.0), default=0.3, show_default=True, help="The least score shown.")
-@EXPONENT
-@SETTINGS
-@click.pass_context
-def predict(
-    ctx: click.Context,
-    folder: Path,
-    images: tuple[str, ...],
-    out: Path,
-    score: float,
-    exponent: float | None,
-    settings: tuple[str, ...],
-) -> None:
+@settings_options
+def predict(folder: Path, images: tuple[str, ...], out: Path, score: float, settings: tuple[str, ...]) -> None:
     """Detect with the checkpoint in DIR on pictures, and write them with their boxes drawn in.
 
     An IMAGE is a file, a folder or a pattern such as 'photos/*.jpg'. The detections are written to detections.json in
@@ -150,18 +119,11 @@ def predict(
     exit code is then 1.
     """
     from orchestrator.checkpoint.predict import predict as predict_on
-    from orchestrator.cli.options import bar
+    from orchestrator.checkpoint.subject import read_checkpoint
 
     with bar("images", "images") as progress:
-        broken = predict_on(folder, images, out, score, _settings(exponent, settings), say, progress)
-    ctx.exit(1 if broken else 0)
-
-
-def _settings(exponent: float | None, settings: tuple[str, ...]) -> tuple[str, ...]:
-    return settings if exponent is None else (f"confidence_exponent={exponent}", *settings)
-
-
-RANGE = "START:STOP:STEP|LIST"
+        broken = predict_on(read_checkpoint(folder, settings), images, out, score, say, progress)
+    click.get_current_context().exit(1 if broken else 0)
 
 
 @click.command()
@@ -177,11 +139,8 @@ RANGE = "START:STOP:STEP|LIST"
 )
 @click.option("--image-ids", metavar="ID,...", help="These images instead of the first ones.")
 @click.option("--only", is_flag=True, help="Score these images alone; statistics and figures are of them, too.")
-@DATA
-@SPLIT
-@click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")
-@SETTINGS
-@ALL_IMAGES
+@settings_options
+@selection_options
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The folder for tables and figures.")
 @FORMAT
 def misalignment(
@@ -189,11 +148,7 @@ def misalignment(
     images: int,
     image_ids: str | None,
     only: bool,
-    data: Path | None,
-    split: str | None,
-    exponent: float | None,
-    settings: tuple[str, ...],
-    all_images: bool,
+    selection: "Selection",
     output: Path | None,
     form: str,
 ) -> None:
@@ -214,23 +169,12 @@ def misalignment(
       rnc misalignment RETINANET CONF --image-ids 42,57
       rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --split val2017 --output looked
     """
-    from orchestrator.checkpoint.misalignment import Request, analyse
-    from orchestrator.cli.options import bar
+    from orchestrator.checkpoint.misalignment import Closeup, analyse
     from orchestrator.figures.pictures import numbers
 
-    request = Request(
-        folders=folders,
-        num_images=images,
-        image_ids=numbers(image_ids) if image_ids is not None else (),
-        only=only,
-        data=data,
-        split=split,
-        settings=settings if exponent is None else (f"confidence_exponent={exponent}", *settings),
-        all_images=all_images,
-        output=output,
-    )
+    closeup = Closeup(num_images=images, image_ids=numbers(image_ids) if image_ids is not None else (), only=only)
     with bar("images", "images") as progress:
-        found = analyse(request, site(), say, progress)
+        found = analyse(folders, closeup, selection, output, site(), say, progress)
     if form == "html":
         click.echo(found.page)
     else:
@@ -240,16 +184,16 @@ def misalignment(
 
 @click.command()
 @CHECKPOINT
-@click.option("--exponents", metavar=RANGE, help="Confidence exponents, 0 to 1: 0:1:0.05 or 0,0.4,0.5.")
+@click.option(
+    "--exponents", "confidence_exponent", metavar=RANGE, help="Confidence exponents, 0 to 1: 0:1:0.05 or 0,0.4,0.5."
+)
 @click.option("--nms-iou", metavar=RANGE, help="Overlaps above which NMS drops a box: 0.4:0.7:0.05.")
 @click.option("--score-threshold", metavar=RANGE, help="Scores at or below which boxes are dropped: 0.01,0.05.")
 @click.option(
     "--min-confidence", metavar=RANGE, help="Object filters: confidences at or below which boxes are dropped."
 )
 @SETTINGS
-@DATA
-@SPLIT
-@ALL_IMAGES
+@selection_options
 @click.option(
     "--beside",
     multiple=True,
@@ -265,17 +209,11 @@ def misalignment(
 @FORMAT
 def sweep(
     folder: Path,
-    exponents: str | None,
-    nms_iou: str | None,
-    score_threshold: str | None,
-    min_confidence: str | None,
-    settings: tuple[str, ...],
-    data: Path | None,
-    split: str | None,
-    all_images: bool,
+    selection: "Selection",
     beside: list[Experiment],
     output: Path | None,
     form: str,
+    **ranges: str | None,
 ) -> None:
     """Score the checkpoint in DIR under a range of inference settings, in one pass over the images.
 
@@ -287,28 +225,13 @@ def sweep(
       rnc sweep DIR --exponents 0:1:0.1 --beside experiments/paper/table5_exponents.yaml
       rnc sweep DIR --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05 --set inference.max_detections=300
     """
-    from orchestrator.checkpoint.sweep import OPTIONS, Request, parse_axis
+    from orchestrator.checkpoint.sweep import Grid, parse_axes
     from orchestrator.checkpoint.sweep import sweep as sweep_over
     from orchestrator.checkpoint.sweep_report import sweep_page, sweep_table, write_sweep
-    from orchestrator.cli.options import bar
 
-    texts = (exponents, nms_iou, score_threshold, min_confidence)
-    request = Request(
-        folder=folder,
-        axes=tuple(
-            parse_axis(setting, option, text)
-            for (setting, option), text in zip(OPTIONS.items(), texts, strict=True)
-            if text is not None
-        ),
-        settings=settings,
-        data=data,
-        split=split,
-        all_images=all_images,
-        beside=tuple(beside),
-    )
-    here = site()
+    grid, here = Grid(axes=parse_axes(ranges), beside=tuple(beside)), site()
     with bar("images", "images") as progress:
-        found = sweep_over(request, here, say, progress)
+        found = sweep_over(folder, grid, selection, here, say, progress)
     written = output or here.home / "reports" / "sweep" / found.name
     write_sweep(written, found)
     click.echo(sweep_page(found) if form == "html" else render(sweep_table(found), form))

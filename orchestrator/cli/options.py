@@ -4,8 +4,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -32,12 +33,38 @@ DATA = click.option(
     "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A COCO-format data set."
 )
 SPLIT = click.option("--split", help="Such as val2017; that of the checkpoint's row if not given.")
+EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")
 SETTINGS = click.option(
     "--set", "settings", multiple=True, metavar="SETTING=VALUE", help="Another inference setting: inference.nms_iou=0.6"
 )
 ALL_IMAGES = click.option(
     "--all", "all_images", is_flag=True, help="Score all images, not the first ones as in the training."
 )
+
+
+def settings_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb --exponent and --set, which it takes together as `settings`."""
+
+    @wraps(verb)
+    def collected(*, exponent: float | None, settings: tuple[str, ...], **others: Any) -> None:
+        own = () if exponent is None else (f"confidence_exponent={exponent}",)
+        verb(settings=(*own, *settings), **others)
+
+    return EXPONENT(SETTINGS(collected))
+
+
+def selection_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb --data, --split and --all, which it takes with its `settings` as one `selection`."""
+
+    @wraps(verb)
+    def collected(
+        *, data: Path | None, split: str | None, all_images: bool, settings: tuple[str, ...], **others: Any
+    ) -> None:
+        from orchestrator.checkpoint.subject import Selection
+
+        verb(selection=Selection(data=data, split=split, all_images=all_images, settings=settings), **others)
+
+    return DATA(SPLIT(ALL_IMAGES(collected)))
 
 
 def site() -> Site:

@@ -3,7 +3,7 @@
 import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.checkpoint.find import Candidate, Choice, choose
+from orchestrator.checkpoint.find import FinishedEvaluation, Query, select
 from orchestrator.errors import UserError
 from orchestrator.tracking.records import inference_params, read_inference, training_params
 from orchestrator.tracking.runs import Run
@@ -13,7 +13,7 @@ def candidate(suite: str = "paper", seed: int = 0, ap: float | None = 30.0, ap50
     tags = {f"row.{table}": place for table, place in places.items()} | {"seed": str(seed)}
     metrics = ({} if ap is None else {"val/AP": ap}) | {"val/AP50": ap50}
     run = Run(run_id=str(ap), name="", status="FINISHED", tags=tags | {"kind": "evaluation"}, metrics=metrics)
-    return Candidate(suite=suite, run=run)
+    return FinishedEvaluation(suite=suite, run=run)
 
 
 PLAIN = candidate(ap=30.0, ap50=60.0, table1_heads="00 RetinaNet", table6="03 RetinaNet, R50")
@@ -24,8 +24,8 @@ OTHER = candidate(ap=40.0, table2="01 L1")
 ALL = [OTHER, AGAIN, OURS, BOX, PLAIN]
 
 
-def chosen(*candidates: Candidate, **choice: str) -> Candidate:
-    return choose(candidates or ALL, Choice(**choice))
+def chosen(*candidates: FinishedEvaluation, **query: str) -> FinishedEvaluation:
+    return select(candidates or ALL, Query(**query))
 
 
 def test_best_is_the_highest_of_the_table_in_the_metric_that_counts():

@@ -11,7 +11,7 @@ import torch
 import model
 from model.config import METRICS, InferenceConfig, TrainConfig
 from orchestrator.checkpoint import pull as pulling
-from orchestrator.checkpoint.find import Choice
+from orchestrator.checkpoint.find import Query
 from orchestrator.checkpoint.pull import pull, read_provenance
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
@@ -80,8 +80,8 @@ def test_a_pulled_folder_is_a_detector_with_the_rows_settings_and_says_what_it_i
     training = record(suite, tmp_path)
     said: list[str] = []
     told: list[tuple[int, int]] = []
-    choice = Choice(table="table1", suite=suite.suite)
-    folder = pull(choice, site, tmp_path / "ours", said.append, lambda done, total: told.append((done, total)))
+    query = Query(table="table1", suite=suite.suite)
+    folder = pull(query, site, tmp_path / "ours", said.append, lambda done, total: told.append((done, total)))
     assert names(folder) == {"model.safetensors", "config.json", "inference.json", "provenance.json", "README.md"}
     source = tmp_path / "checkpoint-0" / "model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == source.read_bytes()
@@ -106,10 +106,10 @@ def test_the_recorded_detections_come_along_and_those_of_another_row_do_not_stay
     file.write_bytes(b"what was detected")
     record(suite, tmp_path, exponent=0.3, detections=file)
     record(suite, tmp_path, exponent=0.5)
-    folder = pull(Choice(suite=suite.suite, row="exponent 0.3"), site, tmp_path / "ours", quiet)
+    folder = pull(Query(suite=suite.suite, row="exponent 0.3"), site, tmp_path / "ours", quiet)
     assert (folder / "detections.parquet").read_bytes() == b"what was detected"
     assert "`detections.parquet`; `rnc evaluate --detections`" in (folder / "README.md").read_text()
-    pull(Choice(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
+    pull(Query(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
     assert not (folder / "detections.parquet").exists()
     assert "detections.parquet" not in (folder / "README.md").read_text()
     card = read_provenance(folder)
@@ -119,21 +119,21 @@ def test_the_recorded_detections_come_along_and_those_of_another_row_do_not_stay
 def test_best_or_a_row_or_a_run_decides_which_checkpoint_comes(suite, site, tmp_path):
     trainings = [record(suite, tmp_path, seed, AP=20.0 + seed, AP50=60.0 - seed) for seed in range(2)]
     wanted = {
-        Choice(suite=suite.suite): 1,
-        Choice(suite=suite.suite, metric="AP50"): 0,
-        Choice(suite=suite.suite, row="row 0"): 0,
-        Choice(run_id=trainings[0]): 0,
-        Choice(run_id=trainings[1]): 1,
+        Query(suite=suite.suite): 1,
+        Query(suite=suite.suite, metric="AP50"): 0,
+        Query(suite=suite.suite, row="row 0"): 0,
+        Query(run_id=trainings[0]): 0,
+        Query(run_id=trainings[1]): 1,
     }
-    for number, (choice, seed) in enumerate(wanted.items()):
-        card = read_provenance(pull(choice, site, tmp_path / str(number), quiet))
+    for number, (query, seed) in enumerate(wanted.items()):
+        card = read_provenance(pull(query, site, tmp_path / str(number), quiet))
         assert card is not None and card.seed == seed
 
 
 def test_the_same_weights_are_recognised_and_anything_else_in_the_way_is_left_alone(suite, site, tmp_path, monkeypatch):
     record(suite, tmp_path)
     record(suite, tmp_path, exponent=0.5)
-    folder = pull(Choice(suite=suite.suite, row="exponent 0.3"), site, tmp_path / "ours", quiet)
+    folder = pull(Query(suite=suite.suite, row="exponent 0.3"), site, tmp_path / "ours", quiet)
     fetched: list[str] = []
 
     def counted(uri, run_id, path, into, **rest):
@@ -141,7 +141,7 @@ def test_the_same_weights_are_recognised_and_anything_else_in_the_way_is_left_al
         return download(uri, run_id, path, into, **rest)
 
     monkeypatch.setattr(pulling, "download", counted)
-    pull(Choice(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
+    pull(Query(suite=suite.suite, row="exponent 0.5"), site, folder, quiet)
     assert fetched == ["checkpoint/config.json", "detections/detections.parquet"]
     assert model.load(folder).inference.confidence_exponent == 0.5
 
@@ -149,12 +149,12 @@ def test_the_same_weights_are_recognised_and_anything_else_in_the_way_is_left_al
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "model.safetensors").write_bytes(b"others")
     with pytest.raises(UserError, match="holds other weights; remove it, or name another folder with --output"):
-        pull(Choice(suite=suite.suite), site, folder, quiet)
+        pull(Query(suite=suite.suite), site, folder, quiet)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary").write_text("dear")
     for occupied in (tmp_path / "notes", tmp_path / "notes" / "diary"):
         with pytest.raises(UserError, match="holds something else; remove it"):
-            pull(Choice(suite=suite.suite), site, occupied, quiet)
+            pull(Query(suite=suite.suite), site, occupied, quiet)
     assert names(folder) == before.keys() and names(tmp_path / "notes") == {"diary"}
 
 
@@ -166,10 +166,10 @@ def test_weights_that_are_not_the_recorded_ones_leave_nothing_behind(suite, site
         file.write(b"!")
     upload(suite.uri, run_id, [damaged / "model.safetensors"], "checkpoint")
     with pytest.raises(UserError, match="they are damaged or were swapped; nothing was kept"):
-        pull(Choice(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
+        pull(Query(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
     runs.write(suite.uri, run_id, tags={"checkpoint_sha256": "0" * 64})
     with pytest.raises(UserError, match="recorded is 000000000000: they are damaged or were swapped; nothing was"):
-        pull(Choice(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
+        pull(Query(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
     assert names(tmp_path / "out") == set()
 
 
@@ -185,13 +185,13 @@ def test_a_transfer_that_breaks_leaves_nothing_under_the_final_name(suite, site,
 
     monkeypatch.setattr(pulling, "download", broken)
     with pytest.raises(KeyboardInterrupt):
-        pull(Choice(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
+        pull(Query(suite=suite.suite), site, tmp_path / "out" / "ours", quiet)
     assert names(tmp_path / "out") == set()
 
 
 def test_a_checkpoint_that_was_deleted_is_told_from_one_that_never_was(suite, site, tmp_path):
     with pytest.raises(UserError, match=f"nothing of suite {suite.suite} is finished"):
-        pull(Choice(suite=suite.suite), site, tmp_path / "out", quiet)
+        pull(Query(suite=suite.suite), site, tmp_path / "out", quiet)
     run_id = record(suite, tmp_path)
     from mlflow.tracking import MlflowClient
 
@@ -201,34 +201,34 @@ def test_a_checkpoint_that_was_deleted_is_told_from_one_that_never_was(suite, si
 
     get_artifact_repository(location, tracking_uri=suite.uri).delete_artifacts("checkpoint")
     with pytest.raises(UserError, match="row 0 is recorded, but its checkpoint is not there any more"):
-        pull(Choice(suite=suite.suite, table="table1"), site, tmp_path / "out", quiet)
+        pull(Query(suite=suite.suite, table="table1"), site, tmp_path / "out", quiet)
     rest.post(suite.uri, "runs/delete", {"run_id": run_id})
     with pytest.raises(UserError, match=r"the training .* is not in MLflow any more"):
-        pull(Choice(suite=suite.suite), site, tmp_path / "out", quiet)
+        pull(Query(suite=suite.suite), site, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_found_is_an_error_with_the_way_out(suite, site, tmp_path):
     record(suite, tmp_path)
-    for choice, says in {
-        Choice(suite=suite.suite[:-2]): f"no such suite; did you mean {suite.suite}",
-        Choice(run_id="0" * 32): "has no such run",
+    for query, says in {
+        Query(suite=suite.suite[:-2]): f"no such suite; did you mean {suite.suite}",
+        Query(run_id="0" * 32): "has no such run",
     }.items():
         with pytest.raises(UserError, match=says):
-            pull(choice, site, None, quiet)
+            pull(query, site, None, quiet)
     away = replace(site, tracking_uri="http://127.0.0.1:9")
     with pytest.raises(UserError, match="does not answer"):
-        pull(Choice(), away, None, quiet)
+        pull(Query(), away, None, quiet)
 
 
 def test_nothing_recorded_at_all_needs_no_server_to_be_told(tmp_path):
     with pytest.raises(UserError, match="nothing was ever recorded under"):
-        pull(Choice(), Site(home=tmp_path), None, quiet)
+        pull(Query(), Site(home=tmp_path), None, quiet)
 
 
 def test_without_a_place_it_goes_under_the_home_by_suite_and_label(suite, site, tmp_path):
     record(suite, tmp_path)
-    folder = pull(Choice(suite=suite.suite, table="table1"), site, None, quiet)
+    folder = pull(Query(suite=suite.suite, table="table1"), site, None, quiet)
     assert folder.parent == site.home / "pulled"
     assert folder.name.startswith(f"{suite.suite}-row-0-")
     shutil.rmtree(tmp_path / "checkpoint-0")

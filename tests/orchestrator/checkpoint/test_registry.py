@@ -22,7 +22,7 @@ from model.config import InferenceConfig, TrainConfig
 from model.data.coco import read_coco
 from orchestrator import names
 from orchestrator.checkpoint import registry
-from orchestrator.checkpoint.find import Choice, best_version, find, finished
+from orchestrator.checkpoint.find import Query, best_version, find, finished
 from orchestrator.checkpoint.pull import pull, read_provenance
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.driver.garbage import _aliases
@@ -101,9 +101,9 @@ def test_pulling_a_suite_takes_its_registered_model(suite, tmp_path):
     register_best(suite_of(suite, [TABLE], tmp_path), lambda text: None)
     record(suite, tmp_path, 40.0, seed=1)
     site = Site(home=tmp_path / "home", tracking_uri=suite.uri)
-    card = read_provenance(pull(Choice(suite=suite.suite), site, None, lambda text: None))
+    card = read_provenance(pull(Query(suite=suite.suite), site, None, lambda text: None))
     assert card is not None and card.evaluation_key == first
-    assert find(suite.uri, Choice(suite=suite.suite, table="table1")).metrics["AP"] == 40.0
+    assert find(suite.uri, Query(suite=suite.suite, table="table1")).metrics["AP"] == 40.0
 
 
 def test_a_version_belongs_to_its_training_so_that_its_checkpoint_is_not_freed(suite, tmp_path):

@@ -1,0 +1,206 @@
+"""What is scored: a checkpoint's folder as it was read, and the images that it is put on; every verb begins here."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.config import DataConfig, InferenceConfig, require_branch
+from model.evaluation.shards import Pass, score_missing, scores_of
+from model.settings import Settings, misspelt, read_settings
+from orchestrator.checkpoint.pull import Provenance, read_provenance
+from orchestrator.errors import Say, UserError
+from orchestrator.experiment.prepare import draw
+from orchestrator.site import Site
+
+if TYPE_CHECKING:
+    from model.data.split import CocoData
+    from model.evaluation.scoring import Scores
+    from model.network.checkpoint import Card
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which images a checkpoint is scored on, and which of its inference settings are changed for it."""
+
+    data: Path | None = None
+    """A COCO-format data set; None takes the one that the site has under the checkpoint's name."""
+    split: str | None = None
+    """None takes the one that the row was scored on."""
+    all_images: bool = False
+    """The whole split, even where the training scored its first images only."""
+    first: int | None = None
+    """This many images alone, the first by id; None takes as many as the training."""
+    settings: Sequence[str] = ()
+    """Inference settings to change, such as `nms_iou=0.6`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointFolder:
+    """What lies beside the weights of a checkpoint; the weights are not read yet."""
+
+    path: Path
+    card: "Card"
+    provenance: Provenance | None
+    """None where it was not fetched by `rnc pull`."""
+    inference: InferenceConfig
+    """Its own settings, or else the paper's, with the changes that were asked for."""
+
+    @property
+    def row(self) -> str | None:
+        """The label of its row, where that is known."""
+        return self.provenance.row if self.provenance else None
+
+    @property
+    def split(self) -> str:
+        """The split on which its row was scored, or else the one that its training validates on."""
+        return self.provenance.split if self.provenance else self.card.config.data.val_split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Subject:
+    """A checkpoint and the images to score it on."""
+
+    checkpoint: CheckpointFolder
+    data: "CocoData"
+    config: DataConfig
+    """The training's data settings, with as many images as were selected."""
+    scored: Path
+    """The folder of scored shards, so that what was killed, or done before, is not done again."""
+
+    @property
+    def images(self) -> str:
+        """The images, in words."""
+        return f"{len(self.data)} images of {self.data.root / self.data.split}"
+
+    def score(self, settings: Sequence[InferenceConfig], progress: Progress = no_progress) -> "list[Scores]":
+        """Score on the GPU of this machine, or else on its CPU, under each setting; many cost hardly more than one.
+
+        Raises:
+            UserError: the checkpoint is damaged, or learnt other categories than the images have.
+        """
+        import torch
+
+        from model.network.checkpoint import require_categories
+        from model.network.retinanet import load_detector
+
+        folder, card = self.checkpoint.path, self.checkpoint.card
+        try:
+            require_categories(folder, (self.data.category_ids, self.data.category_names), f"split {self.data.split}")
+            detector = load_detector(folder)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        on_cuda = torch.cuda.is_available()
+        work = Pass(
+            detector=detector.to("cuda" if on_cuda else "cpu"),
+            weights_sha256=card.weights_sha256,
+            data=self.data,
+            config=card.config.data,
+            settings=settings,
+            keep=self.scored,
+            # On a CPU the pass itself takes every core; processes that decode would only get in its way.
+            num_loader_processes=min(8, os.cpu_count() or 1) if on_cuda else 0,
+        )
+        score_missing(work, progress=progress)
+        return list(scores_of(work, settings))
+
+
+def read_checkpoint(folder: Path, settings: Sequence[str] = ()) -> CheckpointFolder:
+    """Read what lies beside the weights, with some inference settings changed.
+
+    Raises:
+        UserError: the folder is no checkpoint, or a setting is unknown, of another type or has no meaning for it.
+    """
+    from model.inference.predictor import read_inference
+    from model.network.checkpoint import read_card
+
+    try:
+        card, provenance, inference = read_card(folder), read_provenance(folder), read_inference(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return CheckpointFolder(
+        path=folder,
+        card=card,
+        provenance=provenance,
+        inference=change_settings(card, inference, _typed_changes(settings), str(folder)),
+    )
+
+
+def change_settings(card: "Card", inference: InferenceConfig, changes: Settings, where: str) -> InferenceConfig:
+    """Change inference settings of a checkpoint.
+
+    Raises:
+        UserError: a value is out of range, or asks for a confidence branch that the checkpoint lacks; `where` leads.
+    """
+    from model.inference.predictor import changed
+
+    try:
+        inference = changed(inference, changes)
+        require_branch(inference, has_branch=card.config.model.confidence is not None)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    return inference
+
+
+def open_subject(checkpoint: CheckpointFolder, selection: Selection, site: Site, say: Say) -> Subject:
+    """Read the images that are selected for a checkpoint; the embedded data set is drawn if it is not there.
+
+    Raises:
+        UserError: there is no such split, or it is faulty.
+    """
+    split, config = selection.split or checkpoint.split, checkpoint.card.config.data
+    if selection.all_images:
+        config = replace(config, num_train_images=None, num_val_images=None)
+    if selection.first is not None:
+        config = replace(config, val_split=split, num_val_images=selection.first)
+    data = read_images(selection.data, config, split, site, say)
+    return Subject(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
+
+
+def read_images(root: Path | None, config: DataConfig, split: str, site: Site, say: Say) -> "CocoData":
+    """Read a split as a training has it, from `root` or from where the site has its data set.
+
+    Raises:
+        UserError: there is no such split, or it is faulty.
+    """
+    from model.data.coco import read_for_scoring
+    from model.data.faults import DataError, describe
+
+    if root is None:
+        draw(config, site)
+        root = site.data_root(config.dataset)
+    try:
+        data = read_for_scoring(root, config, split, check_images=True)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    if data.faults:
+        say("\n  ".join([f"{root}, split {split}: left out are", *describe(data.faults)]))
+    return data
+
+
+def _typed_changes(settings: Sequence[str]) -> Settings:
+    """Type `name=value` pairs, in which `inference.` before the name may be left out."""
+    changes: Settings = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: expected a setting and its value, such as inference.nms_iou=0.6")
+        name = name.strip().removeprefix("inference.")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value.strip()  # text needs no quotes here: fusion=product
+    problems = list(misspelt(InferenceConfig, changes, "inference."))
+    problems = problems or read_settings(InferenceConfig, changes, "inference.")[1]
+    if problems:
+        raise UserError("\n".join(f"--set {problem}" for problem in problems))
+    return changes
