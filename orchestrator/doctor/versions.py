@@ -17,10 +17,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from orchestrator.doctor.finding import Finding, finding
+from orchestrator.site import ROOT
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "numpy")
 """What numbers, or the talk between nodes, depend on."""
-SOURCES = Path(__file__).parents[2]
 SAFE = {"mlflow": SpecifierSet(">=3.17")}  # CVE-2026-116690
 """Where the project works with older releases than are safe."""
 
@@ -28,7 +28,7 @@ SAFE = {"mlflow": SpecifierSet(">=3.17")}  # CVE-2026-116690
 def declared() -> dict[str, SpecifierSet]:
     """Return the packages that pyproject.toml names, with their bounds, and those of SAFE."""
     # Not importlib.metadata: a job's sources come from a checkout, and may be newer than what its image has installed.
-    project = tomllib.loads((SOURCES / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = map(Requirement, project["dependencies"])
     return {
         one.name: one.specifier & SAFE.get(one.name, SpecifierSet())
@@ -48,7 +48,7 @@ def meets(version: str, bounds: SpecifierSet) -> bool:
 def look_at_versions() -> dict[str, str | None]:
     """Python, the declared packages (None for what is not installed) and a digest of the project's own sources."""
     packages = {name: _installed(name) for name in (*PACKAGES, *declared())}
-    return {"python": platform.python_version(), **packages, "sources": sources_digest(SOURCES)}
+    return {"python": platform.python_version(), **packages, "sources": sources_digest(ROOT)}
 
 
 def _installed(name: str) -> str | None:
