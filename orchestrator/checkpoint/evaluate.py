@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.config import METRICS
+from model.inference.table import DetectionTable
 from model.settings import to_dict
 from orchestrator.checkpoint.pull import Provenance
 from orchestrator.checkpoint.subject import (
-    Progress,
     Selection,
     Subject,
     no_progress,
@@ -20,6 +20,7 @@ from orchestrator.errors import Say, UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
 from orchestrator.report.results import COLUMNS as MISALIGNMENT
 from orchestrator.site import Site
+from orchestrator.tracking.artifacts import Progress
 from orchestrator.tracking.detections import (
     About,
     describe,
@@ -65,9 +66,7 @@ def evaluate(
         about = describe(checkpoint.card, subject.config, subject.data, scores, statistics)
         write_stored(files.parquet, scores.detections, about)
         say(f"{len(scores.detections)} detections written to {files.parquet}")
-    if files.coco_json is not None:
-        write_coco_json(files.coco_json, scores.detections)
-        say(f"{len(scores.detections)} detections written to {files.coco_json}")
+    _export(scores.detections, files, say)
     return _beside_mlflow(subject, scores.metrics)
 
 
@@ -95,9 +94,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     data = read_images(selection.data, about.data, selection.split or about.split, site, say)
     require_same_images(stored, about, detections, data)
     metrics, statistics = evaluate(data, detections), of_detections(data, detections)
-    if files.coco_json is not None:
-        write_coco_json(files.coco_json, detections)
-        say(f"{len(detections)} detections written to {files.coco_json}")
+    _export(detections, files, say)
     here, recorded = metrics | statistics, {**about.metrics, **about.statistics}
     names = (*METRICS, *statistics)
     rows = [_row("here", names, here)]
@@ -114,6 +111,12 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
             verdict,
         ),
     )
+
+
+def _export(detections: DetectionTable, files: DetectionFiles, say: Say) -> None:
+    if files.coco_json is not None:
+        write_coco_json(files.coco_json, detections)
+        say(f"{len(detections)} detections written to {files.coco_json}")
 
 
 def _beside_mlflow(subject: Subject, metrics: Mapping[str, float | None]) -> Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import InferenceConfig
-from orchestrator.checkpoint.subject import Progress, Selection, Subject, no_progress, open_subject, read_checkpoint
+from orchestrator.checkpoint.subject import Selection, Subject, no_progress, open_subject, read_checkpoint
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
 from orchestrator.figures.page import html_page, render
@@ -16,6 +16,7 @@ from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Valu
 from orchestrator.report.files import SUFFIXES
 from orchestrator.report.results import COLUMNS, NOTES, embolden, statistics_cells
 from orchestrator.site import Site
+from orchestrator.tracking.artifacts import Progress
 
 if TYPE_CHECKING:
     from model.data.split import CocoData

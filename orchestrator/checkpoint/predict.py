@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.settings import to_dict
-from orchestrator.checkpoint.subject import CheckpointFolder, Progress, no_progress
+from orchestrator.checkpoint.subject import CheckpointFolder, no_progress
 from orchestrator.errors import Say, UserError
+from orchestrator.tracking.artifacts import Progress
 from orchestrator.tracking.detections import write_json
 
 if TYPE_CHECKING:

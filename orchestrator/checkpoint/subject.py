@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +14,16 @@ from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.prepare import draw
 from orchestrator.site import Site
+from orchestrator.tracking.artifacts import Progress
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card
 
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
-
 
 def no_progress(done: int, total: int) -> None:
-    """Show nothing."""
+    """Show nothing of how many images are done, of how many in all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,6 @@ from model.config import InferenceConfig, TrainConfig
 from model.settings import to_dict
 from orchestrator.checkpoint.pull import slug
 from orchestrator.checkpoint.subject import (
-    Progress,
     Selection,
     Subject,
     change_settings,
@@ -25,6 +24,7 @@ from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
+from orchestrator.tracking.artifacts import Progress
 
 OPTIONS = {
     "confidence_exponent": "--exponents",

@@ -62,17 +62,19 @@ def submit_job(experiments: Sequence[Experiment], remote: Remote, say: Say, out:
     job_environment(remote.env, os.environ, "", None)  # its mistakes are told before anything is sent
     with _asking(remote.address):
         client = _client(remote.address)
+        # Each round follows one job: ours, or that of somebody who was quicker, after which ours may still be due.
         while True:
             with tempfile.TemporaryDirectory() as scratch:
                 package = build_package([experiment.path for experiment in experiments], Path(scratch))
                 jobs = _jobs_of(client, suite)
                 running = next((job for job in jobs if job.status not in ENDED), None)
-                started = "" if running else _start(client, suite, package, Path(scratch), jobs, remote, say)
+                following = f"rnc-{suite}-{_number(jobs[0], suite) + 1 if jobs else 1}"
+                started = running is None and _start(client, following, suite, package, remote, say)
             if started:
-                say(f"Job {started} is submitted to {remote.address}. {_how_to_follow(experiments, remote)}")
-                return 0 if remote.detach else _follow(client, started, say, out, mine=True)
+                say(f"Job {following} is submitted to {remote.address}. {_how_to_follow(experiments, remote)}")
+                return 0 if remote.detach else _follow(client, following, say, out, mine=True)
             if running is None:
-                continue  # somebody was quicker, and their job shows now
+                continue  # somebody has just taken that id, and their job shows now
             job = str(running.submission_id)
             say(f"Suite {suite} is being run by job {job}, since {_clock(running)}.")
             if remote.detach:
@@ -152,7 +154,7 @@ def _client(address: str) -> "JobSubmissionClient":
 
 @contextmanager
 def _asking(address: str) -> Iterator[None]:
-    """Tell what the cluster refuses."""
+    """Turn what the cluster refuses into errors with a way out; Ray's client tells most of it as a RuntimeError."""
     try:
         yield
     except UserError:
@@ -172,26 +174,18 @@ def _asking(address: str) -> Iterator[None]:
 
 def _jobs_of(client: "JobSubmissionClient", suite: str) -> "list[JobDetails]":
     """The jobs of a suite, the last one first."""
-    numbered = [(_number(str(job.submission_id or ""), suite), job) for job in client.list_jobs()]
-    return [job for number, job in sorted(numbered, key=lambda one: -one[0]) if number]
+    ours = [job for job in client.list_jobs() if _number(job, suite)]
+    return sorted(ours, key=lambda job: _number(job, suite), reverse=True)
 
 
-def _number(job: str, suite: str) -> int:
-    found = re.fullmatch(rf"rnc-{re.escape(suite)}-(\d+)", job)
+def _number(job: "JobDetails", suite: str) -> int:
+    """Return the number of a suite's job, from 1; 0 for any other job."""
+    found = re.fullmatch(rf"rnc-{re.escape(suite)}-(\d+)", job.submission_id or "")
     return int(found[1]) if found else 0
 
 
-def _start(
-    client: "JobSubmissionClient",
-    suite: str,
-    package: Package,
-    folder: Path,
-    jobs: "Sequence[JobDetails]",
-    remote: Remote,
-    say: Say,
-) -> str:
-    """Submit the next job of a suite and return its id, or nothing if somebody else has just taken that id."""
-    job = f"rnc-{suite}-{max([0, *(_number(str(one.submission_id), suite) for one in jobs)]) + 1}"
+def _start(client: "JobSubmissionClient", job: str, suite: str, package: Package, remote: Remote, say: Say) -> bool:
+    """Submit a job of a suite under this id, and say whether that was done, or somebody else has just taken the id."""
     if package.left_out:
         say(f"not tracked by git, and not sent: {', '.join(package.left_out)}")
     say(f"Package: {package.num_files} files, {package.num_bytes / 1e6:.2f} MB.")
@@ -200,16 +194,17 @@ def _start(
             entrypoint=_command("submit", package, remote),
             submission_id=job,
             runtime_env={
-                "working_dir": str(folder),
+                "working_dir": str(package.folder),
                 "env_vars": job_environment(remote.env, os.environ, job, git_commit()),
             },
             metadata={"suite": suite, "package": package.digest},
         )
     except RuntimeError as error:
+        # Ray takes each id once, which is what keeps two submits from running a suite twice.
         if "already exists" not in str(error):
             raise
-        return ""
-    return job
+        return False
+    return True
 
 
 def _command(verb: str, package: Package, remote: Remote) -> str:
@@ -253,11 +248,11 @@ class _Printed:
 
 def _ended(client: "JobSubmissionClient", job: str, printed: _Printed, say: Say) -> int:
     while (info := client.get_job_info(job)).status not in ENDED:
-        printed.again()
+        printed.again()  # the log comes from its beginning with each connection
         asyncio.run(_tail(client, job, printed))
         time.sleep(LOOK_SECONDS)
     printed.again()
-    printed(client.get_job_logs(job))
+    printed(client.get_job_logs(job))  # the last lines may have come after the connection had closed
     if info.status == "STOPPED":
         say(f"Job {job} was stopped; the next submit goes on from the last checkpoints.")
         return INTERRUPTED

@@ -24,6 +24,7 @@ OUTSIDE = "submitted"
 class Package:
     """A folder that holds all that a cluster needs besides the environment."""
 
+    folder: Path
     experiments: tuple[str, ...]
     """The submitted files, as paths in it."""
     num_files: int
@@ -57,6 +58,7 @@ def build_package(files: Sequence[Path], folder: Path, root: Path = ROOT) -> Pac
     written = sorted(path for path in folder.rglob("*") if path.is_file())
     _require_small(written, folder)
     return Package(
+        folder=folder,
         experiments=tuple(places[_absolute(path)] for path in files),
         num_files=len(written),
         num_bytes=sum(path.stat().st_size for path in written),

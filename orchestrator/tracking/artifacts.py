@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Progress = Callable[[int, int], None]
-"""Is given bytes done and bytes in all, again and again, from another thread."""
+"""Is given how many bytes, or images, are done and how many there are in all; of a download from another thread."""
 
 
 class Missing(UserError):

@@ -1,4 +1,4 @@
-"""A file of detections with all that is needed to compute its numbers again: whose, on which images, how, and they."""
+"""Files of detections: Parquet with all that is needed to compute the numbers again, and the JSON of COCO's tools."""
 
 import json
 from collections.abc import Mapping
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card
 
-NAME = "detections.parquet"
-"""Of such a file, in MLflow and beside a pulled checkpoint."""
 MAKE_ANOTHER = "make another with `rnc evaluate DIR --save FILE.parquet`, or fetch it from MLflow with `rnc pull`"
 
 

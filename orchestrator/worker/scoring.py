@@ -15,7 +15,7 @@ from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, evaluation_key, why_evaluation_is_missing
 from orchestrator.tracking.artifacts import upload
-from orchestrator.tracking.detections import NAME, describe, write_stored
+from orchestrator.tracking.detections import describe, write_stored
 from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import get_run, log_input, open_tracking, write
@@ -184,7 +184,7 @@ def write_evaluation_files(
     assert scores.misalignment is not None
     numbers = statistics(data, scores.detections, scores.misalignment)
     about = describe(card, card.config.data, data, scores, numbers)
-    write_stored(folder / NAME, scores.detections, about)
+    write_stored(folder / names.DETECTIONS_FILE, scores.detections, about)
     write_matches(match(data, scores.detections), folder / names.MATCHES_FILE)
     counts = {label: scores.misalignment}
     misalignment = write_misalignment(folder, scores.misalignment, to_dict(about))
@@ -192,7 +192,7 @@ def write_evaluation_files(
     misalignment += save(proportions(counts), folder, "figure2", ("png",))
     misalignment += write_examples(folder, data, scores, label)
     return EvaluationFiles(
-        detections=folder / NAME,
+        detections=folder / names.DETECTIONS_FILE,
         matches=folder / names.MATCHES_FILE,
         misalignment=tuple(misalignment),
         statistics=numbers,
