@@ -51,8 +51,8 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """What there is to read."""
+class Analysis:
+    """What was found, as tables and as a page, and where it was written to."""
 
     tables: list[Table]
     """By image for each head, then one of all heads."""
@@ -70,7 +70,7 @@ def analyse(
     site: Site,
     say: Say,
     progress: Progress = no_progress,
-) -> Found:
+) -> Analysis:
     """Score each checkpoint on the same images, and write tables and figures of what its scores say of placement.
 
     Args:
@@ -211,7 +211,7 @@ def _write(
     lab: Lab,
     places: Sequence[int],
     progress: Callable[[int, int], None],
-) -> Found:
+) -> Analysis:
     from orchestrator.figures.charts import fused_scores, proportions, save, score_against_iou, sigmoid
 
     counts = {head.label: head.counts for head in heads}
@@ -239,7 +239,7 @@ def _write(
         (folder / "index.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
-    return Found(tables=list(tables), page=page, folder=folder)
+    return Analysis(tables=list(tables), page=page, folder=folder)
 
 
 def _labels(labels: Mapping[Path, str]) -> dict[Path, str]:
