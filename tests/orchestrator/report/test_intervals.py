@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from model.data.coco import read_coco
 from model.evaluation.coco_eval import MatchTable, evaluate, match
 from model.inference.table import DetectionTable
-from orchestrator.report.intervals import Estimate, Sample, average_precision, difference, estimate, resample
+from orchestrator.report.intervals import Estimate, SeedValues, average_precision, difference, estimate, resample
 from tests.detections import pycocotools_numbers, random_scene, table, write
 
 Row = tuple[int, int, list[float], float]
@@ -142,8 +142,8 @@ def numbers(one: Estimate | None) -> tuple[float, float, float]:
     return one.value, one.low, one.high
 
 
-def sample(measured: list[float], resampled: list[NDArray[np.float64]]) -> Sample:
-    return Sample(measured=dict(enumerate(measured)), resampled=dict(enumerate(resampled)))
+def sample(measured: list[float], resampled: list[NDArray[np.float64]]) -> SeedValues:
+    return SeedValues(measured=dict(enumerate(measured)), resampled=dict(enumerate(resampled)))
 
 
 EVEN = np.arange(1001) / 100.0  # 0 to 10, its mean 5; 2.5 % and 97.5 % of it lie 4.75 below and above
@@ -172,10 +172,10 @@ def test_the_spread_over_seeds_widens_an_interval() -> None:
 
 
 def test_without_matches_or_on_other_images_there_is_no_interval() -> None:
-    known, unknown = sample([30.0], [EVEN]), Sample(measured={0: 30.0}, resampled={})
+    known, unknown = sample([30.0], [EVEN]), SeedValues(measured={0: 30.0}, resampled={})
     assert estimate(unknown) is None and difference(known, unknown) is None and difference(unknown, known) is None
     assert difference(known, sample([30.0], [EVEN[:9]])) is None
-    assert estimate(Sample(measured={}, resampled={})) is None
+    assert estimate(SeedValues(measured={}, resampled={})) is None
 
 
 def test_detections_alone_or_objects_alone_are_counted(tmp_path: Path) -> None:
