@@ -145,9 +145,38 @@ def average_precision(matches: "MatchTable", weights: Floats) -> NDArray[np.floa
         np.maximum(positives, 1, out=positives)
         for columns in _blocks(len(category.images), weights.shape[1]):
             _add(category, weights[category.images, columns], positives[columns], sums[:, columns])
-    with np.errstate(invalid="ignore"):
-        by_threshold = 100 / NUM_RECALLS * sums / num_present
-    return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
+    return _points(sums, num_present)
+
+
+def leave_one_out(matches: "MatchTable") -> NDArray[np.float64]:
+    """Return AP, AP50 and AP75 without each image in turn, and of all images, [3, images + 1]; see `average_precision`.
+
+    The same as with weights that are 0 for one image; but a category is counted again only for the images that hold
+    something of it, which on 5000 images with 80 categories is a quarter of the work.
+    """
+    everything = matches.num_images  # a number that is no image's: leaving it out leaves out nothing
+    sums = np.zeros((NUM_THRESHOLDS, everything + 1))
+    num_present = np.zeros(everything + 1)
+
+    def count(category: _Category) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
+        left_out = np.append(np.union1d(category.images, category.truth_images), everything)
+        truths = np.bincount(category.truth_images, category.num_truths, minlength=everything + 1)
+        positives = truths.sum() - truths[left_out]
+        found = np.zeros((NUM_THRESHOLDS, len(left_out)))
+        for columns in _blocks(len(category.images), len(left_out)):
+            weights = (category.images[:, None] != left_out[columns]).astype(np.float64)
+            _add(category, weights, np.maximum(positives[columns], 1), found[:, columns])
+        return left_out, positives > 0, found
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
+        for left_out, is_present, found in threads.map(count, _categories(matches)):
+            of_all = np.repeat(found[:, -1:], everything + 1, axis=1)
+            of_all[:, left_out] = found
+            sums += of_all
+            present = np.ones(everything + 1)
+            present[left_out] = is_present
+            num_present += present
+    return _points(sums, num_present)
 
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -172,6 +201,13 @@ def _estimate(by_seed: list[float], resampled: NDArray[np.float64], value: float
     return Estimate(
         value=middle, low=middle - float(np.hypot(low, of_seeds)), high=middle + float(np.hypot(high, of_seeds))
     )
+
+
+def _points(sums: NDArray[np.float64], num_present: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return AP, AP50 and AP75, [3, R], of sums of 101 precisions over categories, [10, R], and how many these are, [R]."""
+    with np.errstate(invalid="ignore"):
+        by_threshold = 100 / NUM_RECALLS * sums / num_present
+    return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
 
 
 def _resample(record: Record, fetch: Fetch, file: Path) -> None:

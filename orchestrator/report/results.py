@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate, Resamples, SeedValues
 
 PAPERS_DATA = "COCO val2017"
-SURE = "*"
+EXCLUDES_ZERO = "*"
 """Marks a difference whose 95 % interval excludes 0."""
 MISALIGNMENT_COLUMNS = {
     "rank_correlation": Column("rank corr.", digits=3),
@@ -101,7 +101,24 @@ def measure(
     experiment: Experiment, ledger: Ledger, resampled: "Mapping[str, Resamples] | None" = None
 ) -> tuple[RowResult, ...]:
     """Gather the rows of a table; `resampled` by evaluation key."""
-    return tuple(_measure(row, ledger, resampled or {}) for row in experiment.rows)
+    return tuple(measure_row(row, ledger, resampled or {}) for row in experiment.rows)
+
+
+def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> RowResult:
+    """Gather one row; `resampled` by evaluation key."""
+    reasons: dict[int, str] = {}
+    found: dict[int, Mapping[str, float]] = {}
+    known: dict[int, Resamples] = {}
+    for seed, trained, scored in row_keys(row):
+        reason = why_evaluation_is_missing(ledger, trained, scored)
+        if reason is None:
+            found[seed] = {**ledger.evaluations[scored].metrics, **ledger.evaluations[scored].misalignment}
+            known |= {seed: resampled[scored]} if scored in resampled else {}
+        elif reason.startswith("waits"):
+            reasons[seed] = why_training_is_missing(ledger, trained) or reason
+        else:
+            reasons[seed] = reason
+    return RowResult(row=row, by_seed=found, resampled=known, state=_state(row, reasons))
 
 
 def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_resampled: bool = False) -> Table:
@@ -188,6 +205,13 @@ def is_measured(row: RowResult) -> bool:
     return any(name.startswith(f"{names.MISALIGNMENT}/") for numbers in row.by_seed.values() for name in numbers)
 
 
+def interval_note() -> str:
+    """Say what the intervals of a table rest on."""
+    from orchestrator.report.intervals import NUM_RESAMPLES
+
+    return f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images, and by seeds where several."
+
+
 def statistics_cells(statistics: Mapping[str, float | None]) -> list[Cell]:
     """Return the cells under MISALIGNMENT_COLUMNS of one evaluation."""
     return [Cell(statistics.get(name), absent=NOT_APPLICABLE) for name in MISALIGNMENT_COLUMNS]
@@ -206,22 +230,6 @@ def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Val
             if isinstance(cell.value, float) and round(cell.value, column.digits) == best:
                 line[place] = replace(cell, bold=True)
     return [tuple(line) for line in changed]
-
-
-def _measure(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> RowResult:
-    reasons: dict[int, str] = {}
-    found: dict[int, Mapping[str, float]] = {}
-    known: dict[int, Resamples] = {}
-    for seed, trained, scored in row_keys(row):
-        reason = why_evaluation_is_missing(ledger, trained, scored)
-        if reason is None:
-            found[seed] = {**ledger.evaluations[scored].metrics, **ledger.evaluations[scored].misalignment}
-            known |= {seed: resampled[scored]} if scored in resampled else {}
-        elif reason.startswith("waits"):
-            reasons[seed] = why_training_is_missing(ledger, trained) or reason
-        else:
-            reasons[seed] = reason
-    return RowResult(row=row, by_seed=found, resampled=known, state=_state(row, reasons))
 
 
 def _state(row: Row, reasons: Mapping[int, str]) -> str:
@@ -280,16 +288,14 @@ def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     gain = result.difference(base, metric)
     if gain is None:
         return Cell(mean - reference)
-    return Cell(mean - reference, interval=(gain.low, gain.high), mark=SURE if gain.excludes_zero else "")
+    return Cell(mean - reference, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 
 def _notes_on_gains(results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool) -> list[str]:
     notes = []
     if any(gain.interval for gain in gains):
-        from orchestrator.report.intervals import NUM_RESAMPLES
-
-        notes.append(f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images, and by seeds where several.")
-        notes += [f"{SURE} The interval excludes 0."] if any(gain.mark for gain in gains) else []
+        notes.append(interval_note())
+        notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
     if gains and is_resampled and old:
         notes.append(f"No interval, for want of matches: {', '.join(old)}.")

@@ -1,4 +1,4 @@
-"""One table in five forms."""
+"""One table in five formats, as a DataFrame, and in a notebook."""
 
 import json
 import shutil
@@ -99,6 +99,28 @@ def test_json_keeps_the_full_values() -> None:
         {"row": "広い", "AP_S": None, "gain": -0.04, "epochs": 9},
     ]
     assert content["notes"] == ["paper: COCO val2017, ours: shapes"]
+
+
+def test_a_dataframe_has_numbers_spreads_and_intervals_in_columns_of_their_own() -> None:
+    frame = TABLE.to_pandas()
+    assert list(frame.columns) == ["row", "AP_S", "AP_S std", "gain", "epochs"]
+    assert [kind.kind for kind in frame.dtypes] == ["O", "f", "f", "f", "i"]
+    assert frame["AP_S"].tolist()[:2] == [35.649, 36.0] and frame["AP_S"].isna().tolist() == [False, False, True]
+    assert frame["AP_S std"].isna().tolist() == [True, False, True] and frame["epochs"].tolist() == [12, 12, 9]
+    wide = WIDE.to_pandas()
+    assert list(wide.columns)[-4:] == ["AP50", "gain", "gain low", "gain high"]
+    assert wide.loc[0, ["gain", "gain low", "gain high"]].tolist() == [0.44, 0.12, 0.81]
+    empty = Table(title="t", columns=(Column("a"), Column("b", numeric=False)), rows=((None, None),)).to_pandas()
+    assert [kind.kind for kind in empty.dtypes] == ["f", "O"]
+
+
+def test_a_notebook_shows_the_table_and_print_its_text() -> None:
+    text = TABLE._repr_html_()
+    page = Page(text)
+    assert page.open == [] and page.cells[4] == "with <b>|50%|</b>" and page.links == []
+    assert "<h3>Heads &amp; tails</h3>" in text and "<p>Which is better?</p>" in text and "<html" not in text
+    assert "<li>paper: COCO val2017, ours: shapes</li>" in text
+    assert str(TABLE) == TABLE.to_text()
 
 
 class Page(HTMLParser):

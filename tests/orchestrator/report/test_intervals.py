@@ -10,10 +10,18 @@ import pytest
 from numpy.typing import NDArray
 
 from model.data.coco import read_coco
-from model.evaluation.coco_eval import MatchTable, evaluate, match
+from model.evaluation.coco_eval import evaluate, match
 from model.inference.table import DetectionTable
-from orchestrator.report.intervals import Estimate, SeedValues, average_precision, difference, estimate, resample
-from tests.detections import pycocotools_numbers, random_scene, table, write
+from orchestrator.report.intervals import (
+    Estimate,
+    SeedValues,
+    average_precision,
+    difference,
+    estimate,
+    leave_one_out,
+    resample,
+)
+from tests.detections import matches_of, pycocotools_numbers, random_scene, table, write
 
 Row = tuple[int, int, list[float], float]
 
@@ -81,20 +89,13 @@ def test_ap_of_a_resample_is_that_of_pycocotools_on_the_images_so_drawn(tmp_path
         assert ours[:, place] == pytest.approx(theirs, rel=1e-12), column
 
 
-def matches_of(scores: list[list[float]], true: list[list[int]], num_truths: list[int]) -> MatchTable:
-    """One category, an image for each list."""
-    flat = [value for image in true for value in image]
-    return MatchTable(
-        num_images=len(scores),
-        num_categories=1,
-        images=np.arange(len(scores), dtype=np.int32),
-        categories=np.zeros(len(scores), np.int32),
-        num_truths=np.array(num_truths, np.int32),
-        offsets=np.cumsum([0, *map(len, scores)]).astype(np.int32),
-        scores=np.array([value for image in scores for value in image], np.float32),
-        true=np.array(flat, np.uint16),
-        ignored=np.zeros(len(flat), np.uint16),
-    )
+@pytest.mark.parametrize("seed", range(4))
+def test_leaving_out_an_image_is_giving_it_no_weight(tmp_path: Path, seed: int) -> None:
+    annotations, found = random_scene(seed)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    matches = match(data, table(found))
+    weights = np.column_stack([1 - np.eye(8), np.ones(8)])
+    np.testing.assert_allclose(leave_one_out(matches), average_precision(matches, weights), rtol=1e-12)
 
 
 def test_two_images_by_hand() -> None:
