@@ -147,7 +147,7 @@ def contributions(
     means = [np.mean([leave_one_out(one)[place] for one in of_row], axis=0) for of_row in (ours, theirs)]
     # Without the only image that has an object there is no metric at all: the image is the whole difference.
     *without, whole = np.nan_to_num(means[0] - means[1])
-    lost = whole - np.array(without)
+    lost: NDArray[np.float64] = whole - np.array(without)
     lost[np.abs(lost) < 1e-9] = 0.0  # sums that were rounded otherwise, and mean nothing
     return lost
 

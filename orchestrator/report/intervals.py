@@ -204,7 +204,7 @@ def _estimate(by_seed: list[float], resampled: NDArray[np.float64], value: float
 
 
 def _points(sums: NDArray[np.float64], num_present: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return AP, AP50 and AP75, [3, R], of sums of 101 precisions over categories, [10, R], and how many these are, [R]."""
+    """Return AP, AP50 and AP75, [3, R], of sums of 101 precisions, [10, R], over so many categories, [R]."""
     with np.errstate(invalid="ignore"):
         by_threshold = 100 / NUM_RECALLS * sums / num_present
     return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
