@@ -12,6 +12,7 @@ import pytest
 
 from model.config import DataConfig, TrainConfig
 from model.evaluation.coco_eval import evaluate, match, write_matches
+from orchestrator.api import OpenSuite
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, row_keys
@@ -20,7 +21,6 @@ from orchestrator.report import compare as module
 from orchestrator.report.compare import Comparison, compare, contributions
 from orchestrator.report.intervals import average_precision
 from orchestrator.site import Site
-from orchestrator.tracking.suite import Suite
 from tests.detections import matches_of, random_scene, table, write
 from tests.orchestrator.ledgers import experiment
 
@@ -29,6 +29,8 @@ TWO = matches_of([[0.9], [0.8], [0.95]], [[1023], [1023], [0]], [1, 1, 1])
 TRAIN = TrainConfig(data=DataConfig(dataset="coco", train_split="train", val_split="val"))
 GOOD = Row(label="good", train=TRAIN, split="val")
 BAD = Row(label="bad", train=replace(TRAIN, global_batch=8), split="val")
+
+ELSEWHERE = replace(BAD, label="elsewhere", split="train")
 
 
 def test_the_planted_image_decides() -> None:
@@ -73,7 +75,7 @@ def test_contributions_are_those_of_an_evaluation_without_the_image(tmp_path: Pa
 
 
 @pytest.fixture
-def suite_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Suite]:
+def suite_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenSuite]:
     """Makes a suite of which MLflow holds two rows, scored on seven images of one category, ids 1 to 7."""
     box = [0.0, 0.0, 50.0, 50.0]
     annotation = {"category_id": 2, "bbox": box, "area": 2500.0, "iscrowd": 0}
@@ -103,20 +105,24 @@ def suite_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
 
     monkeypatch.setattr(module, "matches_from", lambda uri: fetch)
 
-    def make(*rows: Row, changed: Mapping[str, Mapping[str, object]] | None = None) -> Suite:
+    def make(*rows: Row, changed: Mapping[str, Mapping[str, object]] | None = None) -> OpenSuite:
         held = dict(evaluations)
+        for row in rows:
+            if row.split == ELSEWHERE.split:
+                ((_, _, here),), ((_, _, there),) = row_keys(BAD), row_keys(row)
+                held[there] = held[here]
         for label, values in (changed or {}).items():
             ((_, _, scored),) = row_keys({"good": GOOD, "bad": BAD}[label])
             held[scored] = replace(held[scored], **values)  # type: ignore[arg-type]
         attributes = {"ledger": Ledger(trainings=trainings, evaluations=held), "uri": "http://none"}
         tables: list[Experiment] = [experiment("table", rows or (GOOD, BAD))]
         site = Site(home=tmp_path / "home", coco_root=tmp_path / "coco")
-        return cast(Suite, type("Held", (Suite,), attributes)(tables, site))
+        return cast(OpenSuite, type("Held", (OpenSuite,), attributes)(tables, site))
 
     return make
 
 
-def test_two_rows_are_compared_with_the_image_that_decides_first(suite_of: Callable[..., Suite]) -> None:
+def test_two_rows_are_compared_with_the_image_that_decides_first(suite_of: Callable[..., OpenSuite]) -> None:
     """On image 5 the one row is wrong: precision 1 up to recall 4/7, then 6/7 up to recall 6/7; 58 and 28 points."""
     found = compare(suite_of(), ("good", "bad"))
     ap = 100 * (58 + 28 * 6 / 7) / 101
@@ -151,8 +157,8 @@ def test_a_comparison_is_shown_as_a_table_with_the_weightiest_images() -> None:
     assert "*" not in str(unsure) and "image 7" not in str(unsure) and len(unsure.to_table().notes) == 1
 
 
-def test_what_cannot_be_compared_says_why(suite_of: Callable[..., Suite], tmp_path: Path) -> None:
-    def refused(suite: Suite, *words: str, labels: tuple[str, str] = ("good", "bad"), metric: str = "AP") -> None:
+def test_what_cannot_be_compared_says_why(suite_of: Callable[..., OpenSuite], tmp_path: Path) -> None:
+    def refused(suite: OpenSuite, *words: str, labels: tuple[str, str] = ("good", "bad"), metric: str = "AP") -> None:
         with pytest.raises(UserError) as raised:
             compare(suite, labels, metric)
         for word in words:
@@ -166,15 +172,20 @@ def test_what_cannot_be_compared_says_why(suite_of: Callable[..., Suite], tmp_pa
     refused(suite_of(changed={"bad": {"matches": ""}}), "MLflow has no matches of bad")
     refused(suite_of(changed={"bad": {"matches": "0" * 64}}), "MLflow has no matches of bad")
     refused(suite_of(changed={"bad": {"data_fingerprint": "x"}}), "different data", "(the files differ)")
+    refused(suite_of(GOOD, ELSEWHERE), "elsewhere on coco train", "good on coco val", labels=("good", "elsewhere"))
     everywhere = {label: {"data_fingerprint": "x"} for label in ("good", "bad")}
     refused(suite_of(changed=everywhere), "is not what good was measured on", "recorded is x")
 
 
-def test_a_label_that_means_two_rows_asks_for_the_table(suite_of: Callable[..., Suite]) -> None:
+def test_a_label_that_means_two_rows_asks_for_the_table(suite_of: Callable[..., OpenSuite]) -> None:
     suite = suite_of()
     other = replace(BAD, label="good")
     tables = [*suite.experiments, experiment("second", [other, BAD])]
     with pytest.raises(UserError, match="'good' is another row in each of table, second; name one with table="):
         compare(type(suite)(tables, suite.site), ("good", "bad"))
+    opened = type(suite)(tables, suite.site)
+    assert opened.compare("good", "bad", table="tab").images[0][0] == 5
+    with pytest.raises(UserError, match="has no table 'third'"):
+        opened.compare("good", "bad", table="third")
     again = [*suite.experiments, experiment("second", [GOOD])]
     assert compare(type(suite)(again, suite.site), ("good", "bad")).images[0][0] == 5
