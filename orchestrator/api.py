@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.driver.submit import Submitted
     from orchestrator.experiment.estimate import PlanTime
     from orchestrator.experiment.plan import Plan
+    from orchestrator.report.compare import Comparison
     from orchestrator.report.files import Report
 
 
@@ -145,6 +146,30 @@ class OpenSuite(Suite):
         experiment = self._experiment(name)
         (report,) = type(self)([experiment], self.site).reports(bootstrap=bootstrap)
         return report.table
+
+    def compare(self, row_a: str, row_b: str, *, table: str | None = None, metric: str = "AP") -> "Comparison":
+        """Return by how much one row is above another, between which bounds, and which images decide it.
+
+        It takes about 15 s on two cores for each seed of each row on 5000 images such as those of val2017.
+
+        Args:
+            row_a: a label.
+            row_b: the label of the row to compare with.
+            table: of both, or the beginning of its name; None looks in all.
+            metric: "AP", "AP50" or "AP75".
+
+        Returns:
+            The values and their difference with its 95 % interval, 0 to 100, and the ids of images with what the
+            difference loses without each, the weightiest first.
+
+        Raises:
+            UserError: there is no such row, table or metric, a row is not measured or its matches are lost, or the
+                rows were measured on different data.
+        """
+        from orchestrator.report.compare import compare
+
+        suite = self if table is None else type(self)([self._experiment(table)], self.site)
+        return compare(suite, (row_a, row_b), metric)
 
     def runs(self) -> "pd.DataFrame":
         """Return the suite's trainings and evaluations in MLflow, a row each, newest first: params, metrics, tags."""

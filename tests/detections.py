@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from model.data.coco import read_coco
 from model.data.split import CocoData
+from model.evaluation.coco_eval import MatchTable
 from model.inference.table import DetectionTable
 
 CATEGORIES = (2, 5, 9, 11)
@@ -62,6 +63,22 @@ def write(root: Path, annotations: Sequence[dict[str, Any]], num_images: int) ->
     file = root / "annotations" / "instances_val.json"
     file.write_text(json.dumps(content))
     return read_coco(root, "val", check_images=False), file
+
+
+def matches_of(scores: list[list[float]], true: list[list[int]], num_truths: list[int]) -> MatchTable:
+    """One category, an image for each list."""
+    flat = [value for image in true for value in image]
+    return MatchTable(
+        num_images=len(scores),
+        num_categories=1,
+        images=np.arange(len(scores), dtype=np.int32),
+        categories=np.zeros(len(scores), np.int32),
+        num_truths=np.array(num_truths, np.int32),
+        offsets=np.cumsum([0, *map(len, scores)]).astype(np.int32),
+        scores=np.array([value for image in scores for value in image], np.float32),
+        true=np.array(flat, np.uint16),
+        ignored=np.zeros(len(flat), np.uint16),
+    )
 
 
 def random_scene(seed: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, list[float], float]]]:

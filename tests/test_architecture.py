@@ -31,7 +31,9 @@ MOST_ROOMS = 10
 
 OWNERS = {
     "click": {"orchestrator/cli/"},
-    "matplotlib": {"orchestrator/figures/", "orchestrator/checkpoint/sweep_report.py"},
+    "matplotlib": {"orchestrator/figures/"},
+    "jinja2": {"orchestrator/figures/templating.py"},
+    "markupsafe": {"orchestrator/figures/templating.py"},
     "yaml": {"orchestrator/experiment/strict_yaml.py"},
     "mlflow": {
         "orchestrator/tracking/artifacts.py",
@@ -56,7 +58,7 @@ LIGHT = {
     "orchestrator/report/plan_tables.py",
     "orchestrator/report/results.py",
 }
-HEAVY = {"torch", "torchvision", "ray", "mlflow", "numpy", "pandas", "rich", "pyarrow", "matplotlib"}
+HEAVY = {"torch", "torchvision", "ray", "mlflow", "numpy", "pandas", "rich", "pyarrow", "matplotlib", "jinja2"}
 """What LIGHT modules, behind `rnc plan` and `rnc --help`, must not import at module level."""
 
 

@@ -37,7 +37,7 @@ from model.evaluation.misalignment import (
 from model.inference.table import DetectionTable, read_detections, write_detections
 from orchestrator.figures.charts import proportions, save, score_against_iou
 from orchestrator.figures.table import Cell, Column, Table, Value
-from orchestrator.report.results import COLUMNS, statistics_cells
+from orchestrator.report.results import MISALIGNMENT_COLUMNS, statistics_cells
 
 FOUND = "detections.parquet"
 TIMES = 7
@@ -80,7 +80,7 @@ def _look(data: CocoData, folder: Path) -> tuple[dict[str, float | None], Statis
 
 
 def _table(looked: list[tuple[dict[str, float | None], Statistics, int]]) -> str:
-    columns = (Column("row", numeric=False), Column("AP"), *COLUMNS.values())
+    columns = (Column("row", numeric=False), Column("AP"), *MISALIGNMENT_COLUMNS.values())
     rows: list[tuple[Cell | Value, ...]]
     rows = [(str(n), Cell(numbers["AP"]), *statistics_cells(said)) for n, (numbers, said, *_) in enumerate(looked)]
     table = Table(title="all", columns=columns, rows=tuple(rows))

@@ -18,7 +18,7 @@ from orchestrator.checkpoint.subject import (
 )
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
-from orchestrator.report.results import COLUMNS as MISALIGNMENT
+from orchestrator.report.results import MISALIGNMENT_COLUMNS
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
 from orchestrator.tracking.detections import (
@@ -103,7 +103,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
         rows.append(_row("recorded", names, recorded))
     return Table(
         title=f"Detections of {stored}",
-        columns=(*COLUMNS, *(MISALIGNMENT[name] for name in statistics)),
+        columns=(*COLUMNS, *(MISALIGNMENT_COLUMNS[name] for name in statistics)),
         rows=tuple(rows),
         notes=(
             f"{len(detections)} detections on {len(data)} images of {data.root / data.split}.",

@@ -1,6 +1,5 @@
 """Misalignment of score and placement: boxes before and after NMS by image, and heads side by side; with figures."""
 
-import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from model.config import InferenceConfig
 from orchestrator.checkpoint.subject import Selection, Subject, no_progress, open_subject, read_checkpoint
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
-from orchestrator.figures.page import html_page, render
-from orchestrator.figures.pictures import choose, write_pictures
+from orchestrator.figures.page import html_image, html_page
+from orchestrator.figures.pictures import choose_images, write_pictures
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
-from orchestrator.report.files import SUFFIXES
-from orchestrator.report.results import COLUMNS, NOTES, embolden, statistics_cells
+from orchestrator.report.files import every_format
+from orchestrator.report.results import MISALIGNMENT_COLUMNS, MISALIGNMENT_NOTES, embolden, statistics_cells
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
 
@@ -92,7 +91,7 @@ def analyse(
     subjects = [open_subject(checkpoint, selection, site, say) for checkpoint in checkpoints]
     labels = _labels({one.path: one.row or one.card.config.model.head for one in checkpoints})
     _require_same_images(subjects, labels)
-    places = choose(subjects[0].data, closeup.num_images, closeup.image_ids)
+    places = choose_images(subjects[0].data, closeup.num_images, closeup.image_ids)
     heads = []
     for subject in subjects:
         (scores,) = subject.score([subject.checkpoint.inference], progress)
@@ -157,9 +156,9 @@ def by_head(heads: Sequence[Head]) -> Table:
     return Table(
         title="Misalignment",
         caption="How well do scores rank boxes by their placement, and what does NMS throw away?",
-        columns=(Column("head", numeric=False), Column("AP"), *COLUMNS.values()),
+        columns=(Column("head", numeric=False), Column("AP"), *MISALIGNMENT_COLUMNS.values()),
         rows=tuple(embolden(lines)),
-        notes=(f"{len(data)} images of {data.root / data.split}.", *told, *NOTES),
+        notes=(f"{len(data)} images of {data.root / data.split}.", *told, *MISALIGNMENT_NOTES),
     )
 
 
@@ -227,12 +226,11 @@ def _write(
         drawn = []
         for name, (title, figure) in figures.items():
             png, _ = save(figure, folder, name)
-            coded = base64.b64encode(png.read_bytes()).decode()
-            drawn.append(f'<img alt="{title}" src="data:image/png;base64,{coded}">')
+            drawn.append(html_image(png.read_bytes(), "png", title))
         names = [f"boxes-{_slug([head.label])}" for head in heads] + ["statistics"]
         for name, table in zip(names, tables, strict=True):
-            for form, suffix in SUFFIXES.items():
-                (folder / f"{name}.{suffix}").write_text(render(table, form) + "\n", encoding="utf-8")
+            for file, text in every_format(name, table).items():
+                (folder / file).write_text(text, encoding="utf-8")
         boxes = {head.label: (head.scores.detections, head.counts.dropped) for head in heads}
         drawn += write_pictures(folder / "boxes", heads[0].data, places, boxes, progress)
         page = html_page("Misalignment", tables, [""] * len(heads) + ["\n".join(drawn)], [lab_section(lab)])

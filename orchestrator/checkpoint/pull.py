@@ -17,6 +17,7 @@ from model.settings import Settings, from_dict, to_dict
 from orchestrator import names
 from orchestrator.checkpoint.find import FinishedEvaluation, Query, find
 from orchestrator.errors import Say, UserError
+from orchestrator.figures.templating import fill
 from orchestrator.report import views
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Missing, Progress, download
@@ -64,28 +65,7 @@ class Provenance:
 
     def to_markdown(self) -> str:
         """A page for people."""
-        numbers = [f"| {name} | {value:.1f} |" for name, value in self.metrics.items()]
-        seen = ", ".join(f"{table} ({label})" for table, label in self.tables.items())
-        facts = {
-            "suite": self.suite,
-            "tables": seen,
-            "seed": str(self.seed),
-            "data": f"{self.dataset}, scored on {self.split}",
-            "data fingerprints": f"training `{self.train_fingerprint[:16]}`, {self.split} "
-            f"`{self.split_fingerprint[:16] or 'not recorded'}`",
-            "inference": ", ".join(f"{name} {value}" for name, value in self.inference.items()),
-            "weights": f"{self.weights_bytes / 1e6:.1f} MB, sha256 `{self.weights_sha256}`",
-            "keys": f"training `{self.train_key}`, evaluation `{self.evaluation_key}`",
-            "detections": self.detections
-            and f"`{self.detections}`; `rnc evaluate --detections` computes the numbers again",
-            "git commit": self.git_commit or "not recorded",
-            "trained with": ", ".join(f"{name} {version}" for name, version in self.versions.items()) or "not recorded",
-            "in MLflow": f"[evaluation]({self.link}), [training]({self.training_link})",
-        }
-        lines = [f"# {self.row}", "", *(f"- {name}: {text}" for name, text in facts.items() if text), ""]
-        lines += [f"| {self.split} | |", "|---|---:|", *numbers, ""]
-        lines += ["```python", "import model", "", 'detector = model.load(".")', 'detector("image.jpg")', "```", ""]
-        return "\n".join(lines)
+        return fill("checkpoint.md", card=self) + "\n"
 
 
 def pull(

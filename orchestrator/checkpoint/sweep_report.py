@@ -1,21 +1,17 @@
-"""A sweep as a table, and as a page with its curves or grids."""
+"""What `rnc sweep` writes: a table, a page with its curves or heat maps, and the same drawings as one picture."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from model.config import METRICS
 from orchestrator.checkpoint.sweep import Spot, Sweep
 from orchestrator.errors import UserError
-from orchestrator.figures.page import html_page, render
-from orchestrator.figures.svg import curve_plot, heat_map
+from orchestrator.figures.drawing import Drawing, small_multiples, write_png
+from orchestrator.figures.page import html_page
+from orchestrator.figures.plots import curve_plot, heat_map
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
-from orchestrator.report.files import SUFFIXES
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from orchestrator.report.files import every_format
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,16 +52,31 @@ def sweep_table(sweep: Sweep) -> Table:
     )
 
 
-def sweep_figures(sweep: Sweep) -> str:
-    """Draw each metric: a curve against the setting that varies, or a heat map against the two that do."""
-    drawn = (_curve(sweep, metric) if len(sweep.axes) == 1 else _heat_map(sweep, metric) for metric in SHOWN)
-    figures = "".join(drawn)
-    return f'<div class="multiples">{figures}</div>' if figures else ""
+def sweep_drawings(sweep: Sweep) -> list[Drawing]:
+    """Draw each metric that was measured: a curve against the setting that varies, or a heat map against two."""
+    metrics = [metric for metric in SHOWN if measured(sweep, metric)]
+    return [(_curve if len(sweep.axes) == 1 else _heat_map)(sweep, metric) for metric in metrics]
 
 
 def sweep_page(sweep: Sweep) -> str:
     """Table and figures on a page that needs nothing else."""
-    return html_page(sweep.title, [sweep_table(sweep)], [sweep_figures(sweep)])
+    return html_page(sweep.title, [sweep_table(sweep)], [small_multiples(sweep_drawings(sweep))])
+
+
+def write_sweep(folder: Path, sweep: Sweep) -> None:
+    """Write the table in every format, a page with the figures, and the figures as a picture.
+
+    Raises:
+        UserError: they cannot be written there.
+    """
+    files = every_format("sweep", sweep_table(sweep)) | {"index.html": sweep_page(sweep)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        write_png(sweep_drawings(sweep), sweep.title, folder / "sweep.png")
+    except OSError as error:
+        raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
 
 
 def measured(sweep: Sweep, metric: str) -> list[tuple[Spot, float]]:
@@ -131,90 +142,16 @@ def _first_of_groups(sweep: Sweep) -> list[int]:
     return list(range(0, len(sweep.spots), len(sweep.axes[1].values)))
 
 
-def _curve(sweep: Sweep, metric: str) -> str:
+def _curve(sweep: Sweep, metric: str) -> Drawing:
     ours = [(spot.values[0], value) for spot, value in measured(sweep, metric)]
     papers = [(spot.values[0], spot.paper[metric]) for spot in sweep.spots if metric in spot.paper]
-    if not ours:
-        return ""
     curves = {"here": ours, "paper": papers} if papers else {"": ours}
     return curve_plot(SHOWN[metric].name, sweep.axes[0].label, curves, sweep.title)
 
 
-def _heat_map(sweep: Sweep, metric: str) -> str:
+def _heat_map(sweep: Sweep, metric: str) -> Drawing:
     values = [spot.metrics.get(metric) for spot in sweep.spots]
-    if not any(value is not None for value in values):
-        return ""
     down, across = ((axis.label, [f"{value:.{axis.digits}f}" for value in axis.values]) for axis in sweep.axes)
     wide = len(across[1])
     rows = [values[start : start + wide] for start in range(0, len(values), wide)]
     return heat_map(SHOWN[metric].name, across, down, rows)
-
-
-def write_sweep(folder: Path, sweep: Sweep) -> None:
-    """Write the table in every format, a page with the figures, and the figures as a picture.
-
-    Raises:
-        UserError: they cannot be written there.
-    """
-    table = sweep_table(sweep)
-    files = {f"sweep.{suffix}": render(table, form) + "\n" for form, suffix in SUFFIXES.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (files | {"index.html": sweep_page(sweep)}).items():
-            (folder / name).write_text(text, encoding="utf-8")
-        write_picture(sweep, folder / "sweep.png")
-    except OSError as error:
-        raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
-
-
-ACROSS = 4
-"""Panels side by side."""
-
-
-def write_picture(sweep: Sweep, file: Path) -> None:
-    """Draw a panel for each metric that was measured; nothing is written where none was."""
-    from matplotlib.figure import Figure
-
-    metrics = [metric for metric in SHOWN if measured(sweep, metric)]
-    if not metrics:
-        return
-    is_grid = len(sweep.axes) == 2
-    down = math.ceil(len(metrics) / ACROSS)
-    figure = Figure(figsize=(3.4 * ACROSS, (3.0 if is_grid else 2.5) * down + 0.6), dpi=130, layout="constrained")
-    panels = figure.subplots(down, ACROSS, squeeze=False).flatten()
-    for panel, metric in zip(panels, metrics, strict=False):
-        (_draw_grid if is_grid else _draw_curve)(panel, sweep, metric)
-        panel.set_title(SHOWN[metric].name, fontsize=10)
-        panel.tick_params(labelsize=8)
-    for panel in panels[len(metrics) :]:
-        panel.set_visible(False)
-    figure.suptitle(sweep.title, fontsize=11)
-    figure.savefig(file)
-
-
-def _draw_curve(panel: "Axes", sweep: Sweep, metric: str) -> None:
-    axis = sweep.axes[0]
-    ours = [(spot.values[0], value) for spot, value in measured(sweep, metric)]
-    papers = [(spot.values[0], spot.paper[metric]) for spot in sweep.spots if metric in spot.paper]
-    panel.plot(*zip(*ours, strict=True), color="#1f5a99", marker="o", markersize=3, linewidth=1.4, label="here")
-    if papers:
-        panel.plot(*zip(*papers, strict=True), color="#c4501b", marker="s", markersize=3, linestyle="--", label="paper")
-        panel.legend(fontsize=8, frameon=False)
-    panel.set_xlabel(axis.label, fontsize=8)
-    panel.grid(visible=True, color="#dddddd", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_grid(panel: "Axes", sweep: Sweep, metric: str) -> None:
-    down, across = sweep.axes
-    wide = len(across.values)
-    values = [math.nan if (value := spot.metrics.get(metric)) is None else value for spot in sweep.spots]
-    rows = [values[start : start + wide] for start in range(0, len(values), wide)]
-    image = panel.imshow(rows, aspect="auto", cmap="viridis")
-    for axis, set_ticks in ((across, panel.set_xticks), (down, panel.set_yticks)):
-        shown = range(0, len(axis.values), math.ceil(len(axis.values) / 8))
-        set_ticks(list(shown), [f"{axis.values[place]:.{axis.digits}f}" for place in shown])
-    panel.set_xlabel(across.label, fontsize=8)
-    panel.set_ylabel(down.label, fontsize=8)
-    figure = panel.figure
-    figure.colorbar(image, ax=panel).ax.tick_params(labelsize=8)

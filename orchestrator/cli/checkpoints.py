@@ -170,9 +170,11 @@ def misalignment(
       rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --split val2017 --output looked
     """
     from orchestrator.checkpoint.misalignment import Closeup, analyse
-    from orchestrator.figures.pictures import numbers
+    from orchestrator.figures.pictures import parse_image_ids
 
-    closeup = Closeup(num_images=images, image_ids=numbers(image_ids) if image_ids is not None else (), only=only)
+    closeup = Closeup(
+        num_images=images, image_ids=parse_image_ids(image_ids) if image_ids is not None else (), only=only
+    )
     with bar("images", "images") as progress:
         found = analyse(folders, closeup, selection, output, site(), say, progress)
     if form == "html":

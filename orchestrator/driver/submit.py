@@ -30,6 +30,10 @@ class Submitted:
     reports: list[Report]
     """What is measured by now, a report a table."""
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: all tables."""
+        return "\n".join(report.table.to_html() for report in self.reports)
+
 
 def submit(suite: Suite, say: Say, *, prune: bool = False) -> Submitted:
     """Run what a suite lacks, record it, write its tables.

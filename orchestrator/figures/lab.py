@@ -2,13 +2,13 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.config import InferenceConfig
 from orchestrator.figures.page import Section
+from orchestrator.figures.templating import fill
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -24,7 +24,7 @@ FORMAT = 1
 NUM_IMAGES = 6
 LONGEST = 640
 """Pixels of the longer side of an image on the page."""
-HERE = Path(__file__).parent
+TITLE = "Misalignment lab"
 Lab = dict[str, Any]
 """What the page reads: `images` with their objects, and `heads` with the candidates of each image."""
 
@@ -82,58 +82,7 @@ def join(labs: Sequence[Lab]) -> Lab | None:
 
 def lab_section(lab: Lab) -> Section:
     """Render the part of a page on which one picks head, image and exponent, and sees the boxes change."""
-    data = json.dumps(lab, separators=(",", ":")).replace("<", "\\u003c")
-    script = (HERE / "lab.js").read_text(encoding="utf-8")
-    style = (HERE / "lab.css").read_text(encoding="utf-8")
-    html = (
-        f'<section id="lab" class="lab">\n<h2>{TITLE}</h2>\n<p>{CAPTION}</p>\n'
-        "<noscript><p>This part of the page needs JavaScript.</p></noscript>\n"
-        f"<style>{style}</style>\n"
-        f'<script type="application/json">{data}</script>\n{_BODY}\n<script>{script}</script>\n</section>'
-    )
-    return Section(TITLE, "lab", html)
-
-
-TITLE = "Misalignment lab"
-CAPTION = (
-    "What NMS keeps of an image, and what it throws away although it is better placed. NMS ranks boxes by "
-    "p<sup>1-e</sup> c<sup>e</sup> with class score p, confidence c and exponent e: a good rank tells well-placed "
-    "boxes from others."
-)
-_BODY = """
-<div class="bench" hidden>
-<div class="pick">
-<fieldset class="segments" data-heads><legend>Head</legend></fieldset>
-<label class="slider">Confidence exponent e <output data-of="exponent"></output>
-<input type="range" data-setting="exponent" min="0" max="1" step="0.05" value="0.4"></label>
-<p class="hint" data-why hidden>This head has no confidence branch: its boxes are ranked by the class score alone.</p>
-</div>
-<figure class="stage"><svg role="img"></svg>
-<figcaption role="status" data-caption></figcaption>
-<fieldset class="thumbnails" data-images><legend>Image</legend></fieldset>
-</figure>
-<div class="more">
-<label class="slider">NMS above IoU <output data-of="nms"></output>
-<input type="range" data-setting="nms" min="0.3" max="0.9" step="0.1" value="0.5"></label>
-<label class="slider">Show the best <output data-of="most"></output>
-<input type="range" data-setting="most" min="1" max="100" step="1" value="10"></label>
-<label class="slider">From score <output data-of="least"></output>
-<input type="range" data-setting="least" min="0" max="0.95" step="0.05" value="0.1"></label>
-<fieldset class="layers"><legend>Show</legend>
-<label class="truth"><input type="checkbox" data-layer="truth" checked>objects</label>
-<label class="kept"><input type="checkbox" data-layer="kept" checked>kept</label>
-<label class="dropped"><input type="checkbox" data-layer="dropped" checked>dropped, better placed</label>
-</fieldset>
-</div>
-<div class="list">
-<p class="counts" role="status" data-counts></p>
-<div class="scroll rows" role="region" aria-label="Boxes that are shown" tabindex="0"><table>
-<thead><tr><th scope="col">box</th><th scope="col">class</th><th scope="col" class="number">p</th>
-<th scope="col" class="number">c</th><th scope="col" class="number">score</th><th scope="col" class="number">IoU</th>
-<th scope="col">beaten by</th></tr></thead>
-<tbody data-rows></tbody></table></div>
-</div>
-</div>"""
+    return Section(TITLE, "lab", fill("lab.html", title=TITLE, lab=lab))
 
 
 def _image(data: "CocoData", index: int) -> dict[str, Any]:

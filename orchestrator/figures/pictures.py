@@ -1,6 +1,5 @@
-"""Pictures of what NMS kept and dropped: of the images that one asks for, and of the same few for each evaluation."""
+"""Pictures of images with boxes: what NMS kept and dropped of chosen ones, and detections beside the ground truth."""
 
-import base64
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from model.data.split import CocoData
 from model.inference.drawing import draw
-from model.inference.table import DetectionTable
 from orchestrator.errors import UserError
+from orchestrator.figures.page import html_image
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
@@ -26,9 +24,16 @@ NUM_IMAGES = 3
 """Pictures that an evaluation gets."""
 QUALITY = 75
 """Of the WebP pictures within a page."""
+NUM_EXAMPLES = 4
+"""Images of the sheet that a training gets after each validation."""
+TILE = 512
+"""Pixels of the longer side of an image on that sheet."""
+MIN_SCORE = 0.3
+MOST = 8
+"""Detections drawn on one image of it, the best."""
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def parse_image_ids(text: str) -> tuple[int, ...]:
     """Read the ids of `--image-ids`.
 
     Raises:
@@ -41,7 +46,7 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in words))
 
 
-def choose(data: "CocoData", count: int, image_ids: Sequence[int] = ()) -> list[int]:
+def choose_images(data: "CocoData", count: int, image_ids: Sequence[int] = ()) -> list[int]:
     """Places of the images with these ids, or else of the first ones by id.
 
     Raises:
@@ -57,6 +62,14 @@ def choose(data: "CocoData", count: int, image_ids: Sequence[int] = ()) -> list[
             f"looked at; their ids run from {data.image_ids[0]} to {data.image_ids[-1]}"
         )
     return [places[id] for id in image_ids]
+
+
+def example_indices(data: "CocoData", count: int = NUM_EXAMPLES) -> list[int]:
+    """Pick images that have something to detect, spread evenly over the split; the same ones every time."""
+    with_objects = np.flatnonzero(np.diff(data.offsets))
+    chosen = with_objects if len(with_objects) else np.arange(len(data))
+    places = np.linspace(0, len(chosen) - 1, min(count, len(chosen))).round().astype(int)
+    return [int(index) for index in chosen[np.unique(places)]]
 
 
 def write_pictures(
@@ -81,8 +94,7 @@ def write_pictures(
         picture.save(folder / f"{image_id}.png")
         small = io.BytesIO()
         picture.save(small, "WEBP", quality=QUALITY)
-        coded = base64.b64encode(small.getvalue()).decode()
-        drawn.append(f'<img alt="Boxes kept and dropped on image {image_id}" src="data:image/webp;base64,{coded}">')
+        drawn.append(html_image(small.getvalue(), "webp", f"Boxes kept and dropped on image {image_id}"))
     progress(len(places), len(places))
     return drawn
 
@@ -108,23 +120,7 @@ def write_examples(folder: Path, data: "CocoData", scores: "Scores", label: str)
     return files
 
 
-NUM_EXAMPLES = 4
-TILE = 512
-"""Pixels of an example's longer side."""
-MIN_SCORE = 0.3
-MOST = 8
-"""Detections drawn on one image, the best."""
-
-
-def example_indices(data: CocoData, count: int = NUM_EXAMPLES) -> list[int]:
-    """Pick images that have something to detect, spread evenly over the split; the same ones every time."""
-    with_objects = np.flatnonzero(np.diff(data.offsets))
-    chosen = with_objects if len(with_objects) else np.arange(len(data))
-    places = np.linspace(0, len(chosen) - 1, min(count, len(chosen))).round().astype(int)
-    return [int(index) for index in chosen[np.unique(places)]]
-
-
-def draw_examples(data: CocoData, detections: DetectionTable | None) -> Image.Image:
+def draw_examples(data: "CocoData", detections: "DetectionTable | None") -> Image.Image:
     """Draw the examples side by side, two in a line: ground truth dashed, detections with their scores.
 
     Args:
@@ -134,7 +130,7 @@ def draw_examples(data: CocoData, detections: DetectionTable | None) -> Image.Im
     return _side_by_side([_draw(data, index, detections) for index in example_indices(data)])
 
 
-def _draw(data: CocoData, index: int, detections: DetectionTable | None) -> Image.Image:
+def _draw(data: "CocoData", index: int, detections: "DetectionTable | None") -> Image.Image:
     names = dict(zip(data.category_ids, data.category_names, strict=True))
     own = slice(data.offsets[index], data.offsets[index + 1])
     real = data.annotation_boxes[own] + np.pad(data.annotation_boxes[own, :2], ((0, 0), (2, 0)))  # xywh -> xyxy

@@ -1,10 +1,11 @@
-"""A table of values, written as text, Markdown, LaTeX or JSON."""
+"""A table of values: as text, Markdown, LaTeX, HTML, JSON and a DataFrame, and for a notebook."""
 
 import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 Value = str | int | float | None
 TEXT_WIDTH = 120
@@ -70,21 +71,112 @@ class Table:
         """Return the rows with every plain value made a cell."""
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
-    def to_text(self) -> str:
-        """Render for a terminal, aligned."""
-        return to_text(self)
+    def begins_group(self, place: int) -> bool:
+        """Whether a rule stands before a row."""
+        return place in self.rules_before and place > 0
+
+    def to_text(self, max_width: int = TEXT_WIDTH) -> str:
+        """Render for a terminal: columns aligned by the width that characters take on a screen.
+
+        What would be wider than `max_width` has spreads and details of columns on lines of their own below each row.
+        """
+        columns, groups = self.columns, [[_texts(row, self.columns)] for row in self.cells()]
+        if _total(columns, groups) > max_width and _has_details(self):
+            columns = tuple(column for column in self.columns if not column.under)
+            groups = [_folded(row, self.columns) for row in self.cells()]
+        widths = _widths(columns, groups)
+        rule = "  ".join("─" * n for n in widths)
+        lines = [self.title, *([self.caption] if self.caption else []), ""]
+        lines += [_aligned([column.name for column in columns], widths, columns), rule]
+        for place, group in enumerate(groups):
+            lines += [rule] if self.begins_group(place) else []
+            lines += [_aligned(texts, widths, columns) for texts in group]
+        lines += ["", *self.notes] if self.notes else []
+        return "\n".join(lines)
 
     def to_markdown(self) -> str:
         """Render for GitHub."""
-        return to_markdown(self)
+        lines = [f"**{_markdown(self.title)}**", ""]
+        lines += [_markdown(self.caption), ""] if self.caption else []
+        lines.append("| " + " | ".join(_markdown(column.name) for column in self.columns) + " |")
+        lines.append("|" + "|".join("---:" if column.numeric else "---" for column in self.columns) + "|")
+        for row in self.cells():
+            texts = [(_markdown(show(cell, column)), cell) for cell, column in zip(row, self.columns, strict=True)]
+            lines.append("| " + " | ".join(f"**{text}**" if cell.bold else text for text, cell in texts) + " |")
+        lines += ["", *(f"- {_markdown(note)}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines)
 
     def to_latex(self) -> str:
-        """Render for a paper, with booktabs."""
-        return to_latex(self)
+        r"""Render for a paper; it needs \usepackage{booktabs}."""
+        caption = " ".join(_latex(_sentence(part)) for part in (self.title, self.caption) if part)
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
+        lines.append(rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in self.columns)}}}")
+        lines += [r"\toprule", " & ".join(_latex(column.name) for column in self.columns) + r" \\", r"\midrule"]
+        for place, row in enumerate(self.cells()):
+            lines += [r"\midrule"] if self.begins_group(place) else []
+            texts = [(_latex(show(cell, column)), cell) for cell, column in zip(row, self.columns, strict=True)]
+            lines.append(" & ".join(rf"\textbf{{{text}}}" if cell.bold else text for text, cell in texts) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [rf"\par\footnotesize {_latex(_sentence(note))}" for note in self.notes]
+        return "\n".join([*lines, r"\end{table}"])
+
+    def to_html(self) -> str:
+        """Render as a part of a page: title, caption, a `<table>` and notes, which take the style of the page."""
+        from orchestrator.figures.templating import fill
+
+        return fill("table.html", table=self, show=show)
 
     def to_json(self) -> str:
-        """Render for a program."""
-        return to_json(self)
+        """Render for a program: one object for each row, its values by column name.
+
+        Spreads stand as `<column> std`, intervals as `<column> low` and `<column> high`.
+        """
+        content = {
+            "title": self.title,
+            "caption": self.caption,
+            "columns": [column.name for column in self.columns],
+            "rows": self._records(),
+            "notes": list(self.notes),
+        }
+        return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
+
+    def to_pandas(self) -> Any:
+        """Return the full values as a pandas.DataFrame: numbers as numbers, absent ones as NaN.
+
+        What some cell has beside its value follows its column: a spread as `<column> std`, an interval as
+        `<column> low` and `<column> high`.
+        """
+        import pandas as pd  # type: ignore[import-untyped]
+
+        records, columns = self._records(), {}
+        for column in self.columns:
+            for name in (column.name, f"{column.name} std", f"{column.name} low", f"{column.name} high"):
+                values = [record.get(name) for record in records]
+                is_empty = all(value is None for value in values)
+                if name == column.name or not is_empty:
+                    # Left to itself, pandas takes a column of nothing but None for text.
+                    columns[name] = pd.Series(values, dtype=float if is_empty and column.numeric else None)
+        return pd.DataFrame(columns)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html()
+
+    def _records(self) -> list[dict[str, Value]]:
+        records = []
+        for cells in self.cells():
+            record: dict[str, Value] = {}
+            for cell, column in zip(cells, self.columns, strict=True):
+                record[column.name] = cell.value
+                if cell.spread is not None:
+                    record[f"{column.name} std"] = cell.spread
+                if cell.interval is not None:
+                    record[f"{column.name} low"], record[f"{column.name} high"] = cell.interval
+            records.append(record)
+        return records
 
 
 def show(cell: Cell, column: Column) -> str:
@@ -95,26 +187,6 @@ def show(cell: Cell, column: Column) -> str:
     spread = "" if cell.spread is None else f" ± {cell.spread:.{column.digits}f}"
     interval = "" if cell.interval is None else f" [{', '.join(_number(end, column) for end in cell.interval)}]"
     return f"{shown}{spread}{interval}{cell.mark}"
-
-
-def to_text(table: Table, max_width: int = TEXT_WIDTH) -> str:
-    """Render for a terminal: columns aligned by the width that characters take on a screen.
-
-    What would be wider than `max_width` has spreads and details of columns on lines of their own below each row.
-    """
-    columns, groups = table.columns, [[_texts(row, table.columns)] for row in table.cells()]
-    if _total(columns, groups) > max_width and _has_details(table):
-        columns = tuple(column for column in table.columns if not column.under)
-        groups = [_folded(row, table.columns) for row in table.cells()]
-    widths = _widths(columns, groups)
-    rule = "  ".join("─" * n for n in widths)
-    lines = [table.title, *([table.caption] if table.caption else []), ""]
-    lines += [_aligned([column.name for column in columns], widths, columns), rule]
-    for place, group in enumerate(groups):
-        lines += [rule] if place in table.rules_before and place > 0 else []
-        lines += [_aligned(texts, widths, columns) for texts in group]
-    lines += ["", *table.notes] if table.notes else []
-    return "\n".join(lines)
 
 
 def _texts(row: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
@@ -150,59 +222,6 @@ def _folded(row: Sequence[Cell], columns: Sequence[Column]) -> list[list[str]]:
         if texts:
             lines.append([f"  {detail}", *(texts.get(column.name, "") for column in main[1:])])
     return lines
-
-
-def to_markdown(table: Table) -> str:
-    """Render for GitHub."""
-    lines = [f"**{_markdown(table.title)}**", ""]
-    lines += [_markdown(table.caption), ""] if table.caption else []
-    lines.append("| " + " | ".join(_markdown(column.name) for column in table.columns) + " |")
-    lines.append("|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|")
-    for row in table.cells():
-        texts = [(_markdown(show(cell, column)), cell) for cell, column in zip(row, table.columns, strict=True)]
-        lines.append("| " + " | ".join(f"**{text}**" if cell.bold else text for text, cell in texts) + " |")
-    lines += ["", *(f"- {_markdown(note)}" for note in table.notes)] if table.notes else []
-    return "\n".join(lines)
-
-
-def to_latex(table: Table) -> str:
-    r"""Render for a paper; it needs \usepackage{booktabs}."""
-    caption = " ".join(_latex(_sentence(part)) for part in (table.title, table.caption) if part)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
-    lines.append(rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in table.columns)}}}")
-    lines += [r"\toprule", " & ".join(_latex(column.name) for column in table.columns) + r" \\", r"\midrule"]
-    for place, row in enumerate(table.cells()):
-        lines += [r"\midrule"] if place in table.rules_before and place > 0 else []
-        texts = [(_latex(show(cell, column)), cell) for cell, column in zip(row, table.columns, strict=True)]
-        lines.append(" & ".join(rf"\textbf{{{text}}}" if cell.bold else text for text, cell in texts) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize {_latex(_sentence(note))}" for note in table.notes]
-    return "\n".join([*lines, r"\end{table}"])
-
-
-def to_json(table: Table) -> str:
-    """Render for a program: one object for each row, its values by column name.
-
-    Spreads stand as `<column> std`, intervals as `<column> low` and `<column> high`.
-    """
-    rows = []
-    for cells in table.cells():
-        row: dict[str, Value] = {}
-        for cell, column in zip(cells, table.columns, strict=True):
-            row[column.name] = cell.value
-            if cell.spread is not None:
-                row[f"{column.name} std"] = cell.spread
-            if cell.interval is not None:
-                row[f"{column.name} low"], row[f"{column.name} high"] = cell.interval
-        rows.append(row)
-    content = {
-        "title": table.title,
-        "caption": table.caption,
-        "columns": [column.name for column in table.columns],
-        "rows": rows,
-        "notes": list(table.notes),
-    }
-    return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
 
 
 def width(text: str) -> int:

@@ -12,7 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import CLAIMS
 from orchestrator.experiment.strict_yaml import read_yaml
 from orchestrator.figures.table import Column, Table
-from orchestrator.report.results import PAPERS_DATA, Measured, data_of
+from orchestrator.report.results import PAPERS_DATA, RowResult, data_of
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate
@@ -41,7 +41,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
+class Judgement:
     """What is known of a claim."""
 
     claim: Claim
@@ -87,7 +87,7 @@ def find_claims(paths: Sequence[Path]) -> Path:
     raise UserError(f"--claims: no {CLAIMS} lies beside {paths[0]}; name the file: --claims FILE")
 
 
-def judge(claims: Sequence[Claim], tables: Mapping[str, Sequence[Measured]]) -> list[Finding]:
+def judge(claims: Sequence[Claim], tables: Mapping[str, Sequence[RowResult]]) -> list[Judgement]:
     """Say of each claim whether the rows support it, contradict it, or leave it open at the measured precision.
 
     Raises:
@@ -96,15 +96,15 @@ def judge(claims: Sequence[Claim], tables: Mapping[str, Sequence[Measured]]) -> 
     return [_judge(claim, tables.get(claim.table)) for claim in claims]
 
 
-def claims_table(findings: Sequence[Finding], tables: Mapping[str, Sequence[Measured]]) -> Table:
+def claims_table(judgements: Sequence[Judgement], tables: Mapping[str, Sequence[RowResult]]) -> Table:
     """Show each claim with its verdict and the numbers behind, and what the tables were measured on."""
     ours = list(dict.fromkeys(data_of(measured.row) for rows in tables.values() for measured in rows))
-    counts = {v: sum(f.verdict == v for f in findings) for v in ("supported", "contradicted", "undecided")}
+    counts = {v: sum(one.verdict == v for one in judgements) for v in ("supported", "contradicted", "undecided")}
     return Table(
         title="Claims of the paper",
         caption="What do the measured rows say to them?",
         columns=tuple(Column(name, numeric=False) for name in ("claim", "verdict", "measured")),
-        rows=tuple((f.claim.sentence, f.verdict, f.numbers) for f in findings),
+        rows=tuple((one.claim.sentence, one.verdict, one.numbers) for one in judgements),
         notes=(
             ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".",
             "[95 % interval] by paired resamples of the images, and by seeds where several; "
@@ -131,9 +131,9 @@ def _mistakes(claim: Claim) -> Iterator[str]:
         yield f"rows and over are {labels}, expected different rows"
 
 
-def _judge(claim: Claim, rows: Sequence[Measured] | None) -> Finding:
+def _judge(claim: Claim, rows: Sequence[RowResult] | None) -> Judgement:
     if rows is None:
-        return Finding(claim=claim, verdict="undecided", numbers=f"table {claim.table} is not among those shown")
+        return Judgement(claim=claim, verdict="undecided", numbers=f"table {claim.table} is not among those shown")
     by_label = {row.row.label: row for row in rows}
     for label in (*claim.rows, *claim.over):
         if label not in by_label:
@@ -142,18 +142,18 @@ def _judge(claim: Claim, rows: Sequence[Measured] | None) -> Finding:
     involved = [by_label[label] for label in (*claim.rows, *claim.over)]
     absent = [row.row.label for row in involved if row.mean(claim.metric) is None]
     if absent:
-        return Finding(claim=claim, verdict="undecided", numbers=f"not run: {', '.join(absent)}")
+        return Judgement(claim=claim, verdict="undecided", numbers=f"not run: {', '.join(absent)}")
     unsure = [row.row.label for row in involved if row.estimate(claim.metric) is None]
     if unsure:
-        return Finding(
+        return Judgement(
             claim=claim, verdict="undecided", numbers=f"for want of matches no interval: {', '.join(unsure)}"
         )
     over = involved[len(claim.rows) :]
     verdict, numbers = _KINDS[claim.kind](claim, involved[: len(claim.rows)], over)
-    return Finding(claim=claim, verdict=verdict, numbers=numbers)
+    return Judgement(claim=claim, verdict=verdict, numbers=numbers)
 
 
-def _at_least(claim: Claim, rows: Sequence[Measured], over: Sequence[Measured]) -> tuple[Verdict, str]:
+def _at_least(claim: Claim, rows: Sequence[RowResult], over: Sequence[RowResult]) -> tuple[Verdict, str]:
     found = _gain(claim, rows[0], over[0]) if over else rows[0].estimate(claim.metric)
     assert found is not None
     sign = "+" if over else ""
@@ -161,13 +161,13 @@ def _at_least(claim: Claim, rows: Sequence[Measured], over: Sequence[Measured]) 
     return _beyond(found.low - claim.value, found.high - claim.value), numbers
 
 
-def _best(claim: Claim, rows: Sequence[Measured], over: Sequence[Measured]) -> tuple[Verdict, str]:
+def _best(claim: Claim, rows: Sequence[RowResult], over: Sequence[RowResult]) -> tuple[Verdict, str]:
     gains = {row.row.label: _gain(claim, rows[0], row) for row in over}
     verdicts = [_above(gain.low, gain.high) for gain in gains.values()]
     return _all(verdicts), "; ".join(f"{_shown(gain, '+')} over {label}" for label, gain in gains.items())
 
 
-def _flat(claim: Claim, rows: Sequence[Measured], over: Sequence[Measured]) -> tuple[Verdict, str]:
+def _flat(claim: Claim, rows: Sequence[RowResult], over: Sequence[RowResult]) -> tuple[Verdict, str]:
     gaps = [_gain(claim, one, other) for one, other in combinations(rows, 2)]
     verdicts = [
         _all(
@@ -182,7 +182,7 @@ def _flat(claim: Claim, rows: Sequence[Measured], over: Sequence[Measured]) -> t
     return _all(verdicts), f"widest gap {_shown(widest, '+')}, claimed within {claim.value:.1f}"
 
 
-def _falls(claim: Claim, rows: Sequence[Measured], over: Sequence[Measured]) -> tuple[Verdict, str]:
+def _falls(claim: Claim, rows: Sequence[RowResult], over: Sequence[RowResult]) -> tuple[Verdict, str]:
     whole = _gain(claim, rows[-1], rows[0])
     steps = [_gain(claim, later, earlier) for earlier, later in pairwise(rows)]
     rises = [step for step in steps if step.low > 0]
@@ -195,7 +195,7 @@ def _falls(claim: Claim, rows: Sequence[Measured], over: Sequence[Measured]) -> 
 _KINDS = {"at_least": _at_least, "best": _best, "flat": _flat, "falls": _falls}
 
 
-def _gain(claim: Claim, row: Measured, other: Measured) -> "Estimate":
+def _gain(claim: Claim, row: RowResult, other: RowResult) -> "Estimate":
     gain = row.difference(other, claim.metric)
     if gain is None:
         raise UserError(f"claim {claim.sentence!r}: {row.row.label} and {other.row.label} were scored on other images")

@@ -1,11 +1,10 @@
-"""The results of one suite as files: each table in every format, and all of them with their figures on one page."""
+"""The report of a suite: its tables in every format, and all of them with figures and the lab on one page."""
 
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from model.data.cache import file_sha256
@@ -18,9 +17,9 @@ from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.table import Table
 from orchestrator.report.figures import figures
-from orchestrator.report.intervals import resampled
+from orchestrator.report.intervals import Fetch, resampled
 from orchestrator.report.results import (
-    Measured,
+    RowResult,
     has_several_heads,
     is_measured,
     measure,
@@ -30,6 +29,8 @@ from orchestrator.report.results import (
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 
+MOST_HEADS = 6
+"""In the lab of one page, the first of a table."""
 SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "json": "json"}
 
 
@@ -38,7 +39,7 @@ class Report:
     """One experiment, measured as far as it is."""
 
     experiment: Experiment
-    rows: tuple[Measured, ...]
+    rows: tuple[RowResult, ...]
     table: Table
     figures: str
     """As SVG."""
@@ -67,12 +68,12 @@ def make_reports(suite: Suite, *, bootstrap: bool = True) -> list[Report]:
     ledger, uri, folder = suite.ledger, suite.uri, suite.site.home / "statistics"
     samples = None
     if bootstrap and uri is not None:
-        samples = resampled(ledger, list(suite.wanted.evaluations), partial(_fetch, uri), folder)
+        samples = resampled(ledger, list(suite.wanted.evaluations), matches_from(uri), folder)
     reports = []
     for place, experiment in enumerate(suite.experiments):
         labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
         rows = measure(experiment, ledger, samples)
-        table = results_table(experiment, ledger, samples)
+        table = results_table(experiment, rows, is_resampled=samples is not None)
         reports.append(
             Report(
                 experiment=experiment,
@@ -86,21 +87,17 @@ def make_reports(suite: Suite, *, bootstrap: bool = True) -> list[Report]:
     return reports
 
 
-def table_files(report: Report) -> Mapping[str, str]:
-    """Return a table in every format, by file name."""
-    name, table = report.experiment.name, report.table
-    return _files(name, table) | {f"{name}.html": html_page(table.title, [table], [report.figures])}
-
-
 def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
     """Return one page of all tables and figures, and of the first table's heads at work."""
     suites = ", ".join(dict.fromkeys(report.experiment.suite for report in reports))
-    shown = [
-        (table, report.figures if table is report.table else "") for report in reports for table in report.tables()
-    ]
-    tables, drawn = [table for table, _ in shown], [figure for _, figure in shown]
-    labs = [lab for report in reports if (lab := read_labs(report.labs)) is not None]
-    sections = [lab_section(lab) for lab in labs[:1]]
+    tables, drawn = [], []
+    for report in reports:
+        for table in report.tables():
+            tables.append(table)
+            drawn.append(report.figures if table is report.table else "")
+    # The first lab alone: one takes up to two megabytes a head.
+    lab = next((lab for report in reports if (lab := read_labs(report.labs)) is not None), None)
+    sections = [] if lab is None else [lab_section(lab)]
     return html_page(f"retinanet-conf: {suites}", [*tables, *extra], drawn, sections)
 
 
@@ -108,9 +105,9 @@ def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table
     """Write each table as text, Markdown, LaTeX and JSON, and all as index.html; what stands there already is left."""
     files = {"index.html": reports_page(reports, extra)}
     for report in reports:
-        files |= {name: text for name, text in table_files(report).items() if not name.endswith(".html")}
+        files |= every_format(report.experiment.name, report.table)
         if report.compares_heads:
-            files |= _files(f"{report.experiment.name}_misalignment", report.misalignment)
+            files |= every_format(f"{report.experiment.name}_misalignment", report.misalignment)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         file = folder / name
@@ -118,17 +115,15 @@ def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table
             file.write_text(text, encoding="utf-8")
 
 
-def _files(name: str, table: Table) -> dict[str, str]:
+def table_files(report: Report) -> Mapping[str, str]:
+    """Return a table in every format, by file name."""
+    name, table = report.experiment.name, report.table
+    return every_format(name, table) | {f"{name}.html": html_page(table.title, [table], [report.figures])}
+
+
+def every_format(name: str, table: Table) -> dict[str, str]:
+    """Return a table as text, Markdown, LaTeX and JSON, by file name."""
     return {f"{name}.{suffix}": render(table, form) + "\n" for form, suffix in SUFFIXES.items()}
-
-
-def _fetch(uri: str, run_id: str, into: Path) -> Path:
-
-    return download(uri, run_id, f"{names.DETECTIONS}/{names.MATCHES_FILE}", into)
-
-
-MOST_HEADS = 6
-"""On one page, the first of a table."""
 
 
 def fetch_labs(uri: str, rows: Iterable[Row], ledger: Ledger, folder: Path) -> dict[str, Path]:
@@ -156,6 +151,15 @@ def read_labs(files: Mapping[str, Path]) -> Lab | None:
     labs = [(label, json.loads(file.read_text(encoding="utf-8"))) for label, file in files.items()]
     shown = [(label, lab) for label, lab in labs if lab["format"] == FORMAT]
     return join([lab | {"heads": [head | {"label": label} for head in lab["heads"]]} for label, lab in shown])
+
+
+def matches_from(uri: str) -> Fetch:
+    """Return what fetches the matches of an evaluation from an MLflow server."""
+
+    def fetch(run_id: str, into: Path) -> Path:
+        return download(uri, run_id, f"{names.DETECTIONS}/{names.MATCHES_FILE}", into)
+
+    return fetch
 
 
 def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:

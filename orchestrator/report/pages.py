@@ -1,4 +1,4 @@
-"""What a suite shows in MLflow's user interface: a saved view of each table and one of the curves, and their links."""
+"""What a suite shows in MLflow's user interface: saved views, their links, and notes on its runs."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from urllib.parse import quote
 from orchestrator import names
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import row_keys
+from orchestrator.figures.templating import fill
 from orchestrator.report import views
 from orchestrator.tracking import rest
 from orchestrator.tracking.records import varied_params, varied_settings
@@ -25,6 +26,19 @@ from orchestrator.tracking.suite import Suite
 CURVES = views.TRAINING_CURVES
 
 
+def show_suite(suite: Suite) -> dict[str, str]:
+    """Bring the views and descriptions of a suite up to date, and return the links of its tables.
+
+    Raises:
+        UserError: nothing of the suite was ever recorded.
+    """
+    tracking = suite.connection
+    found = write_views(tracking, suite.experiments)
+    describe_runs(tracking, suite.mlflow_runs)
+    _enter_settings(tracking, suite.mlflow_runs, suite.experiments)
+    return found
+
+
 def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
     """Save the views of these tables and of the suite's curves, describe the suite by them, and return their links.
 
@@ -33,8 +47,8 @@ def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[s
     held = experiment_tags(tracking)
     tags = _view_tags(held, experiments) if views.are_shown(rest.server_version(tracking.uri)) else {}
     for experiment in experiments:
-        tags[f"{names.TABLE}{experiment.name}"] = _line(tracking, experiment)
-    tags[names.DESCRIPTION] = _note(tracking, held | tags)
+        tags[f"{names.TABLE}{experiment.name}"] = _table_note(tracking, experiment)
+    tags[names.DESCRIPTION] = _suite_note(tracking, held | tags)
     for name, value in tags.items():
         if held.get(name) != value:
             tag_experiment(tracking, name, value)
@@ -52,17 +66,19 @@ def why_no_views(uri: str) -> str:
     )
 
 
-def show_suite(suite: Suite) -> dict[str, str]:
-    """Bring the views and descriptions of a suite up to date, and return the links of its tables.
-
-    Raises:
-        UserError: nothing of the suite was ever recorded.
-    """
-    tracking = suite.connection
-    found = write_views(tracking, suite.experiments)
-    describe_runs(tracking, suite.mlflow_runs)
-    _enter_settings(tracking, suite.mlflow_runs, suite.experiments)
-    return found
+def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
+    """Say of every training and evaluation which rows rest on it; what is said already is not written again."""
+    evaluations = [run for run in found if run.kind == "evaluation"]
+    trainings = {run.key: run for run in found if run.kind == "training"}
+    resting: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for run in evaluations:
+        for table, label in run.rows.items():
+            resting[run.train_key][table].append(label)
+        training = trainings.get(run.train_key)
+        _describe(tracking, run, {table: [label] for table, label in run.rows.items()}, training=training)
+    for key, run in trainings.items():
+        if key in resting:
+            _describe(tracking, run, resting[key])
 
 
 def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
@@ -77,18 +93,6 @@ def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, st
 def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
     """Return the address of a saved view, as a table or as charts; a table's view has its experiment's name."""
     return tracking.uri + "/" + link_in_page(tracking, view_id, mode)
-
-
-def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
-    """Give each evaluation a param for all that its tables compare; parallel coordinates leave out who lacks one."""
-    held = {run.tags.get(names.EVALUATION_KEY): (run.run_id, dict(run.params)) for run in reversed(runs)}
-    for experiment in experiments:
-        for row, params in zip(experiment.rows, varied_params(experiment.rows), strict=True):
-            for keys in row_keys(row):
-                run_id, has = held.get(keys.evaluation_key, ("", dict(params)))
-                if missing := {name: value for name, value in params.items() if name not in has}:
-                    write(tracking.uri, run_id, params=missing)
-                    has.update(missing)
 
 
 def _view_tags(held: Mapping[str, str], experiments: Sequence[Experiment]) -> dict[str, str]:
@@ -108,66 +112,61 @@ def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View
     return {tag: held[tag] if same else views.encode(name, view, now())}
 
 
-def _line(tracking: Tracking, experiment: Experiment) -> str:
+def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
+    """Give each evaluation a param for all that its tables compare; parallel coordinates leave out who lacks one."""
+    held = {run.tags.get(names.EVALUATION_KEY): (run.run_id, dict(run.params)) for run in reversed(runs)}
+    for experiment in experiments:
+        for row, params in zip(experiment.rows, varied_params(experiment.rows), strict=True):
+            for keys in row_keys(row):
+                run_id, has = held.get(keys.evaluation_key, ("", dict(params)))
+                if missing := {name: value for name, value in params.items() if name not in has}:
+                    write(tracking.uri, run_id, params=missing)
+                    has.update(missing)
+
+
+def _table_note(tracking: Tracking, experiment: Experiment) -> str:
     table, charts = (link_in_page(tracking, experiment.name, mode) for mode in ("TABLE", "CHART"))
-    return (
-        f"[{experiment.title}]({table}) ([charts]({charts})){f': {experiment.question}' if experiment.question else ''}"
-    )
+    return fill("table_note.md", experiment=experiment, table=table, charts=charts)
 
 
-def _note(tracking: Tracking, tags: Mapping[str, str]) -> str:
+def _suite_note(tracking: Tracking, tags: Mapping[str, str]) -> str:
     """Describe the suite: its tables in one line, which is all that shows at first, then with their questions."""
-    lines = tagged(dict(sorted(tags.items())), names.TABLE)
-    tables = [f"[{name}]({link_in_page(tracking, name, 'TABLE')})" for name in lines]
-    curves = f"[training curves]({link_in_page(tracking, CURVES, 'CHART')})"
-    return "\n".join([" · ".join([*tables, curves]), "", *(f"- {line}" for line in lines.values())])
+    notes = tagged(dict(sorted(tags.items())), names.TABLE)
+    tables = {name: link_in_page(tracking, name) for name in notes}
+    curves = link_in_page(tracking, CURVES, "CHART")
+    return fill("suite_note.md", tables=tables, curves=curves, notes=notes).rstrip("\n")
 
 
-Rows = Mapping[str, Sequence[str]]
-"""Labels by the name of their table."""
+def _describe(tracking: Tracking, run: Run, rows: Mapping[str, Sequence[str]], *, training: Run | None = None) -> None:
+    """Note the rows that rest on a run, by table, and the training of an evaluation, or the evaluations of a training.
 
-
-def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
-    """Say of every training and evaluation which rows rest on it; what is said already is not written again."""
-    evaluations = [run for run in found if run.kind == "evaluation"]
-    trainings = {run.key: run for run in found if run.kind == "training"}
-    resting: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for run in evaluations:
-        rows = {table: [place] for table, place in sorted(run.rows.items())}
-        for table, labels in rows.items():
-            resting[run.train_key][table] += labels
-        training = trainings.get(run.train_key)
-        _describe(tracking, run, [*_rows(tracking, rows), *([_training(tracking, training)] if training else [])])
-    for key, run in trainings.items():
-        if key in resting:
-            _describe(tracking, run, [*_rows(tracking, resting[key]), _evaluations(tracking, key)])
+    Args:
+        tracking: of the suite.
+        run: a training or an evaluation.
+        rows: labels by the name of their table.
+        training: of an evaluation; None where MLflow lacks it.
+    """
+    suite = experiment_id(tracking)
+    evaluations = None
+    if run.kind == "training":
+        where = quote(f"tags.{names.KIND} = 'evaluation' and tags.{names.TRAIN_KEY} = '{run.key}'")
+        evaluations = f"{_in_page(views.experiment_link('', suite))}&searchFilter={where}"
+    note = fill(
+        "run_note.md",
+        rows=[(table, link_in_page(tracking, table), sorted(set(rows[table]))) for table in sorted(rows)],
+        training=training and training.tags.get(names.RUN_NAME, "its training"),
+        training_link=training and _in_page(views.run_link("", suite, training.run_id)),
+        evaluations=evaluations,
+    ).rstrip("\n")
+    if note and run.tags.get(names.DESCRIPTION) != note:
+        write(tracking.uri, run.run_id, tags={names.DESCRIPTION: note})
 
 
 def link_in_page(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:
     """Link to a saved view from within the user interface, whatever its address is."""
     is_saved = views.are_shown(rest.server_version(tracking.uri))
-    return views.view_link("", experiment_id(tracking), view_id, mode, is_saved=is_saved).removeprefix("/")
+    return _in_page(views.view_link("", experiment_id(tracking), view_id, mode, is_saved=is_saved))
 
 
-def _describe(tracking: Tracking, run: Run, lines: Sequence[str]) -> None:
-    note = "\n".join(f"- {line}" for line in lines)
-    if lines and run.tags.get(names.DESCRIPTION) != note:
-        write(tracking.uri, run.run_id, tags={names.DESCRIPTION: note})
-
-
-def _rows(tracking: Tracking, rows: Rows) -> list[str]:
-    return [
-        f"[{table}]({link_in_page(tracking, table)}): {'; '.join(dict.fromkeys(sorted(labels)))}"
-        for table, labels in sorted(rows.items())
-    ]
-
-
-def _training(tracking: Tracking, run: Run) -> str:
-    link = views.run_link("", experiment_id(tracking), run.run_id).removeprefix("/")
-    return f"Scores the checkpoint of [{run.tags.get(names.RUN_NAME, 'its training')}]({link})"
-
-
-def _evaluations(tracking: Tracking, train_key: str) -> str:
-    everything = views.experiment_link("", experiment_id(tracking)).removeprefix("/")
-    where = quote(f"tags.{names.KIND} = 'evaluation' and tags.{names.TRAIN_KEY} = '{train_key}'")
-    return f"[Its evaluations]({everything}&searchFilter={where})"
+def _in_page(link: str) -> str:
+    return link.removeprefix("/")

@@ -1,4 +1,4 @@
-"""What `rnc report` says: our numbers, the paper's beside them, and what is not there yet."""
+"""Results tables: the rows of an experiment with the paper's numbers beside ours, and what their scores are worth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +18,34 @@ from orchestrator.experiment.rows import Cited, Row
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 
 if TYPE_CHECKING:
-    from orchestrator.report.intervals import Estimate, Resamples, Sample
-if TYPE_CHECKING:
-    from orchestrator.report.intervals import Resamples
+    from orchestrator.report.intervals import Estimate, Resamples, SeedValues
 
 PAPERS_DATA = "COCO val2017"
+EXCLUDES_ZERO = "*"
+"""Marks a difference whose 95 % interval excludes 0."""
+MISALIGNMENT_COLUMNS = {
+    "rank_correlation": Column("rank corr.", digits=3),
+    "rank_correlation_well_placed": Column("on IoU ≥ 0.5", digits=3),
+    "ece": Column("ECE"),
+    "oracle_AP": Column("oracle AP"),
+    "oracle_nms_AP": Column("oracle NMS AP"),
+    "dropped_better": Column("better dropped", digits=2),
+    "objects_lost": Column("objects lost, %"),
+}
+"""By the names of model.evaluation.misalignment."""
+HIGHEST, LOWEST = ("rank_correlation", "rank_correlation_well_placed"), ("ece", "dropped_better", "objects_lost")
+"""Where the best is the highest, and where the lowest; an oracle's AP is a limit, and wins nothing."""
+MISALIGNMENT_NOTES = (
+    "rank corr.: Spearman's, of fused score and IoU over detections, and over those with an IoU of at least 0.5.",
+    "ECE: expected calibration error of the fused score as an estimate of the IoU, ten bins, 0 to 100.",
+    "oracle AP: these detections, ranked by their true IoU; oracle NMS AP: NMS itself ranks by it.",
+    "better dropped: boxes per image with an IoU of at least 0.5 that NMS dropped for one that lies worse; objects "
+    "lost: the share of objects for which there was such a box.",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Measured:
+class RowResult:
     """One row of a table, measured as far as it is."""
 
     row: Row
@@ -51,28 +70,28 @@ class Measured:
         """Return the mean with its 95 % interval; None where it is not known."""
         from orchestrator.report.intervals import estimate
 
-        sample = self._sample(metric)
-        return estimate(sample) if sample else None
+        values = self._seed_values(metric)
+        return estimate(values) if values else None
 
-    def difference(self, other: "Measured", metric: str) -> "Estimate | None":
+    def difference(self, other: "RowResult", metric: str) -> "Estimate | None":
         """Return how far it is above another row, with the 95 % interval; None where that is not known."""
         from orchestrator.report.intervals import difference
 
-        ours, theirs = self._sample(metric), other._sample(metric)
+        ours, theirs = self._seed_values(metric), other._seed_values(metric)
         return difference(ours, theirs) if ours and theirs else None
 
     def _values(self, metric: str) -> list[float]:
         return [numbers[metric] for numbers in self.by_seed.values() if metric in numbers]
 
-    def _sample(self, metric: str) -> "Sample | None":
+    def _seed_values(self, metric: str) -> "SeedValues | None":
         if not self.resampled:
             return None
-        from orchestrator.report.intervals import RESAMPLED, Sample
+        from orchestrator.report.intervals import RESAMPLED, SeedValues
 
         if metric not in RESAMPLED:
             return None
         place = RESAMPLED.index(metric)
-        return Sample(
+        return SeedValues(
             measured={seed: numbers[metric] for seed, numbers in self.by_seed.items() if metric in numbers},
             resampled={seed: numbers[place] for seed, numbers in self.resampled.items()},
         )
@@ -80,20 +99,13 @@ class Measured:
 
 def measure(
     experiment: Experiment, ledger: Ledger, resampled: "Mapping[str, Resamples] | None" = None
-) -> tuple[Measured, ...]:
+) -> tuple[RowResult, ...]:
     """Gather the rows of a table; `resampled` by evaluation key."""
-    return tuple(_measure(row, ledger, resampled or {}) for row in experiment.rows)
+    return tuple(measure_row(row, ledger, resampled or {}) for row in experiment.rows)
 
 
-def data_of(row: Row) -> str:
-    """Name what a row is measured on."""
-    data = row.train.data
-    is_coco = data.dataset == "coco" and row.split in ("train2017", "val2017", "test-dev2017")
-    name = f"{'COCO' if is_coco else data.dataset} {row.split}"
-    return name if data.num_val_images is None else f"{name}, first {data.num_val_images} images"
-
-
-def _measure(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> Measured:
+def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> RowResult:
+    """Gather one row; `resampled` by evaluation key."""
     reasons: dict[int, str] = {}
     found: dict[int, Mapping[str, float]] = {}
     known: dict[int, Resamples] = {}
@@ -106,35 +118,17 @@ def _measure(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> 
             reasons[seed] = why_training_is_missing(ledger, trained) or reason
         else:
             reasons[seed] = reason
-    return Measured(row=row, by_seed=found, resampled=known, state=_state(row, reasons))
+    return RowResult(row=row, by_seed=found, resampled=known, state=_state(row, reasons))
 
 
-def _state(row: Row, reasons: Mapping[int, str]) -> str:
-    if not reasons:
-        return ""
-    why = "; ".join(f"{reason} (seed {seed})" if len(row.seeds) > 1 else reason for seed, reason in reasons.items())
-    if len(set(reasons.values())) == 1 and len(reasons) == len(row.seeds):
-        why = next(iter(reasons.values()))
-    if done := len(row.seeds) - len(reasons):
-        return f"{done} of {len(row.seeds)} seeds: {why}"
-    if why.startswith(STOPPED_EARLY):
-        return why
-    return "not run" if why == "never run" else f"not run: {why}"
-
-
-SURE = "*"
-"""Marks a difference whose 95 % interval excludes 0."""
-
-
-def results_table(experiment: Experiment, ledger: Ledger, resampled: "Mapping[str, Resamples] | None" = None) -> Table:
+def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_resampled: bool = False) -> Table:
     """Show our numbers, the paper's beside them where the experiment has them, and the best of each column in bold.
 
     Args:
         experiment: one table.
-        ledger: what is measured.
-        resampled: by evaluation key; with it, the difference to the reference row has its 95 % interval.
+        results: its rows, measured; with resamples, the difference to the reference row has its 95 % interval.
+        is_resampled: whether resamples were asked for, so that it is worth saying where they lack.
     """
-    results = measure(experiment, ledger, resampled)
     numbers = [row.paper for row in experiment.rows] + [line.paper for line in experiment.cited]
     in_paper = [metric for metric in experiment.columns if any(metric in one for one in numbers)]
     columns = [Column("row", numeric=False)]
@@ -162,12 +156,97 @@ def results_table(experiment: Experiment, ledger: Ledger, resampled: "Mapping[st
         columns=tuple(columns),
         rows=(*map(tuple, rows), *map(tuple, quoted)),
         rules_before=(len(rows),) if quoted else (),
-        notes=(*_notes(experiment, bool(in_paper)), *_notes_on_gains(results, gains, resampled is not None)),
+        notes=(*_notes(experiment, bool(in_paper)), *_notes_on_gains(results, gains, is_resampled)),
     )
 
 
+def misalignment_table(experiment: Experiment, rows: Sequence[RowResult]) -> Table:
+    """Show the statistics of each row of an experiment as far as MLflow holds them, the best of each in bold."""
+    columns = [Column("row", numeric=False), Column("AP"), *MISALIGNMENT_COLUMNS.values()]
+    lines: list[tuple[Cell | Value, ...]]
+    lines = [(row.row.label, Cell(row.mean("AP"), spread=row.std("AP")), *_cells(row)) for row in rows]
+    states = [row.state for row in rows]
+    if any(states):
+        columns.append(Column("state", numeric=False))
+        lines = [(*line, state) for line, state in zip(lines, states, strict=True)]
+    measured_on = "; ".join(dict.fromkeys(data_of(row) for row in experiment.rows))
+    notes = [f"Measured on {measured_on}.", *MISALIGNMENT_NOTES]
+    old = [row.row.label for row in rows if row.by_seed and not is_measured(row)]
+    if old:
+        notes.append(
+            f"Scored before this was measured: {', '.join(old)}. To measure them, delete their evaluations in MLflow "
+            "and submit again; nothing is trained for it."
+        )
+    return Table(
+        title=f"Misalignment: {experiment.title}",
+        caption="How well do scores rank boxes by their placement, and what does NMS throw away?",
+        columns=tuple(columns),
+        rows=tuple(embolden(lines)),
+        notes=tuple(notes),
+    )
+
+
+def data_of(row: Row) -> str:
+    """Name what a row is measured on."""
+    data = row.train.data
+    is_coco = data.dataset == "coco" and row.split in ("train2017", "val2017", "test-dev2017")
+    name = f"{'COCO' if is_coco else data.dataset} {row.split}"
+    return name if data.num_val_images is None else f"{name}, first {data.num_val_images} images"
+
+
+def has_several_heads(experiment: Experiment) -> bool:
+    """Say whether the rows of a table differ in where the confidence branch sits, or in whether there is one."""
+    branches = [row.train.model.confidence for row in experiment.rows]
+    return len({branch and branch.tower for branch in branches}) > 1
+
+
+def is_measured(row: RowResult) -> bool:
+    """Say whether MLflow holds what the scores of a row say of placement, for a seed at least."""
+    return any(name.startswith(f"{names.MISALIGNMENT}/") for numbers in row.by_seed.values() for name in numbers)
+
+
+def interval_note() -> str:
+    """Say what the intervals of a table rest on."""
+    from orchestrator.report.intervals import NUM_RESAMPLES
+
+    return f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images, and by seeds where several."
+
+
+def statistics_cells(statistics: Mapping[str, float | None]) -> list[Cell]:
+    """Return the cells under MISALIGNMENT_COLUMNS of one evaluation."""
+    return [Cell(statistics.get(name), absent=NOT_APPLICABLE) for name in MISALIGNMENT_COLUMNS]
+
+
+def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Value, ...]]:
+    """Set the best number of each statistic in bold; a line is label, AP, and the cells of each of them."""
+    changed = [list(line) for line in lines]
+    for place, (name, column) in enumerate(MISALIGNMENT_COLUMNS.items(), start=2):
+        cells = [cell for line in lines if isinstance(cell := line[place], Cell)]
+        values = [round(cell.value, column.digits) for cell in cells if isinstance(cell.value, float)]
+        if len(values) < 2 or name not in HIGHEST + LOWEST:
+            continue
+        best = max(values) if name in HIGHEST else min(values)
+        for line, cell in zip(changed, cells, strict=True):
+            if isinstance(cell.value, float) and round(cell.value, column.digits) == best:
+                line[place] = replace(cell, bold=True)
+    return [tuple(line) for line in changed]
+
+
+def _state(row: Row, reasons: Mapping[int, str]) -> str:
+    if not reasons:
+        return ""
+    why = "; ".join(f"{reason} (seed {seed})" if len(row.seeds) > 1 else reason for seed, reason in reasons.items())
+    if len(set(reasons.values())) == 1 and len(reasons) == len(row.seeds):
+        why = next(iter(reasons.values()))
+    if done := len(row.seeds) - len(reasons):
+        return f"{done} of {len(row.seeds)} seeds: {why}"
+    if why.startswith(STOPPED_EARLY):
+        return why
+    return "not run" if why == "never run" else f"not run: {why}"
+
+
 def _numbers(
-    result: Measured, metrics: Sequence[str], in_paper: Sequence[str], best: Mapping[str, float | None]
+    result: RowResult, metrics: Sequence[str], in_paper: Sequence[str], best: Mapping[str, float | None]
 ) -> list[Cell | Value]:
     cells: list[Cell | Value] = []
     for metric in metrics:
@@ -189,36 +268,34 @@ def _quoted(line: Cited, metrics: Sequence[str], in_paper: Sequence[str], width:
     return cells + [None] * (width - len(cells))
 
 
-def _best(results: Sequence[Measured], metric: str) -> float | None:
+def _best(results: Sequence[RowResult], metric: str) -> float | None:
     """Return the best mean as shown, so that rows that look equal are bold together; None without a contest."""
     means = [round(mean, 1) for mean in (result.mean(metric) for result in results) if mean is not None]
     return max(means) if len(means) > 1 else None
 
 
-def _gains(results: Sequence[Measured], experiment: Experiment) -> list[Cell]:
+def _gains(results: Sequence[RowResult], experiment: Experiment) -> list[Cell]:
     """Return how far each row is above the reference, in the first column's metric."""
     metric = experiment.columns[0]
     (base,) = [result for result in results if result.row.label == experiment.reference]
     return [Cell(None) if result is base else _gain(result, base, metric) for result in results]
 
 
-def _gain(result: Measured, base: Measured, metric: str) -> Cell:
+def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     mean, reference = result.mean(metric), base.mean(metric)
     if mean is None or reference is None:
         return Cell(None)
     gain = result.difference(base, metric)
     if gain is None:
         return Cell(mean - reference)
-    return Cell(mean - reference, interval=(gain.low, gain.high), mark=SURE if gain.excludes_zero else "")
+    return Cell(mean - reference, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 
-def _notes_on_gains(results: Sequence[Measured], gains: Sequence[Cell], is_resampled: bool) -> list[str]:
+def _notes_on_gains(results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool) -> list[str]:
     notes = []
     if any(gain.interval for gain in gains):
-        from orchestrator.report.intervals import NUM_RESAMPLES
-
-        notes.append(f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images, and by seeds where several.")
-        notes += [f"{SURE} The interval excludes 0."] if any(gain.mark for gain in gains) else []
+        notes.append(interval_note())
+        notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
     if gains and is_resampled and old:
         notes.append(f"No interval, for want of matches: {', '.join(old)}.")
@@ -242,85 +319,7 @@ def _notes(experiment: Experiment, compares: bool) -> list[str]:
     return notes
 
 
-COLUMNS = {
-    "rank_correlation": Column("rank corr.", digits=3),
-    "rank_correlation_well_placed": Column("on IoU ≥ 0.5", digits=3),
-    "ece": Column("ECE"),
-    "oracle_AP": Column("oracle AP"),
-    "oracle_nms_AP": Column("oracle NMS AP"),
-    "dropped_better": Column("better dropped", digits=2),
-    "objects_lost": Column("objects lost, %"),
-}
-"""By the names of model.evaluation.misalignment."""
-HIGHEST, LOWEST = ("rank_correlation", "rank_correlation_well_placed"), ("ece", "dropped_better", "objects_lost")
-"""Where the best is the highest, and where the lowest; an oracle's AP is a limit, and wins nothing."""
-NOTES = (
-    "rank corr.: Spearman's, of fused score and IoU over detections, and over those with an IoU of at least 0.5.",
-    "ECE: expected calibration error of the fused score as an estimate of the IoU, ten bins, 0 to 100.",
-    "oracle AP: these detections, ranked by their true IoU; oracle NMS AP: NMS itself ranks by it.",
-    "better dropped: boxes per image with an IoU of at least 0.5 that NMS dropped for one that lies worse; objects "
-    "lost: the share of objects for which there was such a box.",
-)
-
-
-def has_several_heads(experiment: Experiment) -> bool:
-    """Say whether the rows of a table differ in where the confidence branch sits, or in whether there is one."""
-    branches = [row.train.model.confidence for row in experiment.rows]
-    return len({branch and branch.tower for branch in branches}) > 1
-
-
-def is_measured(row: Measured) -> bool:
-    """Say whether MLflow holds what the scores of a row say of placement, for a seed at least."""
-    return any(name.startswith(f"{names.MISALIGNMENT}/") for numbers in row.by_seed.values() for name in numbers)
-
-
-def misalignment_table(experiment: Experiment, rows: Sequence[Measured]) -> Table:
-    """Show the statistics of each row of an experiment as far as MLflow holds them, the best of each in bold."""
-    columns = [Column("row", numeric=False), Column("AP"), *COLUMNS.values()]
-    lines: list[tuple[Cell | Value, ...]]
-    lines = [(row.row.label, Cell(row.mean("AP"), spread=row.std("AP")), *_cells(row)) for row in rows]
-    states = [row.state for row in rows]
-    if any(states):
-        columns.append(Column("state", numeric=False))
-        lines = [(*line, state) for line, state in zip(lines, states, strict=True)]
-    measured_on = "; ".join(dict.fromkeys(data_of(row) for row in experiment.rows))
-    notes = [f"Measured on {measured_on}.", *NOTES]
-    old = [row.row.label for row in rows if row.by_seed and not is_measured(row)]
-    if old:
-        notes.append(
-            f"Scored before this was measured: {', '.join(old)}. To measure them, delete their evaluations in MLflow "
-            "and submit again; nothing is trained for it."
-        )
-    return Table(
-        title=f"Misalignment: {experiment.title}",
-        caption="How well do scores rank boxes by their placement, and what does NMS throw away?",
-        columns=tuple(columns),
-        rows=tuple(embolden(lines)),
-        notes=tuple(notes),
-    )
-
-
-def statistics_cells(statistics: Mapping[str, float | None]) -> list[Cell]:
-    """Return the cells under COLUMNS of one evaluation."""
-    return [Cell(statistics.get(name), absent=NOT_APPLICABLE) for name in COLUMNS]
-
-
-def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Value, ...]]:
-    """Set the best number of each statistic in bold; lines have a label, AP and then the cells under COLUMNS."""
-    changed = [list(line) for line in lines]
-    for place, (name, column) in enumerate(COLUMNS.items(), start=2):
-        cells = [cell for line in lines if isinstance(cell := line[place], Cell)]
-        values = [round(cell.value, column.digits) for cell in cells if isinstance(cell.value, float)]
-        if len(values) < 2 or name not in HIGHEST + LOWEST:
-            continue
-        best = max(values) if name in HIGHEST else min(values)
-        for line, cell in zip(changed, cells, strict=True):
-            if isinstance(cell.value, float) and round(cell.value, column.digits) == best:
-                line[place] = replace(cell, bold=True)
-    return [tuple(line) for line in changed]
-
-
-def _cells(row: Measured) -> list[Cell]:
+def _cells(row: RowResult) -> list[Cell]:
     absent = NOT_APPLICABLE if is_measured(row) else Cell(None).absent
-    columns = [f"{names.MISALIGNMENT}/{name}" for name in COLUMNS]
+    columns = [f"{names.MISALIGNMENT}/{name}" for name in MISALIGNMENT_COLUMNS]
     return [Cell(row.mean(name), spread=row.std(name), absent=absent) for name in columns]

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from model.config import METRICS
 from model.names import IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
 from orchestrator import names
-from orchestrator.report.results import COLUMNS as STATISTICS
+from orchestrator.report.results import MISALIGNMENT_COLUMNS
 from orchestrator.tracking.records import Setting, beside_paper
 
 View = dict[str, Any]
@@ -57,7 +57,7 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     charts += [_bar("beside the paper", name) for column in in_paper for name in beside_paper(column)[::-1]]
     others = [name for name in METRICS if name not in columns]
     charts += [_bar("other COCO numbers", name) for name in others]
-    charts += [_bar("misalignment", f"{names.MISALIGNMENT}/{name}") for name in STATISTICS]
+    charts += [_bar("misalignment", f"{names.MISALIGNMENT}/{name}") for name in MISALIGNMENT_COLUMNS]
     charts += [_bar("COCO numbers", name) | {"deleted": True} for name in _not_charted(in_paper)]
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, "misalignment": 3, "other COCO numbers": 3}
     return _view(charts, sections, ("misalignment", "other COCO numbers")) | {

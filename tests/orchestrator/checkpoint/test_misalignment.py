@@ -20,7 +20,7 @@ from model.inference.table import read_detections
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
 from orchestrator.cli.main import cli
-from orchestrator.report.results import COLUMNS
+from orchestrator.report.results import MISALIGNMENT_COLUMNS
 from orchestrator.worker.scoring import write_evaluation_files
 from tests.conftest import MakeCoco
 from tests.detectors import MODEL, SIZES, save_opinionated, write_inference
@@ -104,7 +104,7 @@ def test_heads_stand_side_by_side_each_with_its_own_settings(
     assert [row["head"] for row in heads["rows"]] == ["RetinaNet", "RetinaNet-Conf"]
     assert scores.misalignment is not None
     numbers = statistics(data, scores.detections, scores.misalignment)
-    assert {name: heads["rows"][1][column.name] for name, column in COLUMNS.items()} == numbers
+    assert {name: heads["rows"][1][column.name] for name, column in MISALIGNMENT_COLUMNS.items()} == numbers
     assert heads["rows"][1]["AP"] == scores.metrics["AP"]
     assert "RetinaNet: Ranked by the class score." in heads["notes"]
     assert "RetinaNet-Conf: Ranked with exponent 0.3." in heads["notes"]

@@ -1,4 +1,4 @@
-"""One table in five forms."""
+"""One table in five formats, as a DataFrame, and in a notebook."""
 
 import json
 import shutil
@@ -16,10 +16,6 @@ from orchestrator.figures.table import (
     Column,
     Table,
     show,
-    to_json,
-    to_latex,
-    to_markdown,
-    to_text,
     width,
 )
 
@@ -103,6 +99,28 @@ def test_json_keeps_the_full_values() -> None:
         {"row": "広い", "AP_S": None, "gain": -0.04, "epochs": 9},
     ]
     assert content["notes"] == ["paper: COCO val2017, ours: shapes"]
+
+
+def test_a_dataframe_has_numbers_spreads_and_intervals_in_columns_of_their_own() -> None:
+    frame = TABLE.to_pandas()
+    assert list(frame.columns) == ["row", "AP_S", "AP_S std", "gain", "epochs"]
+    assert [kind.kind for kind in frame.dtypes] == ["O", "f", "f", "f", "i"]
+    assert frame["AP_S"].tolist()[:2] == [35.649, 36.0] and frame["AP_S"].isna().tolist() == [False, False, True]
+    assert frame["AP_S std"].isna().tolist() == [True, False, True] and frame["epochs"].tolist() == [12, 12, 9]
+    wide = WIDE.to_pandas()
+    assert list(wide.columns)[-4:] == ["AP50", "gain", "gain low", "gain high"]
+    assert wide.loc[0, ["gain", "gain low", "gain high"]].tolist() == [0.44, 0.12, 0.81]
+    empty = Table(title="t", columns=(Column("a"), Column("b", numeric=False)), rows=((None, None),)).to_pandas()
+    assert [kind.kind for kind in empty.dtypes] == ["f", "O"]
+
+
+def test_a_notebook_shows_the_table_and_print_its_text() -> None:
+    text = TABLE._repr_html_()
+    page = Page(text)
+    assert page.open == [] and page.cells[4] == "with <b>|50%|</b>" and page.links == []
+    assert "<h3>Heads &amp; tails</h3>" in text and "<p>Which is better?</p>" in text and "<html" not in text
+    assert "<li>paper: COCO val2017, ours: shapes</li>" in text
+    assert str(TABLE) == TABLE.to_text()
 
 
 class Page(HTMLParser):
@@ -213,7 +231,7 @@ WIDE = Table(
 
 
 def test_text_that_is_too_wide_has_spreads_and_details_on_lines_of_their_own() -> None:
-    assert to_text(WIDE, 50) == (
+    assert WIDE.to_text(50) == (
         "Wide\n"
         "\n"
         "row                  AP  AP50                gain\n"
@@ -226,15 +244,15 @@ def test_text_that_is_too_wide_has_spreads_and_details_on_lines_of_their_own() -
         "cited                 —     —                   —\n"
         "  paper            37.0"
     )
-    assert "ours   36.0 ± 0.2       35.5   +0.5  55.0  +0.4 [+0.1, +0.8]*" in to_text(WIDE)
+    assert "ours   36.0 ± 0.2       35.5   +0.5  55.0  +0.4 [+0.1, +0.8]*" in WIDE.to_text()
 
 
 def test_an_interval_is_written_in_every_format() -> None:
-    assert "+0.4 [+0.1, +0.8]*" in to_text(WIDE) and "+0.4 \\[+0.1, +0.8\\]\\*" in to_markdown(WIDE)
-    assert "+0.4 {[}+0.1, +0.8]*" in to_latex(WIDE) and '<td class="number">+0.4 [+0.1, +0.8]*</td>' in render(
+    assert "+0.4 [+0.1, +0.8]*" in WIDE.to_text() and "+0.4 \\[+0.1, +0.8\\]\\*" in WIDE.to_markdown()
+    assert "+0.4 {[}+0.1, +0.8]*" in WIDE.to_latex() and '<td class="number">+0.4 [+0.1, +0.8]*</td>' in render(
         WIDE, "html"
     )
-    row = json.loads(to_json(WIDE))["rows"][0]
+    row = json.loads(WIDE.to_json())["rows"][0]
     assert (row["gain"], row["gain low"], row["gain high"]) == (0.44, 0.12, 0.81)
 
 
@@ -251,7 +269,7 @@ def test_latex_compiles_with_booktabs(tmp_path: Path) -> None:
         columns=(Column("row", numeric=False), Column("AP, Δ", signed=True)),
         rows=(("[0.5, 1] cls^0.6 * obj^0.4", Cell(0.4, spread=0.1)), ("α × β − 1 — |x|", None)),  # noqa: RUF001
     )
-    tables = "\n".join(to_latex(table) for table in (WIDE, odd))
+    tables = "\n".join(table.to_latex() for table in (WIDE, odd))
     packages = r"\documentclass{article}\usepackage{booktabs}"
     (tmp_path / "tables.tex").write_text(packages + r"\begin{document}" + tables + r"\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]

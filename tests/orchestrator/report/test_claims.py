@@ -11,8 +11,8 @@ from model.config import DataConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiments
 from orchestrator.experiment.rows import Row
-from orchestrator.report.claims import Claim, Finding, claims_table, find_claims, judge, load_claims
-from orchestrator.report.results import Measured
+from orchestrator.report.claims import Claim, Judgement, claims_table, find_claims, judge, load_claims
+from orchestrator.report.results import RowResult
 
 ROOT = Path(__file__).parents[3]
 SHAPES = TrainConfig(data=DataConfig(dataset="shapes", train_split="train", val_split="val"))
@@ -20,16 +20,16 @@ NOISE = np.linspace(-0.5, 0.5, 1001)
 """95 % of it lie within 0.475 of 0; every second row has it, so that neighbours differ by it."""
 
 
-def measured(label: str, ap: float | None, slope: float) -> Measured:
+def measured(label: str, ap: float | None, slope: float) -> RowResult:
     """A row whose resamples scatter by `slope` times what NOISE does; differences by the difference of slopes."""
     numbers = {} if ap is None else {0: {"AP": ap, "AP50": ap}}
     samples = {} if ap is None else {0: np.tile(ap + slope * NOISE, (3, 1))}
-    return Measured(row=Row(label=label), by_seed=numbers, resampled=samples, state="")
+    return RowResult(row=Row(label=label), by_seed=numbers, resampled=samples, state="")
 
 
-def finding(
+def judgement(
     kind: str, values: Sequence[float | None], num_rows: int, *, value: float = 0.0, metric: str = "AP"
-) -> Finding:
+) -> Judgement:
     """Judge rows a, b, c ... of these APs, the first `num_rows` as rows, the others as over."""
     labels = "abcdefg"[: len(values)]
     rows = [measured(label, ap, float(place % 2)) for place, (label, ap) in enumerate(zip(labels, values, strict=True))]
@@ -50,7 +50,7 @@ def finding(
     [(31.2, "supported"), (30.9, "undecided"), (30.2, "contradicted")],  # 30.7 +- 0.475 is left open
 )
 def test_at_least_compares_a_difference_with_its_bound(ap: float, verdict: str) -> None:
-    found = finding("at_least", [ap, 30.0], 1, value=0.7)
+    found = judgement("at_least", [ap, 30.0], 1, value=0.7)
     assert found.verdict == verdict
     assert (
         found.numbers
@@ -63,8 +63,8 @@ def test_at_least_compares_a_difference_with_its_bound(ap: float, verdict: str) 
 
 
 def test_at_least_compares_a_row_with_its_bound() -> None:
-    assert finding("at_least", [38.5], 1, value=38.4).verdict == "supported"  # row a does not scatter
-    assert finding("at_least", [38.3], 1, value=38.4).verdict == "contradicted"
+    assert judgement("at_least", [38.5], 1, value=38.4).verdict == "supported"  # row a does not scatter
+    assert judgement("at_least", [38.3], 1, value=38.4).verdict == "contradicted"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_at_least_compares_a_row_with_its_bound() -> None:
     ],
 )
 def test_best_is_above_each_of_the_others(others: list[float], verdict: str) -> None:
-    assert finding("best", [31.0, *others], 1).verdict == verdict
+    assert judgement("best", [31.0, *others], 1).verdict == verdict
 
 
 def test_rows_that_are_one_training_are_not_above_each_other() -> None:
@@ -92,7 +92,7 @@ def test_rows_that_are_one_training_are_not_above_each_other() -> None:
 )
 def test_flat_keeps_every_pair_within_its_width(values: list[float], verdict: str) -> None:
     """Gaps of 0.1, 0.2, 1.1 +- 0.475 against 0.6."""
-    found = finding("flat", values, 3, value=0.6)
+    found = judgement("flat", values, 3, value=0.6)
     assert found.verdict == verdict
     if verdict == "contradicted":
         assert found.numbers in (
@@ -103,11 +103,11 @@ def test_flat_keeps_every_pair_within_its_width(values: list[float], verdict: st
 
 @pytest.mark.parametrize("values", [[30.0, 31.1], [31.1, 30.0]])
 def test_flat_looks_up_and_down(values: list[float]) -> None:
-    assert finding("flat", values, 2, value=0.6).verdict == "contradicted"
+    assert judgement("flat", values, 2, value=0.6).verdict == "contradicted"
 
 
 def test_each_metric_has_resamples_of_its_own() -> None:
-    row = Measured(
+    row = RowResult(
         row=Row(label="a"),
         by_seed={0: {"AP": 30.0, "AP50": 50.0, "AP75": 32.0, "APs": 9.0}},
         resampled={0: np.stack([NOISE, 2 * NOISE, 3 * NOISE])},
@@ -129,13 +129,13 @@ def test_each_metric_has_resamples_of_its_own() -> None:
     ],
 )
 def test_falls_sinks_as_a_whole_and_rises_nowhere_for_sure(values: list[float], verdict: str) -> None:
-    assert finding("falls", values, 4, metric="AP50").verdict == verdict
+    assert judgement("falls", values, 4, metric="AP50").verdict == verdict
 
 
 def test_what_is_not_there_leaves_a_claim_open() -> None:
-    found = finding("best", [31.0, None], 1)
+    found = judgement("best", [31.0, None], 1)
     assert (found.verdict, found.numbers) == ("undecided", "not run: b")
-    bare = Measured(row=Row(label="a"), by_seed={0: {"AP": 31.0}}, resampled={}, state="")
+    bare = RowResult(row=Row(label="a"), by_seed={0: {"AP": 31.0}}, resampled={}, state="")
     claim = Claim(sentence="s", kind="at_least", table="t", rows=("a",), value=30)
     assert judge([claim], {"t": [bare]})[0].numbers == "for want of matches no interval: a"
     assert judge([claim], {})[0].numbers == "table t is not among those shown"
@@ -144,13 +144,13 @@ def test_what_is_not_there_leaves_a_claim_open() -> None:
 
 
 def test_the_table_counts_the_verdicts() -> None:
-    findings = [finding("best", [31.0, 30.0], 1), finding("best", [31.0, None], 1)]
-    table = claims_table(findings, {"t": [measured("a", 31.0, 0.0)]})
+    judgements = [judgement("best", [31.0, 30.0], 1), judgement("best", [31.0, None], 1)]
+    table = claims_table(judgements, {"t": [measured("a", 31.0, 0.0)]})
     assert table.rows[0] == ("s", "supported", "+1.0 [+0.5, +1.5] over b")
     assert table.notes[0] == "1 supported, 0 contradicted, 1 undecided."
     assert table.notes[2] == "Measured on COCO val2017."
     drawn = replace(measured("a", 31.0, 0.0), row=Row(label="a", train=SHAPES, split="val"))
-    told = claims_table(findings, {"t": [drawn]}).notes[2]
+    told = claims_table(judgements, {"t": [drawn]}).notes[2]
     assert told == "Measured on shapes val; the paper speaks of COCO val2017."
 
 
@@ -183,11 +183,11 @@ def test_the_papers_claims_name_rows_that_both_suites_have(suite: str) -> None:
     file = find_claims([one.path for one in experiments])
     assert file.resolve() == ROOT / "experiments" / "paper" / "claims.yaml"
     tables = {
-        one.name: [Measured(row=row, by_seed={}, resampled={}, state="not run") for row in one.rows]
+        one.name: [RowResult(row=row, by_seed={}, resampled={}, state="not run") for row in one.rows]
         for one in experiments
     }
-    findings = judge(load_claims(file), tables)
-    assert len(findings) == 9 and all(one.numbers.startswith("not run") for one in findings)
+    judgements = judge(load_claims(file), tables)
+    assert len(judgements) == 9 and all(one.numbers.startswith("not run") for one in judgements)
 
 
 def test_a_folder_without_claims_says_what_to_do(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""AP of resampled images is that of pycocotools on the data set so resampled; intervals are worked out by hand."""
+"""AP of resampled images is that of pycocotools on the data set so resampled, and kept; intervals are by hand."""
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,23 @@ import pytest
 from numpy.typing import NDArray
 
 from model.data.coco import read_coco
-from model.evaluation.coco_eval import MatchTable, evaluate, match
+from model.evaluation.coco_eval import evaluate, match, write_matches
 from model.inference.table import DetectionTable
-from orchestrator.report.intervals import Estimate, Sample, average_precision, difference, estimate, resample
-from tests.detections import pycocotools_numbers, random_scene, table, write
+from orchestrator.errors import UserError
+from orchestrator.experiment.plan import Ledger, Record
+from orchestrator.report.intervals import (
+    NUM_RESAMPLES,
+    Estimate,
+    Fetch,
+    SeedValues,
+    average_precision,
+    difference,
+    estimate,
+    leave_one_out,
+    resample,
+    resampled,
+)
+from tests.detections import matches_of, pycocotools_numbers, random_scene, table, write
 
 Row = tuple[int, int, list[float], float]
 
@@ -81,20 +96,13 @@ def test_ap_of_a_resample_is_that_of_pycocotools_on_the_images_so_drawn(tmp_path
         assert ours[:, place] == pytest.approx(theirs, rel=1e-12), column
 
 
-def matches_of(scores: list[list[float]], true: list[list[int]], num_truths: list[int]) -> MatchTable:
-    """One category, an image for each list."""
-    flat = [value for image in true for value in image]
-    return MatchTable(
-        num_images=len(scores),
-        num_categories=1,
-        images=np.arange(len(scores), dtype=np.int32),
-        categories=np.zeros(len(scores), np.int32),
-        num_truths=np.array(num_truths, np.int32),
-        offsets=np.cumsum([0, *map(len, scores)]).astype(np.int32),
-        scores=np.array([value for image in scores for value in image], np.float32),
-        true=np.array(flat, np.uint16),
-        ignored=np.zeros(len(flat), np.uint16),
-    )
+@pytest.mark.parametrize("seed", range(4))
+def test_leaving_out_an_image_is_giving_it_no_weight(tmp_path: Path, seed: int) -> None:
+    annotations, found = random_scene(seed)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    matches = match(data, table(found))
+    weights = np.column_stack([1 - np.eye(8), np.ones(8)])
+    np.testing.assert_allclose(leave_one_out(matches), average_precision(matches, weights), rtol=1e-12)
 
 
 def test_two_images_by_hand() -> None:
@@ -142,8 +150,8 @@ def numbers(one: Estimate | None) -> tuple[float, float, float]:
     return one.value, one.low, one.high
 
 
-def sample(measured: list[float], resampled: list[NDArray[np.float64]]) -> Sample:
-    return Sample(measured=dict(enumerate(measured)), resampled=dict(enumerate(resampled)))
+def sample(measured: list[float], resampled: list[NDArray[np.float64]]) -> SeedValues:
+    return SeedValues(measured=dict(enumerate(measured)), resampled=dict(enumerate(resampled)))
 
 
 EVEN = np.arange(1001) / 100.0  # 0 to 10, its mean 5; 2.5 % and 97.5 % of it lie 4.75 below and above
@@ -172,10 +180,10 @@ def test_the_spread_over_seeds_widens_an_interval() -> None:
 
 
 def test_without_matches_or_on_other_images_there_is_no_interval() -> None:
-    known, unknown = sample([30.0], [EVEN]), Sample(measured={0: 30.0}, resampled={})
+    known, unknown = sample([30.0], [EVEN]), SeedValues(measured={0: 30.0}, resampled={})
     assert estimate(unknown) is None and difference(known, unknown) is None and difference(unknown, known) is None
     assert difference(known, sample([30.0], [EVEN[:9]])) is None
-    assert estimate(Sample(measured={}, resampled={})) is None
+    assert estimate(SeedValues(measured={}, resampled={})) is None
 
 
 def test_detections_alone_or_objects_alone_are_counted(tmp_path: Path) -> None:
@@ -186,3 +194,62 @@ def test_detections_alone_or_objects_alone_are_counted(tmp_path: Path) -> None:
     assert average_precision(match(data, found), np.ones((2, 1)))[0, 0] == pytest.approx(
         50.0
     )  # 5 missed, 9 is not there
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Path, str, float]:
+    """A file of matches, its sha256, and the AP of its detections."""
+    annotations, found = random_scene(0)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    write_matches(match(data, table(found)), tmp_path / "matches.parquet")
+    sha256 = hashlib.sha256((tmp_path / "matches.parquet").read_bytes()).hexdigest()
+    return tmp_path / "matches.parquet", sha256, evaluate(data, table(found))["AP"] or 0.0
+
+
+def fetcher(file: Path, asked: list[str]) -> Fetch:
+    def fetch(run_id: str, into: Path) -> Path:
+        asked.append(run_id)
+        return Path(shutil.copy(file, into))
+
+    return fetch
+
+
+def test_evaluations_are_fetched_and_resampled_once(stored: tuple[Path, str, float], tmp_path: Path) -> None:
+    file, sha256, ap = stored
+    ledger = Ledger(
+        evaluations={
+            "scored": Record(status="FINISHED", run_id="a", matches=sha256),
+            "same": Record(status="FINISHED", run_id="b", matches=sha256),
+            "old": Record(status="FINISHED", run_id="c"),
+            "failed": Record(status="FAILED", run_id="d", matches=sha256),
+        }
+    )
+    asked: list[str] = []
+    keys = ["scored", "old", "failed", "never"]
+    first = resampled(ledger, keys, fetcher(file, asked), tmp_path / "kept")
+    assert list(first) == ["scored"] and asked == ["a"]
+    assert first["scored"].shape == (3, NUM_RESAMPLES)
+    assert abs(np.mean(first["scored"][0]) - ap) < 4 * np.std(first["scored"][0]) > 0
+    again = resampled(ledger, ["same", *keys], fetcher(file, asked), tmp_path / "kept")
+    assert asked == ["a"] and all(np.array_equal(again[key], first["scored"]) for key in ("same", "scored"))
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_nothing_recorded_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert resampled(Ledger(), ["never"], fetcher(tmp_path, []), tmp_path / "kept") == {}
+    assert not (tmp_path / "kept").exists()
+
+
+def test_matches_that_are_lost_or_not_those_recorded_leave_an_evaluation_out(
+    stored: tuple[Path, str, float], tmp_path: Path
+) -> None:
+    file, sha256, _ = stored
+    other = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches="0" * 64)})
+    assert resampled(other, ["scored"], fetcher(file, []), tmp_path / "kept") == {}
+
+    def lost(run_id: str, into: Path) -> Path:
+        raise UserError("it was deleted")
+
+    ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches=sha256)})
+    assert resampled(ledger, ["scored"], lost, tmp_path / "kept") == {}
+    assert list(resampled(ledger, ["scored"], fetcher(file, []), tmp_path / "kept")) == ["scored"]

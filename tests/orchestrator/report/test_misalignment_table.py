@@ -11,7 +11,7 @@ from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Table, show
 from orchestrator.report.files import make_reports, reports_page, write_reports
-from orchestrator.report.results import COLUMNS, has_several_heads, measure, misalignment_table
+from orchestrator.report.results import MISALIGNMENT_COLUMNS, has_several_heads, measure, misalignment_table
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite
 
@@ -54,7 +54,7 @@ def shown(one: Table) -> list[list[str]]:
 
 
 def test_the_columns_are_the_statistics_of_the_model() -> None:
-    assert tuple(COLUMNS) == STATISTICS
+    assert tuple(MISALIGNMENT_COLUMNS) == STATISTICS
 
 
 def test_statistics_stand_beside_ap_with_the_best_of_each_in_bold() -> None:

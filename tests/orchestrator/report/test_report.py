@@ -1,6 +1,7 @@
 """What the tables of status and results say; every number in them is worked out by hand here."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Cited, Resources, Row
 from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
+from orchestrator.report import results
+from orchestrator.report.intervals import Resamples
 from orchestrator.report.plan_tables import status_table
-from orchestrator.report.results import results_table
+from orchestrator.report.results import measure
 from orchestrator.worker.training_log import Scoring, write_event
 
 BASE = Row(
@@ -53,6 +56,10 @@ def ledger(*scored: tuple[Row, list[Record | None]]) -> Ledger:
                 trainings[train_key] = finished()
                 evaluations[evaluation_key] = record
     return Ledger(trainings=trainings, evaluations=evaluations)
+
+
+def results_table(of: Experiment, held: Ledger, resampled: Mapping[str, Resamples] | None = None) -> Table:
+    return results.results_table(of, measure(of, held, resampled), is_resampled=resampled is not None)
 
 
 def shown(table: Table) -> list[dict[str, str]]:

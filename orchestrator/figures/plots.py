@@ -1,0 +1,143 @@
+"""Plots: a dot for each of several rows, curves against a setting, a heat map against two; laid out as drawings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.figures.drawing import WIDTH, Curve, Dash, Dot, Drawing, Line, Mark, Point, Text, Tile
+
+MARGIN = 14
+DASHES: tuple[Dash, ...] = ((), (6, 4), (2, 3), (8, 3, 2, 3))
+LETTER = 6.5
+"""About as wide as a digit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """A row of a dot plot."""
+
+    label: str
+    value: float | None
+    """None where it was not measured."""
+    interval: tuple[float, float] | None = None
+
+
+def dot_plot(metric: str, rows: Sequence[Measurement], reference: str | None, title: str) -> Drawing:
+    """Draw the value of each row as a dot, its interval as a line, and a line through the value of the reference row.
+
+    Args:
+        metric: what is shown.
+        rows: from the top; one of them has a value.
+        reference: the label of a row.
+        title: of the table.
+    """
+    values = {row.label: row.value for row in rows if row.value is not None}
+    ends = [end for row in rows for end in row.interval or ()]
+    low, high = span([*values.values(), *ends])
+    bottom = 20 + 34 * len(rows)
+    marks: list[Mark] = [Text(0, 12, f"{metric}, and its 95 % interval by image" if ends else metric, "soft")]
+    if reference in values:
+        x = _across(values[reference], low, high)
+        marks.append(Line(x, 20, x, bottom, "reference"))
+    for number, row in enumerate(rows):
+        y = 32 + 34 * number
+        marks.append(Text(0, y, row.label))
+        marks.append(Text(WIDTH, y, "not run" if row.value is None else f"{row.value:.1f}", "soft", "end"))
+        if row.interval is not None:
+            left, right = (_across(end, low, high) for end in row.interval)
+            marks.append(Line(left, y + 10, right, y + 10))
+        if row.value is not None:
+            marks.append(Dot(_across(row.value, low, high), y + 10, 4, is_hollow=row.label == reference))
+    marks.append(Line(0, bottom, WIDTH, bottom, "grid"))
+    for tick in ticks(low, high):
+        marks.append(Text(_across(tick, low, high), bottom + 14, f"{tick:g}", "soft", "middle"))
+    return Drawing(height=bottom + 20, title=f"{metric} of each row: {title}", marks=tuple(marks))
+
+
+def curve_plot(metric: str, setting: str, curves: Mapping[str, Sequence[Point]], title: str) -> Drawing:
+    """Draw a metric against a setting, a line for each label; a single curve needs none."""
+    xs, ys = ([point[axis] for points in curves.values() for point in points] for axis in (0, 1))
+    (left, right), (low, high) = span(xs, 0.0), span(ys)
+    num_labels = sum(bool(label) for label in curves)
+    top, bottom = 22 + 16 * num_labels, 170 + 16 * num_labels
+
+    def at(x: float, y: float) -> Point:
+        return 44 + (x - left) / (right - left) * (WIDTH - 58), bottom - (y - low) / (high - low) * (bottom - top)
+
+    marks: list[Mark] = [Text(0, 12, f"{metric} against {setting}", "soft")]
+    for tick in ticks(low, high):
+        _, y = at(left, tick)
+        marks += [Line(34, y, WIDTH, y, "grid"), Text(28, y + 4, f"{tick:g}", "soft", "end")]
+    shown = sorted(set(xs))
+    for x in shown[:: _every([f"{x:g}" for x in shown], WIDTH - 58)]:
+        marks.append(Text(at(x, low)[0], bottom + 16, f"{x:g}", "soft", "middle"))
+    for place, (label, points) in enumerate(curves.items()):
+        dash = DASHES[place % len(DASHES)]
+        if label:
+            y = 28 + 16 * place
+            marks += [Line(34, y - 4, 60, y - 4, dash=dash), Text(66, y, label)]
+        through = tuple(at(x, y) for x, y in sorted(points))
+        marks += [Curve(through, dash), *(Dot(x, y, 2.5) for x, y in through)]
+    return Drawing(height=bottom + 24, title=f"{metric} against {setting}: {title}", marks=tuple(marks))
+
+
+def heat_map(
+    metric: str,
+    across: tuple[str, Sequence[str]],
+    down: tuple[str, Sequence[str]],
+    values: Sequence[Sequence[float | None]],
+) -> Drawing:
+    """Draw a metric against two settings: the higher a value, the darker its cell, with the value in it where it fits.
+
+    Args:
+        metric: what is shown.
+        across: name and values of the setting from left to right.
+        down: name and values of the one from top to bottom.
+        values: [down, across]; None leaves a cell empty.
+    """
+    there = [value for row in values for value in row if value is not None]
+    low, high = min(there), max(there)
+    digits = 1 if high >= 1 else 3
+    left = 8 + LETTER * max(map(len, down[1]))
+    wide, tall = (WIDTH - left) / len(across[1]), 18
+    marks: list[Mark] = [Text(0, 12, f"{metric} against {across[0]} (across) and {down[0]} (down)", "soft")]
+    for row, (name, of_row) in enumerate(zip(down[1], values, strict=True)):
+        y = 22 + tall * row
+        marks.append(Text(left - 6, y + 13, name, "soft", "end"))
+        for place, value in enumerate(of_row):
+            if value is None:
+                continue
+            x, shade = left + wide * place, 0.0 if high == low else (value - low) / (high - low)
+            # At most 0.44 of ink, on which the value in the cell can still be read, in light and in dark.
+            marks.append(Tile(x, y, wide, tall, round(0.04 + 0.4 * shade, 3), f"{value:.4g}"))
+            if LETTER * len(shown := f"{value:.{digits}f}") <= wide:
+                marks.append(Text(x + wide / 2, y + 13, shown, anchor="middle"))
+    bottom = 22 + tall * len(down[1])
+    for place in range(0, len(across[1]), _every(across[1], WIDTH - left)):
+        marks.append(Text(left + wide * (place + 0.5), bottom + 14, across[1][place], "soft", "middle"))
+    return Drawing(height=bottom + 20, title=f"{metric} against {across[0]} and {down[0]}", marks=tuple(marks))
+
+
+def span(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
+    """The ends of an axis that holds the values, with some room on either side."""
+    low, high = min(values), max(values)
+    wide = (high - low) or 1.0
+    return low - room * wide, high + room * wide
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return three to seven round numbers in between."""
+    steps = (digit * 10.0**power for power in range(6, -9, -1) for digit in (5, 2, 1))
+    step = next(step for step in steps if (high - low) / step >= 3)
+    first = int(low // step) + 1
+    return [round(first * step + place * step, 10) for place in range(int((high - first * step) // step) + 1)]
+
+
+def _across(value: float, low: float, high: float) -> float:
+    """Where a value stands on an axis over the whole width."""
+    return MARGIN + (value - low) / (high - low) * (WIDTH - 2 * MARGIN)
+
+
+def _every(names: Sequence[str], wide: float) -> int:
+    """Of how many names in a row one has to be shown, so that none touches the next."""
+    fit = max(1, int(wide // (LETTER * max(map(len, names)) + 8)))
+    return -(-len(names) // fit)
