@@ -7,15 +7,15 @@ from pathlib import Path
 from model.config import METRICS
 from model.inference.table import DetectionTable
 from model.settings import to_dict
-from orchestrator.checkpoint.pull import Provenance
-from orchestrator.checkpoint.subject import (
+from orchestrator.checkpoint.inputs import (
+    ScoringInputs,
     Selection,
-    Subject,
     no_progress,
-    open_subject,
+    open_inputs,
     read_checkpoint,
     read_images,
 )
+from orchestrator.checkpoint.pull import Provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
 from orchestrator.report.results import MISALIGNMENT_COLUMNS
@@ -59,15 +59,15 @@ def evaluate(
     from model.evaluation.misalignment import of_detections
 
     checkpoint = read_checkpoint(folder, selection.settings)
-    subject = open_subject(checkpoint, selection, site, say)
-    (scores,) = subject.score([checkpoint.inference], progress)
+    inputs = open_inputs(checkpoint, selection, site, say)
+    (scores,) = inputs.score([checkpoint.inference], progress)
     if files.parquet is not None:
-        statistics = of_detections(subject.data, scores.detections)
-        about = describe(checkpoint.card, subject.config, subject.data, scores, statistics)
+        statistics = of_detections(inputs.data, scores.detections)
+        about = describe(checkpoint.card, inputs.config, inputs.data, scores, statistics)
         write_stored(files.parquet, scores.detections, about)
         say(f"{len(scores.detections)} detections written to {files.parquet}")
     _export(scores.detections, files, say)
-    return _beside_mlflow(subject, scores.metrics)
+    return _beside_mlflow(inputs, scores.metrics)
 
 
 def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: Site, say: Say) -> Table:
@@ -119,27 +119,27 @@ def _export(detections: DetectionTable, files: DetectionFiles, say: Say) -> None
         say(f"{len(detections)} detections written to {files.coco_json}")
 
 
-def _beside_mlflow(subject: Subject, metrics: Mapping[str, float | None]) -> Table:
+def _beside_mlflow(inputs: ScoringInputs, metrics: Mapping[str, float | None]) -> Table:
     """Show the numbers of a checkpoint, and MLflow's where they differ though they ought to be the same."""
-    card, provenance = subject.checkpoint.card, subject.checkpoint.provenance
-    rows, notes = [_row("here", METRICS, metrics)], [f"{subject.images}."]
-    if len(subject.data) in (card.config.data.num_val_images, card.config.data.num_train_images):
-        where = subject.data.root / subject.data.split
-        notes = [f"The first {len(subject.data)} images by id of {where}, as in the training; --all takes all."]
+    card, provenance = inputs.checkpoint.card, inputs.checkpoint.provenance
+    rows, notes = [_row("here", METRICS, metrics)], [f"{inputs.images}."]
+    if len(inputs.data) in (card.config.data.num_val_images, card.config.data.num_train_images):
+        where = inputs.data.root / inputs.data.split
+        notes = [f"The first {len(inputs.data)} images by id of {where}, as in the training; --all takes all."]
     if provenance is not None:
-        reasons = list(_why_not_compared(provenance, subject))
+        reasons = list(_why_not_compared(provenance, inputs))
         is_equal, verdict = _compared(metrics, provenance.metrics, "MLflow's numbers")
         if reasons:
             verdict = f"Not compared with MLflow's numbers: {'; '.join(reasons)}."
         elif not is_equal:
             rows.append(_row("MLflow", METRICS, provenance.metrics))
         notes.append(verdict)
-    title = subject.checkpoint.row or f"epoch {card.epoch} of {card.config.model.backbone}"
+    title = inputs.checkpoint.row or f"epoch {card.epoch} of {card.config.model.backbone}"
     return Table(title=title, columns=COLUMNS, rows=tuple(rows), notes=tuple(notes))
 
 
-def _why_not_compared(provenance: Provenance, subject: Subject) -> Iterator[str]:
-    data = subject.data
+def _why_not_compared(provenance: Provenance, inputs: ScoringInputs) -> Iterator[str]:
+    data = inputs.data
     if data.split != provenance.split:
         yield f"they are of split {provenance.split}"
     elif not provenance.split_fingerprint:
@@ -147,7 +147,7 @@ def _why_not_compared(provenance: Provenance, subject: Subject) -> Iterator[str]
     elif data.fingerprint != provenance.split_fingerprint:
         yield f"they are of other data (fingerprint {provenance.split_fingerprint[:12]}, here {data.fingerprint[:12]})"
     theirs = provenance.inference
-    changed = [name for name, value in to_dict(subject.checkpoint.inference).items() if theirs.get(name) != value]
+    changed = [name for name, value in to_dict(inputs.checkpoint.inference).items() if theirs.get(name) != value]
     if changed:
         yield f"they are of other settings ({', '.join(f'{name} {theirs.get(name)}' for name in changed)})"
 

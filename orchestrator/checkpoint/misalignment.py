@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import InferenceConfig
-from orchestrator.checkpoint.subject import Selection, Subject, no_progress, open_subject, read_checkpoint
+from orchestrator.checkpoint.inputs import ScoringInputs, Selection, no_progress, open_inputs, read_checkpoint
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
 from orchestrator.figures.page import html_image, html_page
@@ -88,17 +88,17 @@ def analyse(
         selection = replace(selection, first=closeup.num_images)
     # All cards before any data, and all data before any score: what is wrong with the last should not come late.
     checkpoints = [read_checkpoint(folder, selection.settings) for folder in dict.fromkeys(folders)]
-    subjects = [open_subject(checkpoint, selection, site, say) for checkpoint in checkpoints]
+    by_checkpoint = [open_inputs(checkpoint, selection, site, say) for checkpoint in checkpoints]
     labels = _labels({one.path: one.row or one.card.config.model.head for one in checkpoints})
-    _require_same_images(subjects, labels)
-    places = choose_images(subjects[0].data, closeup.num_images, closeup.image_ids)
+    _require_same_images(by_checkpoint, labels)
+    places = choose_images(by_checkpoint[0].data, closeup.num_images, closeup.image_ids)
     heads = []
-    for subject in subjects:
-        (scores,) = subject.score([subject.checkpoint.inference], progress)
+    for inputs in by_checkpoint:
+        (scores,) = inputs.score([inputs.checkpoint.inference], progress)
         assert scores.misalignment is not None
-        folder = subject.checkpoint.path
+        folder = inputs.checkpoint.path
         heads.append(
-            Head(folder=folder, label=labels[folder], data=subject.data, scores=scores, counts=scores.misalignment)
+            Head(folder=folder, label=labels[folder], data=inputs.data, scores=scores, counts=scores.misalignment)
         )
     tables = [*(by_image(head, places) for head in heads), by_head(heads)]
     where = output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
@@ -162,11 +162,11 @@ def by_head(heads: Sequence[Head]) -> Table:
     )
 
 
-def _require_same_images(subjects: Sequence[Subject], labels: Mapping[Path, str]) -> None:
-    first, *others = subjects
-    for subject in subjects:
-        if not len(subject.data):
-            where = subject.data.root / subject.data.split
+def _require_same_images(by_checkpoint: Sequence[ScoringInputs], labels: Mapping[Path, str]) -> None:
+    first, *others = by_checkpoint
+    for inputs in by_checkpoint:
+        if not len(inputs.data):
+            where = inputs.data.root / inputs.data.split
             raise UserError(f"{where} has no images to look at; name another with --split")
     for other in others:
         if other.data.fingerprint != first.data.fingerprint:

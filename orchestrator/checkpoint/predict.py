@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.settings import to_dict
-from orchestrator.checkpoint.subject import CheckpointFolder, no_progress
+from orchestrator.checkpoint.inputs import CheckpointFolder, no_progress
 from orchestrator.errors import Say, UserError
 from orchestrator.tracking.artifacts import Progress
 from orchestrator.tracking.detections import write_json

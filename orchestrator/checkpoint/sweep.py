@@ -11,15 +11,15 @@ from pathlib import Path
 
 from model.config import InferenceConfig, TrainConfig
 from model.settings import to_dict
-from orchestrator.checkpoint.pull import slug
-from orchestrator.checkpoint.subject import (
+from orchestrator.checkpoint.inputs import (
+    ScoringInputs,
     Selection,
-    Subject,
     change_settings,
     no_progress,
-    open_subject,
+    open_inputs,
     read_checkpoint,
 )
+from orchestrator.checkpoint.pull import slug
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import train_key
@@ -132,40 +132,40 @@ def sweep(
             "or score a single setting with `rnc evaluate`"
         )
     # Images come last: reading a large data set takes minutes, and a mistake in the ranges should not wait for it.
-    subject = open_subject(checkpoint, selection, site, say)
+    inputs = open_inputs(checkpoint, selection, site, say)
     spots = []
-    for values, scores in zip(chosen, subject.score(settings, progress), strict=True):
+    for values, scores in zip(chosen, inputs.score(settings, progress), strict=True):
         spots.append(
             Spot(
                 values=tuple(value for axis, value in zip(grid.axes, values, strict=True) if axis in grid.varied),
                 inference=scores.inference,
-                metrics=scores.metrics | of_detections(subject.data, scores.detections),
-                paper=papers_numbers(grid.beside, subject, scores.inference),
+                metrics=scores.metrics | of_detections(inputs.data, scores.detections),
+                paper=papers_numbers(grid.beside, inputs, scores.inference),
             )
         )
     label = checkpoint.row or f"{checkpoint.card.config.model.head}, epoch {checkpoint.card.epoch}"
     return Sweep(
-        name=_name(label, grid, subject, settings),
+        name=_name(label, grid, inputs, settings),
         title=f"{label}, swept over {' and '.join(axis.label for axis in grid.varied)}",
         axes=grid.varied,
         spots=tuple(spots),
-        notes=tuple(_notes(grid, subject, spots)),
+        notes=tuple(_notes(grid, inputs, spots)),
     )
 
 
 def papers_numbers(
-    experiments: Sequence[Experiment], subject: Subject, inference: InferenceConfig
+    experiments: Sequence[Experiment], inputs: ScoringInputs, inference: InferenceConfig
 ) -> Mapping[str, float]:
     """Return what the paper gives for a checkpoint's training under a setting; empty where it gives nothing.
 
     The first row of these tables counts that has the same training settings, whatever the seed, the same inference
     settings and the same split, as long as the images are those of the training's own settings.
     """
-    trained = subject.checkpoint.card.config
-    if subject.config != trained.data:
+    trained = inputs.checkpoint.card.config
+    if inputs.config != trained.data:
         return {}
     for row in (row for experiment in experiments for row in experiment.rows):
-        is_same_scoring = row.split == subject.data.split and row.inference == inference
+        is_same_scoring = row.split == inputs.data.split and row.inference == inference
         if row.paper and is_same_scoring and _same_training(row.train, trained):
             return row.paper
     return {}
@@ -175,16 +175,16 @@ def _same_training(one: TrainConfig, other: TrainConfig) -> bool:
     return train_key(replace(one, seed=0)) == train_key(replace(other, seed=0))
 
 
-def _notes(grid: Grid, subject: Subject, spots: Sequence[Spot]) -> list[str]:
-    notes = [f"{subject.images}."]
-    if not len(subject.data.annotation_ids):
+def _notes(grid: Grid, inputs: ScoringInputs, spots: Sequence[Spot]) -> list[str]:
+    notes = [f"{inputs.images}."]
+    if not len(inputs.data.annotation_ids):
         notes.append("None of them has an object, so there is nothing to measure: n/a.")
     swept = {axis.setting for axis in grid.varied}
     alone = {axis.setting: axis.values[0] for axis in grid.axes if axis.setting not in swept}
-    fixed = {n: v for n, v in (to_dict(subject.checkpoint.inference) | alone).items() if n not in swept}
+    fixed = {n: v for n, v in (to_dict(inputs.checkpoint.inference) | alone).items() if n not in swept}
     notes.append(f"The same for all: {', '.join(f'{name} {value}' for name, value in fixed.items())}.")
     if grid.beside and not any(spot.paper for spot in spots):
-        trained = subject.checkpoint.card.config
+        trained = inputs.checkpoint.card.config
         files = ", ".join(str(experiment.path) for experiment in grid.beside)
         if any(_same_training(row.train, trained) for experiment in grid.beside for row in experiment.rows):
             why = "has numbers of the paper for these inference settings and images"
@@ -194,9 +194,9 @@ def _notes(grid: Grid, subject: Subject, spots: Sequence[Spot]) -> list[str]:
     return notes
 
 
-def _name(label: str, grid: Grid, subject: Subject, settings: Sequence[InferenceConfig]) -> str:
+def _name(label: str, grid: Grid, inputs: ScoringInputs, settings: Sequence[InferenceConfig]) -> str:
     """Name the folder of a sweep; another checkpoint, other images or other settings go to another folder."""
-    weights, data = subject.checkpoint.card.weights_sha256, subject.data.fingerprint
+    weights, data = inputs.checkpoint.card.weights_sha256, inputs.data.fingerprint
     content = json.dumps([weights, data, [to_dict(setting) for setting in settings]])
     digest = hashlib.sha256(content.encode()).hexdigest()[:6]
     return f"{slug(label)}-{'-'.join(slug(axis.label) for axis in grid.varied)}-{digest}"

@@ -23,7 +23,7 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.figures.page import render
 
 if TYPE_CHECKING:
-    from orchestrator.checkpoint.subject import Selection
+    from orchestrator.checkpoint.inputs import Selection
 
 RANGE = "START:STOP:STEP|LIST"
 
@@ -118,8 +118,8 @@ def predict(folder: Path, images: tuple[str, ...], out: Path, score: float, sett
     COCO's format, the ids of the images being their places here. What does not decode is named and skipped, and the
     exit code is then 1.
     """
+    from orchestrator.checkpoint.inputs import read_checkpoint
     from orchestrator.checkpoint.predict import predict as predict_on
-    from orchestrator.checkpoint.subject import read_checkpoint
 
     with bar("images", "images") as progress:
         broken = predict_on(read_checkpoint(folder, settings), images, out, score, say, progress)

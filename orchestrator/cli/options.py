@@ -60,7 +60,7 @@ def selection_options(verb: Callable[..., None]) -> Callable[..., None]:
     def collected(
         *, data: Path | None, split: str | None, all_images: bool, settings: tuple[str, ...], **others: Any
     ) -> None:
-        from orchestrator.checkpoint.subject import Selection
+        from orchestrator.checkpoint.inputs import Selection
 
         verb(selection=Selection(data=data, split=split, all_images=all_images, settings=settings), **others)
 

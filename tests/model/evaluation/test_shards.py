@@ -24,7 +24,7 @@ from model.evaluation.shards import Pass, Team, free, score_missing, scores_of
 from model.inference import postprocess
 from model.inference.table import DetectionTable
 from model.network.retinanet import RetinaNetConf, load_detector
-from orchestrator.checkpoint.subject import Subject, read_checkpoint
+from orchestrator.checkpoint.inputs import ScoringInputs, read_checkpoint
 from tests import detections, misalignments
 from tests.detectors import SIZES, opinionated, save_opinionated
 from tests.processes import run_processes, start_process
@@ -253,14 +253,14 @@ def test_a_checkpoint_scored_again_makes_no_forward_pass_where_its_shards_are_ke
     folder = save_opinionated(tmp_path / "checkpoint", (data.category_ids, data.category_names))
     plain = score(load_detector(folder), data, SETTINGS, SIZES)
     checkpoint = read_checkpoint(folder)
-    subject = Subject(checkpoint=checkpoint, data=data, config=SIZES, scored=tmp_path / "scored")
-    assert_same(subject.score(SETTINGS), plain)
+    inputs = ScoringInputs(checkpoint=checkpoint, data=data, config=SIZES, scored=tmp_path / "scored")
+    assert_same(inputs.score(SETTINGS), plain)
 
     def refuse(*_: object) -> None:
         raise AssertionError("a forward pass")
 
     monkeypatch.setattr(RetinaNetConf, "forward", refuse)
     told: list[tuple[int, int]] = []
-    again = subject.score(SETTINGS, lambda done, total: told.append((done, total)))
+    again = inputs.score(SETTINGS, lambda done, total: told.append((done, total)))
     assert_same(again, plain)
     assert told[-1] == (7, 7)

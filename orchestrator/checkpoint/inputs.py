@@ -65,7 +65,7 @@ class CheckpointFolder:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Subject:
+class ScoringInputs:
     """A checkpoint and the images to score it on."""
 
     checkpoint: CheckpointFolder
@@ -149,7 +149,7 @@ def change_settings(card: "Card", inference: InferenceConfig, changes: Settings,
     return inference
 
 
-def open_subject(checkpoint: CheckpointFolder, selection: Selection, site: Site, say: Say) -> Subject:
+def open_inputs(checkpoint: CheckpointFolder, selection: Selection, site: Site, say: Say) -> ScoringInputs:
     """Read the images that are selected for a checkpoint; the embedded data set is drawn if it is not there.
 
     Raises:
@@ -161,7 +161,7 @@ def open_subject(checkpoint: CheckpointFolder, selection: Selection, site: Site,
     if selection.first is not None:
         config = replace(config, val_split=split, num_val_images=selection.first)
     data = read_images(selection.data, config, split, site, say)
-    return Subject(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
+    return ScoringInputs(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
 
 
 def read_images(root: Path | None, config: DataConfig, split: str, site: Site, say: Say) -> "CocoData":
