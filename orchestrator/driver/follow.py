@@ -64,10 +64,10 @@ class Follower:
     """What the driver knows of every training, shown and written to MLflow."""
 
     def __init__(
-        self, tasks: Sequence[TrainingTask], suite: Tracking, cluster: Cluster, show: Show, tell: Tell
+        self, tasks: Sequence[TrainingTask], tracking: Tracking, cluster: Cluster, show: Show, tell: Tell
     ) -> None:
         self._tasks = {task.train_run.key: task for task in tasks}
-        self._suite, self._cluster, self._show, self._tell = suite, cluster, show, tell
+        self._tracking, self._cluster, self._show, self._tell = tracking, cluster, show, tell
         self._progress = {key: _Progress() for key in self._tasks}
         self._away = False
         self._pool = ThreadPoolExecutor(1)
@@ -125,13 +125,13 @@ class Follower:
             write_event(task.folder, End(state="interrupted", reason=progress.error))
             with suppress(UserError):
                 if progress.run_id is not None and self._runs(key):
-                    end_training(self._suite, progress.run_id, "KILLED", progress.error)
+                    end_training(self._tracking, progress.run_id, "KILLED", progress.error)
 
     def draw(self) -> None:
         """Show where all trainings stand."""
         ledger = None
         try:
-            ledger = read_ledger(self._suite)
+            ledger = read_ledger(self._tracking)
         except UserError:  # the server is away; what it last told stands
             self._away = True
         else:
@@ -165,11 +165,11 @@ class Follower:
         progress = self._progress[task.train_run.key]
 
         def begin() -> str:
-            self._suite = open_tracking(self._suite.uri, self._suite.suite)
-            held = read_ledger(self._suite).trainings.get(task.train_run.key)
+            self._tracking = open_tracking(self._tracking.uri, self._tracking.suite)
+            held = read_ledger(self._tracking).trainings.get(task.train_run.key)
             if held is not None and task.is_trained:
                 return held.run_id
-            return begin_training(self._suite, task.train_run)
+            return begin_training(self._tracking, task.train_run)
 
         try:
             task.tell_run()
@@ -180,7 +180,7 @@ class Follower:
 
     def _stop_what_is_asked(self) -> None:
         """Tell trials to end that somebody asked for, through MLflow."""
-        prune = prune_asked(self._suite)
+        prune = prune_asked(self._tracking)
         for key, progress in self._progress.items():
             run = self._tasks[key].train_run
             asked = progress.record.stop if progress.record else ""
@@ -195,14 +195,14 @@ class Follower:
         if progress.run_id is None or not self._runs(key):
             return
         if progress.state == "stopped":
-            stop_training(self._suite, progress.run_id, progress.error, self._tasks[key].journal)
+            stop_training(self._tracking, progress.run_id, progress.error, self._tasks[key].journal)
         else:
             status: Literal["FAILED", "KILLED"] = "FAILED" if progress.state == "failed" else "KILLED"
-            end_training(self._suite, progress.run_id, status, progress.error)
+            end_training(self._tracking, progress.run_id, status, progress.error)
 
     def _runs(self, key: str) -> bool:
         """Whether the training is unfinished in MLflow; its scoring may have failed after it finished."""
-        record = read_ledger(self._suite).trainings.get(key)
+        record = read_ledger(self._tracking).trainings.get(key)
         return record is not None and record.status == "RUNNING"
 
     def _watch(self) -> None:
@@ -241,7 +241,7 @@ class Follower:
 
     def _why_silent(self, state: State) -> str:
         silent = self._away and state in GOES_ON
-        return f"waiting for MLflow at {self._suite.uri}; nothing is lost meanwhile" if silent else ""
+        return f"waiting for MLflow at {self._tracking.uri}; nothing is lost meanwhile" if silent else ""
 
     def _why_waiting(self, task: TrainingTask) -> str:
         busy = [

@@ -157,12 +157,21 @@ def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
     Raises:
         UserError: the experiments belong to several suites.
     """
+    return lacking(gather(experiments), ledger)
+
+
+def gather(experiments: Sequence[Experiment]) -> Plan:
+    """Gather the trainings and evaluations of one suite, each once; nothing is said to be missing yet.
+
+    Raises:
+        UserError: the experiments belong to several suites.
+    """
     trainings: dict[str, TrainRun] = {}
     evaluations: dict[str, Evaluation] = {}
     for run, evaluation in _expand(experiments):
         trainings[run.key] = _joined_training(trainings.get(run.key), run)
         evaluations[evaluation.key] = _joined_evaluation(evaluations.get(evaluation.key), evaluation)
-    whole = Plan(
+    return Plan(
         suite=suite_of(experiments),
         experiments=tuple(experiments),
         trainings=trainings,
@@ -170,18 +179,22 @@ def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
         missing_trainings={},
         missing_evaluations={},
     )
-    stopped = {key: ledger.trainings[key].note for key in trainings if _is_decided(whole, ledger, key)}
+
+
+def lacking(wanted: Plan, ledger: Ledger) -> Plan:
+    """Return what was gathered, with what the ledger lacks of it and what a search stopped early."""
+    stopped = {key: ledger.trainings[key].note for key in wanted.trainings if _is_decided(wanted, ledger, key)}
     missing_trainings, missing_evaluations = {}, {}
-    for key in trainings:
+    for key in wanted.trainings:
         reason = why_training_is_missing(ledger, key)
         if reason and key not in stopped:
             missing_trainings[key] = reason
-    for key, evaluation in evaluations.items():
+    for key, evaluation in wanted.evaluations.items():
         reason = why_evaluation_is_missing(ledger, evaluation.train_key, key)
         if reason and evaluation.train_key not in stopped:
             missing_evaluations[key] = reason
     return replace(
-        whole,
+        wanted,
         missing_trainings=missing_trainings,
         missing_evaluations=missing_evaluations,
         stopped_trainings=stopped,

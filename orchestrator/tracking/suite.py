@@ -5,7 +5,7 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.plan import Ledger, Plan, gather, lacking
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import check_files
 from orchestrator.tracking.records import ledger_of
@@ -23,8 +23,8 @@ class Suite:
             UserError: they belong to several suites.
         """
         self.experiments, self.site = tuple(experiments), site
-        self.wanted = make_plan(self.experiments, Ledger())
-        """The plan of these tables as if nothing were done yet: all that they need, by key."""
+        self.wanted = gather(self.experiments)
+        """All that these tables need, by key, whatever is done of it."""
         self.name = self.wanted.suite
         self._tracking: Tracking | None = None
         self._runs: list[Run] | None = None
@@ -93,7 +93,7 @@ class Suite:
 
     def make_plan(self, *, verified: bool = False) -> Plan:
         """Return what these tables need, and what of it is missing; `verified` looks at files as well."""
-        return make_plan(self.experiments, self.verified if verified else self.ledger)
+        return lacking(self.wanted, self.verified if verified else self.ledger)
 
     def refresh(self) -> None:
         """Forget what was read, because something was written or time has passed."""
