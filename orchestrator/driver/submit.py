@@ -135,6 +135,7 @@ def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
     say(f"tables as files: {folder}")
     if registers:
         register_best(suite, say)
+    suite.refresh()  # tables and notes were written; who asks next, such as a notebook, reads them
     return reports
 
 
