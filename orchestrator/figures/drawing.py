@@ -4,7 +4,6 @@ Lengths are in pixels of a page, y grows downwards. In a page, a drawing takes i
 light or dark; in a file it has those of the light page.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +121,7 @@ def write_png(drawings: Sequence[Drawing], title: str, file: Path, across: int =
     rows = [drawings[start : start + across] for start in range(0, len(drawings), across)]
     heights = [max(one.height for one in row) for row in rows]
     width = GAP + min(across, len(drawings)) * (WIDTH + GAP)
-    height = 2 * GAP + math.fsum(heights) + GAP * len(rows)
+    height = 2 * GAP + sum(heights) + GAP * len(rows)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100 * SCALE, facecolor=PAPER)
     sheet = figure.add_axes((0, 0, 1, 1))
     sheet.set(xlim=(0, width), ylim=(height, 0))

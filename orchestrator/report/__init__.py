@@ -1,1 +1,1 @@
-"""What was measured, as tables, pages, verdicts on claims, and views of MLflow; begin with `results.py`."""
+"""What was measured: tables, pages, rows compared, verdicts on claims, views of MLflow; begin with `results.py`."""

@@ -1,5 +1,7 @@
 """One drawing as SVG and as PNG: both put each mark where the drawing has it, and escape what they write."""
 
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -80,3 +82,20 @@ def test_one_sheet_and_one_page_hold_the_same_drawings(tmp_path: Path) -> None:
 def test_nothing_drawn_is_nothing_written(tmp_path: Path) -> None:
     write_png([], "None", tmp_path / "none.png")
     assert small_multiples([]) == "" and not (tmp_path / "none.png").exists()
+
+
+def test_a_page_with_plots_is_made_without_matplotlib() -> None:
+    """A submit that finds nothing to do renders its reports again; matplotlib alone would take a second of it."""
+    code = """
+import sys
+from orchestrator.driver import submit
+from orchestrator.figures.drawing import to_svg
+from orchestrator.figures.page import html_page
+from orchestrator.figures.plots import curve_plot
+from orchestrator.figures.table import Column, Table
+figure = to_svg(curve_plot("AP", "exponent", {"": [(0.0, 1.0), (1.0, 2.0)]}, "t"))
+assert "<polyline" in html_page("t", [Table(title="t", columns=(Column("a"),), rows=())], [figure])
+print(*sorted({"matplotlib", "pandas", "torch"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
