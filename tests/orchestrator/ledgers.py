@@ -9,7 +9,7 @@ from pathlib import Path
 from model.config import METRICS, TrainConfig
 from model.settings import to_dict
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
@@ -23,6 +23,22 @@ NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)}
 def experiment(name: str, rows: Sequence[Row], suite: str = "any") -> Experiment:
     """An experiment file of these rows."""
     return Experiment(name=name, suite=suite, title=name, rows=tuple(rows), path=Path(f"{name}.yaml"))
+
+
+def finished(**metrics: float) -> Record:
+    """A run that is complete, with these metrics."""
+    return Record(status="FINISHED", run_id="r", metrics=metrics)
+
+
+def ledger_of(*scored: tuple[Row, list[Record | None]]) -> Ledger:
+    """Return a ledger with a finished training for each evaluation, one record for each seed of each row."""
+    trainings, evaluations = {}, {}
+    for row, records in scored:
+        for (_, train_key, evaluation_key), record in zip(row_keys(row), records, strict=True):
+            if record is not None:
+                trainings[train_key] = finished()
+                evaluations[evaluation_key] = record
+    return Ledger(trainings=trainings, evaluations=evaluations)
 
 
 def suite_of(

@@ -1,16 +1,20 @@
-"""What `rnc plan` says; every number in it is worked out by hand here."""
+"""What `rnc plan` and `rnc status` say; every number in them is worked out by hand here."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from model.config import DataConfig, InferenceConfig, ModelConfig, TrainConfig
+import pytest
+
+from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.experiment.estimate import PlanTime, estimate_time
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.figures.table import Table, show
-from orchestrator.report.plan_tables import evaluations_table, plan_json, plan_table, plans_json
+from orchestrator.report.plan_tables import evaluations_table, plan_json, plan_table, plans_json, status_table
+from orchestrator.worker.training_log import Scoring, write_event
+from tests.orchestrator.ledgers import finished, ledger_of
 
 BASE = Row(
     label="RetinaNet",
@@ -18,6 +22,7 @@ BASE = Row(
     inference=InferenceConfig(confidence_exponent=0.0),
 )
 OURS = Row(label="RetinaNet-Conf")
+BOX = Row(label="IoU-aware", train=TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box"))))
 OTHER = Row(label="exponent 0.7", inference=InferenceConfig(confidence_exponent=0.7))
 DEEP = Row(label="R101", train=TrainConfig(model=ModelConfig(backbone="resnet101")))
 GPUS = Resources(num_workers=8, gpus_per_worker=1.0)
@@ -168,3 +173,83 @@ def test_disk_is_told_for_what_is_missing_alone() -> None:
         "Disk: up to 608 MB in Ray's storage (two checkpoints of each training)"
         " and 187 MB in MLflow (weights and detections)."
     )
+
+
+def test_status_shows_how_far_the_training_of_each_row_is_and_how_fast() -> None:
+    running = {
+        "train/epoch": 3.5,
+        "train/loss": 0.12345,
+        "val/AP": 12.3,
+        "perf/images_per_s": 80.0,
+        "perf/eta_s": 3900.0,
+    }
+    keys = {row.label: row_keys(row)[0] for row in (OURS, BOX)}
+    held = Ledger(
+        trainings={
+            keys["RetinaNet-Conf"].train_key: Record(status="RUNNING", run_id="r", metrics=running),
+            keys["IoU-aware"].train_key: finished(**{"train/epoch": 12.0, "perf/eta_s": 60.0}),
+        },
+        evaluations={keys["IoU-aware"].evaluation_key: finished(AP=30.0)},
+    )
+    table = status_table(make_plan([experiment(BASE, OURS, BOX)], held), held)
+    nothing = {"loss": "—", "AP": "—", "images/s": "—", "ETA": "—"}
+    assert [line.pop("table") for line in shown(table)] == ["table"] * 3
+    assert [{name: value for name, value in line.items() if name != "table"} for line in shown(table)] == [
+        {"row": "RetinaNet", "training": "waiting (never run)", "epoch": "0/12", **nothing, "scored": "no"},
+        {
+            "row": "RetinaNet-Conf",
+            "training": "running",
+            "epoch": "3.5/12",
+            "loss": "0.123",
+            "AP": "12.3",
+            "images/s": "80.0",
+            "ETA": "1 h 05 min",
+            "scored": "no",
+        },
+        {"row": "IoU-aware", "training": "finished", "epoch": "12/12", **nothing, "scored": "yes"},
+    ]
+
+
+def test_status_has_a_line_for_each_seed_of_each_row_of_each_table() -> None:
+    twice = replace(OURS, seeds=(0, 3))
+    other = replace(experiment(replace(OURS, label="again")), name="other")
+    held = ledger_of((twice, [finished(AP=30.0), None]))
+    lines = shown(status_table(make_plan([experiment(twice), other], held), held))
+    assert [(line["table"], line["row"], line["scored"]) for line in lines] == [
+        ("table", "RetinaNet-Conf, seed 0", "yes"),
+        ("table", "RetinaNet-Conf, seed 3", "no"),
+        ("other", "again", "yes"),
+    ]
+
+
+def test_status_cuts_long_reasons_for_people_and_names_the_log_with_the_rest(tmp_path: Path) -> None:
+    ((_, train_key, _),) = row_keys(OURS)
+    reason = "the loss is nan at update 3: lower train.schedule.learning_rate, or set train.schedule.gradient_clip"
+    held = Ledger(trainings={train_key: Record(status="FAILED", run_id="r", note=reason)})
+    (tmp_path / train_key).mkdir()
+    log = tmp_path / train_key / "error-1.log"
+    log.write_text("Traceback")
+    plan = make_plan([experiment(OURS)], held)
+    cut = status_table(plan, held, tmp_path)
+    assert shown(cut)[0]["training"] == "failed: the loss is nan at update 3: lower train.schedule.l…"
+    assert cut.notes == (f"RetinaNet-Conf: {log}",)
+    whole = status_table(plan, held)
+    assert (shown(whole)[0]["training"], whole.notes) == (f"failed: {reason}", ())
+
+
+def test_status_shows_how_far_the_scoring_of_a_row_is(tmp_path: Path) -> None:
+    ((_, train_key, _),) = row_keys(OURS)
+    held = Ledger(trainings={train_key: Record(status="FINISHED", run_id="r")})
+    write_event(tmp_path / train_key, Scoring(num_done=128, num_images=200, split="val", num_settings=2))
+    (line,) = shown(status_table(make_plan([experiment(OURS)], held), held, tmp_path))
+    assert line["scored"] == "128 of 200 images of val, 2 settings"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown_as"), [(20.0, "< 1 min"), (300.0, "5 min"), (float("inf"), "—"), (7199.0, "2 h 00 min")]
+)
+def test_the_time_left_is_rounded_to_minutes(seconds: float, shown_as: str) -> None:
+    ((_, train_key, _),) = row_keys(OURS)
+    record = Record(status="RUNNING", run_id="r", metrics={"perf/eta_s": seconds})
+    held = Ledger(trainings={train_key: record})
+    assert shown(status_table(make_plan([experiment(OURS)], held), held))[0]["ETA"] == shown_as

@@ -1,4 +1,4 @@
-"""What the tables of status and results say; every number in them is worked out by hand here."""
+"""What the tables of results say; every number in them is worked out by hand here."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from orchestrator.report import results
 from orchestrator.report.intervals import Resamples
 from orchestrator.report.plan_tables import status_table
 from orchestrator.report.results import measure
-from orchestrator.worker.training_log import Scoring, write_event
+from tests.orchestrator.ledgers import finished, ledger_of
 
 BASE = Row(
     label="RetinaNet",
@@ -43,21 +43,6 @@ def experiment(*rows: Row, columns: tuple[str, ...] = ("AP", "APs"), reference: 
     )
 
 
-def finished(**metrics: float) -> Record:
-    return Record(status="FINISHED", run_id="r", metrics=metrics)
-
-
-def ledger(*scored: tuple[Row, list[Record | None]]) -> Ledger:
-    """Return a ledger with a finished training for each evaluation, one record for each seed of each row."""
-    trainings, evaluations = {}, {}
-    for row, records in scored:
-        for (_, train_key, evaluation_key), record in zip(row_keys(row), records, strict=True):
-            if record is not None:
-                trainings[train_key] = finished()
-                evaluations[evaluation_key] = record
-    return Ledger(trainings=trainings, evaluations=evaluations)
-
-
 def results_table(of: Experiment, held: Ledger, resampled: Mapping[str, Resamples] | None = None) -> Table:
     return results.results_table(of, measure(of, held, resampled), is_resampled=resampled is not None)
 
@@ -74,7 +59,7 @@ def bold(table: Table) -> list[list[bool]]:
 
 def test_results_stand_beside_the_papers_numbers_with_the_difference() -> None:
     base = Row(label=BASE.label, train=BASE.train, inference=BASE.inference, paper={"AP": 35.6})
-    held = ledger((base, [finished(AP=35.24, APs=18.0)]), (OURS, [finished(AP=36.5, APs=17.0)]))
+    held = ledger_of((base, [finished(AP=35.24, APs=18.0)]), (OURS, [finished(AP=36.5, APs=17.0)]))
     table = results_table(experiment(base, OURS, reference="RetinaNet"), held)
     assert (table.title, table.caption) == ("Heads", "Which?")
     assert shown(table) == [
@@ -104,7 +89,7 @@ def test_results_stand_beside_the_papers_numbers_with_the_difference() -> None:
 def test_a_line_that_is_only_cited_stands_below_ours_with_its_numbers_and_its_source() -> None:
     theirs = Cited(label="Theirs", paper={"AP": 40.0}, source="Their paper, Table 2")
     cites = replace(experiment(OURS, BASE, reference="RetinaNet"), cited=(theirs,))
-    table = results_table(cites, ledger((OURS, [finished(AP=36.5, APs=17.0)])))
+    table = results_table(cites, ledger_of((OURS, [finished(AP=36.5, APs=17.0)])))
     assert shown(table)[-1] == {
         "row": "Theirs",
         "AP": "—",
@@ -120,13 +105,13 @@ def test_a_line_that_is_only_cited_stands_below_ours_with_its_numbers_and_its_so
 
 
 def test_without_numbers_of_the_paper_there_is_no_column_for_them() -> None:
-    table = results_table(experiment(OURS, BOX), ledger((OURS, [finished(AP=30.0)]), (BOX, [finished(AP=31.0)])))
+    table = results_table(experiment(OURS, BOX), ledger_of((OURS, [finished(AP=30.0)]), (BOX, [finished(AP=31.0)])))
     assert [column.name for column in table.columns] == ["row", "AP", "APs"]
 
 
 def test_seeds_are_summed_up_by_mean_and_sample_standard_deviation() -> None:
     row = Row(label="A", seeds=(0, 1, 2))
-    table = results_table(experiment(row), ledger((row, [finished(AP=30.0), finished(AP=31.0), finished(AP=35.0)])))
+    table = results_table(experiment(row), ledger_of((row, [finished(AP=30.0), finished(AP=31.0), finished(AP=35.0)])))
     # mean 32; deviations -2, -1, 3; variance (4 + 1 + 9) / 2 = 7; root 2.6458
     assert shown(table) == [{"row": "A", "AP": "32.0 ± 2.6", "APs": "n/a"}]
     assert table.notes[0] == "Mean ± std over 3 seeds: 0, 1, 2."
@@ -134,7 +119,7 @@ def test_seeds_are_summed_up_by_mean_and_sample_standard_deviation() -> None:
 
 def test_a_size_without_objects_is_not_applicable_and_a_row_that_never_ran_is_a_dash() -> None:
     nothing = finished()  # a data set without any annotation
-    held = ledger((OURS, [finished(AP=30.0)]), (BOX, [nothing]))
+    held = ledger_of((OURS, [finished(AP=30.0)]), (BOX, [nothing]))
     table = results_table(experiment(OURS, BOX, BASE), held)
     assert [(row["AP"], row["APs"]) for row in shown(table)] == [("30.0", "n/a"), ("n/a", "n/a"), ("—", "—")]
     for form in ("text", "markdown", "latex", "html"):
@@ -146,13 +131,13 @@ def test_a_size_without_objects_is_not_applicable_and_a_row_that_never_ran_is_a_
 
 
 def test_rows_that_look_equal_are_bold_together_and_a_single_one_never_is() -> None:
-    held = ledger((OURS, [finished(AP=36.04, APs=1.0)]), (BOX, [finished(AP=35.96)]))
+    held = ledger_of((OURS, [finished(AP=36.04, APs=1.0)]), (BOX, [finished(AP=35.96)]))
     assert bold(results_table(experiment(OURS, BOX), held)) == [[False, True, False], [False, True, False]]
 
 
 def test_a_row_that_is_not_there_says_why() -> None:
     failed = Record(status="FAILED", run_id="r", note="out of memory")
-    held = ledger((OURS, [finished(AP=30.0)]), (BOX, [failed]))
+    held = ledger_of((OURS, [finished(AP=30.0)]), (BOX, [failed]))
     states = [row["state"] for row in shown(results_table(experiment(BASE, OURS, BOX), held))]
     assert states == ["not run", "", "not run: failed: out of memory"]
     ((_, train_key, _),) = row_keys(BASE)
@@ -173,7 +158,7 @@ def test_a_row_that_its_search_stopped_says_so_and_nothing_else() -> None:
 
 def test_a_row_with_some_of_its_seeds_says_how_many() -> None:
     row = Row(label="A", seeds=(0, 1, 2))
-    held = ledger((row, [finished(AP=30.0), None, Record(status="FAILED", run_id="r", note="lost")]))
+    held = ledger_of((row, [finished(AP=30.0), None, Record(status="FAILED", run_id="r", note="lost")]))
     assert shown(results_table(experiment(row, columns=("AP",)), held)) == [
         {"row": "A", "AP": "30.0", "state": "1 of 3 seeds: never run (seed 1); failed: lost (seed 2)"}
     ]
@@ -192,89 +177,9 @@ def test_another_data_set_than_the_papers_is_noted(paper: dict[str, float], note
     assert note in table.notes
 
 
-def test_status_shows_how_far_the_training_of_each_row_is_and_how_fast() -> None:
-    running = {
-        "train/epoch": 3.5,
-        "train/loss": 0.12345,
-        "val/AP": 12.3,
-        "perf/images_per_s": 80.0,
-        "perf/eta_s": 3900.0,
-    }
-    keys = {row.label: row_keys(row)[0] for row in (OURS, BOX)}
-    held = Ledger(
-        trainings={
-            keys["RetinaNet-Conf"].train_key: Record(status="RUNNING", run_id="r", metrics=running),
-            keys["IoU-aware"].train_key: finished(**{"train/epoch": 12.0, "perf/eta_s": 60.0}),
-        },
-        evaluations={keys["IoU-aware"].evaluation_key: finished(AP=30.0)},
-    )
-    table = status_table(make_plan([experiment(BASE, OURS, BOX)], held), held)
-    nothing = {"loss": "—", "AP": "—", "images/s": "—", "ETA": "—"}
-    assert [line.pop("table") for line in shown(table)] == ["table"] * 3
-    assert [{name: value for name, value in line.items() if name != "table"} for line in shown(table)] == [
-        {"row": "RetinaNet", "training": "waiting (never run)", "epoch": "0/12", **nothing, "scored": "no"},
-        {
-            "row": "RetinaNet-Conf",
-            "training": "running",
-            "epoch": "3.5/12",
-            "loss": "0.123",
-            "AP": "12.3",
-            "images/s": "80.0",
-            "ETA": "1 h 05 min",
-            "scored": "no",
-        },
-        {"row": "IoU-aware", "training": "finished", "epoch": "12/12", **nothing, "scored": "yes"},
-    ]
-
-
-def test_status_has_a_line_for_each_seed_of_each_row_of_each_table() -> None:
-    twice = replace(OURS, seeds=(0, 3))
-    other = replace(experiment(replace(OURS, label="again")), name="other")
-    held = ledger((twice, [finished(AP=30.0), None]))
-    lines = shown(status_table(make_plan([experiment(twice), other], held), held))
-    assert [(line["table"], line["row"], line["scored"]) for line in lines] == [
-        ("table", "RetinaNet-Conf, seed 0", "yes"),
-        ("table", "RetinaNet-Conf, seed 3", "no"),
-        ("other", "again", "yes"),
-    ]
-
-
-def test_status_cuts_long_reasons_for_people_and_names_the_log_with_the_rest(tmp_path: Path) -> None:
-    ((_, train_key, _),) = row_keys(OURS)
-    reason = "the loss is nan at update 3: lower train.schedule.learning_rate, or set train.schedule.gradient_clip"
-    held = Ledger(trainings={train_key: Record(status="FAILED", run_id="r", note=reason)})
-    (tmp_path / train_key).mkdir()
-    log = tmp_path / train_key / "error-1.log"
-    log.write_text("Traceback")
-    plan = make_plan([experiment(OURS)], held)
-    cut = status_table(plan, held, tmp_path)
-    assert shown(cut)[0]["training"] == "failed: the loss is nan at update 3: lower train.schedule.l…"
-    assert cut.notes == (f"RetinaNet-Conf: {log}",)
-    whole = status_table(plan, held)
-    assert (shown(whole)[0]["training"], whole.notes) == (f"failed: {reason}", ())
-
-
-def test_status_shows_how_far_the_scoring_of_a_row_is(tmp_path: Path) -> None:
-    ((_, train_key, _),) = row_keys(OURS)
-    held = Ledger(trainings={train_key: Record(status="FINISHED", run_id="r")})
-    write_event(tmp_path / train_key, Scoring(num_done=128, num_images=200, split="val", num_settings=2))
-    (line,) = shown(status_table(make_plan([experiment(OURS)], held), held, tmp_path))
-    assert line["scored"] == "128 of 200 images of val, 2 settings"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown_as"), [(20.0, "< 1 min"), (300.0, "5 min"), (float("inf"), "—"), (7199.0, "2 h 00 min")]
-)
-def test_the_time_left_is_rounded_to_minutes(seconds: float, shown_as: str) -> None:
-    ((_, train_key, _),) = row_keys(OURS)
-    record = Record(status="RUNNING", run_id="r", metrics={"perf/eta_s": seconds})
-    held = Ledger(trainings={train_key: record})
-    assert shown(status_table(make_plan([experiment(OURS)], held), held))[0]["ETA"] == shown_as
-
-
 def test_a_difference_to_the_reference_has_its_interval_and_a_mark_when_it_is_sure() -> None:
     """Resamples in which ours is 0.5 to 1.5 above, and the box tower -1 to 1: 95 % of each, centred on the means."""
-    held = ledger((BASE, [finished(AP=30.0)]), (OURS, [finished(AP=31.0)]), (BOX, [finished(AP=30.2)]))
+    held = ledger_of((BASE, [finished(AP=30.0)]), (OURS, [finished(AP=31.0)]), (BOX, [finished(AP=30.2)]))
     keys = {row.label: row_keys(row)[0].evaluation_key for row in (BASE, OURS, BOX)}
     moved = np.linspace(-5, 5, 1001)
     samples = {
