@@ -18,7 +18,7 @@ set_ray_environment(is_local=True)
 MakeCoco = Callable[..., Path]
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share tests out over two processes by file; those with a Ray of their own run one after the other, and first."""
     for item in items:
