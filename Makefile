@@ -9,7 +9,7 @@ COMPILE := $(UV) pip compile --universal --generate-hashes --no-annotate --pytho
 	--custom-compile-command "make lock" --quiet --upgrade
 
 # Two processes; half of the tests wait for processes of their own. tests/conftest.py says what runs beside what.
-PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Bytecode makes MLflow and Ray start three to ten times faster.
 unexport PYTHONDONTWRITEBYTECODE

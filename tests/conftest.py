@@ -18,12 +18,23 @@ set_ray_environment(is_local=True)
 MakeCoco = Callable[..., Path]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share tests out over processes by file; those with a Ray of their own stay in one, as two would slow each other.
+
+    xdist's own groups do nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith("tests/system/") else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share tests out over two processes by file; those with a Ray of their own run one after the other, and first."""
-    for item in items:
-        needs_ray = item.nodeid.startswith("tests/system/")
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else item.nodeid.partition("::")[0]))
+    """Begin with the group that takes longest."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/system/"))
 
 
