@@ -1,4 +1,4 @@
-"""One pass over the images gives the detections of any number of inference settings."""
+"""The scoring pass: one forward pass over the images for any number of inference settings, and their COCO numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Shard = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """What one inference setting makes of a checkpoint."""
+    """The results of one inference setting: COCO numbers, detections and misalignment."""
 
     inference: InferenceConfig
     metrics: dict[str, float | None]
@@ -79,6 +79,7 @@ def score(
     )
     mine = [merge(parts) for parts in _by_setting(list(scored), len(settings))]
     merged = [merge(parts) for parts in _by_setting(gather(mine), len(settings))]
+    # One process evaluates for all, which would get the same numbers.
     metrics = gather(evaluate_all(data, [part.detections for part in merged]) if rank == 0 else None)[0]
     return [
         Scores(inference=setting, metrics=numbers, detections=part.detections, misalignment=part.misalignment)
