@@ -55,8 +55,10 @@ def updates(
     loader = iter(
         DataLoader(
             _Decoded(data, config, epoch, jobs),
+            # The jobs are batches already.
             batch_size=None,
             num_workers=num_loader_processes,
+            # torch refuses the argument where the loader has no processes.
             prefetch_factor=4 if num_loader_processes else None,
             pin_memory=torch.cuda.is_available(),
         )
@@ -92,6 +94,8 @@ def epoch_batches(data: CocoData, config: TrainConfig, epoch: int) -> list[list[
     """
     images = training_images(data, config)
     images = images[np.argsort(_random(config.seed, epoch, "images", data.image_ids[images]), kind="stable")]
+    # The released code's groups: width above height, and all others. There, repeats fill up a group's last batch; here
+    # that one stays smaller, so that each image counts once.
     wide = data.sizes[images, 1] > data.sizes[images, 0]
     batches = [
         group[start : start + config.global_batch].tolist()
