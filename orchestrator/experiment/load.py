@@ -1,4 +1,4 @@
-"""Experiment files: YAML, with what it extends, into checked and typed rows; every mistake is named with its path."""
+"""Loads experiment files: YAML, with what it extends, becomes checked and typed rows; mistakes are named by path."""
 
 import re
 from collections import Counter
