@@ -54,7 +54,7 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
 @contextmanager
 def one_thread_each() -> Iterator[int]:
     """Let torch compute with one thread, and yield how many it has otherwise."""
-    # Two threads sum in another order than one: a pulled checkpoint once scored 7e-5 AP beside its training.
+    # Two threads sum in another order than one, which is worth 7e-5 AP.
     count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

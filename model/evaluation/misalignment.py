@@ -136,6 +136,7 @@ def of_detections(data: CocoData, detections: DetectionTable) -> Statistics:
         "rank_correlation": rank_correlation(scores, ious),
         "rank_correlation_well_placed": rank_correlation(scores[well_placed], ious[well_placed]),
         "ece": calibration_error(scores, ious),
+        # With the IoU for a score, COCO's evaluation ranks by it.
         "oracle_AP": evaluate(data, replace(detections, scores=ious))["AP"],
     }
 
@@ -165,6 +166,7 @@ def average_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """The place of each value from 1, rising; equal values have the mean of their places."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(sizes)
+    # The mean of the places last - size + 1 to last.
     return (last - (sizes - 1) / 2)[group]
 
 

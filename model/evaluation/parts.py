@@ -104,6 +104,7 @@ def write_parts(file: Path, parts: Sequence[Part], about: Mapping[str, Any]) -> 
         for row in map(_columns, parts)
     ]
     schema = rows[0].schema.with_metadata({ABOUT: json.dumps(about)})
+    # With the process's number: two processes may score the same shard at once.
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
         for row in rows:  # each in a row group, so that it can be read without the others

@@ -155,6 +155,7 @@ def _marked(
         pen.dotted(corners, DROPPED)
     for corners, label in zip(truth, data.labels(index).tolist(), strict=True):
         name = data.category_names[label]
+        # Names of many objects would cover narrow ones and push marks far from their boxes.
         if len(truth) <= FEW or pen.font.getlength(name) <= corners[2] - corners[0]:
             pen.text(corners, name, TRUTH, below=True, apart=True)
     for corners, mark in reversed(kept):

@@ -78,6 +78,7 @@ def score(
         progress=progress,
     )
     mine = [merge(parts) for parts in _by_setting(list(scored), len(settings))]
+    # merge sorts by image, so that it does not matter which process scored what.
     merged = [merge(parts) for parts in _by_setting(gather(mine), len(settings))]
     # One process evaluates for all, which would get the same numbers.
     metrics = gather(evaluate_all(data, [part.detections for part in merged]) if rank == 0 else None)[0]
@@ -150,6 +151,7 @@ def score_shards(
                 done += len(of_batch)
                 progress(done, total)
             yield [merge(parts) for parts in _by_setting(images, len(settings))]
+    # A training goes on after its validation.
     detector.train(training)
 
 

@@ -47,6 +47,7 @@ def draw(
     for corners, label, _ in detections:
         pen.solid(corners, color_of(label))
     for corners, label in real:
+        # After all lines, so that none runs through a label.
         pen.text(corners, label, color_of(label), below=True)
     for corners, label, score in detections:
         pen.text(corners, label if score is None else f"{label} {score:.2f}", color_of(label))

@@ -119,6 +119,7 @@ def write_columns(file: Path, columns: Mapping[str, NDArray[Any]], about: Mappin
 
     partial = file.with_name(f".{file.name}.partial")
     table = pa.table(dict(columns)).replace_schema_metadata({ABOUT: json.dumps(about)})
+    # With checksums, or a flipped byte would go unnoticed.
     pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     partial.replace(file)
 

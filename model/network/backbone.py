@@ -102,6 +102,7 @@ class FeaturePyramid(nn.Module):
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         # The released neck reads C5; P5 is what torchvision's retinanet_resnet50_fpn reads.
         self.p6 = nn.Conv2d(in_channels[-1] if extra_from == "c5" else channels, channels, 3, stride=2, padding=1)
+        # torch 2.15, CPU: over a single cell (images up to 64 x 64), its bfloat16 weight gradient is unwritten memory.
         self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:

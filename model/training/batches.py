@@ -52,6 +52,7 @@ def updates(
         pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
         parts.append((batch_shape(data, batch, config), pieces or [batch[:1]], bool(pieces)))
     jobs = [(shape, piece) for shape, pieces, _ in parts for piece in pieces]
+    # Ray Data was no faster within the spread, keeps the order of images only if asked, and would tie model/ to Ray.
     loader = iter(
         DataLoader(
             _Decoded(data, config, epoch, jobs),
