@@ -80,6 +80,7 @@ def _there(facts: Facts, kind: str) -> dict[str, str]:
 
 def judge_gpus_agree(machines: Mapping[str, Facts], promised: Mapping[str, float]) -> Iterator[Finding]:
     """Judge whether nodes have one kind of GPU, and as many as Ray gives away."""
+    # No devices where the look failed, which is told with that machine.
     devices = {where: machines[where]["gpus"].get("devices", []) for where in machines if where in promised}
     kinds = {where: " and ".join(sorted({one["name"] for one in found})) for where, found in devices.items() if found}
     if len(set(kinds.values())) > 1:

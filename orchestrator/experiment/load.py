@@ -105,6 +105,7 @@ def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
         raise UserError(
             f"{', '.join(map(str, paths))}: no experiment, but a part of others; name a file that extends it"
         )
+    # A file may be named by itself and by its folder.
     experiments = [load_experiment(path) for path in dict.fromkeys(files)]
     first: dict[tuple[str, str], Experiment] = {}
     for experiment in experiments:

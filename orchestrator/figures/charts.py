@@ -160,12 +160,14 @@ def _density(ax: Axes, density: NDArray[np.int64], norm: LogNorm) -> None:
 def _stack(ax: Axes, y: float, above: NDArray[np.int32], num_boxes: int) -> None:
     """Draw a bar of five parts from counts above 0.5 ... 0.9 of each image."""
     counted = above.sum(axis=0, dtype=np.int64)
+    # What is above 0.6 is above 0.5 as well: the differences are the tenths.
     parts = counted - np.append(counted[1:], 0)
     shares = 100 * parts / max(1, int(counted[0]))
     starts = np.cumsum(shares) - shares
     colours = matplotlib.colormaps[COLOURS](np.linspace(0.0, 1.0, len(TENTHS)))
     for place, (label, start, share) in enumerate(zip(TENTHS, starts, shares, strict=True)):
         ax.barh(y, share, left=start, color=colours[place], edgecolor="white", linewidth=0.8, label=label)
+        # A narrower part has no room for its number.
         if share >= 6:
             ink = "white" if place < 3 else "black"
             ax.text(start + share / 2, y, f"{share:.0f}", ha="center", va="center", color=ink, fontsize=8)
