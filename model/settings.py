@@ -106,6 +106,7 @@ def inference_key(inference: InferenceConfig) -> str:
 
 def content_key(kind: str, settings: Settings, *rest: str) -> str:
     """Return 12 hex digits of a hash over the name of a config's class, its settings, and what else tells it apart."""
+    # Sorted: the order in which a class lists its settings is no part of a key.
     content = json.dumps([kind, settings, *rest], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -203,6 +204,7 @@ def _differences(config: Any, default: Any) -> Settings:
 def _canonical(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_canonical(item) for item in value]
+    # YAML may say 1 or 1.0 for one setting, which has to have one key.
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():
         return int(value)
     return value

@@ -1,4 +1,4 @@
-"""The three tables of a COCO annotation file, as columns."""
+"""Reads a COCO annotation file: its tables of images and annotations as columns, and the names of its categories."""
 
 import gc
 import json
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from model.data.faults import DataError
 
+# Polygons alone: a crowd's run lengths are an object, and are left to the parser.
 _SEGMENTATION = re.compile(rb'"segmentation"\s*:\s*\[[-+\d.,eE\s\[\]]*\]')
 
 MAX_SIDE = 2**24
@@ -84,6 +85,7 @@ def _annotations(file: Path, tables: "_Tables") -> Annotations:
     sides = _numbers(flat).reshape(-1, 4)
     areas = _numbers([row.get("area") for row in rows])
     with np.errstate(over="ignore", invalid="ignore"):
+        # COCO's area is that of the mask; where a file has none, the box's stands for it.
         areas = np.where(np.isfinite(areas), areas, sides[:, 2] * sides[:, 3])
     return Annotations(
         ids=_integers(file, tables, "annotations", "id"),
@@ -142,6 +144,7 @@ def _rows(file: Path, content: dict[str, Any], table: str) -> list[dict[str, Any
 def _integers(file: Path, tables: _Tables, table: str, key: str) -> NDArray[np.int64]:
     values = [row.get(key) for row in tables[table]]
     for place, value in enumerate(values):
+        # Not isinstance, to which true is a whole number; int64 ends at 2**63.
         if not (type(value) is int or (type(value) is float and value.is_integer())) or abs(value) >= 2**63:
             raise DataError(f"{file}: not COCO: {table}[{place}].{key} is {value!r:.40}, expected a whole number")
     return np.array(values, dtype=np.int64)

@@ -33,7 +33,7 @@ def shared(name: str, make: Callable[[], T], write: Callable[[Path, T], None], r
     """What `make` returns, as the file `name` gives it back; of processes that start together, one makes it.
 
     Args:
-        name: of the file; it stands for everything that decides the content.
+        name: of the file; other content needs another name, as a file that is there is never made again.
         make: called where there is no sound file.
         write: puts the content into a file.
         read: gets it out again; None where the file is missing or damaged.
@@ -53,6 +53,7 @@ def shared(name: str, make: Callable[[], T], write: Callable[[Path, T], None], r
         with suppress(OSError):  # full, or read-only: the next process makes it again
             part = folder / f"{name}.part"
             write(part, made)
+            # In one step: who reads beside this sees no file, or the whole.
             part.replace(file)
     found = read(file)
     return made if found is None else found
@@ -60,7 +61,7 @@ def shared(name: str, make: Callable[[], T], write: Callable[[Path, T], None], r
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone among the processes of this node, where the folder allows a lock; the lock ends with its process."""
+    """Hold a file lock of this node, if the folder allows one; the kernel frees it when its process ends."""
     try:
         file = path.open("a")
     except OSError:

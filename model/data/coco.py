@@ -1,4 +1,4 @@
-"""Reads a COCO-format data set and checks it: annotations once per node, images wherever they are to be checked."""
+"""Reads and checks a COCO-format data set: annotations are parsed once per node, image files checked on request."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ FORMAT = 1
 SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
 MAX_OVERHANG = 1.0
-"""Pixels by which a box may leave its image; it is clipped and nobody is told."""
+"""Pixels by which a box may leave its image and count as sound; it is clipped without a report."""
 _END_OF_JPEG = b"\xff\xd9"
 """Coded pixels cannot hold this pair of bytes."""
 
@@ -173,6 +173,7 @@ def _shared(file: Path, identity: list[Any], root: Path, split: str, make: Calla
     status = file.stat()
     if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
         return make()
+    # ctime as well: a copy may bring its time of change along, and other content may be as long.
     stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     key = json.dumps([FORMAT, str(file.resolve()), split, stamps, identity])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
@@ -207,6 +208,7 @@ def annotation_faults(annotations: Annotations, images: Images, category_ids: Se
             "box_outside": ((low < -slack) | (high > bounds + slack)).any(axis=1),
         }
     faults: dict[int, Fault] = {}
+    # An annotation is named for its first fault: one of no listed image has no size to compare its box with.
     for kind, rows in found.items():
         for row in np.flatnonzero(rows).tolist():
             faults.setdefault(row, _annotation_fault(kind, annotations, row))
@@ -248,6 +250,7 @@ def _image_fault(path: Path, image_id: int, size: Sequence[int]) -> Fault | None
 
 def _require_whole(file: IO[bytes], image: Image.Image) -> None:
     """Raise what the decoder raises where the file is cut short, without decoding a sound JPEG."""
+    # A PNG's parts carry checksums, which verify() reads without decoding.
     if image.format == "PNG":
         image.verify()
         return

@@ -1,4 +1,4 @@
-"""What can be wrong with a COCO-format data set, and how one message tells all of it."""
+"""The kinds of fault that a COCO-format data set may have, and the one error message that lists them all."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

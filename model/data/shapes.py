@@ -19,7 +19,7 @@ Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 CLASSES = ("disc", "square", "triangle", "ring", "star", "cross")
 MIN_VISIBLE = 0.4
-"""A shape of which less is to be seen is not drawn at all."""
+"""Smallest visible part of a shape; one that would show less is not drawn at all."""
 MIN_SIDE = 5
 """Pixels of a box's shorter side."""
 _MARKER = "shapes.json"
@@ -74,11 +74,13 @@ def draw_shapes(root: Path, *, num_train: int, num_val: int, image_size: int = 1
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
+        # mkdtemp lets nobody else in.
         draft.chmod(0o755)
         for stream, split in enumerate(_SPLITS):
             _draw_split(draft, split, counts[split], image_size, (seed, stream))
         (draft / _MARKER).write_text(json.dumps(parameters, indent=2) + "\n")
         try:
+            # In one step, so that a kill leaves no half of a data set; fails where root is no empty folder.
             os.rename(draft, root)
         except OSError:
             if not _is_drawn(root, parameters):  # else another process was quicker
@@ -201,6 +203,7 @@ def _draw_shape(rng: np.random.Generator, pixels: Array, taken: Mask, *, whole: 
     outer = slice(max(0, top), top + inner[0].stop), slice(max(0, left), left + inner[1].stop)
     inside = mask[inner]
     seen = inside & ~taken[outer]
+    # Of the whole mask: what lies beyond the canvas counts as hidden.
     if np.count_nonzero(seen) < MIN_VISIBLE * np.count_nonzero(mask):
         return None
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
@@ -258,7 +261,7 @@ def _pattern(rng: np.random.Generator, height: int, width: int, period: float) -
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, cells: int) -> Array:
-    """Soft noise [height, width] from 0 to 1, with about this many hills a side."""
+    """Smooth noise [height, width] from 0 to 1: `cells` x `cells` random values, interpolated."""
     coarse = (rng.random((cells, cells)) * 256).astype(np.uint8)
     smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(smooth).astype(np.float32) / np.float32(255)
@@ -281,6 +284,7 @@ def _colour(rng: np.random.Generator) -> Array:
 
 def _direction(rng: np.random.Generator) -> tuple[float, float]:
     """A unit vector, by the rational points of a quarter circle and a random quadrant."""
+    # IEEE fixes the last bit of + - * /; sine and cosine may differ between machines.
     t = rng.random()
     x, y = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     return ((x, y), (-y, x), (-x, -y), (y, -x))[_below(rng, 4)]

@@ -1,4 +1,4 @@
-"""One split of a COCO-format data set as flat columns, which processes hash, map from one file, and send cheaply."""
+"""One split of a COCO-format data set as flat columns, which all processes of a node map from one Arrow file."""
 
 import hashlib
 import json
@@ -62,6 +62,7 @@ class CocoData:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.file is not None and self.file.is_file():
+            # A spawned DataLoader worker grows by 0.1 MB with the path, by 48.9 MB with the columns (train2017).
             return _reopen, (self.file, self.root, self.split, self.fingerprint)
         return object.__reduce_ex__(self, protocol)
 
@@ -94,6 +95,7 @@ class CocoData:
 
     def _rows_to_learn(self, index: int) -> NDArray[np.int64]:
         start, stop = self.offsets[index : index + 2].tolist()
+        # The released code's rule: no crowds, an area above 0, and both sides of at least one pixel.
         learn = ~self.annotation_crowds[start:stop] & (self.annotation_areas[start:stop] > 0)
         learn &= (self.annotation_boxes[start:stop, 2:] >= 1).all(axis=1)
         rows: NDArray[np.int64] = np.flatnonzero(learn) + start
@@ -195,7 +197,7 @@ def _fingerprint(columns: Columns, categories: dict[int, str]) -> str:
 
 
 def write_arrow(file: Path, columns: Columns, card: dict[str, Any]) -> None:
-    """Write one record batch, uncompressed, with a JSON card of whatever is no column."""
+    """Write one record batch, uncompressed so that it can be mapped, with a JSON card of whatever is no column."""
     column = {name: _arrow(array) for name, array in columns.items()}
     fields = {
         "id": column["annotation_ids"],

@@ -17,18 +17,19 @@ from model.inference.predictor import load_batch, predict_batch
 from model.network.retinanet import RetinaNetConf
 from model.parallel import one_thread_each
 
+# 21 of them: one bit each in a uint32, as JavaScript's bit operations have 32 bits.
 EXPONENTS = tuple(step / 20 for step in range(21))
-"""The exponents that one may choose."""
+"""The exponents on offer."""
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""The thresholds of NMS that one may choose."""
+"""The NMS thresholds on offer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Candidates:
-    """Pairs of an anchor and a class, rising.
+    """The pairs of an anchor and a class, rising, that show what NMS does to one image under any of the settings.
 
-    Under each of EXPONENTS and NMS_IOUS, and else the defaults, NMS of these keeps just the detections: they are among
-    these, and whatever else is here falls to one of them. Beside them here are all well-placed candidates.
+    These are the detections under each of EXPONENTS and NMS_IOUS (other settings at their defaults), and all candidates
+    that are well placed. NMS of these pairs alone therefore keeps the same detections as NMS of all candidates.
     """
 
     anchors: NDArray[np.uint32]
@@ -47,7 +48,7 @@ class Candidates:
 
 
 def settings(*, has_confidence: bool) -> list[InferenceConfig]:
-    """The settings that one may choose, but for the threshold of NMS: the first alone without a confidence branch."""
+    """A setting for each exponent on offer, or for exponent 0 alone without a confidence branch."""
     chosen = EXPONENTS if has_confidence else EXPONENTS[:1]
     return [InferenceConfig(confidence_exponent=exponent) for exponent in chosen]
 
@@ -65,6 +66,7 @@ def candidates(detector: RetinaNetConf, data: CocoData, indices: Sequence[int], 
     training = detector.training
     detector.eval()
     found = []
+    # As scoring does it: other numbers of threads give other last bits.
     with one_thread_each():
         for index in indices:
             (image,) = predict_batch(detector, load_batch(data, [index], config), data.category_ids, 1)

@@ -1,4 +1,4 @@
-"""COCO's evaluation of a table of detections: its twelve numbers, and which detection matches an object."""
+"""COCO's evaluation of a table of detections: its twelve numbers, and the match of detections with objects."""
 
 import contextlib
 import io
@@ -42,13 +42,14 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
             evaluator.accumulate()
             evaluator.summarize()
         stats = zip(METRICS, evaluator.stats, strict=True)
+        # COCO's -1 stands for a mean over nothing.
         numbers.append({name: 100.0 * float(value) if value > -1 else None for name, value in stats})
     return numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MatchTable:
-    """One evaluation by cells, the pairs of an image and a category in which there is a detection or an object.
+    """The matches of one evaluation by cell: a pair of an image and a category with a detection or an object.
 
     Cells are sorted by category, then image; detections stand best first within their cell.
     """
@@ -92,6 +93,7 @@ def match(data: CocoData, detections: DetectionTable) -> MatchTable:
     overlap = _overlap(boxes[of_detection], data.annotation_boxes[of_truth], crowd[of_truth])
     close = overlap >= IOU_THRESHOLDS[0]
     of_detection, of_truth, overlap = of_detection[close], of_truth[close], overlap[close]
+    # lexsort's first key is its last argument: by detection, objects before crowds, larger IoU, later annotation.
     preferred = np.lexsort((-of_truth, -overlap, crowd[of_truth], of_detection))
     true, ignored = _assign(of_detection[preferred], of_truth[preferred], overlap[preferred], crowd, len(detected))
     cells = np.unique(np.concatenate([detected, truth]))
@@ -144,7 +146,7 @@ def _overlap(boxes: NDArray[np.float64], truths: NDArray[np.float64], crowd: NDA
 def _assign(
     of_detection: Ints, of_truth: Ints, overlap: NDArray[np.float64], crowd: NDArray[np.bool_], num_detections: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Go through the close pairs, those of a better detection first, its preferred objects first."""
+    """Match pairs greedily, given by detection (best first), then by preference; return `true` and `ignored`, [D]."""
     reached = (1 << np.searchsorted(IOU_THRESHOLDS, overlap, side="right")) - 1
     true, ignored = [0] * num_detections, [0] * num_detections
     free = dict.fromkeys(of_truth.tolist(), ALL)
@@ -152,6 +154,7 @@ def _assign(
     for detection, truth, thresholds, is_crowd in pairs:
         taken = thresholds & ~(true[detection] | ignored[detection])
         if is_crowd:
+            # A crowd is never used up: any number of detections may lie on it.
             ignored[detection] |= taken
         else:
             taken &= free[truth]

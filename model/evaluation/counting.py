@@ -1,4 +1,4 @@
-"""Counts the boxes of one image before NMS and after it, and finds what NMS drops for a box that is placed worse."""
+"""Counts the boxes of one image before and after NMS, and finds boxes that NMS drops for one of a lower IoU."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ Floats = NDArray[np.float32]
 SCORE_LIMITS = np.array(SCORES, np.float32)
 IOU_LIMITS = np.array(IOUS, np.float32)
 NEAREST = np.float32(4e-7)
-"""What a logarithm may lose of a score."""
+"""Slack on a log score: what rounding to single precision may take from it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Objects:
-    """What there is to find on an image; crowds left out."""
+    """The ground-truth objects of one image; crowds left out."""
 
     boxes: Floats
     """[G, 4] xyxy pixels of the original image."""
@@ -215,6 +215,7 @@ def count_candidates(
             total = of_class * log_probabilities[u, k] + of_confidence * log_confidences[i]
             if total > threshold and total >= floor[i]:
                 num += 1
+                # Most pairs fail the lowest limit, so that the others are not compared.
                 if probabilities[u, k] > SCORE_LIMITS[0]:
                     for limit in range(len(SCORES)):
                         by_score[limit] += probabilities[u, k] > SCORE_LIMITS[limit]
@@ -291,7 +292,7 @@ def beaten(
     truths: Floats,
     nms_iou: np.float32,
 ) -> tuple[Ints, Ints, Floats, Ints]:
-    """Of each kept box and object, the best box dropped for it that is placed better, and how many there are.
+    """Find the candidates that NMS drops for a kept box of a lower IoU with their object, by kept box and object.
 
     Args:
         boxes: [n, 4] of the well-placed candidates; then their classes, scores, anchors, IoUs and objects.

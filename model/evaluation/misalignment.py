@@ -1,4 +1,4 @@
-"""How well scores say how well boxes are placed: the counts of a scoring pass, their files, and their statistics."""
+"""Misalignment of scores and IoUs: what a scoring pass counts of it, the files of counts, and their statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 WELL_PLACED = 0.5
 """The overlap from which a box is well placed."""
 BINS = 50
-"""Of a density, along the score and along the IoU, each from 0 to 1."""
+"""Bins of a density along the score, and as many along the IoU, each from 0 to 1."""
 CALIBRATION_BINS = 10
 PER_IMAGE = (
     "image_ids",
@@ -42,7 +42,7 @@ PER_IMAGE = (
 )
 """The fields of `Misalignment` that have a row for each image."""
 COUNTS, DENSITY, DROPPED, ORACLE = FILES = ("counts.parquet", "density.parquet", "dropped.parquet", "oracle.parquet")
-"""By image; by bin of score and IoU; what NMS dropped for something worse; what it would keep if it knew the IoUs."""
+"""Counts by image; densities; boxes that NMS dropped for worse ones; what NMS would keep if it ranked by IoU."""
 PER_IMAGE_COLUMNS = ("num_objects", "num_positive_anchors", "num_before", "num_after")
 ABOVE = {"scores_before": SCORES, "scores_after": SCORES, "ious_before": IOUS, "ious_after": IOUS}
 """Columns of an image, one for each threshold: `scores_before > 0.05`."""
@@ -55,9 +55,9 @@ DROPPED_TYPES: dict[str, type[np.generic]] = TYPES | {
 }
 """Of the columns of a table of dropped boxes."""
 OF_DETECTIONS = ("rank_correlation", "rank_correlation_well_placed", "ece", "oracle_AP")
-"""Follow from detections alone."""
+"""Statistics that follow from detections alone."""
 OF_SUPPRESSION = ("oracle_nms_AP", "dropped_better", "objects_lost")
-"""Follow from what was counted while NMS ran."""
+"""Statistics that follow from what was counted while NMS ran."""
 STATISTICS = OF_DETECTIONS + OF_SUPPRESSION
 Ints = NDArray[np.int32]
 Columns = dict[str, NDArray[Any]]
@@ -136,6 +136,7 @@ def of_detections(data: CocoData, detections: DetectionTable) -> Statistics:
         "rank_correlation": rank_correlation(scores, ious),
         "rank_correlation_well_placed": rank_correlation(scores[well_placed], ious[well_placed]),
         "ece": calibration_error(scores, ious),
+        # With the IoU for a score, COCO's evaluation ranks by it.
         "oracle_AP": evaluate(data, replace(detections, scores=ious))["AP"],
     }
 
@@ -165,6 +166,7 @@ def average_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """The place of each value from 1, rising; equal values have the mean of their places."""
     _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(sizes)
+    # The mean of the places last - size + 1 to last.
     return (last - (sizes - 1) / 2)[group]
 
 
@@ -173,6 +175,7 @@ def calibration_error(scores: NDArray[np.float32], ious: NDArray[np.float32]) ->
     if not len(scores):
         return None
     bins = np.clip((scores * CALIBRATION_BINS).astype(np.int64), 0, CALIBRATION_BINS - 1)
+    # A bin's |mean score - mean IoU| times its size is |sum of the differences|, so that no bin is divided by.
     gaps = np.bincount(bins, scores.astype(np.float64) - ious, minlength=CALIBRATION_BINS)
     return 100.0 * float(np.abs(gaps).sum()) / len(scores)
 

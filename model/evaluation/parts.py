@@ -1,4 +1,4 @@
-"""What a scoring pass finds on some images under one setting: how such parts are joined, and kept in a file."""
+"""Parts of a scoring pass, each of some images under one setting: joined, and written to and read from Parquet."""
 
 import json
 import os
@@ -31,7 +31,7 @@ SHAPES = {
     "density_before": (BINS, BINS),
     "density_after": (BINS, BINS),
 }
-"""Of the fields that are no plain columns; a row of the file holds the values of a field one after the other."""
+"""Shapes of the fields with more than one dimension; a row of the file holds the values of a field flattened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class Part:
 def merge(parts: Sequence[Part]) -> Part:
     """Join parts of different images, whatever their order; none give a part of no image."""
     detections = DetectionTable.concatenate([part.detections for part in parts])
+    # One part that was not counted leaves the whole uncounted.
     counted = [part.misalignment for part in parts if part.misalignment is not None]
     if len(counted) < len(parts):
         return Part(detections, None)
@@ -103,6 +104,7 @@ def write_parts(file: Path, parts: Sequence[Part], about: Mapping[str, Any]) -> 
         for row in map(_columns, parts)
     ]
     schema = rows[0].schema.with_metadata({ABOUT: json.dumps(about)})
+    # With the process's number: two processes may score the same shard at once.
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
         for row in rows:  # each in a row group, so that it can be read without the others

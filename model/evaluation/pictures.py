@@ -1,4 +1,4 @@
-"""Draws what NMS kept of an image and what it dropped although that is better placed, with all numbers beneath."""
+"""Draws the boxes of an image that NMS kept, and better placed ones that it dropped, above a table of their numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ MOST_DROPPED = 5
 SIDE = 768
 """Pixels of the longer side of the image, whatever it was."""
 FEW = 8
-"""Where there are more objects, those that are narrower than their class is written have it left out."""
+"""Among more objects than this, one that is narrower than its class name goes without it."""
 TRUTH, KEPT, DROPPED = (0, 158, 115), (86, 180, 233), (255, 110, 30)
 """Colours that stay apart in every kind of colour blindness; their lines differ, too."""
 MARGIN = 12
 FONT, LINE = 17, 24
 """Of the letters beneath the image, in pixels."""
 COLUMNS = {"box": 12, "class": 64, "": 230, "p": 470, "c": 540, "score": 620, "IoU": 690}
-"""Where columns begin, and where those of numbers end."""
+"""Pixels at which a column of text begins, or one of numbers ends."""
 TEXTS = 3
 WIDTH = COLUMNS["IoU"] + 2 * MARGIN
 GREY, PALE = (105, 105, 105), (255, 240, 228)
@@ -155,6 +155,7 @@ def _marked(
         pen.dotted(corners, DROPPED)
     for corners, label in zip(truth, data.labels(index).tolist(), strict=True):
         name = data.category_names[label]
+        # Names of many objects would cover narrow ones and push marks far from their boxes.
         if len(truth) <= FEW or pen.font.getlength(name) <= corners[2] - corners[0]:
             pen.text(corners, name, TRUTH, below=True, apart=True)
     for corners, mark in reversed(kept):

@@ -1,4 +1,4 @@
-"""One pass over the images gives the detections of any number of inference settings."""
+"""The scoring pass: one forward pass over the images for any number of inference settings, and their COCO numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Shard = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """What one inference setting makes of a checkpoint."""
+    """The results of one inference setting: COCO numbers, detections and misalignment."""
 
     inference: InferenceConfig
     metrics: dict[str, float | None]
@@ -78,7 +78,9 @@ def score(
         progress=progress,
     )
     mine = [merge(parts) for parts in _by_setting(list(scored), len(settings))]
+    # merge sorts by image, so that it does not matter which process scored what.
     merged = [merge(parts) for parts in _by_setting(gather(mine), len(settings))]
+    # One process evaluates for all, which would get the same numbers.
     metrics = gather(evaluate_all(data, [part.detections for part in merged]) if rank == 0 else None)[0]
     return [
         Scores(inference=setting, metrics=numbers, detections=part.detections, misalignment=part.misalignment)
@@ -149,6 +151,7 @@ def score_shards(
                 done += len(of_batch)
                 progress(done, total)
             yield [merge(parts) for parts in _by_setting(images, len(settings))]
+    # A training goes on after its validation.
     detector.train(training)
 
 

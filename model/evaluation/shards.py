@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from model.network.retinanet import RetinaNetConf
 
 VISIBLE_SECONDS = 60.0
-"""How long network storage may take until it shows a file that another node has written."""
+"""Seconds that network storage may take to show a file that another node has written."""
 Todo = list[tuple[int, tuple[int, ...]]]
 """Places of shards, and of the settings that they lack."""
 
@@ -41,7 +41,7 @@ class Team:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """A checkpoint over a data set, under any number of settings."""
+    """What is scored: a checkpoint on a data set under any number of settings, and where its shards are kept."""
 
     detector: "RetinaNetConf"
     """On its device."""
@@ -89,6 +89,7 @@ def score_missing(
 
     team = team or Team()
     everything = shards(work.data, work.config)
+    # One list for all: another node may see the storage later, and would deal out other shards.
     todo = team.agree(_missing(work, everything) if team.rank == 0 else [])
     work.folder.mkdir(parents=True, exist_ok=True)
     total, sizes = len(work.data), {place: len(everything[place]) for place, _ in todo}
@@ -103,6 +104,7 @@ def score_missing(
         progress(there + done + theirs, total)
 
     tell(0)
+    # Shards that lack the same settings share a stream, whose loader reads ahead from one into the next.
     for wanted, group in groupby(sorted(todo[team.rank :: team.size], key=_wanted), key=_wanted):
         places = [place for place, _ in group]
         settings = [work.settings[number] for number in wanted]
@@ -174,7 +176,7 @@ def _wanted(one: tuple[int, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _about(work: Pass, shard: "Shard", settings: Sequence[InferenceConfig]) -> dict[str, Any]:
-    """What a file says of itself."""
+    """The metadata of a shard's file."""
     return work.identity | {
         "shard": _name_of(work, shard),
         "images": _image_ids(work, shard),
@@ -184,7 +186,7 @@ def _about(work: Pass, shard: "Shard", settings: Sequence[InferenceConfig]) -> d
 
 
 def _held(folder: Path, *, whole: bool = False) -> dict[str, dict[str, tuple[Path, int]]]:
-    """By shard and setting: the file and the row in it. What is damaged is deleted where all is read."""
+    """Find file and row by shard and setting; with `whole`, files are read in full and damaged ones deleted."""
     from model.evaluation.parts import read_about
 
     # Settings of one shard may stand in several files, as they may have been asked for at different times.
@@ -239,7 +241,7 @@ def _digest(content: object) -> str:
 
 @cache
 def _code() -> str:
-    """Of the package that scores; with other code the same settings may find something else."""
+    """sha256 of all sources of `model`: other code may find something else under the same settings."""
     import model
 
     sources = sorted(Path(model.__file__).parent.rglob("*.py"))

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 SMALLEST = 512
 """Pixels of the longer side; a smaller image is enlarged by a whole factor, or its labels would cover it."""
 NUM_SPOTS = 5
-"""Where a plate that stands apart may go, side by side."""
+"""Positions, side by side, that are tried for a label that must not cover another."""
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
 HUES = (0, 20, 38, 52, 75, 120, 158, 180, 197, 214, 235, 262, 285, 312, 335)
-"""In degrees, about as different to the eye from one to the next."""
+"""In degrees, in steps that look about equal to the eye."""
 Color = tuple[int, int, int]
 Corners = tuple[float, float, float, float]
 
@@ -47,6 +47,7 @@ def draw(
     for corners, label, _ in detections:
         pen.solid(corners, color_of(label))
     for corners, label in real:
+        # After all lines, so that none runs through a label.
         pen.text(corners, label, color_of(label), below=True)
     for corners, label, score in detections:
         pen.text(corners, label if score is None else f"{label} {score:.2f}", color_of(label))
@@ -55,6 +56,7 @@ def draw(
 
 def color_of(label: str) -> Color:
     """The colour of a class, which depends on its name alone."""
+    # Not hash(), which gives a text another number in every process.
     code = zlib.crc32(label.encode())
     hue, lightness = HUES[code % len(HUES)] / 360, (0.35, 0.5, 0.7)[code // len(HUES) % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.9))
@@ -124,7 +126,7 @@ class Pen:
         self.ink.text((x + self.line - left, y + self.line - top), text, fill=_readable_on(color), font=self.font)
 
     def _covers(self, plate: Corners) -> bool:
-        """Whether it would lie on one that stands apart."""
+        """Whether a plate would cover one of those that were put apart."""
         left, top, right, bottom = plate
         return any(left < x2 and x1 < right and top < y2 and y1 < bottom for x1, y1, x2, y2 in self.plates)
 
@@ -134,6 +136,7 @@ def _readable_on(color: Color) -> Color:
     parts = [part / 255 for part in color]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # Where black and white contrast alike: (L + 0.05)^2 = 1.05 * 0.05.
     return DARK if luminance > 0.179 else LIGHT
 
 

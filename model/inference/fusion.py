@@ -25,6 +25,7 @@ def fuse_scores(
     """
     scores = probabilities
     if config.fusion == "product" or config.confidence_exponent > 0.0:
+        # p^(1-e) * c^e as exp((1-e) ln p + e ln c), in single precision.
         scores = np.exp(log_scores(log_probabilities, log_confidences, config))
     if log_confidences is not None and config.min_confidence > 0.0:
         scores = scores * (np.exp(log_confidences) > np.float32(config.min_confidence))

@@ -1,4 +1,4 @@
-"""Greedy NMS, compiled: a box falls where it overlaps a better one of its class too much."""
+"""Greedy class-wise NMS, compiled by numba: drops a box whose IoU with a better kept one of its class is too large."""
 
 import numpy as np
 from numba import njit
@@ -7,17 +7,19 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 LOW = np.uint64(0xFFFFFFFF)
-"""The half of a packed score that says where it stands."""
+"""Mask of the lower half of a packed score, which holds its place."""
 
 
+# nogil: images are scored in threads. cache: compiling takes about 10 s in a fresh folder. error_model: 0 / 0 is NaN
+# instead of an error.
 @njit(nogil=True, cache=True, error_model="numpy")
 def keep(boxes: Floats, labels: Ints, iou: np.float32, limit: int) -> Ints:
-    """Ranks of the boxes that NMS keeps, rising; it ends once there are `limit`, which later boxes cannot change.
+    """Places of the boxes that NMS keeps, rising; it ends once there are `limit`, which later boxes cannot change.
 
     Args:
         boxes: [n, 4] xyxy, best first.
         labels: [n] from 0.
-        iou: a box falls that overlaps a kept one of its class by more.
+        iou: a box is dropped whose IoU with a kept one of its class is strictly above this.
         limit: how many are wanted.
     """
     kept = np.empty(min(limit, len(boxes)), np.int64)
@@ -28,6 +30,7 @@ def keep(boxes: Floats, labels: Ints, iou: np.float32, limit: int) -> Ints:
         if count == limit:
             break
         k = newest[labels[i]]
+        # `not >` instead of `<=`: the NaN of two boxes without area drops nothing.
         while k >= 0 and not overlap(boxes[kept[k]], boxes[i]) > iou:
             k = before[k]
         if k < 0:
@@ -100,6 +103,7 @@ def keep_packed(
     count = 0
     for bucket in range(len(ends) - 1, 0, -1):
         some = dealt[ends[bucket - 1] : ends[bucket]]
+        # Most candidates are never sorted: NMS ends as soon as it has kept `limit` boxes.
         _sort(some)
         for i in range(len(some) - 1, -1, -1):
             if count == limit:
@@ -121,6 +125,7 @@ def _deal(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], Ints]:
     """The keys by bucket, worst bucket first, and where each ends; the first end is 0."""
     least = keys.min() if len(keys) else LOW
     span, shift = (keys.max() if len(keys) else LOW) - least, np.uint64(0)
+    # Until there are no more than about half as many buckets as keys.
     while span >> shift >= np.uint64(len(keys) // 2 + 1):
         shift += np.uint64(1)
     ends = np.zeros(np.int64(span >> shift) + 2, np.int64)

@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 FIRST_LOOK = 24
 """NMS is tried on so many anchors a detection first, and on four times as many if it kept too few of their boxes."""
 NEAR = 1e-4
-"""More than a score loses in single precision, relatively."""
+"""Slack on log scores: more than what rounding to single precision makes of them."""
 
 
 def detect(
@@ -48,7 +48,7 @@ def detect(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImagePredictions:
-    """What the detector says of one image, over the N anchors of all levels; tensors are on its device."""
+    """Raw outputs for one image, over the N anchors of all levels; tensors are on the detector's device."""
 
     image_id: int
     category_ids: Ints
@@ -146,12 +146,15 @@ def shortlist(image: ImagePredictions, config: InferenceConfig) -> Shortlist:
     lengths, num_anchors = image.grid.level_lengths, len(image.grid.boxes)
     fused = np.full(num_anchors, True)
     if not config.fuse_small_levels:
+        # The released code leaves the confidence out where all anchors of a level pass the top-k.
         fused = np.repeat([length > config.nms_pre for length in lengths], lengths)
     confidences = image.log_confidences if config.needs_confidence else None
     if confidences is not None and not config.fuse_small_levels:
+        # c^0: a logarithm of 0 leaves the class alone in the score.
         confidences = confidences * fused
     best = log_scores(image.log_best, confidences, config)
     if confidences is not None and config.min_confidence > 0.0:
+        # Before the top-k, which is an assumption: the code behind Table 4's filter was not released.
         best = np.where(confidences > np.log(config.min_confidence) - NEAR, best, -np.inf).astype(np.float32)
     starts = np.cumsum([0, *lengths]).tolist()
     if config.top_k_of == "pairs":
@@ -264,6 +267,7 @@ def suppress(pool: Pool, one: Shortlist) -> DetectionTable:
     Greedy NMS of the best candidates begins as that of all, so it ends as soon as enough of them are kept.
     """
     limit, iou = one.config.max_detections, np.float32(one.config.nms_iou)
+    # With a detector whose boxes overlap much, the 100th detection may be the 2,300th candidate.
     count = FIRST_LOOK * limit
     while True:
         scored = _score(pool, one, count)

@@ -1,4 +1,4 @@
-"""A checkpoint as a function: images of any kind in, named boxes out."""
+"""A checkpoint as a function from images to named boxes, and the forward pass of a batch that scoring uses as well."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -154,6 +154,7 @@ def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceCo
         ValueError: a setting is unknown or out of range.
     """
     if settings.get("fusion", inference.fusion) != inference.fusion:
+        # By way of the defaults, since InferenceConfig refuses an exponent beside the fusion "product".
         inference = replace(inference, fusion="power", confidence_exponent=InferenceConfig().confidence_exponent)
     return from_dict(InferenceConfig, to_dict(inference) | settings, "inference.")
 
@@ -177,7 +178,7 @@ def detect_batch(
 def predict_batch(
     detector: RetinaNetConf, batch: Batch, category_ids: Sequence[int], images_per_pass: int
 ) -> Iterator[ImagePredictions]:
-    """What the detector says of each image of a batch.
+    """Yield the raw outputs for each image of a batch.
 
     Args:
         detector: on its device.
@@ -193,6 +194,7 @@ def predict_batch(
         chosen = slice(start, start + images_per_pass)
         sizes = batch.sizes[chosen]
         images = normalize(batch.images[chosen], sizes)
+        # The last bits of a convolution depend on the number of images, so every pass takes the same number.
         images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
         images = images.contiguous(memory_format=torch.channels_last)
         predictions = _first(detector(images).float(), len(sizes))

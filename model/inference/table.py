@@ -21,10 +21,10 @@ TYPES: dict[str, type[np.generic]] = {
     "levels": np.int8,
     "anchors": np.int32,
 }
-"""Of the columns of a table."""
+"""The dtype of each column of a DetectionTable."""
 CORNERS = ("x1", "y1", "x2", "y2")
 ABOUT = b"retinanet-conf"
-"""Where a file says what its detections are, in Parquet's own metadata."""
+"""The key in Parquet's metadata under which a file says of which data and settings its detections are."""
 MAGIC = b"PAR1"
 """What every Parquet file begins and ends with."""
 
@@ -34,7 +34,7 @@ class DetectionTable:
     """Detections of one image or of many, best first within an image; boxes in pixels of the original images."""
 
     types: ClassVar[Mapping[str, type[np.generic]]] = TYPES
-    """Of the columns."""
+    """The dtype of each column."""
 
     image_ids: NDArray[np.int64]
     """[D] COCO image ids."""
@@ -66,6 +66,7 @@ class DetectionTable:
     @classmethod
     def concatenate(cls, tables: Sequence[Self]) -> Self:
         """One table of all, sorted by image id, whatever the order in which workers finished."""
+        # First in the row, so that columns have their types even where there are no tables.
         empty = cls(**{name: np.zeros((0, 4) if name == "boxes" else 0, kind) for name, kind in cls.types.items()})
         columns = {name: np.concatenate([getattr(table, name) for table in (empty, *tables)]) for name in cls.types}
         return cls(**columns).take(np.argsort(columns["image_ids"], kind="stable"))
@@ -118,6 +119,7 @@ def write_columns(file: Path, columns: Mapping[str, NDArray[Any]], about: Mappin
 
     partial = file.with_name(f".{file.name}.partial")
     table = pa.table(dict(columns)).replace_schema_metadata({ABOUT: json.dumps(about)})
+    # With checksums, or a flipped byte would go unnoticed.
     pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     partial.replace(file)
 

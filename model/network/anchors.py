@@ -52,12 +52,14 @@ def base_anchors(stride: int, rule: AnchorRule = "paper") -> Tensor:
     if rule == "torchvision":
         sides = sides.trunc()
     root = torch.tensor([0.5, 1.0, 2.0]).sqrt()
+    # Ratio by ratio, the three scales of each: the order of the anchors in the head's channels.
     widths = ((1 / root)[:, None] * sides).flatten()
     heights = (root[:, None] * sides).flatten()
     boxes = torch.stack([-0.5 * widths, -0.5 * heights, 0.5 * widths, 0.5 * heights], dim=1)
     return boxes.round() if rule == "torchvision" else boxes
 
 
+# Batches of COCO have about 10 padded shapes at 600 x 1000.
 @lru_cache(maxsize=64)
 def anchor_grid(
     image_size: tuple[int, int], device: torch.device = torch.device("cpu"), rule: AnchorRule = "paper"
@@ -71,6 +73,7 @@ def anchor_grid(
     for stride, (height, width) in zip(STRIDES, sizes, strict=True):
         down, right = (stride, stride) if rule == "paper" else (image_size[0] // height, image_size[1] // width)
         y, x = torch.meshgrid(torch.arange(height) * down, torch.arange(width) * right, indexing="ij")
+        # Centred on the cell's corner: the released code adds no half cell.
         shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).float()
         levels.append((shifts + base_anchors(stride, rule)).reshape(-1, 4))
     return AnchorGrid(torch.cat(levels).to(device), sizes)
@@ -85,6 +88,7 @@ def valid_anchors(grid: AnchorGrid, padded_sizes: Tensor) -> Tensor:
     """
     levels = []
     for stride, (height, width) in zip(STRIDES, grid.level_sizes, strict=True):
+        # Rounded up: padded sides are multiples of 32, which the strides 64 and 128 need not divide.
         cells = (padded_sizes + stride - 1) // stride
         rows = torch.arange(height, device=cells.device) < cells[:, :1]
         columns = torch.arange(width, device=cells.device) < cells[:, 1:]
@@ -104,6 +108,7 @@ def decode(anchors: Tensor, deltas: Tensor) -> Tensor:
     """[..., 4] boxes that the deltas make of the anchors; dw and dh beyond MAX_LOG_SCALE are cut off."""
     anchor_centers, anchor_sizes = _centers_and_sizes(anchors)
     centers = anchor_centers + anchor_sizes * deltas[..., :2]
+    # Beyond the clamp no gradient flows; boxes are not clipped to the image here, as losses take them whole.
     half = 0.5 * anchor_sizes * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
     return torch.cat([centers - half, centers + half], dim=-1)
 
@@ -119,6 +124,7 @@ def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     top_left = torch.maximum(boxes[:, None, :2], anchors[:, :2])
     sides = torch.minimum(boxes[:, None, 2:], anchors[:, 2:]).sub_(top_left).clamp_(min=0)
     inter = sides[..., 0] * sides[..., 1]
+    # Boxes with sides under 22 pixels tie with several anchors; this order of sums decides which ties float32 keeps.
     union = area(boxes)[:, None] + area(anchors) - inter
     return inter.div_(union.clamp_(min=1e-6))
 

@@ -17,7 +17,7 @@ INVALID = -3
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """The boxes of a batch in one flat list, image after image."""
+    """The boxes to learn of a batch of B images, in one flat list of M boxes, image after image."""
 
     boxes: Tensor
     """[M, 4] xyxy pixels."""
@@ -48,13 +48,16 @@ def assign(
     num_boxes = len(truth.boxes)
     assigned = torch.full(valid.shape, NEGATIVE, dtype=torch.int64, device=valid.device)
     if num_boxes:
+        # -1 is below every IoU: what is padding for an image ties with none of its boxes.
         iou = pairwise_iou(truth.boxes, grid.boxes).masked_fill_(~valid[truth.image_index], -1)
         best_iou, best_box = _best_box(iou, truth.image_index, len(valid))
         assigned.masked_fill_(best_iou >= negative_iou, IGNORED)
         assigned = torch.where(best_iou >= positive_iou, best_box, assigned)
+        # However low: a box of zero area has best IoU 0 and takes every anchor that it misses, as in the released code.
         ties = iou == iou.amax(dim=1, keepdim=True)
         order = torch.arange(num_boxes, dtype=torch.int32, device=iou.device)[:, None]
         last = torch.full(valid.shape, -1, dtype=torch.int32, device=iou.device)
+        # Of several boxes that tie for one anchor, the later one wins.
         last.index_reduce_(0, truth.image_index, torch.where(ties, order, -1), "amax")
         assigned = torch.where(last >= 0, last.long(), assigned)
     return assigned.masked_fill_(~valid, INVALID)

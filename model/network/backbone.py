@@ -65,6 +65,7 @@ class Backbone(nn.Module):
         if config.backbone_stride == "1x1":
             _move_stride(self.body)
         stages = [nn.ModuleList([self.body.conv1, self.body.bn1]), *self._stages()]
+        # 1 freezes the stem and the first stage, as in the released code.
         for stage in stages[: config.frozen_stages + 1 if config.frozen_stages else 0]:
             stage.requires_grad_(False)
         self.out_channels = [_out_channels(self._stages()[stage - 1]) for stage in C5_STAGES]
@@ -99,7 +100,9 @@ class FeaturePyramid(nn.Module):
         self.extra_from, self.extra_relu = extra_from, extra_relu
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        # The released neck reads C5; P5 is what torchvision's retinanet_resnet50_fpn reads.
         self.p6 = nn.Conv2d(in_channels[-1] if extra_from == "c5" else channels, channels, 3, stride=2, padding=1)
+        # torch 2.15, CPU: over a single cell (images up to 64 x 64), its bfloat16 weight gradient is unwritten memory.
         self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -143,6 +146,7 @@ def _narrow(body: resnet.ResNet, depths: list[int], norm: type[nn.Module], width
         setattr(body, f"layer{stage + 1}", layer)
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
+            # The start that torchvision gives in its constructor, from which the new layers come too late.
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 

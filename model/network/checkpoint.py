@@ -1,4 +1,4 @@
-"""A checkpoint is a folder: safetensors weights, a JSON of what they are, and the state to resume from."""
+"""Checkpoints, saved and loaded: a folder with safetensors weights, a JSON card, and the state to resume from."""
 
 import ctypes
 import errno
@@ -29,7 +29,7 @@ Categories = tuple[tuple[int, ...], tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What a checkpoint says of itself."""
+    """The JSON card of a checkpoint: the config, progress, classes and data behind its weights."""
 
     config: TrainConfig
     epoch: int
@@ -63,6 +63,7 @@ def save_checkpoint(
     _sweep(folder, "")
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
+    # safetensors refuses tensors in channels_last order, in which CUDA trains.
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)
     card = {
         "config": asdict(config),
@@ -74,7 +75,9 @@ def save_checkpoint(
         "weights_sha256": file_sha256(partial / WEIGHTS),
     }
     (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    # Tensors and plain Python alone: weights_only=True refuses NumPy's scalars, paths and dataclasses.
     torch.save({"optimizer": optimizer, "epoch": epoch, "step": step}, partial / RESUME)
+    # Content before name: after a power cut, no name may stand for half a file.
     for path in (*partial.iterdir(), partial):
         _flush(path)
     if not folder.exists():
@@ -152,6 +155,7 @@ def load_resume(folder: Path, config: TrainConfig, categories: Categories, data_
             f"{data_fingerprint[:12]}); bring the old data back, or remove the checkpoint to start anew"
         )
     try:
+        # Without weights_only, a pickle may run any code.
         state: dict[str, Any] = torch.load(folder / RESUME, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(

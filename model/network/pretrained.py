@@ -18,7 +18,7 @@ from model.network.backbone import Backbone
 from model.network.retinanet import RetinaNetConf
 
 MARKS = {"our": "head.class_logits.", "torchvision's": "head.classification_head.", "MMDetection's": "bbox_head."}
-"""Whose names a RetinaNet's file has, by how one of them begins."""
+"""The naming schemes of RetinaNet files, each with a prefix that only its names have."""
 NORM_EPS = 1e-5
 """What our batch norm adds to the variance."""
 EPS_FREE_SHA256 = "eeacb38b"
@@ -26,7 +26,7 @@ EPS_FREE_SHA256 = "eeacb38b"
 
 
 def load_first_weights(detector: RetinaNetConf, path: Path, category_ids: Sequence[int]) -> None:
-    """Put the file in that the detector's config names: `detector_weights`, or `backbone_weights`.
+    """Load the file that the detector's config names: `detector_weights`, or `backbone_weights`.
 
     Raises:
         ValueError: the file does not fit.
@@ -95,6 +95,7 @@ def load_detector_weights(
     if norm_eps is None:
         norm_eps = 0.0 if file_sha256(path).startswith(EPS_FREE_SHA256) else NORM_EPS
     for name, their in theirs.items():
+        # A norm divides by sqrt(var + eps), so a difference of eps can go into the variance.
         ours[name] = weights[their] + (norm_eps - NORM_EPS) if name.endswith("running_var") else weights[their]
     detector.load_state_dict(ours, strict=False)
 
@@ -112,6 +113,7 @@ def _whose(weights: Mapping[str, Tensor], path: Path) -> str:
 def _current_torchvision_name(name: str) -> str:
     """Files of before torchvision 0.13, COCO_V1 among them, number pyramid and towers without the inner 0."""
     name = re.sub(r"(_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
+    # Old towers count their ReLUs as well: conv.0, conv.2, conv.4, conv.6.
     return re.sub(r"(_head\.conv)\.(\d)\.(weight|bias)$", lambda old: f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}", name)
 
 
@@ -150,6 +152,7 @@ def _mmdetection_modules(config: ModelConfig) -> dict[str, str]:
     return names | {
         "head.class_logits": "bbox_head.retina_cls",
         "head.box_deltas": "bbox_head.retina_reg",
+        # The released fork's name; MMDetection itself has no such branch.
         "head.confidence_logits": "bbox_head.retina_iou",
     }
 
@@ -162,6 +165,7 @@ def _tower_layers(config: ModelConfig) -> list[tuple[int, int, int]]:
 
 def _class_rows(tensor: Tensor, num_classes: int, category_ids: Sequence[int] | None, path: Path) -> Tensor:
     """[9*K, ...] of the detector's classes; rows are chosen by category id where the file has other classes."""
+    # Channels run anchor by anchor, and class by class within an anchor.
     rows = tensor.reshape(NUM_ANCHORS if len(tensor) % NUM_ANCHORS == 0 else 1, -1, *tensor.shape[1:])
     if rows.shape[1] == num_classes:
         return tensor

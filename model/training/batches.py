@@ -52,11 +52,14 @@ def updates(
         pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
         parts.append((batch_shape(data, batch, config), pieces or [batch[:1]], bool(pieces)))
     jobs = [(shape, piece) for shape, pieces, _ in parts for piece in pieces]
+    # Ray Data was no faster within the spread, keeps the order of images only if asked, and would tie model/ to Ray.
     loader = iter(
         DataLoader(
             _Decoded(data, config, epoch, jobs),
+            # The jobs are batches already.
             batch_size=None,
             num_workers=num_loader_processes,
+            # torch refuses the argument where the loader has no processes.
             prefetch_factor=4 if num_loader_processes else None,
             pin_memory=torch.cuda.is_available(),
         )
@@ -92,6 +95,8 @@ def epoch_batches(data: CocoData, config: TrainConfig, epoch: int) -> list[list[
     """
     images = training_images(data, config)
     images = images[np.argsort(_random(config.seed, epoch, "images", data.image_ids[images]), kind="stable")]
+    # The released code's groups: width above height, and all others. There, repeats fill up a group's last batch; here
+    # that one stays smaller, so that each image counts once.
     wide = data.sizes[images, 1] > data.sizes[images, 0]
     batches = [
         group[start : start + config.global_batch].tolist()

@@ -108,6 +108,7 @@ def train(
         todo = updates(data, config, epoch, local_batch, num_loader_processes)
         for place, update in enumerate(todo, start=1):
             rate = learning_rate(config.schedule, epoch, step)
+            # Kept as tensors: for a number, the host would have to wait for the device.
             losses.append(trainer.update(update.micro_batches, rate))
             step += 1
             seen += update.num_images
@@ -154,6 +155,7 @@ def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:
     """Means over the updates since the last report, added up over the processes."""
     classification, box, confidence = total(torch.stack(losses).mean(dim=0)).tolist()
     loss = classification + box + confidence
+    # A sum over all processes, so that all of them stop at the same update.
     if not math.isfinite(loss):
         raise TrainingError(
             f"the loss is {loss} at update {step}: lower train.schedule.learning_rate, lengthen "
@@ -196,6 +198,7 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         parts = [self._assign(micro_batch) for micro_batch in micro_batches]
+        # Before any backward pass: every part is divided by the positives of the whole global batch.
         normalizer = total(sum((part.normalizer for part in parts), torch.zeros((), device=self.device)))
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(3, device=self.device)
@@ -262,6 +265,7 @@ def learning_rate(config: ScheduleConfig, epoch: int, iteration: int) -> float:
         epoch: zero-based epoch of the update.
         iteration: zero-based update, counted over the whole training.
     """
+    # bisect_right: the epoch of a drop already has the lower rate.
     rate = config.learning_rate * config.lr_drop_factor ** bisect_right(config.lr_drop_epochs, epoch)
     if iteration >= config.warmup_iterations:
         return rate

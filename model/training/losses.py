@@ -1,6 +1,6 @@
 """Focal loss, L1 on box deltas, and the confidence losses of Table 2, each summed over a batch.
 
-Sums are divided by the number of samples of the *global* batch (assignment.loss_normalizer), so that any split of the
+Sums are divided by the positive anchors of the *global* batch (assignment.loss_normalizer), so that any split of the
 batch over workers and accumulation steps adds up to the same update.
 """
 
@@ -72,7 +72,9 @@ def detector_losses(
     box = by_level((deltas - targets).abs().sum(dim=1))
     confidence = torch.zeros_like(box)
     if config.confidence is not None and predictions.confidence_logits is not None:
+        # The decoded target instead of the box itself: decoding clamps dw and dh, and both sides have to.
         iou = aligned_iou(decode(anchors, deltas), decode(anchors, targets))
+        # Released: not detached. For CE the gradient in the IoU is minus the logit, and reaches the box tower.
         target = iou.detach() if config.confidence.detach_iou_target else iou
         logits = flat(predictions.confidence_logits, 1)[..., 0]
         confidence = by_level(confidence_loss(logits.flatten()[learn], target, config.confidence))
@@ -100,10 +102,12 @@ def _level_sums(per_anchor: Tensor, grid: AnchorGrid) -> Tensor:
 
 
 def confidence_loss(logits: Tensor, target: Tensor, config: ConfidenceConfig) -> Tensor:
-    """[P] the loss of each positive sample; differentiable in the target, too (Eqs. 5-7, 13)."""
+    """[P] the confidence loss of each positive anchor; differentiable in the IoU target, too (Eqs. 5-7, 13)."""
     if config.loss in ("ce", "gfocal"):
+        # -y ln p - (1-y) ln(1-p), in the form that stays finite in float32 for logits above 16.6 or below -88.
         cross_entropy = functional.softplus(logits) - logits * target
         if config.loss == "gfocal":
+            # Eq. 13, with the sign and the absolute value that make it a positive loss.
             return (target - logits.sigmoid()).abs() ** config.gfocal_gamma * cross_entropy
         if config.negative_weight > 0:  # a positive whose box misses its target weighs like a negative
             return torch.where(target == 0, config.negative_weight, 1.0) * cross_entropy
@@ -152,6 +156,7 @@ class _FocalLoss(torch.autograd.Function):
 
 def _block(logits: Tensor, labels: Tensor, gradient: Tensor, *, alpha: float, gamma: float) -> Tensor:
     """The loss of some rows; their gradient is written into `gradient`."""
+    # Ignored and invalid anchors weigh 0; every class of the others weighs 1 - alpha, but for the own one below.
     counts = (labels >= NEGATIVE).float()[:, None] * (1 - alpha)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     value, slope = _background(logits, gamma)

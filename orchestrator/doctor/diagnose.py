@@ -1,4 +1,4 @@
-"""`rnc doctor`: finds, before GPU time is spent, what would stop a training or spoil its numbers."""
+"""Runs all checks of `rnc doctor` on this machine and the cluster, before GPU time is spent."""
 
 import os
 import secrets
@@ -120,7 +120,7 @@ def _left_file(home: Path) -> Iterator[tuple[Path, str] | None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
-    """What is to be looked for on every machine, and what was wrong before looking."""
+    """The data and weights to look for on every machine, and findings that need no look."""
 
     splits: tuple[tuple[Path, str], ...]
     weights: tuple[Path, ...]
@@ -174,7 +174,7 @@ def _weights(rows: Sequence[Row], site: Site) -> Iterator[Path | Finding]:
 
 
 def judge_fit(experiments: Sequence[Experiment], cluster: Cluster) -> Iterator[Finding]:
-    """Every training of the experiments finds room at some time."""
+    """Judge whether every training of the experiments fits into the cluster, when nothing else runs there."""
     for suite, plan in _plans(experiments).items():
         check = f"resources of {suite}"
         try:
@@ -188,7 +188,7 @@ def judge_fit(experiments: Sequence[Experiment], cluster: Cluster) -> Iterator[F
 
 
 def judge_space(experiments: Sequence[Experiment], home: Path, free: int | None = None) -> Iterator[Finding]:
-    """The storage has room for the checkpoints of all trainings of the experiments."""
+    """Judge whether the storage has room for the checkpoints of all trainings of the experiments."""
     trainings = {key: run.config for plan in _plans(experiments).values() for key, run in plan.trainings.items()}
     if not trainings:
         return
@@ -201,6 +201,6 @@ def judge_space(experiments: Sequence[Experiment], home: Path, free: int | None 
 
 
 def _plans(experiments: Sequence[Experiment]) -> dict[str, Plan]:
-    """What each suite comes to if nothing of it is done yet."""
+    """The plan of each suite against an empty ledger, as if nothing of it were done."""
     suites = dict.fromkeys(experiment.suite for experiment in experiments)
     return {suite: make_plan([one for one in experiments if one.suite == suite], Ledger()) for suite in suites}

@@ -7,6 +7,7 @@ from typing import Literal
 from orchestrator.figures.table import Column, Table
 
 Level = Literal["ok", "warn", "fail"]
+# From good to bad, by which findings are sorted.
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 DRIVER = "driver"
 """Where a finding belongs that is about the machine that asks."""

@@ -1,4 +1,4 @@
-"""Checks of one machine: looks that run on it and return plain facts, each with the judgement that the driver makes."""
+"""Checks of one machine: each a look, which runs there and returns plain facts, and a judgement made on the driver."""
 
 import os
 import shutil
@@ -18,14 +18,15 @@ from orchestrator.doctor.versions import judge_versions, look_at_versions
 Facts = Mapping[str, Any]
 GB, MB = 1e9, 1e6
 SHM = Path("/dev/shm")
+# Docker's default of 64 MB is too little.
 LEAST_SHM, WANTED_SHM = 100 * MB, 1 * GB
 LEAST_DISK, WANTED_DISK = 1 * GB, 10 * GB
 FULLEST = 0.95
-"""Where Ray stops to spill objects to a disk."""
+"""Part of a disk that is in use when Ray stops spilling objects to it."""
 STORED_MB = 16
 SLOWEST_MB_PER_S = 20.0
 BUSY_GPU = 0.05
-"""The part of a GPU's memory that others may hold without a word."""
+"""Part of a GPU's memory that others may hold without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,11 +102,12 @@ def _torch_sees() -> int:
     """How many GPUs torch can use; CUDA_VISIBLE_DEVICES may hide some from this very process."""
     import torch
 
+    # NVML above shows every GPU of the machine, whatever the variable says.
     return torch.cuda.device_count() if torch.version.cuda else 0
 
 
 def judge_gpus(where: str, facts: Facts) -> Iterator[Finding]:
-    """GPUs are free, and torch can use them; none at all is no fault."""
+    """Judge whether GPUs are free and torch can use them; to have none is no fault."""
     devices = facts["devices"]
     if not devices:
         yield finding("gpus", where, "ok", "no GPU: trainings run on the CPU")
@@ -136,7 +138,7 @@ def shm() -> Facts:
 
 
 def judge_shm(where: str, facts: Facts) -> Iterator[Finding]:
-    """Shared memory is large enough for Ray's objects and for loader processes."""
+    """Judge whether shared memory is large enough for Ray's objects and for loader processes."""
     if not facts:
         yield finding("/dev/shm", where, "ok", "this system has none")
         return
@@ -162,7 +164,7 @@ def existing(path: Path) -> Path:
 
 
 def judge_disks(where: str, facts: Facts) -> Iterator[Finding]:
-    """No disk is full, or soon will be."""
+    """Judge whether a disk is full, or soon will be."""
     for name, disk in facts.items():
         free, total = disk["free"], disk["total"]
         is_tight = free < WANTED_DISK or free < (1 - FULLEST) * total
@@ -174,6 +176,7 @@ def judge_disks(where: str, facts: Facts) -> Iterator[Finding]:
 
 def storage(home: Path, left: tuple[Path, str] | None) -> Facts:
     """Write, read, list and delete a file in the storage, and look for the one that the driver has left there."""
+    # Folders that are not there yet, which are removed again.
     made = [path for path in (home, *home.parents) if not path.exists()]
     home.mkdir(parents=True, exist_ok=True)
     content = os.urandom(1_000_000) * STORED_MB
@@ -213,7 +216,7 @@ def _write_through(path: Path, content: bytes) -> None:
 
 
 def judge_storage(where: str, facts: Facts) -> Iterator[Finding]:
-    """What is written in the storage can be read, listed and deleted, quickly, and is seen by everybody."""
+    """Judge whether the storage keeps, lists and deletes files, fast enough, and is shared by all machines."""
     path, write, read = facts["path"], facts["write_mb_per_s"], facts["read_mb_per_s"]
     words = {"same": "read back with other content", "listed": "not listed", "deleted": "not deleted"}
     broken = [text for name, text in words.items() if not facts[name]]
@@ -233,7 +236,7 @@ def judge_storage(where: str, facts: Facts) -> Iterator[Finding]:
 
 
 def split_facts(root: Path, split: str) -> Facts:
-    """What tells one data set from another in seconds: its annotations, and how many images lie beside them."""
+    """The sha256 of a split's annotations and its number of images, which take seconds; images are not read."""
     file, images = root / "annotations" / f"instances_{split}.json", root / split
     if not file.is_file():
         return {"missing": str(file)}
@@ -248,7 +251,7 @@ def weights_facts(path: Path) -> Facts:
 
 
 def judge_data(where: str, facts: Facts) -> Iterator[Finding]:
-    """All splits are there."""
+    """Judge whether all splits are there."""
     for name, split in facts.items():
         if "missing" in split:
             way_out = "set RNC_COCO_ROOT to a folder that holds the data on every node, under the same path"
@@ -258,7 +261,7 @@ def judge_data(where: str, facts: Facts) -> Iterator[Finding]:
 
 
 def judge_weights(where: str, facts: Facts) -> Iterator[Finding]:
-    """All files of first weights are there."""
+    """Judge whether all files of first weights are there."""
     for name, file in facts.items():
         if "missing" in file:
             way_out = "put the file there, or set RNC_WEIGHTS to a folder that holds it on every node"

@@ -24,7 +24,7 @@ from orchestrator.site import Site
 Node = Mapping[str, Any]
 """A node as `ray.nodes()` tells of it."""
 NODE_SECONDS = 90.0
-"""After which a node counts as dead; the start of its first Python process takes most of them."""
+"""Seconds after which a node counts as dead; the start of its first Python process takes most of them."""
 REDUCE_SECONDS = 30.0
 NUM_CLOCK_READINGS = 3
 
@@ -41,7 +41,7 @@ class Seen:
     """Nodes that have left the cluster."""
     skews: dict[str, float] = field(default_factory=dict)
     gpus: dict[str, float] = field(default_factory=dict)
-    """How many Ray gives away on each node."""
+    """GPUs that Ray gives away on each node."""
     reduced: tuple[Reduced, ...] = ()
     dashboard: str = ""
     dashboard_is_open: bool | None = None
@@ -114,7 +114,9 @@ def _role(node: Node) -> str:
 
 def _on(node: Node, task: Any, *arguments: Any, num_gpus: int = 0) -> Any:
     """Start a task on one node and no other, which takes none of its CPUs, and return Ray's reference."""
+    # soft=True would run the task elsewhere when the node is gone, and tell of the wrong machine.
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    # No CPUs, or a node full of trainings would not answer; no second try, as a lost node is what is looked for.
     options = {"scheduling_strategy": place, "num_cpus": 0, "num_gpus": num_gpus, "max_retries": 0}
     return task.options(**options).remote(*arguments)
 
@@ -157,6 +159,7 @@ def _skew(node: Node) -> float | None:
         except Exception:
             return None
         answered = time.time()
+        # Half of the way there and back may lie on either side of the reading, so that much is no skew.
         skews.append(max(0.0, abs(there - (asked + answered) / 2) - (answered - asked) / 2))
     return min(skews)
 

@@ -1,4 +1,4 @@
-"""Checks of services: MLflow with and without a key, clocks, Ray's dashboard, and what of ours listens to the world."""
+"""Checks of services: MLflow with and without a password, clocks, Ray's dashboard, and ports open to the network."""
 
 import email.utils
 import os
@@ -36,9 +36,9 @@ OURS = {
     "redis-server": "redis",
     "postgres": "postgres",
 }
-"""Parts of command lines by which a service of ours is known."""
+"""Names in a command line by which a service is recognised, and the kind of service."""
 UNASKED = ("ray", "postgres")
-"""Services that speak no language of which a question without a key is simple."""
+"""Services that are listed but not tried without a key, as their protocols make no such request simple."""
 
 
 def ask_mlflow(uri: str) -> Facts:
@@ -64,7 +64,7 @@ def ask_mlflow(uri: str) -> Facts:
 
 
 def judge_mlflow(where: str, facts: Facts) -> Iterator[Finding]:
-    """The server is reached, takes the key that this machine has, and is no release with known vulnerabilities."""
+    """Judge whether the server answers, takes this machine's password, and has no known vulnerabilities."""
     if not facts:
         return
     if problem := facts.get("away"):
@@ -85,7 +85,7 @@ def judge_mlflow(where: str, facts: Facts) -> Iterator[Finding]:
 
 
 def judge_skew(check: str, where: str, skew: float) -> Finding:
-    """Two clocks agree: signatures, tokens and signs of life carry times."""
+    """Judge whether two clocks agree: signatures, tokens and heartbeats carry times."""
     level: Level = "fail" if skew > MOST_SKEW else "warn" if skew > WANTED_SKEW else "ok"
     return finding(check, where, level, f"{skew:.1f} s off", "run an NTP client (chrony) on all machines")
 
@@ -118,7 +118,7 @@ def write_mlflow(uri: str) -> Facts:
 
 
 def judge_mlflow_written(uri: str, written: Facts) -> Finding:
-    """A run and a file could be stored and read back."""
+    """Judge whether a run and a file could be stored and read back."""
     if problem := written.get("error"):
         way_out = "give this user the right to create experiments, and see that the server reaches its artifact store"
         return finding("mlflow writes", DRIVER, "fail", problem, way_out)
@@ -127,7 +127,7 @@ def judge_mlflow_written(uri: str, written: Facts) -> Finding:
 
 
 def judge_mlflow_key(uri: str, is_open: bool) -> Finding:
-    """Who has no password is turned away, unless only this machine reaches the server."""
+    """Judge whether the server wants a password, which matters less where only this machine reaches it."""
     if not is_open:
         return finding("mlflow key", EVERYWHERE, "ok", "who has no password is turned away")
     is_local = urlsplit(uri).hostname in ("127.0.0.1", "localhost", "::1")
@@ -139,7 +139,7 @@ def judge_mlflow_key(uri: str, is_open: bool) -> Finding:
 
 
 def judge_embedded(uri: str | None, folder: str, num_nodes: int) -> Finding:
-    """What records where no server is named: one of our own, which other machines do not reach."""
+    """Judge the server of our own, which records where none is named, and which other machines do not reach."""
     if num_nodes > 1:
         seen = f"none is named, and one of our own would listen on localhost, which {num_nodes} nodes do not share"
         way_out = "set MLFLOW_TRACKING_URI to a server that all nodes reach"
@@ -170,11 +170,12 @@ def listeners() -> Facts:
 
 def _runs(part: str, command: str) -> bool:
     words = command.split()[:6]  # the program, behind an interpreter and its options; what follows may name anything
+    # With a dot, since MLflow's server runs as `uvicorn mlflow.server.fastapi_app:app`.
     return any(part in Path(word).name or word.startswith(f"{part}.") for word in words)
 
 
 def judge_listeners(where: str, facts: Facts) -> Iterator[Finding]:
-    """What listens to the world asks for a key."""
+    """Judge whether services that listen beyond localhost ask for a key."""
     open_ones = [f"{one['service']} on {address}" for address, one in facts.items() if one["open"]]
     if open_ones:
         way_out = "switch its password or token on, or let it listen on 127.0.0.1; then see who has used it already"
@@ -233,6 +234,7 @@ def dashboard_is_open(address: str) -> bool | None:
 def _ask(method: str, url: str, **content: Any) -> requests.Response | None:
     """What an address answers to somebody without a key, past any proxy."""
     with requests.Session() as http:
+        # Or requests would add a password from ~/.netrc, and ask by way of a proxy.
         http.trust_env = False
         try:
             return http.request(method, url, timeout=SECONDS, allow_redirects=False, **content)

@@ -16,7 +16,7 @@ SAME_NUMBERS = ("python", "torch", "torchvision", "ray", "sources")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reduced:
-    """How adding up a number over machines went."""
+    """The outcome of an all-reduce over machines."""
 
     backend: str
     where: tuple[str, ...]
@@ -26,7 +26,7 @@ class Reduced:
 
 
 def judge_versions_agree(machines: Mapping[str, Facts]) -> Iterator[Finding]:
-    """Every machine has the same packages and the same sources."""
+    """Judge whether every machine has the same packages and the same sources."""
     seen = {where: facts["versions"] for where, facts in machines.items() if "error" not in facts.get("versions", {})}
     differing = False
     for name in ("python", *PACKAGES, "sources"):
@@ -54,7 +54,7 @@ def differences(texts: Mapping[str, str]) -> str:
 
 
 def judge_files_agree(machines: Mapping[str, Facts]) -> Iterator[Finding]:
-    """A split or a file of weights is the same wherever it is; where it is missing is told elsewhere."""
+    """Judge whether splits and files of weights are the same wherever they are; missing ones are told elsewhere."""
     ways = {
         "data": "copy the data anew to the nodes that differ, or mount one copy of them everywhere",
         "weights": "copy the file anew to the nodes that differ, or mount one copy of it everywhere",
@@ -79,7 +79,8 @@ def _there(facts: Facts, kind: str) -> dict[str, str]:
 
 
 def judge_gpus_agree(machines: Mapping[str, Facts], promised: Mapping[str, float]) -> Iterator[Finding]:
-    """Nodes have one kind of GPU, and as many as Ray gives away."""
+    """Judge whether nodes have one kind of GPU, and as many as Ray gives away."""
+    # No devices where the look failed, which is told with that machine.
     devices = {where: machines[where]["gpus"].get("devices", []) for where in machines if where in promised}
     kinds = {where: " and ".join(sorted({one["name"] for one in found})) for where, found in devices.items() if found}
     if len(set(kinds.values())) > 1:
@@ -97,13 +98,13 @@ def judge_gpus_agree(machines: Mapping[str, Facts], promised: Mapping[str, float
 
 
 def judge_clocks(skews: Mapping[str, float]) -> Iterator[Finding]:
-    """No clock of a node is far from the driver's."""
+    """Judge how far the nodes' clocks are from the driver's."""
     for where, skew in skews.items():
         yield judge_skew("clock", where, skew)
 
 
 def judge_reduced(reduced: Sequence[Reduced]) -> Iterator[Finding]:
-    """The machines reach one another as the workers of a training do."""
+    """Judge whether the machines reach one another as the workers of a training do."""
     for one in reduced:
         check, where = f"all-reduce with {one.backend}", ", ".join(one.where)
         if one.problem:
@@ -119,7 +120,7 @@ def judge_reduced(reduced: Sequence[Reduced]) -> Iterator[Finding]:
 
 
 def judge_lost(lost: Mapping[str, str], left: Sequence[str]) -> Iterator[Finding]:
-    """Nodes that did not answer, and nodes that Ray knows and that are gone."""
+    """Report nodes that did not answer, and nodes that Ray knows and that are gone."""
     for where, problem in lost.items():
         way_out = "look into Ray's logs on that node, end it and start it again; `ray status` says what Ray knows"
         yield finding("node", where, "fail", problem, way_out)
@@ -129,7 +130,7 @@ def judge_lost(lost: Mapping[str, str], left: Sequence[str]) -> Iterator[Finding
 
 
 def judge_tokens(modes: Mapping[str, str], dashboard: str, is_open: bool | None) -> Iterator[Finding]:
-    """Nobody gives Ray work without a token, neither through its ports nor through its dashboard."""
+    """Judge whether Ray takes work without a token, through its ports or through its dashboard."""
     if without := [where for where, mode in modes.items() if mode != "token"]:
         seen = f"RAY_AUTH_MODE is not token, so who reaches Ray's ports runs code there: {', '.join(without)}"
         way_out = (

@@ -67,7 +67,7 @@ def sources_digest(root: Path) -> str:
 
 
 def judge_versions(where: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """No package is missing, and each keeps within its bounds."""
+    """Judge whether every package is installed and keeps within its bounds."""
     faults = []
     for name, bounds in declared().items():
         if name in facts and not facts[name]:

@@ -27,7 +27,7 @@ DETECTION_BYTES = 70
 
 
 class Kind(NamedTuple):
-    """What decides the throughput of one worker."""
+    """What the throughput of one worker depends on; trainings of one kind are taken to be equally fast."""
 
     backbone: str
     short_edge: int
@@ -51,7 +51,7 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingTime:
-    """What is left of one missing training."""
+    """The images and seconds that are left of one missing training, and the GPUs or CPUs that it takes."""
 
     key: str
     kind: Kind
@@ -210,6 +210,7 @@ def num_parameters(model: ModelConfig, num_classes: int) -> int:
     top = widths[-1] if model.pyramid_extra_from == "c5" else channels
     pyramid = sum(widths) * channels + 3 * channels + 3 * square + 9 * top * channels + channels + square
     layer = square + (channels if model.tower_norm == "group" else 0)  # a norm's scale and shift, and no bias
+    # The confidence branch has no tower of its own: it is one more output of a tower that is counted already.
     outputs = NUM_ANCHORS * (num_classes + 4 + (1 if model.confidence else 0))
     head = 2 * model.tower_depth * layer + (9 * channels + 1) * outputs
     return backbone + pyramid + head
@@ -255,5 +256,6 @@ def _time(
     speed = speeds.get(kind)
     seconds = None
     if left is not None and speed is not None:
+        # On fewer GPUs or CPUs than asked for, fewer workers run, each at the same speed.
         seconds = left / (speed.images_per_s * amount / per_worker)
     return TrainingTime(key=run.key, kind=kind, amount=amount, is_cut=is_cut, num_images=left, seconds=seconds)

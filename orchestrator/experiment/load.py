@@ -1,4 +1,4 @@
-"""Experiment files: YAML, with what it extends, into checked and typed rows; every mistake is named with its path."""
+"""Loads experiment files: YAML, with what it extends, becomes checked and typed rows; mistakes are named by path."""
 
 import re
 from collections import Counter
@@ -105,6 +105,7 @@ def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
         raise UserError(
             f"{', '.join(map(str, paths))}: no experiment, but a part of others; name a file that extends it"
         )
+    # A file may be named by itself and by its folder.
     experiments = [load_experiment(path) for path in dict.fromkeys(files)]
     first: dict[tuple[str, str], Experiment] = {}
     for experiment in experiments:

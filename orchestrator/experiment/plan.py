@@ -12,7 +12,7 @@ from orchestrator.experiment.rows import Resources, Row
 from orchestrator.experiment.search import Search
 
 STOPPED_EARLY = "stopped early"
-"""Begins the note of a STOPPED training."""
+"""First words of the note of a training whose status is STOPPED."""
 
 
 class RowKeys(NamedTuple):
@@ -24,7 +24,7 @@ class RowKeys(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a table uses an evaluation."""
+    """A row of a table that shows an evaluation."""
 
     table: str
     place: int
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRun:
-    """A training, once, whatever number of rows stands on it."""
+    """One training of the plan, shared by all rows that need it."""
 
     key: str
     config: TrainConfig
@@ -48,7 +48,7 @@ class TrainRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """A training under one InferenceConfig on one split."""
+    """One evaluation of the plan: a training's checkpoint, scored under one InferenceConfig on one split."""
 
     key: str
     train_key: str
@@ -67,7 +67,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What MLflow holds of one training or evaluation."""
+    """The state of one training or evaluation, as MLflow has it."""
 
     status: Literal["FINISHED", "RUNNING", "FAILED", "KILLED", "STOPPED"]
     """FINISHED only with all that belongs to it; a run that lost its detections is KILLED, with that as its note.
@@ -98,7 +98,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ledger:
-    """What MLflow holds of one suite, by key."""
+    """The records of one suite's trainings and evaluations in MLflow, by key."""
 
     trainings: Mapping[str, Record] = field(default_factory=dict)
     evaluations: Mapping[str, Record] = field(default_factory=dict)
@@ -231,6 +231,7 @@ def row_keys(row: Row) -> tuple[RowKeys, ...]:
     """Return the keys of a row, for each of its seeds."""
     found = []
     for seed in row.seeds:
+        # The seed is a setting of the training, so that each seed has keys of its own.
         key = train_key(replace(row.train, seed=seed))
         found.append(RowKeys(seed, key, evaluation_key(key, row.inference, row.split)))
     return tuple(found)
@@ -281,6 +282,7 @@ def _joined_training(known: TrainRun | None, run: TrainRun) -> TrainRun:
     """Join a training with what earlier rows said of it: the first label, all tables, the resources of most workers."""
     if known is None:
         return run
+    # Any choice is right: no result depends on the resources.
     larger = run.resources.num_workers > known.resources.num_workers
     return replace(
         known,

@@ -19,7 +19,7 @@ SHAPES = {"num_train": NUM_SHAPES, "num_val": 300}
 
 
 class Selection(NamedTuple):
-    """Which images and annotations are read: all that decides it but their content."""
+    """The settings that decide which images and annotations are read."""
 
     dataset: str
     split: str
@@ -28,7 +28,7 @@ class Selection(NamedTuple):
 
 
 class UsedData(NamedTuple):
-    """Data on which a finished training or evaluation rests."""
+    """The data that a finished training or evaluation was made from."""
 
     result: str
     """The training or evaluation, in words."""
@@ -205,6 +205,7 @@ def _check_data(
         selection = training_data(config) if split is None else scoring_data(config, split)
         require_same_data(selection, data.fingerprint, used)
         faults = "\n  ".join([f"{data.root}, split {data.split}: left out are", *describe(data.faults)])
+        # Many rows share a split, whose faults are told once.
         if data.faults and faults not in told:
             say(faults)
         told.add(faults)

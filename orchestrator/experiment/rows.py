@@ -1,4 +1,4 @@
-"""What an experiment file lists: rows, lines that are only quoted, and what trainings run on; read and checked."""
+"""The rows, quoted lines and resources of an experiment file: their types, read and checked."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -81,6 +81,7 @@ def read_row(raw: Settings) -> tuple[Row | None, list[str]]:
     row, problems = read_settings(Row, raw)
     if row is None:
         return None, problems
+    # A default cannot say it: it differs from row to row.
     if "split" not in raw:
         row = replace(row, split=row.train.data.val_split)
     return row, list(_mistakes(row))

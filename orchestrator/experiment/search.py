@@ -17,7 +17,7 @@ from model.settings import Settings, merge, misspelt, read_settings, short_names
 Distribution = Mapping[str, Sequence[Any]]
 """One of Ray Tune's by name, with its arguments: {"loguniform": [1e-4, 1e-1]}."""
 MOST_ROWS = 1000
-"""More from one grid or search are taken for a mistake."""
+"""The most rows that one grid or search may make; more are taken for a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +110,7 @@ def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]
     by_label: dict[str, Settings] = {}
     for place in range(form.num_samples):
         row = _varied_row({path: drawn[place] for path, drawn in draws.items()})
+        # A draw that repeats an earlier one has its label, and so adds no row.
         by_label[row["label"]] = row
     rows = list(by_label.values())
     search = Search(
@@ -241,6 +242,7 @@ def _loguniform(u: float, low: float, high: float) -> float:
 
 
 def _quniform(u: float, low: float, high: float, step: float) -> float:
+    # floor(x + 0.5): halves go up, where Python's round() takes them to the even neighbour.
     return _short(math.floor((low + u * (high - low)) / step + 0.5) * step, low, high)
 
 

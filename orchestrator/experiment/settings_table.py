@@ -81,6 +81,7 @@ def settings_table(pattern: str = "") -> Table:
 
 def _fits(setting: Setting, pattern: str) -> bool:
     texts = (setting.name.lower(), setting.meaning.lower())
+    # A glob has to fit the whole of a text, plain words any part of it.
     if "*" in pattern or "?" in pattern:
         return any(fnmatchcase(text, pattern) for text in texts)
     return any(pattern in text for text in texts)
@@ -130,6 +131,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _default(field: "Field[Any]") -> str:
+    # Then it has a default_factory: a mapping, whose own settings follow in the table.
     if field.default is MISSING:
         return "the defaults below"
     return field.default if isinstance(field.default, str) else json.dumps(field.default)

@@ -30,13 +30,14 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": "black",
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    # Letters stay text, and ids are hashes with a fixed salt: by default matplotlib takes a random one.
     "svg.fonttype": "none",
     "svg.hashsalt": "retinanet-conf",
 }
 TENTHS = ("0.5 to 0.6", "0.6 to 0.7", "0.7 to 0.8", "0.8 to 0.9", "0.9 to 1")
 FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FEW = 10
-"""Boxes at one IoU of which no mean is drawn."""
+"""The mean score at an IoU is drawn only where there are at least so many boxes."""
 Counts = Mapping[str, Misalignment]
 """By the label of the head."""
 
@@ -48,6 +49,7 @@ def score_against_iou(counts: Counts) -> Figure:
         {label: one.density_after for label, one in counts.items()},
     ]
     most = max((int(density.max(initial=1)) for row in densities for density in row.values()), default=1)
+    # One scale for all panels, so that their shades can be compared.
     norm = LogNorm(1, max(most, 10))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.9 + 2.6 * len(counts), 5.2))
@@ -138,6 +140,7 @@ def save(figure: Figure, folder: Path, name: str, suffixes: Sequence[str] = SUFF
     files = [folder / f"{name}.{suffix}" for suffix in suffixes]
     for file in files:
         with matplotlib.rc_context(STYLE):
+            # The style again, as fonttype and hashsalt are read when a file is written; a date would differ every time.
             figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
     return files
 
@@ -157,12 +160,14 @@ def _density(ax: Axes, density: NDArray[np.int64], norm: LogNorm) -> None:
 def _stack(ax: Axes, y: float, above: NDArray[np.int32], num_boxes: int) -> None:
     """Draw a bar of five parts from counts above 0.5 ... 0.9 of each image."""
     counted = above.sum(axis=0, dtype=np.int64)
+    # What is above 0.6 is above 0.5 as well: the differences are the tenths.
     parts = counted - np.append(counted[1:], 0)
     shares = 100 * parts / max(1, int(counted[0]))
     starts = np.cumsum(shares) - shares
     colours = matplotlib.colormaps[COLOURS](np.linspace(0.0, 1.0, len(TENTHS)))
     for place, (label, start, share) in enumerate(zip(TENTHS, starts, shares, strict=True)):
         ax.barh(y, share, left=start, color=colours[place], edgecolor="white", linewidth=0.8, label=label)
+        # A narrower part has no room for its number.
         if share >= 6:
             ink = "white" if place < 3 else "black"
             ax.text(start + share / 2, y, f"{share:.0f}", ha="center", va="center", color=ink, fontsize=8)

@@ -92,6 +92,7 @@ class Drawing:
 def to_svg(drawing: Drawing) -> str:
     """Write a drawing as a part of a page."""
     marks = [(type(mark).__name__, mark) for mark in drawing.marks]
+    # By a template: matplotlib takes seconds to import, and pages are rendered at every submit.
     return fill("drawing.svg", drawing=drawing, marks=marks)
 
 

@@ -76,6 +76,7 @@ def join(labs: Sequence[Lab]) -> Lab | None:
     if not labs:
         return None
     first = labs[0]
+    # The page has one set of images and controls for all heads.
     same = [lab for lab in labs if all(lab.get(name) == first[name] for name in first if name != "heads")]
     return first | {"heads": [head for lab in same for head in lab["heads"]]}
 
@@ -124,4 +125,5 @@ def _columns(found: "Candidates") -> dict[str, str]:
 
 
 def _coded(values: "NDArray[Any]", kind: "DTypeLike") -> str:
+    # Little-endian (<), as JavaScript's typed arrays are on x86 and ARM.
     return base64.b64encode(values.astype(kind).tobytes()).decode()

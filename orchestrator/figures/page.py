@@ -1,4 +1,4 @@
-"""Tables in any of the formats, and as one self-contained HTML page with their figures."""
+"""Renders a table in any format, and several tables with their figures as one self-contained HTML page."""
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence

@@ -120,12 +120,14 @@ def heat_map(
 def span(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
     """The ends of an axis that holds the values, with some room on either side."""
     low, high = min(values), max(values)
+    # A single value has no span, and dividing by it would fail.
     wide = (high - low) or 1.0
     return low - room * wide, high + room * wide
 
 
 def ticks(low: float, high: float) -> list[float]:
     """Return three to seven round numbers in between."""
+    # From coarse to fine, so that the first that fits at least three times is taken.
     steps = (digit * 10.0**power for power in range(6, -9, -1) for digit in (5, 2, 1))
     step = next(step for step in steps if (high - low) / step >= 3)
     first = int(low // step) + 1

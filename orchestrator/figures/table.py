@@ -1,4 +1,4 @@
-"""A table of values: as text, Markdown, LaTeX, HTML, JSON and a DataFrame, and for a notebook."""
+"""A table of values that renders itself: as text, Markdown, LaTeX, HTML, JSON, a DataFrame, or in a notebook."""
 
 import json
 import re
@@ -226,12 +226,14 @@ def _folded(row: Sequence[Cell], columns: Sequence[Column]) -> list[list[str]]:
 
 def width(text: str) -> int:
     """Return the number of terminal columns that a text takes."""
+    # Combining marks take no column, East Asian wide letters two.
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _number(value: str | int | float, column: Column) -> str:
     if isinstance(value, float):
         shown = f"{value:+.{column.digits}f}" if column.signed else f"{value:.{column.digits}f}"
+        # -0.04 would be shown as -0.0, and a difference that rounds to nothing as +0.0.
         return shown if float(shown) else shown.lstrip("+-")
     return f"{value:+d}" if column.signed and isinstance(value, int) and value else str(value)
 

@@ -33,6 +33,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Compact, and in the order given: jinja's default sorts the keys.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     environment.filters["tenths"] = lambda number: f"{round(number, 1):g}"
     # Styles and scripts are put in as they are: their braces are not jinja's.
