@@ -1,4 +1,4 @@
-"""Shows trainings while they run: a table that redraws itself on a terminal, else a line for each finished epoch."""
+"""The live view of trainings: a table that redraws itself on a terminal, else a line for each finished epoch."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ def statuses(plan: Plan, ledger: Ledger) -> list[Status]:
 
 
 def _lines(stream: TextIO) -> Show:
-    """One line where a training has finished an epoch, has to wait, or has ended."""
+    """Print a line where a training has finished an epoch, started or ended, or has another note."""
     seen: dict[int, tuple[int, State, str]] = {}
 
     def show(statuses: Sequence[Status]) -> None:

@@ -110,6 +110,7 @@ def _lost_training(suite: Suite, tracking: Tracking, key: str, lost: Record, tit
     if checkpoint is not None and checkpoint.is_dir() and card_of(checkpoint).get("weights_sha256") == weights:
 
         def store_again() -> None:
+            # First, since `finish_training` leaves a record alone that looks complete.
             _mark_lost(tracking, lost)
             finish_training(tracking, lost.run_id, checkpoint, folder / JOURNAL)
 
