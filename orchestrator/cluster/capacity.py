@@ -51,6 +51,7 @@ def placement(resources: Resources) -> str:
         return "PACK"
     if resources.num_nodes == 1:
         return "STRICT_PACK"
+    # STRICT_SPREAD puts each worker on a node of its own; SPREAD only tries to use many nodes.
     return "STRICT_SPREAD" if resources.num_nodes == resources.num_workers else "SPREAD"
 
 
