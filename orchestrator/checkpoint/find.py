@@ -1,4 +1,4 @@
-"""Finds one finished evaluation in MLflow, by table, row, suite or run: what "the best of table 1" means."""
+"""The search for one finished evaluation in MLflow, by table, row, suite or run: what "the best of table 1" means."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
