@@ -1,4 +1,4 @@
-"""What a suite shows in MLflow's user interface: saved views, their links, and notes on its runs."""
+"""The pages of a suite in MLflow's user interface: saved views, their links, and notes on its runs."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
