@@ -144,6 +144,7 @@ class OpenSuite(Suite):
             UserError: there is no such table, or several could be meant.
         """
         experiment = self._experiment(name)
+        # This table alone, so that intervals are not computed for the others.
         (report,) = type(self)([experiment], self.site).reports(bootstrap=bootstrap)
         return report.table
 
@@ -264,6 +265,7 @@ class OpenSuite(Suite):
 
     def _experiment(self, name: str | None) -> Experiment:
         held = {experiment.name: experiment for experiment in self.experiments}
+        # A whole name counts, though longer names may begin with it.
         fitting = [held[name]] if name in held else [e for one, e in held.items() if one.startswith(name or "")]
         if len(fitting) == 1:
             return fitting[0]

@@ -134,6 +134,7 @@ def sweep(
     # Images come last: reading a large data set takes minutes, and a mistake in the ranges should not wait for it.
     inputs = open_inputs(checkpoint, selection, site, say)
     spots = []
+    # 20 settings at once take 1.9 times as long as one with the miniature detector, 1.1 times with ResNet-50.
     for values, scores in zip(chosen, inputs.score(settings, progress), strict=True):
         spots.append(
             Spot(

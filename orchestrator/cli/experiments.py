@@ -109,6 +109,7 @@ def submit(
         if submitted.exit_code == INTERRUPTED:
             break
     show_reports(reports, form)
+    # The worst of 0, 1 and 130.
     ctx.exit(max(codes))
 
 

@@ -113,5 +113,6 @@ def _num_local_gpus() -> int:
     """Count the GPUs that Ray will find on this machine; importing torch to ask would take seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
+        # As Ray reads the variable, with NoDevFiles for none.
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
     return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

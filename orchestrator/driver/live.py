@@ -27,6 +27,7 @@ def live_view(stream: TextIO = sys.stdout) -> Iterator[Show]:
     from rich.console import Console
     from rich.live import Live
 
+    # rich would draw from a thread of its own, too; the states are given to it anew every few seconds.
     with Live(console=Console(file=stream), auto_refresh=False) as live:
         yield lambda statuses: live.update(_table(statuses), refresh=True)
 

@@ -103,6 +103,7 @@ def _growing(log: Path, is_over: Callable[[], bool]) -> Iterator[str]:
             with log.open("rb") as file:
                 file.seek(place)
                 text = file.read()
+            # The last line may be half written; it is read again when it is whole.
             whole = text[: text.rfind(b"\n") + 1]
             place += len(whole)
             yield from whole.decode(errors="replace").splitlines()

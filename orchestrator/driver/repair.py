@@ -93,6 +93,7 @@ def _stale(tracking: Tracking, run: Run, titles: Mapping[str, str]) -> Defect:
 def _waiting_metrics(suite: Suite, tracking: Tracking, alive: set[str], titles: Mapping[str, str]) -> Iterator[Defect]:
     for key, record in suite.ledger.trainings.items():
         journal, target = suite.storage / key / JOURNAL, metrics_target(tracking.uri, record.run_id)
+        # A journal has one sender at a time: a training that runs sends its own.
         if record.run_id not in alive and (number := num_lacking(journal, target)):
             text = f"{titles.get(key, f'training {key}')}: MLflow lacks {number} metrics of {journal}: sent"
             yield Defect(text=text, mend=partial(replay, journal, target))

@@ -92,7 +92,7 @@ def _run(plan: Plan, suite: Suite, say: Say) -> int:
     )
     if site.ray_address is None:
         require_plan_fits(plan, local_cluster())
-    # All checks before Ray, whose start alone takes 8 to 20 s.
+    # Checked before Ray, whose start alone takes 8 to 20 s.
     prepare(plan, suite.ledger, site, say)
     set_ray_environment(is_local=site.ray_address is None)  # Ray reads it when it is imported
     from orchestrator.cluster.connect import start_ray, stop_ray

@@ -253,6 +253,7 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
             Column("scored", numeric=False),
         ),
         rows=tuple(rows),
+        # Rows that share a training name the same log.
         notes=tuple(dict.fromkeys(notes)),
         rules_before=tuple(rules),
     )

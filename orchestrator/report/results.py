@@ -115,6 +115,7 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
             found[seed] = {**ledger.evaluations[scored].metrics, **ledger.evaluations[scored].misalignment}
             known |= {seed: resampled[scored]} if scored in resampled else {}
         elif reason.startswith("waits"):
+            # Why the training is missing says more than that it is.
             reasons[seed] = why_training_is_missing(ledger, trained) or reason
         else:
             reasons[seed] = reason

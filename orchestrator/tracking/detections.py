@@ -149,7 +149,7 @@ def write_json(file: Path, content: object) -> None:
 def write_coco_json(file: Path, table: DetectionTable) -> None:
     """Write detections as the list that COCO's tools load: image_id, category_id, bbox (x, y, width, height), score."""
     boxes = table.boxes.astype(float)
-    # COCO's boxes are x, y, width, height.
+    # COCO's boxes are x, y, width, height; in float64, so that the differences are not rounded again.
     boxes[:, 2:] -= boxes[:, :2]
     columns = (table.image_ids, table.category_ids, boxes, table.scores.astype(float))
     keys = ("image_id", "category_id", "bbox", "score")
