@@ -1,4 +1,4 @@
-"""A suite with its verbs, as notebooks and `rnc` use it: plan, submit, status, tables, checkpoints, upkeep.
+"""The Python API: a suite with its verbs, as notebooks and `rnc` use it: plan, submit, status, tables, checkpoints.
 
     import orchestrator as rnc
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def tell(text: str) -> None:
-    """Print beside the output; what every verb does with what it has to say, unless it is given another way."""
+    """Print progress to standard error; the `say` of every verb that is given no other."""
     print(text, file=sys.stderr)
 
 
@@ -55,7 +55,7 @@ class Checkpoint:
         return dict(self.provenance.metrics)
 
     def load(self, *, device: str | None = None, **settings: Any) -> "Predictor":
-        """Make a function of it: images in, named boxes out; `model.load` says the rest.
+        """Load it as a function of images that returns named boxes; see `model.load`.
 
         Args:
             device: such as "cuda:1"; None takes the GPU if there is one.
@@ -79,9 +79,9 @@ class OpenSuite(Suite):
         """Show what would be trained and scored, how long that takes, and how much disk; nothing is started.
 
         Args:
-            gpus: the number of GPUs to reckon hours with.
+            gpus: the number of GPUs that the hours are estimated for.
             images_per_s: training throughput of one GPU, or CPU worker, where none was measured.
-            quick: do not look whether MLflow still holds the files of what stands.
+            quick: do not look whether MLflow still holds the files of finished runs.
 
         Raises:
             UserError: MLflow does not answer.
@@ -144,6 +144,7 @@ class OpenSuite(Suite):
             UserError: there is no such table, or several could be meant.
         """
         experiment = self._experiment(name)
+        # This table alone, so that intervals are not computed for the others.
         (report,) = type(self)([experiment], self.site).reports(bootstrap=bootstrap)
         return report.table
 
@@ -264,6 +265,7 @@ class OpenSuite(Suite):
 
     def _experiment(self, name: str | None) -> Experiment:
         held = {experiment.name: experiment for experiment in self.experiments}
+        # A whole name counts, though longer names may begin with it.
         fitting = [held[name]] if name in held else [e for one, e in held.items() if one.startswith(name or "")]
         if len(fitting) == 1:
             return fitting[0]

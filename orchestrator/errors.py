@@ -1,4 +1,4 @@
-"""What a user can mend, what a user stopped, and how a function tells what it does."""
+"""Errors that a user can fix, the exit code of an interruption, and the type of what prints progress."""
 
 from collections.abc import Callable
 

@@ -17,7 +17,7 @@ NUM_WORKERS, GPUS_PER_WORKER = "num_workers", "gpus_per_worker"
 NOTE = "note"
 """Why a run did not finish."""
 STOP = "stop"
-"""Of a training: what whoever runs it was asked to end it as."""
+"""Of a training: the note under which its driver was asked to end it; empty where it was not."""
 STOPPED_EARLY = "stopped_early"
 """Of a training: why its search decided against it."""
 PIN = "pin"
@@ -38,9 +38,9 @@ RUN_NAME, DESCRIPTION = "mlflow.runName", "mlflow.note.content"
 
 # Tags of a suite's experiment.
 CLAIM = "submit"
-"""Who runs the suite."""
+"""Who runs the suite; see orchestrator.driver.lock."""
 PRUNE = "prune"
-"""The trainings to keep, of those that only the named tables want."""
+"""A `Prune`, as JSON: which trainings of which tables are to end."""
 
 # Artifacts: folders, and the files in them.
 CHECKPOINT, DETECTIONS, LAB = "checkpoint", "detections", "lab"

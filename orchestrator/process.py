@@ -1,4 +1,4 @@
-"""Which process answers for something: named by host, id and start, so that it can be told whether it still exists."""
+"""The identity of a process, by host, id and start, as tags and locks keep it; and whether it still exists."""
 
 import os
 import socket

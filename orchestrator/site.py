@@ -15,7 +15,7 @@ CLI_MODULE = "orchestrator.cli.main"
 TRAIN2017 = {"all": 118_287, "with_boxes": 117_266}
 """Images of COCO's train2017, as published."""
 NUM_SHAPES = 2000
-"""Training scenes of the embedded data set that are drawn; trainings may take fewer."""
+"""Training images that are drawn for the embedded data set; trainings may take fewer."""
 COMMIT = "RNC_GIT_COMMIT"
 """The variable that names the git commit where the sources were sent without their repository."""
 COCO_LAYOUT = "train2017/ val2017/ annotations/instances_train2017.json annotations/instances_val2017.json"
@@ -96,6 +96,7 @@ def site_from_environment(environ: Mapping[str, str]) -> Site:
     Raises:
         UserError: a folder is named that does not exist, or RNC_HOME is a file.
     """
+    # Absolute, since the workers of a training may run in other folders.
     home = _absolute(environ.get("RNC_HOME") or "runs")
     if home.exists() and not home.is_dir():
         raise UserError(f"RNC_HOME: {home} is a file, expected a folder (it may be one that does not exist yet)")

@@ -156,6 +156,7 @@ def _compared(
     here: Mapping[str, float | None], recorded: Mapping[str, float | None], recorded_name: str
 ) -> tuple[bool, str]:
     """Say whether numbers are those that were recorded; one that the data cannot give is None, or left out."""
+    # MLflow's metrics lack what cannot be measured; a file of detections holds it as null.
     ours, theirs = ({n: v for n, v in numbers.items() if v is not None} for numbers in (here, recorded))
     # No tolerance: the order of every sum is fixed, so that on the same device each bit has to come out again.
     if ours == theirs:

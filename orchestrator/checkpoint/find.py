@@ -1,4 +1,4 @@
-"""Finds one finished evaluation in MLflow, by table, row, suite or run: what "the best of table 1" means."""
+"""The search for one finished evaluation in MLflow, by table, row, suite or run: what "the best of table 1" means."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,6 +174,7 @@ def _of_run(uri: str, run_id: str, suites: Mapping[str, str], metric: str) -> Fi
 def _full_name(name: str, evaluations: Iterable[FinishedEvaluation]) -> str:
     """Complete the beginning of a table's name."""
     tables = sorted({table for one in evaluations for table in one.places})
+    # A whole name counts, though longer names may begin with it.
     if name in tables:
         return name
     longer = [table for table in tables if table.startswith(name)]

@@ -1,4 +1,4 @@
-"""What is scored: a checkpoint's folder as it was read, and the images that it is put on; every verb begins here."""
+"""Inputs of scoring, for evaluate, sweep and misalignment: a checkpoint's folder and the images to score it on."""
 
 import json
 import os
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def no_progress(done: int, total: int) -> None:
-    """Show nothing of how many images are done, of how many in all."""
+    """Take (images done, images in all), and show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class ScoringInputs:
     config: DataConfig
     """The training's data settings, with as many images as were selected."""
     scored: Path
-    """The folder of scored shards, so that what was killed, or done before, is not done again."""
+    """The folder of scored shards, from which a pass that was killed, or done before, is taken up."""
 
     @property
     def images(self) -> str:
@@ -159,6 +159,7 @@ def open_inputs(checkpoint: CheckpointFolder, selection: Selection, site: Site, 
     if selection.all_images:
         config = replace(config, num_train_images=None, num_val_images=None)
     if selection.first is not None:
+        # num_val_images counts for the validation split alone, so that this split is made that.
         config = replace(config, val_split=split, num_val_images=selection.first)
     data = read_images(selection.data, config, split, site, say)
     return ScoringInputs(checkpoint=checkpoint, data=data, config=config, scored=site.scored)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from model.evaluation.scoring import Scores
 
 EXPONENTS = (0.2, 0.4, 0.5)
-"""Of Figure 4, beside those that were used."""
+"""The confidence exponents that Figure 4 shows, beside those that the heads were scored with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

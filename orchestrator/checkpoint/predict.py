@@ -44,6 +44,7 @@ def predict(
     from model.inference.drawing import draw
     from model.inference.predictor import load, upright
 
+    # A file may be named, and lie in a folder that is named, too.
     files = list(dict.fromkeys(file for image in images for file in _files(image)))
     targets = _targets(files, out)
     try:
@@ -103,6 +104,7 @@ def _targets(files: Sequence[Path], out: Path) -> list[Path]:
             stem = f"{file.stem}-{number}"
         taken.add(stem)
         targets.append(out / f"{stem}.jpg")
+    # Found before anything is detected: --out may be the folder of the images.
     sources = {file.resolve() for file in files}
     for target in targets:
         if target.resolve() in sources:

@@ -1,4 +1,4 @@
-"""Fetches a checkpoint out of MLflow, its sha256 verified, with a card of its provenance: whose numbers, which data."""
+"""The pull of a checkpoint out of MLflow, its sha256 verified, with a card of its provenance: numbers and data."""
 
 import json
 import os
@@ -235,7 +235,7 @@ def _fetch_detections(uri: str, evaluation: FinishedEvaluation, into: Path) -> s
 
 
 def _held(folder: Path) -> str | None:
-    """Return the sha256 of the weights that lie there; None where nothing does, "" where it is something else."""
+    """Return the sha256 of the weights in a folder; None for an empty or missing one, "" where it holds other files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     weights = folder / WEIGHTS

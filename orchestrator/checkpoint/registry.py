@@ -40,6 +40,7 @@ def register_best(suite: Suite, say: Say) -> None:
         held = best_version(tracking.uri, suite.name)
         if held is not None and held[names.EVALUATION_KEY] == key:
             return
+        # Each version holds a copy of the weights: one that was best before is not made again.
         number = _version_of(tracking.uri, name, key) or _register(tracking.uri, name, best)
         alias = {"name": name, "alias": names.BEST, "version": number}
         rest.post(tracking.uri, "registered-models/alias", alias)
@@ -69,6 +70,7 @@ def _register(uri: str, name: str, best: FinishedEvaluation) -> str:
         card = fetch(uri, best, best.label(), checkpoint)
         try:
             _ensure(uri, name, card)
+            # By the client, as `log_model` would log to the server and run that the process points at.
             logged = client.create_logged_model(
                 best.run.experiment_id, name=name, source_run_id=run_id, tags=_tags(card), model_type="detector"
             )
@@ -90,6 +92,7 @@ def _save_model(folder: Path, checkpoint: Path, described: Any) -> None:
     import mlflow.pyfunc
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # As a Python function: mlflow.pytorch exports with torch.export, which refuses a detector's lists of outputs.
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=str(Path(__file__).with_name("served_model.py")),  # as source: nothing has to be unpickled

@@ -51,6 +51,7 @@ def _decoded(place: int, text: str) -> Any:
     from model.inference.predictor import upright
 
     try:
+        # Strict, as b64decode skips what is no base64 by default, and would decode another image.
         return upright(io.BytesIO(base64.b64decode(text, validate=True)))
     except (ValueError, TypeError, binascii.Error) as error:
         raise MlflowException.invalid_parameter_value(f"image {place} is no JPEG or PNG in base64 ({error})") from error

@@ -21,7 +21,7 @@ class Shown:
     name: str
     digits: int = 1
     best: Callable[[Iterable[float]], float] = max
-    """Of several values."""
+    """Takes the best of several values."""
 
 
 SHOWN: Mapping[str, Shown] = {name: Shown(name=name) for name in METRICS} | {
@@ -31,7 +31,7 @@ SHOWN: Mapping[str, Shown] = {name: Shown(name=name) for name in METRICS} | {
 }
 """The metrics of a sweep, in the order of its columns."""
 FEW = 4
-"""Of the best settings, as many are named."""
+"""So many of the settings with the highest AP are named in the note."""
 
 
 def sweep_table(sweep: Sweep) -> Table:

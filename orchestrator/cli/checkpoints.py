@@ -1,4 +1,4 @@
-"""The verbs of `rnc` that fetch and use checkpoints."""
+"""The verbs of `rnc` that fetch and use checkpoints: pull, evaluate, predict, misalignment, sweep."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

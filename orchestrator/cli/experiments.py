@@ -1,4 +1,4 @@
-"""The verbs of `rnc` that plan, run and report experiments."""
+"""The verbs of `rnc` for experiments: plan, submit, status, report, run, settings."""
 
 import json
 from dataclasses import replace
@@ -105,9 +105,11 @@ def submit(
         submitted = suite.submit(say, prune=prune)
         codes.append(submitted.exit_code)
         reports += submitted.reports
+        # Ctrl-C is meant for all suites, not for the first alone.
         if submitted.exit_code == INTERRUPTED:
             break
     show_reports(reports, form)
+    # The worst of 0, 1 and 130.
     ctx.exit(max(codes))
 
 
@@ -153,6 +155,7 @@ def report(
 
     listed, judged = None, []
     if claims is not None:
+        # Read first: a mistake in it should not wait for the intervals.
         listed = load_claims(Path(claims) if claims else find_claims([one.path for one in experiments]))
     reports = []
     for suite in suites(experiments):

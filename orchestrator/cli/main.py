@@ -1,4 +1,4 @@
-"""The command `rnc`: each verb parses, calls one function and prints one thing."""
+"""The command `rnc`: its verbs, its help, and how errors are shown and which exit code they give."""
 
 import errno
 from typing import Any
@@ -20,7 +20,7 @@ class _Verbs(click.Group):
         except UserError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(BAD_INPUT)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # click would end with exit code 1
             click.echo("Interrupted. What is recorded stays; the same command goes on from there.", err=True)
             ctx.exit(INTERRUPTED)
         except OSError as error:

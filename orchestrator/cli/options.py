@@ -1,4 +1,4 @@
-"""What the verbs of `rnc` share: arguments, options, and how they print."""
+"""Arguments and options that verbs of `rnc` share, and how they print tables and progress."""
 
 import os
 import sys
@@ -74,7 +74,7 @@ def site() -> Site:
 
 
 def say(text: str) -> None:
-    """Tell something beside the output."""
+    """Print to standard error, so that the output stays what a program can read."""
     click.echo(text, err=True)
 
 
@@ -109,7 +109,7 @@ def show_reports(reports: "Sequence[Report]", form: str) -> None:
 
 @contextmanager
 def bar(text: str, unit: Literal["bytes", "images"]) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows how many are done of how many; nothing is drawn before its first call."""
+    """Yield a progress bar as a function of (done, total); it appears with its first call, and only on a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return

@@ -1,4 +1,4 @@
-"""The verbs of `rnc` that look after a suite: what runs, what was written, and what may go."""
+"""The verbs of `rnc` that look after a suite: cancel, logs, gc, repair, ui, doctor."""
 
 from dataclasses import replace
 

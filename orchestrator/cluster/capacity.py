@@ -51,6 +51,7 @@ def placement(resources: Resources) -> str:
         return "PACK"
     if resources.num_nodes == 1:
         return "STRICT_PACK"
+    # STRICT_SPREAD puts each worker on a node of its own; SPREAD only tries to use many nodes.
     return "STRICT_SPREAD" if resources.num_nodes == resources.num_workers else "SPREAD"
 
 
@@ -112,5 +113,6 @@ def _num_local_gpus() -> int:
     """Count the GPUs that Ray will find on this machine; importing torch to ask would take seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
+        # As Ray reads the variable, with NoDevFiles for none.
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
     return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])

@@ -1,4 +1,4 @@
-"""Joins the Ray cluster that the site names, or starts Ray on this machine alone; and what that cluster has."""
+"""The connection to Ray: joins the site's cluster, or starts one on this machine alone; and what its nodes have."""
 
 import socket
 from contextlib import suppress
@@ -14,6 +14,7 @@ from orchestrator.site import Site
 TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
 """Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
 OBJECT_STORE_BYTES = 256 * 1024**2
+"""Tasks and results are small, and images never pass through it; by default it takes 30 % of the memory."""
 CONNECT_SECONDS = 5.0
 
 

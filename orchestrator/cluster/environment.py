@@ -19,12 +19,16 @@ LEAN = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard beside what MLflow has
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is handled by the driver
 }
-"""Ray without the processes, files and warnings that nobody reads, polling five times a second."""
+"""Ray without the processes, files and warnings that nobody reads, polling five times a second.
+
+With those of LOCAL, it took 7 of 35 s off the time until the first steps of three trainings at once on two cores.
+"""
 LOCAL = {
     "RAY_AUTH_MODE": "token",  # 2.60 sets it by itself; before, nobody would need one
     # Ray listens on every interface of the machine, unless it takes the machine for one that cannot be in a cluster.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # By default as many processes start at a time as there are CPUs.
     "RAY_worker_maximum_startup_concurrency": "64",
 }
 """What belongs to a Ray of our own; a cluster decides for itself, and its nodes may be taken away with notice."""
@@ -77,6 +81,7 @@ def job_environment(given: Sequence[str], environ: Mapping[str, str], job: str, 
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UserError(f"--env {name}: expected NAME=VALUE, as in --env RNC_HOME=/shared/runs")
         sent[name] = _open(name, value)
+    # By default Ray kills a job 3 s after it was told to stop.
     return sent | {JOB: job, "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS} | ({COMMIT: commit} if commit else {})
 
 
@@ -103,7 +108,7 @@ def require_cluster_settings(environ: Mapping[str, str]) -> None:
 
 
 def _open(name: str, value: str) -> str:
-    """Return a value that everybody may see."""
+    """Return a value of the environment unless it is a secret, which a job's environment would show to everybody."""
     if SECRET.search(name.upper()):
         raise UserError(f"--env {name}: everybody who reads Ray's Jobs API would see it; the cluster has to hold it")
     if urlsplit(value).password:

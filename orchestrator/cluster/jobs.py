@@ -30,7 +30,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 CONNECT_SECONDS, ANSWER_SECONDS = 4.0, 5.0
 LOOK_SECONDS = 1.0
 CHATTY = ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging")
-"""Modules of Ray that log every step of theirs."""
+"""Modules of Ray that log each of their steps at level INFO."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,7 +230,7 @@ def _follow(client: "JobSubmissionClient", job: str, say: Say, out: Say, *, mine
 
 
 class _Printed:
-    """Prints a text that is told from its beginning again after each loss of the connection."""
+    """Prints a log that is sent from its beginning at each connection, every part of it once."""
 
     def __init__(self, out: Say) -> None:
         self._out, self._done, self._place = out, 0, 0
@@ -259,6 +259,7 @@ def _ended(client: "JobSubmissionClient", job: str, printed: _Printed, say: Say)
     code = getattr(info, "driver_exit_code", None)
     if info.status == "FAILED" and code is None:
         say(f"Job {job} failed: {info.message}")
+    # A job that was killed, or never started, may have no exit code.
     return int(code) if code is not None else int(info.status == "FAILED")
 
 

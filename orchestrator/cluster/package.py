@@ -14,7 +14,7 @@ from orchestrator.experiment.strict_yaml import read_yaml
 from orchestrator.site import ROOT
 
 SOURCES = ("model", "orchestrator", "pyproject.toml")
-"""What is sent of the repository: all that git tracks there, templates and other package data as well."""
+"""What is sent of the repository: what git tracks there, templates and other package data included."""
 MAX_BYTES = 100_000_000
 OUTSIDE = "submitted"
 """The folder of the package for experiment files from outside of the repository."""

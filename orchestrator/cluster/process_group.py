@@ -33,6 +33,7 @@ class NoGroup(TorchConfig):
 
 class _Backend(TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        # On every worker before the group starts, which reads the variable.
         worker_group.execute(_name_interface)
         super().on_start(worker_group, backend_config)
 

@@ -60,6 +60,7 @@ def prune_trainings(suite: Suite, say: Say) -> None:
     for key, record in suite.ledger.trainings.items():
         if not wish.takes(key, record.wanted_by) or record.status in ("FINISHED", "STOPPED") or record.note == PRUNED:
             continue
+        # A running training is ended by the submit that runs it, as only that one reaches its workers.
         if not (runs and record.status == "RUNNING"):
             end_training(tracking, record.run_id, "KILLED", PRUNED)
         say(f"pruned: training {key} ({record.label})")
@@ -79,13 +80,14 @@ class Prune:
     """Train keys that rows of these tables ask for."""
 
     def takes(self, key: str, wanted_by: Collection[str]) -> bool:
-        """Say whether a training goes; one that yet another table wants, or nobody knows which, stays."""
+        """Say whether a training ends; one that another table wants, or whose tables are not known, stays."""
         return bool(wanted_by) and key not in self.keep and self.tables.issuperset(wanted_by)
 
 
 def ask_to_cancel(tracking: Tracking, run: TrainRun) -> None:
     """Ask for the end of one training; where it waits, its run says at once that it is cancelled."""
     record = read_ledger(tracking).trainings.get(run.key)
+    # A training that still waits has no run yet; it gets one, which holds the wish.
     run_id = begin_training(tracking, run) if record is None else record.run_id
     write(tracking.uri, run_id, tags={names.STOP: CANCELLED})
     if record is None or record.status != "RUNNING":
@@ -98,7 +100,7 @@ def ask_to_prune(tracking: Tracking, prune: Prune) -> None:
 
 
 def prune_asked(tracking: Tracking) -> Prune | None:
-    """Return what was asked for, if anything was."""
+    """Return the prune that was asked for, if any was."""
     text = experiment_tags(tracking).get(names.PRUNE)
     if not text:
         return None
@@ -107,7 +109,7 @@ def prune_asked(tracking: Tracking) -> Prune | None:
 
 
 def forget_stops(tracking: Tracking) -> None:
-    """Drop what was asked of an earlier submit."""
+    """Drop cancels and prunes that were meant for an earlier submit."""
     if tracking.experiment_id is None:
         return
     for run in search_runs(tracking.uri, tracking.experiment_id, f"tags.{names.STOP} != ''"):

@@ -14,6 +14,7 @@ from orchestrator.site import CLI_MODULE
 from orchestrator.tracking.suite import Suite
 
 START_SECONDS = 20.0
+"""How long the start is watched; a process that takes longer goes on, and its log tells what becomes of it."""
 
 
 def submit_detached(suites: Sequence[Suite], options: Sequence[str], say: Say) -> None:
@@ -48,14 +49,17 @@ def submit_detached(suites: Sequence[Suite], options: Sequence[str], say: Say) -
 def _start(files: Sequence[str], first: Suite, options: Sequence[str], say: Say) -> None:
     log = lock_file(first.site, first.name).with_name(f"{time.strftime('%Y%m%d-%H%M%S')}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
+    # Without -P, `-m` looks in the current folder first, where a folder may be called model, too.
     command = [sys.executable, "-P", "-m", CLI_MODULE, "submit", *files, *options]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
+            # Python writes to a file in blocks; `tail -f` is to show each line at once.
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # A terminal that closes sends SIGHUP to its session.
             start_new_session=True,
         )
     _wait_for_lock(process, first, log)
@@ -70,12 +74,13 @@ def _start(files: Sequence[str], first: Suite, options: Sequence[str], say: Say)
 
 
 def _wait_for_lock(process: "subprocess.Popen[bytes]", suite: Suite, log: Path) -> None:
-    """From then on everybody can see who runs the suite."""
+    """Return once the new process holds the suite's lock, or after START_SECONDS; raise if it failed first."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         holder = signed(suite.site, suite.name)
         if holder is not None and holder.driver.split(" ")[1] == str(process.pid):
             return
+        # Exit code 0 is no failure: there may be nothing left to do.
         if process.poll():
             raise UserError(f"the submit ended with code {process.returncode}; {log} ends with\n{_tail(log)}")
         time.sleep(0.05)

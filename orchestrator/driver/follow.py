@@ -48,7 +48,7 @@ class _Progress:
     error: str = ""
     log: str = ""
     stop: str = ""
-    """As what it was asked to end."""
+    """The note under which it was asked to end; empty where it was not."""
     is_decided: bool = False
     """Whether its search asked for that, so that it is not taken up again."""
     run_id: str | None = None
@@ -61,7 +61,7 @@ class _Progress:
 
 
 class Follower:
-    """What the driver knows of every training, shown and written to MLflow."""
+    """Keeps the state of every training: shows it, writes it to MLflow, and tells trials to end."""
 
     def __init__(
         self, tasks: Sequence[TrainingTask], tracking: Tracking, cluster: Cluster, show: Show, tell: Tell
@@ -70,12 +70,13 @@ class Follower:
         self._tracking, self._cluster, self._show, self._tell = tracking, cluster, show, tell
         self._progress = {key: _Progress() for key in self._tasks}
         self._away = False
+        # One thread: a run is begun before it is ended, and Tune's callbacks do not wait for MLflow.
         self._pool = ThreadPoolExecutor(1)
         self._closing = threading.Event()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Draw again and again; on leaving, wait until MLflow knows of every end."""
+        """Draw every WATCH_SECONDS; on leaving without an error, wait until MLflow knows of every end."""
         self.draw()
         thread = threading.Thread(target=self._watch, name="live", daemon=True)
         thread.start()
@@ -92,6 +93,7 @@ class Follower:
         progress, task = self._progress[key], self._tasks[key]
         progress.state, progress.before = "starting", progress.record
         task.folder.mkdir(parents=True, exist_ok=True)
+        # Else workers would record to the run that an earlier start was told.
         task.run_file.unlink(missing_ok=True)
         if not progress.stop:
             self._pool.submit(self._begin, task)
@@ -139,6 +141,7 @@ class Follower:
             for key, progress in self._progress.items():
                 progress.record = ledger.trainings.get(key)
                 if progress.record is None and progress.run_id is not None and progress.state == "starting":
+                    # A server that was set up anew holds no run of it: begin one, which gets the whole journal.
                     progress.run_id = None
                     self._pool.submit(self._begin, self._tasks[key])
             with suppress(UserError):  # it went away, or has only just lost the suite
@@ -161,12 +164,14 @@ class Follower:
         )
 
     def _begin(self, task: TrainingTask) -> None:
-        """Open the run, and tell the workers which it is; or why there is none. Again, if MLflow has lost it."""
+        """Open the run, and tell the workers its id, or why there is none; called again if MLflow has lost the run."""
         progress = self._progress[task.train_run.key]
 
         def begin() -> str:
+            # Looked up each time: a server that comes back empty needs the suite's experiment again.
             self._tracking = open_tracking(self._tracking.uri, self._tracking.suite)
             held = read_ledger(self._tracking).trainings.get(task.train_run.key)
+            # Only scored: the finished run stays finished.
             if held is not None and task.is_trained:
                 return held.run_id
             return begin_training(self._tracking, task.train_run)

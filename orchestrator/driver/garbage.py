@@ -59,7 +59,7 @@ def collect_garbage(suite: Suite, *, deletes: bool) -> list[Table]:
 def find_garbage(suite: Suite) -> list[Item]:
     """Judge what a suite keeps: Ray's checkpoints, weights in MLflow, and the caches of this machine.
 
-    What other tables than the suite's own use stays, for want of their files.
+    What tables outside of these files use stays: without their files nothing tells whether they still want it.
     """
     plan, ledger, tracking = suite.wanted, suite.ledger, suite.connection
     runs, scored = by_key(suite.mlflow_runs, "training"), by_key(suite.mlflow_runs, "evaluation")
@@ -139,6 +139,7 @@ def _resume_states(
     pinned: set[str],
     stopped: Mapping[str, str],
 ) -> Iterator[Item]:
+    # Not `_tune`, the folder of Ray Tune itself, nor hidden ones.
     for folder in sorted(storage.glob("[!_.]*")) if storage.is_dir() else []:
         parts = [path for path in folder.iterdir() if path.is_dir() or path.name.startswith("checkpoint_manager")]
         if not parts:
@@ -188,6 +189,7 @@ def _old_caches() -> Iterator[Item]:
     oldest = time.time() - CACHE_DAYS * 86400
     for file in sorted(folder.glob("*.arrow")) if folder is not None else []:
         status = file.stat()
+        # Where a file system is mounted without access times, only the other one says something.
         if max(status.st_atime, status.st_mtime) < oldest:
             text = f"not read for {CACHE_DAYS} days, and made anew when it is asked for"
             yield Item(what=str(file), num_bytes=status.st_size, reason=text, free=file.unlink)

@@ -73,6 +73,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
             stop_ray()
             follower.interrupted()
     finally:
+        # Tune's state would restore the same grid only; what is missing is asked of MLflow instead.
         shutil.rmtree(tasks[0].storage / "_tune", ignore_errors=True)
     follower.draw()
     endings = {task.train_run.key: follower.ending(task) for task in tasks}
@@ -80,7 +81,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
 
 
 def _tasks(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
-    """What there is to do, the largest first: it is the hardest to place, and the longest should not begin last."""
+    """Return the missing work, the largest first, as it is the hardest to place; of equals the longest first."""
     tasks = []
     for key, train_run in plan.trainings.items():
         evaluations = tuple(e for e in plan.evaluations_on(key) if e.key in plan.missing_evaluations)
@@ -113,6 +114,8 @@ def _tune(plan: Plan, tasks: Mapping[str, TrainingTask], cluster: Cluster, follo
     def bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
         resources = tasks[config["key"]].train_run.resources
         bundle = {tokens[name]: amount for name, amount in per_worker(resources).items() if name in tokens}
+        # A trial takes next to no CPU: by default it takes one, and two trials on two CPUs would wait for ever for
+        # their workers' (0 is refused). One bundle for each worker, as a bundle has to fit on one node.
         return tune.PlacementGroupFactory([bundle or {"CPU": 0.001}] * resources.num_workers)
 
     tune.Tuner(
@@ -121,6 +124,7 @@ def _tune(plan: Plan, tasks: Mapping[str, TrainingTask], cluster: Cluster, follo
         tune_config=tune.TuneConfig(
             max_concurrent_trials=most_at_once(list(tasks.values()), cluster, tokens, plan.max_concurrent),
             scheduler=AshaPerSearch(plan, storage, follower.stop_early),
+            # A trial's process takes 4 to 5 s to start.
             reuse_actors=True,
             trial_dirname_creator=_key,
         ),
@@ -153,7 +157,7 @@ def _key(trial: Any) -> str:
 
 
 class _Callback(tune.Callback):
-    """Passes on what becomes of the trials."""
+    """Tells the follower when trials start and end."""
 
     def __init__(self, follower: Follower, tasks: Mapping[str, TrainingTask]) -> None:
         self._follower, self._tasks = follower, tasks
@@ -199,6 +203,7 @@ def _uninterruptible() -> Iterator[None]:
 
 @contextmanager
 def _handlers(handler: Any) -> Iterator[None]:
+    # Python sets signal handlers in the main thread only; notebooks and tests may run this in another.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Shows trainings while they run: a table that redraws itself on a terminal, else a line for each finished epoch."""
+"""The live view of trainings: a table that redraws itself on a terminal, else a line for each finished epoch."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +27,7 @@ def live_view(stream: TextIO = sys.stdout) -> Iterator[Show]:
     from rich.console import Console
     from rich.live import Live
 
+    # rich would draw from a thread of its own, too; the states are given to it anew every few seconds.
     with Live(console=Console(file=stream), auto_refresh=False) as live:
         yield lambda statuses: live.update(_table(statuses), refresh=True)
 
@@ -58,7 +59,7 @@ def statuses(plan: Plan, ledger: Ledger) -> list[Status]:
 
 
 def _lines(stream: TextIO) -> Show:
-    """One line where a training has finished an epoch, has to wait, or has ended."""
+    """Print a line where a training has finished an epoch, started or ended, or has another note."""
     seen: dict[int, tuple[int, State, str]] = {}
 
     def show(statuses: Sequence[Status]) -> None:

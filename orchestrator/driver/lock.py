@@ -1,8 +1,7 @@
 """One submit of a suite at a time: a lock on this machine, and a claim in MLflow between machines that share a server.
 
 The lock is a file under `home`, held for as long as its process lives. The claim is a tag of the suite's experiment
-that its holder renews. MLflow knows no exchange that sets a tag only if it is free, so that a claim counts only once it
-has outlived the time in which another one may have been on its way.
+that its holder renews, and that is void once it has not been renewed for a minute.
 """
 
 import fcntl
@@ -25,7 +24,10 @@ from orchestrator.tracking.suite import Suite
 LOOK_SECONDS = 2.0
 """How often somebody who waits looks again."""
 SETTLE_SECONDS = 1.0
+"""How long a claim has to stand before it counts. MLflow cannot set a tag only if it is free, so that another claim may
+have been on its way at the same moment; the last one stands."""
 RENEW_SECONDS = 10.0
+"""How often a claim is renewed; five in a row may fail."""
 SILENT_SECONDS = 60.0
 """A claim from another machine that is not renewed for so long is void."""
 
@@ -47,7 +49,7 @@ class Holder:
 
 @contextmanager
 def locked(suite: Suite, waiting: Callable[[Holder], None]) -> Iterator[None]:
-    """Be the only one who runs a suite; until then, tell `waiting` every two seconds who does."""
+    """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them."""
     with _opened(lock_file(suite.site, suite.name)) as file:
         # Our own server has only clients of this machine, which the file keeps apart.
         claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
@@ -64,6 +66,7 @@ def locked(suite: Suite, waiting: Callable[[Holder], None]) -> Iterator[None]:
 def holder_of(suite: Suite) -> Holder | None:
     """Say who runs a suite now, as far as it can be known at once."""
     site, tracking = suite.site, suite.tracking
+    # On this host without trying the lock: at the wrong moment, a submit that just starts would wait for nobody.
     if holder := signed(site, suite.name):
         lives = exists_here(holder.driver)
         if lives is None:  # another host that shares the folder
@@ -85,7 +88,7 @@ def signed(site: Site, suite: str) -> Holder | None:
 
 
 def lock_file(site: Site, suite: str) -> Path:
-    """Return the file whose lock is the turn on this machine."""
+    """Return the file that is locked while this machine runs the suite."""
     return site.home / "submits" / suite / "lock"
 
 
@@ -93,6 +96,7 @@ def lock_file(site: Site, suite: str) -> Path:
 def _opened(path: Path) -> Iterator[IO[str]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Not "w", which would wipe the holder's signature before the lock is asked for.
         file = path.open("a+")
     except OSError as error:
         raise UserError(f"RNC_HOME: cannot write to {path} ({error.strerror}); free it, or set RNC_HOME") from error
@@ -133,6 +137,7 @@ class _Claim:
         """Return who else has the suite."""
         text = self._text()
         if text != self._seen[0]:
+            # By the clock of this machine, since those of two machines may differ.
             self._seen = (text, time.monotonic())
         holder = _read(text)
         if holder is None or holder.driver == this_process():
@@ -144,7 +149,7 @@ class _Claim:
 
     @contextmanager
     def renewed(self) -> Iterator[None]:
-        """Keep the claim while this lasts, and give it up."""
+        """Renew the claim from a thread while the context lasts, then remove it."""
         thread = threading.Thread(target=self._keep, name="lock", daemon=True)
         thread.start()
         try:

@@ -18,7 +18,7 @@ from orchestrator.worker.training_log import TRAINING_LOG, entries_of, output_of
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 NUM_POINTS = 5
-"""Lines of metrics."""
+"""Lines of the journal of metrics that are printed."""
 NUM_OUTPUT_LINES = 20
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
 """How the lines begin with which Ray tells its own log readers whose output follows."""
@@ -103,6 +103,7 @@ def _growing(log: Path, is_over: Callable[[], bool]) -> Iterator[str]:
             with log.open("rb") as file:
                 file.seek(place)
                 text = file.read()
+            # The last line may be half written; it is read again when it is whole.
             whole = text[: text.rfind(b"\n") + 1]
             place += len(whole)
             yield from whole.decode(errors="replace").splitlines()

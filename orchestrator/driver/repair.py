@@ -93,6 +93,7 @@ def _stale(tracking: Tracking, run: Run, titles: Mapping[str, str]) -> Defect:
 def _waiting_metrics(suite: Suite, tracking: Tracking, alive: set[str], titles: Mapping[str, str]) -> Iterator[Defect]:
     for key, record in suite.ledger.trainings.items():
         journal, target = suite.storage / key / JOURNAL, metrics_target(tracking.uri, record.run_id)
+        # A journal has one sender at a time: a training that runs sends its own.
         if record.run_id not in alive and (number := num_lacking(journal, target)):
             text = f"{titles.get(key, f'training {key}')}: MLflow lacks {number} metrics of {journal}: sent"
             yield Defect(text=text, mend=partial(replay, journal, target))
@@ -110,6 +111,7 @@ def _lost_training(suite: Suite, tracking: Tracking, key: str, lost: Record, tit
     if checkpoint is not None and checkpoint.is_dir() and card_of(checkpoint).get("weights_sha256") == weights:
 
         def store_again() -> None:
+            # First, since `finish_training` leaves a record alone that looks complete.
             _mark_lost(tracking, lost)
             finish_training(tracking, lost.run_id, checkpoint, folder / JOURNAL)
 

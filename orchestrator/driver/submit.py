@@ -47,6 +47,7 @@ def submit(suite: Suite, say: Say, *, prune: bool = False) -> Submitted:
     if prune:
         prune_trainings(suite, say)
     with ExitStack() as stack:
+        # With a look at files, as a run whose files were deleted has to be made again.
         if not suite.make_plan(verified=True).is_complete:
             try:
                 with onlooker(suite, say) as waiting:
@@ -91,6 +92,7 @@ def _run(plan: Plan, suite: Suite, say: Say) -> int:
     )
     if site.ray_address is None:
         require_plan_fits(plan, local_cluster())
+    # Checked before Ray, whose start alone takes 8 to 20 s.
     prepare(plan, suite.ledger, site, say)
     set_ray_environment(is_local=site.ray_address is None)  # Ray reads it when it is imported
     from orchestrator.cluster.connect import start_ray, stop_ray

@@ -1,4 +1,4 @@
-"""Sentences of the paper that can be checked, and what the measured rows say to them."""
+"""Claims of the paper: sentences that rows can support, contradict or leave undecided, read from a file and judged."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate
 
 JUDGED = METRICS[:3]
-"""The metrics whose precision is known."""
+"""The metrics that have intervals."""
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 
@@ -42,7 +42,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """What is known of a claim."""
+    """A claim, its verdict, and the numbers behind it."""
 
     claim: Claim
     verdict: Verdict
@@ -172,6 +172,7 @@ def _flat(claim: Claim, rows: Sequence[RowResult], over: Sequence[RowResult]) ->
     verdicts = [
         _all(
             [
+                # Both ends: the gap is at most `value`, and at least -`value`.
                 _beyond(claim.value - gap.high, claim.value - gap.low),
                 _beyond(gap.low + claim.value, gap.high + claim.value),
             ]
@@ -185,6 +186,7 @@ def _flat(claim: Claim, rows: Sequence[RowResult], over: Sequence[RowResult]) ->
 def _falls(claim: Claim, rows: Sequence[RowResult], over: Sequence[RowResult]) -> tuple[Verdict, str]:
     whole = _gain(claim, rows[-1], rows[0])
     steps = [_gain(claim, later, earlier) for earlier, later in pairwise(rows)]
+    # A rise contradicts only where its interval excludes 0: between neighbours, noise rises as well.
     rises = [step for step in steps if step.low > 0]
     numbers = f"{_shown(whole, '+')} from first to last"
     if rises:
@@ -203,12 +205,12 @@ def _gain(claim: Claim, row: RowResult, other: RowResult) -> "Estimate":
 
 
 def _beyond(low: float, high: float) -> Verdict:
-    """Say whether something of this interval is 0 or more."""
+    """Judge that a number with this interval is 0 or more."""
     return "supported" if low >= 0 else "contradicted" if high < 0 else "undecided"
 
 
 def _above(low: float, high: float) -> Verdict:
-    """Say whether something of this interval is more than 0."""
+    """Judge that a number with this interval is more than 0."""
     return "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
 
 
@@ -224,4 +226,5 @@ def _shown(found: "Estimate", sign: str) -> str:
 
 
 def _unsigned_zero(number: str) -> str:
+    # What is shown as zero has no sign, from whichever side it was rounded.
     return number if float(number) else number.lstrip("+-")

@@ -158,6 +158,7 @@ def _find(suite: Suite, label: str) -> Row:
     if not found:
         known = dict.fromkeys(row.label for experiment in suite.experiments for row in experiment.rows)
         raise UserError(f"suite {suite.name} has no row {label!r}; {suggestion(label, known)}")
+    # Labels may repeat between tables; the same keys say that it is the same row.
     if len({tuple(seed.evaluation_key for seed in row_keys(row)) for row in found.values()}) > 1:
         raise UserError(f"{label!r} is another row in each of {', '.join(found)}; name one with table=")
     return next(iter(found.values()))

@@ -30,13 +30,13 @@ from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 
 MOST_HEADS = 6
-"""In the lab of one page, the first of a table."""
+"""So many heads, the first of a table, are in the lab of one page."""
 SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "json": "json"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """One experiment, measured as far as it is."""
+    """The tables and figures of one experiment, as far as it is measured."""
 
     experiment: Experiment
     rows: tuple[RowResult, ...]
@@ -44,7 +44,7 @@ class Report:
     figures: str
     """As SVG."""
     misalignment: Table
-    """The same rows by what their scores say of placement."""
+    """The same rows, by how well their scores say how well boxes are placed."""
     labs: Mapping[str, Path]
     """The files of the misalignment lab, by row."""
 
@@ -141,6 +141,7 @@ def fetch_labs(uri: str, rows: Iterable[Row], ledger: Ledger, folder: Path) -> d
         if record is None or not record.lab or len(files) == MOST_HEADS:
             continue
         file = folder / f"lab-{record.lab}.json"
+        # Rows that share a training share its lab.
         if file not in files.values() and (file.is_file() or _fetch_lab(uri, record.run_id, record.lab, file)):
             files[row.label] = file
     return files
@@ -149,6 +150,7 @@ def fetch_labs(uri: str, rows: Iterable[Row], ledger: Ledger, folder: Path) -> d
 def read_labs(files: Mapping[str, Path]) -> Lab | None:
     """Join what was fetched and can be shown, each head under the label of its row."""
     labs = [(label, json.loads(file.read_text(encoding="utf-8"))) for label, file in files.items()]
+    # An older lab may lack what the page's script reads.
     shown = [(label, lab) for label, lab in labs if lab["format"] == FORMAT]
     return join([lab | {"heads": [head | {"label": label} for head in lab["heads"]]} for label, lab in shown])
 
@@ -171,5 +173,6 @@ def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:
             return False
         if file_sha256(fetched) != digest:
             return False
+        # From a folder beside it, as a rename is whole only within one file system.
         os.replace(fetched, file)
     return True

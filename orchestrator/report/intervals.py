@@ -1,8 +1,6 @@
-"""How sure a measured AP is, and a difference of two: a paired bootstrap over images, and the spread over seeds.
+"""Intervals of an AP and of a difference of two: a paired bootstrap over images, and Student's t over seeds.
 
-The images are drawn again with replacement, as many as there are, some of them twice, some not at all. All evaluations
-on one set of images share their resamples, so that what makes two detectors differ is not drowned by what makes images
-differ.
+The images are drawn again with replacement, as many as there are, some of them twice, some not at all.
 """
 
 import os
@@ -118,6 +116,8 @@ def recorded_matches(record: Record, fetch: Fetch) -> "MatchTable | None":
 
 def resample(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> NDArray[np.float32]:
     """Return how often each resample draws each image, [images, resamples]; the same for the same numbers."""
+    # The same draws for all evaluations on one set of images: in a difference of two detectors, what the images
+    # have in common then cancels.
     generator = np.random.default_rng((seed, num_images))
     weights = np.empty((num_resamples, num_images), np.float32)
     for row in weights:
@@ -189,15 +189,14 @@ def _mean(values: SeedValues) -> NDArray[np.float64]:
 
 
 def _estimate(by_seed: list[float], resampled: NDArray[np.float64], value: float | None = None) -> Estimate:
-    """Join what images and what seeds leave open, which have nothing to do with each other.
-
-    Resamples hold images twice, which shifts their AP; what counts is how far they scatter around their own mean.
-    """
+    """Return the mean over seeds, or `value`, with an interval that holds the spread of images and that of seeds."""
     middle = float(np.mean(by_seed)) if value is None else value
     scatter = resampled[np.isfinite(resampled)]
+    # Images that are drawn twice shift a resample's AP, so that only the scatter around their own mean counts.
     low, high = np.quantile(scatter - scatter.mean(), (0.025, 0.975)) if len(scatter) else (-np.inf, np.inf)
     num = len(by_seed)
     of_seeds = _T[min(num - 1, len(_T)) - 1] * np.std(by_seed, ddof=1) / num**0.5 if num > 1 else 0.0
+    # The two errors are independent: their squares add up.
     return Estimate(
         value=middle, low=middle - float(np.hypot(low, of_seeds)), high=middle + float(np.hypot(high, of_seeds))
     )
@@ -206,6 +205,7 @@ def _estimate(by_seed: list[float], resampled: NDArray[np.float64], value: float
 def _points(sums: NDArray[np.float64], num_present: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return AP, AP50 and AP75, [3, R], of sums of 101 precisions, [10, R], over so many categories, [R]."""
     with np.errstate(invalid="ignore"):
+        # NaN where a resample has no object at all.
         by_threshold = 100 / NUM_RECALLS * sums / num_present
     return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
 
@@ -257,6 +257,7 @@ def _categories(matches: "MatchTable") -> Iterator[_Category]:
         cell = slice(cells[category], cells[category + 1])
         holds = matches.num_truths[cell] > 0
         found = np.flatnonzero(true[starts[category] : starts[category + 1]])
+        # What ranks below the last true detection adds no recall, and precision there is in no envelope.
         chosen = slice(starts[category], starts[category] + (found[-1] + 1 if len(found) else 0))
         if holds.any():
             yield _Category(
@@ -294,6 +295,7 @@ def _add(category: _Category, weights: Floats, positives: Floats, sums: NDArray[
             continue
         true, precision = weights[found], total[found]
         _scan(np.add, true)
+        # Detections that are ignored at some thresholds count, false, at the others.
         wrong = partly[category.ignored[partly] >> threshold & 1 == 0]
         if len(wrong):
             more = np.concatenate([np.zeros_like(weights[:1]), weights[wrong]])
@@ -301,6 +303,7 @@ def _add(category: _Category, weights: Floats, positives: Floats, sums: NDArray[
             precision += more[np.searchsorted(wrong, found, side="right")]
         np.maximum(precision, 1, out=precision)  # where all weights are 0 so far
         np.divide(true, precision, out=precision)
+        # COCO's envelope: the precision at a recall is the highest at this recall or a higher one.
         _scan(np.maximum, precision[::-1])
         recall = np.divide(true, positives, out=true)
         recall[:, late] -= 0.5 * np.isin(recall[:, late], _LATE)

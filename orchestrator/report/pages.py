@@ -1,4 +1,4 @@
-"""What a suite shows in MLflow's user interface: saved views, their links, and notes on its runs."""
+"""The pages of a suite in MLflow's user interface: saved views, their links, and notes on its runs."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -114,6 +114,7 @@ def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View
 
 def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
     """Give each evaluation a param for all that its tables compare; parallel coordinates leave out who lacks one."""
+    # Runs come newest first; of several with one key the newest counts.
     held = {run.tags.get(names.EVALUATION_KEY): (run.run_id, dict(run.params)) for run in reversed(runs)}
     for experiment in experiments:
         for row, params in zip(experiment.rows, varied_params(experiment.rows), strict=True):

@@ -1,4 +1,4 @@
-"""What `rnc plan` says: which trainings and evaluations there are, and what of them is missing."""
+"""Tables of `rnc plan` and `rnc status`: trainings and evaluations, which are missing and why, and how far they are."""
 
 import math
 from collections import Counter
@@ -142,7 +142,7 @@ def _note_on_stopped(plan: Plan) -> list[str]:
 
 
 def _notes_on_time(estimate: PlanTime) -> list[str]:
-    """Say how long it takes, and on what that rests, or how to come by a throughput."""
+    """Return notes on the time, the throughputs behind it, and where there is none, how to get one."""
     notes = []
     devices = {t.kind.device for t in estimate.trainings}
     if estimate.gpu_hours:
@@ -217,7 +217,7 @@ def _count(number: int, noun: str) -> str:
 
 
 MAX_CHARACTERS = 60
-"""Of a reason, where it is cut to keep the table narrow."""
+"""Of a reason; longer ones are cut to keep the table narrow."""
 
 
 def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Table:
@@ -253,6 +253,7 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
             Column("scored", numeric=False),
         ),
         rows=tuple(rows),
+        # Rows that share a training name the same log.
         notes=tuple(dict.fromkeys(notes)),
         rules_before=tuple(rules),
     )

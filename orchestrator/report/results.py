@@ -1,4 +1,4 @@
-"""Results tables: the rows of an experiment with the paper's numbers beside ours, and what their scores are worth."""
+"""Results tables: the rows of an experiment with the paper's numbers beside ours, and their misalignment."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ MISALIGNMENT_COLUMNS = {
 }
 """By the names of model.evaluation.misalignment."""
 HIGHEST, LOWEST = ("rank_correlation", "rank_correlation_well_placed"), ("ece", "dropped_better", "objects_lost")
-"""Where the best is the highest, and where the lowest; an oracle's AP is a limit, and wins nothing."""
+"""The statistics of which the highest, or the lowest, is the best; an oracle's AP is a limit, and no merit of a row."""
 MISALIGNMENT_NOTES = (
     "rank corr.: Spearman's, of fused score and IoU over detections, and over those with an IoU of at least 0.5.",
     "ECE: expected calibration error of the fused score as an estimate of the IoU, ten bins, 0 to 100.",
@@ -46,7 +46,7 @@ MISALIGNMENT_NOTES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RowResult:
-    """One row of a table, measured as far as it is."""
+    """The numbers of one row of a table, as far as it is measured."""
 
     row: Row
     by_seed: Mapping[int, Mapping[str, float]]
@@ -115,6 +115,7 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
             found[seed] = {**ledger.evaluations[scored].metrics, **ledger.evaluations[scored].misalignment}
             known |= {seed: resampled[scored]} if scored in resampled else {}
         elif reason.startswith("waits"):
+            # Why the training is missing says more than that it is.
             reasons[seed] = why_training_is_missing(ledger, trained) or reason
         else:
             reasons[seed] = reason
@@ -222,6 +223,7 @@ def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Val
     changed = [list(line) for line in lines]
     for place, (name, column) in enumerate(MISALIGNMENT_COLUMNS.items(), start=2):
         cells = [cell for line in lines if isinstance(cell := line[place], Cell)]
+        # As shown, so that rows that look equal are bold together.
         values = [round(cell.value, column.digits) for cell in cells if isinstance(cell.value, float)]
         if len(values) < 2 or name not in HIGHEST + LOWEST:
             continue

@@ -42,6 +42,7 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
         in_paper: the columns that the paper gives a number for.
     """
     row, first = f"tags.`row.{table}`", columns[0]
+    # The rounded metrics, not those under val/: the page rounds nothing, and cuts 29.970123 to 29.9...
     numbers = [name for column in columns for name in (column, *(beside_paper(column) if column in in_paper else ()))]
     metrics = [f"metrics.`{name}`" for name in numbers]
     params = [f"params.`{setting.name}`" for setting in settings]
@@ -50,6 +51,7 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     charts: list[View] = []
     if settings:
         axes = [setting.name for setting in settings]
+        # Parallel coordinates leave out runs that lack one of these params.
         selected = {"selectedParams": axes, "selectedMetrics": [first], "showAllRuns": True}
         charts.append(_chart("PARALLEL", "settings", f"settings and {first}") | selected)
     charts += [_curve(setting.name, first) for setting in settings if setting.is_number]
@@ -58,6 +60,7 @@ def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], 
     others = [name for name in METRICS if name not in columns]
     charts += [_bar("other COCO numbers", name) for name in others]
     charts += [_bar("misalignment", f"{names.MISALIGNMENT}/{name}") for name in MISALIGNMENT_COLUMNS]
+    # A metric without a chart gets one by itself; a deleted one keeps it away.
     charts += [_bar("COCO numbers", name) | {"deleted": True} for name in _not_charted(in_paper)]
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, "misalignment": 3, "other COCO numbers": 3}
     return _view(charts, sections, ("misalignment", "other COCO numbers")) | {

@@ -1,4 +1,4 @@
-"""Files of MLflow runs, sent by mlflow itself, whose import takes seconds."""
+"""Files of MLflow runs: upload, download, list, delete, check; by mlflow itself, whose import takes seconds."""
 
 import json
 import os
@@ -98,6 +98,7 @@ def download(
     folder = Path(tempfile.mkdtemp()) if into is None else into
     try:
         listed = client.list_artifacts(run_id, None if parent == "." else parent)
+        # Listed first, to tell a missing file from an absent server, and one that was cut short from a whole one.
         sizes = {file.path: int(file.file_size or 0) for file in listed if not file.is_dir}
         if path not in sizes:
             raise Missing(f"MLflow at {uri} has no file {path} of run {run_id}: it was deleted, or never stored")
@@ -132,6 +133,7 @@ def _watched(file: Path, total: int, progress: Progress, seconds: float = 0.2) -
 
 @contextmanager
 def _answers(what_not: str) -> Iterator[None]:
+    """Turn an error of mlflow into ServerAway, which says what does not work."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -151,14 +153,13 @@ def client_of(uri: str) -> "MlflowClient":
 
 
 def tame_mlflow() -> None:
-    """Give up on an absent server in seconds instead of four minutes, and reach our own one past any proxy.
-
-    Files go through the server, as the object store behind it may answer nobody else.
-    """
+    """Set, where they are not set, mlflow's variables for short retries, files by way of the server, and no proxy."""
+    # With mlflow's defaults each call to an absent server blocks for 247 s; with these it is 2.7 s.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow on S3 hands out signed addresses of S3; where only the server reaches S3, downloads hang for minutes.
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""

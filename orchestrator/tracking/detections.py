@@ -24,7 +24,7 @@ MAKE_ANOTHER = "make another with `rnc evaluate DIR --save FILE.parquet`, or fet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class About:
-    """What a file of detections says of itself."""
+    """The metadata of a file of detections: of which data, checkpoint and settings they are, and their numbers."""
 
     data: DataConfig
     """As the training had it; what a split holds for it follows from this."""
@@ -54,7 +54,7 @@ def describe(
     scores: "Scores",
     statistics: Mapping[str, float | None],
 ) -> About:
-    """Say what the detections of a scoring are.
+    """Return the metadata of the detections of a scoring.
 
     Args:
         card: of the checkpoint.
@@ -149,6 +149,7 @@ def write_json(file: Path, content: object) -> None:
 def write_coco_json(file: Path, table: DetectionTable) -> None:
     """Write detections as the list that COCO's tools load: image_id, category_id, bbox (x, y, width, height), score."""
     boxes = table.boxes.astype(float)
+    # COCO's boxes are x, y, width, height; in float64, so that the differences are not rounded again.
     boxes[:, 2:] -= boxes[:, :2]
     columns = (table.image_ids, table.category_ids, boxes, table.scores.astype(float))
     keys = ("image_id", "category_id", "bbox", "score")

@@ -78,7 +78,7 @@ def end_training(tracking: Tracking, run_id: str, status: Status, note: str = ""
 
 
 def stop_training(tracking: Tracking, run_id: str, reason: str, journal: Path) -> None:
-    """End a training that its search decided against, and complete its curves from its journal."""
+    """End a training that its search stopped early, and complete its curves from its journal."""
     replay(journal, metrics_target(tracking.uri, run_id))
     write(tracking.uri, run_id, tags={names.STOPPED_EARLY: reason})
     end_run(tracking, run_id, "KILLED", reason)
@@ -91,6 +91,7 @@ def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path
         return False
     replay(journal, metrics_target(tracking.uri, run_id))
     record_checkpoint(tracking, run_id, folder)
+    # Last of all: what dies on the way is seen as unfinished, and taken up again.
     end_training(tracking, run_id, "FINISHED")
     return True
 
@@ -99,8 +100,10 @@ def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
     weights = folder / WEIGHTS
     digest = file_sha256(weights)
+    # An earlier try may have stored them, 137 MB for ResNet-50.
     if get_run(tracking.uri, run_id).tags.get(names.WEIGHTS_SHA256) != digest:
         store(tracking.uri, run_id, [weights, folder / CARD], names.CHECKPOINT)
+        # The tag of the checksum comes after the files: it says that they are there.
         fingerprint = str(card_of(folder).get("data_fingerprint", ""))
         tags = {names.FINGERPRINT: fingerprint, names.WEIGHTS_SHA256: digest, names.VERSIONS: json.dumps(_versions())}
         write(tracking.uri, run_id, tags=tags)
@@ -150,6 +153,7 @@ def record_evaluation(
     held = get_run(tracking.uri, run_id).metrics
     numbers = {f"{VAL}{name}": float(value) for name, value in metrics.items() if value is not None}
     numbers |= shown_metrics(metrics, evaluation.paper) | misalignment_metrics(statistics or {})
+    # MLflow appends a metric that is logged again at the same step, instead of replacing it.
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)
     end_run(tracking, run_id, "FINISHED", "")
@@ -183,6 +187,7 @@ def name_seeds(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[Trai
 def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
     """End a run of any kind, and say why it did not finish."""
     if note or names.NOTE in get_run(tracking.uri, run_id).tags:
+        # All stores of MLflow take tags of 5000 characters, some take longer ones.
         write(tracking.uri, run_id, tags={names.NOTE: note[:5000]})
     set_status(tracking.uri, run_id, status)
 
@@ -222,6 +227,7 @@ def _begin(
         write(tracking.uri, run_id, params=params)
     else:
         run_id = run.run_id
+        # MLflow's params are written once: it refuses another value.
         new = {name: value for name, value in params.items() if name not in run.params}
         tags |= {name: "" for name in (names.NOTE, names.STOPPED_EARLY) if name in run.tags}
         write(tracking.uri, run_id, tags=tags, params=new)

@@ -81,7 +81,7 @@ def is_finished(run: Run) -> bool:
 
 
 def resources_tags(resources: Resources) -> dict[str, str]:
-    """Return what a throughput has to be divided by."""
+    """Return the tags by which a throughput is divided to get that of one worker or GPU."""
     return {names.NUM_WORKERS: str(resources.num_workers), names.GPUS_PER_WORKER: f"{resources.gpus_per_worker:g}"}
 
 
@@ -136,6 +136,7 @@ def shown_metrics(metrics: Mapping[str, float | None], paper: Mapping[str, float
 
 def misalignment_metrics(statistics: Mapping[str, float | None]) -> dict[str, float]:
     """Return statistics of misalignment as metrics; four digits after the point suit shares and correlations alike."""
+    # What stands before the / makes a section of charts of its own in MLflow's user interface.
     return {f"{names.MISALIGNMENT}/{name}": round(value, 4) for name, value in statistics.items() if value is not None}
 
 
@@ -148,6 +149,7 @@ def place_tags(evaluation: Evaluation) -> dict[str, str]:
     """Tag each table with the row's place and label, which sort in the table's order, and add the paper's numbers."""
     tags = {f"{names.PAPER}{name}": f"{value:g}" for name, value in evaluation.paper.items()}
     for place in reversed(evaluation.places):  # of two places in one table the first counts
+        # MLflow sorts tags as texts, so that the place has two digits.
         tags[f"{names.ROW}{place.table}"] = f"{place.place:02d} {place.label}"
     return tags
 

@@ -1,4 +1,4 @@
-"""Calls the REST API of an MLflow server; importing mlflow itself takes longer than a whole `rnc plan`."""
+"""Calls of the REST API of an MLflow server, with retries; importing mlflow takes longer than a whole `rnc plan`."""
 
 import os
 import time
@@ -106,6 +106,7 @@ def server_version(uri: str) -> str:
 def session(uri: str) -> requests.Session:
     """Open a session with the credentials of MLflow's own environment variables; a local server needs no proxy."""
     http = requests.Session()
+    # requests would send it to the proxy that the environment names.
     http.trust_env = urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1")
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
         http.headers["Authorization"] = f"Bearer {token}"
@@ -136,6 +137,7 @@ def _call(uri: str, path: str, send: _Send) -> dict[str, Any]:
                 response = send(http, url)
             if response.status_code not in BUSY or pause is None:
                 return _answer(uri, path, response)
+        # Not tried again, so that a server that is away costs no more than one time-out.
         except requests.Timeout as error:
             raise ServerAway(_away(uri, error)) from error
         except requests.ConnectionError as error:

@@ -1,4 +1,8 @@
-"""Experiments and runs of MLflow over its REST API: find, begin, write and end them by id, without state in between."""
+"""Experiments and runs of MLflow over its REST API: find, begin, write and end them by id.
+
+There is no active run and no current experiment: with mlflow's global state, workers of Ray log nothing, or to another
+run (ray #36257, #45456, #30649).
+"""
 
 import getpass
 import json
@@ -146,6 +150,7 @@ def tag_experiment(tracking: Tracking, name: str, value: str) -> None:
     try:
         rest.post(tracking.uri, "experiments/set-experiment-tag", tag)
     except rest.Refused as error:
+        # MLflow looks for a tag before it inserts it, so that of two processes at once one is refused.
         if "unique" not in str(error).lower():
             raise
         rest.post(tracking.uri, "experiments/set-experiment-tag", tag)  # another process has just made it
@@ -218,6 +223,7 @@ def delete_tag(uri: str, run_id: str, key: str) -> None:
 
 def history(uri: str, run_id: str, metric: str) -> Iterator[dict[str, Any]]:
     """Yield every point of one metric."""
+    # The most that MLflow gives in one answer.
     query = {"run_id": run_id, "metric_key": metric, "max_results": 25000}
     yield from rest.pages(uri, "metrics/get-history", query, "metrics", by_get=True)
 
@@ -230,6 +236,7 @@ def metrics_target(uri: str, run_id: str) -> Target:
         rest.post(uri, "runs/log-batch", {"run_id": run_id, "metrics": points})
 
     def known() -> set[tuple[str, int]]:
+        # The run has the latest point of each metric only; their steps are in the histories.
         held = get_run(uri, run_id).metrics
         return {(name, int(point.get("step", 0))) for name in held for point in history(uri, run_id, name)}
 

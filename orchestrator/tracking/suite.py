@@ -55,7 +55,7 @@ class Suite:
 
     @property
     def connection(self) -> Tracking:
-        """The same, where a server is needed.
+        """Where MLflow keeps the suite, for what cannot go on without a server.
 
         Raises:
             UserError: none was ever started.

@@ -1,7 +1,6 @@
-"""Stops trainings of a search early: Ray Tune's ASHA judges the numbers that they report epoch by epoch.
+"""Early stopping of a search's trainings: Ray Tune's ASHA judges the metric that they report epoch by epoch.
 
-ASHA only decides. Whoever runs the training ends it in the way of `rnc cancel`, so that Ray Train frees what it holds;
-Tune is told to go on, and sees the trial return.
+ASHA only decides; the follower of the trainings ends them in the way of `rnc cancel`.
 """
 
 import math
@@ -20,7 +19,7 @@ from orchestrator.tracking.recorder import read_journal
 from orchestrator.worker.task import JOURNAL, TrainingTask
 
 TUNE_EPOCH = "epoch"
-"""As Tune is told of it, whole."""
+"""The name under which Tune gets the number of whole epochs."""
 StopEarly = Callable[[str, str], None]
 """Ends the training of a train key, and is told why."""
 
@@ -46,6 +45,8 @@ class AshaPerSearch(FIFOScheduler):
         if key in self._judges and TUNE_EPOCH in result and self._decision(key, result) == self.STOP:
             metric = self._metrics[key]
             self._stop(key, f"{STOPPED_EARLY} by ASHA after epoch {result[TUNE_EPOCH]} ({metric} {result[metric]:.1f})")
+        # Never STOP: Tune would kill the trial, and with Ray's dashboard off nothing frees the placement group of the
+        # workers that it started; the next trial would wait for ever.
         return self.CONTINUE
 
     def _add_search(self, plan: Plan, experiment: Experiment, storage: Path) -> None:
@@ -57,6 +58,7 @@ class AshaPerSearch(FIFOScheduler):
             time_attr=TUNE_EPOCH,
             metric=search.metric,
             mode="max",
+            # Not below the grace period, which ASHA asserts.
             max_t=max([search.asha.grace_epochs, *(run.config.schedule.epochs for run in own)]),
             grace_period=search.asha.grace_epochs,
             reduction_factor=search.asha.reduction_factor,
@@ -78,6 +80,7 @@ def report_to_tune(task: TrainingTask) -> None:
     if number is not None and task.judged_by is not None:
         epoch, value = number
         tune.report({TUNE_EPOCH: epoch, task.judged_by: value})
+        # A worker waits for this answer; one that is to be stopped has to wait on, or it would report its last epoch.
         if not task.hears_stop():
             task.tell_judged()
 
@@ -95,5 +98,5 @@ def _earlier(journal: Path, metric: str, num_epochs: int) -> Iterator[dict[str, 
 
 
 def _trial(key: str) -> SimpleNamespace:
-    """All of a trial that ASHA looks at, the same after a new start."""
+    """Return what ASHA reads of a trial; the id is the train key, so that a resumed training is judged as the same."""
     return SimpleNamespace(trial_id=key)

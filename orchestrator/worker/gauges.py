@@ -1,8 +1,7 @@
-"""What a suite tells Prometheus while it runs, through the metrics that every node of a Ray cluster exports.
+"""Prometheus metrics of a running suite, through those that every node of a Ray cluster exports.
 
-Ray puts `ray_` before each name. What the driver tells vanishes by itself some 20 seconds after it has told it for the
-last time, so that nothing of a suite stays behind. Its totals are gauges as well, because Ray's counters cannot begin
-at 0, so that Prometheus would never see their first step.
+Ray puts `ray_` before each name. A gauge vanishes by itself some 20 seconds after it was set for the last time, so that
+nothing of a suite stays behind.
 """
 
 import shutil
@@ -27,9 +26,9 @@ GAUGES = {
     "rnc_storage_bytes": "Size of the file system that holds the checkpoints.",
     "rnc_storage_free_bytes": "Free bytes of the file system that holds the checkpoints.",
 }
-"""What the driver tells."""
+"""What the driver sets, with its help text."""
 UPDATES = "rnc_training_updates_total"
-"""What the first worker of each training tells."""
+"""What the first worker of each training counts."""
 
 
 class GaugeValue(NamedTuple):
@@ -41,7 +40,7 @@ class GaugeValue(NamedTuple):
 
 
 class SuiteGauges:
-    """What the driver tells of a suite, again and again."""
+    """The gauges of a suite, which its driver sets at every look."""
 
     def __init__(self, plan: Plan, storage: Path) -> None:
         """Take the plan, and the suite's folder of trainings."""
@@ -53,7 +52,7 @@ class SuiteGauges:
         ]
 
     def tell(self, ledger: Ledger | None, statuses: Mapping[str, Status]) -> None:
-        """Tell Ray where the suite stands; no failure of that is anybody's concern.
+        """Set the gauges; a failure is ignored, as monitoring must not end a suite.
 
         Args:
             ledger: what MLflow holds; None while it is away.
@@ -64,7 +63,7 @@ class SuiteGauges:
                 _gauge(value.name, tuple(value.tags)).set(value.value, dict(value.tags))
 
     def values(self, ledger: Ledger | None, statuses: Mapping[str, Status]) -> Iterator[GaugeValue]:
-        """Yield all that there is to tell; what MLflow last held stands while it is away."""
+        """Yield the value of every gauge, with the ledger as it was read last while MLflow is away."""
         suite = {"suite": self._suite}
         yield GaugeValue("rnc_mlflow_up", float(ledger is not None), suite)
         ledger = self._ledger = self._ledger if ledger is None else ledger
@@ -77,6 +76,7 @@ class SuiteGauges:
             num_restarts, num_images = losses_of(self._storage / key)
             yield GaugeValue("rnc_training_active", float(status.state in ("starting", "training")), tags)
             yield GaugeValue("rnc_images_per_second", status.images_per_s or 0.0, tags)
+            # Totals are gauges, too: Ray's counters cannot begin at 0, so Prometheus would not see their first step.
             yield GaugeValue("rnc_restarts_total", num_restarts, tags)
             yield GaugeValue("rnc_lost_images_total", num_images, tags)
         disk = shutil.disk_usage(self._storage)
@@ -92,7 +92,8 @@ class Updates:
         self._tags, self._done = {"suite": suite, "train_key": train_key}, done
 
     def reach(self, step: int) -> None:
-        """Tell Ray that this many updates are made; no failure of that is anybody's concern."""
+        """Count up to so many updates; a failure is ignored, as monitoring must not end a training."""
+        # Ray's counter refuses an increment of 0.
         if step > self._done:
             with suppress(Exception):  # outside Ray, as in a notebook, there is nothing to tell it to
                 _counter().inc(step - self._done, self._tags)

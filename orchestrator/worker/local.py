@@ -1,4 +1,4 @@
-"""One training in this very process: the bare loop, without Ray and MLflow."""
+"""One row trained and scored in this process, without Ray and MLflow: `rnc run`, for debugging."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ def run_row(
     config = replace(row.train, seed=row.seeds[0] if seed is None else seed)
     alone = replace(experiment, rows=(replace(row, seeds=(config.seed,)),), reference=None)
     prepare(make_plan([alone], Ledger()), Ledger(), site, say)
+    # As many as a worker under Ray has: another number of threads sums in another order.
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = site.home / "local" / train_key(config)

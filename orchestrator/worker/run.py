@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     TakeReport = Callable[[Mapping[str, float], Progress], None]
 
 SHOW_SECONDS = 20.0
-"""How long the end of a training waits for the last example detections."""
+"""How long the end of a training waits for the last example detections; they are dropped then."""
 
 
 def run(settings: dict[str, Any]) -> None:
@@ -83,6 +83,7 @@ def _train(task: TrainingTask, picked_up: float) -> None:
             if not has_reported:
                 metrics[STARTUP_S] = time.time() - picked_up
                 has_reported = True
+            # Ray Train keeps no metrics that come without a checkpoint (ray #56718); curves go to MLflow by a journal.
             record(metrics, progress)
             if progress.end_of_epoch:
                 _report(metrics, progress)
@@ -119,6 +120,7 @@ def _recording(task: TrainingTask, first_epoch: int) -> "Iterator[TakeReport]":
             latest.update(metrics)
             if updates is None:  # only a report says how many steps an epoch has
                 updates = _count_updates(task, recorder, first_epoch * progress.num_steps // task.num_epochs)
+            # Counted here, as the journal does not grow while lost updates are made again, which is no standstill.
             updates.reach(progress.step)
             recorder.log({**metrics, **showcase.look(progress)}, progress.step)
             if progress.end_of_epoch:
@@ -158,7 +160,7 @@ def _showcase(task: TrainingTask) -> Iterator[Showcase]:
 
 
 def _count_updates(task: TrainingTask, recorder: Recorder | None, done: int) -> Updates:
-    """Count from the last checkpoint, and say what had been done since then."""
+    """Return the counter of updates, and log how many images are trained on again since the last checkpoint."""
     if recorder is not None and recorder.last_step > done:
         num_images = (recorder.last_step - done) * task.train_run.config.global_batch
         write_event(task.folder, Again(num_images=num_images))
@@ -166,7 +168,7 @@ def _count_updates(task: TrainingTask, recorder: Recorder | None, done: int) -> 
 
 
 def _await_judgement(task: TrainingTask) -> None:
-    """Report no epoch before those before it are judged; the last one would finish what was stopped."""
+    """Wait until the epoch before is judged; without, a training could finish before it is stopped."""
     while task.judged_by is not None and task.hear_number() is not None:
         time.sleep(0.1)
 
@@ -183,9 +185,11 @@ def _ask_for_judgement(task: TrainingTask, metrics: Mapping[str, float]) -> None
 def _report(metrics: dict[str, float], progress: "Progress") -> None:
     """Hand the epoch's checkpoint to Ray Train, which keeps it on the storage; every worker does so together."""
     checkpoint = None if progress.checkpoint is None else ray.train.Checkpoint.from_directory(str(progress.checkpoint))
+    # Every rank has to call this equally often, or the others wait for it for ever.
     ray.train.report(
         metrics,
         checkpoint=checkpoint,
+        # `_epochs_done` reads the epoch back from this name.
         checkpoint_dir_name=f"epoch-{round(progress.epoch):04d}",
         delete_local_checkpoint_after_upload=checkpoint is not None,
     )
@@ -214,12 +218,13 @@ def _reported_by_first() -> ray.train.Checkpoint | None:
     checkpoint: ray.train.Checkpoint | None = ray.train.get_checkpoint()
     if ray.train.get_context().get_world_size() == 1:
         return checkpoint
+    # On a rank that reported no checkpoint itself, get_checkpoint() is None until a new start.
     path: str = broadcast_from_rank_zero(checkpoint.path if checkpoint is not None else "")
     return ray.train.Checkpoint(path) if path else None
 
 
 def _team() -> Team:
-    """All workers, who meet here and there while they score."""
+    """Return the workers as scoring knows them: it shares out shards, and meets at barriers."""
     context = ray.train.get_context()
     if context.get_world_size() == 1:
         return Team()

@@ -99,6 +99,7 @@ def _score_split(task: TrainingTask, folder: Path, detector: "RetinaNetConf", da
         score_missing(scoring, team, ScoringLog(task.folder, data.split, len(evaluations)).tell)
     else:
         score_missing(scoring, team)
+    # Each worker puts its evaluations together one at a time, so that memory holds one setting and not all.
     mine = evaluations[team.rank :: team.size]
     for evaluation, scores in zip(mine, scores_of(scoring, [one.inference for one in mine]), strict=True):
         _record(task, folder, team, data, evaluation, scores)

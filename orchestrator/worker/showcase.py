@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class Showcase:
-    """Shows a run from the background; where MLflow is away, something is not shown, and nothing else happens."""
+    """Sends data, pictures and the machine's load of a training to its run; what fails is left out with a warning."""
 
     def __init__(
         self, uri: str, run_id: str, config: "DataConfig", read: "Callable[[], CocoData]", device: "torch.device"
@@ -194,6 +194,7 @@ def _gpu_metrics(device: "torch.device") -> dict[str, float]:
 
     free, total = torch.cuda.mem_get_info(device)
     return {
+        # All of the GPU, other processes included, as MLflow's own monitor counts.
         "system/gpu_0_memory_usage_megabytes": round((total - free) / 1e6, 1),
         "system/gpu_0_memory_usage_percentage": round(100 * (1 - free / total), 1),
         "system/gpu_0_utilization_percentage": torch.cuda.utilization(device),

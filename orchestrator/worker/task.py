@@ -1,4 +1,4 @@
-"""The task of one trial, the files by which driver and workers talk in its folder, and the status that is shown."""
+"""The task of one trial, the files through which driver, trial and workers talk, and the status that is shown."""
 
 import json
 import time
@@ -143,7 +143,7 @@ def epochs_done(folder: Path) -> int:
 State = Literal[
     "waiting", "starting", "training", "scoring", "finished", "failed", "interrupted", "cancelled", "stopped"
 ]
-"""Stopped is what its search decided against."""
+"""Cancelled is also what `rnc submit --prune` ends; stopped is what its search decided against."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,6 +172,7 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
     """Write a file that others read at any time; they see all of it or none."""
     draft = file.with_suffix(".new")
     draft.write_text(json.dumps(content))
+    # A rename, as readers on other nodes poll the file and must not see half of it.
     draft.replace(file)
 
 

@@ -42,7 +42,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CutOff:
-    """What ran before ended without an `End`; written by the start that follows."""
+    """The processes of the training ended without an `End`, killed or lost; written by the start that follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +97,7 @@ class End:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
-    """Anything else that a reader should know; the state of the training stays what it was."""
+    """A remark, which leaves the state of the training as it was."""
 
     text: str
 
@@ -260,6 +260,7 @@ def _last_event(folder: Path) -> Event | None:
 
 def _lines(folder: Path) -> list[str]:
     try:
+        # Whatever bytes a torn line holds, the other lines are still read.
         return (folder / TRAINING_LOG).read_text(errors="replace").splitlines()
     except OSError:
         return []
@@ -284,6 +285,7 @@ def _count(number: int, noun: str) -> str:
 def _output() -> str:
     """The file that this process prints to, if it is one."""
     with suppress(OSError):
+        # Ray points the standard output of a worker to a file of its session.
         path = os.readlink("/proc/self/fd/1")
         return path if path.startswith("/") and Path(path).is_file() else ""
     return ""
