@@ -1,7 +1,9 @@
 """Small detectors and random images, for tests of the network's parts and of what is made of it."""
 
+import copy
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,11 @@ def images(*shape: int) -> Tensor:
 
 def opinionated(num_classes: int, model: ModelConfig = MODEL) -> RetinaNetConf:
     """A detector whose scores spread from 0 to 1, though it learnt nothing."""
+    return copy.deepcopy(_opinionated(num_classes, model))
+
+
+@cache  # a narrow ResNet is cut out of a whole one, which takes a while
+def _opinionated(num_classes: int, model: ModelConfig) -> RetinaNetConf:
     detector = build_detector(model, num_classes, seed=3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

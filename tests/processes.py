@@ -10,7 +10,9 @@ import torch
 from torch import distributed, multiprocessing
 from torch.multiprocessing.spawn import start_processes
 
-multiprocessing.set_forkserver_preload(["model.training.loop", "pytest"])  # imported once, not by every process
+multiprocessing.set_forkserver_preload(
+    ["model.training.loop", "pytest", "tests.warm"]
+)  # imported once, not by every process
 
 
 def run_processes(count: int, function: Callable[..., None], *arguments: Any) -> None:

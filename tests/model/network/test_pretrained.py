@@ -27,6 +27,7 @@ from model.network.pretrained import load_backbone_weights, load_detector_weight
 from model.network.retinanet import RetinaNetConf, build_detector
 from tests.detectors import images, small
 
+pytestmark = pytest.mark.slow  # builds whole ResNets, again and again
 SMALL = ModelConfig(
     backbone="resnet18_quarter", channels=16, tower_depth=2, confidence=None, detector_weights="retinanet.pth"
 )

@@ -30,6 +30,7 @@ from model.network.backbone import Backbone
 from model.network.pretrained import load_backbone_weights, load_detector_weights
 from model.network.retinanet import Predictions, RetinaNetConf, build_detector, flat
 
+pytestmark = pytest.mark.slow  # builds torchvision's detectors whole
 MODEL = ModelConfig(
     backbone="resnet18",
     detector_weights="retinanet.pth",

@@ -142,7 +142,8 @@ def test_weights_are_those_of_one_process(
     if norm_name == "frozen batch norm":
         start.backbone.body.load_state_dict(torch.load(backbone_file, weights_only=True))
     first = {name: tensor.detach() for name, tensor in start.named_parameters() if tensor.requires_grad}
-    weights, others = ({name: load_weights(folder)[name] for name in first} for folder in (one, other))
+    whole, whole_other = load_weights(one), load_weights(other)
+    weights, others = ({name: of[name] for name in first} for of in (whole, whole_other))
     changes = {name: weights[name] - first[name] for name in first}
     differences = {name: weights[name] - others[name] for name in first}
     worst = [max(float(differences[name].norm() / of[name].norm()) for name in first) for of in (weights, changes)]

@@ -56,6 +56,12 @@ def scores(conf: Path, data: CocoData) -> Scores:
     return score(load_detector(conf), data, [INFERENCE], SIZES)[0]
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the drawing of figures, most of the verb's time, to the tests that look at them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **how: Path(file).write_bytes(b""))
+
+
 def rnc(*words: object) -> Result:
     return CliRunner().invoke(cli, ["misalignment", *(str(word) for word in words)])
 
@@ -66,6 +72,7 @@ def refused(result: Result, *said: str) -> None:
         assert text in result.stderr
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_boxes_of_each_image_are_counted_before_and_after_nms(
     conf: Path, data: CocoData, scores: Scores, tmp_path: Path
 ) -> None:
@@ -127,6 +134,7 @@ def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData
     assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("</style>")[1]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_images_are_chosen_by_their_ids_for_the_table_and_the_pictures(
     conf: Path, data: CocoData, scores: Scores, tmp_path: Path
 ) -> None:
@@ -144,6 +152,7 @@ def test_images_are_chosen_by_their_ids_for_the_table_and_the_pictures(
         assert np.array_equal(np.asarray(picture), np.asarray(expected))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_image_ids_that_are_unknown_or_none_are_refused(conf: Path, data: CocoData) -> None:
     first, last = data.image_ids[[0, -1]].tolist()
     refused(
@@ -155,6 +164,7 @@ def test_image_ids_that_are_unknown_or_none_are_refused(conf: Path, data: CocoDa
     refused(rnc(conf, "--image-ids", "", "--data", data.root), "'' is no image id")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_checkpoints_of_one_head_are_told_apart_by_their_folders(conf: Path, data: CocoData, tmp_path: Path) -> None:
     other = checkpoint(tmp_path / "other", data, ConfidenceConfig())
     done = rnc(conf, other, "--only", "--images", 1, "--data", data.root, "--output", tmp_path / "out")
@@ -162,6 +172,7 @@ def test_checkpoints_of_one_head_are_told_apart_by_their_folders(conf: Path, dat
     assert f"RetinaNet-Conf ({tmp_path.name}/other)" in done.stdout
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_exponent_without_a_branch_is_refused_with_the_heads_that_have_one(
     conf: Path, plain: Path, data: CocoData
 ) -> None:
@@ -172,6 +183,7 @@ def test_an_exponent_without_a_branch_is_refused_with_the_heads_that_have_one(
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_an_empty_selection_is_refused(conf: Path, data: CocoData, make_coco: MakeCoco, tmp_path: Path) -> None:
     refused(rnc(conf, "--images", 0, "--data", data.root), "0 is not in the range")
     refused(rnc(conf, "--split", "nothing", "--data", data.root), "instances_nothing.json")
@@ -180,6 +192,7 @@ def test_an_empty_selection_is_refused(conf: Path, data: CocoData, make_coco: Ma
     refused(rnc(other, "--split", "train", "--data", root), f"{root}", "images")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_images_without_objects_are_counted_and_named(make_coco: MakeCoco, tmp_path: Path) -> None:
     box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
     root = make_coco([box], sizes=((60, 80), (60, 80)))
@@ -194,6 +207,7 @@ def test_images_without_objects_are_counted_and_named(make_coco: MakeCoco, tmp_p
     assert [file.name for file in (tmp_path / "none" / "boxes").iterdir()] == ["1.png"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_heads_that_would_be_scored_on_other_images_are_not_compared(
     conf: Path, data: CocoData, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from orchestrator.figures.page import html_page
 from tests.browser import CHROMIUM, Browser, chromium
 from tests.detectors import MODEL, SIZES, opinionated, with_objects_where_it_finds_some
 
+pytestmark = pytest.mark.slow  # starts a browser
 IMAGES = (0, 2, 3)
 HEADS = {"RetinaNet": None, "RetinaNet-Conf": ConfidenceConfig()}
 READY = "!document.querySelector('.bench').hidden"

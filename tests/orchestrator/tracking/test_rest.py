@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch) -> Iterator[Scripted]:
     monkeypatch.setattr(rest, "PAUSES", (0.0, 0.0))
     with Scripted() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 

@@ -100,7 +100,7 @@ def test_a_stranger_on_the_old_port_is_neither_used_nor_disturbed(tmp_path, fake
             self.end_headers()
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as stranger:
-        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        threading.Thread(target=stranger.serve_forever, args=(0.01,), daemon=True).start()
         port = stranger.server_address[1]
         folder = tmp_path / "mlflow"
         folder.mkdir()
