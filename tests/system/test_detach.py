@@ -62,7 +62,7 @@ def test_a_detached_submit_is_seen_by_others_and_its_row_can_be_followed_to_the_
     assert [line.partition(",")[0] for line in said if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert "begins 2 epochs" in said[0]
     assert "finished; its checkpoint is recorded" in said
-    assert said[-2:] == ["scoring: 8 of 8 images of val, 1 setting", "scored under 1 settings on val"]
+    assert said[-2:] == ["scoring: 8 of 8 images of val, 1 setting", "scored under 1 setting on val"]
 
     third = rnc(folder, "submit", "heads.yaml", "--format", "json")  # looks on for as long as the first one runs
     assert third.returncode == 0, third.stderr

@@ -94,7 +94,7 @@ def test_a_suite_is_sent_seen_from_elsewhere_joined_and_ends_with_its_tables(her
 
     sent = here.rnc("submit", "heads.yaml", "--detach", "--format", "json", *here.settings)
     assert sent.returncode == 0, sent.stderr
-    assert re.search(r"Package: \d+ files, 0\.\d\d MB", sent.stderr)
+    assert re.search(r"Package: \d+ files, \d\.\d\d MB", sent.stderr)
     assert f"Job rnc-sent-1 is submitted to {here.address}" in sent.stderr
 
     joined = here.rnc("submit", "heads.yaml", "--format", "json", *here.settings)
