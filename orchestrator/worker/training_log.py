@@ -141,8 +141,7 @@ def write_event(folder: Path, event: Event) -> None:
 
 def log_start(folder: Path, num_workers: int, epoch: int, num_epochs: int) -> None:
     """Log that this process is the first of the workers, and first, if what ran before was cut off, that it was."""
-    last = _last_event(folder)
-    if last is not None and not isinstance(last, Scored | End):
+    if is_open(folder):
         write_event(folder, CutOff())
     start = Start(
         num_workers=num_workers,
@@ -205,9 +204,10 @@ def scoring_of(folder: Path) -> str:
     return _progress(last) if isinstance(last, Scoring) else ""
 
 
-def has_ended(folder: Path) -> bool:
-    """Whether a training came to an end, of whatever kind, and was not started since."""
-    return isinstance(_last_event(folder), Scored | End)
+def is_open(folder: Path) -> bool:
+    """Whether a training was started and, as far as its log tells, has not come to an end of any kind."""
+    last = _last_event(folder)
+    return last is not None and not isinstance(last, Scored | End)
 
 
 def output_of(folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ from orchestrator.worker.training_log import (
     Scoring,
     ScoringLog,
     Start,
-    has_ended,
+    is_open,
     log_epoch,
     log_start,
     losses_of,
@@ -48,7 +48,7 @@ def test_a_log_has_an_event_for_each_start_epoch_and_end(tmp_path: Path):
     assert "begins 12 epochs" in start
     assert epoch == "epoch 1/12, loss 1.235, AP 23.4, 55.5 images/s"
     assert end == "interrupted; the next submit goes on"
-    assert has_ended(tmp_path)
+    assert not is_open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_a_start_after_a_lost_worker_says_so_and_one_after_an_interruption_does_
 @pytest.mark.parametrize("state", ["failed", "cancelled", "stopped", "interrupted", "finished"])
 def test_every_way_in_which_a_training_ends_is_known_as_an_end(state: EndState, tmp_path: Path):
     write_event(tmp_path, End(state=state, reason="stopped early by ASHA after epoch 2 (AP 1.0)"))
-    assert has_ended(tmp_path)
+    assert len(read_log(tmp_path)) == 1 and not is_open(tmp_path)
     write_event(tmp_path, Note(text="nothing for the misalignment lab"))
-    assert has_ended(tmp_path)
+    assert not is_open(tmp_path)
     log_start(tmp_path, 1, 2, 4)
-    assert not has_ended(tmp_path)
+    assert is_open(tmp_path)
     assert CutOff() not in [entry.event for entry in read_log(tmp_path)]
 
 
@@ -186,7 +186,7 @@ def test_a_quick_scoring_is_told_at_each_tenth_and_over_once_another_event_follo
     ]
     assert len(lines) == 11
     assert scoring_of(tmp_path) == "5,000 of 5,000 images of val, 45 settings"
-    assert not has_ended(tmp_path)
+    assert is_open(tmp_path)
     write_event(tmp_path, Scored(split="val", num_settings=45))
     assert scoring_of(tmp_path) == ""
-    assert has_ended(tmp_path)
+    assert not is_open(tmp_path)
