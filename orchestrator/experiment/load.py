@@ -17,6 +17,7 @@ from orchestrator.experiment.rows import (
     Row,
     contradictions,
     misspelt_in_line,
+    mixed_scales,
     read_cited,
     read_row,
 )
@@ -255,6 +256,7 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     search, mistakes = _search(document, rows)
     problems += mistakes
     problems += _mistakes_of_document(document)
+    problems += mixed_scales([*rows, *cited])
     # What needs several settings to be sound is compared only where each of them is.
     if resources is not None and not problems:
         problems += [f"resources.{problem}" for problem in contradictions(resources, [row.train for row in rows])]

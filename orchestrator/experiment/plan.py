@@ -164,7 +164,7 @@ def gather(experiments: Sequence[Experiment]) -> Plan:
     """Gather the trainings and evaluations of one suite, each once; nothing is said to be missing yet.
 
     Raises:
-        UserError: the experiments belong to several suites.
+        UserError: the experiments belong to several suites, or the paper has two numbers for one evaluation.
     """
     trainings: dict[str, TrainRun] = {}
     evaluations: dict[str, Evaluation] = {}
@@ -292,9 +292,21 @@ def _joined_training(known: TrainRun | None, run: TrainRun) -> TrainRun:
 
 
 def _joined_evaluation(known: Evaluation | None, evaluation: Evaluation) -> Evaluation:
-    """Join an evaluation with what earlier rows said of it: all places, and the first number of the paper by metric."""
+    """Join an evaluation with what earlier rows said of it: all places, and all numbers of the paper.
+
+    Raises:
+        UserError: the paper has two numbers for it.
+    """
     if known is None:
         return evaluation
+    (place,) = evaluation.places
+    for metric, value in evaluation.paper.items():
+        if known.paper.get(metric, value) != value:
+            first = next(one for one in known.places if one != place)
+            raise UserError(
+                f"table {place.table}, row {place.label!r}: paper.{metric} is {value:g}, but the same evaluation has"
+                f" {known.paper[metric]:g} in table {first.table}, row {first.label!r}; correct one, or leave it out"
+            )
     return replace(known, places=known.places + evaluation.places, paper={**evaluation.paper, **known.paper})
 
 

@@ -32,6 +32,8 @@ class Cited:
     """The numbers that are quoted, by metric, on the 0-100 scale."""
     source: str
     """Where they stand."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """What the source itself gives, by metric, where the quotation differs from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,7 @@ def read_cited(raw: Settings) -> tuple[Cited | None, list[str]]:
         return None, problems
     if not line.label.strip() or not line.source.strip():
         problems.append("label and source must say something")
-    return line, problems + list(_mistakes_of_numbers(line.paper))
+    return line, [*problems, *_mistakes_of_numbers(line.paper), *_mistakes_of_numbers(line.published, "published")]
 
 
 def misspelt_in_line(kind: type[Row] | type[Cited], raw: Any) -> Iterator[str]:
@@ -102,11 +104,25 @@ def misspelt_in_line(kind: type[Row] | type[Cited], raw: Any) -> Iterator[str]:
     if not isinstance(raw, Mapping):
         return
     yield from misspelt(kind, raw)
-    numbers = raw.get("paper")
-    if isinstance(numbers, Mapping):
-        for metric in numbers:
-            if metric not in METRICS:
-                yield f"paper.{metric} is no metric; {suggestion(metric, METRICS, 'paper.')}"
+    for name in ("paper", "published"):
+        numbers = raw.get(name)
+        if isinstance(numbers, Mapping):
+            for metric in numbers:
+                if metric not in METRICS:
+                    yield f"{name}.{metric} is no metric; {suggestion(metric, METRICS, f'{name}.')}"
+
+
+def mixed_scales(lines: Iterable[Row | Cited]) -> Iterator[str]:
+    """Name numbers of the paper that are fractions where others of the file, of the same metric, are percentages."""
+    held = [(line.label, metric, value) for line in lines for metric, value in line.paper.items()]
+    largest = {metric: max(value for _, other, value in held if other == metric) for _, metric, _ in held}
+    for label, metric, value in held:
+        # Nothing that a table lists stands beside a number a hundred times as good, but a misread scale.
+        if 0.0 < value < 1.0 and largest[metric] >= 10.0:
+            yield (
+                f"row {label!r}: paper.{metric} is {value:g}, beside {largest[metric]:g} in another row: two scales in"
+                f" one file; write {100 * value:g}, numbers are 0 to 100"
+            )
 
 
 def contradictions(resources: Resources, trainings: Iterable[TrainConfig]) -> Iterator[str]:
@@ -151,10 +167,10 @@ def _mistakes(row: Row) -> Iterator[str]:
         yield str(error)
 
 
-def _mistakes_of_numbers(numbers: Mapping[str, float]) -> Iterator[str]:
+def _mistakes_of_numbers(numbers: Mapping[str, float], name: str = "paper") -> Iterator[str]:
     for metric, value in numbers.items():
         if metric in METRICS and not 0.0 <= value <= 100.0:
-            yield f"paper.{metric} is {value}, expected 0 to 100"
+            yield f"{name}.{metric} is {value}, expected 0 to 100"
 
 
 def _require(condition: bool, message: str) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 RNC = Path(sys.executable).parent / "rnc"
 EXPERIMENT = f"""
 suite: tiny
-extends: {ROOT}/experiments/demo/table1_demo.yaml
+extends: {ROOT}/experiments/demo/headline.yaml
 only: [RetinaNet, RetinaNet-Conf]
 defaults:
   train:

@@ -1,0 +1,107 @@
+"""experiments/paper holds the paper's tables: rows, order, settings and numbers, as they are printed."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.experiment.load import load_experiments
+from orchestrator.experiment.plan import gather, row_keys
+from orchestrator.experiment.rows import Cited, Row
+
+PAPER = Path(__file__).parents[1] / "experiments" / "paper"
+TABLES = load_experiments([PAPER])
+DIGEST = "4c3ba584942e2af4477176b1214df7e780efe0a3ef31427d42dd063797c8426b"
+"""sha256 of `_content` of these files when they agreed with the paper's tables, line by line."""
+SAME = (  # what the paper prints number by number alike is one evaluation
+    ("table1_heads: RetinaNet", "table6_detectors: RetinaNet, R50, 1x"),
+    ("table1_heads: IoU-aware Net", "table5_exponents: IoU-aware Net, alpha 0.0"),
+    (
+        "table1_heads: RetinaNet-Conf",
+        "table2_losses: CE loss",
+        "table4_fusion: cls",
+        "table5_exponents: RetinaNet-Conf, alpha 0.0",
+    ),
+    (
+        "table3_samples: CE loss (alpha=0.4)",
+        "table4_fusion: product (alpha=0.4)",
+        "table5_exponents: RetinaNet-Conf, alpha 0.4",
+        "table6_detectors: RetinaNet-Conf, R50, 1x",
+    ),
+    ("table5_exponents: IoU-aware Net, alpha 0.5", "table6_detectors: IoU-aware Net, R50, 1x"),
+)
+
+
+def test_the_tables_are_45_rows_of_13_trainings_and_36_evaluations():
+    plan = gather(TABLES)
+    assert [len(table.rows) for table in TABLES] == [3, 7, 2, 6, 20, 7]
+    assert [len(table.cited) for table in TABLES] == [0, 0, 0, 0, 0, 7]
+    assert (len(plan.trainings), len(plan.evaluations)) == (13, 36)
+
+
+def test_rows_that_the_paper_prints_alike_are_one_evaluation():
+    key = {f"{table.name}: {row.label}": row_keys(row)[0].evaluation_key for table in TABLES for row in table.rows}
+    for alike in SAME:
+        assert len({key[row] for row in alike}) == 1, alike
+    assert len({key[alike[0]] for alike in SAME}) == len(SAME)
+
+
+def test_the_files_are_those_that_were_compared_with_the_paper():
+    content = json.dumps(_content(), sort_keys=True)
+    assert hashlib.sha256(content.encode()).hexdigest() == DIGEST
+
+
+def test_the_files_agree_with_the_papers_tables_line_by_line():
+    if "RNC_PAPER" not in os.environ:
+        pytest.skip("RNC_PAPER names no folder with the paper's tables.json")
+    tables = json.loads((Path(os.environ["RNC_PAPER"]) / "tables.json").read_text())["tables"]
+    for table, (name, printed) in zip(TABLES, tables.items(), strict=True):
+        assert table.name.startswith(f"{name}_")
+        # The paper sets what is cited first, ours last.
+        theirs = sorted(printed["rows"], key=lambda row: "cited" in row)
+        for line, row in zip([*table.rows, *table.cited], theirs, strict=True):
+            assert _letters(line.label) == _letters(_printed_label(name, row))
+            assert dict(line.paper) == row["paper"], line.label
+            assert list(table.columns) == list(row["paper"]), "columns as printed"
+            if isinstance(line, Row):
+                assert _scoring(line) == (
+                    row.get("fusion", "power"),
+                    # A product has no exponent.
+                    row.get("alpha"),
+                    row.get("min_confidence", 0.0),
+                ), line.label
+            else:
+                assert row["cited"] and line.source
+
+
+def _content() -> list[object]:
+    return [[table.name, table.columns, [_line(line) for line in (*table.rows, *table.cited)]] for table in TABLES]
+
+
+def _line(line: Row | Cited) -> list[object]:
+    scoring = _scoring(line) if isinstance(line, Row) else line.source
+    return [line.label, scoring, dict(line.paper)]
+
+
+def _scoring(row: Row) -> tuple[str, float | None, float]:
+    inference = row.inference
+    exponent = inference.confidence_exponent if inference.fusion == "power" else None
+    return inference.fusion, exponent, inference.min_confidence
+
+
+def _printed_label(table: str, row: dict[str, object]) -> str:
+    label = str(row["label"])
+    if table == "table5":
+        return f"{label}, alpha {row['alpha']}"
+    if table == "table6":
+        short = {"ResNet-50-FPN": "R50", "ResNet-101-FPN": "R101"}.get(str(row["backbone"]), row["backbone"])
+        return f"{label}, {short}, {row['schedule']}"
+    return label
+
+
+def _letters(label: str) -> str:
+    """A label without marks of citation, and without the marks in which print and plain text differ."""
+    return re.sub(r"[\s^,-]", "", re.sub(r"\[\d+\]|\(ours\)", "", label))
