@@ -14,8 +14,8 @@ CLI_MODULE = "orchestrator.cli.main"
 """What `python -m` runs as `rnc`, in another process or on a cluster."""
 TRAIN2017 = {"all": 118_287, "with_boxes": 117_266}
 """Images of COCO's train2017, as published."""
-NUM_SHAPES = 2000
-"""Training images that are drawn for the embedded data set; trainings may take fewer."""
+NUM_SHAPES = {"train": 2000, "val": 300, "test": 2000}
+"""How many scenes of the embedded data set are drawn, by split; trainings may take fewer of the first two."""
 COMMIT = "RNC_GIT_COMMIT"
 """The variable that names the git commit where the sources were sent without their repository."""
 COCO_LAYOUT = "train2017/ val2017/ annotations/instances_train2017.json annotations/instances_val2017.json"
@@ -64,7 +64,7 @@ class Site:
         Of COCO's train2017 those with boxes count; of other splits all files of the folder, which may be a few more.
         """
         if data.dataset == "shapes":
-            there: int | None = NUM_SHAPES
+            there: int | None = NUM_SHAPES["train"]
         else:
             folder = self.coco_root / data.train_split if self.coco_root else None
             there = len(os.listdir(folder)) if folder is not None and folder.is_dir() else None

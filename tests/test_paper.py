@@ -62,7 +62,8 @@ def test_the_files_agree_with_the_papers_tables_line_by_line():
         assert table.name.startswith(f"{name}_")
         # The paper sets what is cited first, ours last.
         theirs = sorted(printed["rows"], key=lambda row: "cited" in row)
-        for line, row in zip([*table.rows, *table.cited], theirs, strict=True):
+        lines: list[Row | Cited] = [*table.rows, *table.cited]
+        for line, row in zip(lines, theirs, strict=True):
             assert _letters(line.label) == _letters(_printed_label(name, row))
             assert dict(line.paper) == row["paper"], line.label
             assert list(table.columns) == list(row["paper"]), "columns as printed"
@@ -78,7 +79,11 @@ def test_the_files_agree_with_the_papers_tables_line_by_line():
 
 
 def _content() -> list[object]:
-    return [[table.name, table.columns, [_line(line) for line in (*table.rows, *table.cited)]] for table in TABLES]
+    content: list[object] = []
+    for table in TABLES:
+        lines: list[Row | Cited] = [*table.rows, *table.cited]
+        content.append([table.name, table.columns, [_line(line) for line in lines]])
+    return content
 
 
 def _line(line: Row | Cited) -> list[object]:

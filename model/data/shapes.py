@@ -1,5 +1,6 @@
 """The embedded data set: COCO-format scenes of textured shapes, drawn from a seed and alike on every machine."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ MIN_SIDE = 5
 _MARKER = "shapes.json"
 _VERSION = 1
 """Rises whenever the same parameters draw other pixels."""
-_SPLITS = ("train", "val")
+_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,59 +50,86 @@ class Scene:
     shapes: tuple[Shape, ...]
 
 
-def draw_shapes(root: Path, *, num_train: int, num_val: int, image_size: int = 128, seed: int = 0) -> None:
-    """Write splits `train` and `val` under `root` in COCO format, whole or not at all.
+def draw_shapes(
+    root: Path, *, num_train: int, num_val: int, num_test: int = 0, image_size: int = 128, seed: int = 0
+) -> None:
+    """Write splits `train`, `val` and `test` under `root` in COCO format, each whole or not at all.
 
-    Image k of a split depends on the seed and k alone. A folder that already holds these scenes stays as it is.
+    Image k of a split depends on the seed and k alone. A folder that already holds these scenes stays as it is; one
+    that lacks a split of them gets it.
 
     Args:
         root: the folder to make.
         num_train: images of split `train`.
         num_val: images of split `val`.
+        num_test: images of split `test`; 0 draws no such split.
         image_size: the longer side of every image, in pixels.
         seed: decides every scene.
 
     Raises:
         DataError: `root` holds something else.
     """
-    for name, value, least in (("num_train", num_train, 1), ("num_val", num_val, 1), ("image_size", image_size, 32)):
+    for name, value, least in (
+        ("num_train", num_train, 1),
+        ("num_val", num_val, 1),
+        ("num_test", num_test, 0),
+        ("image_size", image_size, 32),
+    ):
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
-    counts = dict(zip(_SPLITS, (num_train, num_val), strict=True))
+    counts = {name: n for name, n in zip(_SPLITS, (num_train, num_val, num_test), strict=True) if n}
     parameters = {"version": _VERSION, "seed": seed, "image_size": image_size, "num_images": counts}
-    if _is_drawn(root, parameters):
+    missing = _missing_splits(root, parameters)
+    if not missing:
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         # mkdtemp lets nobody else in.
         draft.chmod(0o755)
-        for stream, split in enumerate(_SPLITS):
-            _draw_split(draft, split, counts[split], image_size, (seed, stream))
+        for split in missing:
+            _draw_split(draft, split, counts[split], image_size, (seed, _SPLITS.index(split)))
         (draft / _MARKER).write_text(json.dumps(parameters, indent=2) + "\n")
         try:
             # In one step, so that a kill leaves no half of a data set; fails where root is no empty folder.
             os.rename(draft, root)
         except OSError:
-            if not _is_drawn(root, parameters):  # else another process was quicker
-                raise
+            if missing := _missing_splits(root, parameters):  # else another process was quicker
+                _add_splits(draft, root, missing)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _is_drawn(root: Path, parameters: dict[str, Any]) -> bool:
-    """Whether `root` holds these very scenes; False where nothing stands in the way of drawing them."""
+def _missing_splits(root: Path, parameters: dict[str, Any]) -> list[str]:
+    """Return the splits of these very scenes that `root` lacks.
+
+    Raises:
+        DataError: something else stands in the way of drawing them.
+    """
+    wanted = parameters["num_images"]
     try:
         present = json.loads((root / _MARKER).read_text())
     except (OSError, ValueError):
         if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-            return False
+            return list(wanted)
         raise DataError(f"{root}: not a folder of drawn shapes; remove it, or draw them elsewhere") from None
-    if present != parameters:
+    held = present.get("num_images", {}) if isinstance(present, dict) else {}
+    if held.items() - wanted.items() or present != parameters | {"num_images": held}:
         raise DataError(
             f"{root}: holds shapes drawn with {json.dumps(present)}, wanted {json.dumps(parameters)}; remove the folder"
         )
-    return True
+    return [split for split in wanted if split not in held]
+
+
+def _add_splits(draft: Path, root: Path, splits: Sequence[str]) -> None:
+    """Move new splits into a folder that lacks them; the marker comes last, so that a kill leaves them missing."""
+    for split in splits:
+        # One that is there already came whole from a process that was killed, or that is at it just now.
+        with contextlib.suppress(OSError):
+            os.rename(draft / split, root / split)
+        annotations = f"annotations/instances_{split}.json"
+        os.replace(draft / annotations, root / annotations)
+    os.replace(draft / _MARKER, root / _MARKER)
 
 
 def _draw_split(root: Path, split: str, num_images: int, image_size: int, key: tuple[int, int]) -> None:

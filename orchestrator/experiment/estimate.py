@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun
+from orchestrator.site import NUM_SHAPES
 
 CountImages = Callable[[DataConfig], int | None]
 """Gives the training images of one epoch; None where nobody can tell without reading the data."""
@@ -151,7 +152,8 @@ def estimate_disk(plan: Plan) -> Disk:
     configs = [run.config for key, run in plan.trainings.items() if key in plan.missing_trainings]
     missing = [evaluation for key, evaluation in plan.evaluations.items() if key in plan.missing_evaluations]
     detections = sum(
-        num_scored_images(plan.trainings[evaluation.train_key].config) * evaluation.inference.max_detections
+        num_scored_images(plan.trainings[evaluation.train_key].config, evaluation.split)
+        * evaluation.inference.max_detections
         for evaluation in missing
     )
     return Disk(
@@ -187,9 +189,12 @@ def makespan(jobs: Sequence[tuple[float, float]], capacity: float) -> float:
     return now
 
 
-def num_scored_images(config: TrainConfig) -> int:
-    """Return the images of one scoring pass: those of the config, or of COCO's val2017."""
-    return config.data.num_val_images or (300 if config.data.dataset == "shapes" else 5000)
+def num_scored_images(config: TrainConfig, split: str) -> int:
+    """Return the images of one scoring pass: those of the config, or of the whole split, COCO's val2017 or a like one."""
+    data = config.data
+    if split == data.val_split and data.num_val_images is not None:
+        return data.num_val_images
+    return NUM_SHAPES.get(split, 0) if data.dataset == "shapes" else 5000
 
 
 def weights_bytes(config: TrainConfig) -> int:

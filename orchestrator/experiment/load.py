@@ -59,7 +59,7 @@ class Document:
     question: str = ""
     extends: tuple[str, ...] = ()
     """Files whose settings this one starts from; of two that say the same the later counts."""
-    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     rows: tuple[dict[str, Any], ...] | None = None
     grid: dict[str, tuple[Any, ...]] | None = None
@@ -294,7 +294,7 @@ def _rows(merged: Settings) -> tuple[list[Row], list[str]]:
     if len(found) > 1:
         _, of_defaults = read_row({"label": "defaults"} | usual)
         shared = [mistake for mistake in found[0] if all(mistake in one for one in [of_defaults, *found])]
-    problems = [f"defaults.{told}" if told.startswith(("train.", "inference.")) else told for told in shared]
+    problems = [f"defaults.{told}" if told.startswith(("train.", "inference.", "split ")) else told for told in shared]
     for place, (raw, mistakes) in enumerate(zip(merged["rows"], found, strict=True)):
         problems += [f"{_where(raw, place)}: {mistake}" for mistake in mistakes if mistake not in shared]
     return rows, problems

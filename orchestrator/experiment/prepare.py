@@ -14,9 +14,6 @@ from orchestrator.site import NUM_SHAPES, Site
 if TYPE_CHECKING:
     from model.data.split import CocoData
 
-SHAPES = {"num_train": NUM_SHAPES, "num_val": 300}
-"""How many scenes of the embedded data set are drawn; trainings may take fewer."""
-
 
 class Selection(NamedTuple):
     """The settings that decide which images and annotations are read."""
@@ -82,11 +79,11 @@ def draw(config: DataConfig, site: Site) -> None:
     from model.data.faults import DataError
     from model.data.shapes import draw_shapes
 
-    for name, asked in (("num_train", config.num_train_images), ("num_val", config.num_val_images)):
-        if asked is not None and asked > SHAPES[name]:
-            raise UserError(f"train.data.{name}_images is {asked}; the data set shapes has {SHAPES[name]}")
+    for split, asked in (("train", config.num_train_images), ("val", config.num_val_images)):
+        if asked is not None and asked > NUM_SHAPES[split]:
+            raise UserError(f"train.data.num_{split}_images is {asked}; the data set shapes has {NUM_SHAPES[split]}")
     try:
-        draw_shapes(site.data_root("shapes"), **SHAPES)
+        draw_shapes(site.data_root("shapes"), **{f"num_{split}": number for split, number in NUM_SHAPES.items()})
     except DataError as error:
         raise UserError(str(error)) from error
 

@@ -26,6 +26,8 @@ class Settable:
 
     train: TrainConfig = field(default_factory=TrainConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    split: str = "val2017"
+    """The split that is scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -192,7 +192,8 @@ def data_of(row: Row) -> str:
     data = row.train.data
     is_coco = data.dataset == "coco" and row.split in ("train2017", "val2017", "test-dev2017")
     name = f"{'COCO' if is_coco else data.dataset} {row.split}"
-    return name if data.num_val_images is None else f"{name}, first {data.num_val_images} images"
+    is_cut = row.split == data.val_split and data.num_val_images is not None
+    return f"{name}, first {data.num_val_images} images" if is_cut else name
 
 
 def has_several_heads(experiment: Experiment) -> bool:

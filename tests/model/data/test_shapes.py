@@ -147,6 +147,23 @@ def test_drawing_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert files(root) == before
 
 
+def test_a_folder_that_lacks_a_split_gets_it_and_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "shapes"
+    draw_shapes(root, num_train=2, num_val=1, image_size=64)
+    before = {name: digest for name, digest in files(root).items() if name != "shapes.json"}
+    draw_shapes(root, num_train=2, num_val=1, num_test=3, image_size=64)
+    after = files(root)
+    assert before.items() <= after.items()
+    assert len(read_coco(root, "test")) == 3
+    drawn = {name: digest for name, digest in after.items() if name.startswith("test/")}
+    assert not set(drawn.values()) & set(before.values())
+    monkeypatch.setattr(shapes, "draw_scene", None)  # drawing would fail
+    draw_shapes(root, num_train=2, num_val=1, num_test=3, image_size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
+
+
 @pytest.mark.parametrize("change", [{"num_train": 3}, {"num_val": 2}, {"image_size": 96}, {"seed": 1}])
 def test_other_parameters_do_not_overwrite_a_folder(tmp_path: Path, change: dict[str, int]) -> None:
     root = tmp_path / "shapes"

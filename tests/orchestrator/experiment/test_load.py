@@ -141,6 +141,15 @@ def test_changes_that_cannot_be_laid_on_a_row_are_refused(tmp_path: Path, text: 
     assert mistake(tmp_path, f"extends: parent.yaml\n{text}") == f"table.yaml{says}"
 
 
+def test_defaults_name_the_split_that_is_scored_and_a_row_may_name_another(tmp_path: Path) -> None:
+    rows = "rows: [{label: A}, {label: B, split: other}]"
+    experiment = load(tmp_path, f"defaults: {{split: test}}\n{rows}")
+    assert [row.split for row in experiment.rows] == ["test", "other"]
+    assert mistake(tmp_path, "defaults: {split: 3}\nrows: [{label: A}, {label: B}]").startswith(
+        "table.yaml: defaults.split is 3, expected"
+    )
+
+
 def test_cited_rows_are_quoted_with_their_source_and_never_trained(tmp_path: Path) -> None:
     cited = "cited: [{label: Theirs, paper: {AP: 40}, source: Their paper}]"
     experiment = load(tmp_path, f"rows: [{{label: A}}]\n{cited}")
@@ -477,7 +486,7 @@ def test_the_tables_in_miniature_have_the_rows_of_the_paper() -> None:
         assert miniature.name == paper.name
         assert [(r.label, r.inference) for r in miniature.rows] == [(r.label, r.inference) for r in paper.rows]
         assert [r.train.model.confidence for r in miniature.rows] == [r.train.model.confidence for r in paper.rows]
-        assert {(r.train.data.dataset, r.split) for r in miniature.rows} == {("shapes", "val")}
+        assert {(r.train.data.dataset, r.split) for r in miniature.rows} == {("shapes", "test")}
         assert {r.seeds for r in miniature.rows} == {(0, 1, 2) if paper.name == "table1_heads" else (0,)}
 
 
