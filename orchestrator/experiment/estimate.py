@@ -190,7 +190,7 @@ def makespan(jobs: Sequence[tuple[float, float]], capacity: float) -> float:
 
 
 def num_scored_images(config: TrainConfig, split: str) -> int:
-    """Return the images of one scoring pass: those of the config, or of the whole split, COCO's val2017 or a like one."""
+    """Return the images of one scoring pass: as many as the config says, or the whole split, such as val2017."""
     data = config.data
     if split == data.val_split and data.num_val_images is not None:
         return data.num_val_images
