@@ -11,11 +11,14 @@ import pytest
 from orchestrator.experiment.load import load_experiments
 from orchestrator.experiment.plan import gather, row_keys
 from orchestrator.experiment.rows import Cited, Row
+from orchestrator.report.boxes import BOXES, CONDITIONS, read_boxes
 
 PAPER = Path(__file__).parents[1] / "experiments" / "paper"
 TABLES = load_experiments([PAPER])
 DIGEST = "4c3ba584942e2af4477176b1214df7e780efe0a3ef31427d42dd063797c8426b"
 """sha256 of `_content` of these files when they agreed with the paper's tables, line by line."""
+DIGEST_OF_BOXES = "68d985073cb556fec1d57846bfe5d4b6737579f940380fa5754ac77798b03b35"
+"""sha256 of the counts of boxes in ten images, likewise; their lines end as the file has them."""
 SAME = (  # what the paper prints number by number alike is one evaluation
     ("table1_heads: RetinaNet", "table6_detectors: RetinaNet, R50, 1x"),
     ("table1_heads: IoU-aware Net", "table5_exponents: IoU-aware Net, alpha 0.0"),
@@ -76,6 +79,22 @@ def test_the_files_agree_with_the_papers_tables_line_by_line():
                 ), line.label
             else:
                 assert row["cited"] and line.source
+
+
+def test_the_counts_of_boxes_are_those_that_were_compared_with_the_paper():
+    assert hashlib.sha256(BOXES.read_bytes()).hexdigest() == DIGEST_OF_BOXES
+
+
+def test_the_counts_of_boxes_agree_with_the_papers_line_by_line():
+    if "RNC_PAPER" not in os.environ:
+        pytest.skip("RNC_PAPER names no folder with the paper's tables.json")
+    printed = json.loads((Path(os.environ["RNC_PAPER"]) / "tables.json").read_text())["boxes_of_ten_images"]
+    boxes = read_boxes()
+    assert list(boxes.positive_anchors) == printed["positive_anchors"]
+    assert list(printed["before_nms"]) == list(printed["after_nms"]) == list(CONDITIONS), "in the paper's order"
+    for condition in CONDITIONS:
+        assert list(boxes.before_nms[condition]) == printed["before_nms"][condition], condition
+        assert list(boxes.after_nms[condition]) == printed["after_nms"][condition], condition
 
 
 def _content() -> list[object]:
