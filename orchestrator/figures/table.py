@@ -25,6 +25,8 @@ class Cell:
     """Low and high end, shown in brackets behind the value."""
     mark: str = ""
     """Shown behind everything else, such as an asterisk that a note explains."""
+    soft: bool = False
+    """Pages show it in grey: a number that is not ours."""
     absent: str = "—"
     """What an absent value is shown as: a dash where it may still come, NOT_APPLICABLE where it cannot exist."""
 

@@ -123,6 +123,14 @@ def test_a_notebook_shows_the_table_and_print_its_text() -> None:
     assert str(TABLE) == TABLE.to_text()
 
 
+def test_a_page_shows_in_grey_what_is_not_ours() -> None:
+    row = (Cell("theirs", soft=True), Cell(35.3, soft=True), Cell(36.0))
+    columns = (Column("row", numeric=False), Column("paper"), Column("ours"))
+    text = Table(title="t", columns=columns, rows=(row,)).to_html()
+    assert '<td class="soft">theirs</td><td class="number soft">35.3</td><td class="number">36.0</td>' in text
+    assert "td.soft { color: var(--soft); }" in html_page("t", [])
+
+
 class Page(HTMLParser):
     """Collects the cells of a page and everything that it would load, and checks that its tags match."""
 
