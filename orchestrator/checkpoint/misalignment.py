@@ -144,7 +144,7 @@ def beside_paper(heads: Sequence[Head], places: Sequence[int], paper: Boxes) -> 
     settings = {head.label: head.scores.inference for head in heads}
     notes = [
         "Per cent of the boxes that enter NMS, and of those that it keeps; Δ: the difference, in points.",
-        "The paper's are of the boxes of cls>0.05: those that enter NMS where the class score alone ranks.",
+        "The paper's ten images of COCO: of the boxes of cls>0.05, which enter NMS where the class score alone ranks.",
     ]
     fused = [label for label, inference in settings.items() if inference.needs_confidence]
     if fused:

@@ -20,6 +20,8 @@ BOXES = ROOT / "experiments" / "paper" / "boxes_of_ten_images.csv"
 """The paper's, Table 1 of its Section 1; the file lies beside those of its other tables."""
 THE_PAPER = "the paper, its ten images of COCO"
 """Heads its numbers."""
+_PAPER = "the paper"
+"""The same where a column has no room for more, and a note says the rest."""
 SCORED = "cls>0.05"
 """The condition that all boxes of the paper meet: what scores less does not reach NMS."""
 CONDITIONS = (
@@ -176,7 +178,7 @@ def papers_table(paper: Boxes, max_detections: int) -> Table:
 
 def line_table(heads: Mapping[str, Boxes], paper: Boxes) -> Table:
     """Show the paper's lines one by one, each with its mean and range over images, of each head and of the paper."""
-    sides = {**heads, "the paper": paper}
+    sides = {**heads, _PAPER: paper}
     rows: list[tuple[Cell | Value, ...]] = []
     for stage, condition in LINES:
         counts = [_line(boxes, stage, condition) for boxes in sides.values()]
@@ -199,7 +201,7 @@ def share_table(heads: Mapping[str, Boxes], paper: Boxes, notes: Sequence[str]) 
     """Show what NMS does to the shares of well-placed and of confident boxes, image by image; then the paper's."""
     rows: list[tuple[Cell | Value, ...]] = []
     rules = []
-    for label, boxes in {**heads, THE_PAPER: paper}.items():
+    for label, boxes in {**heads, _PAPER: paper}.items():
         rules.append(len(rows))
         by_condition = [
             numbers
