@@ -66,19 +66,22 @@ class RowResult:
         values = self._values(metric)
         return stdev(values) if len(values) > 1 else None
 
-    def estimate(self, metric: str) -> "Estimate | None":
-        """Return the mean with its 95 % interval; None where it is not known."""
+    def estimate(self, metric: str, level: float = 0.95) -> "Estimate | None":
+        """Return the mean with its interval; None where it is not known."""
         from orchestrator.report.intervals import estimate
 
         values = self._seed_values(metric)
-        return estimate(values) if values else None
+        return estimate(values, level) if values else None
 
-    def difference(self, other: "RowResult", metric: str) -> "Estimate | None":
-        """Return how far it is above another row, with the 95 % interval; None where that is not known."""
+    def difference(self, other: "RowResult", metric: str, level: float = 0.95) -> "Estimate | None":
+        """Return how far it is above another row, with its interval; None where that is not known.
+
+        Of rows with other seeds it is the difference on the seeds that both have.
+        """
         from orchestrator.report.intervals import difference
 
         ours, theirs = self._seed_values(metric), other._seed_values(metric)
-        return difference(ours, theirs) if ours and theirs else None
+        return difference(ours, theirs, level) if ours and theirs else None
 
     def _values(self, metric: str) -> list[float]:
         return [numbers[metric] for numbers in self.by_seed.values() if metric in numbers]
@@ -291,7 +294,7 @@ def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     gain = result.difference(base, metric)
     if gain is None:
         return Cell(mean - reference)
-    return Cell(mean - reference, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
+    return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 
 def _notes_on_gains(results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool) -> list[str]:

@@ -169,14 +169,25 @@ def test_a_difference_is_of_paired_resamples() -> None:
 
 
 def test_the_spread_over_seeds_widens_an_interval() -> None:
-    """Gains of 1, 2 and 3: std 1, so 4.303 / sqrt(3) = 2.484 by seeds, none by images."""
+    """Gains of 1, 2 and 3: std 1, so 4.30265 / sqrt(3) = 2.48414 by seeds, none by images."""
     still = np.full(100, 7.0)
     ours, theirs = sample([31.0, 33.0, 35.0], [still] * 3), sample([30.0, 31.0, 32.0], [still] * 3)
     gain = difference(ours, theirs)
-    assert numbers(gain) == pytest.approx((2.0, -0.4843, 4.4843), abs=1e-4)
+    assert numbers(gain) == pytest.approx((2.0, -0.48414, 4.48414), abs=1e-5)
     assert gain is not None and not gain.excludes_zero
-    alone = sample([30.0], [still])  # no seed but one is paired, and one seed tells no spread
-    assert difference(ours, alone) == Estimate(value=3.0, low=3.0, high=3.0)
+
+
+def test_seeds_that_one_row_lacks_count_neither_in_the_difference_nor_in_its_interval() -> None:
+    still = np.full(100, 7.0)
+    ours = sample([31.0, 33.0, 35.0], [still] * 3)
+    alone = difference(ours, sample([30.0], [still]))
+    assert numbers(alone) == (1.0, 1.0, 1.0) and alone is not None and alone.num_seeds == 1
+    shifted = SeedValues(measured={2: 32.0, 1: 31.0, 7: 0.0}, resampled={seed: still for seed in (1, 2, 7)})
+    paired = difference(ours, shifted)  # 33 - 31 and 35 - 32: mean 2.5, std 0.7071, 12.706 x 0.5 either way
+    assert numbers(paired) == pytest.approx((2.5, 2.5 - 6.353, 2.5 + 6.353), abs=1e-3)
+    apart = SeedValues(measured={8: 31.0, 7: 30.0}, resampled={seed: still for seed in (7, 8)})
+    unpaired = difference(ours, apart)  # in order of their seeds: 31 - 30 and 33 - 31
+    assert numbers(unpaired) == pytest.approx((1.5, 1.5 - 6.353, 1.5 + 6.353), abs=1e-3)
 
 
 def test_without_matches_or_on_other_images_there_is_no_interval() -> None:
