@@ -90,6 +90,20 @@ class OpenSuite(Suite):
 
         return plan_table(*self.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick))
 
+    def costs(self, *, images_per_s: float | None = None, quick: bool = False) -> Table:
+        """Show what each row would cost, if it alone were submitted now, and with which rows it shares trainings.
+
+        Args:
+            images_per_s: see `plan`.
+            quick: see `plan`.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        from orchestrator.report.plan_tables import costs_table
+
+        return costs_table(*self.costed_plan(images_per_s=images_per_s, quick=quick))
+
     def costed_plan(
         self, *, gpus: int | None = None, images_per_s: float | None = None, quick: bool = False
     ) -> "tuple[Plan, PlanTime]":

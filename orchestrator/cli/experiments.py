@@ -31,15 +31,18 @@ def plan(
     verbose: bool,
     quick: bool,
 ) -> None:
-    """Show what EXPERIMENT would train and score, how long that takes, and how much disk. Starts nothing."""
-    from orchestrator.report.plan_tables import evaluations_table, plan_table, plans_json
+    """Show what EXPERIMENT would train and score, what it and each row costs, and how much disk. Starts nothing."""
+    from orchestrator.report.plan_tables import costs_table, evaluations_table, plan_table, plans_json
 
     plans = [one.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick) for one in suites(experiments)]
     if form == "json":
         click.echo(json.dumps(plans_json(plans), indent=2))
         return
-    tables = [[plan_table(one, time), *([evaluations_table(one)] if verbose else [])] for one, time in plans]
-    show([table for of_suite in tables for table in of_suite], form)
+    tables = []
+    for one, time in plans:
+        tables += [plan_table(one, time), *([] if one.is_complete else [costs_table(one, time)])]
+        tables += [evaluations_table(one)] if verbose else []
+    show(tables, form)
 
 
 @click.command()

@@ -58,6 +58,8 @@ def test_plan_says_how_long_the_paper_takes_on_so_many_gpus_and_lists_every_row(
     assert f"Time: {8 * hours:.1f} GPU-hours" in said
     assert f"Largest first on 8 GPUs the training takes {hours:.1f} hours." in said
     assert said.count("waits for its training") == 45
+    costs = said[said.index("Cost of each row") :].split("\n\n")[1].splitlines()
+    assert max(map(len, costs)) <= 120 and sum("1            1" in line for line in costs) == 45
     assert rnc("plan", paper, "--gpus", "0").exit_code == 2
 
 
