@@ -126,7 +126,8 @@ class OpenSuite(Suite):
             prune: first end trainings that no row of these tables asks for any more.
 
         Returns:
-            The exit code (0, 1 where a row failed, 130 after Ctrl-C) and the tables.
+            The exit code (0, 1 where a row failed or a table is left out, 130 after Ctrl-C) and the tables, without
+            those whose results rest on two versions of the data.
 
         Raises:
             UserError: something that must be right before the start is not; nothing was started.
@@ -142,7 +143,11 @@ class OpenSuite(Suite):
         return status_table(self.make_plan(), self.ledger, None if whole else self.storage)
 
     def reports(self, *, bootstrap: bool = True) -> "list[Report]":
-        """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation."""
+        """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation.
+
+        Raises:
+            UserError: the results of a table rest on two versions of the data.
+        """
         from orchestrator.report.files import make_reports
 
         return make_reports(self, bootstrap=bootstrap)
@@ -155,7 +160,8 @@ class OpenSuite(Suite):
             bootstrap: whether differences get intervals; see `reports`.
 
         Raises:
-            UserError: there is no such table, or several could be meant.
+            UserError: there is no such table, or several could be meant; or its results rest on two versions of the
+                data.
         """
         experiment = self._experiment(name)
         # This table alone, so that intervals are not computed for the others.

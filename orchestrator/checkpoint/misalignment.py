@@ -296,10 +296,6 @@ def _setting(inference: InferenceConfig) -> str:
     return f"Ranked with exponent {inference.confidence_exponent:g}."
 
 
-def _short(threshold: float) -> str:
-    return f"{threshold:g}".removeprefix("0")
-
-
 def _file_names(labels: Sequence[str]) -> list[str]:
     slugs = [f"boxes-{_slug([label])}" for label in labels]
     # Labels that differ in their marks alone would share a file.

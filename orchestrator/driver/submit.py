@@ -26,9 +26,9 @@ class Submitted:
     """How a submit ended."""
 
     exit_code: int
-    """0 if all is measured or was stopped by its search, 1 if a row failed, 130 after Ctrl-C."""
+    """0 if all is measured or was stopped by its search, 1 if a row failed or a table is left out, 130 after Ctrl-C."""
     reports: list[Report]
-    """What is measured by now, a report a table."""
+    """What is measured by now, a report a table; those whose results rest on two versions of the data are left out."""
 
     def _repr_html_(self) -> str:
         """What a notebook shows: all tables."""
@@ -54,7 +54,7 @@ def submit(suite: Suite, say: Say, *, prune: bool = False) -> Submitted:
                     stack.enter_context(locked(suite, waiting))
             except KeyboardInterrupt:
                 suite.refresh()
-                return Submitted(exit_code=INTERRUPTED, reports=make_reports(suite))
+                return Submitted(exit_code=INTERRUPTED, reports=make_reports(suite, say=say))
             suite.refresh()  # whoever had the lock before may have done some of it
         repair(suite, say)
         plan, exit_code = suite.make_plan(), 0
@@ -65,6 +65,8 @@ def submit(suite: Suite, say: Say, *, prune: bool = False) -> Submitted:
             exit_code = _run(plan, suite, say)
             suite.refresh()
         reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
+        if len(reports) < len(suite.experiments):
+            exit_code = max(exit_code, 1)
         return Submitted(exit_code=exit_code, reports=reports)
 
 
@@ -121,11 +123,12 @@ def _run(plan: Plan, suite: Suite, say: Say) -> int:
 def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
     """Write the results tables as files and into MLflow, say where they are, and register the best checkpoint.
 
-    What stands there already is left as it is.
+    What stands there already is left as it is. A table whose results rest on two versions of the data is named and
+    left out: the work is done, and the other tables are sound.
     """
     if place_evaluations(suite.connection, suite.mlflow_runs, suite.wanted.evaluations.values()):
         suite.refresh()
-    reports = make_reports(suite)
+    reports = make_reports(suite, say=say)
     folder = suite.site.home / "reports" / suite.name
     write_reports(folder, reports)
     for report in reports:

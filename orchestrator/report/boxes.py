@@ -164,13 +164,13 @@ def papers_table(paper: Boxes, max_detections: int) -> Table:
     more = [f"{image} ({n})" for image, n in zip(paper.images, paper.num_after, strict=True) if n > max_detections]
     notes = [
         "Table 1 of the paper's Section 1, counted for RetinaNet; p is its cls. It does not say which images of COCO "
-        "these are, and they had another input size than here, so that no differences are formed.",
-        *_notes_on_anchors(),
+        "these are: others than ours, so that no differences are formed.",
+        _note_on_anchors(),
     ]
     if more:
         notes.append(
-            f"More than the {max_detections} boxes that are kept here: {', '.join(more)}; --set "
-            f"inference.max_detections={10 * max_detections} counts without that limit."
+            f"More than the {max_detections} boxes that are kept here: {', '.join(more)}; "
+            "--set inference.max_detections=1000 counts without that limit."
         )
     title = f"Boxes before and after NMS: {THE_PAPER}"
     return image_table(title, paper, range(len(paper.images)), notes, is_papers=True)
@@ -247,10 +247,10 @@ def _line(boxes: Boxes, stage: str, condition: str) -> tuple[int, ...]:
     return (boxes.before_nms if stage == "before_nms" else boxes.after_nms)[condition]
 
 
-def _notes_on_anchors() -> Iterator[str]:
+def _note_on_anchors() -> str:
     sizes = ", ".join(f"{image} {anchors:,} anchors" for image, (anchors, _) in COUNTED_AT.items())
     inputs = " and ".join(f"{height} x {width}" for _, (height, width) in COUNTED_AT.values())
-    yield (
+    return (
         f"The text gives {sizes}: 9 for each cell of inputs of {inputs}, so that the ten images were not counted at "
         "the 600 x 1000 of the experiments."
     )

@@ -14,6 +14,7 @@ from orchestrator.experiment.plan import (
     why_evaluation_is_missing,
     why_training_is_missing,
 )
+from orchestrator.experiment.prepare import require_one_version
 from orchestrator.experiment.rows import Cited, Row
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 
@@ -103,7 +104,12 @@ class RowResult:
 def measure(
     experiment: Experiment, ledger: Ledger, resampled: "Mapping[str, Resamples] | None" = None
 ) -> tuple[RowResult, ...]:
-    """Gather the rows of a table; `resampled` by evaluation key."""
+    """Gather the rows of a table; `resampled` by evaluation key.
+
+    Raises:
+        UserError: rows, or seeds of a row, rest on two versions of the same data.
+    """
+    require_one_version(experiment, ledger)
     return tuple(measure_row(row, ledger, resampled or {}) for row in experiment.rows)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Cited, Resources, Row
@@ -198,3 +199,12 @@ def test_a_difference_to_the_reference_has_its_interval_and_a_mark_when_it_is_su
     table = results_table(experiment(BASE, OURS, BOX, reference="RetinaNet"), held, samples)
     assert shown(table)[2]["AP over reference"] == "+0.2"
     assert table.notes[-1] == "No interval, for want of matches: IoU-aware."
+
+
+def test_seeds_that_were_measured_on_two_versions_of_the_data_have_no_mean() -> None:
+    row = replace(OURS, seeds=(0, 7))
+    old, new = (replace(finished(AP=ap), data_fingerprint=data) for ap, data in ((30.0, "old"), (32.0, "new")))
+    with pytest.raises(UserError, match=r"table table: row 'RetinaNet-Conf', seed 0, .* seed 7"):
+        measure(experiment(row), ledger_of((row, [old, new])))
+    (result,) = measure(experiment(row), ledger_of((row, [replace(old, data_fingerprint="new"), new])))
+    assert result.mean("AP") == 31.0
