@@ -166,7 +166,7 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
         columns=tuple(columns),
         rows=(*map(tuple, rows), *map(tuple, quoted)),
         rules_before=(len(rows),) if quoted else (),
-        notes=(*_notes(experiment, bool(in_paper)), *_notes_on_gains(results, gains, is_resampled)),
+        notes=(*_notes(experiment, bool(in_paper)), *_notes_on_gains(experiment, results, gains, is_resampled)),
     )
 
 
@@ -216,11 +216,26 @@ def is_measured(row: RowResult) -> bool:
     return any(name.startswith(f"{names.MISALIGNMENT}/") for numbers in row.by_seed.values() for name in numbers)
 
 
-def interval_note() -> str:
-    """Say what the intervals of a table rest on."""
+def interval_note(estimates: Sequence["Estimate"]) -> str:
+    """Say what the intervals of a table rest on, and what would narrow them."""
     from orchestrator.report.intervals import NUM_RESAMPLES
 
-    return f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images, and by seeds where several."
+    crossed = [one for one in estimates if one.num_seeds > 1]
+    note = f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images"
+    note += ", crossed with the seeds (Obuchowski and Rockette 1995)." if crossed else "."
+    if len(crossed) < len(estimates):
+        note += f" How far another seed would move it is not in it{', where there is but one' if crossed else ''}."
+    known = [one for one in crossed if one.dominant]
+    seeds, images = sum(one.variance_seeds for one in known), sum(one.variance_images for one in known)
+    if known:
+        share = round(100 * seeds / (seeds + images))
+        parts = (f"Seeds make {share} %", "images", 100 - share, "seeds")
+        if share < 50:
+            parts = (f"Images make {100 - share} %", "seeds", share, "images")
+        note += (
+            f" {parts[0]} of the variance of these differences, {parts[1]} {parts[2]} %: more {parts[3]} narrow them."
+        )
+    return note
 
 
 def statistics_cells(statistics: Mapping[str, float | None]) -> list[Cell]:
@@ -303,10 +318,14 @@ def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 
-def _notes_on_gains(results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool) -> list[str]:
+def _notes_on_gains(
+    experiment: Experiment, results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool
+) -> list[str]:
     notes = []
     if any(gain.interval for gain in gains):
-        notes.append(interval_note())
+        base = next(result for result in results if result.row.label == experiment.reference)
+        found = [result.difference(base, experiment.columns[0]) for result in results if result is not base]
+        notes.append(interval_note([one for one in found if one is not None]))
         notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
     if gains and is_resampled and old:
