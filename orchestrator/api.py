@@ -115,7 +115,14 @@ class OpenSuite(Suite):
         cpus = float(os.cpu_count() or 1)
         return plan, estimate_time(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
 
-    def submit(self, say: Say = tell, *, prune: bool = False) -> "Submitted":
+    def submit(
+        self,
+        say: Say = tell,
+        *,
+        prune: bool = False,
+        budget: float | None = None,
+        images_per_s: float | None = None,
+    ) -> "Submitted":
         """Train and score what is missing, on this machine or the cluster at RAY_ADDRESS, and record it in MLflow.
 
         Ctrl-C stops cleanly; the next submit goes on from the last checkpoints. A suite that somebody else submits

@@ -9,18 +9,21 @@ import click
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, say, show, show_reports, site, suites
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.experiment.budget import require_budget
 from orchestrator.experiment.load import Experiment
+
+IMAGES_PER_S = click.option(
+    "--images-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Training throughput of one GPU (or CPU worker), where none was measured.",
+)
 
 
 @click.command()
 @EXPERIMENTS
 @FORMAT
 @click.option("--gpus", type=click.IntRange(min=1), help="How many hours would it take on this many GPUs?")
-@click.option(
-    "--images-per-s",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Training throughput of one GPU (or CPU worker), where none was measured.",
-)
+@IMAGES_PER_S
 @click.option("--verbose", is_flag=True, help="List every evaluation: where it is shown, and why it is missing.")
 @click.option("--quick", is_flag=True, help="Do not look whether MLflow still holds the files of what stands.")
 def plan(
@@ -50,6 +53,13 @@ def plan(
 @FORMAT
 @click.option("--address", help="A Ray cluster, instead of RAY_ADDRESS: http://HOST:8265 to send a job, else to join.")
 @click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For the environment of a job; repeat it.")
+@click.option(
+    "--budget",
+    type=float,
+    metavar="GPU_HOURS",
+    help="Start no training that would go beyond; where one takes no GPU, its CPU-hours count.",
+)
+@IMAGES_PER_S
 @click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
 @click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
 @click.pass_context
@@ -59,6 +69,8 @@ def submit(
     form: str,
     address: str | None,
     env: tuple[str, ...],
+    budget: float | None,
+    images_per_s: float | None,
     prune: bool,
     detach: bool,
 ) -> None:
@@ -67,6 +79,10 @@ def submit(
     Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow; then the tables are printed.
     What stands in MLflow already is not run again. Ctrl-C stops cleanly, and the next submit goes on from the last
     checkpoints. A suite that somebody else submits already is looked on at, and taken over when that submit ends.
+
+    With --budget, trainings start in the order of `rnc plan`, as long as the estimated cost of the next fits into what
+    is left; of those that ran, what they took counts. Where no throughput is known yet, the first training runs and
+    tells. What does not fit is named with its cost and stays missing; the exit code is 0 if nothing else is wrong.
 
     With --detach, mistakes in files, settings and annotations are still found at once; then a process of its own goes
     on, and writes to RNC_HOME/submits/SUITE/.
@@ -80,15 +96,20 @@ def submit(
     are never sent, because everybody who reads the Jobs API would see them: the cluster has to hold them. A cluster
     that wants a token takes it from RAY_AUTH_TOKEN, or from the file at RAY_AUTH_TOKEN_PATH.
     """
+    require_budget(budget, name="--budget")
     here = site()
     if address:
         here = replace(here, ray_address=address)
     opened = suites(experiments, here)
+    passed_on = ["--format", form, *(["--prune"] if prune else [])]
+    passed_on += [] if budget is None else ["--budget", str(budget)]
+    passed_on += [] if images_per_s is None else ["--images-per-s", str(images_per_s)]
     if is_jobs_address(here.ray_address):
         from orchestrator.cluster.jobs import Remote, submit_job
 
-        options = ["--format", form, *(["--prune"] if prune else [])]
-        remote = Remote(address=str(here.ray_address), env=env, options=tuple(options), detach=detach)
+        if budget is not None and len(opened) > 1:
+            raise UserError(f"--budget: each of these {len(opened)} suites is a job of its own; submit them one by one")
+        remote = Remote(address=str(here.ray_address), env=env, options=tuple(passed_on), detach=detach)
         codes = []
         for suite in opened:
             codes.append(submit_job(suite.experiments, remote, say, lambda text: click.echo(text, nl=False)))
@@ -100,12 +121,16 @@ def submit(
     if detach:
         from orchestrator.driver.detach import submit_detached
 
-        options = ["--format", form, *(["--address", address] if address else []), *(["--prune"] if prune else [])]
-        submit_detached(opened, options, say)
+        submit_detached(opened, [*passed_on, *(["--address", address] if address else [])], say)
         return
     codes, reports = [], []
     for suite in opened:
-        submitted = suite.submit(say, prune=prune)
+        if budget is not None and budget <= 0.0:
+            say(f"Suite {suite.name}: the budget is spent; nothing was started.")
+            reports += suite.reports()
+            continue
+        submitted = suite.submit(say, prune=prune, budget=budget, images_per_s=images_per_s)
+        budget = None if budget is None else budget - submitted.hours
         codes.append(submitted.exit_code)
         reports += submitted.reports
         # Ctrl-C is meant for all suites, not for the first alone.

@@ -63,6 +63,12 @@ def test_plan_says_how_long_the_paper_takes_on_so_many_gpus_and_lists_every_row(
     assert rnc("plan", paper, "--gpus", "0").exit_code == 2
 
 
+@pytest.mark.parametrize("hours", ["0", "-2", "nan"])
+def test_a_budget_of_nothing_is_refused_before_anything_starts(rnc: Rnc, hours: str) -> None:
+    refusal = f"--budget is {hours}, expected more than 0 hours; leave it out for no bound"
+    assert refused(rnc("submit", MINIATURE, "--budget", hours), refusal)
+
+
 @pytest.mark.parametrize(
     ("form", "sign"), [("text", "───"), ("markdown", "|---"), ("latex", r"\toprule"), ("html", "<table")]
 )
