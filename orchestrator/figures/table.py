@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ class Column:
     """The column of which this one is a detail; text that is too wide shows it on a line of its own below the row."""
     detail: str = ""
     """What that line is called."""
+    wrap: int | None = None
+    """Of text: the characters of a line; a table with such columns shows details below their column's own text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +86,11 @@ class Table:
         What would be wider than `max_width` has spreads and details of columns on lines of their own below each row.
         """
         columns, groups = self.columns, [[_texts(row, self.columns)] for row in self.cells()]
-        if _total(columns, groups) > max_width and _has_details(self):
+        is_wrapped = any(column.wrap for column in columns)
+        if is_wrapped:
+            columns = tuple(column for column in self.columns if not column.under)
+            groups = [_wrapped(row, self.columns) for row in self.cells()]
+        elif _total(columns, groups) > max_width and _has_details(self):
             columns = tuple(column for column in self.columns if not column.under)
             groups = [_folded(row, self.columns) for row in self.cells()]
         widths = _widths(columns, groups)
@@ -91,9 +98,10 @@ class Table:
         lines = [self.title, *([self.caption] if self.caption else []), ""]
         lines += [_aligned([column.name for column in columns], widths, columns), rule]
         for place, group in enumerate(groups):
-            lines += [rule] if self.begins_group(place) else []
+            lines += [rule] if self.begins_group(place) else [""] if is_wrapped and place > 0 else []
             lines += [_aligned(texts, widths, columns) for texts in group]
-        lines += ["", *self.notes] if self.notes else []
+        notes = [line for note in self.notes for line in (_wrap(note, max_width) if is_wrapped else [note])]
+        lines += ["", *notes] if notes else []
         return "\n".join(lines)
 
     def to_markdown(self) -> str:
@@ -226,6 +234,20 @@ def _folded(row: Sequence[Cell], columns: Sequence[Column]) -> list[list[str]]:
     return lines
 
 
+def _wrapped(row: Sequence[Cell], columns: Sequence[Column]) -> list[list[str]]:
+    """The lines of a row whose texts are wrapped, each followed by the details under its column."""
+    below: dict[str, list[str]] = {column.name: [] for column in columns if not column.under}
+    for cell, column in zip(row, columns, strict=True):
+        below[column.under or column.name] += _wrap(show(cell, column), column.wrap or TEXT_WIDTH)
+    height = max(map(len, below.values()))
+    return [[lines[place] if place < len(lines) else "" for lines in below.values()] for place in range(height)]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    # Never within a word, and never at a hyphen: "R-CNN" and "1e-4" are words.
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
 def width(text: str) -> int:
     """Return the number of terminal columns that a text takes."""
     # Combining marks take no column, East Asian wide letters two.
@@ -274,5 +296,7 @@ _LATEX = {
     "\u00d7": r"$\times$",
     "—": "---",
     "Δ": r"$\Delta$",
+    "✓": r"$\surd$",
+    "✗": r"$\times$",
     **{c: rf"$\{name}$" for c, name in zip("\u03b1β\u03b3δελμ\u03c3", _GREEK, strict=True)},
 }

@@ -283,3 +283,30 @@ def test_latex_compiles_with_booktabs(tmp_path: Path) -> None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and (tmp_path / "tables.pdf").exists(), done.stdout[-2000:]
+
+
+def test_wrapped_text_breaks_between_words_and_details_stand_below_their_own_column() -> None:
+    table = Table(
+        title="Claims",
+        columns=(
+            Column("claim", numeric=False, wrap=12),
+            Column("verdict", numeric=False, wrap=11),
+            Column("why", numeric=False, wrap=11, under="verdict"),
+        ),
+        rows=(("Faster R-CNN is far below", "supported", "+0.7 against +0.5"), ("short", "open", None)),
+        notes=("a note " * 20,),
+    )
+    text = table.to_text()
+    assert text.splitlines()[2:9] == [
+        "claim         verdict",
+        "────────────  ─────────",
+        "Faster R-CNN  supported",
+        "is far below  +0.7",
+        "              against",
+        "              +0.5",
+        "",
+    ]
+    assert max(map(len, text.splitlines())) <= 120
+    assert json.loads(table.to_json())["rows"][0]["why"] == "+0.7 against +0.5"
+    page = table.to_html()
+    assert '<td class="words">+0.7 against +0.5</td>' in page
