@@ -177,22 +177,30 @@ def report(
     claims: str | None,
     misalignment: bool,
 ) -> None:
-    """Print the results tables of EXPERIMENT, or what they say to the claims of the paper."""
-    from orchestrator.report.claims import claims_table, find_claims, judge, load_claims
+    """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata."""
+    from orchestrator.report.claims.errata import errata, errata_table
+    from orchestrator.report.claims.evidence import counts_from, papers_numbers
+    from orchestrator.report.claims.file import find_claims, load_claims
+    from orchestrator.report.claims.ledger import claims_table, judge
     from orchestrator.report.files import write_reports
 
-    listed, judged = None, []
+    listed, paper, judged = None, None, []
     if claims is not None:
         # Read first: a mistake in it should not wait for the intervals.
-        listed = load_claims(Path(claims) if claims else find_claims([one.path for one in experiments]))
+        file = Path(claims) if claims else find_claims([one.path for one in experiments])
+        listed = load_claims(file, experiments)
+        paper = papers_numbers(listed, experiments)
     reports = []
     for suite in suites(experiments):
         of_suite = suite.reports(bootstrap=not no_bootstrap)
         reports += of_suite
-        if listed is not None:
+        if listed is not None and paper is not None:
             tables = {one.experiment.name: one.rows for one in of_suite}
-            judged.append(claims_table(judge(listed, tables), tables))
-    if judged:
+            judgements = judge(listed, tables, paper, counts_from(suite.uri, suite.ledger))
+            judged.append(claims_table(judgements, tables, suite.experiments))
+    if listed is not None and paper is not None:
+        found = errata(listed, paper)
+        judged += [errata_table(found)] if found else []
         show(judged, form)
     elif misalignment:
         show([one.misalignment for one in reports], form)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from model.names import LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE
 from orchestrator import names
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import (
@@ -51,7 +52,8 @@ class RowResult:
 
     row: Row
     by_seed: Mapping[int, Mapping[str, float]]
-    """The numbers of each seed that the ledger holds; those of misalignment as `misalignment/ece`."""
+    """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, and losses of
+    the last updates as `train/loss_box`."""
     resampled: Mapping[int, "Resamples"]
     """[3, resamples] of each such seed whose matches are known."""
     state: str
@@ -121,7 +123,8 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
     for seed, trained, scored in row_keys(row):
         reason = why_evaluation_is_missing(ledger, trained, scored)
         if reason is None:
-            found[seed] = {**ledger.evaluations[scored].metrics, **ledger.evaluations[scored].misalignment}
+            record = ledger.evaluations[scored]
+            found[seed] = {**record.metrics, **record.misalignment, **_losses(ledger, trained)}
             known |= {seed: resampled[scored]} if scored in resampled else {}
         elif reason.startswith("waits"):
             # Why the training is missing says more than that it is.
@@ -257,6 +260,11 @@ def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Val
             if isinstance(cell.value, float) and round(cell.value, column.digits) == best:
                 line[place] = replace(cell, bold=True)
     return [tuple(line) for line in changed]
+
+
+def _losses(ledger: Ledger, train_key: str) -> dict[str, float]:
+    metrics = ledger.trainings[train_key].metrics if train_key in ledger.trainings else {}
+    return {name: metrics[name] for name in (LOSS_CLASS, LOSS_BOX, LOSS_CONFIDENCE) if name in metrics}
 
 
 def _state(row: Row, reasons: Mapping[int, str]) -> str:
