@@ -99,10 +99,8 @@ def weigh(claim: Claim, side: Side) -> Outcome:
     telling = [(part, one) for part, one in judged if one.verdict in decides] or judged
     count = sum(one.verdict == "supported" for _, one in judged)
     texts = [f"{count} of {len(judged)} parts hold"] if 0 < count < len(judged) else []
-    heads = {part.rows for part, _ in telling}
     for part, one in telling:
-        is_one = len(part.rows) == 1 and one.verdict != "not yet run"
-        label = _label(part, part.rows[0]) if len(heads) > 1 and is_one else ""
+        label = _told_apart(part, claim.parts) if one.verdict != "not yet run" else ""
         texts += [": ".join(text for text in (label, one.numbers) if text)] if one.numbers else []
     not_run = list(dict.fromkeys(row for _, one in telling for row in one.not_run))
     texts += [f"not run: {'; '.join(_some(not_run))}"] if not_run else []
@@ -321,6 +319,14 @@ def all_needed(parts: "Sequence[Needed | None]") -> "Needed | None":
 def _most_of(counts: Sequence[int | None]) -> int | None:
     numbers = [count for count in counts if count is not None]
     return max(numbers) if len(numbers) == len(counts) else None
+
+
+def _told_apart(part: Part, parts: Sequence[Part]) -> str:
+    """Name the row of a part where other parts have others, and the one below it where the same row has several."""
+    row = _label(part, part.rows[0]) if len(part.rows) == 1 and len({one.rows for one in parts}) > 1 else ""
+    others = {one.over for one in parts if one.rows == part.rows}
+    over = f"over {_label(part, part.over[0])}" if len(part.over) == 1 and len(others) > 1 else ""
+    return " ".join(text for text in (row, over) if text)
 
 
 def _label(part: Part, name: str) -> str:

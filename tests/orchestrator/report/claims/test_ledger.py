@@ -88,7 +88,7 @@ def test_the_papers_own_tables_judge_its_28_sentences_as_its_readers_did() -> No
     ("number", "told"),
     [
         (4, "36.0, claimed 36.1"),
-        (8, "5 of 6 parts hold; APl 0.0"),
+        (8, "5 of 6 parts hold; IoU-aware Net: APl 0.0"),
         (9, "2 of 4 parts hold; CELoss^w (w=0.001): 0.0 over Smooth L1 loss; GFocal loss: -0.1 over Smooth L1 loss; "),
         (10, "AP75 -0.1 over CELoss^w (w=0.0001); APl -0.5 over Smooth L1 loss; and 2 more"),
         (11, "AP50 0.0 over Smooth L1 loss, the closest of 18"),
@@ -200,9 +200,9 @@ def test_counts_of_our_own_images_judge_what_is_said_of_ten_others() -> None:
     assert found[21].verdict == "partly"
     assert found[21].numbers == "1 of 2 parts hold; iou>0.5 minus anchors: above 0 in 1 of 2 images"
     assert found[22].verdict == "supported"
-    assert found[22].numbers == "iou>0.5 by NMS -37.50, claimed at most 0.0"  # the mean of 50 - 50 and 0 - 75
+    assert found[22].numbers == "mean: iou>0.5 by NMS -37.50, claimed at most 0.0"  # the mean of 50 - 50 and 0 - 75
     assert found[23].verdict == "contradicted"
-    assert found[23].numbers == "cls>0.5 by NMS 15.00, claimed at most 0.0"  # the mean of 50 - 10 and 0 - 10
+    assert found[23].numbers == "mean: cls>0.5 by NMS 15.00, claimed at most 0.0"  # the mean of 50 - 10 and 0 - 10
     lost = "RetinaNet was scored before boxes were counted, or the counts are lost"
     assert measured(22, tables) == ("undecided", lost)
 
