@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import NamedTuple
 
 from model.config import DataConfig, ScheduleConfig
+from orchestrator.experiment.plan import train_key
+from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Column, Table
 from orchestrator.report.boxes import Boxes
-from orchestrator.report.claims.evidence import PapersNumbers
-from orchestrator.report.claims.file import TEN_IMAGES, ClaimsFile, bold_rows, place_of
-from orchestrator.report.claims.kinds import weigh_part
+from orchestrator.report.claims.evidence import PapersNumbers, line_of
+from orchestrator.report.claims.file import TEN_IMAGES, ClaimsFile, Part, bold_rows, place_of
+from orchestrator.report.claims.kinds import EPSILON, weigh_part
 
 STRIDES = (8, 16, 32, 64, 128)
 """Pixels of a cell on P3 to P7."""
@@ -20,6 +22,8 @@ MULTIPLE = 32
 """Images are padded to multiples of so many pixels."""
 MISPLACED_POINT = 10.0
 """What a decimal point one digit too far makes of a number."""
+SEED_NOISE = 0.3
+"""What another seed moves AP by at most, where MMDetection's maintainers trained one configuration again."""
 
 
 class Erratum(NamedTuple):
@@ -43,6 +47,7 @@ def errata(file: ClaimsFile, paper: PapersNumbers) -> list[Erratum]:
         *_names(file),
         *_drops(file),
         *_loss_without_sign(),
+        *_inside_noise(file, paper),
     ]
 
 
@@ -189,6 +194,40 @@ def _loss_without_sign() -> Iterator[Erratum]:
             f"of a target of 0.8 it is {bad:.2f} at 0.2 and {good:.2f} at 0.7: its sign is missing, and around the "
             "difference the absolute value, without which odd exponents turn the sign once more",
         )
+
+
+def _inside_noise(file: ClaimsFile, paper: PapersNumbers) -> Iterator[Erratum]:
+    """Find sentences that rest on differences between trainings of one seed which another seed could bring as well."""
+    found: dict[int, list[float]] = {}
+    for number, claim in enumerate(file.claims, start=1):
+        for part in claim.parts:
+            if part.metric != ("AP",) or weigh_part(part, paper).verdict != "supported":
+                continue
+            gaps = [abs(gap) for gap in _gaps_of_trainings(file, part, paper) if abs(gap) <= SEED_NOISE + EPSILON]
+            found |= {number: [*found.get(number, []), *gaps]} if gaps else {}
+    if found:
+        gaps = [gap for listed in found.values() for gap in listed]
+        yield Erratum(
+            f"claims {', '.join(map(str, found))}",
+            f"one training is {min(gaps):.1f} to {max(gaps):.1f} AP above another, each of one seed",
+            f"another seed moves AP by 0.2 to {SEED_NOISE} (MMDetection's maintainers): such sentences are inside the "
+            "noise of one seed",
+        )
+
+
+def _gaps_of_trainings(file: ClaimsFile, part: Part, paper: PapersNumbers) -> Iterator[float]:
+    """Yield the differences that a part rests on where two trainings stand behind them."""
+    pairs = list(product(part.rows, part.over))
+    if part.kind == "highest":
+        best, other = (
+            max(names, key=lambda name: paper.numbers(part, name, "AP")[0].value) for names in (part.rows, part.over)
+        )
+        pairs = [(best, other)]
+    for pair in pairs:
+        lines = [line_of(file.tables.values(), *place_of(part, name)) for name in pair]
+        keys = [train_key(line.train) for line in lines if isinstance(line, Row)]
+        if len(set(keys)) == 2:
+            yield paper.difference(part, *pair, "AP").value
 
 
 def num_anchors(size: tuple[int, int]) -> int:

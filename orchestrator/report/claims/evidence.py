@@ -154,7 +154,7 @@ class OurNumbers:
         for row in shown:
             if row.row.label == label:
                 return row
-        line = _line_of(self.file.tables.values(), table, label)
+        line = line_of(self.file.tables.values(), table, label)
         if isinstance(line, Row) and line.paper:
             for row in (row for rows in self.tables.values() for row in rows):
                 if _is_printed_alike(row.row, line):
@@ -165,12 +165,12 @@ class OurNumbers:
         raise Absent("not yet run", f"table {table} is not among those shown" if not shown else f"not shown: {label}")
 
     def _cited(self, place: tuple[str, str]) -> Cited | None:
-        line = _line_of(self.file.tables.values(), *place)
+        line = line_of(self.file.tables.values(), *place)
         return line if isinstance(line, Cited) else None
 
     def _require_same_data(self, part: Part, name: str, row: RowResult) -> None:
         """Refuse to compare a number of the paper with one that was measured on something else."""
-        line = _line_of(self.file.tables.values(), *place_of(part, name))
+        line = line_of(self.file.tables.values(), *place_of(part, name))
         tables = self.file.tables.get(place_of(part, name)[0])
         theirs = data_of(line if isinstance(line, Row) else tables.rows[0]) if line and tables else data_of(row.row)
         if theirs != data_of(row.row):
@@ -220,6 +220,14 @@ def counts_from(uri: str | None, ledger: Ledger) -> Fetch:
         return kept[keys[0]]
 
     return fetch
+
+
+def line_of(tables: Iterable[Experiment], table: str, label: str) -> Row | Cited | None:
+    """Return a row or cited line by its table and label; None where there is none."""
+    lines: list[Row | Cited] = []
+    for one in tables:
+        lines += [*one.rows, *one.cited] if one.name == table else []
+    return next((line for line in lines if line.label == label), None)
 
 
 def slope_by_equation(loss: str) -> float:
@@ -273,13 +281,6 @@ def _recorded_counts(uri: str, run_id: str) -> Counts | None:
     total = int(placed.sum())
     unsure = 100.0 * int(placed[: round(0.5 * BINS)].sum()) / total if total else None
     return Counts(boxes=counted(counts), unsure=unsure)
-
-
-def _line_of(tables: Iterable[Experiment], table: str, label: str) -> Row | Cited | None:
-    lines: list[Row | Cited] = []
-    for one in tables:
-        lines += [*one.rows, *one.cited] if one.name == table else []
-    return next((line for line in lines if line.label == label), None)
 
 
 def _is_printed_alike(row: Row, line: Row) -> bool:
