@@ -181,13 +181,18 @@ def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
     What stands there already is left as it is. A table whose results rest on two versions of the data is named and
     left out: the work is done, and the other tables are sound.
     """
-    if place_evaluations(suite.connection, suite.mlflow_runs, suite.wanted.evaluations.values()):
+    tables = [experiment.name for experiment in suite.experiments]
+    if place_evaluations(suite.connection, suite.mlflow_runs, suite.wanted.evaluations.values(), tables):
         suite.refresh()
     reports = make_reports(suite, say=say)
     folder = suite.site.home / "reports" / suite.name
     write_reports(folder, reports)
-    for report in reports:
+    logged = {
         log_table(suite.connection, suite.mlflow_runs, report.experiment.name, table_files(report))
+        for report in reports
+    }
+    if not logged <= {run.run_id for run in suite.mlflow_runs}:
+        suite.refresh()  # the pages lead to the runs of tables
     for name, link in show_suite(suite).items():
         say(f"{name} in MLflow: {link}")
     if why := why_no_views(suite.connection.uri):
