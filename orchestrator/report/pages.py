@@ -6,13 +6,16 @@ from dataclasses import replace
 from urllib.parse import quote
 
 from orchestrator import names
+from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import row_keys
+from orchestrator.experiment.plan import Ledger, row_keys
+from orchestrator.experiment.prepare import require_one_version
 from orchestrator.figures.templating import fill
 from orchestrator.report import views
 from orchestrator.tracking import rest
 from orchestrator.tracking.records import (
     by_key,
+    ledger_of,
     measured_where_the_paper_did,
     place_and_label,
     training_params,
@@ -52,13 +55,15 @@ def show_suite(suite: Suite) -> dict[str, str]:
 def write_views(tracking: Tracking, experiments: Sequence[Experiment], runs: Sequence[Run] = ()) -> dict[str, str]:
     """Save the views of these tables and of the suite's curves, describe the suite by them, and return their links.
 
-    Among the runs of the suite are those that hold the tables as files, which the description leads to.
+    The runs of the suite say whether seeds may be averaged; among them are those that hold the tables as files, which
+    the description leads to.
 
     What stands there already is not written again; no views are saved on a server that does not show them.
     """
     held = experiment_tags(tracking)
     files = by_key(runs, "table")
-    tags = _view_tags(held, experiments) if views.are_shown(rest.server_version(tracking.uri)) else {}
+    ledger = ledger_of(runs)
+    tags = _view_tags(held, experiments, ledger) if views.are_shown(rest.server_version(tracking.uri)) else {}
     for experiment in experiments:
         tags[f"{names.TABLE}{experiment.name}"] = _table_note(tracking, experiment, files.get(experiment.name))
     tags[names.DESCRIPTION] = _suite_note(tracking, held | tags)
@@ -110,14 +115,13 @@ def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> s
     return tracking.uri + "/" + link_in_page(tracking, view_id, mode)
 
 
-def _view_tags(held: Mapping[str, str], experiments: Sequence[Experiment]) -> dict[str, str]:
+def _view_tags(held: Mapping[str, str], experiments: Sequence[Experiment], ledger: Ledger) -> dict[str, str]:
     tags = _view_tag(held, CURVES, "Training curves", views.curves_view())
     for experiment in experiments:
-        name, title, shown = experiment.name, experiment.title, _shown(experiment)
+        name, title, shown = experiment.name, experiment.title, _shown(experiment, ledger)
+        by_row = replace(shown, is_grouped=not shown.is_mixed)
         tags |= _view_tag(held, name, title, views.table_view(shown))
-        tags |= _view_tag(
-            held, name + views.CHARTS, f"{title}: charts", views.table_view(replace(shown, is_grouped=True))
-        )
+        tags |= _view_tag(held, name + views.CHARTS, f"{title}: charts", views.table_view(by_row))
         if experiment.search is not None:
             drawn = replace(shown, settings=varied_settings(experiment.rows, of_trainings=True))
             view = views.trials_view(drawn, experiment.search.metric)
@@ -125,21 +129,32 @@ def _view_tags(held: Mapping[str, str], experiments: Sequence[Experiment]) -> di
     return tags
 
 
-def _shown(experiment: Experiment) -> views.TableShown:
+def _shown(experiment: Experiment, ledger: Ledger) -> views.TableShown:
     beside: set[str] = set()
     apart: set[str] = set()
     for row in experiment.rows:
         is_comparable = measured_where_the_paper_did(training_params(row.train), row.split)
         (beside if is_comparable else apart).update(row.paper)
+    is_mixed = _is_mixed(experiment, ledger)
     return views.TableShown(
         table=experiment.name,
         columns=experiment.columns,
         settings=varied_settings(experiment.rows),
         rows=[place_and_label(place, row.label) for place, row in enumerate(experiment.rows)],
-        is_grouped=any(len(row.seeds) > 1 for row in experiment.rows),
+        is_grouped=any(len(row.seeds) > 1 for row in experiment.rows) and not is_mixed,
+        is_mixed=is_mixed,
         beside_paper=[column for column in experiment.columns if column in beside],
         apart_from_paper=[column for column in experiment.columns if column in apart],
     )
+
+
+def _is_mixed(experiment: Experiment, ledger: Ledger) -> bool:
+    """Whether the results of a table rest on two versions of the data, of which there is no mean."""
+    try:
+        require_one_version(experiment, ledger)
+    except UserError:
+        return True
+    return False
 
 
 def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View) -> dict[str, str]:

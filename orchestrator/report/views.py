@@ -53,6 +53,8 @@ class TableShown:
     """Place and label of each, as in the tag."""
     is_grouped: bool = False
     """Whether a line is a row with the mean of its seeds, called by its label, and not one evaluation."""
+    is_mixed: bool = False
+    """Whether its results rest on several versions of the data; then each is told, and nothing is grouped."""
     beside_paper: Sequence[str] = ()
     """The columns that the paper gives a number for, measured on its data."""
     apart_from_paper: Sequence[str] = ()
@@ -78,7 +80,8 @@ def table_view(shown: TableShown) -> View:
     # Behind all of ours, as no difference is formed.
     apart = [f"metrics.`{papers_own(column)}`" for column in shown.apart_from_paper]
     # A group has no tags, and its name is the row; of a run the name says less than the row does.
-    cells = [*([] if shown.is_grouped else [row]), *metrics, *params, SEED, *apart]
+    version = [f"tags.`{names.FINGERPRINT}`"] if shown.is_mixed else []
+    cells = [*([] if shown.is_grouped else [row]), *metrics, *params, SEED, *version, *apart]
     widths = {RUN_NAME: 330} if shown.is_grouped else {RUN_NAME: 100, row: 260}
     widths |= dict.fromkeys(metrics, 80) | dict.fromkeys(params, 150) | dict.fromkeys(apart, 190)
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, PAPERS_OWN: 3}

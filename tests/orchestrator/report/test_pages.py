@@ -116,3 +116,25 @@ def test_a_table_without_a_search_leaves_its_trainings_alone(suite):
     assert "rates, all trials" not in pages.show_suite(Suite([plain], suite.site))
     assert views.view_tag("rates/trials") not in runs.experiment_tags(suite.connection)
     assert not any(run.rows for run in read_runs(suite.connection))
+
+
+def test_seeds_on_two_versions_of_the_data_are_never_averaged(mlflow_uri, tmp_path):
+    row = Row(label="RetinaNet-Conf", seeds=(0, 7))
+    table = replace(SEARCH, name="seeds", suite="two versions", rows=(row,), search=None)
+    tracking = open_tracking(mlflow_uri, table.suite)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    plan = make_plan([table], Ledger())
+    for place, evaluation in enumerate(plan.evaluations.values()):
+        run_id = ledger.begin_training(tracking, plan.trainings[evaluation.train_key])
+        ledger.record_checkpoint(tracking, run_id, tmp_path)
+        ledger.end_training(tracking, run_id, "FINISHED")
+        digest = "old" if place == 0 else "new"
+        ledger.record_evaluation(
+            tracking, evaluation, {"AP": 30.0}, detections=None, train_run_id=run_id, data_fingerprint=digest
+        )
+        pages.show_suite(Suite([table], Site(home=tmp_path, tracking_uri=mlflow_uri)))
+        for view_id in ("seeds", "seeds/charts"):
+            view = saved_view(tracking, view_id)
+            assert (view["groupBy"] is None) == (place == 1)
+            assert ("tags.`data_fingerprint`" in view["selectedColumns"]) == (place == 1)
