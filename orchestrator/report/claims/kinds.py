@@ -115,11 +115,11 @@ def weigh(claim: Claim, side: Side) -> Outcome:
 def weigh_part(part: Part, side: Side) -> Outcome:
     """Judge one part: contradicted where anything in it is, undecided where anything is, else supported."""
     try:
-        findings = _KINDS[part.kind](part, side)
+        findings = _by_metric(part, side)
     except Absent as absent:
         return Outcome(verdict=absent.verdict, numbers=absent.why, not_run=absent.rows, is_foreign=absent.is_foreign)
     verdict = _all([finding.verdict for finding in findings])
-    telling = [finding for finding in findings if finding.verdict == verdict]
+    telling = [finding for finding in findings if finding.verdict == verdict] or findings
     texts = _some([finding.text for finding in telling])
     if verdict == "supported" and len(telling) > len(texts):
         closest = min(telling, key=lambda finding: finding.reserve)
@@ -129,6 +129,23 @@ def weigh_part(part: Part, side: Side) -> Outcome:
         numbers="; ".join(texts),
         needed=all_needed([finding.needed for finding in findings]),
     )
+
+
+def _by_metric(part: Part, side: Side) -> list[_Finding]:
+    """Weigh a part metric by metric, so that one of which there is no number leaves the others their say."""
+    if part.kind in ("most", "same_magnitude"):
+        return _KINDS[part.kind](part, side)
+    found: list[_Finding] = []
+    absent: list[Absent] = []
+    for metric in part.metric:
+        try:
+            found += _KINDS[part.kind](replace(part, metric=(metric,)), side)
+        except Absent as one:
+            absent.append(one)
+    lacking = [one for one in absent if not one.is_foreign]
+    if not found:
+        raise (lacking or absent)[0]
+    return found + [_Finding(one.verdict, one.why) for one in lacking]
 
 
 def _within(part: Part, side: Side) -> list[_Finding]:
@@ -196,10 +213,15 @@ def _monotone(part: Part, side: Side) -> list[_Finding]:
 
 
 def _most(part: Part, side: Side) -> list[_Finding]:
-    rises = [side.difference(part, part.rows[-1], part.rows[0], metric) for metric in part.metric]
-    first, others = rises[0], list(zip(part.metric[1:], rises[1:], strict=True))
+    first = side.difference(part, part.rows[-1], part.rows[0], part.metric[0])
     found = []
-    for metric, other in others:
+    for metric in part.metric[1:]:
+        try:
+            other = side.difference(part, part.rows[-1], part.rows[0], metric)
+        except Absent as absent:
+            if absent.is_foreign:
+                continue
+            raise
         # Without their common noise: both intervals at their worst.
         gap = Number(value=first.value - other.value, low=first.low - other.high, high=first.high - other.low)
         text = f"{part.metric[0]} {shown(first, metric, '+')}, {metric} {shown(other, metric, '+')}"
@@ -291,7 +313,7 @@ def _between(number: Number, low: float, high: float) -> Verdict:
 def _all(verdicts: Sequence[Verdict]) -> Verdict:
     if "contradicted" in verdicts:
         return "contradicted"
-    return "undecided" if "undecided" in verdicts else "supported"
+    return "supported" if set(verdicts) == {"supported"} else "undecided"
 
 
 def _of_parts(verdicts: Sequence[Verdict]) -> Verdict:

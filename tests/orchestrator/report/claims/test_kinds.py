@@ -312,6 +312,31 @@ def test_what_cannot_be_had_on_this_data_leaves_the_verdict_to_the_other_parts()
     assert weighed(side, foreign).verdict == "undecided"
 
 
+def test_a_metric_without_a_number_leaves_the_others_of_its_part_their_say() -> None:
+    class Lacking(Given):
+        def difference(self, part: Part, name: str, other: str, metric: str) -> Number:
+            if metric == "APl":
+                raise Absent("undecided", "no large object", is_foreign=True)
+            if metric == "APs":
+                raise Absent("undecided", "no interval")
+            return super().difference(part, name, other, metric)
+
+    side = Lacking({("a", "AP"): 30.0, ("b", "AP"): 29.0, ("a", "AP50"): 31.0, ("b", "AP50"): 29.0})
+
+    def verdict(*metrics: str, rows: tuple[str, str] = ("a", "b")) -> tuple[str, str]:
+        found = weighed(side, Part(kind="above", table="t", rows=rows[:1], over=rows[1:], metric=metrics))
+        return found.verdict, found.numbers
+
+    assert verdict("AP", "APl") == ("supported", "+1.0")
+    assert verdict("AP", "APs") == ("undecided", "no interval")
+    assert verdict("AP", "APs", rows=("b", "a")) == ("contradicted", "-1.0")
+    assert verdict("APl") == ("undecided", "no large object")
+    most = Part(kind="most", table="t", rows=("b", "a"), metric=("AP", "APl"))
+    assert weighed(side, most).verdict == "undecided"  # nothing is left to compare with
+    beside = Part(kind="most", table="t", rows=("b", "a"), metric=("AP", "APl", "AP50"))
+    assert weighed(side, beside).verdict == "contradicted"  # +1.0 and +2.0
+
+
 def test_of_many_numbers_that_support_a_part_the_closest_is_shown() -> None:
     side = printed(a=36.0, b=35.0, c=35.8, d=34.0, e=33.0)
     found = weighed(side, Part(kind="best", table="t", rows=("a",), over=("b", "c", "d", "e")))
