@@ -27,7 +27,7 @@ from orchestrator.report.claims.file import (
     means,
     place_of,
 )
-from orchestrator.report.claims.kinds import Absent, Number, all_needed
+from orchestrator.report.claims.kinds import Absent, Number, all_needed, shown
 from orchestrator.report.results import RowResult, data_of
 from orchestrator.tracking.artifacts import download
 
@@ -296,7 +296,7 @@ def _number(row: RowResult, metric: str) -> Number:
         return Number(value=fmean(values), low=min(values), high=max(values))
     found = row.estimate(metric)
     if found is None:
-        raise _without_interval([row], metric, f"{fmean(values):.1f}")
+        raise _without_interval([row], metric, shown(_exact(fmean(values)), metric))
     return _of(found)
 
 
@@ -316,7 +316,7 @@ def _difference(row: RowResult, other: RowResult, metric: str) -> Number:
     for one in (row, other):
         _require_value(one, metric)
     value = (row.mean(metric) or 0.0) - (other.mean(metric) or 0.0)
-    raise _without_interval([row, other], metric, f"{value:+.1f}")
+    raise _without_interval([row, other], metric, shown(_exact(value), metric, "+"))
 
 
 def _require_value(row: RowResult, metric: str) -> None:

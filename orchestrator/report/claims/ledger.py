@@ -69,6 +69,8 @@ def claims_table(
     ]
     if any(NO_INTERVAL in one.measured.numbers for one in judgements):
         notes.insert(-1, f"{NO_INTERVAL} has no interval by one seed, and so decides nothing; more seeds give it one.")
+    if any(len(measured.by_seed) == 1 for rows in tables.values() for measured in rows):
+        notes.insert(-1, "Of rows with one seed a verdict is on these trainings; another seed may decide otherwise.")
     if ours != [PAPERS_DATA]:
         notes[-1] = (
             f"Measured on {'; '.join(ours)}, and not on {PAPERS_DATA}, of which the paper speaks: a verdict here is on "

@@ -154,6 +154,8 @@ def test_a_metric_without_interval_decides_nothing_and_the_table_says_how_it_wou
     )
     notes = claims_table(judged(tables), tables).notes
     assert any(note.startswith("[?] has no interval by one seed") for note in notes)
+    assert any(note.startswith("Of rows with one seed a verdict is on these trainings") for note in notes)
+    assert not any("one seed" in note for note in claims_table(judged({}), {}).notes)
 
 
 def test_a_size_that_the_data_lacks_leaves_the_verdict_to_the_others() -> None:
