@@ -11,7 +11,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Column, Table
 from orchestrator.report.boxes import Boxes
 from orchestrator.report.claims.evidence import PapersNumbers, line_of
-from orchestrator.report.claims.file import TEN_IMAGES, ClaimsFile, Part, bold_rows, place_of
+from orchestrator.report.claims.file import ClaimsFile, Part, Printed, bold_rows, place_of
 from orchestrator.report.claims.kinds import EPSILON, weigh_part
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -37,7 +37,12 @@ class Erratum(NamedTuple):
 
 
 def errata(file: ClaimsFile, paper: PapersNumbers) -> list[Erratum]:
-    """Find what in the text the paper's own numbers do not bear out, or what names two things alike."""
+    """Find what in the text the paper's own numbers do not bear out, or what names two things alike.
+
+    None is looked for where the file does not say what is `printed`, as claims of one's own.
+    """
+    if file.printed == Printed():
+        return []
     return [
         *_slips(file, paper),
         *_values_of_others(file, paper),
@@ -90,11 +95,11 @@ def _values_of_others(file: ClaimsFile, paper: PapersNumbers) -> Iterator[Erratu
     """Find numbers that the text gives to a row and the tables to others."""
     for claim in file.claims:
         for part in claim.parts:
-            is_level = part.kind in ("at_least", "equals") and not part.over and part.table not in (TEN_IMAGES,)
-            if not is_level or weigh_part(part, paper).verdict != "contradicted":
+            metric, (table, label) = part.metric[0], place_of(part, part.rows[0])
+            is_level = part.kind in ("at_least", "equals") and not part.over
+            is_printed = metric in paper.lines.get((table, label), {})
+            if not (is_level and is_printed) or weigh_part(part, paper).verdict != "contradicted":
                 continue
-            (metric, row) = part.metric[0], part.rows[0]
-            table, label = place_of(part, row)
             holders = [
                 f"{other} ({file.printed.names.get(where, where)})"
                 for (where, other), numbers in paper.lines.items()
@@ -110,11 +115,12 @@ def _bold(file: ClaimsFile, paper: PapersNumbers) -> Iterator[Erratum]:
     """Find marks of the best that are not on the best."""
     for table, columns in file.printed.bold.items():
         for metric, marked in columns.items():
-            values = {row.label: paper.lines[table, row.label][metric] for row in file.tables[table].rows}
-            best = max(values.values())
+            lines = {label: numbers for (where, label), numbers in paper.lines.items() if where == table}
+            values = {label: numbers[metric] for label, numbers in lines.items() if metric in numbers}
+            best = max(values.values(), default=0.0)
             holders = [label for label, value in values.items() if value == best]
             for label in bold_rows(marked):
-                if values[label] < best:
+                if values.get(label, best) < best:
                     yield Erratum(
                         file.printed.names.get(table, table),
                         f"{metric}: bold marks {values[label]:.1f} of {label}",
@@ -135,7 +141,8 @@ def _misplaced_points(file: ClaimsFile) -> Iterator[Erratum]:
 
 def _anchors(file: ClaimsFile, boxes: Boxes | None) -> Iterator[Erratum]:
     """Find input sizes that have as many anchors as the text says, and images with fewer positive ones."""
-    ours = sizes_within(DataConfig().short_edge, DataConfig().long_edge)
+    short, long = DataConfig().short_edge, DataConfig().long_edge
+    ours = sizes_within(short, long)
     for image, count in file.printed.num_anchors.items():
         of_experiments = [size for size in ours if num_anchors(size) == count]
         others = [size for size in _squarish() if num_anchors(size) == count]
@@ -144,7 +151,8 @@ def _anchors(file: ClaimsFile, boxes: Boxes | None) -> Iterator[Erratum]:
             yield Erratum(
                 "Section 1",
                 f"{image} has {count:,} anchors",
-                f"so has an input of {height} x {width}, and none that is resized to 600 x 1000 as in the experiments",
+                f"so has an input of {height} x {width}, and none that is resized to {short} x {long} as in the "
+                "experiments",
             )
     least = file.printed.least_positive_anchors
     if boxes is not None and least is not None:
@@ -169,8 +177,8 @@ def _drops(file: ClaimsFile) -> Iterator[Erratum]:
     for (one, counted), (other, again) in pairwise(file.printed.lr_drop_epochs.items()):
         if counted == again:
             continue
-        shifts = {later - earlier for later, earlier in zip(counted, again, strict=True)}
-        same = "the same, counted from 1 and from 0" if shifts <= {1} or shifts <= {-1} else "not the same"
+        is_same = again in (tuple(epoch - 1 for epoch in counted), tuple(epoch + 1 for epoch in counted))
+        same = "the same, counted from 1 and from 0" if is_same else "not the same"
         used = list(ScheduleConfig().lr_drop_epochs)
         yield Erratum(
             f"{one}, {other}",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import normpath
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from model.config import METRICS
 from model.names import LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE
@@ -14,6 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import CLAIMS, Experiment, load_experiment, load_experiments
 from orchestrator.experiment.strict_yaml import read_yaml
 from orchestrator.report.boxes import CONDITIONS
+from orchestrator.report.results import MISALIGNMENT_COLUMNS
 
 Kind = Literal[
     "at_least",
@@ -48,21 +49,8 @@ OF_BOXES = (
 """The metrics of TEN_IMAGES. `by NMS`: by how many points NMS raises the share of these boxes. `minus anchors`: how
 many more boxes before NMS than positive anchors."""
 OF_RUNS = (
-    LOSS_CLASS,
-    LOSS_BOX,
-    LOSS_CONFIDENCE,
-    *(
-        f"{names.MISALIGNMENT}/{name}"
-        for name in (
-            "rank_correlation",
-            "rank_correlation_well_placed",
-            "ece",
-            "oracle_AP",
-            "oracle_nms_AP",
-            "dropped_better",
-            "objects_lost",
-        )
-    ),
+    *(LOSS_CLASS, LOSS_BOX, LOSS_CONFIDENCE),
+    *(f"{names.MISALIGNMENT}/{name}" for name in MISALIGNMENT_COLUMNS),
 )
 """What else is measured of a row: the losses of its last epoch, and what its scores say of placement."""
 MEAN_OF = "mean of "
@@ -204,6 +192,11 @@ def means(metric: str) -> tuple[str, ...]:
     return tuple(metric.removeprefix(MEAN_OF).split(" and ")) if metric.startswith(MEAN_OF) else (metric,)
 
 
+def bold_rows(rows: Any) -> tuple[str, ...]:
+    """Return the labels in bold, given as one or as a list."""
+    return tuple(map(str, rows)) if isinstance(rows, list | tuple) else (str(rows),)
+
+
 def _tables(path: Path, more: Iterable[str]) -> list[Experiment]:
     beside = [file for file in path.parent.glob("*.yaml") if file.name != CLAIMS and not file.name.startswith("_")]
     return [
@@ -246,11 +239,16 @@ def _listed(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _ONE, _SOME, _TWO, _NONE, _ANY = (1, 1), (1, 99), (2, 99), (0, 0), (0, 99)
-_COUNTS = {
-    **dict.fromkeys(("at_least", "at_most", "equals"), (_SOME, _ANY, _SOME)),
-    **dict.fromkeys(("above", "best"), (_SOME, _SOME, _SOME)),
+_COUNTS: dict[Kind, tuple[tuple[int, int], ...]] = {
+    "at_least": (_SOME, _ANY, _SOME),
+    "at_most": (_SOME, _ANY, _SOME),
+    "equals": (_SOME, _ANY, _SOME),
+    "above": (_SOME, _SOME, _SOME),
+    "best": (_SOME, _SOME, _SOME),
     "highest": (_SOME, _SOME, _SOME),
-    **dict.fromkeys(("flat", "falls", "rises"), (_TWO, _NONE, _SOME)),
+    "flat": (_TWO, _NONE, _SOME),
+    "falls": (_TWO, _NONE, _SOME),
+    "rises": (_TWO, _NONE, _SOME),
     "most": (_TWO, _NONE, _TWO),
     "share": (_SOME, _ANY, _ONE),
     "same_magnitude": (_SOME, _NONE, _TWO),
@@ -312,11 +310,3 @@ def _mistakes_of_printed(printed: Printed, known: Sequence[Experiment]) -> Itera
                 *(problem for row in bold_rows(rows) for problem in _unknown_row(table, row, known)),
             ]:
                 yield f"printed.bold.{table}: {mistake}"
-
-
-def bold_rows(rows: Any) -> tuple[str, ...]:
-    """Return the labels in bold, given as one or as a list."""
-    return (rows,) if isinstance(rows, str) else tuple(rows)
-
-
-assert set(_COUNTS) == set(get_args(Kind))

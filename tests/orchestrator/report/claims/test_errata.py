@@ -9,7 +9,7 @@ from model.network.anchors import NUM_ANCHORS, STRIDES, level_sizes
 from orchestrator.report.claims import errata as module
 from orchestrator.report.claims.errata import Erratum, errata, errata_table, num_anchors, sizes_within
 from orchestrator.report.claims.evidence import papers_numbers
-from orchestrator.report.claims.file import load_claims
+from orchestrator.report.claims.file import Printed, load_claims
 
 FILE = load_claims(Path(__file__).parents[4] / "experiments" / "paper" / "claims.yaml")
 PAPER = papers_numbers(FILE)
@@ -117,6 +117,12 @@ def test_what_is_right_is_no_erratum() -> None:
     )
     file = replace(FILE, claims=claims, printed=printed, tables={**FILE.tables, "table6_detectors": mended})
     assert [one.place for one in errata(file, PAPER)] == ["Eq. 13", "claims 4, 8, 11, 12, 16"]  # one less from 4 on
+
+
+def test_claims_of_ones_own_have_no_errata_of_the_paper() -> None:
+    assert errata(replace(FILE, printed=Printed()), PAPER) == []
+    others = replace(FILE.printed, lr_drop_epochs={"here": (9, 12), "there": (8,)}, bold={"table7": {"AP": "CE"}})
+    assert finding("[8]", errata(replace(FILE, printed=others), PAPER)).finding.startswith("not the same;")
 
 
 def test_the_table_of_errata_reads_within_120_columns() -> None:

@@ -1,12 +1,13 @@
 """A file of claims is read whole, and each of its mistakes named: file, claim, value, and what was probably meant."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiments
-from orchestrator.report.claims.file import find_claims, load_claims, means, place_of
+from orchestrator.report.claims.file import Kind, find_claims, load_claims, means, place_of
 
 ROOT = Path(__file__).parents[4]
 PAPER = ROOT / "experiments" / "paper" / "claims.yaml"
@@ -96,6 +97,13 @@ def test_mistakes_of_a_file_are_named(folder: Path, text: str, says: str) -> Non
     with pytest.raises(UserError) as error:
         load(folder, text)
     assert says in str(error.value) and "claims.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_says_how_many_rows_it_takes_and_is_documented(folder: Path, kind: str) -> None:
+    with pytest.raises(UserError, match="rows is \\[\\], expected at least"):
+        load(folder, f"claims: [{{sentence: s, kind: {kind}, table: losses, rows: []}}]")
+    assert f"`{kind}`" in (ROOT / "experiments" / "README.md").read_text()
 
 
 def test_all_mistakes_are_told_at_once(folder: Path) -> None:
