@@ -3,9 +3,12 @@
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.figures.table import Table, show
+from orchestrator.figures.drawing import to_svg
+from orchestrator.figures.plots import Forest, forest_axis, forest_row
+from orchestrator.figures.table import Table
 from orchestrator.figures.templating import fill
 
 
@@ -32,7 +35,13 @@ def render(table: Table, form: str) -> str:
 
 
 def html_page(
-    title: str, tables: Sequence[Table], figures: Sequence[str] = (), sections: Sequence[Section] = ()
+    title: str,
+    tables: Sequence[Table],
+    figures: Sequence[str] = (),
+    sections: Sequence[Section] = (),
+    *,
+    found: Sequence[str] = (),
+    facts: Sequence[str] = (),
 ) -> str:
     """Render tables as one page that needs nothing else: no font, no network, and no script beside those of sections.
 
@@ -41,10 +50,50 @@ def html_page(
         tables: in their order; of several, a table of contents comes first.
         figures: the SVG or HTML below each table, put in as it is; left out where there are none.
         sections: come after the tables.
+        found: sentences below the title: what the tables say.
+        facts: what that rests on, in a line below.
     """
     drawn = [*figures, *[""] * (len(tables) - len(figures))]
-    parts = [{"table": table, "figure": figure} for table, figure in zip(tables, drawn, strict=True)]
-    return fill("page.html", title=title, parts=parts, sections=sections, show=show)
+    parts = [table_part(table) | {"figure": figure} for table, figure in zip(tables, drawn, strict=True)]
+    return fill("page.html", title=title, parts=parts, sections=sections, found=found, facts=facts)
+
+
+def table_part(table: Table, *, is_styled: bool = True) -> dict[str, Any]:
+    """Return what the templates need of a table; without the style of a page it has no drawings."""
+    shown = table.compact or table
+    columns, lines = shown.lay_out(folds=shown.is_folded())
+    forest, axis = _forest(shown) if is_styled else ({}, "")
+    lasts = {line.row: place for place, line in enumerate(lines)}
+    return {
+        "table": shown,
+        "columns": columns,
+        "lines": [
+            {
+                "line": line,
+                "begins_group": shown.rule_above(lines, place),
+                # The plot of a row stands beside all its lines.
+                "forest": forest.get(line.row) if line.kind == "row" else None,
+                "height": lasts[line.row] - place + 1,
+            }
+            for place, line in enumerate(lines)
+        ],
+        "axis": axis,
+    }
+
+
+def _forest(table: Table) -> tuple[dict[int, str], str]:
+    """Draw the intervals of a table's rows, by the row's place, on one axis; empty where there are none."""
+    place = next((place for place, column in enumerate(table.columns) if column.has_forest), None)
+    cells = [] if place is None else [row[place] for row in table.cells()]
+    spans = [cell.interval for cell in cells if cell.interval is not None]
+    if place is None or not spans:
+        return {}, ""
+    forest = Forest(low=min(0.0, *(low for low, _ in spans)), high=max(0.0, *(high for _, high in spans)))
+    drawn = {}
+    for row, cell in enumerate(cells):
+        value = cell.value if isinstance(cell.value, float) else None
+        drawn[row] = to_svg(forest_row(forest, value, cell.interval, is_reference=cell.absent == "reference"))
+    return drawn, to_svg(forest_axis(forest, table.columns[place].head))
 
 
 def html_image(content: bytes, form: str, alt: str) -> str:

@@ -1,4 +1,4 @@
-"""Plots: a dot for each of several rows, curves against a setting, a heat map against two; laid out as drawings."""
+"""Plots: a dot for each of several rows, curves against a setting, a heat map, a forest; laid out as drawings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ MARGIN = 14
 DASHES: tuple[Dash, ...] = ((), (6, 4), (2, 3), (8, 3, 2, 3))
 LETTER = 6.5
 """About as wide as a digit."""
+FOREST_WIDTH, FOREST_HEIGHT, FOREST_MARGIN = 200, 26, 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,46 @@ def dot_plot(metric: str, rows: Sequence[Measurement], reference: str | None, ti
     for tick in ticks(low, high):
         marks.append(Text(_across(tick, low, high), bottom + 14, f"{tick:g}", "soft", "middle"))
     return Drawing(height=bottom + 20, title=f"{metric} of each row: {title}", marks=tuple(marks))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forest:
+    """The axis that all rows of a forest plot share; it holds 0."""
+
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        """Where a value stands."""
+        low, high = span((self.low, self.high), 0.0)
+        return FOREST_MARGIN + (value - low) / (high - low) * (FOREST_WIDTH - 2 * FOREST_MARGIN)
+
+
+def forest_row(
+    forest: Forest, value: float | None, interval: tuple[float, float] | None, *, is_reference: bool
+) -> Drawing:
+    """Draw a difference as a dot, its interval as a line, and 0 as a line across; the reference is a circle at 0."""
+    middle, zero = FOREST_HEIGHT / 2, forest.x(0.0)
+    marks: list[Mark] = [Line(zero, 0, zero, FOREST_HEIGHT, "reference")]
+    said = "not measured" if value is None else f"{value:+.1f}"
+    if interval is not None:
+        marks.append(Line(forest.x(interval[0]), middle, forest.x(interval[1]), middle))
+        said += f", 95 % interval {interval[0]:+.1f} to {interval[1]:+.1f}"
+    if value is not None:
+        marks.append(Dot(forest.x(value), middle, 4))
+    if is_reference:
+        said = "the reference"
+        marks.append(Dot(zero, middle, 4, is_hollow=True))
+    return Drawing(height=FOREST_HEIGHT, width=FOREST_WIDTH, title=said, marks=tuple(marks))
+
+
+def forest_axis(forest: Forest, name: str) -> Drawing:
+    """Draw the axis at the foot of a forest plot."""
+    marks: list[Mark] = [Line(0, 1, FOREST_WIDTH, 1, "grid")]
+    for tick in ticks(*span((forest.low, forest.high), 0.0)):
+        x = forest.x(tick)
+        marks += [Line(x, 1, x, 5, "grid"), Text(x, 17, f"{tick:+g}" if tick else "0", "soft", "middle")]
+    return Drawing(height=22, width=FOREST_WIDTH, title=f"Axis: {name}", marks=tuple(marks))
 
 
 def curve_plot(metric: str, setting: str, curves: Mapping[str, Sequence[Point]], title: str) -> Drawing:
