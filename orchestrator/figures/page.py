@@ -42,6 +42,7 @@ def html_page(
     *,
     found: Sequence[str] = (),
     facts: Sequence[str] = (),
+    cites: str = "",
 ) -> str:
     """Render tables as one page that needs nothing else: no font, no network, and no script beside those of sections.
 
@@ -52,10 +53,11 @@ def html_page(
         sections: come after the tables.
         found: sentences below the title: what the tables say.
         facts: what that rests on, in a line below.
+        cites: BibTeX at the foot.
     """
     drawn = [*figures, *[""] * (len(tables) - len(figures))]
     parts = [table_part(table) | {"figure": figure} for table, figure in zip(tables, drawn, strict=True)]
-    return fill("page.html", title=title, parts=parts, sections=sections, found=found, facts=facts)
+    return fill("page.html", title=title, parts=parts, sections=sections, found=found, facts=facts, cites=cites)
 
 
 def table_part(table: Table, *, is_styled: bool = True) -> dict[str, Any]:
@@ -94,6 +96,11 @@ def _forest(table: Table) -> tuple[dict[int, str], str]:
         value = cell.value if isinstance(cell.value, float) else None
         drawn[row] = to_svg(forest_row(forest, value, cell.interval, is_reference=cell.absent == "reference"))
     return drawn, to_svg(forest_axis(forest, table.columns[place].head))
+
+
+def captioned(drawn: str, caption: str, kind: str = "") -> str:
+    """Render drawings as a part of a page with a caption; `kind` is a class of the style."""
+    return fill("captioned.html", drawn=drawn, caption=caption, kind=kind)
 
 
 def html_image(content: bytes, form: str, alt: str) -> str:

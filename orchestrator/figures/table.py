@@ -101,6 +101,8 @@ class Table:
     """Rows, by place, before which there is a rule."""
     groups: tuple[Group, ...] = ()
     """Groups with a heading, or with a look of their own; there is a rule before each."""
+    folds: bool = False
+    """Whether details of columns stand on lines of their own even where there is room beside."""
     compact: "Table | None" = None
     """The same numbers in another arrangement, which people are shown; programs and pandas get the rows."""
 
@@ -184,9 +186,10 @@ class Table:
         return fill("table.html", **table_part(self, is_styled=False))
 
     def is_folded(self, max_width: int = TEXT_WIDTH) -> bool:
-        """Whether details of columns stand on lines of their own: where text would be too wide, or a group wants it."""
-        details = any(column.under for column in self.columns)
-        return details and (any(group.shows for group in self.groups) or self._width() > max_width)
+        """Whether details of columns have lines of their own: where text would be too wide, or the table says so."""
+        if not any(column.under for column in self.columns):
+            return False
+        return self.folds or any(group.shows for group in self.groups) or self._width() > max_width
 
     def lay_out(self, *, folds: bool) -> tuple[tuple[Column, ...], list[Line]]:
         """Return the columns and lines that are shown; `folds` puts details and spreads on lines of their own."""

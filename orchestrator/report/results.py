@@ -150,7 +150,7 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
         gains = _gains(results, experiment)
         for row, gain in zip(rows, gains, strict=True):
             row.append(gain)
-        if any(theirs := _papers_gains(experiment)):
+        if any(theirs := papers_gains(experiment)):
             columns.append(Column(f"{over}, paper", signed=True, under=over, detail=paper.called, is_soft=True))
             for row, papers in zip(rows, theirs, strict=True):
                 row.append(papers)
@@ -170,7 +170,7 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
         rules_before=(len(rows),) if quoted else (),
         groups=tuple(groups),
         notes=(
-            *_notes(experiment, paper),
+            *_notes(experiment, paper, is_begun=any(result.by_seed for result in results)),
             *_notes_on_gains(results, gains, is_resampled),
             *_notes_on_best(results, experiment.columns, best),
         ),
@@ -187,9 +187,9 @@ class PaperBeside:
     has_differences: bool
     """Whether a row is measured on the paper's data."""
 
-    def columns(self, metric: str) -> list[Column]:
-        """Return the columns behind that of a metric."""
-        if metric not in self.metrics:
+    def columns(self, metric: str, *, always: bool = False) -> list[Column]:
+        """Return the columns behind that of a metric, if the paper gives it; `always`, if it gives any."""
+        if metric not in self.metrics and not (always and self.metrics):
             return []
         name = f"{metric}, {PAPER}"
         heading = "" if self.called == PAPER else f"{metric}, {self.called}"
@@ -368,7 +368,7 @@ def _gains(results: Sequence[RowResult], experiment: Experiment) -> list[Cell]:
     return [named if result is base else _gain(result, base, metric) for result in results]
 
 
-def _papers_gains(experiment: Experiment) -> list[float | None]:
+def papers_gains(experiment: Experiment) -> list[float | None]:
     """Return how far the paper's number of each row is above its number of the reference."""
     metric = experiment.columns[0]
     (base,) = [row.paper.get(metric) for row in experiment.rows if row.label == experiment.reference]
@@ -415,7 +415,7 @@ def _notes_on_best(
     ]
 
 
-def _notes(experiment: Experiment, paper: PaperBeside) -> list[str]:
+def _notes(experiment: Experiment, paper: PaperBeside, *, is_begun: bool) -> list[str]:
     notes = []
     for seeds in dict.fromkeys(row.seeds for row in experiment.rows):
         listed = ", ".join(map(str, seeds))
@@ -425,7 +425,8 @@ def _notes(experiment: Experiment, paper: PaperBeside) -> list[str]:
         notes.append(f"paper: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
         notes.append("Numbers of different data have no common level: no difference to the paper is formed of them.")
     else:
-        notes.append(f"Measured on {'; '.join(ours)}.")
+        measured = "Measured" if is_begun or not paper.metrics else "Ours: to be measured"
+        notes.append(f"{measured} on {'; '.join(ours)}.")
     if experiment.reference is not None:
         notes.append(f"Reference: {experiment.reference}.")
     notes += [f"Cited, not run: {line.label}, {line.source}." for line in experiment.cited]

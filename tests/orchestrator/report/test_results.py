@@ -137,7 +137,8 @@ def test_a_size_without_objects_is_not_applicable_and_a_row_that_never_ran_is_a_
 
 def sampled(*rows: tuple[Row, float, float]) -> tuple[Ledger, dict[str, Resamples]]:
     """Rows of these APs; the resamples of each are spread evenly, `half` to either side, and alike but for that."""
-    held = ledger_of(*((row, [finished(AP=ap, APs=ap)]) for row, ap, _ in rows))
+    scored: list[tuple[Row, list[Record | None]]] = [(row, [finished(AP=ap, APs=ap)]) for row, ap, _ in rows]
+    held = ledger_of(*scored)
     keys = [row_keys(row)[0].evaluation_key for row, _, _ in rows]
     moved = np.linspace(-1, 1, 1001)
     return held, {key: np.tile(ap + half * moved, (3, 1)) for key, (_, ap, half) in zip(keys, rows, strict=True)}
