@@ -23,7 +23,7 @@ class ConfidenceConfig:
     loss_on: Literal["sigmoid", "logit"] = "sigmoid"
     """What L1, Smooth L1 and L2 compare with the IoU: Eqs. 6-7, or the released code's call."""
     negative_weight: float = 0.0
-    """CE^w: the weight of samples whose target is 0; at 0 only positive samples count (Table 3)."""
+    """CE^w, and GFocal with negatives: the weight of samples whose target is 0; 0 counts positives alone (Table 3)."""
     smooth_l1_beta: float = 1.0
     """Where Smooth L1 turns from quadratic to linear; for no other loss."""
     gfocal_gamma: float = 2.0
@@ -43,8 +43,8 @@ class ConfidenceConfig:
         )
         _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
         _require(
-            self.negative_weight == 0.0 or self.loss == "ce",
-            f"negative_weight has no meaning for loss {self.loss!r}; it belongs to 'ce'",
+            self.negative_weight == 0.0 or self.loss in ("ce", "gfocal"),
+            f"negative_weight has no meaning for loss {self.loss!r}; it belongs to 'ce' and 'gfocal'",
         )
         _require(
             self.loss_on == "sigmoid" or self.loss in ("l1", "smooth_l1", "l2"),

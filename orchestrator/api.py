@@ -90,6 +90,20 @@ class OpenSuite(Suite):
 
         return plan_table(*self.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick))
 
+    def costs(self, *, images_per_s: float | None = None, quick: bool = False) -> Table:
+        """Show what each row would cost, if it alone were submitted now, and with which rows it shares trainings.
+
+        Args:
+            images_per_s: see `plan`.
+            quick: see `plan`.
+
+        Raises:
+            UserError: MLflow does not answer.
+        """
+        from orchestrator.report.plan_tables import costs_table
+
+        return costs_table(*self.costed_plan(images_per_s=images_per_s, quick=quick))
+
     def costed_plan(
         self, *, gpus: int | None = None, images_per_s: float | None = None, quick: bool = False
     ) -> "tuple[Plan, PlanTime]":
@@ -101,7 +115,14 @@ class OpenSuite(Suite):
         cpus = float(os.cpu_count() or 1)
         return plan, estimate_time(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
 
-    def submit(self, say: Say = tell, *, prune: bool = False) -> "Submitted":
+    def submit(
+        self,
+        say: Say = tell,
+        *,
+        prune: bool = False,
+        budget: float | None = None,
+        images_per_s: float | None = None,
+    ) -> "Submitted":
         """Train and score what is missing, on this machine or the cluster at RAY_ADDRESS, and record it in MLflow.
 
         Ctrl-C stops cleanly; the next submit goes on from the last checkpoints. A suite that somebody else submits
@@ -112,7 +133,8 @@ class OpenSuite(Suite):
             prune: first end trainings that no row of these tables asks for any more.
 
         Returns:
-            The exit code (0, 1 where a row failed, 130 after Ctrl-C) and the tables.
+            The exit code (0, 1 where a row failed or a table is left out, 130 after Ctrl-C) and the tables, without
+            those whose results rest on two versions of the data.
 
         Raises:
             UserError: something that must be right before the start is not; nothing was started.
@@ -128,7 +150,11 @@ class OpenSuite(Suite):
         return status_table(self.make_plan(), self.ledger, None if whole else self.storage)
 
     def reports(self, *, bootstrap: bool = True) -> "list[Report]":
-        """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation."""
+        """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation.
+
+        Raises:
+            UserError: the results of a table rest on two versions of the data.
+        """
         from orchestrator.report.files import make_reports
 
         return make_reports(self, bootstrap=bootstrap)
@@ -141,7 +167,8 @@ class OpenSuite(Suite):
             bootstrap: whether differences get intervals; see `reports`.
 
         Raises:
-            UserError: there is no such table, or several could be meant.
+            UserError: there is no such table, or several could be meant; or its results rest on two versions of the
+                data.
         """
         experiment = self._experiment(name)
         # This table alone, so that intervals are not computed for the others.

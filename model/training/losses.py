@@ -79,7 +79,10 @@ def detector_losses(
         logits = flat(predictions.confidence_logits, 1)[..., 0]
         confidence = by_level(confidence_loss(logits.flatten()[learn], target, config.confidence))
         if config.confidence.negative_weight > 0:
-            background = functional.softplus(logits) * (assigned == NEGATIVE)
+            background = functional.softplus(logits)
+            if config.confidence.loss == "gfocal":  # Eq. 13 at a target of 0
+                background = logits.sigmoid() ** config.confidence.gfocal_gamma * background
+            background = background * (assigned == NEGATIVE)
             confidence = confidence + config.confidence.negative_weight * _level_sums(background, grid)
         confidence = confidence * config.confidence.loss_weight
     return Losses(torch.stack(classification) / normalizer, box / normalizer, confidence / normalizer)
@@ -108,7 +111,7 @@ def confidence_loss(logits: Tensor, target: Tensor, config: ConfidenceConfig) ->
         cross_entropy = functional.softplus(logits) - logits * target
         if config.loss == "gfocal":
             # Eq. 13, with the sign and the absolute value that make it a positive loss.
-            return (target - logits.sigmoid()).abs() ** config.gfocal_gamma * cross_entropy
+            cross_entropy = (target - logits.sigmoid()).abs() ** config.gfocal_gamma * cross_entropy
         if config.negative_weight > 0:  # a positive whose box misses its target weighs like a negative
             return torch.where(target == 0, config.negative_weight, 1.0) * cross_entropy
         return cross_entropy

@@ -1,6 +1,6 @@
 """Misalignment of score and placement: boxes before and after NMS by image, and heads side by side; with figures."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,17 @@ from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section
 from orchestrator.figures.page import html_image, html_page
 from orchestrator.figures.pictures import choose_images, write_pictures
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
+from orchestrator.report.boxes import (
+    SHARES,
+    THE_PAPER,
+    Boxes,
+    counted,
+    image_table,
+    line_table,
+    papers_table,
+    read_boxes,
+    share_table,
+)
 from orchestrator.report.files import every_format
 from orchestrator.report.results import MISALIGNMENT_COLUMNS, MISALIGNMENT_NOTES, embolden, statistics_cells
 from orchestrator.site import Site
@@ -21,6 +32,7 @@ if TYPE_CHECKING:
     from model.data.split import CocoData
     from model.evaluation.misalignment import Misalignment
     from model.evaluation.scoring import Scores
+    from orchestrator.figures.charts import Shares
 
 EXPONENTS = (0.2, 0.4, 0.5)
 """The confidence exponents that Figure 4 shows, beside those that the heads were scored with."""
@@ -53,8 +65,8 @@ class Head:
 class Analysis:
     """What was found, as tables and as a page, and where it was written to."""
 
-    tables: list[Table]
-    """By image for each head, then one of all heads."""
+    tables: Mapping[str, Table]
+    """By the names of their files: boxes by image for each head and of the paper, then those of all heads."""
     page: str
     """All of it as HTML that needs nothing else."""
     folder: Path
@@ -72,6 +84,8 @@ def analyse(
 ) -> Analysis:
     """Score each checkpoint on the same images, and write tables and figures of what its scores say of placement.
 
+    The paper's counts of boxes in ten images stand beside ours.
+
     Args:
         folders: checkpoints.
         closeup: the images to look at one by one.
@@ -84,6 +98,7 @@ def analyse(
     Raises:
         UserError: a checkpoint, the data or a setting is not what it should be, or there is nothing to look at.
     """
+    paper = read_boxes()
     if closeup.only:
         selection = replace(selection, first=closeup.num_images)
     # All cards before any data, and all data before any score: what is wrong with the last should not come late.
@@ -100,42 +115,49 @@ def analyse(
         heads.append(
             Head(folder=folder, label=labels[folder], data=inputs.data, scores=scores, counts=scores.misalignment)
         )
-    tables = [*(by_image(head, places) for head in heads), by_head(heads)]
+    names = _file_names([head.label for head in heads])
+    tables = {name: by_image(head, places) for name, head in zip(names, heads, strict=True)}
+    tables |= beside_paper(heads, places, paper)
+    tables["statistics"] = by_head(heads)
     where = output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
-    return _write(where, tables, heads, _lab(heads), places, progress)
+    return _write(where, tables, heads, _lab(heads), places, paper, progress)
 
 
 def by_image(head: Head, places: Sequence[int]) -> Table:
     """Count boxes of these images by class score and by IoU, before and after NMS: the paper's first Table 1."""
-    from model.evaluation.misalignment import IOUS, SCORES
-
-    counts = head.counts
-    num_images = len(places)
+    counts, num_images = head.counts, len(places)
     chosen = f"The first {num_images}" if list(places) == list(range(num_images)) else str(num_images)
-    above = [*(f"p>{_short(one)}" for one in SCORES), *(f"IoU>{_short(one)}" for one in IOUS)]
-    columns = (Column("image", numeric=False), Column("NMS", numeric=False), Column("anchors"), *map(Column, above))
-    rows: list[tuple[Cell | Value, ...]] = []
-    for place in places:
-        rows += _lines(str(counts.image_ids[place]), counts, [place])
-    rows += _lines(f"these {num_images}", counts, places)
-    if num_images < len(head.data):
-        rows += _lines(f"all {len(head.data)}", counts, range(len(head.data)))
-    empty = [str(counts.image_ids[place]) for place in places if counts.num_objects[place] == 0]
     notes = [
         "anchors: those that training would match with an object. p: class score. IoU: with the object of its class "
         "that a box overlaps most.",
         "before: every anchor and class that enters NMS; after: the detections. " + _setting(head.scores.inference),
-        f"{chosen} of {len(head.data)} images of {head.data.root / head.data.split}, by id. The ten "
-        "images of the paper's own table, and its numbers, are not part of this project.",
+        f"{chosen} of {len(head.data)} images of {head.data.root / head.data.split}, by id.",
     ]
+    empty = [str(counts.image_ids[place]) for place in places if counts.num_objects[place] == 0]
     notes += [f"Without objects: image {', '.join(empty)}."] if empty else []
-    return Table(
-        title=f"Boxes before and after NMS: {head.label}",
-        columns=columns,
-        rows=tuple(rows),
-        rules_before=(2 * num_images,),
-        notes=tuple(notes),
-    )
+    return image_table(f"Boxes before and after NMS: {head.label}", counted(counts), places, notes)
+
+
+def beside_paper(heads: Sequence[Head], places: Sequence[int], paper: Boxes) -> dict[str, Table]:
+    """Return the paper's counts as `by_image` shows ours, then both line by line, and the shares that follow."""
+    ours = {head.label: counted(head.counts).take(places) for head in heads}
+    settings = {head.label: head.scores.inference for head in heads}
+    notes = [
+        "Per cent of the boxes that enter NMS, and of those that it keeps; Δ: the difference, in points.",
+        "The paper's ten images of COCO: of the boxes of cls>0.05, which enter NMS where the class score alone ranks.",
+    ]
+    fused = [label for label, inference in settings.items() if inference.needs_confidence]
+    if fused:
+        notes.append(f"Other boxes enter by a fused score ({'; '.join(fused)}): --exponent 0 counts as the paper does.")
+    for label, boxes in ours.items():
+        most = settings[label].max_detections
+        if full := sum(num >= most for num in boxes.num_after):
+            notes.append(f"{label} keeps the best {most} in {full} of {len(places)} images; the paper keeps all.")
+    return {
+        "paper-boxes": papers_table(paper, min(inference.max_detections for inference in settings.values())),
+        "paper-lines": line_table(ours, paper),
+        "paper-shares": share_table(ours, paper, notes),
+    }
 
 
 def by_head(heads: Sequence[Head]) -> Table:
@@ -148,17 +170,12 @@ def by_head(heads: Sequence[Head]) -> Table:
         ap = Cell(head.scores.metrics["AP"], absent=NOT_APPLICABLE)
         lines.append((head.label, ap, *statistics_cells(numbers)))
     data = heads[0].data
-    settings = dict.fromkeys(_setting(head.scores.inference) for head in heads)
-    if len(settings) > 1:
-        told = [f"{head.label}: {_setting(head.scores.inference)}" for head in heads]
-    else:
-        told = list(settings)
     return Table(
         title="Misalignment",
         caption="How well do scores rank boxes by their placement, and what does NMS throw away?",
         columns=(Column("head", numeric=False), Column("AP"), *MISALIGNMENT_COLUMNS.values()),
         rows=tuple(embolden(lines)),
-        notes=(f"{len(data)} images of {data.root / data.split}.", *told, *MISALIGNMENT_NOTES),
+        notes=(f"{len(data)} images of {data.root / data.split}.", *_settings(heads), *MISALIGNMENT_NOTES),
     )
 
 
@@ -175,16 +192,6 @@ def _require_same_images(by_checkpoint: Sequence[ScoringInputs], labels: Mapping
                 f"{labels[other.checkpoint.path]} on {len(other.data)} of {other.data.root / other.data.split}; name "
                 "the same for all of them with --data and --split, and --all where one takes the first images only"
             )
-
-
-def _lines(name: str, counts: "Misalignment", places: Sequence[int]) -> Iterator[tuple[Cell | Value, ...]]:
-    """The line before NMS and the line after it, of these images together."""
-    images = list(places)
-    anchors = int(counts.num_positive_anchors[images].sum())
-    before = [*counts.scores_before[images].sum(axis=0).tolist(), *counts.ious_before[images].sum(axis=0).tolist()]
-    after = [*counts.scores_after[images].sum(axis=0).tolist(), *counts.ious_after[images].sum(axis=0).tolist()]
-    yield (name, "before", anchors, *before)
-    yield ("", "after", Cell(None, absent=""), *after)
 
 
 def _lab(heads: Sequence[Head]) -> Lab:
@@ -205,39 +212,64 @@ def _lab(heads: Sequence[Head]) -> Lab:
 
 def _write(
     folder: Path,
-    tables: Sequence[Table],
+    tables: Mapping[str, Table],
     heads: Sequence[Head],
     lab: Lab,
     places: Sequence[int],
+    paper: Boxes,
     progress: Callable[[int, int], None],
 ) -> Analysis:
-    from orchestrator.figures.charts import fused_scores, proportions, save, score_against_iou, sigmoid
+    from orchestrator.figures.charts import fused_scores, proportions, save, score_against_iou, shares, sigmoid
 
     counts = {head.label: head.counts for head in heads}
     used = {head.scores.inference.confidence_exponent for head in heads if head.scores.inference.needs_confidence}
+    sides = {**{label: counted(one).take(places) for label, one in counts.items()}, THE_PAPER: paper}
     figures = {
         "figure1": ("Score against IoU, before and after NMS", score_against_iou(counts)),
         "figure2": ("Class scores and IoUs above 0.5, before and after NMS", proportions(counts)),
+        "figure2-by-image": (
+            "Shares of boxes above 0.5, image by image, and the paper's",
+            shares(_panels(sides), THE_PAPER),
+        ),
         "figure4": ("Fused scores over class score and confidence", fused_scores(sorted({*EXPONENTS, *used}))),
         "figure5": ("The sigmoid, and what cross entropy on IoU targets asks of it", sigmoid()),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = []
+        drawn = {}
         for name, (title, figure) in figures.items():
             png, _ = save(figure, folder, name)
-            drawn.append(html_image(png.read_bytes(), "png", title))
-        names = [f"boxes-{_slug([head.label])}" for head in heads] + ["statistics"]
-        for name, table in zip(names, tables, strict=True):
+            drawn[name] = html_image(png.read_bytes(), "png", title)
+        for name, table in tables.items():
             for file, text in every_format(name, table).items():
                 (folder / file).write_text(text, encoding="utf-8")
         boxes = {head.label: (head.scores.detections, head.counts.dropped) for head in heads}
-        drawn += write_pictures(folder / "boxes", heads[0].data, places, boxes, progress)
-        page = html_page("Misalignment", tables, [""] * len(heads) + ["\n".join(drawn)], [lab_section(lab)])
+        pictures = write_pictures(folder / "boxes", heads[0].data, places, boxes, progress)
+        below = dict.fromkeys(tables, "")
+        below["paper-shares"] = drawn.pop("figure2-by-image")
+        below["statistics"] = "\n".join([*drawn.values(), *pictures])
+        page = html_page("Misalignment", [*tables.values()], [*below.values()], [lab_section(lab)])
         (folder / "index.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
-    return Analysis(tables=list(tables), page=page, folder=folder)
+    return Analysis(tables=tables, page=page, folder=folder)
+
+
+def _panels(sides: Mapping[str, Boxes]) -> dict[str, "dict[str, Shares]"]:
+    from orchestrator.figures.charts import Shares
+
+    headings = {"iou>0.5": "IoU above 0.5", "cls>0.5": "class score above 0.5"}
+    return {
+        headings[condition]: {
+            label: Shares(
+                images=boxes.images,
+                before=boxes.shares("before_nms", condition),
+                after=boxes.shares("after_nms", condition),
+            )
+            for label, boxes in sides.items()
+        }
+        for condition in SHARES
+    }
 
 
 def _labels(labels: Mapping[Path, str]) -> dict[Path, str]:
@@ -249,6 +281,13 @@ def _labels(labels: Mapping[Path, str]) -> dict[Path, str]:
     }
 
 
+def _settings(heads: Sequence[Head]) -> list[str]:
+    settings = dict.fromkeys(_setting(head.scores.inference) for head in heads)
+    if len(settings) > 1:
+        return [f"{head.label}: {_setting(head.scores.inference)}" for head in heads]
+    return list(settings)
+
+
 def _setting(inference: InferenceConfig) -> str:
     if inference.fusion == "product":
         return "Ranked by class score times confidence."
@@ -257,8 +296,10 @@ def _setting(inference: InferenceConfig) -> str:
     return f"Ranked with exponent {inference.confidence_exponent:g}."
 
 
-def _short(threshold: float) -> str:
-    return f"{threshold:g}".removeprefix("0")
+def _file_names(labels: Sequence[str]) -> list[str]:
+    slugs = [f"boxes-{_slug([label])}" for label in labels]
+    # Labels that differ in their marks alone would share a file.
+    return [slug if slugs.count(slug) == 1 else f"{slug}-{place}" for place, slug in enumerate(slugs, start=1)]
 
 
 def _slug(labels: Sequence[str]) -> str:

@@ -1,13 +1,14 @@
 """The registered model of a suite: its best detector, as MLflow loads and serves it.
 
-Best is the highest AP among the finished evaluations on the validation split that their own training names. A version
-is made when another evaluation becomes best, and never for the rest, since each carries a copy of the weights.
+Best is the highest AP among the finished evaluations on the split that the suite's tables are scored on. A version is
+made when another evaluation becomes best, and never for the rest, since each carries a copy of the weights.
 """
 
 import base64
 import io
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -51,11 +52,17 @@ def register_best(suite: Suite, say: Say) -> None:
 
 
 def best_of(evaluations: Sequence[FinishedEvaluation]) -> FinishedEvaluation | None:
-    """Return the evaluation of highest AP among those on their training's own validation split."""
-    usual = DataConfig().val_split
-    on_validation = [one for one in evaluations if one.tags.get(names.SPLIT) == one.run.params.get("val_split", usual)]
-    measured = [one for one in on_validation if "AP" in one.metrics]
-    return select(measured, Query()) if measured else None
+    """Return the evaluation of highest AP on the split that most are scored on, of those that none is trained on."""
+    measured = [one for one in evaluations if "AP" in one.metrics and not _is_trained_on(one)]
+    splits = Counter(one.tags.get(names.SPLIT) for one in measured)
+    # Numbers of two splits do not compare; of two that are scored as often, the first seen counts.
+    usual = max(splits, key=splits.__getitem__, default=None)
+    compared = [one for one in measured if one.tags.get(names.SPLIT) == usual]
+    return select(compared, Query()) if compared else None
+
+
+def _is_trained_on(one: FinishedEvaluation) -> bool:
+    return one.tags.get(names.SPLIT) == one.run.params.get("train_split", DataConfig().train_split)
 
 
 def _register(uri: str, name: str, best: FinishedEvaluation) -> str:

@@ -155,7 +155,8 @@ def misalignment(
     """Show how well the scores of the checkpoints in DIR... say how well boxes are placed.
 
     For each checkpoint the paper's first Table 1: of the first images, boxes by class score and by IoU before and after
-    NMS. Then all checkpoints side by side, over all images of the split: rank correlation and calibration of score and
+    NMS; beside it the paper's own counts of ten images, line by line, and the shares that NMS changes, image by image.
+    Then all checkpoints side by side, over all images of the split: rank correlation and calibration of score and
     IoU, what an oracle that knows the IoUs would reach, and how many better boxes NMS dropped. Figures 1, 2, 4 and 5
     and the tables are written to RNC_HOME/reports/misalignment/, or to --output; so is a picture of each of the first
     images, boxes/ID.png, with its objects, what NMS kept and what it dropped although that is better placed. The page
@@ -180,7 +181,7 @@ def misalignment(
     if form == "html":
         click.echo(found.page)
     else:
-        show(found.tables, form)
+        show(list(found.tables.values()), form)
     say(f"tables, figures and pictures of boxes: {found.folder}")
 
 

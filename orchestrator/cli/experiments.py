@@ -9,18 +9,21 @@ import click
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, say, show, show_reports, site, suites
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.experiment.budget import require_budget
 from orchestrator.experiment.load import Experiment
+
+IMAGES_PER_S = click.option(
+    "--images-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Training throughput of one GPU (or CPU worker), where none was measured.",
+)
 
 
 @click.command()
 @EXPERIMENTS
 @FORMAT
 @click.option("--gpus", type=click.IntRange(min=1), help="How many hours would it take on this many GPUs?")
-@click.option(
-    "--images-per-s",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Training throughput of one GPU (or CPU worker), where none was measured.",
-)
+@IMAGES_PER_S
 @click.option("--verbose", is_flag=True, help="List every evaluation: where it is shown, and why it is missing.")
 @click.option("--quick", is_flag=True, help="Do not look whether MLflow still holds the files of what stands.")
 def plan(
@@ -31,15 +34,18 @@ def plan(
     verbose: bool,
     quick: bool,
 ) -> None:
-    """Show what EXPERIMENT would train and score, how long that takes, and how much disk. Starts nothing."""
-    from orchestrator.report.plan_tables import evaluations_table, plan_table, plans_json
+    """Show what EXPERIMENT would train and score, what it and each row costs, and how much disk. Starts nothing."""
+    from orchestrator.report.plan_tables import costs_table, evaluations_table, plan_table, plans_json
 
     plans = [one.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick) for one in suites(experiments)]
     if form == "json":
         click.echo(json.dumps(plans_json(plans), indent=2))
         return
-    tables = [[plan_table(one, time), *([evaluations_table(one)] if verbose else [])] for one, time in plans]
-    show([table for of_suite in tables for table in of_suite], form)
+    tables = []
+    for one, time in plans:
+        tables += [plan_table(one, time), *([] if one.is_complete else [costs_table(one, time)])]
+        tables += [evaluations_table(one)] if verbose else []
+    show(tables, form)
 
 
 @click.command()
@@ -47,6 +53,13 @@ def plan(
 @FORMAT
 @click.option("--address", help="A Ray cluster, instead of RAY_ADDRESS: http://HOST:8265 to send a job, else to join.")
 @click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For the environment of a job; repeat it.")
+@click.option(
+    "--budget",
+    type=float,
+    metavar="GPU_HOURS",
+    help="Start no training that would go beyond; where one takes no GPU, its CPU-hours count.",
+)
+@IMAGES_PER_S
 @click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
 @click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
 @click.pass_context
@@ -56,6 +69,8 @@ def submit(
     form: str,
     address: str | None,
     env: tuple[str, ...],
+    budget: float | None,
+    images_per_s: float | None,
     prune: bool,
     detach: bool,
 ) -> None:
@@ -64,6 +79,10 @@ def submit(
     Trainings run as Ray Train jobs that Ray Tune schedules, and are recorded in MLflow; then the tables are printed.
     What stands in MLflow already is not run again. Ctrl-C stops cleanly, and the next submit goes on from the last
     checkpoints. A suite that somebody else submits already is looked on at, and taken over when that submit ends.
+
+    With --budget, trainings start in the order of `rnc plan`, as long as the estimated cost of the next fits into what
+    is left; of those that ran, what they took counts. Where no throughput is known yet, the first training runs and
+    tells. What does not fit is named with its cost and stays missing; the exit code is 0 if nothing else is wrong.
 
     With --detach, mistakes in files, settings and annotations are still found at once; then a process of its own goes
     on, and writes to RNC_HOME/submits/SUITE/.
@@ -77,15 +96,20 @@ def submit(
     are never sent, because everybody who reads the Jobs API would see them: the cluster has to hold them. A cluster
     that wants a token takes it from RAY_AUTH_TOKEN, or from the file at RAY_AUTH_TOKEN_PATH.
     """
+    require_budget(budget, name="--budget")
     here = site()
     if address:
         here = replace(here, ray_address=address)
     opened = suites(experiments, here)
+    passed_on = ["--format", form, *(["--prune"] if prune else [])]
+    passed_on += [] if budget is None else ["--budget", str(budget)]
+    passed_on += [] if images_per_s is None else ["--images-per-s", str(images_per_s)]
     if is_jobs_address(here.ray_address):
         from orchestrator.cluster.jobs import Remote, submit_job
 
-        options = ["--format", form, *(["--prune"] if prune else [])]
-        remote = Remote(address=str(here.ray_address), env=env, options=tuple(options), detach=detach)
+        if budget is not None and len(opened) > 1:
+            raise UserError(f"--budget: each of these {len(opened)} suites is a job of its own; submit them one by one")
+        remote = Remote(address=str(here.ray_address), env=env, options=tuple(passed_on), detach=detach)
         codes = []
         for suite in opened:
             codes.append(submit_job(suite.experiments, remote, say, lambda text: click.echo(text, nl=False)))
@@ -97,12 +121,16 @@ def submit(
     if detach:
         from orchestrator.driver.detach import submit_detached
 
-        options = ["--format", form, *(["--address", address] if address else []), *(["--prune"] if prune else [])]
-        submit_detached(opened, options, say)
+        submit_detached(opened, [*passed_on, *(["--address", address] if address else [])], say)
         return
     codes, reports = [], []
     for suite in opened:
-        submitted = suite.submit(say, prune=prune)
+        if budget is not None and budget <= 0.0:
+            say(f"Suite {suite.name}: the budget is spent; nothing was started.")
+            reports += suite.reports()
+            continue
+        submitted = suite.submit(say, prune=prune, budget=budget, images_per_s=images_per_s)
+        budget = None if budget is None else budget - submitted.hours
         codes.append(submitted.exit_code)
         reports += submitted.reports
         # Ctrl-C is meant for all suites, not for the first alone.
@@ -151,24 +179,32 @@ def report(
     rows: bool,
     misalignment: bool,
 ) -> None:
-    """Print the results tables of EXPERIMENT, or what they say to the claims of the paper."""
-    from orchestrator.report.claims import claims_table, find_claims, judge, load_claims
+    """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata."""
+    from orchestrator.report.claims.errata import errata, errata_table
+    from orchestrator.report.claims.evidence import counts_from, papers_numbers
+    from orchestrator.report.claims.file import find_claims, load_claims
+    from orchestrator.report.claims.ledger import claims_table, judge
     from orchestrator.report.files import write_reports
 
-    listed, judged = None, []
+    listed, paper, judged = None, None, []
     if claims is not None:
         # Read first: a mistake in it should not wait for the intervals.
-        listed = load_claims(Path(claims) if claims else find_claims([one.path for one in experiments]))
+        file = Path(claims) if claims else find_claims([one.path for one in experiments])
+        listed = load_claims(file, experiments)
+        paper = papers_numbers(listed, experiments)
     reports = []
     for suite in suites(experiments):
         of_suite = suite.reports(bootstrap=not no_bootstrap)
         if rows:
             of_suite = [replace(one, table=replace(one.table, compact=None)) for one in of_suite]
         reports += of_suite
-        if listed is not None:
+        if listed is not None and paper is not None:
             tables = {one.experiment.name: one.rows for one in of_suite}
-            judged.append(claims_table(judge(listed, tables), tables))
-    if judged:
+            judgements = judge(listed, tables, paper, counts_from(suite.uri, suite.ledger))
+            judged.append(claims_table(judgements, tables, suite.experiments))
+    if listed is not None and paper is not None:
+        found = errata(listed, paper)
+        judged += [errata_table(found)] if found else []
         show(judged, form)
     elif misalignment:
         show([one.misalignment for one in reports], form)

@@ -1,9 +1,12 @@
 """From experiments to tables: plan, prepare, launch, record, report."""
 
+import math
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
@@ -13,12 +16,18 @@ from orchestrator.driver.live import live_view, onlooker
 from orchestrator.driver.lock import locked
 from orchestrator.driver.repair import repair
 from orchestrator.errors import INTERRUPTED, Say
+from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
+from orchestrator.experiment.estimate import PlanTime, estimate_time
 from orchestrator.experiment.plan import Plan
 from orchestrator.experiment.prepare import prepare
 from orchestrator.report.files import Report, make_reports, table_files, write_reports
 from orchestrator.report.pages import show_suite, why_no_views
+from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_seeds, place_evaluations
 from orchestrator.tracking.suite import Suite
+
+if TYPE_CHECKING:
+    from orchestrator.driver.launch import Outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,23 +35,38 @@ class Submitted:
     """How a submit ended."""
 
     exit_code: int
-    """0 if all is measured or was stopped by its search, 1 if a row failed, 130 after Ctrl-C."""
+    """0 if all is measured, stopped by its search or beyond the budget, 1 if a row failed or a table is left out, 130
+    after Ctrl-C."""
     reports: list[Report]
-    """What is measured by now, a report a table."""
+    """What is measured by now, a report a table; those whose results rest on two versions of the data are left out."""
+    hours: float = 0.0
+    """What its trainings took of a budget."""
 
     def _repr_html_(self) -> str:
         """What a notebook shows: all tables."""
         return "\n".join(report.table.to_html() for report in self.reports)
 
 
-def submit(suite: Suite, say: Say, *, prune: bool = False) -> Submitted:
-    """Run what a suite lacks, record it, write its tables.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """How much a submit may run."""
+
+    hours: float | None = None
+    """Of GPUs, or of CPUs where a training takes no GPU; None runs all that is missing."""
+    images_per_s: float | None = None
+    """Training throughput of one worker, where none was measured."""
+
+
+def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None = None) -> Submitted:
+    """Run what a suite lacks, as far as the bounds allow it, record it, write its tables.
 
     With `prune`, trainings that no row asks for any more are ended first.
 
     Raises:
         UserError: something that must be right before the start is not; nothing was started.
     """
+    bounds = bounds or Bounds()
+    require_budget(bounds.hours)
     suite.connect()
     if prune:
         prune_trainings(suite, say)
@@ -54,18 +78,15 @@ def submit(suite: Suite, say: Say, *, prune: bool = False) -> Submitted:
                     stack.enter_context(locked(suite, waiting))
             except KeyboardInterrupt:
                 suite.refresh()
-                return Submitted(exit_code=INTERRUPTED, reports=make_reports(suite))
+                return Submitted(exit_code=INTERRUPTED, reports=make_reports(suite, say=say))
             suite.refresh()  # whoever had the lock before may have done some of it
         repair(suite, say)
-        plan, exit_code = suite.make_plan(), 0
-        name_seeds(suite.connection, suite.mlflow_runs, plan.trainings.values())
-        if plan.is_complete:
-            say(_complete(plan))
-        else:
-            exit_code = _run(plan, suite, say)
-            suite.refresh()
+        name_seeds(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
+        exit_code, hours = _run(suite, say, bounds)
         reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
-        return Submitted(exit_code=exit_code, reports=reports)
+        if len(reports) < len(suite.experiments):
+            exit_code = max(exit_code, 1)
+        return Submitted(exit_code=exit_code, reports=reports, hours=hours)
 
 
 def check(suite: Suite, say: Say) -> Plan:
@@ -82,21 +103,50 @@ def check(suite: Suite, say: Say) -> Plan:
     return plan
 
 
-def _run(plan: Plan, suite: Suite, say: Say) -> int:
-    """Train and score what the plan lacks, and return the exit code."""
-    site = suite.site
-    forget_stops(suite.connection)
-    say(
-        f"To do: {len(plan.missing_trainings)} of {len(plan.trainings)} trainings, "
-        f"{len(plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
-    )
-    if site.ray_address is None:
+def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
+    """Train and score what the suite lacks, part by part; return the exit code and the hours that trainings took."""
+    tried: set[str] = set()  # what failed is left to a later submit
+    exit_code, spent = 0, 0.0
+    with ExitStack() as stack:
+        while True:
+            plan, ledger = suite.make_plan(), suite.ledger
+            left = None if bounds.hours is None else bounds.hours - spent
+            part = next_part(plan, _time(suite, plan, bounds), left, tried)
+            if part.plan.is_complete:
+                if part.left_out or plan.is_complete:
+                    say(_left_out(plan, part, bounds, spent) if part.left_out else _complete(plan))
+                return exit_code, spent
+            if not tried:
+                forget_stops(suite.connection)
+            say(_to_do(plan, part))
+            _prepare(part.plan, suite, say)
+            if not tried:
+                stack.enter_context(_ray(suite.site, say))
+            outcome = _launch(part.plan, suite, say)
+            exit_code = max(exit_code, outcome.exit_code)
+            tried |= {*part.plan.missing_trainings, *part.plan.missing_evaluations}
+            suite.refresh()
+            spent += spent_hours(part.plan, ledger, suite.ledger, suite.site.num_images)
+            if outcome.interrupted:
+                return exit_code, spent
+
+
+def _time(suite: Suite, plan: Plan, bounds: Bounds) -> PlanTime:
+    return estimate_time(plan, suite.ledger, suite.site.num_images, images_per_s=bounds.images_per_s)
+
+
+def _prepare(plan: Plan, suite: Suite, say: Say) -> None:
+    """Check what can be checked before Ray, whose start alone takes 8 to 20 s."""
+    if suite.site.ray_address is None:
         require_plan_fits(plan, local_cluster())
-    # Checked before Ray, whose start alone takes 8 to 20 s.
-    prepare(plan, suite.ledger, site, say)
+    prepare(plan, suite.ledger, suite.site, say)
+
+
+@contextmanager
+def _ray(site: Site, say: Say) -> Iterator[None]:
+    """Start Ray, which all parts of a submit share, and stop it."""
     set_ray_environment(is_local=site.ray_address is None)  # Ray reads it when it is imported
     from orchestrator.cluster.connect import start_ray, stop_ray
-    from orchestrator.driver.launch import launch
     from orchestrator.worker.trainer import why_public
 
     started = time.monotonic()
@@ -105,31 +155,44 @@ def _run(plan: Plan, suite: Suite, say: Say) -> int:
         say(f"Ray is up after {time.monotonic() - started:.0f} s.")
         if why := why_public():
             say(f"Trainings take Ray's public trainer, which starts some seconds later than the lean one: {why}.")
-        with live_view(sys.stderr) as show:
-            outcome = launch(plan, site, suite.connection.uri, show=show)
+        yield
     finally:
         stop_ray()
+
+
+def _launch(plan: Plan, suite: Suite, say: Say) -> "Outcome":
+    """Train and score what a plan lacks, and say how each training ended."""
+    from orchestrator.driver.launch import launch
+
+    with live_view(sys.stderr) as show:
+        outcome = launch(plan, suite.site, suite.connection.uri, show=show)
     for ending in outcome.endings:
         if ending.state != "finished":
             reason = ending.error or ending.state
             say(f"{ending.label}: {reason}{f' (log: {ending.log})' if ending.log else ''}")
         elif ending.startup_s is not None:
             say(f"{ending.label}: first update {ending.startup_s:.1f} s after its trial began")
-    return outcome.exit_code
+    return outcome
 
 
 def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
     """Write the results tables as files and into MLflow, say where they are, and register the best checkpoint.
 
-    What stands there already is left as it is.
+    What stands there already is left as it is. A table whose results rest on two versions of the data is named and
+    left out: the work is done, and the other tables are sound.
     """
-    if place_evaluations(suite.connection, suite.mlflow_runs, suite.wanted.evaluations.values()):
+    tables = [experiment.name for experiment in suite.experiments]
+    if place_evaluations(suite.connection, suite.mlflow_runs, suite.wanted.evaluations.values(), tables):
         suite.refresh()
-    reports = make_reports(suite)
+    reports = make_reports(suite, say=say)
     folder = suite.site.home / "reports" / suite.name
     write_reports(folder, reports)
-    for report in reports:
+    logged = {
         log_table(suite.connection, suite.mlflow_runs, report.experiment.name, table_files(report))
+        for report in reports
+    }
+    if not logged <= {run.run_id for run in suite.mlflow_runs}:
+        suite.refresh()  # the pages lead to the runs of tables
     for name, link in show_suite(suite).items():
         say(f"{name} in MLflow: {link}")
     if why := why_no_views(suite.connection.uri):
@@ -139,6 +202,30 @@ def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
         register_best(suite, say)
     suite.refresh()  # tables and notes were written; who asks next, such as a notebook, reads them
     return reports
+
+
+def _to_do(plan: Plan, part: Part) -> str:
+    text = (
+        f"To do: {len(part.plan.missing_trainings)} of {len(plan.trainings)} trainings, "
+        f"{len(part.plan.missing_evaluations)} of {len(plan.evaluations)} evaluations."
+    )
+    if part.probe is None:
+        return text
+    return (
+        f"{text} What {plan.trainings[part.probe].label!r} costs is not known yet: it runs first, and tells what the"
+        " budget reaches; --images-per-s bounds the first one as well."
+    )
+
+
+def _left_out(plan: Plan, part: Part, bounds: Bounds, spent: float) -> str:
+    costs = ", ".join(
+        f"{plan.trainings[key].label} ({'cost unknown' if math.isnan(hours) else f'{hours:.2g}'})"
+        for key, hours in part.left_out.items()
+    )
+    return (
+        f"The budget of {bounds.hours:g} {hours_unit(plan)} reaches no further: {spent:.2g} are spent, and left out are"
+        f" {len(part.left_out)} of {len(plan.trainings)} trainings: {costs}. A later submit takes them up."
+    )
 
 
 def _complete(plan: Plan) -> str:

@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.names import EPOCH, IMAGES_PER_S
-from orchestrator.experiment.plan import Ledger, Plan, TrainRun
+from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, row_keys
 from orchestrator.site import NUM_SHAPES
 
+Device = Literal["GPU", "CPU"]
+DEVICES: tuple[Device, ...] = ("GPU", "CPU")
 CountImages = Callable[[DataConfig], int | None]
 """Gives the training images of one epoch; None where nobody can tell without reading the data."""
 NUM_CLASSES = {"coco": 80, "shapes": 6}
@@ -34,7 +36,7 @@ class Kind(NamedTuple):
     short_edge: int
     long_edge: int
     precision: str
-    device: Literal["GPU", "CPU"]
+    device: Device
 
     def __str__(self) -> str:
         """Say it as in a sentence."""
@@ -65,6 +67,11 @@ class TrainingTime:
     seconds: float | None
     """None where that or the throughput is unknown."""
 
+    @property
+    def hours(self) -> float | None:
+        """Hours of one GPU, or of one CPU where it trains on them: the same on many as on few; None where unknown."""
+        return None if self.seconds is None else self.seconds * self.amount / 3600
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanTime:
@@ -86,7 +93,7 @@ class PlanTime:
     @property
     def gpu_hours(self) -> float:
         """GPU-hours of the trainings whose time is known."""
-        return sum(t.seconds * t.amount for t in self.trainings if t.seconds and t.kind.device == "GPU") / 3600
+        return sum(t.hours for t in self.trainings if t.hours and t.kind.device == "GPU")
 
     @property
     def hours(self) -> float | None:
@@ -101,6 +108,21 @@ class PlanTime:
                 return None
             longest = max(longest, makespan(known, capacity))
         return longest / 3600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowCost:
+    """What one row of a table would cost, if it alone were run now."""
+
+    place: Place
+    num_trainings: int
+    """Missing ones."""
+    num_evaluations: int
+    """Missing ones."""
+    hours: dict[Device, float | None]
+    """Hours of GPUs and of CPUs that its missing trainings take; None where that is unknown."""
+    shared_with: tuple[Place, ...]
+    """The other rows, in the order of the files, that need one of its missing trainings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +167,35 @@ def estimate_time(
         capacity = gpus if _kind(run).device == "GPU" else cpus
         times.append(_time(run, ledger, count_images(run.config.data), speeds, capacity))
     return PlanTime(trainings=tuple(times), speeds=speeds, gpus=gpus, cpus=cpus)
+
+
+def row_costs(plan: Plan, time: PlanTime) -> list[RowCost]:
+    """Say what each row would cost alone, in the order of the files; a training that rows share counts in each."""
+    times = {one.key: one for one in time.trainings}
+    needed: dict[Place, list[str]] = {}  # the missing trainings of each row
+    missing: dict[Place, int] = {}  # its missing evaluations
+    for experiment in plan.experiments:
+        for number, row in enumerate(experiment.rows):
+            place, keys = Place(experiment.name, number, row.label), row_keys(row)
+            needed[place] = [one.train_key for one in keys if one.train_key in plan.missing_trainings]
+            missing[place] = sum(one.evaluation_key in plan.missing_evaluations for one in keys)
+    rows_of: dict[str, list[Place]] = {}  # by training
+    for place, trainings in needed.items():
+        for key in trainings:
+            rows_of.setdefault(key, []).append(place)
+    return [
+        RowCost(
+            place=place,
+            num_trainings=len(trainings),
+            num_evaluations=missing[place],
+            hours={
+                device: _sum_of_hours(times[key] for key in trainings if times[key].kind.device == device)
+                for device in DEVICES
+            },
+            shared_with=tuple(dict.fromkeys(other for key in trainings for other in rows_of[key] if other != place)),
+        )
+        for place, trainings in needed.items()
+    ]
 
 
 def estimate_disk(plan: Plan) -> Disk:
@@ -230,6 +281,11 @@ def _kind(run: TrainRun) -> Kind:
         precision=run.config.precision,
         device="GPU" if run.resources.gpus_per_worker else "CPU",
     )
+
+
+def _sum_of_hours(times: Iterable[TrainingTime]) -> float | None:
+    hours = [time.hours for time in times]
+    return None if None in hours else sum((one for one in hours if one is not None), 0.0)
 
 
 def _measured_throughputs(plan: Plan, ledger: Ledger) -> dict[Kind, float]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from model.config import DataConfig, ModelConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.experiment.estimate import needed_while_training
-from orchestrator.experiment.plan import Ledger, Plan
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import Ledger, Plan, row_keys, why_evaluation_is_missing
 from orchestrator.site import NUM_SHAPES, Site
 
 if TYPE_CHECKING:
@@ -114,6 +115,40 @@ def require_same_data(selection: Selection, fingerprint: str, used: Iterable[Use
                 "(train.data.train_split, train.data.val_split); or give the experiment another suite, which begins "
                 "anew"
             )
+
+
+def require_one_version(experiment: Experiment, ledger: Ledger) -> None:
+    """Refuse a table of which results rest on two versions of the same data: they have no mean and no difference.
+
+    A submit refuses data that have changed since its own results; those of two files may have been submitted apart.
+
+    Raises:
+        UserError: the message names the table, two rows with their seeds, both fingerprints and the ways out.
+    """
+    seen: dict[tuple[str, Selection], tuple[str, str]] = {}
+    for row in experiment.rows:
+        train, scored = training_data(row.train.data), scoring_data(row.train.data, row.split)
+        for seed, train_key, evaluation_key in row_keys(row):
+            if why_evaluation_is_missing(ledger, train_key, evaluation_key) is not None:
+                continue
+            place = f"row {row.label!r}, seed {seed}"
+            records = (
+                ("trained", train, ledger.trainings[train_key]),
+                ("scored", scored, ledger.evaluations[evaluation_key]),
+            )
+            for done, selection, record in records:
+                now = record.data_fingerprint
+                if not now:
+                    continue  # older runs did not note it
+                first, before = seen.setdefault((done, selection), (place, now))
+                if now != before:
+                    runs = "trainings" if done == "trained" else "evaluations"
+                    raise UserError(
+                        f"table {experiment.name}: {first}, was {done} on another version of split {selection.split} "
+                        f"of {selection.dataset} than {place} (fingerprints {before[:12]} and {now[:12]}); numbers of "
+                        f"both have no mean and no difference. Delete the {runs} of the older version in MLflow and "
+                        "submit again, or give each version a file of its own"
+                    )
 
 
 def _used_data(plan: Plan, ledger: Ledger) -> Iterator[UsedData]:

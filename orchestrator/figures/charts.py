@@ -1,6 +1,7 @@
 """The paper's figures of misalignment, drawn by matplotlib: Figures 1 and 2 of a scoring pass, 4 and 5 of formulas."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from model.evaluation.misalignment import BINS, IOUS, SCORES, Misalignment
@@ -18,6 +20,8 @@ SUFFIXES = ("png", "svg")
 COLOURS = "cividis"
 """Runs from dark blue to yellow, alike for every kind of colour vision, and in grey."""
 ACCENT, SECOND, SOFT = "#d55e00", "#56b4e9", "#6b7178"
+BEFORE, AFTER = "#0072b2", ACCENT
+"""Of a stage of NMS, as in the paper's Figure 2."""
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
@@ -38,8 +42,21 @@ TENTHS = ("0.5 to 0.6", "0.6 to 0.7", "0.7 to 0.8", "0.8 to 0.9", "0.9 to 1")
 FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FEW = 10
 """The mean score at an IoU is drawn only where there are at least so many boxes."""
+MOST_NAMES = 60
+"""More images than these have no room for their names."""
 Counts = Mapping[str, Misalignment]
 """By the label of the head."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shares:
+    """How many per cent of the boxes of each image meet a condition; NaN for an image without boxes."""
+
+    images: Sequence[str]
+    before: Sequence[float]
+    """Of the boxes that enter NMS."""
+    after: Sequence[float]
+    """Of those that it keeps."""
 
 
 def score_against_iou(counts: Counts) -> Figure:
@@ -90,6 +107,37 @@ def proportions(counts: Counts) -> Figure:
         axes[0].invert_yaxis()
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles[:5], names[:5], loc="outside lower center", ncols=5)
+    return figure
+
+
+def shares(panels: Mapping[str, Mapping[str, Shares]], papers: str) -> Figure:
+    """Figure 2, image by image: what per cent of its boxes meet a condition before NMS, and after it.
+
+    Args:
+        panels: by condition, then by the label of the head; of each condition the same heads and images.
+        papers: the label of the paper's numbers among them, which get marks and a ground of their own.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 5.8))
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for ax, (condition, groups) in zip(axes, panels.items(), strict=True):
+            ticks = _image_by_image(ax, groups, papers)
+            ax.set_ylabel(f"{condition}\nper cent of the boxes")
+        if len(ticks) <= MOST_NAMES:
+            axes[-1].set_xticks(list(ticks), [*ticks.values()], rotation=90, fontsize=7)
+        else:
+            axes[-1].set_xticks([])
+        axes[-1].set_xlabel("image")
+        key = (
+            ("before NMS", "o", BEFORE, "white"),
+            ("after NMS", "o", AFTER, AFTER),
+            (f"diamonds: {papers}", "D", SOFT, SOFT),
+        )
+        handles = [
+            Line2D([], [], linewidth=0, marker=mark, color=edge, markerfacecolor=face, label=said)
+            for said, mark, edge, face in key
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -155,6 +203,29 @@ def _density(ax: Axes, density: NDArray[np.int64], norm: LogNorm) -> None:
     mean = np.divide(middles @ density, boxes, out=np.full(BINS, np.nan), where=boxes >= FEW)
     ax.plot(middles, mean, color=ACCENT, linewidth=1.5, label="mean score at this IoU")
     ax.set(xlim=(0, 1), ylim=(0, 1), xticks=FIFTHS, yticks=FIFTHS)
+
+
+def _image_by_image(ax: Axes, groups: Mapping[str, Shares], papers: str) -> dict[float, str]:
+    """Draw each image as a stem from its share before NMS to that after it; return the images' names by place."""
+    ticks: dict[float, str] = {}
+    start = 0.0
+    for label, one in groups.items():
+        xs = start + np.arange(len(one.images))
+        before, after = np.array(one.before, float), np.array(one.after, float)
+        mark, size = ("D", 4.0) if label == papers else ("o", 4.5)
+        if label == papers:
+            ax.axvspan(xs[0] - 0.75, xs[-1] + 0.75, color=SOFT, alpha=0.1, linewidth=0)
+        ax.vlines(xs, before, after, color=SOFT, linewidth=1.0, zorder=1)
+        ax.plot(xs, before, mark, color=BEFORE, markerfacecolor="white", markersize=size, clip_on=False)
+        ax.plot(xs, after, mark, color=AFTER, markersize=size, clip_on=False)
+        changes = (after - before)[np.isfinite(after - before)]
+        said = f"{label}\n{changes.mean():+.1f} points on average" if len(changes) else label
+        ax.text(xs.mean(), 1.02, said, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+        ticks |= dict(zip(xs.tolist(), one.images, strict=True))
+        start = float(xs[-1]) + 2.5
+    ax.set(ylim=(0, None), xlim=(-1, start - 1.5))
+    ax.grid(axis="y", color=SOFT, alpha=0.2, linewidth=0.6)
+    return ticks
 
 
 def _stack(ax: Axes, y: float, above: NDArray[np.int32], num_boxes: int) -> None:

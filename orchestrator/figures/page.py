@@ -60,27 +60,10 @@ def html_page(
     return fill("page.html", title=title, parts=parts, sections=sections, found=found, facts=facts, cites=cites)
 
 
-def table_part(table: Table, *, is_styled: bool = True) -> dict[str, Any]:
-    """Return what the templates need of a table; without the style of a page it has no drawings."""
+def table_part(table: Table) -> dict[str, Any]:
+    """Return what the templates of a page need of a table, with the intervals of its rows drawn."""
     shown = table.compact or table
-    columns, lines = shown.lay_out(folds=shown.is_folded())
-    forest, axis = _forest(shown) if is_styled else ({}, "")
-    lasts = {line.row: place for place, line in enumerate(lines)}
-    return {
-        "table": shown,
-        "columns": columns,
-        "lines": [
-            {
-                "line": line,
-                "begins_group": shown.rule_above(lines, place),
-                # The plot of a row stands beside all its lines.
-                "forest": forest.get(line.row) if line.kind == "row" else None,
-                "height": lasts[line.row] - place + 1,
-            }
-            for place, line in enumerate(lines)
-        ],
-        "axis": axis,
-    }
+    return shown.html_part(*_forest(shown))
 
 
 def _forest(table: Table) -> tuple[dict[int, str], str]:

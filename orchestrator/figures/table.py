@@ -1,11 +1,11 @@
 """A table of values that renders itself: as text, Markdown, LaTeX, HTML, JSON, a DataFrame, or in a notebook."""
 
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from orchestrator.figures.texts import for_latex, for_markdown, sentence, width, wrapped
 
 Value = str | int | float | None
 TEXT_WIDTH = 120
@@ -26,6 +26,8 @@ class Cell:
     """Low and high end, shown in brackets behind the value."""
     mark: str = ""
     """Shown behind everything else, such as an asterisk that a note explains."""
+    soft: bool = False
+    """Shown in grey: a number that is not ours."""
     absent: str = ABSENT
     """What an absent value is shown as: a dash where it may still come, NOT_APPLICABLE where it cannot exist."""
     digits: int | None = None
@@ -48,6 +50,8 @@ class Column:
     """The column of which this one is a detail; a table that is too wide has it on a line of its own below the row."""
     detail: str = ""
     """What that line is called."""
+    wrap: int | None = None
+    """Of text: the characters of a line; a table with such columns shows details below their column's own text."""
     heading: str = ""
     """What stands above it; empty for its name."""
     is_soft: bool = False
@@ -131,16 +135,22 @@ class Table:
             return self.compact.to_text(max_width)
         folds = self.is_folded(max_width) or (_has_spreads(self) and self._width() > max_width)
         columns, lines = self.lay_out(folds=folds)
+        if self.is_wrapped:
+            columns = tuple(column for column in self.columns if not column.under)
+            lines = [line for place, row in enumerate(self.cells()) for line in _wrapped(row, self.columns, place)]
         widths = _widths(columns, [line for line in lines if line.kind != "heading"])
         rule = "  ".join("─" * n for n in widths)
         shown = [self.title, *([self.caption] if self.caption else []), ""]
         shown += [_aligned([column.head for column in columns], widths, columns), rule]
         for place, line in enumerate(lines):
             shown += [rule] if self.rule_above(lines, place) else []
+            begins = place > 0 and lines[place - 1].row != line.row
+            shown += [""] if self.is_wrapped and begins and not self.begins_group(line.row) else []
             first = f"  {line.texts[0]}" if line.kind == "detail" else line.texts[0]
             is_heading = line.kind == "heading"
             shown.append(first if is_heading else _aligned([first, *line.texts[1:]], widths, columns))
-        shown += ["", *self.notes] if self.notes else []
+        notes = [line for note in self.notes for line in (wrapped(note, max_width) if self.is_wrapped else [note])]
+        shown += ["", *notes] if notes else []
         return "\n".join(shown)
 
     def to_markdown(self) -> str:
@@ -148,15 +158,15 @@ class Table:
         if self.compact is not None:
             return self.compact.to_markdown()
         columns, lines = self.lay_out(folds=self.is_folded())
-        shown = [f"**{_markdown(self.title)}**", ""]
-        shown += [_markdown(self.caption), ""] if self.caption else []
-        shown.append("| " + " | ".join(_markdown(column.head) for column in columns) + " |")
+        shown = [f"**{for_markdown(self.title)}**", ""]
+        shown += [for_markdown(self.caption), ""] if self.caption else []
+        shown.append("| " + " | ".join(for_markdown(column.head) for column in columns) + " |")
         shown.append("|" + "|".join("---:" if column.numeric else "---" for column in columns) + "|")
         for line in lines:
-            texts = _styled(line, _markdown, {"bold": "**%s**", "soft": "*%s*", "heading": "*%s*"})
+            texts = _styled(line, for_markdown, {"bold": "**%s**", "soft": "*%s*", "heading": "*%s*"})
             texts += [""] * (len(columns) - len(texts))
             shown.append("| " + " | ".join(texts) + " |")
-        shown += ["", *(f"- {_markdown(note)}" for note in self.notes)] if self.notes else []
+        shown += ["", *(f"- {for_markdown(note)}" for note in self.notes)] if self.notes else []
         return "\n".join(shown)
 
     def to_latex(self) -> str:
@@ -164,30 +174,52 @@ class Table:
         if self.compact is not None:
             return self.compact.to_latex()
         columns, lines = self.lay_out(folds=self.is_folded())
-        caption = " ".join(_latex(_sentence(part)) for part in (self.title, self.caption) if part)
+        caption = " ".join(for_latex(sentence(part)) for part in (self.title, self.caption) if part)
         shown = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
         shown.append(rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in columns)}}}")
-        shown += [r"\toprule", " & ".join(_latex(column.head) for column in columns) + r" \\", r"\midrule"]
+        shown += [r"\toprule", " & ".join(for_latex(column.head) for column in columns) + r" \\", r"\midrule"]
         forms = {"bold": r"\textbf{%s}", "soft": r"\textcolor{gray}{%s}"}
         forms["heading"] = rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{%s}}}}"
         for place, line in enumerate(lines):
             shown += [r"\midrule"] if self.rule_above(lines, place) else []
-            texts = _styled(line, _latex, forms)
+            texts = _styled(line, for_latex, forms)
             shown.append((r"\quad " if line.kind == "detail" else "") + " & ".join(texts) + r" \\")
         shown += [r"\bottomrule", r"\end{tabular}"]
-        shown += [rf"\par\footnotesize {_latex(_sentence(note))}" for note in self.notes]
+        shown += [rf"\par\footnotesize {for_latex(sentence(note))}" for note in self.notes]
         return "\n".join([*shown, r"\end{table}"])
 
     def to_html(self) -> str:
         """Render as a part of a page: title, caption, a `<table>` and notes, which take the style of the page."""
-        from orchestrator.figures.page import table_part
         from orchestrator.figures.templating import fill
 
-        return fill("table.html", **table_part(self, is_styled=False))
+        return fill("table.html", **(self.compact or self).html_part())
+
+    def html_part(self, forest: Mapping[int, str] | None = None, axis: str = "") -> dict[str, Any]:
+        """Return what templates show of the table.
+
+        Args:
+            forest: the drawn interval of each row, by its place; only a page has the style for it.
+            axis: of these drawings.
+        """
+        columns, lines = self.lay_out(folds=self.is_folded())
+        lasts = {line.row: place for place, line in enumerate(lines)}
+        shown = []
+        for place, line in enumerate(lines):
+            drawn = (forest or {}).get(line.row) if line.kind == "row" else None
+            # What is drawn of a row stands beside all its lines.
+            height = lasts[line.row] - place + 1
+            begins = self.rule_above(lines, place)
+            shown.append({"line": line, "begins_group": begins, "forest": drawn, "height": height})
+        return {"table": self, "columns": columns, "lines": shown, "axis": axis}
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether texts are wrapped within their columns."""
+        return any(column.wrap for column in self.columns)
 
     def is_folded(self, max_width: int = TEXT_WIDTH) -> bool:
         """Whether details of columns have lines of their own: where text would be too wide, or the table says so."""
-        if not any(column.under for column in self.columns):
+        if self.is_wrapped or not any(column.under for column in self.columns):
             return False
         return self.folds or any(group.shows for group in self.groups) or self._width() > max_width
 
@@ -291,7 +323,9 @@ def _line(row: Sequence[Cell], columns: Sequence[Column], place: int) -> Line:
         texts=tuple(show(cell, column) for cell, column in zip(row, columns, strict=True)),
         row=place,
         bold=frozenset(number for number, cell in enumerate(row) if cell.bold),
-        soft=frozenset(number for number, column in enumerate(columns) if column.is_soft),
+        soft=frozenset(
+            n for n, (cell, column) in enumerate(zip(row, columns, strict=True)) if cell.soft or column.is_soft
+        ),
     )
 
 
@@ -318,6 +352,16 @@ def _folded(row: Sequence[Cell], columns: Sequence[Column], place: int, shows: s
     return lines
 
 
+def _wrapped(row: Sequence[Cell], columns: Sequence[Column], place: int) -> list[Line]:
+    """The lines of a row whose texts are wrapped, each followed by the details under its column."""
+    below: dict[str, list[str]] = {column.name: [] for column in columns if not column.under}
+    for cell, column in zip(row, columns, strict=True):
+        below[column.under or column.name] += wrapped(show(cell, column), column.wrap or TEXT_WIDTH)
+    height = max(map(len, below.values()))
+    texts = [[lines[at] if at < len(lines) else "" for lines in below.values()] for at in range(height)]
+    return [Line(tuple(line), place) for line in texts]
+
+
 def _own(cell: Cell, column: Column) -> str:
     """What a row that has no numbers of its own shows in a column: nothing rather than a dash."""
     return "" if cell.value is None and cell.absent == ABSENT else show(cell, column)
@@ -339,12 +383,6 @@ def _widths(columns: Sequence[Column], lines: Sequence[Line]) -> list[int]:
     return [max(map(width, texts)) for texts in zip([column.head for column in columns], *indented, strict=True)]
 
 
-def width(text: str) -> int:
-    """Return the number of terminal columns that a text takes."""
-    # Combining marks take no column, East Asian wide letters two.
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
 def _number(value: str | int | float, column: Column) -> str:
     if isinstance(value, float):
         shown = f"{value:+.{column.digits}f}" if column.signed else f"{value:.{column.digits}f}"
@@ -359,34 +397,3 @@ def _aligned(texts: Sequence[str], widths: Sequence[int], columns: Sequence[Colu
         space = " " * (wide - width(text))
         padded.append(space + text if column.numeric else text + space)
     return "  ".join(padded).rstrip()
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", " ".join(text.split()))
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
-
-
-_GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "lambda", "mu", "sigma")
-_LATEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "[": "{[}",  # or it would be an argument of the line break before it
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "\u2212": "$-$",
-    "\u00d7": r"$\times$",
-    "—": "---",
-    "Δ": r"$\Delta$",
-    "†": r"\dag{}",
-    **{c: rf"$\{name}$" for c, name in zip("\u03b1β\u03b3δελμ\u03c3", _GREEK, strict=True)},
-}

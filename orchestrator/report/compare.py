@@ -1,6 +1,6 @@
 """Two rows of a suite against each other: their difference, its 95 % interval, and the images that decide it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ class Comparison:
     low: float
     """End of the 95 % interval of the difference."""
     high: float
+    note: str
+    """What the interval rests on."""
     images: tuple[tuple[int, float], ...]
     """(id, contribution) of each image without which the difference is another, the weightiest first; see
     `contributions`."""
@@ -52,7 +54,7 @@ class Comparison:
         rows += [
             (f"image {image_id}", Cell(None, absent=""), contribution) for image_id, contribution in self.images[:most]
         ]
-        notes = [interval_note(), *([f"{mark} The interval excludes 0."] if mark else [])]
+        notes = [self.note, *([f"{mark} The interval excludes 0."] if mark else [])]
         if self.images:
             shown = min(most, len(self.images))
             notes.append(
@@ -112,7 +114,8 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP") -> Compar
             "difference is; delete its evaluations in MLflow and submit again: nothing is trained for it"
         )
     image_ids = _image_ids(rows[0], suite.site, fingerprint)
-    matches = [_matches(result, ledger, uri, len(image_ids)) for result in results]
+    common = ours.resampled.keys() & theirs.resampled.keys()  # those that the difference is of
+    matches = [_matches(result, common or result.resampled, ledger, uri, len(image_ids)) for result in results]
     weight = contributions(matches[0], matches[1], metric)
     order = [int(place) for place in np.lexsort((image_ids, -np.abs(weight))) if weight[place]]
     return Comparison(
@@ -122,6 +125,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP") -> Compar
         difference=gain.value,
         low=gain.low,
         high=gain.high,
+        note=interval_note([gain]),
         images=tuple((int(image_ids[place]), float(weight[place])) for place in order),
     )
 
@@ -189,11 +193,11 @@ def _require_same_data(results: Iterable[RowResult], ledger: Ledger) -> str:
     return next(iter(fingerprints), "")
 
 
-def _matches(result: RowResult, ledger: Ledger, uri: str, num_images: int) -> "list[MatchTable]":
-    """Fetch the matches of each seed of a row."""
+def _matches(result: RowResult, seeds: Container[int], ledger: Ledger, uri: str, num_images: int) -> "list[MatchTable]":
+    """Fetch the matches of those seeds of a row."""
     found = []
     for seed, _, key in row_keys(result.row):
-        if seed in result.resampled:
+        if seed in seeds:
             matches = recorded_matches(ledger.evaluations[key], matches_from(uri))
             if matches is None or matches.num_images != num_images:
                 raise UserError(

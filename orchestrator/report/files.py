@@ -10,9 +10,10 @@ from pathlib import Path
 
 from model.data.cache import file_sha256
 from orchestrator import names
-from orchestrator.errors import UserError
+from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, row_keys
+from orchestrator.experiment.prepare import require_one_version
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
@@ -70,14 +71,20 @@ class Report:
         return has_several_heads(self.experiment) and any(map(is_measured, self.rows))
 
 
-def make_reports(suite: Suite, *, bootstrap: bool = True) -> list[Report]:
+def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None) -> list[Report]:
     """Measure the tables of a suite, as far as MLflow holds them.
 
     Args:
         suite: its site keeps what was resampled.
         bootstrap: whether the differences get intervals, which takes about a second for each new evaluation.
+        say: told of tables that are left out since their results rest on two versions of the data; without it they
+            are an error.
+
+    Raises:
+        UserError: the results of a table do so, and `say` is not given; the message names each such table.
     """
     ledger, uri, folder = suite.ledger, suite.uri, suite.site.home / "statistics"
+    sound = _sound(suite.experiments, ledger, say)
     samples = None
     if bootstrap and uri is not None:
         samples = resampled(ledger, list(suite.wanted.evaluations), matches_from(uri), folder)
@@ -85,7 +92,7 @@ def make_reports(suite: Suite, *, bootstrap: bool = True) -> list[Report]:
     times = [run.start_time for run in suite.mlflow_runs if run.kind == "evaluation" and run.key in wanted]
     newest = datetime.fromtimestamp(max(times) / 1000, UTC).date() if times else None
     reports = []
-    for place, experiment in enumerate(suite.experiments):
+    for place, experiment in enumerate(sound):
         labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
         rows = measure(experiment, ledger, samples)
         table = results_table(experiment, rows, is_resampled=samples is not None)
@@ -227,6 +234,23 @@ def _facts(reports: Sequence[Report]) -> list[str]:
     facts = ["; ".join(dict.fromkeys(map(data_of, rows))), f"seed{'s' if len(seeds) > 1 else ''} {listed}"]
     newest = max((report.newest for report in reports if report.newest is not None), default=None)
     return facts if newest is None else [*facts, f"newest evaluation {newest:%d %B %Y}"]
+
+
+def _sound(experiments: Iterable[Experiment], ledger: Ledger, say: Say | None) -> list[Experiment]:
+    """Return the tables whose results rest on one version of the data; see `make_reports`."""
+    sound, refused = [], []
+    for experiment in experiments:
+        try:
+            require_one_version(experiment, ledger)
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            sound.append(experiment)
+    if refused:
+        if say is None:
+            raise UserError("\n".join(refused))
+        say("\n".join(f"left out: {why}" for why in refused))
+    return sound
 
 
 def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:

@@ -2,18 +2,30 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from urllib.parse import quote
 
 from orchestrator import names
+from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import row_keys
+from orchestrator.experiment.plan import Ledger, row_keys
+from orchestrator.experiment.prepare import require_one_version
 from orchestrator.figures.templating import fill
 from orchestrator.report import views
 from orchestrator.tracking import rest
-from orchestrator.tracking.records import varied_params, varied_settings
+from orchestrator.tracking.records import (
+    by_key,
+    ledger_of,
+    measured_where_the_paper_did,
+    place_and_label,
+    training_params,
+    varied_params,
+    varied_settings,
+)
 from orchestrator.tracking.runs import (
     Run,
     Tracking,
+    delete_tag,
     experiment_id,
     experiment_tags,
     now,
@@ -33,21 +45,27 @@ def show_suite(suite: Suite) -> dict[str, str]:
         UserError: nothing of the suite was ever recorded.
     """
     tracking = suite.connection
-    found = write_views(tracking, suite.experiments)
+    found = write_views(tracking, suite.experiments, suite.mlflow_runs)
     describe_runs(tracking, suite.mlflow_runs)
     _enter_settings(tracking, suite.mlflow_runs, suite.experiments)
+    _enter_trials(tracking, suite.mlflow_runs, suite.experiments)
     return found
 
 
-def write_views(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
+def write_views(tracking: Tracking, experiments: Sequence[Experiment], runs: Sequence[Run] = ()) -> dict[str, str]:
     """Save the views of these tables and of the suite's curves, describe the suite by them, and return their links.
+
+    The runs of the suite say whether seeds may be averaged; among them are those that hold the tables as files, which
+    the description leads to.
 
     What stands there already is not written again; no views are saved on a server that does not show them.
     """
     held = experiment_tags(tracking)
-    tags = _view_tags(held, experiments) if views.are_shown(rest.server_version(tracking.uri)) else {}
+    files = by_key(runs, "table")
+    ledger = ledger_of(runs)
+    tags = _view_tags(held, experiments, ledger) if views.are_shown(rest.server_version(tracking.uri)) else {}
     for experiment in experiments:
-        tags[f"{names.TABLE}{experiment.name}"] = _table_note(tracking, experiment)
+        tags[f"{names.TABLE}{experiment.name}"] = _table_note(tracking, experiment, files.get(experiment.name))
     tags[names.DESCRIPTION] = _suite_note(tracking, held | tags)
     for name, value in tags.items():
         if held.get(name) != value:
@@ -82,11 +100,13 @@ def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
 
 
 def links(tracking: Tracking, experiments: Sequence[Experiment]) -> dict[str, str]:
-    """Return the addresses of each table, as a table and as charts, and of the suite's curves, by what they show."""
+    """Return the addresses of each table, as a table and as charts, of searches' trials, and of the suite's curves."""
     found: dict[str, str] = {}
     for experiment in experiments:
         found[experiment.name] = view_link(tracking, experiment.name)
-        found[f"{experiment.name}, charts"] = view_link(tracking, experiment.name, "CHART")
+        found[f"{experiment.name}, charts"] = view_link(tracking, experiment.name + views.CHARTS, "CHART")
+        if experiment.search is not None:
+            found[f"{experiment.name}, all trials"] = view_link(tracking, experiment.name + views.TRIALS)
     return found | {f"{tracking.suite}, training curves": view_link(tracking, CURVES, "CHART")}
 
 
@@ -95,14 +115,46 @@ def view_link(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> s
     return tracking.uri + "/" + link_in_page(tracking, view_id, mode)
 
 
-def _view_tags(held: Mapping[str, str], experiments: Sequence[Experiment]) -> dict[str, str]:
+def _view_tags(held: Mapping[str, str], experiments: Sequence[Experiment], ledger: Ledger) -> dict[str, str]:
     tags = _view_tag(held, CURVES, "Training curves", views.curves_view())
     for experiment in experiments:
-        in_paper = [metric for metric in experiment.columns if any(metric in row.paper for row in experiment.rows)]
-        settings = varied_settings(experiment.rows)
-        view = views.table_view(experiment.name, experiment.columns, settings, in_paper)
-        tags |= _view_tag(held, experiment.name, experiment.title, view)
+        name, title, shown = experiment.name, experiment.title, _shown(experiment, ledger)
+        by_row = replace(shown, is_grouped=not shown.is_mixed)
+        tags |= _view_tag(held, name, title, views.table_view(shown))
+        tags |= _view_tag(held, name + views.CHARTS, f"{title}: charts", views.table_view(by_row))
+        if experiment.search is not None:
+            drawn = replace(shown, settings=varied_settings(experiment.rows, of_trainings=True))
+            view = views.trials_view(drawn, experiment.search.metric)
+            tags |= _view_tag(held, name + views.TRIALS, f"{title}: all trials", view)
     return tags
+
+
+def _shown(experiment: Experiment, ledger: Ledger) -> views.TableShown:
+    beside: set[str] = set()
+    apart: set[str] = set()
+    for row in experiment.rows:
+        is_comparable = measured_where_the_paper_did(training_params(row.train), row.split)
+        (beside if is_comparable else apart).update(row.paper)
+    is_mixed = _is_mixed(experiment, ledger)
+    return views.TableShown(
+        table=experiment.name,
+        columns=experiment.columns,
+        settings=varied_settings(experiment.rows),
+        rows=[place_and_label(place, row.label) for place, row in enumerate(experiment.rows)],
+        is_grouped=any(len(row.seeds) > 1 for row in experiment.rows) and not is_mixed,
+        is_mixed=is_mixed,
+        beside_paper=[column for column in experiment.columns if column in beside],
+        apart_from_paper=[column for column in experiment.columns if column in apart],
+    )
+
+
+def _is_mixed(experiment: Experiment, ledger: Ledger) -> bool:
+    """Whether the results of a table rest on two versions of the data, of which there is no mean."""
+    try:
+        require_one_version(experiment, ledger)
+    except UserError:
+        return True
+    return False
 
 
 def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View) -> dict[str, str]:
@@ -125,9 +177,38 @@ def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequen
                     has.update(missing)
 
 
-def _table_note(tracking: Tracking, experiment: Experiment) -> str:
-    table, charts = (link_in_page(tracking, experiment.name, mode) for mode in ("TABLE", "CHART"))
-    return fill("table_note.md", experiment=experiment, table=table, charts=charts)
+def _enter_trials(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
+    """Give each training of a search its row, and a param for all that the search varies; it may never be scored."""
+    held = by_key(runs, "training")
+    for experiment in experiments:
+        rows: dict[str, tuple[str, dict[str, str]]] = {}
+        if experiment.search is not None:
+            varied = varied_params(experiment.rows, of_trainings=True)
+            for place, (row, params) in enumerate(zip(experiment.rows, varied, strict=True)):
+                for keys in row_keys(row):
+                    # Of rows that share a training the first counts.
+                    rows.setdefault(keys.train_key, (place_and_label(place, row.label), params))
+        tag = names.ROW + experiment.name
+        for key, run in held.items():
+            if key in rows:
+                called, params = rows[key]
+                missing = {name: value for name, value in params.items() if name not in run.params}
+                tags = {} if run.tags.get(tag) == called else {tag: called}
+                write(tracking.uri, run.run_id, params=missing, tags=tags)
+            elif tag in run.tags:
+                delete_tag(tracking.uri, run.run_id, tag)
+
+
+def _table_note(tracking: Tracking, experiment: Experiment, files: Run | None) -> str:
+    table, charts = experiment.name, experiment.name + views.CHARTS
+    return fill(
+        "table_note.md",
+        experiment=experiment,
+        table=link_in_page(tracking, table),
+        charts=link_in_page(tracking, charts, "CHART"),
+        trials=experiment.search and link_in_page(tracking, experiment.name + views.TRIALS),
+        files=files and _in_page(views.run_link("", experiment_id(tracking), files.run_id, "artifacts")),
+    )
 
 
 def _suite_note(tracking: Tracking, tags: Mapping[str, str]) -> str:

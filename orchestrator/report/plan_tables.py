@@ -2,15 +2,22 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model.names import ETA_S, IMAGES_PER_S, LOSS, VAL
 from model.settings import flat_differences
-from orchestrator.experiment.estimate import Disk, PlanTime, estimate_disk
-from orchestrator.experiment.plan import Ledger, Plan, TrainRun, why_evaluation_is_missing, why_training_is_missing
+from orchestrator.experiment.estimate import DEVICES, Disk, PlanTime, RowCost, estimate_disk, row_costs
+from orchestrator.experiment.plan import (
+    Ledger,
+    Place,
+    Plan,
+    TrainRun,
+    why_evaluation_is_missing,
+    why_training_is_missing,
+)
 from orchestrator.experiment.rows import Resources
 from orchestrator.figures.table import Column, Table, Value
 from orchestrator.worker.training_log import scoring_of
@@ -46,6 +53,38 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
     return _with_hours(table, plan, estimate) if estimate.speeds else table
 
 
+def costs_table(plan: Plan, estimate: PlanTime) -> Table:
+    """Show one line for each row of each table: what it would cost alone, and with which rows it shares trainings."""
+    costs = row_costs(plan, estimate)
+    devices = [device for device in DEVICES if any(t.kind.device == device for t in estimate.trainings)]
+    shown = devices if estimate.speeds else []
+    order = [cost.place for cost in costs]
+    return Table(
+        title=f"Cost of each row of suite {plan.suite}",
+        columns=(
+            Column("table", numeric=False),
+            Column("row", numeric=False),
+            Column("trainings"),
+            Column("evaluations"),
+            *(Column(f"{device}-hours") for device in shown),
+            Column("shares its training with", numeric=False),
+        ),
+        rows=tuple(
+            (
+                cost.place.table,
+                cost.place.label,
+                cost.num_trainings,
+                cost.num_evaluations,
+                *(cost.hours[device] for device in shown),
+                _shared(cost, order[:place]),
+            )
+            for place, cost in enumerate(costs)
+        ),
+        notes=("What is missing of each row, as if it were submitted alone; rows that share a training pay it once.",),
+        rules_before=tuple(place for place, cost in enumerate(costs) if cost.place.place == 0),
+    )
+
+
 def evaluations_table(plan: Plan) -> Table:
     """Show one line for each row that an evaluation stands in, and whether it stands in MLflow or why not."""
     return Table(
@@ -74,6 +113,18 @@ def plan_json(plan: Plan, estimate: PlanTime) -> dict[str, Any]:
         "experiments": [experiment.name for experiment in plan.experiments],
         **_counts(plan),
         "estimate": _estimate_json(plan, estimate),
+        "row_list": [
+            {
+                "table": cost.place.table,
+                "row": cost.place.label,
+                "trainings": cost.num_trainings,
+                "evaluations": cost.num_evaluations,
+                "gpu_hours": cost.hours["GPU"],
+                "cpu_hours": cost.hours["CPU"],
+                "shared_with": [{"table": other.table, "row": other.label} for other in cost.shared_with],
+            }
+            for cost in row_costs(plan, estimate)
+        ],
         "training_list": [
             {
                 "key": run.key,
@@ -187,6 +238,14 @@ def _with_hours(table: Table, plan: Plan, estimate: PlanTime) -> Table:
     rows = [(*row[:-1], hours.get(key), row[-1]) for key, row in zip(plan.trainings, table.rows, strict=True)]
     columns = (*table.columns[:-1], Column("hours", digits=2), table.columns[-1])
     return replace(table, columns=columns, rows=tuple(rows))
+
+
+def _shared(cost: RowCost, earlier: Collection[Place]) -> str:
+    """Name the earlier row that a training is shared with; where there is none, say how many rows follow."""
+    first = next((place for place in cost.shared_with if place in earlier), None)
+    if first is not None:
+        return f"{first.label} of {first.table}"
+    return f"{_count(len(cost.shared_with), 'row')} below" if cost.shared_with else ""
 
 
 def _plan_row(plan: Plan, run: TrainRun) -> tuple[Value, ...]:

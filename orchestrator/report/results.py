@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from model.names import LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE
 from orchestrator import names
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import (
@@ -14,6 +15,7 @@ from orchestrator.experiment.plan import (
     why_evaluation_is_missing,
     why_training_is_missing,
 )
+from orchestrator.experiment.prepare import require_one_version
 from orchestrator.experiment.rows import Cited, Row
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value
 
@@ -54,7 +56,8 @@ class RowResult:
 
     row: Row
     by_seed: Mapping[int, Mapping[str, float]]
-    """The numbers of each seed that the ledger holds; those of misalignment as `misalignment/ece`."""
+    """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, and losses of
+    the last updates as `train/loss_box`."""
     resampled: Mapping[int, "Resamples"]
     """[3, resamples] of each such seed whose matches are known."""
     state: str
@@ -70,19 +73,22 @@ class RowResult:
         values = self._values(metric)
         return stdev(values) if len(values) > 1 else None
 
-    def estimate(self, metric: str) -> "Estimate | None":
-        """Return the mean with its 95 % interval; None where it is not known."""
+    def estimate(self, metric: str, level: float = 0.95) -> "Estimate | None":
+        """Return the mean with its interval; None where it is not known."""
         from orchestrator.report.intervals import estimate
 
         values = self._seed_values(metric)
-        return estimate(values) if values else None
+        return estimate(values, level) if values else None
 
-    def difference(self, other: "RowResult", metric: str) -> "Estimate | None":
-        """Return how far it is above another row, with the 95 % interval; None where that is not known."""
+    def difference(self, other: "RowResult", metric: str, level: float = 0.95) -> "Estimate | None":
+        """Return how far it is above another row, with its interval; None where that is not known.
+
+        Of rows with other seeds it is the difference on the seeds that both have.
+        """
         from orchestrator.report.intervals import difference
 
         ours, theirs = self._seed_values(metric), other._seed_values(metric)
-        return difference(ours, theirs) if ours and theirs else None
+        return difference(ours, theirs, level) if ours and theirs else None
 
     def _values(self, metric: str) -> list[float]:
         return [numbers[metric] for numbers in self.by_seed.values() if metric in numbers]
@@ -104,7 +110,12 @@ class RowResult:
 def measure(
     experiment: Experiment, ledger: Ledger, resampled: "Mapping[str, Resamples] | None" = None
 ) -> tuple[RowResult, ...]:
-    """Gather the rows of a table; `resampled` by evaluation key."""
+    """Gather the rows of a table; `resampled` by evaluation key.
+
+    Raises:
+        UserError: rows, or seeds of a row, rest on two versions of the same data.
+    """
+    require_one_version(experiment, ledger)
     return tuple(measure_row(row, ledger, resampled or {}) for row in experiment.rows)
 
 
@@ -116,7 +127,8 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
     for seed, trained, scored in row_keys(row):
         reason = why_evaluation_is_missing(ledger, trained, scored)
         if reason is None:
-            found[seed] = {**ledger.evaluations[scored].metrics, **ledger.evaluations[scored].misalignment}
+            record = ledger.evaluations[scored]
+            found[seed] = {**record.metrics, **record.misalignment, **_losses(ledger, trained)}
             known |= {seed: resampled[scored]} if scored in resampled else {}
         elif reason.startswith("waits"):
             # Why the training is missing says more than that it is.
@@ -171,7 +183,7 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
         groups=tuple(groups),
         notes=(
             *_notes(experiment, paper, is_begun=any(result.by_seed for result in results)),
-            *_notes_on_gains(results, gains, is_resampled),
+            *_notes_on_gains(experiment, results, gains, is_resampled),
             *_notes_on_best(results, experiment.columns, best),
         ),
     )
@@ -270,11 +282,26 @@ def is_measured(row: RowResult) -> bool:
     return any(name.startswith(f"{names.MISALIGNMENT}/") for numbers in row.by_seed.values() for name in numbers)
 
 
-def interval_note() -> str:
-    """Say what the intervals of a table rest on."""
+def interval_note(estimates: Sequence["Estimate"]) -> str:
+    """Say what the intervals of a table rest on, and what would narrow them."""
     from orchestrator.report.intervals import NUM_RESAMPLES
 
-    return f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images, and by seeds where several."
+    crossed = [one for one in estimates if one.num_seeds > 1]
+    note = f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images"
+    note += ", crossed with the seeds (Obuchowski and Rockette 1995)." if crossed else "."
+    if len(crossed) < len(estimates):
+        note += f" How far another seed would move it is not in it{', where there is but one' if crossed else ''}."
+    known = [one for one in crossed if one.dominant]
+    seeds, images = sum(one.variance_seeds for one in known), sum(one.variance_images for one in known)
+    if known:
+        share = round(100 * seeds / (seeds + images))
+        parts = (f"Seeds make {share} %", "images", 100 - share, "seeds")
+        if share < 50:
+            parts = (f"Images make {100 - share} %", "seeds", share, "images")
+        note += (
+            f" {parts[0]} of the variance of these differences, {parts[1]} {parts[2]} %: more {parts[3]} narrow them."
+        )
+    return note
 
 
 def statistics_cells(statistics: Mapping[str, float | None]) -> list[Cell]:
@@ -296,6 +323,11 @@ def embolden(lines: Sequence[tuple[Cell | Value, ...]]) -> list[tuple[Cell | Val
             if isinstance(cell.value, float) and round(cell.value, column.digits) == best:
                 line[place] = replace(cell, bold=True)
     return [tuple(line) for line in changed]
+
+
+def _losses(ledger: Ledger, train_key: str) -> dict[str, float]:
+    metrics = ledger.trainings[train_key].metrics if train_key in ledger.trainings else {}
+    return {name: metrics[name] for name in (LOSS_CLASS, LOSS_BOX, LOSS_CONFIDENCE) if name in metrics}
 
 
 def _state(row: Row, reasons: Mapping[int, str]) -> str:
@@ -387,13 +419,17 @@ def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     gain = result.difference(base, metric)
     if gain is None:
         return Cell(mean - reference)
-    return Cell(mean - reference, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
+    return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 
-def _notes_on_gains(results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool) -> list[str]:
+def _notes_on_gains(
+    experiment: Experiment, results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool
+) -> list[str]:
     notes = []
     if any(gain.interval for gain in gains):
-        notes.append(interval_note())
+        base = next(result for result in results if result.row.label == experiment.reference)
+        found = [result.difference(base, experiment.columns[0]) for result in results if result is not base]
+        notes.append(interval_note([one for one in found if one is not None]))
         notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
     if gains and is_resampled and old:

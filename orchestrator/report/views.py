@@ -7,15 +7,16 @@ A view is a tag of the experiment, in a format of the user interface's own, whic
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
 from model.config import METRICS
-from model.names import IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
+from model.names import EPOCH, IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
 from orchestrator import names
 from orchestrator.report.results import MISALIGNMENT_COLUMNS
-from orchestrator.tracking.records import Setting, beside_paper
+from orchestrator.tracking.records import Setting, beside_paper, papers_own
 
 View = dict[str, Any]
 Mode = Literal["TABLE", "CHART"]
@@ -25,51 +26,106 @@ TESTED = ("3.17",)
 TRAINING_CURVES = "curves"
 """The view that is none of a table."""
 ML = "workflowType=machine_learning"  # without it the first visit lands on an empty page for language models
+CHARTS, TRIALS = "/charts", "/trials"
+"""End the ids of the views that a table has beside its own; no name of a file ends so."""
 RUN_NAME = "attributes.`Run Name`"
+CREATED = "runDateAndNestInfo"  # the column says whether a run finished; its time is cut
+SEED, EXPONENT = f"tags.`{names.SEED}`", "confidence_exponent"
+PAPERS_OWN = "the paper on COCO 2017"
+MOST_FOLDED = 100  # a tag of an experiment holds 5000 characters on some databases
 CURVES = (
     *(f"{VAL}AP", f"{VAL}AP50", f"{VAL}AP75", LOSS, LOSS_CLASS, LOSS_BOX, LOSS_CONFIDENCE),
     *(LEARNING_RATE, IMAGES_PER_S),
 )
 
 
-def table_view(table: str, columns: Sequence[str], settings: Sequence[Setting], in_paper: Sequence[str] = ()) -> View:
-    """Show the evaluations of a table in its order, with its metrics and the settings in which its rows differ.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableShown:
+    """What the views of a table need to know of it."""
 
-    Args:
-        table: the experiment's name, as in the tag `row.<table>`.
-        columns: metric names without their section, as in "AP50".
-        settings: the params that differ.
-        in_paper: the columns that the paper gives a number for.
-    """
-    row, first = f"tags.`row.{table}`", columns[0]
+    table: str
+    """The experiment's name, as in the tag `row.<table>`."""
+    columns: Sequence[str]
+    """Metric names without their section, as in "AP50"."""
+    settings: Sequence[Setting] = ()
+    """The params in which the rows differ."""
+    rows: Sequence[str] = ()
+    """Place and label of each, as in the tag."""
+    is_grouped: bool = False
+    """Whether a line is a row with the mean of its seeds, called by its label, and not one evaluation."""
+    is_mixed: bool = False
+    """Whether its results rest on several versions of the data; then each is told, and nothing is grouped."""
+    beside_paper: Sequence[str] = ()
+    """The columns that the paper gives a number for, measured on its data."""
+    apart_from_paper: Sequence[str] = ()
+    """Those that it gives a number for, measured on other data."""
+
+    @property
+    def row(self) -> str:
+        """The tag that holds place and label."""
+        return f"{names.ROW}{self.table}"
+
+
+def table_view(shown: TableShown) -> View:
+    """Show the evaluations of a table in its order, or its rows, with their metrics and settings, and as charts."""
+    row = f"tags.`{shown.row}`"
     # The rounded metrics, not those under val/: the page rounds nothing, and cuts 29.970123 to 29.9...
-    numbers = [name for column in columns for name in (column, *(beside_paper(column) if column in in_paper else ()))]
-    metrics = [f"metrics.`{name}`" for name in numbers]
-    params = [f"params.`{setting.name}`" for setting in settings]
-    cells = [row, *metrics, *params, "tags.`seed`"]
-    widths = {row: 260, "tags.`seed`": 60} | dict.fromkeys(metrics, 80) | dict.fromkeys(params, 110)
-    charts: list[View] = []
-    if settings:
-        axes = [setting.name for setting in settings]
-        # Parallel coordinates leave out runs that lack one of these params.
-        selected = {"selectedParams": axes, "selectedMetrics": [first], "showAllRuns": True}
-        charts.append(_chart("PARALLEL", "settings", f"settings and {first}") | selected)
-    charts += [_curve(setting.name, first) for setting in settings if setting.is_number]
-    charts += [_bar("COCO numbers", name) for name in columns]
-    charts += [_bar("beside the paper", name) for column in in_paper for name in beside_paper(column)[::-1]]
-    others = [name for name in METRICS if name not in columns]
-    charts += [_bar("other COCO numbers", name) for name in others]
-    charts += [_bar("misalignment", f"{names.MISALIGNMENT}/{name}") for name in MISALIGNMENT_COLUMNS]
-    # A metric without a chart gets one by itself; a deleted one keeps it away.
-    charts += [_bar("COCO numbers", name) | {"deleted": True} for name in _not_charted(in_paper)]
-    sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, "misalignment": 3, "other COCO numbers": 3}
-    return _view(charts, sections, ("misalignment", "other COCO numbers")) | {
-        "searchFilter": _filter(table),
+    ours = [
+        name
+        for column in shown.columns
+        for name in (column, *(beside_paper(column) if column in shown.beside_paper else ()))
+    ]
+    metrics = [f"metrics.`{name}`" for name in ours]
+    params = [f"params.`{name}`" for name in dict.fromkeys((*(s.name for s in shown.settings), EXPONENT))]
+    # Behind all of ours, as no difference is formed.
+    apart = [f"metrics.`{papers_own(column)}`" for column in shown.apart_from_paper]
+    # A group has no tags, and its name is the row; of a run the name says less than the row does.
+    version = [f"tags.`{names.FINGERPRINT}`"] if shown.is_mixed else []
+    cells = [*([] if shown.is_grouped else [row]), *metrics, *params, SEED, *version, *apart]
+    widths = {RUN_NAME: 330} if shown.is_grouped else {RUN_NAME: 100, row: 260}
+    widths |= dict.fromkeys(metrics, 80) | dict.fromkeys(params, 150) | dict.fromkeys(apart, 190)
+    sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, PAPERS_OWN: 3}
+    sections |= {"misalignment": 3, "other COCO numbers": 3}
+    group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": shown.row}]}
+    is_folded = shown.is_grouped and len(shown.rows) <= MOST_FOLDED
+    return _view(_table_charts(shown), sections, (PAPERS_OWN, "misalignment", "other COCO numbers")) | {
+        "searchFilter": _filter(shown.table),
         "orderByKey": row,
         "orderByAsc": True,
         "selectedColumns": cells,
-        "columnOrder": [RUN_NAME, *cells],
-        "columnWidths": {RUN_NAME: 150} | widths,
+        "columnOrder": [RUN_NAME, CREATED, *cells],
+        "columnWidths": {CREATED: 50, SEED: 60} | widths,
+        "groupBy": group if shown.is_grouped else None,
+        "groupsExpanded": {f"tag.{shown.row}.{name}": False for name in shown.rows} if is_folded else {},
+    }
+
+
+def trials_view(shown: TableShown, metric: str) -> View:
+    """Show the trainings of a search, best first, those that were stopped early and never scored included.
+
+    Args:
+        shown: the table of the search, with the settings of trainings that were drawn.
+        metric: what the search makes large, as in "AP".
+    """
+    measured = f"{VAL}{metric}"
+    charts: list[View] = []
+    if shown.settings:
+        charts.append(_parallel([setting.name for setting in shown.settings], [measured]))
+    charts += [_curve(setting.name, measured) for setting in shown.settings if setting.is_number]
+    charts += [_line(name) | {"metricSectionId": "training"} for name in (measured, LOSS)]
+    charts += _without_charts((*CURVES, EPOCH, *(f"{VAL}{name}" for name in METRICS)), charts)
+    metrics = [f"metrics.`{name}`" for name in (measured, EPOCH)]
+    params = [f"params.`{setting.name}`" for setting in shown.settings]
+    row, note = f"tags.`{shown.row}`", f"tags.`{names.NOTE}`"
+    cells = [row, *metrics, *params, note, SEED]
+    widths = {row: 260, SEED: 60, note: 320} | dict.fromkeys((*metrics, *params), 150)
+    return _view(charts, {"settings": 2, "training": 2}) | {
+        "searchFilter": _filter(f"{shown.table}{TRIALS}"),
+        "orderByKey": metrics[0],
+        "orderByAsc": False,
+        "selectedColumns": cells,
+        "columnOrder": [RUN_NAME, CREATED, *cells],
+        "columnWidths": {RUN_NAME: 100, CREATED: 50} | widths,
     }
 
 
@@ -80,14 +136,14 @@ def curves_view() -> View:
     images = {"imageKeys": [f"{VAL}detections"], "step": 0, "showRunParams": False}
     charts.append(_chart("IMAGE", f"{VAL}detections", f"{VAL}detections") | images)
     metrics = ["metrics.`val/AP`", "metrics.`val/AP50`", "metrics.`train/loss`", "metrics.`perf/images_per_s`"]
-    cells = [*metrics, "params.`head`", "tags.`seed`", "tags.`note`"]
+    cells = [*metrics, "params.`head`", SEED, "tags.`note`"]
     return _view(charts, sections) | {
         "searchFilter": _filter(TRAINING_CURVES),
         "orderByKey": "attributes.start_time",
         "orderByAsc": True,
         "selectedColumns": cells,
-        "columnOrder": [RUN_NAME, *cells],
-        "columnWidths": {RUN_NAME: 260} | dict.fromkeys(metrics, 150) | {"tags.`seed`": 60, "tags.`note`": 260},
+        "columnOrder": [RUN_NAME, CREATED, *cells],
+        "columnWidths": {RUN_NAME: 260, CREATED: 50, SEED: 60, "tags.`note`": 260} | dict.fromkeys(metrics, 150),
     }
 
 
@@ -133,16 +189,38 @@ def view_link(uri: str, experiment_id: str, view_id: str, mode: Mode, *, is_save
     return f"{experiment_link(uri, experiment_id)}&{shown}&compareRunsMode={mode}"
 
 
-def run_link(uri: str, experiment_id: str, run_id: str) -> str:
-    """Return the address of a run."""
-    return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}?{ML}"
+def run_link(uri: str, experiment_id: str, run_id: str, tab: str = "") -> str:
+    """Return the address of a run, or of a tab of its page, such as "artifacts"."""
+    return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}{tab and f'/{tab}'}?{ML}"
 
 
 def _filter(view_id: str) -> str:
     """Find the runs that a view shows."""
     if view_id == TRAINING_CURVES:
         return f"tags.{names.KIND} = 'training'"
-    return f"tags.{names.KIND} = 'evaluation' and tags.`{names.ROW}{view_id}` != ''"
+    table, kind = view_id.removesuffix(CHARTS), "evaluation"
+    if view_id.endswith(TRIALS):
+        table, kind = view_id.removesuffix(TRIALS), "training"
+    return f"tags.{names.KIND} = '{kind}' and tags.`{names.ROW}{table}` != ''"
+
+
+def _table_charts(shown: TableShown) -> list[View]:
+    columns, first = shown.columns, shown.columns[0]
+    curves = [first]
+    curves += [beside_paper(first)[0]] if first in shown.beside_paper else []
+    curves += [papers_own(first)] if first in shown.apart_from_paper else []
+    charts = [_curve(setting.name, name) for setting in shown.settings if setting.is_number for name in curves]
+    # A group has no mean of texts, which parallel coordinates do not take; its metrics make up for them.
+    axes = [setting.name for setting in shown.settings if setting.is_number or not shown.is_grouped]
+    if axes or (shown.is_grouped and len(columns) > 1):
+        charts.append(_parallel(axes, columns if shown.is_grouped else [first]))
+    charts += [_bar("COCO numbers", name) for name in columns]
+    charts += [_bar("beside the paper", name) for column in shown.beside_paper for name in beside_paper(column)[::-1]]
+    charts += [_bar(PAPERS_OWN, papers_own(column)) for column in shown.apart_from_paper]
+    charts += [_bar("other COCO numbers", name) for name in METRICS if name not in columns]
+    charts += [_bar("misalignment", f"{names.MISALIGNMENT}/{name}") for name in MISALIGNMENT_COLUMNS]
+    unasked = [name for metric in METRICS for name in (f"{VAL}{metric}", *beside_paper(metric), papers_own(metric))]
+    return charts + _without_charts(unasked, charts)
 
 
 def _view(charts: list[View], columns: Mapping[str, int], folded: Sequence[str] = ()) -> View:
@@ -152,7 +230,7 @@ def _view(charts: list[View], columns: Mapping[str, int], folded: Sequence[str] 
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "runsHiddenMode": "SHOWALL",
+        "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": [
             {
@@ -199,10 +277,17 @@ def _curve(param: str, metric: str) -> View:
     return _chart("SCATTER", "settings", f"{metric} by {param}") | axes
 
 
-def _not_charted(in_paper: Sequence[str]) -> Iterator[str]:
-    """Yield what would be charted unasked: the unrounded numbers, and the paper's for what is no column."""
-    yield from (f"{VAL}{name}" for name in METRICS)
-    yield from (name for metric in METRICS if metric not in in_paper for name in beside_paper(metric))
+def _parallel(params: Sequence[str], metrics: Sequence[str]) -> View:
+    # Parallel coordinates leave out runs that lack one of these.
+    axes = {"selectedParams": list(params), "selectedMetrics": list(metrics), "showAllRuns": True}
+    return _chart("PARALLEL", "settings", f"settings and {metrics[0]}") | axes
+
+
+def _without_charts(metrics: Sequence[str], charts: Sequence[View]) -> list[View]:
+    """Keep charts of metrics away that the others do not show: one without any gets one by itself."""
+    charted = {chart.get("metricKey") for chart in charts}
+    section = charts[-1]["metricSectionId"] if charts else ""
+    return [_bar(section, name) | {"deleted": True} for name in dict.fromkeys(metrics) if name not in charted]
 
 
 def _line(metric: str) -> View:

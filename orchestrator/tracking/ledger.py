@@ -6,12 +6,15 @@ A run is FINISHED last of all, so that whatever dies on the way is seen as unfin
 
 import hashlib
 import json
+import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from model.config import METRICS
 from model.data.cache import file_sha256
 from model.names import CARD, VAL, WEIGHTS
 from model.settings import to_dict
@@ -22,21 +25,27 @@ from orchestrator.process import this_process
 from orchestrator.tracking.artifacts import store, upload_texts
 from orchestrator.tracking.recorder import replay
 from orchestrator.tracking.records import (
+    beside_paper,
     by_key,
     inference_params,
     is_finished,
     ledger_of,
+    measured_where_the_paper_did,
     misalignment_metrics,
+    papers_own,
     place_tags,
     read_record,
     resources_tags,
+    run_name,
     shown_metrics,
+    training_name,
     training_params,
 )
 from orchestrator.tracking.runs import (
     Run,
     Tracking,
     create_run,
+    delete_tag,
     experiment_id,
     get_run,
     git_commit,
@@ -45,6 +54,7 @@ from orchestrator.tracking.runs import (
     read_runs,
     rename,
     set_status,
+    tagged,
     write,
 )
 
@@ -140,7 +150,7 @@ def record_evaluation(
     )
     tags |= {names.FINGERPRINT: data_fingerprint} if data_fingerprint else {}
     params = {**training.params, **inference_params(evaluation.inference)}
-    name = evaluation.label if seed == "0" else f"{evaluation.label}, seed {seed}"
+    name = run_name(tagged(tags, names.ROW), params, seed)
     run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)
     if detections is not None:
         store(tracking.uri, run_id, [detections], names.DETECTIONS)
@@ -152,7 +162,9 @@ def record_evaluation(
         store(tracking.uri, run_id, misalignment, names.MISALIGNMENT)
     held = get_run(tracking.uri, run_id).metrics
     numbers = {f"{VAL}{name}": float(value) for name, value in metrics.items() if value is not None}
-    numbers |= shown_metrics(metrics, evaluation.paper) | misalignment_metrics(statistics or {})
+    is_comparable = measured_where_the_paper_did(params, evaluation.split)
+    numbers |= shown_metrics(metrics, evaluation.paper, is_on_papers_data=is_comparable)
+    numbers |= misalignment_metrics(statistics or {})
     # MLflow appends a metric that is logged again at the same step, instead of replacing it.
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)
@@ -160,18 +172,61 @@ def record_evaluation(
     return run_id
 
 
-def place_evaluations(tracking: Tracking, runs: Iterable[Run], evaluations: Iterable[Evaluation]) -> bool:
-    """Enter in each recorded evaluation the tables that use it by now, and say whether there were new ones."""
-    held_runs, has_new = by_key(runs, "evaluation"), False
-    for evaluation in evaluations:
-        if run := held_runs.get(evaluation.key):
-            held, numbers = run.tags, run.metrics
-            tags = {name: value for name, value in place_tags(evaluation).items() if held.get(name) != value}
-            shown = shown_metrics(read_record(run).metrics, evaluation.paper)
-            new = {name: value for name, value in shown.items() if numbers.get(name) != value}
-            write(tracking.uri, run.run_id, metrics=new, tags=tags)
-            has_new = has_new or bool(new or tags)
+def place_evaluations(
+    tracking: Tracking, runs: Sequence[Run], evaluations: Iterable[Evaluation], tables: Collection[str] = ()
+) -> bool:
+    """Bring what recorded runs say of their rows up to date, and say whether anything was written.
+
+    Args:
+        tracking: of the suite.
+        runs: all of it.
+        evaluations: those that the tables use by now.
+        tables: at hand; an evaluation that stands in one of them no longer loses its row there.
+    """
+    wanted = {evaluation.key: evaluation for evaluation in evaluations}
+    labels: dict[str, set[str]] = defaultdict(set)
+    has_new = False
+    for key, run in by_key(runs, "evaluation").items():
+        rows, wrote = _place(tracking, run, wanted.get(key), tables)
+        labels[run.train_key] |= {place.partition(" ")[2] for place in rows.values()}
+        has_new = has_new or wrote
+    for key, run in by_key(runs, "training").items():
+        name = training_name(run.params, run.tags.get(names.SEED, "0"))
+        # One label of several would be wrong in the other tables.
+        if len(labels[key]) > 1 and run.name != name:
+            rename(tracking.uri, run.run_id, name)
+            has_new = True
     return has_new
+
+
+def _place(
+    tracking: Tracking, run: Run, evaluation: Evaluation | None, tables: Collection[str]
+) -> tuple[dict[str, str], bool]:
+    """Bring one evaluation up to date; return its rows, and whether anything was written."""
+    wanted = place_tags(evaluation) if evaluation else {}
+    tags = {name: value for name, value in wanted.items() if run.tags.get(name) != value}
+    gone = [names.ROW + table for table in run.rows if table in tables and names.ROW + table not in wanted]
+    rows = tagged({**run.tags, **wanted}, names.ROW)
+    rows = {table: place for table, place in rows.items() if names.ROW + table not in gone}
+    is_comparable = measured_where_the_paper_did(run.params, run.tags.get(names.SPLIT, ""))
+    paper = evaluation.paper if evaluation else {}
+    shown = shown_metrics(read_record(run).metrics, paper, is_on_papers_data=is_comparable)
+    metrics = {name: value for name, value in shown.items() if run.metrics.get(name) != value}
+    outdated = {papers_own(metric) for metric in METRICS}
+    if not is_comparable:
+        outdated = {name for metric in METRICS for name in beside_paper(metric)}
+    if run.rows.keys() <= set(tables):  # else the paper's numbers may come from a table that is not at hand
+        gone += [name for name in run.tags if name.startswith(names.PAPER) and name not in wanted]
+        outdated = {name for metric in METRICS for name in (*beside_paper(metric), papers_own(metric))} - shown.keys()
+    # MLflow deletes no metric; a number that is none says that it holds no longer.
+    metrics |= {name: math.nan for name in outdated if not math.isnan(run.metrics.get(name, math.nan))}
+    write(tracking.uri, run.run_id, metrics=metrics, tags=tags)
+    for name in gone:
+        delete_tag(tracking.uri, run.run_id, name)
+    called = run_name(rows, run.params, run.tags.get(names.SEED, "0"))
+    if run.name != called:
+        rename(tracking.uri, run.run_id, called)
+    return rows, bool(metrics or tags or gone or run.name != called)
 
 
 def name_seeds(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[TrainRun]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from model.config import InferenceConfig, TrainConfig
+from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
 from orchestrator import names
@@ -14,6 +14,9 @@ from orchestrator.experiment.plan import Evaluation, Ledger, Record
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.names import Kind
 from orchestrator.tracking.runs import Run, tagged
+
+_HEADS = {"none": "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
+"""The paper's names, by the tower that carries the confidence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,13 +105,35 @@ def inference_params(inference: InferenceConfig) -> dict[str, str]:
 def read_inference(params: Mapping[str, str]) -> InferenceConfig:
     """Read back what `inference_params` wrote, from among all params of an evaluation."""
     exponents = {"confidence_exponent": InferenceConfig().confidence_exponent}  # not told with fusion "product"
-    told = {f.name: _value(params[f.name]) for f in fields(InferenceConfig) if f.name in params}
+    # A table that varies the fusion enters "none" as the exponent that "product" lacks.
+    told = {f.name: _value(params[f.name]) for f in fields(InferenceConfig) if params.get(f.name, "none") != "none"}
     return from_dict(InferenceConfig, exponents | told)
 
 
-def varied_params(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return each row's value of every setting in which the rows differ: defaults too, and "none" without a meaning."""
-    params = [training_params(row.train) | inference_params(row.inference) for row in rows]
+def run_name(rows: Mapping[str, str], params: Mapping[str, str], seed: str) -> str:
+    """Name an evaluation so that it is right in every table: by its one label, else by what it is.
+
+    Args:
+        rows: place and label, such as `03 RetinaNet`, by table.
+        params: of the evaluation.
+        seed: of its training.
+    """
+    labels = {place.partition(" ")[2] for place in rows.values()}
+    called = next(iter(labels)) if len(labels) == 1 else ", ".join((*_detector(params), *_ranking(params)))
+    return f"{called}, seed {seed}"
+
+
+def training_name(params: Mapping[str, str], seed: str) -> str:
+    """Name a training by what it is, as in "RetinaNet-Conf, l1, resnet50, seed 0"."""
+    return f"{', '.join(_detector(params))}, seed {seed}"
+
+
+def varied_params(rows: Sequence[Row], *, of_trainings: bool = False) -> list[dict[str, str]]:
+    """Return each row's value of every setting in which the rows differ: defaults too, and "none" without a meaning.
+
+    `of_trainings` leaves out how checkpoints are scored.
+    """
+    params = [training_params(row.train) | ({} if of_trainings else inference_params(row.inference)) for row in rows]
     settings = dict.fromkeys(name for own in params for name in own)
     filled = [
         {name: own.get(name, _usual(row, name)) for name in settings} for row, own in zip(rows, params, strict=True)
@@ -117,21 +142,34 @@ def varied_params(rows: Sequence[Row]) -> list[dict[str, str]]:
     return [{name: values[name] for name in varied} for values in filled]
 
 
-def varied_settings(rows: Sequence[Row]) -> list[Setting]:
-    """Return the params in which rows differ."""
-    filled = varied_params(rows)
+def varied_settings(rows: Sequence[Row], *, of_trainings: bool = False) -> list[Setting]:
+    """Return the params in which rows, or their trainings alone, differ."""
+    filled = varied_params(rows, of_trainings=of_trainings)
     return [Setting(name=name, is_number=_are_numbers(values[name] for values in filled)) for name in filled[0]]
 
 
-def shown_metrics(metrics: Mapping[str, float | None], paper: Mapping[str, float]) -> dict[str, float]:
-    """Return what MLflow's user interface, which rounds nothing, shows of an evaluation: two digits after the point."""
+def shown_metrics(
+    metrics: Mapping[str, float | None], paper: Mapping[str, float], *, is_on_papers_data: bool = True
+) -> dict[str, float]:
+    """Return what MLflow's user interface, which rounds nothing, shows of an evaluation: two digits after the point.
+
+    The difference to the paper's number is formed where both were measured on the same data alone.
+    """
     shown: dict[str, float] = {}
     for name, value in metrics.items():
         if value is not None and math.isfinite(value):
             shown[name] = round(value, 2)
-            if name in paper:
+            if name in paper and is_on_papers_data:
                 shown |= dict(zip(beside_paper(name), (paper[name], round(value - paper[name], 2)), strict=True))
+            elif name in paper:
+                shown[papers_own(name)] = paper[name]
     return shown
+
+
+def measured_where_the_paper_did(params: Mapping[str, str], split: str) -> bool:
+    """Say whether an evaluation with these params was measured on all of COCO val2017, as the paper's numbers were."""
+    is_whole = params.get("num_val_images", "none") == "none"
+    return params.get("dataset", "coco") == "coco" and split == "val2017" and is_whole
 
 
 def misalignment_metrics(statistics: Mapping[str, float | None]) -> dict[str, float]:
@@ -145,13 +183,45 @@ def beside_paper(metric: str) -> tuple[str, str]:
     return f"{metric} paper", f"{metric} Δ"
 
 
+def papers_own(metric: str) -> str:
+    """Return the name of the paper's number where ours was measured on other data, so that nobody compares the two."""
+    return f"paper on COCO 2017: {metric}"
+
+
 def place_tags(evaluation: Evaluation) -> dict[str, str]:
     """Tag each table with the row's place and label, which sort in the table's order, and add the paper's numbers."""
     tags = {f"{names.PAPER}{name}": f"{value:g}" for name, value in evaluation.paper.items()}
     for place in reversed(evaluation.places):  # of two places in one table the first counts
-        # MLflow sorts tags as texts, so that the place has two digits.
-        tags[f"{names.ROW}{place.table}"] = f"{place.place:02d} {place.label}"
+        tags[f"{names.ROW}{place.table}"] = place_and_label(place.place, place.label)
     return tags
+
+
+def place_and_label(place: int, label: str) -> str:
+    """Return what calls a row in MLflow, which sorts texts: two digits of its place from 0, and its label."""
+    return f"{place:02d} {label}"
+
+
+def _detector(params: Mapping[str, str]) -> Iterator[str]:
+    """Yield what tells a training of the paper's tables: its head, what its confidence learns, and its backbone."""
+    yield _HEADS.get(params.get("head", "none"), params.get("head", "none"))
+    for field in fields(ConfidenceConfig):
+        value = params.get(field.name, "none")
+        # A table may have entered defaults, and "none" where there is no confidence.
+        if field.name != "tower" and value not in ("none", _text(field.default)):
+            yield value if field.name == "loss" else f"{field.name} {value}"
+    yield params.get("backbone", ModelConfig().backbone)
+
+
+def _ranking(params: Mapping[str, str]) -> Iterator[str]:
+    """Yield by what score an evaluation ranks boxes, and what else of its post-processing is not the paper's."""
+    inference = read_inference(params)
+    if inference.fusion == "product":
+        yield "product"
+    elif params.get("head", "none") != "none":
+        yield f"alpha {inference.confidence_exponent:g}"
+    for name, value in flat_differences(inference).items():
+        if name not in ("fusion", "confidence_exponent"):
+            yield f"{name} {_text(value)}"
 
 
 def _usual(row: Row, name: str) -> str:

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def rows(self) -> dict[str, str]:
-        """Return an evaluation's place and label, such as `03 RetinaNet`, by table."""
+        """Return the place and label, such as `03 RetinaNet`, of an evaluation or of a search's training, by table."""
         return tagged(self.tags, names.ROW)
 
     @property

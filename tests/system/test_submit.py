@@ -17,8 +17,9 @@ RNC = Path(sys.executable).parent / "rnc"
 EXPERIMENT = f"""
 suite: tiny
 extends: {ROOT}/experiments/demo/headline.yaml
-only: [RetinaNet, RetinaNet-Conf]
+only: [RetinaNet, "RetinaNet-Conf, alpha 0.4"]
 defaults:
+  split: val  # the best checkpoint is registered by validation images alone
   train:
     data: {{num_train_images: 24, num_val_images: 8}}
     schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}
@@ -65,7 +66,7 @@ def test_a_submit_trains_and_scores_every_row(submitted: subprocess.CompletedPro
     assert submitted.returncode == 0, submitted.stderr
     assert ("Trainings take Ray's public trainer" in submitted.stderr) == bool(why_public())
     heads, exponents = json.loads(submitted.stdout)
-    assert [row["row"] for row in heads["rows"]] == ["RetinaNet", "RetinaNet-Conf"]
+    assert [row["row"] for row in heads["rows"]] == ["RetinaNet", "RetinaNet-Conf, alpha 0.4"]
     assert [row["row"] for row in exponents["rows"]] == ["by class", "blended"]
     assert all(row["AP"] is not None for table in (heads, exponents) for row in table["rows"])
     assert exponents["rows"][1]["AP"] == heads["rows"][1]["AP"]  # one evaluation in two tables
@@ -73,7 +74,7 @@ def test_a_submit_trains_and_scores_every_row(submitted: subprocess.CompletedPro
 
 def test_its_tables_lie_in_files_and_its_links_are_told(folder: Path, submitted: subprocess.CompletedProcess[str]):
     reports = folder / "runs" / "reports" / "tiny"
-    assert "| RetinaNet-Conf" in (reports / "heads.md").read_text()
+    assert "| RetinaNet-Conf, alpha 0.4" in (reports / "heads.md").read_text()
     assert "<table" in (reports / "index.html").read_text()
     assert "heads in MLflow: http://127.0.0.1:" in submitted.stderr
 
@@ -96,7 +97,7 @@ def test_the_page_shows_the_heads_of_the_first_table_at_work(folder: Path):
     page = (folder / "runs" / "reports" / "tiny" / "index.html").read_text()
     assert '<section id="lab"' in page and page.count('"candidates":[') == 2
     assert '"label":"RetinaNet","has_confidence":false' in page
-    assert '"label":"RetinaNet-Conf","has_confidence":true' in page
+    assert '"label":"RetinaNet-Conf, alpha 0.4","has_confidence":true' in page
 
 
 @pytest.mark.usefixtures("submitted")
@@ -124,7 +125,7 @@ def test_a_new_exponent_costs_no_training(folder: Path):
 def test_the_same_row_run_without_ray_and_mlflow_ends_with_the_same_numbers(
     folder: Path, submitted: subprocess.CompletedProcess[str]
 ):
-    alone = rnc(folder, "run", "heads.yaml", "--row", "RetinaNet-Conf", "--format", "json")
+    alone = rnc(folder, "run", "heads.yaml", "--row", "RetinaNet-Conf, alpha 0.4", "--format", "json")
     assert alone.returncode == 0, alone.stderr
     (table,) = json.loads(alone.stdout)
     through_ray = json.loads(submitted.stdout)[0]["rows"][1]
@@ -135,7 +136,7 @@ def test_the_best_checkpoint_is_registered_and_pulled_gives_the_numbers_in_mlflo
     folder: Path, submitted: subprocess.CompletedProcess[str]
 ):
     assert "registered model retinanet-conf-tiny version 1, alias best: " in submitted.stderr
-    pulled = rnc(folder, "pull", "RetinaNet-Conf", "--table", "heads")
+    pulled = rnc(folder, "pull", "RetinaNet-Conf, alpha 0.4", "--table", "heads")
     assert pulled.returncode == 0, pulled.stderr
     scored = rnc(folder, "evaluate", pulled.stdout.strip(), "--format", "json")
     assert "Equal to MLflow's numbers, to the last digit." in json.loads(scored.stdout)["notes"]

@@ -78,7 +78,7 @@ def test_boxes_of_each_image_are_counted_before_and_after_nms(
 ) -> None:
     done = rnc(conf, "--images", 2, "--data", data.root, "--output", tmp_path, "--format", "json")
     assert done.exit_code == 0, done.output
-    by_image, _ = json.loads(done.stdout)
+    by_image, *_ = json.loads(done.stdout)
     names = [(row["image"], row["NMS"]) for row in by_image["rows"]]
     first, second = (str(image) for image in data.image_ids[:2])
     ends = [(first, "before"), ("", "after"), (second, "before"), ("", "after")]
@@ -95,7 +95,43 @@ def test_boxes_of_each_image_are_counted_before_and_after_nms(
     assert by_image["rows"][4]["anchors"] == counted.num_positive_anchors[:2].sum() > 0
     assert by_image["rows"][6]["p>.05"] == counted.scores_before[:, 0].sum()
     assert "Ranked with exponent 0.3." in by_image["notes"][1]
-    assert "numbers, are not part of this project" in by_image["notes"][2]
+    assert by_image["notes"][2].startswith("The first 2 of 4 images of")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_papers_counts_stand_beside_ours_line_by_line_and_image_by_image(
+    conf: Path, plain: Path, data: CocoData, scores: Scores, tmp_path: Path
+) -> None:
+    chosen = ["--images", 2, "--set", "inference.max_detections=5"]
+    done = rnc(plain, conf, *chosen, "--data", data.root, "--output", tmp_path, "--format", "json")
+    assert done.exit_code == 0, done.output
+    _, ours, papers, lines, shares, _ = json.loads(done.stdout)
+    assert papers["columns"] == ours["columns"]
+    assert papers["rows"][-2] == {"image": "these 10", "NMS": "before", "anchors": 1941} | dict(
+        zip(ABOVE, (39067, 1027, 708, 446, 202, 68, 7378, 5964, 4297, 2622, 841), strict=True)
+    )
+    assert len(lines["rows"]) == 23 and lines["columns"][2:] == ["RetinaNet", "RetinaNet-Conf", "the paper"]
+    anchors, before = lines["rows"][:2]
+    assert scores.misalignment is not None
+    first, second = scores.misalignment.num_positive_anchors[:2].tolist()
+    assert anchors["RetinaNet-Conf"] == (first + second) / 2 and anchors["RetinaNet-Conf high"] == max(first, second)
+    assert (before["boxes"], before["the paper"], before["the paper low"]) == ("p>.05", 3906.7, 364)
+    assert [row["image"] for row in shares["rows"][:4]] == [
+        *map(str, data.image_ids[:2].tolist()),
+        "mean",
+        str(data.image_ids[0]),
+    ]
+    assert [row["boxes of"] for row in shares["rows"] if row["boxes of"]] == [
+        "RetinaNet",
+        "RetinaNet-Conf",
+        "the paper",
+    ]
+    assert any("The paper's ten images of COCO" in note for note in shares["notes"])
+    assert shares["rows"][-1]["Δ IoU>.5"] == pytest.approx(-19.52, abs=0.005)
+    assert "RetinaNet keeps the best 5 in 2 of 2 images; the paper keeps all." in shares["notes"]
+    assert any("fused score (RetinaNet-Conf): --exponent 0" in note for note in shares["notes"])
+    by_class = rnc(plain, "--images", 2, "--data", data.root, "--output", tmp_path, "--format", "text")
+    assert "--exponent 0" not in by_class.stdout and "Image10" in by_class.stdout
 
 
 def test_heads_stand_side_by_side_each_with_its_own_settings(
@@ -107,6 +143,9 @@ def test_heads_stand_side_by_side_each_with_its_own_settings(
     assert [table["title"] for table in by_image] == [
         "Boxes before and after NMS: RetinaNet",
         "Boxes before and after NMS: RetinaNet-Conf",
+        "Boxes before and after NMS: the paper, its ten images of COCO",
+        "Boxes of an image, line by line",
+        "Shares before and after NMS",
     ]
     assert [row["head"] for row in heads["rows"]] == ["RetinaNet", "RetinaNet-Conf"]
     assert scores.misalignment is not None
@@ -126,12 +165,13 @@ def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData
     again = rnc(conf, conf.parent / "." / "conf", "--images", 1, "--only", "--data", data.root, "--output", tmp_path)
     assert again.exit_code == 0, again.output
     assert "The first 1 of 1 images" in again.stdout and "all 4" not in again.stdout
-    figures = {f"figure{number}.{suffix}" for number in (1, 2, 4, 5) for suffix in ("png", "svg")}
-    tables = {f"{n}.{s}" for n in ("boxes-retinanet-conf", "statistics") for s in ("txt", "md", "tex", "json")}
+    figures = {f"figure{number}.{suffix}" for number in (1, 2, "2-by-image", 4, 5) for suffix in ("png", "svg")}
+    names = ("boxes-retinanet-conf", "paper-boxes", "paper-lines", "paper-shares", "statistics")
+    tables = {f"{n}.{s}" for n in names for s in ("txt", "md", "tex", "json")}
     assert {file.name for file in tmp_path.iterdir()} == figures | tables | {"boxes", "index.html"}
     page = (tmp_path / "index.html").read_text()
     assert page.count('<section id="lab"') == 1 and page.count('"has_confidence":true') == 1
-    assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("</style>")[1]
+    assert page.count("data:image/png;base64,") == 5 and "http" not in page.split("</style>")[1]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -198,7 +238,7 @@ def test_images_without_objects_are_counted_and_named(make_coco: MakeCoco, tmp_p
     root = make_coco([box], sizes=((60, 80), (60, 80)))
     folder = save_opinionated(tmp_path / "other", ((3, 8), ("dog", "cat")))
     done = rnc(folder, "--split", "train", "--data", root, "--output", tmp_path / "some", "--format", "json")
-    by_image, _ = json.loads(done.stdout)
+    by_image, *_ = json.loads(done.stdout)
     assert by_image["notes"][-1] == "Without objects: image 2."
     assert by_image["rows"][2]["IoU>.5"] == 0 and by_image["rows"][2]["anchors"] == 0 < by_image["rows"][2]["p>.05"]
     root = make_coco(sizes=((60, 80),))

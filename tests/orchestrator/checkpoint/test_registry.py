@@ -96,6 +96,13 @@ def test_the_alias_follows_the_best_evaluation_and_is_written_only_when_it_moves
     assert len(said) == 3
 
 
+def test_the_best_is_one_of_the_split_that_the_tables_are_scored_on(suite, tmp_path):
+    first, second = (record(suite, tmp_path, ap, exponent=ap / 100, split="test") for ap in (30.0, 31.0))
+    record(suite, tmp_path, 40.0, split="val")
+    register_best(suite_of(suite, [TABLE], tmp_path), lambda text: None)
+    assert registered(suite) == (second, "31.00") != (first, "30.00")
+
+
 def test_pulling_a_suite_takes_its_registered_model(suite, tmp_path):
     first = record(suite, tmp_path, 30.0)
     register_best(suite_of(suite, [TABLE], tmp_path), lambda text: None)

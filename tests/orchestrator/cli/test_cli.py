@@ -58,7 +58,15 @@ def test_plan_says_how_long_the_paper_takes_on_so_many_gpus_and_lists_every_row(
     assert f"Time: {8 * hours:.1f} GPU-hours" in said
     assert f"Largest first on 8 GPUs the training takes {hours:.1f} hours." in said
     assert said.count("waits for its training") == 45
+    costs = said[said.index("Cost of each row") :].split("\n\n")[1].splitlines()
+    assert max(map(len, costs)) <= 120 and sum("1            1" in line for line in costs) == 45
     assert rnc("plan", paper, "--gpus", "0").exit_code == 2
+
+
+@pytest.mark.parametrize("hours", ["0", "-2", "nan"])
+def test_a_budget_of_nothing_is_refused_before_anything_starts(rnc: Rnc, hours: str) -> None:
+    refusal = f"--budget is {hours}, expected more than 0 hours; leave it out for no bound"
+    assert refused(rnc("submit", MINIATURE, "--budget", hours), refusal)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +235,25 @@ def test_report_shows_misalignment_in_every_format(rnc: Rnc):
         shown = rnc("report", table, "--misalignment", "--format", form)
         assert shown.exit_code == 0, shown.output
         assert "oracle NMS AP" in shown.stdout and "not run" in shown.stdout
+
+
+def test_report_judges_the_papers_claims_before_anything_has_run(rnc: Rnc, tmp_path: Path):
+    for form in ("text", "markdown", "latex", "html", "json"):
+        shown = rnc("report", ROOT / "experiments" / "paper", "--claims", "--format", form, "--output", tmp_path / form)
+        assert shown.exit_code == 0, shown.output
+        told = " ".join(shown.stdout.split())
+        assert "21 supported, 2 contradicted, 2 partly, 3 to be measured" in told and "Measured: 28 not yet run" in told
+        assert "Errata of the paper" in told
+        assert "Errata of the paper" in (tmp_path / form / "index.html").read_text()
+
+
+def test_a_claim_on_a_row_that_does_not_exist_is_refused_with_what_was_probably_meant(rnc: Rnc, tmp_path: Path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "claims: [{sentence: CE is best, kind: best, table: table1_heads, rows: RetinaNet-Con, over: RetinaNet}]"
+    )
+    shown = rnc("report", MINIATURE, "--claims", own)
+    assert refused(shown, "own.yaml: claim 'CE is best': 'RetinaNet-Con' is no row", "did you mean RetinaNet-Conf?")
 
 
 def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):

@@ -12,7 +12,14 @@ from model.network.retinanet import build_detector
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
-from orchestrator.experiment.prepare import UsedData, prepare, require_same_data, scoring_data, training_data
+from orchestrator.experiment.prepare import (
+    UsedData,
+    prepare,
+    require_one_version,
+    require_same_data,
+    scoring_data,
+    training_data,
+)
 from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from tests.conftest import MakeCoco
@@ -86,3 +93,60 @@ def test_other_splits_and_other_parts_of_a_split_are_other_data() -> None:
     require_same_data(training_data(replace(data, num_train_images=20)), "new", results)
     with pytest.raises(UserError, match="split train of coco has changed"):
         require_same_data(scoring_data(data, "train"), "new", results)
+
+
+ROW = Row(label="a row", seeds=(0, 7))
+SPLIT = replace(ROW, label="another split", split="test2017")
+
+
+def versions(row: Row, *, trained: tuple[str, str], scored: tuple[str, str], status: str = "FINISHED") -> Ledger:
+    """A ledger of both seeds of a row, made on these versions of the data."""
+
+    def record(fingerprint: str, status: str = "FINISHED") -> Record:
+        return Record(status=status, run_id="r", data_fingerprint=fingerprint)  # type: ignore[arg-type]
+
+    keys = row_keys(row)
+    return Ledger(
+        trainings={key.train_key: record(one) for key, one in zip(keys, trained, strict=True)},
+        evaluations={
+            key.evaluation_key: record(one, status if key.seed else "FINISHED")
+            for key, one in zip(keys, scored, strict=True)
+        },
+    )
+
+
+def table_of(*rows: Row) -> Experiment:
+    return Experiment(name="table9", suite="s", title="T", rows=rows, path=Path("table9.yaml"))
+
+
+def test_seeds_that_were_scored_or_trained_on_two_versions_of_the_data_are_refused() -> None:
+    new, old = "a" * 64, "b" * 64
+    with pytest.raises(UserError) as caught:
+        require_one_version(table_of(ROW), versions(ROW, trained=(new, new), scored=(old, new)))
+    said = str(caught.value)
+    assert said.startswith("table table9: row 'a row', seed 0, was scored on another version of split val2017 of coco ")
+    assert f"than row 'a row', seed 7 (fingerprints {old[:12]} and {new[:12]})" in said
+    assert "Delete the evaluations of the older version in MLflow and submit again" in said
+    with pytest.raises(UserError, match=r"was trained on another version of split train2017 .* Delete the trainings"):
+        require_one_version(table_of(ROW), versions(ROW, trained=(old, new), scored=(new, new)))
+
+
+def test_rows_of_one_table_that_were_scored_on_two_versions_are_refused_and_other_splits_are_not() -> None:
+    first, second = replace(ROW, label="first", seeds=(0,)), replace(ROW, label="second", seeds=(7,))
+    mixed = versions(ROW, trained=("one", "one"), scored=("old", "new"))
+    with pytest.raises(
+        UserError, match=r"row 'first', seed 0, .* than row 'second', seed 7 \(fingerprints old and new"
+    ):
+        require_one_version(table_of(first, second), mixed)
+    require_one_version(table_of(first), mixed)
+    require_one_version(table_of(second), mixed)
+    elsewhere = versions(SPLIT, trained=("one", "one"), scored=("test", "test"))
+    here = versions(ROW, trained=("one", "one"), scored=("val", "val"))
+    both = Ledger(trainings=here.trainings, evaluations={**here.evaluations, **elsewhere.evaluations})
+    require_one_version(table_of(ROW, SPLIT), both)
+
+
+def test_what_is_not_measured_or_did_not_note_its_data_counts_for_no_version() -> None:
+    require_one_version(table_of(ROW), versions(ROW, trained=("", "new"), scored=("", "new")))
+    require_one_version(table_of(ROW), versions(ROW, trained=("one", "one"), scored=("old", "new"), status="RUNNING"))
+    require_one_version(table_of(ROW), Ledger())

@@ -63,6 +63,25 @@ def test_figure_2_shows_the_share_of_each_tenth_above_a_half() -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["only\nbefore NMS", "only\nafter NMS"]
 
 
+def test_figure_2_shows_the_shares_of_each_image_and_the_papers_with_marks_of_their_own() -> None:
+    ours = charts.Shares(images=("42", "57"), before=(10.0, 4.0), after=(5.0, float("nan")))
+    papers = charts.Shares(images=("Image1",), before=(40.0,), after=(20.5,))
+    figure = charts.shares({one: {"head": ours, "paper": papers} for one in ("IoU", "score")}, "paper")
+    assert len(figure.axes) == 2
+    ax = figure.axes[0]
+    marks: dict[str, list[list[list[float]]]] = {"o": [], "D": []}
+    for line in ax.lines:
+        marks[str(line.get_marker())].append(np.asarray(line.get_xydata()).tolist())
+    assert marks["o"][0] == [[0, 10], [1, 4]] and marks["o"][1][0] == [0, 5] and np.isnan(marks["o"][1][1][1])
+    assert marks["D"] == [[[3.5, 40]], [[3.5, 20.5]]]
+    assert {"head\n-5.0 points on average", "paper\n-19.5 points on average"} <= set(texts(figure))
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["42", "57", "Image1"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["before NMS", "after NMS", "diamonds: paper"]
+    many = charts.Shares(images=[str(k) for k in range(80)], before=[1.0] * 80, after=[2.0] * 80)
+    assert not charts.shares({"IoU": {"head": many}}, "paper").axes[0].get_xticklabels()
+
+
 def test_figure_4_shows_the_fused_scores_of_each_exponent() -> None:
     figure = charts.fused_scores((0.4,))
     product, power = figure.axes[:2]

@@ -18,8 +18,8 @@ from orchestrator.figures.table import (
     Group,
     Table,
     show,
-    width,
 )
+from orchestrator.figures.texts import width
 
 TABLE = Table(
     title="Heads & tails",
@@ -123,6 +123,14 @@ def test_a_notebook_shows_the_table_and_print_its_text() -> None:
     assert "<h3>Heads &amp; tails</h3>" in text and "<p>Which is better?</p>" in text and "<html" not in text
     assert "<li>paper: COCO val2017, ours: shapes</li>" in text
     assert str(TABLE) == TABLE.to_text()
+
+
+def test_a_page_shows_in_grey_what_is_not_ours() -> None:
+    row = (Cell("theirs", soft=True), Cell(35.3, soft=True), Cell(36.0))
+    columns = (Column("row", numeric=False), Column("paper"), Column("ours"))
+    text = Table(title="t", columns=columns, rows=(row,)).to_html()
+    assert '<td class="soft">theirs</td><td class="number soft">35.3</td><td class="number">36.0</td>' in text
+    assert "td.soft { color: var(--soft); }" in html_page("t", [])
 
 
 class Page(HTMLParser):
@@ -336,3 +344,30 @@ def test_latex_compiles_with_booktabs(tmp_path: Path) -> None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and (tmp_path / "tables.pdf").exists(), done.stdout[-2000:]
+
+
+def test_wrapped_text_breaks_between_words_and_details_stand_below_their_own_column() -> None:
+    table = Table(
+        title="Claims",
+        columns=(
+            Column("claim", numeric=False, wrap=12),
+            Column("verdict", numeric=False, wrap=11),
+            Column("why", numeric=False, wrap=11, under="verdict"),
+        ),
+        rows=(("Faster R-CNN is far below", "supported", "+0.7 against +0.5"), ("short", "open", None)),
+        notes=("a note " * 20,),
+    )
+    text = table.to_text()
+    assert text.splitlines()[2:9] == [
+        "claim         verdict",
+        "────────────  ─────────",
+        "Faster R-CNN  supported",
+        "is far below  +0.7",
+        "              against",
+        "              +0.5",
+        "",
+    ]
+    assert max(map(len, text.splitlines())) <= 120
+    assert json.loads(table.to_json())["rows"][0]["why"] == "+0.7 against +0.5"
+    page = table.to_html()
+    assert '<td class="words">+0.7 against +0.5</td>' in page

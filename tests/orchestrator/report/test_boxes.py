@@ -1,5 +1,6 @@
 """The paper's counts of boxes: read line by line, what is wrong named; the shares are those that its text speaks of."""
 
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from statistics import fmean
@@ -7,8 +8,23 @@ from statistics import fmean
 import pytest
 
 from model.evaluation.misalignment import IOUS, SCORES
+from model.network.anchors import NUM_ANCHORS, level_sizes
 from orchestrator.errors import UserError
-from orchestrator.report.boxes import BOXES, CONDITIONS, LINES, Boxes, read_boxes
+from orchestrator.figures.table import Table
+from orchestrator.report.boxes import (
+    BOXES,
+    CONDITIONS,
+    COUNTED_AT,
+    LINES,
+    Boxes,
+    counted,
+    image_table,
+    line_table,
+    papers_table,
+    read_boxes,
+    share_table,
+)
+from tests.misalignments import misalignment
 
 PAPERS = read_boxes()
 
@@ -109,3 +125,77 @@ def test_a_file_that_is_absent_or_empty_is_refused(tmp_path: Path):
     empty = tmp_path / "empty.csv"
     empty.touch()
     refused(empty, "line 1: is ''")
+
+
+def shown(table: Table, place: int) -> list[object]:
+    return [cell.value for cell in table.cells()[place]]
+
+
+def widest(table: Table) -> int:
+    """Columns that the lines take, but for the notes."""
+    return max(map(len, replace(table, notes=()).to_text().splitlines()))
+
+
+def test_what_a_scoring_pass_counts_is_read_in_the_papers_lines():
+    boxes = counted(misalignment((2, 0)))  # 900, 890, ... scores before and 50, 40, ... IoUs after of the first image
+    assert (boxes.images, boxes.positive_anchors) == (("1", "2"), (11, 12))
+    assert (boxes.num_before, boxes.num_after) == ((1000, 1001), (100, 101))
+    assert boxes.before_nms["cls>0.6"] == (880, 881) and boxes.after_nms["iou>0.9"] == (10, 11)
+    assert boxes.take([1]).images == ("2",) and boxes.take([1]).before_nms["cls>0.05"] == (901,)
+    assert boxes.take([1]).num_after == (101,)
+
+
+def test_images_stand_one_by_one_and_then_as_sums():
+    table = image_table("Boxes", counted(misalignment((2, 0, 1))), [2, 0], ["a note"])
+    assert [cells[0].value for cells in table.cells()[::2]] == ["3", "1", "these 2", "all 3"]
+    assert shown(table, 0)[:4] == ["3", "before", 13, 902] and shown(table, 1)[1:4] == ["after", None, 92]
+    assert shown(table, 4)[2:4] == [24, 1802] and shown(table, 6)[2:4] == [36, 2703]
+    assert table.begins_group(4) and table.notes == ("a note",)
+    assert not any(cell.soft for row in table.cells() for cell in row)
+
+
+def test_the_papers_images_stand_in_grey_with_what_sets_them_apart():
+    table = papers_table(PAPERS, 100)
+    assert all(cell.soft for row in table.cells() for cell in row)
+    assert shown(table, 0)[:4] == ["Image1", "before", 331, 7213] and len(table.rows) == 22
+    said = "Image1 (429), Image2 (113), Image4 (188), Image8 (836), Image9 (224)"
+    assert f"More than the 100 boxes that are kept here: {said};" in table.notes[-1]
+    assert "600 x 1000" in papers_table(PAPERS, 1000).notes[-1]
+    assert widest(table) <= 120
+
+
+def test_the_anchors_that_the_text_counts_are_those_of_other_inputs_than_the_experiments():
+    def anchors(size: tuple[int, int]) -> int:
+        return sum(height * width for height, width in level_sizes(size)) * NUM_ANCHORS
+
+    assert {image: anchors(size) for image, (_, size) in COUNTED_AT.items()} == {
+        image: told for image, (told, _) in COUNTED_AT.items()
+    }
+    # A short edge of 600 is padded to 608, a long one of up to 1000 to 1024 at most.
+    at_600 = {anchors((608, width)) for width in range(608, 1025, 32)}
+    assert not at_600 & {told for told, _ in COUNTED_AT.values()}
+
+
+def test_each_line_of_the_paper_has_mean_and_range_of_either_side():
+    table = line_table({"head": counted(misalignment((2, 0)))}, PAPERS)
+    assert len(table.rows) == 23 and [column.name for column in table.columns][2:] == ["head", "the paper"]
+    ours, papers = table.cells()[1][2:]
+    assert (ours.value, ours.interval, papers.value, papers.interval) == (900.5, (900, 901), 3906.7, (364, 13480))
+    assert papers.soft and not ours.soft
+    assert [row[1].value for row in table.cells()[:3]] == ["positive anchors", "p>.05", "p>.5"]
+    assert [place for place in range(23) if table.begins_group(place)] == [1, 12]
+    assert [row[0].value for row in table.cells() if row[0].value] == ["before", "after"]
+    three = {f"a head, exponent 0.{place}": counted(misalignment((2, 0))) for place in range(3)}
+    assert widest(line_table(three, PAPERS)) <= 120
+
+
+def test_shares_stand_image_by_image_and_an_image_without_boxes_has_none():
+    one = counted(misalignment((2, 0)))
+    boxes = replace(one, num_before=(1000, 0), num_after=(100, 0))
+    table = share_table({"head": boxes}, PAPERS, ["a note"])
+    assert shown(table, 0) == ["head", "1", 50.0, 50.0, 0.0, 89.0, 80.0, -9.0]
+    assert shown(table, 1)[2:] == [None] * 6 and "n/a" in table.to_text()
+    assert shown(table, 2) == ["", "mean", 50.0, 50.0, 0.0, 89.0, 80.0, -9.0], "of the images that have any"
+    assert shown(table, 13)[1] == "mean" and shown(table, 13)[4] == pytest.approx(-19.52, abs=0.005)
+    assert all(cell.soft for cell in table.cells()[5]) and not any(cell.soft for cell in table.cells()[0])
+    assert widest(table) <= 120

@@ -145,6 +145,7 @@ def test_a_comparison_is_shown_as_a_table_with_the_weightiest_images() -> None:
         difference=1.5,
         low=0.5,
         high=2.5,
+        note="[95 % interval] by resamples.",
         images=((7, 0.5), (3, -0.25), (9, 0.125)),
     )
     lines = [" ".join(line.split()) for line in str(found).splitlines()]

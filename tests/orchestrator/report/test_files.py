@@ -105,6 +105,31 @@ def holding(experiments: list[Experiment], ledger: Ledger, uri: str | None, home
     return cast(Suite, type("Held", (Suite,), {"ledger": ledger, "uri": uri})(experiments, Site(home=home)))
 
 
+def on_versions(row: Row, *fingerprints: str) -> Ledger:
+    """Both seeds of a row, scored on these versions of the data."""
+    keys = row_keys(row)
+    return Ledger(
+        trainings={key.train_key: finished() for key in keys},
+        evaluations={
+            key.evaluation_key: replace(finished(AP=30.0), data_fingerprint=one)
+            for key, one in zip(keys, fingerprints, strict=True)
+        },
+    )
+
+
+def test_two_versions_of_the_data_are_never_averaged(tmp_path: Path) -> None:
+    tables = [experiment("both", [CONF]), experiment("sound", [replace(CONF, seeds=(1,))])]
+    mixed = holding(tables, on_versions(CONF, "old", "new"), None, tmp_path)
+    with pytest.raises(UserError, match=r"table both: row 'ours', seed 0, .* seed 1 \(fingerprints old and new\)"):
+        make_reports(mixed)
+    heard: list[str] = []
+    assert [report.experiment.name for report in make_reports(mixed, say=heard.append)] == ["sound"]
+    assert len(heard) == 1 and heard[0].startswith("left out: table both: row 'ours', seed 0, was scored on")
+    same = holding(tables, on_versions(CONF, "new", "new"), None, tmp_path)
+    assert [report.table.cells()[0][1].value for report in make_reports(same, say=heard.append)] == [30.0, 30.0]
+    assert len(heard) == 1
+
+
 def test_a_page_shows_the_lab_of_its_first_table_and_none_where_no_training_has_one(tmp_path: Path) -> None:
     ledger = kept([CONF, OTHER], tmp_path / "statistics")
     tables = [experiment("first", [CONF, OTHER]), experiment("second", [OTHER])]

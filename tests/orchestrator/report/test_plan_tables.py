@@ -12,7 +12,14 @@ from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_ke
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.figures.table import Table, show
-from orchestrator.report.plan_tables import evaluations_table, plan_json, plan_table, plans_json, status_table
+from orchestrator.report.plan_tables import (
+    costs_table,
+    evaluations_table,
+    plan_json,
+    plan_table,
+    plans_json,
+    status_table,
+)
 from orchestrator.worker.training_log import Scoring, write_event
 from tests.orchestrator.ledgers import finished, ledger_of
 
@@ -133,6 +140,38 @@ def test_time_is_told_in_gpu_hours_and_hours_with_the_throughput_that_it_rests_o
         "images_per_s": 10.0,
         "measured": False,
     }
+
+
+def test_each_row_is_costed_alone_and_names_the_row_that_it_shares_a_training_with() -> None:
+    twice = replace(OTHER, label="R101 by two seeds", train=DEEP.train, seeds=(0, 1))
+    held = ledger_of((BASE, [finished(AP=30.0)]))
+    plan = make_plan([experiment(BASE, OURS, OTHER), experiment(DEEP, twice, BOX, name="more")], held)
+    time = estimate_time(plan, held, lambda _: 36_000, gpus=16, images_per_s=10.0)
+    table = costs_table(plan, time)
+    # a training takes 1.5 h on 8 GPUs, as above; RetinaNet is done, and seed 0 of R101 counts in both of its rows
+    assert [tuple(row.values()) for row in shown(table)] == [
+        ("table", "RetinaNet", "0", "0", "0.0", ""),
+        ("table", "RetinaNet-Conf", "1", "1", "12.0", "1 row below"),
+        ("table", "exponent 0.7", "1", "1", "12.0", "RetinaNet-Conf of table"),
+        ("more", "R101", "1", "1", "12.0", "1 row below"),
+        ("more", "R101 by two seeds", "2", "2", "24.0", "R101 of more"),
+        ("more", "IoU-aware", "1", "1", "12.0", ""),
+    ]
+    assert table.rules_before == (0, 3)
+    listed = plan_json(plan, time)["row_list"]
+    assert [one["gpu_hours"] for one in listed] == [0.0, 12.0, 12.0, 12.0, 24.0, 12.0]
+    assert listed[2]["shared_with"] == [{"table": "table", "row": "RetinaNet-Conf"}]
+    assert time.gpu_hours == 48.0  # 4 trainings: less than the rows add up to
+
+
+def test_rows_whose_throughput_is_unknown_have_no_hours_beside_those_that_have() -> None:
+    ran = Record(status="KILLED", run_id="r", metrics={"perf/images_per_s": 80.0, "train/epoch": 6.0}, resources=GPUS)
+    held = Ledger(trainings={row_keys(OURS)[0].train_key: ran})
+    plan = make_plan([experiment(OURS, DEEP)], held)
+    rows = shown(costs_table(plan, estimate_time(plan, held, lambda _: 36_000)))
+    assert [row["GPU-hours"] for row in rows] == ["6.0", "—"]  # six of twelve epochs are left
+    unmeasured = make_plan([experiment(OURS, DEEP)], Ledger())
+    assert "GPU-hours" not in shown(costs_table(unmeasured, unknown(unmeasured)))[0]
 
 
 def test_less_than_an_hour_is_told_in_minutes() -> None:

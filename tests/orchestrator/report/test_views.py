@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.evaluation.misalignment import STATISTICS
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
@@ -18,7 +18,7 @@ from orchestrator.experiment.plan import Evaluation, Ledger, Plan, make_plan
 from orchestrator.experiment.rows import Row
 from orchestrator.report import pages as browse
 from orchestrator.report import views
-from orchestrator.report.views import table_view
+from orchestrator.report.views import TableShown, table_view
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs
@@ -114,7 +114,7 @@ def test_a_saved_view_shows_the_tables_rows_in_order_and_what_sets_them_apart(su
     base = f"{suite.uri}/#/experiments/{suite.experiment_id}/runs?workflowType=machine_learning"
     assert found == {
         "table3": f"{base}&viewStateShareKey=table3&compareRunsMode=TABLE",
-        "table3, charts": f"{base}&viewStateShareKey=table3&compareRunsMode=CHART",
+        "table3, charts": f"{base}&viewStateShareKey=table3/charts&compareRunsMode=CHART",
         f"{suite.suite}, training curves": f"{base}&viewStateShareKey=curves&compareRunsMode=CHART",
     }
     name, view = saved_view(suite, "table3")
@@ -124,24 +124,62 @@ def test_a_saved_view_shows_the_tables_rows_in_order_and_what_sets_them_apart(su
     metrics = [f"metrics.`{name}`" for name in ("AP", "AP paper", "AP Δ", "APs")]
     settings = [f"params.`{name}`" for name in ("head", "confidence_exponent", "loss")]
     assert view["selectedColumns"] == ["tags.`row.table3`", *metrics, *settings, "tags.`seed`"]
-    assert view["columnOrder"] == ["attributes.`Run Name`", *view["selectedColumns"]]
+    assert view["columnOrder"] == ["attributes.`Run Name`", "runDateAndNestInfo", *view["selectedColumns"]]
+    assert view["groupBy"] is None
     charts = [chart for chart in view["compareRunCharts"] if not chart["deleted"]]
     bars = [chart["metricKey"] for chart in charts if chart["type"] == "BAR"]
     (parallel,) = (chart for chart in charts if chart["type"] == "PARALLEL")
-    (curve,) = (chart for chart in charts if chart["type"] == "SCATTER")
+    curve, papers_curve = (chart for chart in charts if chart["type"] == "SCATTER")
     assert bars[:4] == ["AP", "APs", "AP Δ", "AP paper"]
     of_placement = [chart for chart in charts if chart["metricSectionId"] == "misalignment"]
     assert [chart["metricKey"] for chart in of_placement] == [f"misalignment/{name}" for name in STATISTICS]
     assert "misalignment" in [section["uuid"] for section in view["compareRunSections"]]
     assert parallel["selectedParams"] == ["head", "confidence_exponent", "loss"]
     assert (curve["xaxis"]["key"], curve["yaxis"]["key"]) == ("confidence_exponent", "AP")
+    assert (papers_curve["xaxis"]["key"], papers_curve["yaxis"]["key"]) == ("confidence_exponent", "AP paper")
+
+
+def test_charts_call_rows_by_their_labels_in_the_table_and_average_seeds(suite):
+    browse.write_views(suite, [TABLE])
+    name, view = saved_view(suite, "table3/charts")
+    assert name == "Table 3: charts"
+    keys = [{"mode": "tag", "groupByData": "row.table3"}]
+    assert view["groupBy"] == {"aggregateFunction": "average", "groupByKeys": keys}
+    folded = {f"tag.row.table3.{place:02d} {row.label}": False for place, row in enumerate(ROWS)}
+    assert view["groupsExpanded"] == folded
+    assert "tags.`row.table3`" not in view["selectedColumns"]  # a group has no tags
+    (parallel,) = (chart for chart in view["compareRunCharts"] if chart["type"] == "PARALLEL")
+    # No text, of which there is no mean.
+    assert (parallel["selectedParams"], parallel["selectedMetrics"]) == (["confidence_exponent"], ["AP", "APs"])
+
+
+def test_a_table_of_several_seeds_shows_a_line_for_each_row(suite):
+    browse.write_views(suite, [replace(TABLE, rows=(*ROWS[:2], replace(ROWS[2], seeds=(0, 1))))])
+    _, table = saved_view(suite, "table3")
+    _, charts = saved_view(suite, "table3/charts")
+    assert table["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "row.table3"}]
+    assert table == charts
+
+
+def test_no_difference_is_shown_where_ours_was_measured_on_other_data(suite):
+    shapes = tuple(replace(row, train=replace(row.train, data=DataConfig(dataset="shapes"))) for row in ROWS)
+    browse.write_views(suite, [replace(TABLE, rows=shapes)])
+    _, view = saved_view(suite, "table3")
+    charts = [chart for chart in view["compareRunCharts"] if not chart["deleted"]]
+    bars = {chart["metricKey"]: chart["metricSectionId"] for chart in charts if chart["type"] == "BAR"}
+    shown = [*view["selectedColumns"], *bars]
+    assert not [name for name in shown if "Δ" in name or "AP paper" in name]
+    assert view["selectedColumns"][-1] == "metrics.`paper on COCO 2017: AP`"  # apart from ours
+    assert bars["paper on COCO 2017: AP"] == "the paper on COCO 2017"
+    (section,) = (one for one in view["compareRunSections"] if one["uuid"] == "the paper on COCO 2017")
+    assert section["display"] is False
 
 
 def test_the_filter_and_order_of_a_saved_view_find_exactly_the_tables_rows(suite, tmp_path):
     other = replace(TABLE, name="table1", rows=(replace(ROWS[0], label="other", split="val"),))
     plan = make_plan([TABLE, other], Ledger())
     recorded(suite, plan, list(plan.evaluations.values())[::-1], tmp_path)
-    view = table_view("table3", ("AP",), [])
+    view = table_view(TableShown(table="table3", columns=("AP",)))
     query = {"experiment_ids": [suite.experiment_id], "filter": view["searchFilter"]}
     found = rest.post(suite.uri, "runs/search", {**query, "order_by": [f"{view['orderByKey']} ASC"]})["runs"]
     assert [runs.read_run(run).rows["table3"] for run in found] == ["00 plain", "01 λ = 0.2", "02 λ = 0.4"]
@@ -183,8 +221,9 @@ def test_the_suite_is_described_by_every_table_that_was_ever_shown(suite):
     here = f"#/experiments/{suite.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey"
     assert first.startswith(f"[table3]({here}=table3&compareRunsMode=TABLE) · [table4](")
     assert lines == [
-        f"- [Table 3]({here}=table3&compareRunsMode=TABLE) ([charts]({here}=table3&compareRunsMode=CHART)): Which λ?",
-        f"- [Table 4]({here}=table4&compareRunsMode=TABLE) ([charts]({here}=table4&compareRunsMode=CHART))",
+        f"- [Table 3]({here}=table3&compareRunsMode=TABLE) ([charts]({here}=table3/charts&compareRunsMode=CHART)): "
+        "Which λ?",
+        f"- [Table 4]({here}=table4&compareRunsMode=TABLE) ([charts]({here}=table4/charts&compareRunsMode=CHART))",
     ]
 
 

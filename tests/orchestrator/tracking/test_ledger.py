@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from model.config import METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import METRICS, ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.settings import to_dict
 from orchestrator.driver.repair import looks_alive
 from orchestrator.errors import UserError
@@ -195,7 +196,9 @@ def test_an_evaluation_shows_its_places_the_papers_numbers_and_all_settings(suit
         suite, evaluation(0.2, *places), NUMBERS, detections=None, train_run_id=trained(suite, checkpoint)
     )
     expected = {"kind": "evaluation", "evaluation_key": evaluation(0.2).key, "train_key": train_key(BOX)}
-    expected |= {"split": "val2017", "seed": "3", "paper.AP": "36.5", "mlflow.runName": "λ = 0.2, seed 3"}
+    expected |= {"split": "val2017", "seed": "3", "paper.AP": "36.5"}
+    # A name that is right in both tables, which call it by two labels.
+    expected |= {"mlflow.runName": "IoU-aware Net, l1, resnet50, alpha 0.2, seed 3"}
     expected |= {"row.table3": "02 λ = 0.2", "row.table5": "11 ours"}
     assert expected.items() <= tags(suite, run_id).items()
     assert params(suite, run_id) == {"head": "box", "loss": "l1", "confidence_exponent": "0.2"}
@@ -249,6 +252,62 @@ def test_a_table_that_comes_later_is_entered_in_the_evaluations_it_uses(suite, c
     tracking.place_evaluations(suite, read_runs(suite), [later, evaluation(0.9)])
     assert {"row.table3": "02 λ = 0.4", "row.figure4": "00 new"}.items() <= tags(suite, run_id).items()
     assert tracking.read_ledger(suite).evaluations.keys() == {evaluation().key}
+
+
+def test_an_evaluation_loses_its_row_in_a_table_at_hand_that_holds_it_no_longer_and_keeps_the_others(suite, checkpoint):
+    places = (Place("table3", 2, "CE"), Place("table5", 11, "CE"))
+    once = evaluation(0.4, *places)
+    run_id = tracking.record_evaluation(suite, once, NUMBERS, detections=None, train_run_id=trained(suite, checkpoint))
+    moved = replace(once, places=(Place("table3", 6, "CE loss"),), paper={})
+    assert tracking.place_evaluations(suite, read_runs(suite), [moved], ["table3"])
+    held = tags(suite, run_id)
+    assert (held["row.table3"], held["row.table5"]) == ("06 CE loss", "11 CE")
+    assert held["paper.AP"] == "36.5"  # it may be that of table 5, which is not at hand
+    assert held["mlflow.runName"] == "IoU-aware Net, l1, resnet50, alpha 0.4, seed 3"
+    assert tracking.place_evaluations(suite, read_runs(suite), [moved], ["table3", "table5"])
+    held = tags(suite, run_id)
+    assert "row.table5" not in held and "paper.AP" not in held
+    assert held["mlflow.runName"] == "CE loss, seed 3"
+    metrics = runs.get_run(suite.uri, run_id).metrics
+    assert math.isnan(metrics["AP paper"]) and math.isnan(metrics["AP Δ"])
+    assert tracking.place_evaluations(suite, read_runs(suite), [], ["table3"])
+    assert not [name for name in tags(suite, run_id) if name.startswith("row.")]
+    assert not tracking.place_evaluations(suite, read_runs(suite), [], ["table3", "table5"])
+
+
+def test_what_is_up_to_date_is_not_written_again(suite, checkpoint, monkeypatch):
+    training = trained(suite, checkpoint)
+    places = [Place("table3", 2, "λ = 0.4"), Place("table5", 4, "alpha 0.4")]
+    tracking.record_evaluation(suite, evaluation(0.4, *places), NUMBERS, detections=None, train_run_id=training)
+    tracking.place_evaluations(suite, read_runs(suite), [evaluation(0.4, *places)], ["table3", "table5"])
+    held = read_runs(suite)
+    monkeypatch.setattr(rest, "post", lambda *_: pytest.fail("something was written"))
+    assert not tracking.place_evaluations(suite, held, [evaluation(0.4, *places)], ["table3", "table5"])
+
+
+def test_a_training_is_called_by_what_it_is_where_rows_of_several_labels_stand_on_it(suite, checkpoint):
+    training = trained(suite, checkpoint)
+    two = [evaluation(0.0, Place("table1", 1, "IoU-aware Net")), evaluation(0.5, Place("table5", 10, "alpha 0.5"))]
+    for one in two:
+        tracking.record_evaluation(suite, one, NUMBERS, detections=None, train_run_id=training)
+        tracking.place_evaluations(suite, read_runs(suite), two, ["table1", "table5"])
+        called = "box, L1" if one is two[0] else "IoU-aware Net, l1, resnet50, seed 3"
+        assert runs.get_run(suite.uri, training).name == called
+
+
+def test_no_difference_to_the_paper_is_formed_on_other_data_and_an_older_one_is_withdrawn(suite, checkpoint):
+    shapes = replace(train_run(), config=replace(BOX, data=DataConfig(dataset="shapes")))
+    training = tracking.begin_training(suite, shapes)
+    tracking.record_checkpoint(suite, training, checkpoint)
+    run_id = tracking.record_evaluation(suite, evaluation(), {"AP": 20.0}, detections=None, train_run_id=training)
+    shown = {"AP": 20.0, "val/AP": 20.0, "paper on COCO 2017: AP": 36.5}
+    assert runs.get_run(suite.uri, run_id).metrics == shown
+    runs.write(suite.uri, run_id, metrics={"AP paper": 36.5, "AP Δ": -16.5})  # as older versions did
+    tracking.place_evaluations(suite, read_runs(suite), [evaluation()], ["table3"])
+    metrics = dict(runs.get_run(suite.uri, run_id).metrics)
+    assert math.isnan(metrics.pop("AP paper")) and math.isnan(metrics.pop("AP Δ"))
+    assert metrics == shown
+    assert not tracking.place_evaluations(suite, read_runs(suite), [evaluation()], ["table3"])
 
 
 def test_of_two_runs_with_one_key_the_finished_one_counts_and_else_the_newer(suite):

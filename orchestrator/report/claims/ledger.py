@@ -1,0 +1,128 @@
+"""The claims ledger: each sentence of the paper with two verdicts, by its own tables and by what is measured."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.experiment.load import Experiment
+from orchestrator.figures.table import Cell, Column, Table
+from orchestrator.report.claims.evidence import NO_INTERVAL, Fetch, OurNumbers, PapersNumbers
+from orchestrator.report.claims.file import Claim, ClaimsFile
+from orchestrator.report.claims.kinds import Outcome, Verdict, weigh
+from orchestrator.report.results import PAPERS_DATA, RowResult, data_of
+
+if TYPE_CHECKING:
+    from orchestrator.report.intervals import Needed
+
+MARKS: Mapping[Verdict, str] = {
+    "supported": " ✓",
+    "contradicted": " ✗",
+    "partly": " ±",
+    "undecided": " ?",
+    "not yet run": " …",
+    "to be measured": " …",
+}
+"""Shown behind a verdict, so that a glance tells them apart without colour."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """A claim and its two verdicts."""
+
+    claim: Claim
+    paper: Outcome
+    """By the paper's own tables."""
+    measured: Outcome
+
+
+def judge(
+    file: ClaimsFile, tables: Mapping[str, Sequence[RowResult]], paper: PapersNumbers, fetch: Fetch = lambda row: None
+) -> list[Judgement]:
+    """Say of each claim what the paper's tables make of it, and what ours do.
+
+    Args:
+        file: the claims.
+        tables: ours, by name.
+        paper: what it prints.
+        fetch: gets what was counted of a row's boxes.
+
+    Raises:
+        UserError: rows of a claim were scored on other images, or a table lacks a row that it should have.
+    """
+    ours = OurNumbers(tables=tables, file=file, fetch=fetch)
+    return [Judgement(claim=claim, paper=weigh(claim, paper), measured=weigh(claim, ours)) for claim in file.claims]
+
+
+def claims_table(
+    judgements: Sequence[Judgement], tables: Mapping[str, Sequence[RowResult]], experiments: Sequence[Experiment] = ()
+) -> Table:
+    """Show each claim with its verdicts and the numbers behind, and what the tables were measured on."""
+    ours = list(dict.fromkeys(data_of(measured.row) for rows in tables.values() for measured in rows))
+    notes = [
+        f"The paper's tables: {_counted([one.paper.verdict for one in judgements])}. They are printed to 0.1, so that "
+        "a difference may be off by 0.1.",
+        f"Measured: {_counted([one.measured.verdict for one in judgements])}.",
+        "[95 % interval] by images, and by seeds where several; undecided is what it leaves open, and below stands "
+        "what would decide it. partly: some parts of the sentence hold and others fail.",
+        f"Measured on {'; '.join(ours)}.",
+    ]
+    if any(NO_INTERVAL in one.measured.numbers for one in judgements):
+        notes.insert(-1, f"{NO_INTERVAL} has no interval by one seed, and so decides nothing; more seeds give it one.")
+    if ours != [PAPERS_DATA]:
+        notes[-1] = (
+            f"Measured on {'; '.join(ours)}, and not on {PAPERS_DATA}, of which the paper speaks: a verdict here is on "
+            "whether the sentence holds there as well."
+        )
+    suites = ", ".join(dict.fromkeys(experiment.suite for experiment in experiments))
+    return Table(
+        title=f"Claims of the paper{f', suite {suites}' if suites else ''}",
+        caption="What do the paper's own tables say to its sentences, and what do the measured rows?",
+        columns=(
+            Column("no.", numeric=False),
+            Column("claim", numeric=False, wrap=42),
+            Column("place", numeric=False, wrap=13),
+            Column("paper's tables", numeric=False, wrap=26),
+            Column("numbers, paper's tables", numeric=False, wrap=26, under="paper's tables"),
+            Column("measured", numeric=False, wrap=27),
+            Column("numbers, measured", numeric=False, wrap=27, under="measured"),
+        ),
+        rows=tuple(
+            (
+                str(number),
+                one.claim.sentence,
+                one.claim.place,
+                _verdict(one.paper),
+                one.paper.numbers,
+                _verdict(one.measured),
+                _numbers(one.measured),
+            )
+            for number, one in enumerate(judgements, start=1)
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict])
+
+
+def _verdict(outcome: Outcome) -> Cell:
+    return Cell(outcome.verdict, mark=MARKS[outcome.verdict], bold=outcome.verdict in ("supported", "contradicted"))
+
+
+def _numbers(outcome: Outcome) -> str:
+    return "; ".join(text for text in (outcome.numbers, _way_out(outcome.needed)) if text)
+
+
+def _way_out(needed: "Needed | None") -> str:
+    """Say how many images or seeds would decide."""
+    if needed is None:
+        return ""
+    ways = []
+    if needed.images is not None:
+        ways.append(f"{needed.images:,} images")
+    if needed.seeds is not None:
+        ways.append(f"{needed.seeds:,} seeds")
+    return f"would take {' or '.join(ways)}" if ways else "no number of images alone, or of seeds, is known to decide"
