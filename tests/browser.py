@@ -37,7 +37,16 @@ class Browser:
 
     port: int
 
-    def look(self, url: str, until: str, *, then: str | None = None, picture: Path | None = None) -> Any:
+    def look(
+        self,
+        url: str,
+        until: str,
+        *,
+        then: str | None = None,
+        picture: Path | None = None,
+        size: tuple[int, int] = (1600, 1000),
+        media: str = "",
+    ) -> Any:
         """Open a page, wait until a JavaScript expression is true there, and return the value of that or of another.
 
         Args:
@@ -45,10 +54,14 @@ class Browser:
             until: asked again and again, for at most 60 seconds.
             then: asked once after that; None returns the value of `until`.
             picture: where a screenshot is stored as PNG.
+            size: width and height of the window.
+            media: "print" shows the page as a printer has it; empty as a screen.
         """
-        return asyncio.run(self._look(url, until, then, picture))
+        return asyncio.run(self._look(url, until, then, picture, size, media))
 
-    async def _look(self, url: str, until: str, then: str | None, picture: Path | None) -> Any:
+    async def _look(
+        self, url: str, until: str, then: str | None, picture: Path | None, size: tuple[int, int], media: str
+    ) -> Any:
         async with aiohttp.ClientSession() as http:
             async with http.put(f"http://127.0.0.1:{self.port}/json/new?about:blank") as answer:
                 tab = await answer.json(content_type=None)
@@ -66,8 +79,9 @@ class Browser:
                     answer = await call("Runtime.evaluate", expression=expression, returnByValue=True)
                     return None if "exceptionDetails" in answer else answer["result"].get("value")
 
-                size = {"width": 1600, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
-                await call("Emulation.setDeviceMetricsOverride", **size)
+                window = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+                await call("Emulation.setDeviceMetricsOverride", **window)
+                await call("Emulation.setEmulatedMedia", media=media)
                 await call("Page.navigate", url=url)
                 value, deadline = await ask(until), time.monotonic() + 60.0
                 while not value and time.monotonic() < deadline:

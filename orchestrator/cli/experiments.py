@@ -168,6 +168,7 @@ def status(experiments: list[Experiment], form: str) -> None:
     metavar="[FILE]",
     help="Judge the sentences of claims.yaml, of the paper's or of FILE; put this behind EXPERIMENT.",
 )
+@click.option("--rows", is_flag=True, help="Show every row, of tables that would be shown as a matrix, too.")
 @click.option("--misalignment", is_flag=True, help="Show what scores say of placement: correlations, oracles, losses.")
 def report(
     experiments: list[Experiment],
@@ -175,6 +176,7 @@ def report(
     output: Path | None,
     no_bootstrap: bool,
     claims: str | None,
+    rows: bool,
     misalignment: bool,
 ) -> None:
     """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata."""
@@ -193,6 +195,8 @@ def report(
     reports = []
     for suite in suites(experiments):
         of_suite = suite.reports(bootstrap=not no_bootstrap)
+        if rows:
+            of_suite = [replace(one, table=replace(one.table, compact=None)) for one in of_suite]
         reports += of_suite
         if listed is not None and paper is not None:
             tables = {one.experiment.name: one.rows for one in of_suite}

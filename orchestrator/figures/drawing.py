@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 360
 """As wide as a phone, so that its letters are as large there as the page's."""
 Point = tuple[float, float]
-Dash = tuple[int, ...]
+Dash = tuple[float, ...]
 """Lengths that are drawn and left out in turn; none is a solid line."""
 
 
@@ -40,7 +40,7 @@ class Line:
     y1: float
     x2: float
     y2: float
-    kind: Literal["", "grid", "reference"] = ""
+    kind: Literal["", "grid", "reference", "paper"] = ""
     dash: Dash = ()
 
 
@@ -50,6 +50,7 @@ class Curve:
 
     points: tuple[Point, ...]
     dash: Dash = ()
+    kind: Literal["", "paper"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Dot:
     y: float
     radius: float
     is_hollow: bool = False
+    kind: Literal["", "paper"] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,30 @@ def small_multiples(drawings: Sequence[Drawing]) -> str:
     return fill("multiples.html", drawings=[to_svg(one) for one in drawings]) if drawings else ""
 
 
+def svg_sheet(drawings: Sequence[Drawing], title: str, across: int = 4) -> str:
+    """Write drawings as one SVG file that needs no page around it, below a title; empty where there are none."""
+    if not drawings:
+        return ""
+    placed, width, height = _sheet(drawings, across)
+    colours = {"ink": INK, "soft": SOFT, "grid": GRID, "paper": PAPER}
+    parts = [{"x": x, "y": y, "of": one, "drawn": to_svg(one)} for x, y, one in placed]
+    return fill("sheet.svg", parts=parts, width=width, height=height, title=title, gap=GAP, **colours)
+
+
+def _sheet(drawings: Sequence[Drawing], across: int) -> tuple[list[tuple[float, float, Drawing]], float, float]:
+    """Place drawings on a sheet, so many side by side; return each with its corner, and width and height of all."""
+    rows = [drawings[start : start + across] for start in range(0, len(drawings), across)]
+    placed: list[tuple[float, float, Drawing]] = []
+    top = 2.0 * GAP
+    for row in rows:
+        placed += [(GAP + place * (WIDTH + GAP), top, one) for place, one in enumerate(row)]
+        top += max(one.height for one in row) + GAP
+    return placed, GAP + min(across, len(drawings)) * (WIDTH + GAP), top
+
+
 INK, SOFT, GRID, PAPER = "#1c1e21", "#5b6168", "#c9ccd1", "#ffffff"
 """Of the light page; see `templates/page.css`."""
-COLOURS = {"": INK, "soft": SOFT, "grid": GRID, "reference": SOFT}
+COLOURS = {"": INK, "soft": SOFT, "grid": GRID, "reference": SOFT, "paper": SOFT}
 ALIGNMENTS: Mapping[str, Literal["left", "center", "right"]] = {"start": "left", "middle": "center", "end": "right"}
 GAP = 28
 SCALE = 1.5
@@ -119,22 +142,15 @@ def write_png(drawings: Sequence[Drawing], title: str, file: Path, across: int =
     # Only its canvas and its letters are matplotlib's; where each mark stands is decided already.
     from matplotlib.figure import Figure
 
-    rows = [drawings[start : start + across] for start in range(0, len(drawings), across)]
-    heights = [max(one.height for one in row) for row in rows]
-    width = GAP + min(across, len(drawings)) * (WIDTH + GAP)
-    height = 2 * GAP + sum(heights) + GAP * len(rows)
+    placed, width, height = _sheet(drawings, across)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100 * SCALE, facecolor=PAPER)
     sheet = figure.add_axes((0, 0, 1, 1))
     sheet.set(xlim=(0, width), ylim=(height, 0))
     sheet.set_axis_off()
     sheet.text(GAP, 1.2 * GAP, title, color=INK, fontsize=15 * POINT, parse_math=False)
-    top = 2.0 * GAP
-    for row, tallest in zip(rows, heights, strict=True):
-        for place, drawing in enumerate(row):
-            left = GAP + place * (WIDTH + GAP)
-            for order, mark in enumerate(drawing.marks):
-                sheet.add_artist(_artist(mark, left, top)).set_zorder(order)
-        top += tallest + GAP
+    for left, top, drawing in placed:
+        for order, mark in enumerate(drawing.marks):
+            sheet.add_artist(_artist(mark, left, top)).set_zorder(order)
     figure.savefig(file)
 
 
@@ -152,16 +168,17 @@ def _artist(mark: Mark, left: float, top: float) -> "Artist":
             letters.set_horizontalalignment(ALIGNMENTS[anchor])
             return letters
         case Line(x1, y1, x2, y2, kind, dash):
-            width = 1.0 if kind else 1.5
+            width = 1.0 if kind in ("grid", "reference") else 1.5
             style = _dashes((3, 3) if kind == "reference" else dash, width)
             ends = [left + x1, left + x2], [top + y1, top + y2]
             return Line2D(*ends, color=COLOURS[kind], linewidth=width * POINT, linestyle=style)
-        case Curve(points, dash):
+        case Curve(points, dash, kind):
             xs, ys = [left + x for x, _ in points], [top + y for _, y in points]
-            return Line2D(xs, ys, color=INK, linewidth=1.5 * POINT, linestyle=_dashes(dash, 1.5))
-        case Dot(x, y, radius, is_hollow):
-            face = PAPER if is_hollow else INK
-            return Circle((left + x, top + y), radius, facecolor=face, edgecolor=INK, linewidth=POINT)
+            return Line2D(xs, ys, color=COLOURS[kind], linewidth=1.5 * POINT, linestyle=_dashes(dash, 1.5))
+        case Dot(x, y, radius, is_hollow, kind):
+            ink = COLOURS[kind]
+            face = PAPER if is_hollow else ink
+            return Circle((left + x, top + y), radius, facecolor=face, edgecolor=ink, linewidth=POINT)
         case Tile(x, y, width, height, opacity):
             return Rectangle((left + x, top + y), width, height, facecolor=INK, alpha=opacity, linewidth=0)
 

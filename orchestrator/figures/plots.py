@@ -1,14 +1,19 @@
-"""Plots: a dot for each of several rows, curves against a setting, a heat map against two; laid out as drawings."""
+"""Plots: a dot for each of several rows, curves against a setting, a heat map, a forest; laid out as drawings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.figures.drawing import WIDTH, Curve, Dash, Dot, Drawing, Line, Mark, Point, Text, Tile
 
 MARGIN = 14
 DASHES: tuple[Dash, ...] = ((), (6, 4), (2, 3), (8, 3, 2, 3))
+PAPERS_DASHES: tuple[Dash, ...] = ((4, 3), (1.5, 2.5), (9, 3, 2, 3))
+TALL, SMALL = 148, 84
+"""Of the axes of curves: ours, and the paper's where they stand below."""
 LETTER = 6.5
 """About as wide as a digit."""
+FOREST_WIDTH, FOREST_HEIGHT, FOREST_MARGIN = 200, 26, 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,31 +58,114 @@ def dot_plot(metric: str, rows: Sequence[Measurement], reference: str | None, ti
     return Drawing(height=bottom + 20, title=f"{metric} of each row: {title}", marks=tuple(marks))
 
 
-def curve_plot(metric: str, setting: str, curves: Mapping[str, Sequence[Point]], title: str) -> Drawing:
-    """Draw a metric against a setting, a line for each label; a single curve needs none."""
-    xs, ys = ([point[axis] for points in curves.values() for point in points] for axis in (0, 1))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forest:
+    """The axis that all rows of a forest plot share; it holds 0."""
+
+    low: float
+    high: float
+
+    def x(self, value: float) -> float:
+        """Where a value stands."""
+        low, high = span((self.low, self.high), 0.0)
+        return FOREST_MARGIN + (value - low) / (high - low) * (FOREST_WIDTH - 2 * FOREST_MARGIN)
+
+
+def forest_row(
+    forest: Forest, value: float | None, interval: tuple[float, float] | None, *, is_reference: bool
+) -> Drawing:
+    """Draw a difference as a dot, its interval as a line, and 0 as a line across; the reference is a circle at 0."""
+    middle, zero = FOREST_HEIGHT / 2, forest.x(0.0)
+    marks: list[Mark] = [Line(zero, 0, zero, FOREST_HEIGHT, "reference")]
+    said = "not measured" if value is None else f"{value:+.1f}"
+    if interval is not None:
+        marks.append(Line(forest.x(interval[0]), middle, forest.x(interval[1]), middle))
+        said += f", 95 % interval {interval[0]:+.1f} to {interval[1]:+.1f}"
+    if value is not None:
+        marks.append(Dot(forest.x(value), middle, 4))
+    if is_reference:
+        said = "the reference"
+        marks.append(Dot(zero, middle, 4, is_hollow=True))
+    return Drawing(height=FOREST_HEIGHT, width=FOREST_WIDTH, title=said, marks=tuple(marks))
+
+
+def forest_axis(forest: Forest, name: str) -> Drawing:
+    """Draw the axis at the foot of a forest plot."""
+    marks: list[Mark] = [Line(0, 1, FOREST_WIDTH, 1, "grid")]
+    for tick in ticks(*span((forest.low, forest.high), 0.0)):
+        x = forest.x(tick)
+        marks += [Line(x, 1, x, 5, "grid"), Text(x, 17, f"{tick:+g}" if tick else "0", "soft", "middle")]
+    return Drawing(height=22, width=FOREST_WIDTH, title=f"Axis: {name}", marks=tuple(marks))
+
+
+def curve_plot(
+    metric: str,
+    setting: str,
+    curves: Mapping[str, Sequence[Point]],
+    title: str,
+    *,
+    papers: Mapping[str, Sequence[Point]] | None = None,
+    is_apart: bool = False,
+) -> Drawing:
+    """Draw a metric against a setting, a line for each label; a single curve needs none.
+
+    Args:
+        metric: what is shown.
+        setting: what it is shown against.
+        curves: points by label.
+        title: of the table.
+        papers: the paper's points, by label; dashed and grey.
+        is_apart: whether the paper's have a panel of their own below, as numbers of other data.
+    """
+    ours = [_Styled(label, points, DASHES[n % 4], "") for n, (label, points) in enumerate(curves.items()) if points]
+    theirs = [
+        _Styled(label, points, PAPERS_DASHES[n % 3], "paper")
+        for n, (label, points) in enumerate((papers or {}).items())
+        if points
+    ]
+    panels = [ours, theirs] if is_apart and ours and theirs else [[*ours, *theirs]]
+    marks: list[Mark] = [Text(0, 12, f"{metric} against {setting}", "soft")]
+    top = 22.0
+    for number, panel in enumerate(panels):
+        top = _add_panel(marks, panel, top, SMALL if number else TALL)
+    return Drawing(height=top, title=f"{metric} against {setting}: {title}", marks=tuple(marks))
+
+
+@dataclass(frozen=True, slots=True)
+class _Styled:
+    """A curve, and how it is drawn."""
+
+    label: str
+    points: Sequence[Point]
+    dash: Dash
+    kind: Literal["", "paper"]
+
+
+def _add_panel(marks: list[Mark], curves: Sequence[_Styled], top: float, tall: float) -> float:
+    """Draw curves on axes of their own below `top`, with a key above them, and return where the panel ends."""
+    xs, ys = ([point[axis] for curve in curves for point in curve.points] for axis in (0, 1))
     (left, right), (low, high) = span(xs, 0.0), span(ys)
-    num_labels = sum(bool(label) for label in curves)
-    top, bottom = 22 + 16 * num_labels, 170 + 16 * num_labels
+    first = top + 16 * sum(bool(curve.label) for curve in curves)
+    bottom = first + tall
 
     def at(x: float, y: float) -> Point:
-        return 44 + (x - left) / (right - left) * (WIDTH - 58), bottom - (y - low) / (high - low) * (bottom - top)
+        return 44 + (x - left) / (right - left) * (WIDTH - 58), bottom - (y - low) / (high - low) * tall
 
-    marks: list[Mark] = [Text(0, 12, f"{metric} against {setting}", "soft")]
     for tick in ticks(low, high):
         _, y = at(left, tick)
         marks += [Line(34, y, WIDTH, y, "grid"), Text(28, y + 4, f"{tick:g}", "soft", "end")]
     shown = sorted(set(xs))
     for x in shown[:: _every([f"{x:g}" for x in shown], WIDTH - 58)]:
         marks.append(Text(at(x, low)[0], bottom + 16, f"{x:g}", "soft", "middle"))
-    for place, (label, points) in enumerate(curves.items()):
-        dash = DASHES[place % len(DASHES)]
-        if label:
-            y = 28 + 16 * place
-            marks += [Line(34, y - 4, 60, y - 4, dash=dash), Text(66, y, label)]
-        through = tuple(at(x, y) for x, y in sorted(points))
-        marks += [Curve(through, dash), *(Dot(x, y, 2.5) for x, y in through)]
-    return Drawing(height=bottom + 24, title=f"{metric} against {setting}: {title}", marks=tuple(marks))
+    for place, curve in enumerate(curves):
+        if curve.label:
+            y = top + 6 + 16 * place
+            marks.append(Line(34, y - 4, 60, y - 4, curve.kind, curve.dash))
+            marks.append(Text(66, y, curve.label, "soft" if curve.kind else ""))
+        through = tuple(at(x, y) for x, y in sorted(curve.points))
+        marks.append(Curve(through, curve.dash, curve.kind))
+        marks += [Dot(x, y, 2.5, kind=curve.kind) for x, y in through]
+    return bottom + 24
 
 
 def heat_map(

@@ -1,15 +1,15 @@
 """A table of values that renders itself: as text, Markdown, LaTeX, HTML, JSON, a DataFrame, or in a notebook."""
 
 import json
-import re
-import textwrap
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+from orchestrator.figures.texts import for_latex, for_markdown, sentence, width, wrapped
 
 Value = str | int | float | None
 TEXT_WIDTH = 120
+ABSENT = "—"
 NOT_APPLICABLE = "n/a"
 """Shown for a number that cannot exist, such as the AP of a size of which the data set has no object."""
 
@@ -27,9 +27,11 @@ class Cell:
     mark: str = ""
     """Shown behind everything else, such as an asterisk that a note explains."""
     soft: bool = False
-    """Pages show it in grey: a number that is not ours."""
-    absent: str = "—"
+    """Shown in grey: a number that is not ours."""
+    absent: str = ABSENT
     """What an absent value is shown as: a dash where it may still come, NOT_APPLICABLE where it cannot exist."""
+    digits: int | None = None
+    """Decimals of a float that carries fewer than its column shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Column:
     """The heading of a column, and how its values are shown."""
 
     name: str
+    """What programs call it; different from all others of the table."""
     numeric: bool = True
     """Numbers stand to the right, text to the left."""
     digits: int = 1
@@ -44,11 +47,48 @@ class Column:
     signed: bool = False
     """Differences show their plus."""
     under: str = ""
-    """The column of which this one is a detail; text that is too wide shows it on a line of its own below the row."""
+    """The column of which this one is a detail; a table that is too wide has it on a line of its own below the row."""
     detail: str = ""
     """What that line is called."""
     wrap: int | None = None
     """Of text: the characters of a line; a table with such columns shows details below their column's own text."""
+    heading: str = ""
+    """What stands above it; empty for its name."""
+    is_soft: bool = False
+    """Shown in grey: what stands beside the numbers of the table, and is none of them."""
+    has_forest: bool = False
+    """Its intervals are also drawn on a page, one to a row."""
+
+    @property
+    def head(self) -> str:
+        """What stands above it."""
+        return self.heading or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that belong together, up to the next group."""
+
+    first: int
+    """The place of its first row."""
+    heading: str = ""
+    """A line above it."""
+    shows: str = ""
+    """The detail that its rows show in the place of numbers of their own, which they lack; in grey."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a table as it is shown."""
+
+    texts: tuple[str, ...]
+    """A text for each column; of a heading it is the only one."""
+    row: int
+    """The place of the row that it is, or is of."""
+    kind: Literal["row", "detail", "heading"] = "row"
+    bold: frozenset[int] = frozenset()
+    soft: frozenset[int] = frozenset()
+    """The places of texts in bold, and of those in grey."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +102,13 @@ class Table:
     """A sentence below the title: the question that the table answers."""
     notes: tuple[str, ...] = ()
     rules_before: tuple[int, ...] = ()
-    """Rows, by place, that begin a new group."""
+    """Rows, by place, before which there is a rule."""
+    groups: tuple[Group, ...] = ()
+    """Groups with a heading, or with a look of their own; there is a rule before each."""
+    folds: bool = False
+    """Whether details of columns stand on lines of their own even where there is room beside."""
+    compact: "Table | None" = None
+    """The same numbers in another arrangement, which people are shown; programs and pandas get the rows."""
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
@@ -78,63 +124,127 @@ class Table:
 
     def begins_group(self, place: int) -> bool:
         """Whether a rule stands before a row."""
-        return place in self.rules_before and place > 0
+        return place > 0 and (place in self.rules_before or any(group.first == place for group in self.groups))
 
     def to_text(self, max_width: int = TEXT_WIDTH) -> str:
         """Render for a terminal: columns aligned by the width that characters take on a screen.
 
         What would be wider than `max_width` has spreads and details of columns on lines of their own below each row.
         """
-        columns, groups = self.columns, [[_texts(row, self.columns)] for row in self.cells()]
-        is_wrapped = any(column.wrap for column in columns)
-        if is_wrapped:
+        if self.compact is not None:
+            return self.compact.to_text(max_width)
+        folds = self.is_folded(max_width) or (_has_spreads(self) and self._width() > max_width)
+        columns, lines = self.lay_out(folds=folds)
+        if self.is_wrapped:
             columns = tuple(column for column in self.columns if not column.under)
-            groups = [_wrapped(row, self.columns) for row in self.cells()]
-        elif _total(columns, groups) > max_width and _has_details(self):
-            columns = tuple(column for column in self.columns if not column.under)
-            groups = [_folded(row, self.columns) for row in self.cells()]
-        widths = _widths(columns, groups)
+            lines = [line for place, row in enumerate(self.cells()) for line in _wrapped(row, self.columns, place)]
+        widths = _widths(columns, [line for line in lines if line.kind != "heading"])
         rule = "  ".join("─" * n for n in widths)
-        lines = [self.title, *([self.caption] if self.caption else []), ""]
-        lines += [_aligned([column.name for column in columns], widths, columns), rule]
-        for place, group in enumerate(groups):
-            lines += [rule] if self.begins_group(place) else [""] if is_wrapped and place > 0 else []
-            lines += [_aligned(texts, widths, columns) for texts in group]
-        notes = [line for note in self.notes for line in (_wrap(note, max_width) if is_wrapped else [note])]
-        lines += ["", *notes] if notes else []
-        return "\n".join(lines)
+        shown = [self.title, *([self.caption] if self.caption else []), ""]
+        shown += [_aligned([column.head for column in columns], widths, columns), rule]
+        for place, line in enumerate(lines):
+            shown += [rule] if self.rule_above(lines, place) else []
+            begins = place > 0 and lines[place - 1].row != line.row
+            shown += [""] if self.is_wrapped and begins and not self.begins_group(line.row) else []
+            first = f"  {line.texts[0]}" if line.kind == "detail" else line.texts[0]
+            is_heading = line.kind == "heading"
+            shown.append(first if is_heading else _aligned([first, *line.texts[1:]], widths, columns))
+        notes = [line for note in self.notes for line in (wrapped(note, max_width) if self.is_wrapped else [note])]
+        shown += ["", *notes] if notes else []
+        return "\n".join(shown)
 
     def to_markdown(self) -> str:
-        """Render for GitHub."""
-        lines = [f"**{_markdown(self.title)}**", ""]
-        lines += [_markdown(self.caption), ""] if self.caption else []
-        lines.append("| " + " | ".join(_markdown(column.name) for column in self.columns) + " |")
-        lines.append("|" + "|".join("---:" if column.numeric else "---" for column in self.columns) + "|")
-        for row in self.cells():
-            texts = [(_markdown(show(cell, column)), cell) for cell, column in zip(row, self.columns, strict=True)]
-            lines.append("| " + " | ".join(f"**{text}**" if cell.bold else text for text, cell in texts) + " |")
-        lines += ["", *(f"- {_markdown(note)}" for note in self.notes)] if self.notes else []
-        return "\n".join(lines)
+        """Render for GitHub, which knows no grey: what would be grey is in italics."""
+        if self.compact is not None:
+            return self.compact.to_markdown()
+        columns, lines = self.lay_out(folds=self.is_folded())
+        shown = [f"**{for_markdown(self.title)}**", ""]
+        shown += [for_markdown(self.caption), ""] if self.caption else []
+        shown.append("| " + " | ".join(for_markdown(column.head) for column in columns) + " |")
+        shown.append("|" + "|".join("---:" if column.numeric else "---" for column in columns) + "|")
+        for line in lines:
+            texts = _styled(line, for_markdown, {"bold": "**%s**", "soft": "*%s*", "heading": "*%s*"})
+            texts += [""] * (len(columns) - len(texts))
+            shown.append("| " + " | ".join(texts) + " |")
+        shown += ["", *(f"- {for_markdown(note)}" for note in self.notes)] if self.notes else []
+        return "\n".join(shown)
 
     def to_latex(self) -> str:
-        r"""Render for a paper; it needs \usepackage{booktabs}."""
-        caption = " ".join(_latex(_sentence(part)) for part in (self.title, self.caption) if part)
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
-        lines.append(rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in self.columns)}}}")
-        lines += [r"\toprule", " & ".join(_latex(column.name) for column in self.columns) + r" \\", r"\midrule"]
-        for place, row in enumerate(self.cells()):
-            lines += [r"\midrule"] if self.begins_group(place) else []
-            texts = [(_latex(show(cell, column)), cell) for cell, column in zip(row, self.columns, strict=True)]
-            lines.append(" & ".join(rf"\textbf{{{text}}}" if cell.bold else text for text, cell in texts) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        lines += [rf"\par\footnotesize {_latex(_sentence(note))}" for note in self.notes]
-        return "\n".join([*lines, r"\end{table}"])
+        r"""Render for a paper; it needs \usepackage{booktabs}, and \usepackage{xcolor} where something is grey."""
+        if self.compact is not None:
+            return self.compact.to_latex()
+        columns, lines = self.lay_out(folds=self.is_folded())
+        caption = " ".join(for_latex(sentence(part)) for part in (self.title, self.caption) if part)
+        shown = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
+        shown.append(rf"\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in columns)}}}")
+        shown += [r"\toprule", " & ".join(for_latex(column.head) for column in columns) + r" \\", r"\midrule"]
+        forms = {"bold": r"\textbf{%s}", "soft": r"\textcolor{gray}{%s}"}
+        forms["heading"] = rf"\multicolumn{{{len(columns)}}}{{l}}{{\emph{{%s}}}}"
+        for place, line in enumerate(lines):
+            shown += [r"\midrule"] if self.rule_above(lines, place) else []
+            texts = _styled(line, for_latex, forms)
+            shown.append((r"\quad " if line.kind == "detail" else "") + " & ".join(texts) + r" \\")
+        shown += [r"\bottomrule", r"\end{tabular}"]
+        shown += [rf"\par\footnotesize {for_latex(sentence(note))}" for note in self.notes]
+        return "\n".join([*shown, r"\end{table}"])
 
     def to_html(self) -> str:
         """Render as a part of a page: title, caption, a `<table>` and notes, which take the style of the page."""
         from orchestrator.figures.templating import fill
 
-        return fill("table.html", table=self, show=show)
+        return fill("table.html", **(self.compact or self).html_part())
+
+    def html_part(self, forest: Mapping[int, str] | None = None, axis: str = "") -> dict[str, Any]:
+        """Return what templates show of the table.
+
+        Args:
+            forest: the drawn interval of each row, by its place; only a page has the style for it.
+            axis: of these drawings.
+        """
+        columns, lines = self.lay_out(folds=self.is_folded())
+        lasts = {line.row: place for place, line in enumerate(lines)}
+        shown = []
+        for place, line in enumerate(lines):
+            drawn = (forest or {}).get(line.row) if line.kind == "row" else None
+            # What is drawn of a row stands beside all its lines.
+            height = lasts[line.row] - place + 1
+            begins = self.rule_above(lines, place)
+            shown.append({"line": line, "begins_group": begins, "forest": drawn, "height": height})
+        return {"table": self, "columns": columns, "lines": shown, "axis": axis}
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether texts are wrapped within their columns."""
+        return any(column.wrap for column in self.columns)
+
+    def is_folded(self, max_width: int = TEXT_WIDTH) -> bool:
+        """Whether details of columns have lines of their own: where text would be too wide, or the table says so."""
+        if self.is_wrapped or not any(column.under for column in self.columns):
+            return False
+        return self.folds or any(group.shows for group in self.groups) or self._width() > max_width
+
+    def lay_out(self, *, folds: bool) -> tuple[tuple[Column, ...], list[Line]]:
+        """Return the columns and lines that are shown; `folds` puts details and spreads on lines of their own."""
+        columns = tuple(column for column in self.columns if not (folds and column.under))
+        lines: list[Line] = []
+        for place, row in enumerate(self.cells()):
+            group = next((group for group in reversed(self.groups) if group.first <= place), None)
+            if group is not None and group.first == place and group.heading:
+                lines.append(Line((group.heading,), place, "heading"))
+            if folds:
+                lines += _folded(row, self.columns, place, group.shows if group else "")
+            else:
+                lines.append(_line(row, self.columns, place))
+        return columns, lines
+
+    def rule_above(self, lines: Sequence[Line], place: int) -> bool:
+        """Whether a rule stands above a line, by its place."""
+        row = lines[place].row
+        return self.begins_group(row) and (place == 0 or lines[place - 1].row != row)
+
+    def _width(self) -> int:
+        widths = _widths(self.columns, [_line(row, self.columns, 0) for row in self.cells()])
+        return sum(widths) + 2 * (len(widths) - 1)
 
     def to_json(self) -> str:
         """Render for a program: one object for each row, its values by column name.
@@ -192,66 +302,85 @@ class Table:
 def show(cell: Cell, column: Column) -> str:
     """Write a cell's value as the column has it."""
     if cell.value is None:
-        return cell.absent
+        return f"{cell.absent}{cell.mark}"
+    column = _as_precise(cell, column)
     shown = _number(cell.value, column)
     spread = "" if cell.spread is None else f" ± {cell.spread:.{column.digits}f}"
     interval = "" if cell.interval is None else f" [{', '.join(_number(end, column) for end in cell.interval)}]"
     return f"{shown}{spread}{interval}{cell.mark}"
 
 
-def _texts(row: Sequence[Cell], columns: Sequence[Column]) -> list[str]:
-    return [show(cell, column) for cell, column in zip(row, columns, strict=True)]
+def _as_precise(cell: Cell, column: Column) -> Column:
+    return column if cell.digits is None else replace(column, digits=cell.digits)
 
 
-def _widths(columns: Sequence[Column], groups: Sequence[Sequence[Sequence[str]]]) -> list[int]:
-    lines = [[column.name for column in columns], *(texts for group in groups for texts in group)]
-    return [max(map(width, texts)) for texts in zip(*lines, strict=True)]
+def _has_spreads(table: Table) -> bool:
+    return any(cell.spread is not None for row in table.cells() for cell in row)
 
 
-def _total(columns: Sequence[Column], groups: Sequence[Sequence[Sequence[str]]]) -> int:
-    return sum(_widths(columns, groups)) + 2 * (len(columns) - 1)
+def _line(row: Sequence[Cell], columns: Sequence[Column], place: int) -> Line:
+    return Line(
+        texts=tuple(show(cell, column) for cell, column in zip(row, columns, strict=True)),
+        row=place,
+        bold=frozenset(number for number, cell in enumerate(row) if cell.bold),
+        soft=frozenset(
+            n for n, (cell, column) in enumerate(zip(row, columns, strict=True)) if cell.soft or column.is_soft
+        ),
+    )
 
 
-def _has_details(table: Table) -> bool:
-    return any(c.under for c in table.columns) or any(cell.spread is not None for row in table.cells() for cell in row)
-
-
-def _folded(row: Sequence[Cell], columns: Sequence[Column]) -> list[list[str]]:
+def _folded(row: Sequence[Cell], columns: Sequence[Column], place: int, shows: str) -> list[Line]:
     """The line of a row, then one of its spreads and one of each detail, as far as there are any."""
     cells = {column.name: (cell, column) for cell, column in zip(row, columns, strict=True)}
     main = [column for column in columns if not column.under]
-    lines = [[show(replace(cells[column.name][0], spread=None), column) for column in main]]
-    spreads = {
-        name: f"± {cell.spread:.{column.digits}f}" for name, (cell, column) in cells.items() if cell.spread is not None
-    }
-    details = {"std over seeds": spreads}
-    for cell, column in cells.values():
+    details: dict[str, dict[str, str]] = {"std over seeds": {}}
+    for name, (cell, column) in cells.items():
+        if cell.spread is not None:
+            details["std over seeds"][name] = f"± {cell.spread:.{_as_precise(cell, column).digits}f}"
         if column.under and cell.value is not None:
             details.setdefault(column.detail, {})[column.under] = show(cell, column)
-    for detail, texts in details.items():
-        if texts:
-            lines.append([f"  {detail}", *(texts.get(column.name, "") for column in main[1:])])
+    if shows:
+        in_place = details.pop(shows, {})
+        texts = [in_place.get(column.name) or _own(*cells[column.name]) for column in main]
+        lines = [Line(tuple(texts), place, soft=frozenset(range(len(main))))]
+    else:
+        lines = [_line([replace(cells[column.name][0], spread=None) for column in main], main, place)]
+    for detail, of_detail in details.items():
+        if of_detail:
+            texts = [detail, *(of_detail.get(column.name, "") for column in main[1:])]
+            lines.append(Line(tuple(texts), place, "detail", soft=frozenset(range(len(main)))))
     return lines
 
 
-def _wrapped(row: Sequence[Cell], columns: Sequence[Column]) -> list[list[str]]:
+def _wrapped(row: Sequence[Cell], columns: Sequence[Column], place: int) -> list[Line]:
     """The lines of a row whose texts are wrapped, each followed by the details under its column."""
     below: dict[str, list[str]] = {column.name: [] for column in columns if not column.under}
     for cell, column in zip(row, columns, strict=True):
-        below[column.under or column.name] += _wrap(show(cell, column), column.wrap or TEXT_WIDTH)
+        below[column.under or column.name] += wrapped(show(cell, column), column.wrap or TEXT_WIDTH)
     height = max(map(len, below.values()))
-    return [[lines[place] if place < len(lines) else "" for lines in below.values()] for place in range(height)]
+    texts = [[lines[at] if at < len(lines) else "" for lines in below.values()] for at in range(height)]
+    return [Line(tuple(line), place) for line in texts]
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    # Never within a word, and never at a hyphen: "R-CNN" and "1e-4" are words.
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+def _own(cell: Cell, column: Column) -> str:
+    """What a row that has no numbers of its own shows in a column: nothing rather than a dash."""
+    return "" if cell.value is None and cell.absent == ABSENT else show(cell, column)
 
 
-def width(text: str) -> int:
-    """Return the number of terminal columns that a text takes."""
-    # Combining marks take no column, East Asian wide letters two.
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+def _styled(line: Line, escape: Callable[[str], str], forms: Mapping[str, str]) -> list[str]:
+    """Escape the texts of a line, and put each into its form: bold, soft, heading, or none."""
+    if line.kind == "heading":
+        return [forms["heading"] % escape(line.texts[0])]
+    texts = []
+    for place, text in enumerate(line.texts):
+        form = forms["bold"] if place in line.bold else forms["soft"] if place in line.soft else "%s"
+        texts.append(form % escape(text) if text else "")
+    return texts
+
+
+def _widths(columns: Sequence[Column], lines: Sequence[Line]) -> list[int]:
+    indented = [("  " + line.texts[0], *line.texts[1:]) if line.kind == "detail" else line.texts for line in lines]
+    return [max(map(width, texts)) for texts in zip([column.head for column in columns], *indented, strict=True)]
 
 
 def _number(value: str | int | float, column: Column) -> str:
@@ -268,35 +397,3 @@ def _aligned(texts: Sequence[str], widths: Sequence[int], columns: Sequence[Colu
         space = " " * (wide - width(text))
         padded.append(space + text if column.numeric else text + space)
     return "  ".join(padded).rstrip()
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", " ".join(text.split()))
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
-
-
-_GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "lambda", "mu", "sigma")
-_LATEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "[": "{[}",  # or it would be an argument of the line break before it
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "\u2212": "$-$",
-    "\u00d7": r"$\times$",
-    "—": "---",
-    "Δ": r"$\Delta$",
-    "✓": r"$\surd$",
-    "✗": r"$\times$",
-    **{c: rf"$\{name}$" for c, name in zip("\u03b1β\u03b3δελμ\u03c3", _GREEK, strict=True)},
-}

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from model.data.cache import file_sha256
@@ -14,17 +15,20 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, row_keys
 from orchestrator.experiment.prepare import require_one_version
 from orchestrator.experiment.rows import Row
+from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.table import Table
-from orchestrator.report.figures import figures
+from orchestrator.report.figures import drawings, figures, with_matrix
 from orchestrator.report.intervals import Fetch, resampled
 from orchestrator.report.results import (
     RowResult,
+    data_of,
     has_several_heads,
     is_measured,
     measure,
     misalignment_table,
+    papers_gains,
     results_table,
 )
 from orchestrator.tracking.artifacts import download
@@ -32,6 +36,12 @@ from orchestrator.tracking.suite import Suite
 
 MOST_HEADS = 6
 """So many heads, the first of a table, are in the lab of one page."""
+BIBTEX = """@article{wu2020improvement,
+  title   = {Improvement of Classification in One-Stage Detector},
+  author  = {Wu, Kehe and Chen, Zuge and Zhang, Xiaoliang and Li, Wei},
+  journal = {arXiv preprint arXiv:2011.10465},
+  year    = {2020}
+}"""
 SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "json": "json"}
 
 
@@ -48,6 +58,8 @@ class Report:
     """The same rows, by how well their scores say how well boxes are placed."""
     labs: Mapping[str, Path]
     """The files of the misalignment lab, by row."""
+    newest: date | None = None
+    """When the newest of its suite's evaluations was made (UTC)."""
 
     def tables(self) -> list[Table]:
         """Return what a page shows of it: the results, and where heads are compared, their misalignment."""
@@ -76,6 +88,9 @@ def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None
     samples = None
     if bootstrap and uri is not None:
         samples = resampled(ledger, list(suite.wanted.evaluations), matches_from(uri), folder)
+    wanted = suite.wanted.evaluations
+    times = [run.start_time for run in suite.mlflow_runs if run.kind == "evaluation" and run.key in wanted]
+    newest = datetime.fromtimestamp(max(times) / 1000, UTC).date() if times else None
     reports = []
     for place, experiment in enumerate(sound):
         labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
@@ -85,10 +100,11 @@ def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None
             Report(
                 experiment=experiment,
                 rows=rows,
-                table=table,
+                table=with_matrix(experiment, rows, table),
                 figures=figures(experiment, rows),
                 misalignment=misalignment_table(experiment, rows),
                 labs=labs,
+                newest=newest,
             )
         )
     return reports
@@ -105,14 +121,15 @@ def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
     # The first lab alone: one takes up to two megabytes a head.
     lab = next((lab for report in reports if (lab := read_labs(report.labs)) is not None), None)
     sections = [] if lab is None else [lab_section(lab)]
-    return html_page(f"retinanet-conf: {suites}", [*tables, *extra], drawn, sections)
+    title, found, facts = f"retinanet-conf: {suites}", _found(reports), _facts(reports)
+    return html_page(title, [*tables, *extra], drawn, sections, found=found, facts=facts, cites=BIBTEX)
 
 
 def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table] = ()) -> None:
     """Write each table as text, Markdown, LaTeX and JSON, and all as index.html; what stands there already is left."""
     files = {"index.html": reports_page(reports, extra)}
     for report in reports:
-        files |= every_format(report.experiment.name, report.table)
+        files |= every_format(report.experiment.name, report.table) | _drawn(report)
         if report.compares_heads:
             files |= every_format(f"{report.experiment.name}_misalignment", report.misalignment)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,9 +140,10 @@ def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table
 
 
 def table_files(report: Report) -> Mapping[str, str]:
-    """Return a table in every format, by file name."""
+    """Return a table in every format, and its figure, by file name."""
     name, table = report.experiment.name, report.table
-    return every_format(name, table) | {f"{name}.html": html_page(table.title, [table], [report.figures])}
+    page = html_page(table.title, [table], [report.figures], found=_found([report]), facts=_facts([report]))
+    return every_format(name, table) | {f"{name}.html": page} | _drawn(report)
 
 
 def every_format(name: str, table: Table) -> dict[str, str]:
@@ -169,6 +187,53 @@ def matches_from(uri: str) -> Fetch:
         return download(uri, run_id, f"{names.DETECTIONS}/{names.MATCHES_FILE}", into)
 
     return fetch
+
+
+def _drawn(report: Report) -> dict[str, str]:
+    # SVG, as matplotlib, which makes PNG, takes seconds to import: too long for a submit that finds nothing to do.
+    sheet = svg_sheet(drawings(report.experiment, report.rows), report.experiment.title)
+    return {f"{report.experiment.name}.svg": sheet} if sheet else {}
+
+
+def _found(reports: Sequence[Report]) -> list[str]:
+    """Say how far the best row of the first table with a reference is above it, and what the paper has there."""
+    compared = [one for one in reports if one.experiment.reference is not None and len(one.rows) > 1]
+    if not compared:
+        return []
+    report = next((one for one in compared if any(row.by_seed for row in one.rows)), compared[0])
+    experiment, metric = report.experiment, report.experiment.columns[0]
+    papers = dict(zip((row.label for row in experiment.rows), papers_gains(experiment), strict=True))
+    (base,) = [row for row in report.rows if row.row.label == experiment.reference]
+    means = [(mean, place) for place, row in enumerate(report.rows) if (mean := row.mean(metric)) is not None]
+    ranked = [report.rows[place] for _, place in sorted(means, reverse=True) if report.rows[place] is not base]
+    reference = base.mean(metric)
+    if not ranked or reference is None:
+        gains = [(gain, label) for label, gain in papers.items() if gain is not None]
+        if not gains:
+            return []
+        gain, label = max(gains)
+        begun = "The reference has not run yet" if means else "Nothing has run yet, and these are the paper's numbers"
+        return [f"{begun}: there {label} has {gain:+.1f} {metric} over {experiment.reference}, on COCO 2017."]
+    best = ranked[0]
+    said = f"{best.row.label} has {(best.mean(metric) or 0.0) - reference:+.1f} {metric} over {experiment.reference}"
+    found = best.difference(base, metric)
+    if found is None:
+        said += "; no interval is known."
+    else:
+        said += f", 95 % interval {found.low:+.1f} to {found.high:+.1f}: "
+        said += "it excludes 0." if found.excludes_zero else "it holds 0, so this leaves open which is better."
+    theirs = papers[best.row.label]
+    return [said] if theirs is None else [said, f"The paper has {theirs:+.1f} there, on COCO 2017."]
+
+
+def _facts(reports: Sequence[Report]) -> list[str]:
+    """Name data, seeds and the date of the newest evaluation."""
+    rows = [row for report in reports for row in report.experiment.rows]
+    seeds = sorted({seed for row in rows for seed in row.seeds})
+    listed = ", ".join(map(str, seeds))
+    facts = ["; ".join(dict.fromkeys(map(data_of, rows))), f"seed{'s' if len(seeds) > 1 else ''} {listed}"]
+    newest = max((report.newest for report in reports if report.newest is not None), default=None)
+    return facts if newest is None else [*facts, f"newest evaluation {newest:%d %B %Y}"]
 
 
 def _sound(experiments: Iterable[Experiment], ledger: Ledger, say: Say | None) -> list[Experiment]:

@@ -17,12 +17,16 @@ from orchestrator.experiment.plan import (
 )
 from orchestrator.experiment.prepare import require_one_version
 from orchestrator.experiment.rows import Cited, Row
-from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
+from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate, Resamples, SeedValues
 
 PAPERS_DATA = "COCO val2017"
+PAPER, PAPER_ELSEWHERE = "paper", "COCO 2017, the paper"
+"""What the paper's numbers are called beside ours: on its own data, and beside numbers of other data."""
+PUBLISHED = "†"
+"""Marks a number that the paper quotes otherwise than its source gives it."""
 EXCLUDES_ZERO = "*"
 """Marks a difference whose 95 % interval excludes 0."""
 MISALIGNMENT_COLUMNS = {
@@ -135,42 +139,101 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
 
 
 def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_resampled: bool = False) -> Table:
-    """Show our numbers, the paper's beside them where the experiment has them, and the best of each column in bold.
+    """Show our numbers, the paper's in grey beside them, and in bold the best where its intervals bear it out.
+
+    The difference to the paper is formed only of rows that are measured on its data. Before anything is measured, the
+    paper's numbers stand in the place of ours.
 
     Args:
         experiment: one table.
         results: its rows, measured; with resamples, the difference to the reference row has its 95 % interval.
         is_resampled: whether resamples were asked for, so that it is worth saying where they lack.
     """
-    numbers = [row.paper for row in experiment.rows] + [line.paper for line in experiment.cited]
-    in_paper = [metric for metric in experiment.columns if any(metric in one for one in numbers)]
+    paper = paper_beside(experiment)
     columns = [Column("row", numeric=False)]
     for metric in experiment.columns:
-        columns.append(Column(metric))
-        if metric in in_paper:
-            columns.append(Column(f"{metric}, paper", under=metric, detail="paper"))
-            columns.append(Column(f"{metric}, Δ", signed=True, under=metric, detail="difference"))
-    best = {metric: _best(results, metric) for metric in experiment.columns}
-    rows = [[result.row.label, *_numbers(result, experiment.columns, in_paper, best)] for result in results]
+        columns += [Column(metric), *paper.columns(metric)]
+    best = {metric: best_row(results, metric) for metric in experiment.columns}
+    rows = [[result.row.label, *_numbers(result, experiment.columns, paper, best)] for result in results]
     gains: list[Cell] = []
     if experiment.reference is not None and len(results) > 1:
-        columns.append(Column(f"{experiment.columns[0]} over reference", signed=True))
+        over = f"{experiment.columns[0]} over reference"
+        columns.append(Column(over, signed=True, has_forest=True))
         gains = _gains(results, experiment)
         for row, gain in zip(rows, gains, strict=True):
             row.append(gain)
+        if any(theirs := papers_gains(experiment)):
+            columns.append(Column(f"{over}, paper", signed=True, under=over, detail=paper.called, is_soft=True))
+            for row, papers in zip(rows, theirs, strict=True):
+                row.append(papers)
     if any(result.state for result in results):
         columns.append(Column("state", numeric=False))
         for row, result in zip(rows, results, strict=True):
             row.append(result.state)
-    quoted = [_quoted(line, experiment.columns, in_paper, len(columns)) for line in experiment.cited]
+    quoted = [_quoted(line, columns) for line in experiment.cited]
+    groups = [Group(len(rows), "Cited by the paper", paper.called)] if quoted else []
+    if paper.metrics and not any(result.by_seed for result in results):
+        groups.insert(0, Group(0, f"{PAPER_ELSEWHERE}; nothing has run yet", paper.called))
     return Table(
         title=experiment.title,
         caption=experiment.question,
         columns=tuple(columns),
         rows=(*map(tuple, rows), *map(tuple, quoted)),
         rules_before=(len(rows),) if quoted else (),
-        notes=(*_notes(experiment, bool(in_paper)), *_notes_on_gains(experiment, results, gains, is_resampled)),
+        groups=tuple(groups),
+        notes=(
+            *_notes(experiment, paper, is_begun=any(result.by_seed for result in results)),
+            *_notes_on_gains(experiment, results, gains, is_resampled),
+            *_notes_on_best(results, experiment.columns, best),
+        ),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaperBeside:
+    """How the paper's numbers stand beside those of a table."""
+
+    metrics: tuple[str, ...]
+    """Of which it gives any."""
+    called: str
+    has_differences: bool
+    """Whether a row is measured on the paper's data."""
+
+    def columns(self, metric: str, *, always: bool = False) -> list[Column]:
+        """Return the columns behind that of a metric, if the paper gives it; `always`, if it gives any."""
+        if metric not in self.metrics and not (always and self.metrics):
+            return []
+        name = f"{metric}, {PAPER}"
+        heading = "" if self.called == PAPER else f"{metric}, {self.called}"
+        found = [Column(name, under=metric, detail=self.called, heading=heading, is_soft=True)]
+        if self.has_differences:
+            found.append(Column(f"{metric}, Δ", signed=True, under=metric, detail="difference"))
+        return found
+
+
+def paper_beside(experiment: Experiment) -> PaperBeside:
+    """Say which numbers of the paper a table has, and whether ours can be compared with them."""
+    numbers = [row.paper for row in experiment.rows] + [line.paper for line in experiment.cited]
+    at_home = [data_of(row) == PAPERS_DATA for row in experiment.rows]
+    return PaperBeside(
+        metrics=tuple(metric for metric in experiment.columns if any(metric in one for one in numbers)),
+        called=PAPER if all(at_home) else PAPER_ELSEWHERE,
+        has_differences=any(at_home),
+    )
+
+
+def best_row(results: Sequence[RowResult], metric: str) -> RowResult | None:
+    """Return the row that is above each other one by a 95 % interval that excludes 0; None where there is none.
+
+    Without intervals there is none: a single number more says nothing of what another seed, or other images, would do.
+    """
+    ranked = sorted((-mean, place) for place, one in enumerate(results) if (mean := one.mean(metric)) is not None)
+    if len(ranked) < 2:
+        return None
+    # The next best comes first, which decides it nearly always.
+    best, *others = (results[place] for _, place in ranked)
+    gains = (best.difference(other, metric) for other in others)
+    return best if all(gain is not None and gain.low > 0.0 for gain in gains) else None
 
 
 def misalignment_table(experiment: Experiment, rows: Sequence[RowResult]) -> Table:
@@ -281,39 +344,72 @@ def _state(row: Row, reasons: Mapping[int, str]) -> str:
 
 
 def _numbers(
-    result: RowResult, metrics: Sequence[str], in_paper: Sequence[str], best: Mapping[str, float | None]
+    result: RowResult, metrics: Sequence[str], paper: PaperBeside, best: Mapping[str, RowResult | None]
 ) -> list[Cell | Value]:
     cells: list[Cell | Value] = []
     for metric in metrics:
-        ours, theirs = result.mean(metric), result.row.paper.get(metric)
-        is_best = ours is not None and round(ours, 1) == best[metric]
-        # A row that was scored lacks a number only where its data set has nothing to measure it on.
-        absent = NOT_APPLICABLE if result.by_seed else Cell(None).absent
-        cells.append(Cell(ours, spread=result.std(metric), bold=is_best, absent=absent))
-        if metric in in_paper:
-            cells += [theirs, None if ours is None or theirs is None else ours - theirs]
+        ours, theirs = measured_cell(result, metric, is_best=result is best[metric]), result.row.paper.get(metric)
+        cells.append(ours)
+        if metric in paper.metrics:
+            cells.append(theirs)
+            if paper.has_differences:
+                cells.append(to_paper(result, metric))
     return cells
 
 
-def _quoted(line: Cited, metrics: Sequence[str], in_paper: Sequence[str], width: int) -> list[Value]:
+def measured_cell(result: RowResult, metric: str, *, is_best: bool = False) -> Cell:
+    """Show the mean of a row and its spread, with no more digits than the spread leaves of a meaning."""
+    # A row that was scored lacks a number only where its data set has nothing to measure it on.
+    absent = NOT_APPLICABLE if result.by_seed else Cell(None).absent
+    spread = result.std(metric)
+    return Cell(result.mean(metric), spread=spread, bold=is_best, absent=absent, digits=digits_beside(spread))
+
+
+def to_paper(result: RowResult, metric: str) -> Cell:
+    """Return how far a row is above the paper's number; nothing where it is measured on other data."""
+    ours, theirs = result.mean(metric), result.row.paper.get(metric)
+    if ours is None or theirs is None or data_of(result.row) != PAPERS_DATA:
+        return Cell(None)
+    return Cell(ours - theirs, digits=digits_beside(result.std(metric)))
+
+
+def digits_beside(spread: float | None) -> int | None:
+    """Return the decimals of a number with this standard deviation; None for as many as its column has, one.
+
+    The Particle Data Group's rule: two digits of a spread that begins with 10 to 35, one of others. The paper prints
+    one decimal, so a smaller spread than 0.355 adds none.
+    """
+    return 0 if spread is not None and spread >= 3.55 else None
+
+
+def _quoted(line: Cited, columns: Sequence[Column]) -> list[Cell | Value]:
     """Show a line that is only cited: the paper's numbers, and none of ours."""
-    cells: list[Value] = [line.label]
-    for metric in metrics:
-        cells += [None, line.paper.get(metric), None] if metric in in_paper else [None]
-    return cells + [None] * (width - len(cells))
-
-
-def _best(results: Sequence[RowResult], metric: str) -> float | None:
-    """Return the best mean as shown, so that rows that look equal are bold together; None without a contest."""
-    means = [round(mean, 1) for mean in (result.mean(metric) for result in results) if mean is not None]
-    return max(means) if len(means) > 1 else None
+    cells: list[Cell | Value] = [line.label]
+    for column in columns[1:]:
+        metric, is_papers = column.under, column.name.endswith(f", {PAPER}")
+        number = line.paper.get(metric) if is_papers else None
+        cells.append(Cell(number, mark=PUBLISHED) if is_papers and metric in line.published else number)
+    return cells
 
 
 def _gains(results: Sequence[RowResult], experiment: Experiment) -> list[Cell]:
     """Return how far each row is above the reference, in the first column's metric."""
     metric = experiment.columns[0]
     (base,) = [result for result in results if result.row.label == experiment.reference]
-    return [Cell(None) if result is base else _gain(result, base, metric) for result in results]
+    named = Cell(None, absent="reference")
+    return [named if result is base else _gain(result, base, metric) for result in results]
+
+
+def papers_gains(experiment: Experiment) -> list[float | None]:
+    """Return how far the paper's number of each row is above its number of the reference."""
+    metric = experiment.columns[0]
+    (base,) = [row.paper.get(metric) for row in experiment.rows if row.label == experiment.reference]
+    gains = []
+    for row in experiment.rows:
+        theirs = None if row.label == experiment.reference else row.paper.get(metric)
+        # Of numbers with one decimal the difference has one, too; the binary one has a tail.
+        gains.append(None if theirs is None or base is None else round(theirs - base, 6))
+    return gains
 
 
 def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
@@ -341,20 +437,38 @@ def _notes_on_gains(
     return notes
 
 
-def _notes(experiment: Experiment, compares: bool) -> list[str]:
+def _notes_on_best(
+    results: Sequence[RowResult], metrics: Sequence[str], best: Mapping[str, RowResult | None]
+) -> list[str]:
+    if sum(bool(result.by_seed) for result in results) < 2:
+        return []
+    rule = "above each other row by a 95 % interval that excludes 0"
+    if any(best.values()):
+        return [f"In bold: {rule}."]
+    asked = any(result.estimate(metric) for result in results for metric in metrics)
+    return [
+        f"Nothing is in bold: no row is {rule}." if asked else "Nothing is in bold: no interval tells which is best."
+    ]
+
+
+def _notes(experiment: Experiment, paper: PaperBeside, *, is_begun: bool) -> list[str]:
     notes = []
     for seeds in dict.fromkeys(row.seeds for row in experiment.rows):
         listed = ", ".join(map(str, seeds))
         notes.append(f"One seed: {listed}." if len(seeds) == 1 else f"Mean ± std over {len(seeds)} seeds: {listed}.")
     ours = list(dict.fromkeys(data_of(row) for row in experiment.rows))
-    elsewhere = ours != [PAPERS_DATA]
-    if compares and elsewhere:
+    if paper.metrics and ours != [PAPERS_DATA]:
         notes.append(f"paper: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
+        notes.append("Numbers of different data have no common level: no difference to the paper is formed of them.")
     else:
-        notes.append(f"Measured on {'; '.join(ours)}.")
+        measured = "Measured" if is_begun or not paper.metrics else "Ours: to be measured"
+        notes.append(f"{measured} on {'; '.join(ours)}.")
     if experiment.reference is not None:
         notes.append(f"Reference: {experiment.reference}.")
     notes += [f"Cited, not run: {line.label}, {line.source}." for line in experiment.cited]
+    for line in experiment.cited:
+        listed = ", ".join(f"{metric} {number:.1f}" for metric, number in line.published.items())
+        notes += [f"{PUBLISHED} {line.label}: its authors publish {listed}."] if listed else []
     return notes
 
 

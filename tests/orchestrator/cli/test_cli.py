@@ -219,6 +219,16 @@ def test_a_split_without_a_folder_is_refused(on_coco: Callable[..., Result], tmp
     assert refused(on_coco(tmp_path / "empty"), "instances_train.json")
 
 
+def test_report_shows_a_matrix_and_its_rows_on_request(rnc: Rnc):
+    table = str(ROOT / "experiments" / "paper" / "table5_exponents.yaml")
+    shown, rows = rnc("report", table).stdout, rnc("report", table, "--rows").stdout
+    assert "RetinaNet-Conf, alpha 0.9" not in shown and "RetinaNet-Conf  35.7" in shown
+    assert "RetinaNet-Conf, alpha 0.9  28.0" in rows
+    programs = [json.loads(rnc("report", table, *more, "--format", "json").stdout) for more in ((), ("--rows",))]
+    assert programs[0] == programs[1] and len(programs[0][0]["rows"]) == 20
+    assert max(map(len, [*shown.splitlines()[3:60], *rows.splitlines()[3:25]])) <= 120
+
+
 def test_report_shows_misalignment_in_every_format(rnc: Rnc):
     table = MINIATURE / "table1_heads.yaml"
     for form in ("text", "markdown", "latex", "html", "json"):

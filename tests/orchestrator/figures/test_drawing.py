@@ -18,6 +18,7 @@ from orchestrator.figures.drawing import (
     Text,
     Tile,
     small_multiples,
+    svg_sheet,
     to_svg,
     write_png,
 )
@@ -79,9 +80,21 @@ def test_one_sheet_and_one_page_hold_the_same_drawings(tmp_path: Path) -> None:
     assert again.read_bytes() == (tmp_path / "sheet.png").read_bytes()
 
 
+def test_an_svg_file_needs_no_page_and_has_every_drawing_at_its_place() -> None:
+    text = svg_sheet([DRAWING] * 5, 'Five & "more"', across=4)
+    root = ElementTree.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{space}svg" and root.findtext(f"{space}title") == 'Five & "more"'
+    corners = [(float(one.attrib["x"]), float(one.attrib["y"])) for one in root.findall(f"{space}svg")]
+    lefts = [GAP + place * (360 + GAP) for place in range(4)]
+    assert corners == [*((left, 2 * GAP) for left in lefts), (GAP, 2 * GAP + 100 + GAP)]
+    assert float(root.attrib["height"]) == 2 * GAP + 2 * (100 + GAP)
+    assert "<style>" in text and "var(" not in text and "url(" not in text
+
+
 def test_nothing_drawn_is_nothing_written(tmp_path: Path) -> None:
     write_png([], "None", tmp_path / "none.png")
-    assert small_multiples([]) == "" and not (tmp_path / "none.png").exists()
+    assert small_multiples([]) == "" and svg_sheet([], "None") == "" and not (tmp_path / "none.png").exists()
 
 
 def test_a_page_with_plots_is_made_without_matplotlib() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from orchestrator.figures.table import (
     NOT_APPLICABLE,
     Cell,
     Column,
+    Group,
     Table,
     show,
-    width,
 )
+from orchestrator.figures.texts import width
 
 TABLE = Table(
     title="Heads & tails",
@@ -255,6 +257,65 @@ def test_text_that_is_too_wide_has_spreads_and_details_on_lines_of_their_own() -
     assert "ours   36.0 ± 0.2       35.5   +0.5  55.0  +0.4 [+0.1, +0.8]*" in WIDE.to_text()
 
 
+GROUPED = Table(
+    title="Grouped",
+    columns=(
+        Column("row", numeric=False),
+        Column("AP"),
+        Column("AP, paper", under="AP", detail="the paper", is_soft=True),
+        Column("gain", signed=True),
+    ),
+    rows=(("ours", Cell(36.26, bold=True), 35.5, 0.7), ("quoted", None, Cell(37.0, mark="†"), None)),
+    groups=(Group(0, "Run"), Group(1, "Quoted", "the paper")),
+)
+
+
+def test_rows_of_a_group_show_a_detail_in_the_place_of_numbers_of_their_own() -> None:
+    assert GROUPED.to_text() == (
+        "Grouped\n"
+        "\n"
+        "row             AP  gain\n"
+        "───────────  ─────  ────\n"
+        "Run\n"
+        "ours          36.3  +0.7\n"
+        "  the paper   35.5\n"
+        "───────────  ─────  ────\n"
+        "Quoted\n"
+        "quoted       37.0†"
+    )
+    assert GROUPED.to_markdown().splitlines()[4:] == [
+        "| *Run* |  |  |",
+        "| ours | **36.3** | +0.7 |",
+        "| *the paper* | *35.5* |  |",
+        "| *Quoted* |  |  |",
+        "| *quoted* | *37.0†* |  |",
+    ]
+    assert GROUPED.to_latex().splitlines()[7:-3] == [
+        "\\multicolumn{3}{l}{\\emph{Run}} \\\\",
+        "ours & \\textbf{36.3} & +0.7 \\\\",
+        "\\quad \\textcolor{gray}{the paper} & \\textcolor{gray}{35.5} &  \\\\",
+        "\\midrule",
+        "\\multicolumn{3}{l}{\\emph{Quoted}} \\\\",
+        "\\textcolor{gray}{quoted} & \\textcolor{gray}{37.0\\dag{}} &  \\\\",
+    ]
+    page = render(GROUPED, "html")
+    assert Page(page).open == [] and page.count('<tr class="heading') == 2 and page.count('<tr class="detail">') == 1
+    assert '<td class="number soft">37.0†</td>' in page and '<td class="number"><strong>36.3</strong></td>' in page
+    # programs get every number in its own column
+    assert [row["AP, paper"] for row in json.loads(GROUPED.to_json())["rows"]] == [35.5, 37.0]
+
+
+def test_people_are_shown_another_arrangement_and_programs_the_rows() -> None:
+    both = replace(TABLE, compact=GROUPED)
+    shown = (Table.to_text, Table.to_markdown, Table.to_latex, Table.to_html)
+    assert [form(both) for form in shown] == [form(GROUPED) for form in shown]
+    assert both.to_json() == TABLE.to_json() and both.to_pandas().equals(TABLE.to_pandas())
+
+
+def test_a_cell_may_carry_fewer_digits_than_its_column() -> None:
+    assert show(Cell(34.8, spread=4.3, digits=0), Column("AP")) == "35 ± 4"
+
+
 def test_an_interval_is_written_in_every_format() -> None:
     assert "+0.4 [+0.1, +0.8]*" in WIDE.to_text() and "+0.4 \\[+0.1, +0.8\\]\\*" in WIDE.to_markdown()
     assert "+0.4 {[}+0.1, +0.8]*" in WIDE.to_latex() and '<td class="number">+0.4 [+0.1, +0.8]*</td>' in render(
@@ -277,8 +338,8 @@ def test_latex_compiles_with_booktabs(tmp_path: Path) -> None:
         columns=(Column("row", numeric=False), Column("AP, Δ", signed=True)),
         rows=(("[0.5, 1] cls^0.6 * obj^0.4", Cell(0.4, spread=0.1)), ("α × β − 1 — |x|", None)),  # noqa: RUF001
     )
-    tables = "\n".join(table.to_latex() for table in (WIDE, odd))
-    packages = r"\documentclass{article}\usepackage{booktabs}"
+    tables = "\n".join(table.to_latex() for table in (WIDE, GROUPED, odd))
+    packages = r"\documentclass{article}\usepackage{booktabs}\usepackage{xcolor}"
     (tmp_path / "tables.tex").write_text(packages + r"\begin{document}" + tables + r"\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
+from xml.etree import ElementTree
 
 import pytest
 
@@ -13,16 +14,24 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.lab import FORMAT, Lab
-from orchestrator.report.files import MOST_HEADS, fetch_labs, make_reports, read_labs, reports_page
+from orchestrator.report.files import (
+    MOST_HEADS,
+    fetch_labs,
+    make_reports,
+    read_labs,
+    reports_page,
+    table_files,
+    write_reports,
+)
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import delete
 from orchestrator.tracking.ledger import begin_training, read_ledger
-from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.runs import Run, Tracking, open_tracking
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.scoring import record_lab, store_lab
 from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.training_log import Note, read_log
-from tests.orchestrator.ledgers import experiment, finished
+from tests.orchestrator.ledgers import experiment, finished, ledger_of
 
 CONF = Row(label="ours", seeds=(0, 1))
 OTHER = Row(label="theirs", train=replace(CONF.train, global_batch=8))
@@ -145,3 +154,62 @@ def test_rows_of_one_training_are_one_head_and_a_page_has_so_many_at_most(tmp_pa
     ledger = kept(rows, tmp_path / "kept")
     files = fetch_labs("http://none", [rows[0], replace(rows[0], label="again"), *rows[1:]], ledger, tmp_path / "kept")
     assert list(files) == [f"row {n}" for n in range(1, MOST_HEADS + 1)]
+
+
+BASE = Row(label="base", train=replace(CONF.train, global_batch=4), paper={"AP": 35.3})
+BETTER = Row(label="better", paper={"AP": 36.0})
+SHAPES = replace(CONF.train, data=replace(CONF.train.data, dataset="shapes", val_split="val"))
+FOUND, SVG = '<p class="found">', "{http://www.w3.org/2000/svg}"
+
+
+def first_screen(rows: list[Row], ledger: Ledger, home: Path) -> str:
+    """What a page says before its first table."""
+    table = replace(experiment("table", rows), reference="base")
+    return reports_page(make_reports(holding([table], ledger, None, home))).split("<h2>")[0]
+
+
+def test_a_page_says_first_how_far_the_best_row_is_above_the_reference(tmp_path: Path) -> None:
+    held = ledger_of((BASE, [finished(AP=35.0)]), (BETTER, [finished(AP=36.26)]))
+    page = first_screen([BASE, BETTER], held, tmp_path)
+    assert f"{FOUND}better has +1.3 AP over base; no interval is known.</p>" in page
+    assert f"{FOUND}The paper has +0.7 there, on COCO 2017.</p>" in page
+    assert '<p class="facts">COCO val2017 · seed 0</p>' in page
+
+
+def test_before_any_run_a_page_says_what_the_paper_found(tmp_path: Path) -> None:
+    page = first_screen([BASE, replace(BETTER, train=SHAPES, split="val", seeds=(0, 1))], Ledger(), tmp_path)
+    said = (
+        "Nothing has run yet, and these are the paper&#39;s numbers: there better has +0.7 AP over base, on COCO 2017."
+    )
+    assert FOUND + said in page and '<p class="facts">COCO val2017; shapes val · seeds 0, 1</p>' in page
+    assert FOUND not in first_screen([replace(BASE, paper={}), replace(BETTER, paper={})], Ledger(), tmp_path)
+
+
+def test_a_page_names_the_day_of_the_newest_evaluation_that_its_tables_rest_on(tmp_path: Path) -> None:
+    table = replace(experiment("table", [BASE, BETTER]), reference="base")
+    held = ledger_of((BASE, [finished(AP=35.0)]), (BETTER, [finished(AP=36.0)]))
+    suite = holding([table], held, None, tmp_path)
+    keys = [row_keys(row)[0].evaluation_key for row in (BASE, BETTER)]
+    # 14 November 2023 22:13 UTC, a day before, and one of another table a month later
+    times = {keys[0]: 1_700_000_000_000, keys[1]: 1_699_913_600_000, "another": 1_702_592_000_000}
+    suite._runs = [
+        Run(
+            run_id=key, name=key, status="FINISHED", start_time=time, tags={"kind": "evaluation", "evaluation_key": key}
+        )
+        for key, time in times.items()
+    ]
+    assert "newest evaluation 14 November 2023" in reports_page(make_reports(suite, bootstrap=False))
+
+
+def test_the_figure_of_a_table_is_a_file_beside_it_here_and_in_mlflow(tmp_path: Path) -> None:
+    table = experiment("table", [BASE, BETTER])
+    held = ledger_of((BASE, [finished(AP=35.0)]), (BETTER, [finished(AP=36.0)]))
+    (report,) = make_reports(holding([table], held, None, tmp_path))
+    files = table_files(report)
+    assert set(files) == {f"table.{suffix}" for suffix in ("txt", "md", "tex", "json", "html", "svg")}
+    root = ElementTree.fromstring(files["table.svg"])
+    assert {"base", "better", "35.0", "36.0"} <= {text.text for text in root.iter(f"{SVG}text")}
+    write_reports(tmp_path / "out", [report])
+    assert (tmp_path / "out" / "table.svg").read_text() == files["table.svg"]
+    (nothing,) = make_reports(holding([table], Ledger(), None, tmp_path))
+    assert "table.svg" not in table_files(nothing)

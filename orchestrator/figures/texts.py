@@ -1,0 +1,53 @@
+"""Texts of tables: how wide they are, where they break, and how they are escaped for GitHub and LaTeX."""
+
+import re
+import textwrap
+import unicodedata
+
+
+def width(text: str) -> int:
+    """Return the number of terminal columns that a text takes."""
+    # Combining marks take no column, East Asian wide letters two.
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Break a text into lines of so many characters."""
+    # Never within a word, and never at a hyphen: "R-CNN" and "1e-4" are words.
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def sentence(text: str) -> str:
+    """End a text as a sentence."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def for_markdown(text: str) -> str:
+    """Escape what GitHub would read as markup."""
+    return re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", " ".join(text.split()))
+
+
+def for_latex(text: str) -> str:
+    """Escape what LaTeX would read as a command, and write signs that its fonts lack as mathematics."""
+    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+
+
+_GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "lambda", "mu", "sigma")
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "[": "{[}",  # or it would be an argument of the line break before it
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "\u2212": "$-$",
+    "\u00d7": r"$\times$",
+    "—": "---",
+    "Δ": r"$\Delta$",
+    "✓": r"$\surd$",
+    "✗": r"$\times$",
+    "†": r"\dag{}",
+    **{c: rf"$\{name}$" for c, name in zip("\u03b1β\u03b3δελμ\u03c3", _GREEK, strict=True)},
+}
