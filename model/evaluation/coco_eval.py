@@ -2,9 +2,10 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,16 @@ from model.config import METRICS
 from model.data.split import CocoData
 from model.inference.table import DetectionTable
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """COCO's; bit t of a mask stands for the t-th."""
 MAX_DETECTIONS = 100
 """Of one image and category; COCO leaves out the rest."""
 ALL = (1 << len(IOU_THRESHOLDS)) - 1
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
+"""COCO's least and largest areas in square pixels, both included."""
 Ints = NDArray[np.int64]
 
 
@@ -70,6 +76,10 @@ class MatchTable:
     """[D] the thresholds, as a mask, at which the detection finds an object."""
     ignored: NDArray[np.uint16]
     """[D] the thresholds at which it lies on a crowd, and is neither right nor wrong."""
+    by_size: Mapping[str, "MatchTable"] = field(default_factory=dict)
+    """The same cells and detections where objects of one size of SIZES alone are to be found; empty of a file that was
+    written before there were such. Ignored is, too, what is matched with an object of another size, or with none and
+    is itself of another size."""
 
 
 def match(data: CocoData, detections: DetectionTable) -> MatchTable:
@@ -93,21 +103,34 @@ def match(data: CocoData, detections: DetectionTable) -> MatchTable:
     overlap = _overlap(boxes[of_detection], data.annotation_boxes[of_truth], crowd[of_truth])
     close = overlap >= IOU_THRESHOLDS[0]
     of_detection, of_truth, overlap = of_detection[close], of_truth[close], overlap[close]
-    # lexsort's first key is its last argument: by detection, objects before crowds, larger IoU, later annotation.
-    preferred = np.lexsort((-of_truth, -overlap, crowd[of_truth], of_detection))
-    true, ignored = _assign(of_detection[preferred], of_truth[preferred], overlap[preferred], crowd, len(detected))
     cells = np.unique(np.concatenate([detected, truth]))
-    return MatchTable(
-        num_images=len(data),
-        num_categories=len(data.category_ids),
-        images=(cells % max(1, len(data))).astype(np.int32),
-        categories=(cells // max(1, len(data))).astype(np.int32),
-        num_truths=np.bincount(np.searchsorted(cells, truth[~crowd]), minlength=len(cells)).astype(np.int32),
-        offsets=np.append(np.searchsorted(detected, cells), len(detected)).astype(np.int32),
-        scores=scores,
-        true=true,
-        ignored=ignored,
-    )
+    of_cells = np.searchsorted(cells, truth)
+
+    def matches(ignorable: NDArray[np.bool_], elsewhere: NDArray[np.bool_], **tables: MatchTable) -> MatchTable:
+        # lexsort's first key is its last argument: by detection, objects to find before others, larger IoU, later one.
+        order = np.lexsort((-of_truth, -overlap, ignorable[of_truth], of_detection))
+        pairs = of_detection[order], of_truth[order], overlap[order]
+        true, ignored = _assign(*pairs, ignorable, crowd, len(detected))
+        return MatchTable(
+            num_images=len(data),
+            num_categories=len(data.category_ids),
+            images=(cells % max(1, len(data))).astype(np.int32),
+            categories=(cells // max(1, len(data))).astype(np.int32),
+            num_truths=np.bincount(of_cells[~ignorable], minlength=len(cells)).astype(np.int32),
+            offsets=np.append(np.searchsorted(detected, cells), len(detected)).astype(np.int32),
+            scores=scores,
+            true=true,
+            ignored=np.where(elsewhere, ALL & ~true, ignored),
+            by_size=tables,
+        )
+
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas, own_areas = data.annotation_areas, sides[:, 0] * sides[:, 1]
+    by_size = {
+        name: matches(crowd | (areas < least) | (areas > most), (own_areas < least) | (own_areas > most))
+        for name, (least, most) in SIZES.items()
+    }
+    return matches(crowd, np.zeros(len(detected), np.bool_), **by_size)
 
 
 def _best_detections(
@@ -144,22 +167,29 @@ def _overlap(boxes: NDArray[np.float64], truths: NDArray[np.float64], crowd: NDA
 
 
 def _assign(
-    of_detection: Ints, of_truth: Ints, overlap: NDArray[np.float64], crowd: NDArray[np.bool_], num_detections: int
+    of_detection: Ints,
+    of_truth: Ints,
+    overlap: NDArray[np.float64],
+    ignorable: NDArray[np.bool_],
+    crowd: NDArray[np.bool_],
+    num_detections: int,
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """Match pairs greedily, given by detection (best first), then by preference; return `true` and `ignored`, [D]."""
     reached = (1 << np.searchsorted(IOU_THRESHOLDS, overlap, side="right")) - 1
     true, ignored = [0] * num_detections, [0] * num_detections
     free = dict.fromkeys(of_truth.tolist(), ALL)
-    pairs = zip(of_detection.tolist(), of_truth.tolist(), reached.tolist(), crowd[of_truth].tolist(), strict=True)
-    for detection, truth, thresholds, is_crowd in pairs:
+    kinds = (ignorable.astype(int) + crowd)[of_truth]
+    pairs = zip(of_detection.tolist(), of_truth.tolist(), reached.tolist(), kinds.tolist(), strict=True)
+    for detection, truth, thresholds, kind in pairs:
         taken = thresholds & ~(true[detection] | ignored[detection])
-        if is_crowd:
-            # A crowd is never used up: any number of detections may lie on it.
+        if kind < 2:
+            # A crowd alone is never used up: any number of detections may lie on it.
+            taken &= free[truth]
+            free[truth] &= ~taken
+        if kind:
             ignored[detection] |= taken
         else:
-            taken &= free[truth]
             true[detection] |= taken
-            free[truth] &= ~taken
     return np.array(true, np.uint16), np.array(ignored, np.uint16)
 
 
@@ -173,6 +203,9 @@ def write_matches(matches: MatchTable, file: Path) -> None:
 
     columns = {name: getattr(matches, name) for name in ("images", "categories", "num_truths")}
     columns |= {name: lists(getattr(matches, name)) for name in ("scores", "true", "ignored")}
+    for size, table in matches.by_size.items():
+        columns |= {f"num_truths_{size}": table.num_truths}
+        columns |= {f"{name}_{size}": lists(getattr(table, name)) for name in ("true", "ignored")}
     sizes = {"num_images": str(matches.num_images), "num_categories": str(matches.num_categories)}
     pq.write_table(pa.table(columns).replace_schema_metadata(sizes), file, compression="zstd")
 
@@ -188,14 +221,21 @@ def read_matches(file: Path) -> MatchTable:
 
     try:
         table = pq.read_table(file)
-        of_cells = {name: table[name].to_numpy() for name in ("images", "categories", "num_truths")}
+        cells = {name: table[name].to_numpy() for name in ("images", "categories", "num_truths")}
         lists = {name: table[name].combine_chunks() for name in ("scores", "true", "ignored")}
-        return MatchTable(
+        matches = MatchTable(
             num_images=int(table.schema.metadata[b"num_images"]),
             num_categories=int(table.schema.metadata[b"num_categories"]),
             offsets=lists["scores"].offsets.to_numpy(),
-            **of_cells,
+            **cells,
             **{name: column.flatten().to_numpy() for name, column in lists.items()},
         )
+        sizes = [size for size in SIZES if f"true_{size}" in table.column_names]
+        return replace(matches, by_size={size: _of_size(matches, table, size) for size in sizes})
     except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} holds no matches: {error}") from error
+
+
+def _of_size(matches: MatchTable, table: "pa.Table", size: str) -> MatchTable:
+    lists = {name: table[f"{name}_{size}"].combine_chunks().flatten().to_numpy() for name in ("true", "ignored")}
+    return replace(matches, num_truths=table[f"num_truths_{size}"].to_numpy(), **lists)

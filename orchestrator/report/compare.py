@@ -11,7 +11,7 @@ from orchestrator.experiment.prepare import draw
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Cell, Column, Table, Value
 from orchestrator.report.files import matches_from
-from orchestrator.report.intervals import RESAMPLED, Resamples, leave_one_out, recorded_matches, resampled
+from orchestrator.report.intervals import ROWS, Resamples, leave_one_out, recorded_matches, resampled
 from orchestrator.report.results import EXCLUDES_ZERO, RowResult, data_of, interval_note, measure_row
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from model.evaluation.coco_eval import MatchTable
+
+LEFT_OUT = ROWS[:3]
+"""The metrics that are counted again without an image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +98,8 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP") -> Compar
     """
     import numpy as np
 
-    if metric not in RESAMPLED:
-        raise UserError(f"metric is {metric!r}, expected one of: {', '.join(RESAMPLED)}")
+    if metric not in LEFT_OUT:
+        raise UserError(f"metric is {metric!r}, expected one of: {', '.join(LEFT_OUT)}")
     rows = [_find(suite, label) for label in labels]
     ledger, uri = suite.ledger, suite.uri
     samples: Mapping[str, Resamples] = {}
@@ -147,7 +150,7 @@ def contributions(
     """
     import numpy as np
 
-    place = RESAMPLED.index(metric)
+    place = LEFT_OUT.index(metric)
     means = [np.mean([leave_one_out(one)[place] for one in of_row], axis=0) for of_row in (ours, theirs)]
     # Without the only image that has an object there is no metric at all: the image is the whole difference.
     *without, whole = np.nan_to_num(means[0] - means[1])

@@ -6,7 +6,7 @@ The images are drawn again with replacement, as many as there are, some of them 
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Numbers = float | Floats
 Resamples = NDArray[np.float64]
-"""[3, resamples] AP, AP50 and AP75, 0 to 100."""
+"""[rows, resamples] ROWS, 0 to 100, as far as they are known: three, those that cost no more, or all."""
 Fetch = Callable[[str, Path], Path]
 """Gets the file of matches of a run, by its id, into a folder."""
 NUM_RESAMPLES = 1000
 SEED = 0
-RESAMPLED = ("AP", "AP50", "AP75")
+ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "APs", "ARs", "APm", "ARm", "APl", "ARl")
+"""What is known of each resample; of sizes only where that is asked for, and the matches tell."""
+RESAMPLED = tuple(name for name in ROWS if name != "num_images")
 """The metrics that are resampled."""
 MOST_SEEDS = 1000
 """More than anyone would train."""
@@ -117,6 +119,8 @@ def difference(values: SeedValues, reference: SeedValues, level: float = 0.95) -
     pairs = [(seed, seed) for seed in common] or list(zip(ours, theirs, strict=False))
     if bool(values.resampled) != bool(reference.resampled):
         return None
+    if values.num_images and reference.num_images and values.num_images != reference.num_images:
+        return None
     gains = {one: values.measured[one] - reference.measured[other] for one, other in pairs}
     known = [(one, other) for one, other in pairs if one in values.resampled and other in reference.resampled]
     if any(values.resampled[one].shape != reference.resampled[other].shape for one, other in known):
@@ -189,26 +193,35 @@ def half_width(seeds: Numbers, shared: Numbers, num_seeds: int | NDArray[np.int6
     return wide
 
 
-def resampled(ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path) -> Mapping[str, Resamples]:
-    """Return AP, AP50 and AP75 of each resample, [3, resamples], by evaluation key, but of lost matches.
+def resampled(
+    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, *, by_size: bool = False
+) -> Mapping[str, Resamples]:
+    """Return the metrics of each resample, by evaluation key, but of lost matches.
 
     Args:
         ledger: says which evaluations are there, and the sha256 of their matches.
         keys: of evaluations.
         fetch: gets the matches.
         folder: keeps what was resampled, by that sha256; it may be deleted at any time.
+        by_size: whether APs to ARl are wanted, too, which takes as long again.
     """
     records = {key: ledger.evaluations[key] for key in dict.fromkeys(keys) if key in ledger.evaluations}
     wanted = {key: record for key, record in records.items() if record.status == "FINISHED" and record.matches}
     if not wanted:
         return {}
-    files = {key: folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}.npy" for key, record in wanted.items()}
-    missing = {files[key]: record for key, record in wanted.items() if not files[key].exists()}
+    kinds = ("metrics", "sizes")[: 1 + by_size]
+    files = {
+        (key, kind): folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}-{kind}.npy"
+        for key, record in wanted.items()
+        for kind in kinds
+    }
+    missing = {record.matches: record for key, record in wanted.items() if not _exist(files, key, kinds)}
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
-            list(threads.map(lambda file: _resample(missing[file], fetch, file), missing))
-    return {key: np.load(file) for key, file in files.items() if file.exists()}
+            list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
+    found = {key: [np.load(files[key, kind]) for kind in kinds] for key in wanted if _exist(files, key, kinds)}
+    return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
 def recorded_matches(record: Record, fetch: Fetch) -> "MatchTable | None":
@@ -246,15 +259,27 @@ def average_precision(matches: "MatchTable", weights: Floats) -> NDArray[np.floa
         weights: [images, resamples], whole numbers. float64 keeps every digit; float32 is twice as fast, and right to
             six digits up to 100,000 objects of a category.
     """
+    return precision_and_recall(matches, weights)[:3]
+
+
+def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.float64]:
+    """Return AP, AP50, AP75 and AR100 of each resample, [4, resamples]; see `average_precision`."""
     sums = np.zeros((NUM_THRESHOLDS, weights.shape[1]))
-    num_present = np.zeros(weights.shape[1])
+    recalls, num_present = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
     for category in _categories(matches):
-        positives = category.num_truths.astype(weights.dtype) @ weights[category.truth_images]
+        # Whatever is found lies on images with objects; summed over the thresholds, it is their mean recall.
+        places = np.searchsorted(category.truth_images, category.images).clip(max=len(category.truth_images) - 1)
+        num_found = np.bincount(places, np.bitwise_count(category.true), minlength=len(category.truth_images))
+        drawn = weights[category.truth_images]
+        positives, found = category.num_truths.astype(weights.dtype) @ drawn, num_found.astype(weights.dtype) @ drawn
         num_present += positives > 0
         np.maximum(positives, 1, out=positives)
+        recalls += found.astype(np.float64) / positives
         for columns in _blocks(len(category.images), weights.shape[1]):
             _add(category, weights[category.images, columns], positives[columns], sums[:, columns])
-    return _points(sums, num_present)
+    with np.errstate(invalid="ignore"):
+        recall = 100 / NUM_THRESHOLDS * recalls / num_present
+    return np.concatenate([_points(sums, num_present), recall[None]])
 
 
 def leave_one_out(matches: "MatchTable") -> NDArray[np.float64]:
@@ -327,15 +352,28 @@ def _points(sums: NDArray[np.float64], num_present: NDArray[np.float64]) -> NDAr
     return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
 
 
-def _resample(record: Record, fetch: Fetch, file: Path) -> None:
-    """Resample an evaluation into a file; none is written where its matches are lost, or not those recorded."""
+def _exist(files: Mapping[tuple[str, str], Path], key: str, kinds: Sequence[str]) -> bool:
+    return all(files[key, kind].exists() for kind in kinds)
+
+
+def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[str]) -> None:
+    """Resample an evaluation into files; none is written where its matches are lost, or not those recorded."""
+    files = {kind: folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}-{kind}.npy" for kind in kinds}
+    missing = [kind for kind, file in files.items() if not file.exists()]
     matches = recorded_matches(record, fetch)
     if matches is None:
         return
-    numbers = average_precision(matches, _weights(matches.num_images))
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
-        np.save(part, numbers)
-    os.replace(part.name, file)  # whole or not at all, also where two processes report at once
+    weights = _weights(matches.num_images)
+    for kind in missing:
+        if kind == "metrics":
+            numbers = np.vstack([precision_and_recall(matches, weights), np.full(NUM_RESAMPLES, matches.num_images)])
+        else:
+            # None of matches that were recorded before there were sizes.
+            sizes = [precision_and_recall(matches.by_size[size], weights)[[0, 3]] for size in matches.by_size]
+            numbers = np.concatenate([np.empty((0, NUM_RESAMPLES)), *sizes])
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
+            np.save(part, numbers)
+        os.replace(part.name, files[kind])  # whole or not at all, also where two processes report at once
 
 
 @cache
@@ -367,6 +405,7 @@ def _categories(matches: "MatchTable") -> Iterator[_Category]:
     counts = np.diff(matches.offsets)
     categories, images = np.repeat(matches.categories, counts), np.repeat(matches.images, counts)
     order = np.lexsort((-matches.scores, categories))  # of equal scores the first image comes first
+    order = order[matches.ignored[order] != (1 << NUM_THRESHOLDS) - 1]  # the others count nowhere
     images, true, ignored = images[order], matches.true[order], matches.ignored[order]
     names = np.arange(matches.num_categories + 1)
     starts, cells = np.searchsorted(categories[order], names), np.searchsorted(matches.categories, names)

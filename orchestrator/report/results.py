@@ -59,7 +59,7 @@ class RowResult:
     """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, and losses of
     the last updates as `train/loss_box`."""
     resampled: Mapping[int, "Resamples"]
-    """[3, resamples] of each such seed whose matches are known."""
+    """[rows, resamples] of each such seed whose matches are known; see intervals.ROWS."""
     state: str
     """Why it is not complete; empty for a row that is."""
 
@@ -96,14 +96,14 @@ class RowResult:
     def _seed_values(self, metric: str) -> "SeedValues | None":
         if not self.resampled:
             return None
-        from orchestrator.report.intervals import RESAMPLED, SeedValues
+        from orchestrator.report.intervals import ROWS, SeedValues
 
-        if metric not in RESAMPLED:
-            return None
-        place = RESAMPLED.index(metric)
+        place, counted = ROWS.index(metric) if metric in ROWS else len(ROWS), ROWS.index("num_images")
+        nums = {int(numbers[counted, 0]) for numbers in self.resampled.values() if len(numbers) > counted}
         return SeedValues(
             measured={seed: numbers[metric] for seed, numbers in self.by_seed.items() if metric in numbers},
-            resampled={seed: numbers[place] for seed, numbers in self.resampled.items()},
+            resampled={seed: numbers[place] for seed, numbers in self.resampled.items() if place < len(numbers)},
+            num_images=nums.pop() if len(nums) == 1 else 0,
         )
 
 

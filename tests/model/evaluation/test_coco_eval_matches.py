@@ -1,6 +1,7 @@
 """How detections fare against the truth: bit for bit as pycocotools matches them, and enough for its AP."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ def masks(rows: NDArray[np.bool_]) -> list[int]:
     return (rows.astype(int) * (1 << np.arange(len(rows)))[:, None]).sum(axis=0).tolist()
 
 
-def pycocotools_cells(evaluator: Any) -> Cells:
+def pycocotools_cells(evaluator: Any, size: str = "all") -> Cells:
     cells = {}
+    areas = dict(zip(evaluator.params.areaRngLbl, evaluator.params.areaRng, strict=True))
     for one in evaluator.evalImgs[: len(evaluator.params.imgIds) * len(evaluator.params.catIds) * 4]:
-        if one is not None and one["aRng"] == [0, 1e10]:
+        if one is not None and one["aRng"] == areas[size]:
             found, ignored = one["dtMatches"] > 0, one["dtIgnore"].astype(bool)
             objects = int((np.asarray(one["gtIgnore"]) == 0).sum())
             key = one["image_id"], one["category_id"]
@@ -44,8 +46,12 @@ def pycocotools_cells(evaluator: Any) -> Cells:
 
 
 def assert_same_matches(data: CocoData, file: Path, found: DetectionTable) -> Cells:
-    ours = our_cells(data, match(data, found))
-    assert ours == pycocotools_cells(pycocotools_evaluation(file, found))
+    matches, evaluator = match(data, found), pycocotools_evaluation(file, found)
+    ours = our_cells(data, matches)
+    assert ours == pycocotools_cells(evaluator)
+    assert list(matches.by_size) == ["small", "medium", "large"]
+    for size, of_size in matches.by_size.items():
+        assert our_cells(data, of_size) == pycocotools_cells(evaluator, size), size
     assert list(ours) == sorted(ours, key=lambda cell: (cell[1], cell[0]))
     return ours
 
@@ -108,9 +114,44 @@ def test_matches_are_the_same_after_writing_and_reading(tmp_path: Path) -> None:
         matches = match(data, table(rows))
         write_matches(matches, tmp_path / f"{number}.parquet")
         again = read_matches(tmp_path / f"{number}.parquet")
-        for name in MatchTable.__slots__:
-            ours, read = getattr(matches, name), getattr(again, name)
-            assert np.array_equal(ours, read) and getattr(ours, "dtype", None) == getattr(read, "dtype", None), name
+        assert list(again.by_size) == list(matches.by_size) == ["small", "medium", "large"]
+        assert_same(matches, again)
+        for size, of_size in matches.by_size.items():
+            assert_same(of_size, again.by_size[size])
+
+
+def assert_same(written: MatchTable, read: MatchTable) -> None:
+    for name in set(MatchTable.__slots__) - {"by_size"}:
+        ours, theirs = getattr(written, name), getattr(read, name)
+        assert np.array_equal(ours, theirs) and getattr(ours, "dtype", None) == getattr(theirs, "dtype", None), name
+
+
+def test_a_file_of_before_there_were_sizes_is_read_as_it_was(tmp_path: Path) -> None:
+    annotations, found = random_scene(0)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    matches = match(data, table(found))
+    write_matches(replace(matches, by_size={}), tmp_path / "old.parquet")
+    again = read_matches(tmp_path / "old.parquet")
+    assert_same(matches, again)
+    assert again.by_size == {}
+
+
+def test_an_object_of_another_size_hides_what_is_matched_with_it_by_hand(tmp_path: Path) -> None:
+    """Objects of 100 x 100 at 0 and of 90 x 90 at 300: large and medium; IoU of 100 x 90 and 90 x 90 is 0.9."""
+    small = {"id": 2, "image_id": 1, "category_id": 2, "iscrowd": 0, "bbox": [300.0, 0.0, 90.0, 90.0], "area": 8100.0}
+    data, _ = write(tmp_path, [box(1, 0.0), small], num_images=1)
+    found = [
+        (1, 2, [0.0, 0.0, 100.0, 100.0], 0.9),  # the large one
+        (1, 2, [0.0, 0.0, 100.0, 90.0], 0.8),  # medium itself, 0.9 with the large one, which is taken
+        (1, 2, [300.0, 0.0, 100.0, 90.0], 0.7),  # medium itself, 0.9 with the medium one
+        (1, 2, [150.0, 0.0, 100.0, 100.0], 0.6),  # large itself, and on nothing
+    ]
+    sizes = match(data, table(found)).by_size
+    everywhere, to_90 = 0b1111111111, 0b0111111111
+    large = our_cells(data, sizes["large"])[1, 2]
+    assert [large[0], *large[2:]] == [1, [everywhere, 0, 0, 0], [0, everywhere, everywhere, 0]]
+    assert our_cells(data, sizes["medium"])[1, 2][2:] == ([0, 0, to_90, 0], [everywhere, 0, 0, everywhere])
+    assert our_cells(data, sizes["small"])[1, 2][::3] == (0, [everywhere] * 4)
 
 
 def test_neither_objects_nor_detections_make_an_empty_table(tmp_path: Path) -> None:

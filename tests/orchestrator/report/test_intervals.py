@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.config import METRICS
+from model.data.cache import file_sha256
 from model.data.coco import read_coco
-from model.evaluation.coco_eval import evaluate, match, write_matches
+from model.evaluation.coco_eval import MatchTable, evaluate, match, read_matches, write_matches
 from model.inference.table import DetectionTable
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.report.intervals import (
     NUM_RESAMPLES,
+    RESAMPLED,
+    ROWS,
     Estimate,
     Fetch,
     Needed,
@@ -27,6 +32,7 @@ from orchestrator.report.intervals import (
     estimate,
     leave_one_out,
     needed,
+    precision_and_recall,
     resample,
     resampled,
 )
@@ -53,14 +59,22 @@ def drawn(
     return [row | {"id": id} for id, row in enumerate(truth, start=1)], boxes
 
 
+def assert_same_numbers(matches: MatchTable, numbers: Mapping[str, float | None]) -> None:
+    """All ten metrics, where every image counts once."""
+    once = np.ones((matches.num_images, 1))
+    ours = dict(zip(("AP", "AP50", "AP75", "AR100"), precision_and_recall(matches, once)[:, 0], strict=True))
+    for size, of_size in matches.by_size.items():
+        ours[f"AP{size[0]}"], _, _, ours[f"AR{size[0]}"] = precision_and_recall(of_size, once)[:, 0]
+    assert ours == pytest.approx({name: numbers[name] for name in RESAMPLED}, rel=1e-12)
+
+
 def test_unit_weights_give_the_measured_ap(tmp_path: Path) -> None:
     for seed in range(6):
         annotations, found = random_scene(seed)
         (tmp_path / str(seed)).mkdir()
         data, _ = write(tmp_path / str(seed), annotations, num_images=8)
         numbers = evaluate(data, table(found))
-        ours = average_precision(match(data, table(found)), np.ones((8, 1)))[:, 0]
-        assert ours == pytest.approx([numbers[name] for name in ("AP", "AP50", "AP75")], rel=1e-12)
+        assert_same_numbers(match(data, table(found)), numbers)
 
 
 def test_unit_weights_give_the_measured_ap_of_a_real_detector(coco_root: Path) -> None:
@@ -69,8 +83,7 @@ def test_unit_weights_give_the_measured_ap_of_a_real_detector(coco_root: Path) -
     found = table([(row["image_id"], row["category_id"], row["bbox"], row["score"]) for row in rows])
     numbers = evaluate(data, found)
     matches = match(data, found)
-    ours = average_precision(matches, np.ones((len(data), 1)))[:, 0]
-    assert ours == pytest.approx([numbers[name] for name in ("AP", "AP50", "AP75")], rel=1e-12)
+    assert_same_numbers(matches, numbers)
     weights = resample(len(data), 30)
     assert average_precision(matches, weights) == pytest.approx(
         average_precision(matches, weights.astype(np.float64)), rel=1e-6
@@ -88,14 +101,18 @@ def test_ap_of_a_resample_is_that_of_pycocotools_on_the_images_so_drawn(tmp_path
     )  # [images, resamples]
     weights[:, 0] = [0, 3, 0, 0, 0, 5, 0, 0]
     weights[:, 1] = [20, 0, 40, 0, 0, 0, 7, 13]  # so many that recall passes hundredths in steps of some
-    ours = average_precision(match(data, table(found)), weights)
+    matches = match(data, table(found))
+    ours = [precision_and_recall(one, weights) for one in (matches, *matches.by_size.values())]
     for place, column in enumerate(weights.T.astype(int).tolist()):
         root = tmp_path / str(place)
         root.mkdir()
         truth, boxes = drawn(annotations, found, column)
         _, file = write(root, truth, num_images=sum(column))
-        theirs = 100 * pycocotools_numbers(file, table(boxes))[:3]
-        assert ours[:, place] == pytest.approx(theirs, rel=1e-12), column
+        theirs = dict(zip(METRICS, 100 * pycocotools_numbers(file, table(boxes)), strict=True))
+        assert ours[0][:, place] == pytest.approx([theirs[n] for n in ("AP", "AP50", "AP75", "AR100")], rel=1e-12)
+        for size, numbers in zip("sml", ours[1:], strict=True):
+            by_size = [np.nan if theirs[name] < 0 else theirs[name] for name in (f"AP{size}", f"AR{size}")]
+            assert numbers[[0, 3], place] == pytest.approx(by_size, rel=1e-12, nan_ok=True), (size, column)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -299,11 +316,37 @@ def test_evaluations_are_fetched_and_resampled_once(stored: tuple[Path, str, flo
     keys = ["scored", "old", "failed", "never"]
     first = resampled(ledger, keys, fetcher(file, asked), tmp_path / "kept")
     assert list(first) == ["scored"] and asked == ["a"]
-    assert first["scored"].shape == (3, NUM_RESAMPLES)
+    assert first["scored"].shape == (5, NUM_RESAMPLES)
+    assert set(first["scored"][ROWS.index("num_images")]) == {8.0}
     assert abs(np.mean(first["scored"][0]) - ap) < 4 * np.std(first["scored"][0]) > 0
     again = resampled(ledger, ["same", *keys], fetcher(file, asked), tmp_path / "kept")
     assert asked == ["a"] and all(np.array_equal(again[key], first["scored"]) for key in ("same", "scored"))
     assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_sizes_are_resampled_when_they_are_asked_for_and_beside_what_is_there(
+    stored: tuple[Path, str, float], tmp_path: Path
+) -> None:
+    file, sha256, _ = stored
+    ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches=sha256)})
+    asked: list[str] = []
+    few = resampled(ledger, ["scored"], fetcher(file, asked), tmp_path / "kept")["scored"]
+    written = {one.name: one.stat().st_mtime_ns for one in (tmp_path / "kept").iterdir()}
+    many = resampled(ledger, ["scored"], fetcher(file, asked), tmp_path / "kept", by_size=True)["scored"]
+    again = resampled(ledger, ["scored"], fetcher(file, asked), tmp_path / "kept", by_size=True)["scored"]
+    assert asked == ["a", "a"] and many.shape == (len(ROWS), NUM_RESAMPLES)
+    assert np.array_equal(many[:5], few) and np.array_equal(many, again, equal_nan=True)
+    assert all((tmp_path / "kept" / name).stat().st_mtime_ns == at for name, at in written.items())
+    matches = read_matches(file)
+    drawn = resample(8)
+    assert np.array_equal(
+        many[ROWS.index("ARm")], precision_and_recall(matches.by_size["medium"], drawn)[3], equal_nan=True
+    )
+    old = tmp_path / "old.parquet"
+    write_matches(replace(matches, by_size={}), old)
+    ledger = Ledger(evaluations={"old": Record(status="FINISHED", run_id="a", matches=file_sha256(old))})
+    without = resampled(ledger, ["old"], fetcher(old, asked), tmp_path / "kept", by_size=True)["old"]
+    assert np.array_equal(without, few)
 
 
 def test_nothing_recorded_leaves_nothing_behind(tmp_path: Path) -> None:
