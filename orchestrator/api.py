@@ -131,17 +131,22 @@ class OpenSuite(Suite):
         Args:
             say: is told what happens.
             prune: first end trainings that no row of these tables asks for any more.
+            budget: GPU-hours of training, or CPU-hours where a training takes no GPU; what would go beyond is named
+                and left missing.
+            images_per_s: training throughput of one GPU, or CPU worker, where none was measured; without one, the
+                first training runs whatever the budget, and tells.
 
         Returns:
-            The exit code (0, 1 where a row failed or a table is left out, 130 after Ctrl-C) and the tables, without
-            those whose results rest on two versions of the data.
+            The exit code (0 also where the budget left something out, 1 where a row failed or a table is left out, 130
+            after Ctrl-C), the hours of training, and the tables, without those whose results rest on two versions of
+            the data.
 
         Raises:
             UserError: something that must be right before the start is not; nothing was started.
         """
-        from orchestrator.driver.submit import submit
+        from orchestrator.driver.submit import Bounds, submit
 
-        return submit(self, say, prune=prune)
+        return submit(self, say, prune=prune, bounds=Bounds(hours=budget, images_per_s=images_per_s))
 
     def status(self, *, whole: bool = False) -> Table:
         """Show how far each row is, and why not further; `whole` does not cut long reasons."""

@@ -8,7 +8,8 @@ from orchestrator import names
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import find_row
-from orchestrator.experiment.plan import TrainRun, train_key
+from orchestrator.experiment.plan import TrainRun, gather, train_key
+from orchestrator.experiment.seeds import at_most
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger
 from orchestrator.tracking.runs import Tracking, experiment_tags, search_runs, tag_experiment, write
 from orchestrator.tracking.suite import Suite
@@ -32,7 +33,9 @@ def cancel_row(suite: Suite, label: str, seed: int | None, say: Say) -> None:
         raise UserError(f"nothing to cancel: nobody runs suite {suite.name} now; `rnc status` says where it stands")
     plan = suite.make_plan()
     for one in row.seeds if seed is None else (seed,):
-        run = plan.trainings[train_key(replace(row.train, seed=one))]
+        run = plan.trainings.get(train_key(replace(row.train, seed=one)))
+        if run is None:
+            raise UserError(f"row {label!r}: seed {one} was not added to it; it has {list(row.seeds)}")
         if run.key not in plan.missing_trainings:
             say(f"{run.label}: its training has ended; nothing to cancel")
             continue
@@ -51,7 +54,9 @@ def prune_trainings(suite: Suite, say: Say) -> None:
     """
     tracking = suite.connection
     wish = Prune(
-        tables=frozenset(experiment.name for experiment in suite.experiments), keep=frozenset(suite.wanted.trainings)
+        tables=frozenset(experiment.name for experiment in suite.experiments),
+        # Seeds that a submit elsewhere has just added are in no record yet.
+        keep=frozenset(gather([at_most(experiment) for experiment in suite.experiments]).trainings),
     )
     runs = holder_of(suite) is not None
     if runs:

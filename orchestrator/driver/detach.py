@@ -32,7 +32,8 @@ def submit_detached(suites: Sequence[Suite], options: Sequence[str], say: Say) -
     """
     todo: list[Suite] = []
     for suite in suites:
-        if check(suite, say).is_complete:
+        # Where seeds are added until decided, only a look at the intervals tells whether that is all.
+        if check(suite, say).is_complete and not any(one.seed_rule for one in suite.experiments):
             say(f"Suite {suite.name}: nothing is missing, nothing was started.")
         elif holder := holder_of(suite):
             say(

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,10 +18,14 @@ from orchestrator.driver.repair import repair
 from orchestrator.errors import INTERRUPTED, Say
 from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
 from orchestrator.experiment.estimate import PlanTime, estimate_time
-from orchestrator.experiment.plan import Plan
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
-from orchestrator.report.files import Report, make_reports, table_files, write_reports
+from orchestrator.experiment.seeds import Asked, Seed, cheapest_seeds, next_seeds
+from orchestrator.report.files import Report, make_reports, measure_suite, table_files, write_reports
+from orchestrator.report.intervals import Estimate
 from orchestrator.report.pages import show_suite, why_no_views
+from orchestrator.report.results import anytime_differences
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_seeds, place_evaluations
 from orchestrator.tracking.suite import Suite
@@ -72,7 +76,7 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
         prune_trainings(suite, say)
     with ExitStack() as stack:
         # With a look at files, as a run whose files were deleted has to be made again.
-        if not suite.make_plan(verified=True).is_complete:
+        if not suite.make_plan(verified=True).is_complete or any(one.seed_rule for one in suite.experiments):
             try:
                 with onlooker(suite, say) as waiting:
                     stack.enter_context(locked(suite, waiting))
@@ -113,6 +117,8 @@ def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
             left = None if bounds.hours is None else bounds.hours - spent
             part = next_part(plan, _time(suite, plan, bounds), left, tried)
             if part.plan.is_complete:
+                if not part.left_out and _add_seeds(suite, say, bounds, left, tried):
+                    continue
                 if part.left_out or plan.is_complete:
                     say(_left_out(plan, part, bounds, spent) if part.left_out else _complete(plan))
                 return exit_code, spent
@@ -129,6 +135,51 @@ def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
             spent += spent_hours(part.plan, ledger, suite.ledger, suite.site.num_images)
             if outcome.interrupted:
                 return exit_code, spent
+
+
+def _add_seeds(suite: Suite, say: Say, bounds: Bounds, left: float | None, tried: Collection[str]) -> bool:
+    """Add a seed to each row that its looks leave open, the cheapest first, as far as the budget reaches; say why.
+
+    Rows are decided one by one, so that a seed for each at once adds no more seeds than one after another would.
+    """
+    seeds: list[Seed] = []
+    for experiment, rows in measure_suite(suite, say=lambda _: None):
+        if experiment.seed_rule is not None:
+            found = anytime_differences(experiment, rows)
+            seeds += next_seeds(experiment, [label for label, gain in found.items() if not gain.excludes_zero])
+            say(_standing(experiment, found))
+    # What has failed in this submit would fail again.
+    seeds = [seed for seed in seeds if not any(key in tried for _, key in seed.asked if _lacks(suite, key))]
+
+    def cost(asked: Asked) -> float | None:
+        plan = lacking(suite.wanted_with(asked), suite.ledger)
+        hours = [one.hours for one in _time(suite, plan, bounds).trainings if one.key not in tried]
+        return None if None in hours else sum(one for one in hours if one is not None)
+
+    added, left_out = cheapest_seeds(seeds, cost, left)
+    unit = hours_unit(suite.wanted)
+    if added:
+        say(f"Added ({unit}): {', '.join(map(str, added))}.")
+        suite.ask_for(frozenset(asked for seed in added for asked in seed.asked))
+    if left_out:
+        say(f"Beyond the budget of {bounds.hours:g} {unit}: {', '.join(map(str, left_out))}. A later submit adds them.")
+    return bool(added)
+
+
+def _lacks(suite: Suite, train_key: str) -> bool:
+    return why_training_is_missing(suite.ledger, train_key) is not None
+
+
+def _standing(experiment: Experiment, found: Mapping[str, Estimate]) -> str:
+    """Say which rows of a table are decided, and which are open, with their differences."""
+    shown: dict[bool, list[str]] = {True: [], False: []}
+    for label, gain in found.items():
+        interval = f"[{gain.low:+.1f}, {gain.high:+.1f}]"
+        shown[gain.excludes_zero].append(f"{label} {gain.value:+.1f} {interval} by {gain.num_seeds} seeds")
+    return (
+        f"{experiment.name}: decided against {experiment.reference} are {'; '.join(shown[True]) or 'no rows'}."
+        f" Open: {'; '.join(shown[False]) or 'no rows'}."
+    )
 
 
 def _time(suite: Suite, plan: Plan, bounds: Bounds) -> PlanTime:

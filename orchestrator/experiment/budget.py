@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from math import nan
 
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator.errors import UserError
@@ -16,7 +17,7 @@ class Part:
     plan: Plan
     """Missing is only what is run."""
     left_out: Mapping[str, float]
-    """The hours of each training that the budget does not reach, by train key."""
+    """The hours of each training that the budget does not reach, by train key; nan where they are unknown."""
     probe: str | None = None
     """The training of which nobody knows what it costs; it runs by itself, and tells."""
 
@@ -43,8 +44,8 @@ def hours_unit(plan: Plan) -> str:
 def next_part(plan: Plan, time: PlanTime, hours: float | None, tried: Collection[str] = ()) -> Part:
     """Choose what is run next: all that is missing, or in its order what fits into the hours that are left.
 
-    Where a training does not fit, a cheaper one after it may. One whose cost is unknown runs alone, before all others
-    that are as unknown, unless nothing is left.
+    Where a training does not fit, a cheaper one after it may. One whose cost is unknown goes before all others, alone,
+    as long as something is left: what it tells comes best while most of the budget is there.
 
     Args:
         plan: of one suite.
@@ -58,26 +59,23 @@ def next_part(plan: Plan, time: PlanTime, hours: float | None, tried: Collection
     costs = {one.key: one for one in time.trainings if one.key not in tried}
     if hours is None:
         return Part(plan=_only(plan, costs, tried), left_out={})
-    taken: list[str] = []
-    left_out: dict[str, float] = {}
     for key, cost in costs.items():
         if cost.num_images is None:
             raise UserError(
                 f"--budget: how many images {plan.trainings[key].label!r} trains on is not known, so that its cost"
                 " cannot be; set RNC_COCO_ROOT to the data"
             )
-        if cost.hours is None:
-            if hours <= 0.0:
-                left_out[key] = float("nan")
-            elif taken:
-                break  # first those that are known; what they leave is what this one may take
-            else:
-                return Part(plan=_only(plan, [key], tried), left_out={}, probe=key)
-        elif cost.hours <= hours:
+    taken: list[str] = []
+    left_out: dict[str, float] = {}
+    for key, cost in costs.items():
+        if cost.hours is None and hours > 0.0:
+            return Part(plan=_only(plan, [key], tried), left_out={}, probe=key)
+    for key, cost in costs.items():
+        if cost.hours is not None and cost.hours <= hours:
             taken.append(key)
             hours -= cost.hours
         else:
-            left_out[key] = cost.hours
+            left_out[key] = nan if cost.hours is None else cost.hours
     return Part(plan=_only(plan, taken, tried), left_out=left_out)
 
 

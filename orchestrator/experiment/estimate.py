@@ -1,13 +1,14 @@
 """What the missing part of a plan costs: hours of training from measured or given throughput, and bytes of disk."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.names import EPOCH, IMAGES_PER_S
-from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, row_keys
+from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, gather, lacking, row_keys
+from orchestrator.experiment.seeds import at_most
 from orchestrator.site import NUM_SHAPES
 
 Device = Literal["GPU", "CPU"]
@@ -84,6 +85,8 @@ class PlanTime:
     """GPUs to spread the trainings over; None leaves that open."""
     cpus: float
     """CPUs for those that train without a GPU."""
+    all_seeds: "AllSeeds | None" = None
+    """Where seeds are added until decided, the most that it may come to."""
 
     @property
     def unknown(self) -> tuple[Kind, ...]:
@@ -94,6 +97,10 @@ class PlanTime:
     def gpu_hours(self) -> float:
         """GPU-hours of the trainings whose time is known."""
         return sum(t.hours for t in self.trainings if t.hours and t.kind.device == "GPU")
+
+    def device_hours(self, device: Device) -> float | None:
+        """Hours of GPUs, or of CPUs, of all trainings; None where one is unknown."""
+        return _sum_of_hours(t for t in self.trainings if t.kind.device == device)
 
     @property
     def hours(self) -> float | None:
@@ -108,6 +115,14 @@ class PlanTime:
                 return None
             longest = max(longest, makespan(known, capacity))
         return longest / 3600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AllSeeds:
+    """A plan whose rows have all the seeds that may be added to them, and its time."""
+
+    plan: Plan
+    time: PlanTime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +181,12 @@ def estimate_time(
     for run in missing:
         capacity = gpus if _kind(run).device == "GPU" else cpus
         times.append(_time(run, ledger, count_images(run.config.data), speeds, capacity))
-    return PlanTime(trainings=tuple(times), speeds=speeds, gpus=gpus, cpus=cpus)
+    time = PlanTime(trainings=tuple(times), speeds=speeds, gpus=gpus, cpus=cpus)
+    if not any(experiment.seed_rule for experiment in plan.experiments):
+        return time
+    full = lacking(gather([at_most(experiment) for experiment in plan.experiments]), ledger)
+    most = estimate_time(full, ledger, count_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
+    return replace(time, all_seeds=AllSeeds(plan=full, time=most))
 
 
 def row_costs(plan: Plan, time: PlanTime) -> list[RowCost]:

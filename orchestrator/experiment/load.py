@@ -15,6 +15,7 @@ from orchestrator.experiment.rows import (
     Cited,
     Resources,
     Row,
+    SeedRule,
     contradictions,
     misspelt_in_line,
     mixed_scales,
@@ -26,6 +27,8 @@ from orchestrator.experiment.strict_yaml import read_yaml
 
 CLAIMS = "claims.yaml"
 """The file of sentences that rest on the tables of its folder; it is no table itself."""
+JUDGED = METRICS[:3]
+"""The metrics that have intervals over images."""
 OF_ONE_FILE = ("name", "suite", "extends", "only", "changes", "grid")
 """Keys that say something of their own file alone; all else is inherited."""
 
@@ -44,6 +47,8 @@ class Experiment:
     cited: tuple[Cited, ...] = ()
     reference: str | None = None
     """The label of the row that the others are compared with."""
+    seed_rule: SeedRule | None = None
+    """How seeds are added to the rows; None where they are listed."""
     columns: tuple[str, ...] = METRICS[:6]
     resources: Resources = field(default_factory=Resources)
     path: Path
@@ -61,6 +66,7 @@ class Document:
     """Files whose settings this one starts from; of two that say the same the later counts."""
     defaults: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
+    """Of every row that lists none of its own; or, instead of a list, a SeedRule."""
     rows: tuple[dict[str, Any], ...] | None = None
     grid: dict[str, tuple[Any, ...]] | None = None
     """Values by dotted setting, of which every combination is a row."""
@@ -119,6 +125,8 @@ def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
 def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = None) -> tuple[Experiment, Row]:
     """Return the one row of this label, with its experiment; the seed, if there is one, has to be one of the row's.
 
+    Seeds that are added until decided are the row's as well, whether they have been added yet or not.
+
     Raises:
         UserError: there is no such row or seed, or more than one such row.
     """
@@ -130,7 +138,7 @@ def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = N
         labels = [row.label for experiment in experiments for row in experiment.rows]
         raise UserError(f"--row {label!r} is no row; {suggestion(label, labels)}")
     experiment, row = found[0]
-    if seed is not None and seed not in row.seeds:
+    if seed is not None and seed not in row.seeds and not (experiment.seed_rule and seed < experiment.seed_rule.most):
         raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
     return experiment, row
 
@@ -152,12 +160,25 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
         own["extends"] = [own["extends"]]
     # Names are checked here, file by file, since a merged document no longer tells where a misspelt one stands.
     problems = list(_misspelt_names(own))
-    document, mistakes_of_form = read_settings(Document, own)
+    document, _, mistakes_of_form = _document(own)
     if document is None:
         raise _error(path, mistakes_of_form + problems)
     parents = [_read_parent(Path(normpath(path.parent / name)), (*chain, path)) for name in document.extends]
     merged, mistakes = _inherit(parents, own)
     return merged, problems + mistakes
+
+
+def _document(raw: Settings) -> tuple[Document | None, SeedRule | None, list[str]]:
+    """Type a top level, and the rule that may stand there for seeds; return them, or None, and their mistakes."""
+    if not isinstance(raw.get("seeds"), Mapping):
+        document, problems = read_settings(Document, raw)
+        return document, None, problems
+    rule, problems = read_settings(SeedRule, raw["seeds"], "seeds.")
+    document, mistakes = read_settings(Document, {name: value for name, value in raw.items() if name != "seeds"})
+    problems += mistakes
+    if rule is None or document is None:
+        return None, None, problems
+    return replace(document, seeds=tuple(range(rule.at_least))), rule, []
 
 
 def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
@@ -173,7 +194,7 @@ def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
 def _misspelt_names(own: Settings) -> Iterator[str]:
     """Name every key of a file, at any depth, that is no setting; where a mapping has to be and is none, nothing."""
     yield from misspelt(Document, own)
-    for name, kind in (("defaults", Settable), ("resources", Resources), ("search", SearchForm)):
+    for name, kind in (("defaults", Settable), ("resources", Resources), ("search", SearchForm), ("seeds", SeedRule)):
         yield from misspelt(kind, _mapping(own.get(name)), f"{name}.")
     for place, row in enumerate(_list(own.get("rows"))):
         for problem in misspelt_in_line(Row, row):
@@ -246,9 +267,9 @@ def _picked_rows(rows: Sequence[Settings], own: Settings) -> tuple[list[Settings
 
 def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[str]]:
     """Type a merged document; return the experiment, or None and its mistakes."""
-    document, _ = read_settings(Document, merged)
+    document, rule, _ = _document(merged)
     assert document is not None, "a document of checked parts is a checked document"
-    rows, problems = _rows(merged)
+    rows, problems = _rows(merged | {"seeds": list(document.seeds)})
     resources, mistakes = read_settings(Resources, document.resources, "resources.")
     problems += mistakes
     cited, mistakes = _cited(document)
@@ -256,6 +277,7 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     search, mistakes = _search(document, rows)
     problems += mistakes
     problems += _mistakes_of_document(document)
+    problems += _mistakes_of_rule(document, rows) if rule else []
     problems += mixed_scales([*rows, *cited])
     # What needs several settings to be sound is compared only where each of them is.
     if resources is not None and not problems:
@@ -273,6 +295,7 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
         search=search,
         cited=tuple(cited),
         reference=document.reference,
+        seed_rule=rule,
         columns=document.columns,
         resources=resources,
         path=path,
@@ -360,6 +383,22 @@ def _mistakes_of_document(document: Document) -> Iterator[str]:
             yield f"columns: {metric} is no metric; {suggestion(metric, METRICS)}"
     if not document.columns or len(set(document.columns)) < len(document.columns):
         yield f"columns is {list(document.columns)}, expected different metrics: {', '.join(METRICS)}"
+
+
+def _mistakes_of_rule(document: Document, rows: Sequence[Row]) -> Iterator[str]:
+    """Name what stands against adding seeds until each row is decided against the reference."""
+    if document.reference is None:
+        yield "seeds are added until decided, but against what? name a row as reference, or list seeds"
+    elif len(document.rows or ()) == 1:
+        yield f"seeds are added until decided, but {document.reference!r} is the only row; add others, or list seeds"
+    if document.columns and document.columns[0] not in JUDGED:
+        yield (
+            f"seeds are added until decided, but the first of columns is {document.columns[0]}, which has no interval;"
+            f" begin with one of: {', '.join(JUDGED)}"
+        )
+    for row in rows:
+        if row.seeds != document.seeds:
+            yield f"row {row.label!r}: seeds is {list(row.seeds)}, but the file adds them, from 0 on; leave it out"
 
 
 def _error(path: Path, problems: Iterable[str]) -> UserError:

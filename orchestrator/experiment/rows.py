@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from model.config import METRICS, InferenceConfig, TrainConfig, require_branch
 from model.settings import Settings, misspelt, read_settings, suggestion
+
+MOST_SEEDS = 100
+"""The most that a rule may ask for; more are taken for a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +24,28 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     paper: Mapping[str, float] = field(default_factory=dict)
     """The paper's own numbers, by metric, on the 0-100 scale."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedRule:
+    """Seeds that a submit adds, one after another, to the rows that are still open; all rows begin with at_least."""
+
+    until: Literal["decided"]
+    """decided: until the interval of a row's difference to the reference excludes 0."""
+    at_least: int = 2
+    """Seeds that every row has: 0, 1, ..."""
+    most: int = 8
+    """Seeds after which an open row is left open."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.at_least >= 2,
+            f"at_least is {self.at_least}, expected at least 2: one seed says nothing of the spread of others",
+        )
+        _require(
+            self.at_least <= self.most <= MOST_SEEDS,
+            f"most is {self.most}, expected at_least, which is {self.at_least}, to {MOST_SEEDS}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +105,8 @@ class Resources:
 
 def read_row(raw: Settings) -> tuple[Row | None, list[str]]:
     """Type a row; return it, or None, and its mistakes."""
+    if isinstance(raw.get("seeds"), Mapping):
+        return None, ["seeds is a rule, which counts for all rows of a file; set it at the top, or list seeds here"]
     row, problems = read_settings(Row, raw)
     if row is None:
         return None, problems

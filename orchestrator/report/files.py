@@ -84,18 +84,13 @@ def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None
         UserError: the results of a table do so, and `say` is not given; the message names each such table.
     """
     ledger, uri, folder = suite.ledger, suite.uri, suite.site.home / "statistics"
-    sound = _sound(suite.experiments, ledger, say)
-    samples = None
-    if bootstrap and uri is not None:
-        samples = resampled(ledger, list(suite.wanted.evaluations), matches_from(uri), folder)
     wanted = suite.wanted.evaluations
     times = [run.start_time for run in suite.mlflow_runs if run.kind == "evaluation" and run.key in wanted]
     newest = datetime.fromtimestamp(max(times) / 1000, UTC).date() if times else None
     reports = []
-    for place, experiment in enumerate(sound):
+    for place, (experiment, rows) in enumerate(measure_suite(suite, bootstrap=bootstrap, say=say)):
         labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
-        rows = measure(experiment, ledger, samples)
-        table = results_table(experiment, rows, is_resampled=samples is not None)
+        table = results_table(experiment, rows, is_resampled=bootstrap and uri is not None)
         reports.append(
             Report(
                 experiment=experiment,
@@ -108,6 +103,18 @@ def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None
             )
         )
     return reports
+
+
+def measure_suite(
+    suite: Suite, *, bootstrap: bool = True, say: Say | None = None
+) -> list[tuple[Experiment, tuple[RowResult, ...]]]:
+    """Measure the rows of each table, without drawing anything; see `make_reports`."""
+    ledger, uri, samples = suite.ledger, suite.uri, None
+    sound = _sound(suite.experiments, ledger, say)
+    if bootstrap and uri is not None:
+        folder = suite.site.home / "statistics"
+        samples = resampled(ledger, list(suite.wanted.evaluations), matches_from(uri), folder)
+    return [(experiment, measure(experiment, ledger, samples)) for experiment in sound]
 
 
 def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:

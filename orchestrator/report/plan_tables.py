@@ -45,6 +45,7 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
             f"Missing: {_count(missing['trainings'], 'training')}, {_count(missing['evaluations'], 'evaluation')}."
             if any(missing.values())
             else "Nothing is missing.",
+            *_note_on_seeds(plan, estimate),
             *_note_on_stopped(plan),
             *_notes_on_time(estimate),
             *([_note_on_disk(estimate_disk(plan))] if any(missing.values()) else []),
@@ -183,8 +184,37 @@ def _estimate_json(plan: Plan, estimate: PlanTime) -> dict[str, Any]:
             {"key": t.key, "images": t.num_images, "device": t.kind.device, "amount": t.amount, "seconds": t.seconds}
             for t in estimate.trainings
         ],
+        "all_seeds": None
+        if (most := estimate.all_seeds) is None
+        else {
+            "trainings": len(most.plan.trainings),
+            "evaluations": len(most.plan.evaluations),
+            "missing": _counts(most.plan)["missing"],
+            "gpu_hours": most.time.device_hours("GPU"),
+            "cpu_hours": most.time.device_hours("CPU"),
+        },
         "bytes": {"ray": bytes_of.ray, "mlflow": bytes_of.mlflow},
     }
+
+
+def _note_on_seeds(plan: Plan, estimate: PlanTime) -> list[str]:
+    """Say, where seeds are added until decided, from what to what the missing trainings go."""
+    if estimate.all_seeds is None:
+        return []
+    rules = ", ".join(
+        f"{experiment.seed_rule.at_least} to {experiment.seed_rule.most} in {experiment.name}"
+        for experiment in plan.experiments
+        if experiment.seed_rule
+    )
+    most = estimate.all_seeds
+    least, to = len(plan.missing_trainings), len(most.plan.missing_trainings)
+    hours = [
+        f"{low:.1f} to {high:.1f} {device}-hours"
+        for device in DEVICES
+        if (high := most.time.device_hours(device)) and (low := estimate.device_hours(device)) is not None
+    ]
+    span = ", ".join([f"{least} to {to} trainings are missing", *hours])
+    return [f"Seeds are added until decided, {rules}: {span}; the most if no row is decided before."]
 
 
 def _note_on_stopped(plan: Plan) -> list[str]:

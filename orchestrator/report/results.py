@@ -16,7 +16,8 @@ from orchestrator.experiment.plan import (
     why_training_is_missing,
 )
 from orchestrator.experiment.prepare import require_one_version
-from orchestrator.experiment.rows import Cited, Row
+from orchestrator.experiment.rows import Cited, Row, SeedRule
+from orchestrator.experiment.seeds import looks, note_on_looks
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value
 
 if TYPE_CHECKING:
@@ -90,6 +91,31 @@ class RowResult:
         ours, theirs = self._seed_values(metric), other._seed_values(metric)
         return difference(ours, theirs, level) if ours and theirs else None
 
+    def anytime_difference(self, other: "RowResult", metric: str, rule: SeedRule) -> "Estimate | None":
+        """Return the difference with the interval that all looks so far have in common; see `looks` of seeds.
+
+        Once a look excludes 0, so does this. Looks that have nothing in common leave the last one.
+        """
+        paired = [seed for seed in self.by_seed if seed in other.by_seed]
+        found = None
+        for look in looks(rule, len(paired)):
+            ours, theirs = (row._of_seeds(paired[: look.num_seeds]) for row in (self, other))
+            latest = ours.difference(theirs, metric, look.level)
+            if latest is None:
+                return None
+            low, high = (latest.low, latest.high)
+            if found is not None and max(low, found.low) <= min(high, found.high):
+                low, high = max(low, found.low), min(high, found.high)
+            found = replace(latest, low=low, high=high)
+        return found
+
+    def _of_seeds(self, seeds: Sequence[int]) -> "RowResult":
+        return replace(
+            self,
+            by_seed={seed: self.by_seed[seed] for seed in seeds},
+            resampled={seed: self.resampled[seed] for seed in seeds if seed in self.resampled},
+        )
+
     def _values(self, metric: str) -> list[float]:
         return [numbers[metric] for numbers in self.by_seed.values() if metric in numbers]
 
@@ -136,6 +162,20 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
         else:
             reasons[seed] = reason
     return RowResult(row=row, by_seed=found, resampled=known, state=_state(row, reasons))
+
+
+def anytime_differences(experiment: Experiment, results: Sequence[RowResult]) -> dict[str, "Estimate"]:
+    """Return how far each row is above the reference, by label, where seeds are added until that is decided.
+
+    Rows that are not complete, such as one that failed, and those without intervals are left out.
+    """
+    rule, metric = experiment.seed_rule, experiment.columns[0]
+    (base,) = [result for result in results if result.row.label == experiment.reference]
+    if rule is None or base.state:
+        return {}
+    others = [result for result in results if result is not base and not result.state]
+    found = {result.row.label: result.anytime_difference(base, metric, rule) for result in others}
+    return {label: gain for label, gain in found.items() if gain is not None}
 
 
 def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_resampled: bool = False) -> Table:
@@ -394,10 +434,9 @@ def _quoted(line: Cited, columns: Sequence[Column]) -> list[Cell | Value]:
 
 def _gains(results: Sequence[RowResult], experiment: Experiment) -> list[Cell]:
     """Return how far each row is above the reference, in the first column's metric."""
-    metric = experiment.columns[0]
     (base,) = [result for result in results if result.row.label == experiment.reference]
     named = Cell(None, absent="reference")
-    return [named if result is base else _gain(result, base, metric) for result in results]
+    return [named if result is base else _gain(result, base, experiment) for result in results]
 
 
 def papers_gains(experiment: Experiment) -> list[float | None]:
@@ -412,11 +451,12 @@ def papers_gains(experiment: Experiment) -> list[float | None]:
     return gains
 
 
-def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
+def _gain(result: RowResult, base: RowResult, experiment: Experiment) -> Cell:
+    metric, rule = experiment.columns[0], experiment.seed_rule
     mean, reference = result.mean(metric), base.mean(metric)
     if mean is None or reference is None:
         return Cell(None)
-    gain = result.difference(base, metric)
+    gain = result.anytime_difference(base, metric, rule) if rule else result.difference(base, metric)
     if gain is None:
         return Cell(mean - reference)
     return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
@@ -465,6 +505,7 @@ def _notes(experiment: Experiment, paper: PaperBeside, *, is_begun: bool) -> lis
         notes.append(f"{measured} on {'; '.join(ours)}.")
     if experiment.reference is not None:
         notes.append(f"Reference: {experiment.reference}.")
+    notes += [note_on_looks(experiment)] if experiment.seed_rule else []
     notes += [f"Cited, not run: {line.label}, {line.source}." for line in experiment.cited]
     for line in experiment.cited:
         listed = ", ".join(f"{metric} {number:.1f}" for metric, number in line.published.items())

@@ -6,6 +6,7 @@ from pathlib import Path
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, gather, lacking
+from orchestrator.experiment.seeds import Asked, grown
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import check_files
 from orchestrator.tracking.records import ledger_of
@@ -22,14 +23,38 @@ class Suite:
         Raises:
             UserError: they belong to several suites.
         """
-        self.experiments, self.site = tuple(experiments), site
-        self.wanted = gather(self.experiments)
-        """All that these tables need, by key, whatever is done of it."""
-        self.name = self.wanted.suite
+        self.site = site
+        self._listed = gather(experiments)
+        self.name = self._listed.suite
+        self._asked: Asked = frozenset()
+        self._wanted: Plan | None = None
         self._tracking: Tracking | None = None
         self._runs: list[Run] | None = None
         self._ledger: Ledger | None = None
         self._verified: Ledger | None = None
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The tables, with the seeds that were added to them by now."""
+        return self.wanted.experiments
+
+    @property
+    def wanted(self) -> Plan:
+        """All that these tables need, by key, whatever is done of it."""
+        if not any(experiment.seed_rule for experiment in self._listed.experiments):
+            return self._listed
+        if self._wanted is None:
+            self._wanted = self.wanted_with(frozenset())
+        return self._wanted
+
+    def wanted_with(self, asked: Asked) -> Plan:
+        """Return what these tables would need, if these trainings were added to those that they have by now."""
+        return gather([grown(one, self.ledger, self._asked | asked) for one in self._listed.experiments])
+
+    def ask_for(self, asked: Asked) -> None:
+        """Add trainings of further seeds, which this object remembers until MLflow holds them."""
+        self._asked |= asked
+        self._wanted = None
 
     @property
     def storage(self) -> Path:
@@ -99,4 +124,4 @@ class Suite:
         """Forget what was read, because something was written or time has passed."""
         if self._tracking is not None and self._tracking.experiment_id is None:
             self._tracking = None  # somebody may have made it by now
-        self._runs = self._ledger = self._verified = None
+        self._runs = self._ledger = self._verified = self._wanted = None

@@ -148,3 +148,30 @@ def test_the_best_checkpoint_is_registered_and_pulled_gives_the_numbers_in_mlflo
         "Equal to the numbers recorded in detections.parquet, to the last digit." in json.loads(again.stdout)["notes"]
     )
     assert json.loads(again.stdout)["rows"][0].items() >= json.loads(scored.stdout)["rows"][0].items()
+
+
+def test_seeds_are_added_until_decided_and_a_budget_ends_a_submit_before(folder: Path):
+    (folder / "until.yaml").write_text(
+        EXPERIMENT.replace("suite: tiny", "suite: until").replace("epochs: 2, lr_drop_epochs: [1]", "epochs: 1")
+        + "seeds: {until: decided, at_least: 2, most: 3}\n"
+    )
+    span = rnc(folder, "plan", "until.yaml").stdout
+    assert "Seeds are added until decided, 2 to 3 in until: 4 to 6 trainings are missing; the most if" in span
+    stopped = rnc(folder, "submit", "until.yaml", "--budget", "1e-6", "--format", "json")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "To do: 1 of 4 trainings" in stopped.stderr and "it runs first, and tells" in stopped.stderr
+    assert "The budget of 1e-06 CPU-hours reaches no further" in stopped.stderr
+    assert "left out are 3 of 4 trainings: RetinaNet, seed 1 (" in stopped.stderr
+    (table,) = json.loads(stopped.stdout)
+    assert table["rows"][0]["state"].startswith("1 of 2 seeds") and table["rows"][1]["state"] == "not run"
+    ended = rnc(folder, "submit", "until.yaml", "--format", "json")
+    assert ended.returncode == 0, ended.stderr
+    plan = json.loads(rnc(folder, "plan", "until.yaml", "--format", "json").stdout)
+    assert plan["missing"] == {"trainings": 0, "evaluations": 0}
+    # two detectors that have learned next to nothing differ by what a look can tell, or get the third seed
+    is_open = "Added (CPU-hours): seed 2 of " in ended.stderr
+    assert plan["trainings"] == (6 if is_open else 4)
+    (table,) = json.loads(ended.stdout)
+    assert any(f": {2 if is_open else 1} look" in note for note in table["notes"])
+    again = rnc(folder, "submit", "until.yaml")
+    assert again.returncode == 0 and "Nothing is missing" in again.stderr and "Ray is up" not in again.stderr

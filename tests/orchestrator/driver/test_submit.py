@@ -1,22 +1,32 @@
 """What a submit gives back: as a notebook shows it, and where a table has to be left out."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from model.config import ConfidenceConfig, ModelConfig, TrainConfig
+from model.names import EPOCH, IMAGES_PER_S
 from orchestrator import names
-from orchestrator.driver.submit import Submitted, submit
-from orchestrator.experiment.plan import row_keys
-from orchestrator.experiment.rows import Row
+from orchestrator.driver import submit as module
+from orchestrator.driver.submit import Bounds, Submitted, submit
+from orchestrator.errors import UserError
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import Evaluation, Plan, row_keys
+from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.figures.table import Column, Table
+from orchestrator.report import files
 from orchestrator.site import Site
-from orchestrator.tracking.ledger import read_ledger
+from orchestrator.tracking.ledger import begin_training, finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.runs import open_tracking, write
 from orchestrator.tracking.suite import Suite
-from tests.orchestrator.ledgers import experiment, record
+from orchestrator.worker.task import JOURNAL
+from tests.orchestrator.ledgers import NUMBERS, experiment, keep_checkpoint, record
 
 
 def test_a_notebook_shows_all_tables_of_a_submit() -> None:
@@ -49,3 +59,144 @@ def test_a_table_of_two_versions_of_the_data_is_left_out_and_the_others_are_writ
     assert (folder / "alone.txt").is_file() and not (folder / "both.txt").exists()
     write(mlflow_uri, older.run_id, tags={names.FINGERPRINT: "val data"})
     assert submit(Suite(tables, site), said.append).exit_code == 0 and (folder / "both.txt").is_file()
+
+
+BASE = Row(label="base", train=TrainConfig(model=ModelConfig(confidence=None)))
+CLEAR, DIM = Row(label="clear"), Row(label="dim", train=TrainConfig(model=ModelConfig(backbone="resnet101")))
+GAINS = {"base": 0.0, "clear": 5.0, "dim": 0.1, "box": 1.0}
+"""AP over the reference; seeds scatter by a tenth of a point."""
+
+
+def heads(suite: str, rule: SeedRule | None, *rows: Row) -> Experiment:
+    start = tuple(replace(row, seeds=tuple(range(rule.at_least))) for row in rows) if rule else rows
+    return replace(experiment("heads", start), suite=suite, reference="base", seed_rule=rule)
+
+
+class FakeCluster:
+    """Records what a plan lacks, at one image a second, without training anything; says what ran, launch by launch."""
+
+    def __init__(self, suite: Suite, failing: str = "") -> None:
+        self.suite, self.failing = suite, failing
+        self.launches: list[list[str]] = []
+
+    def launch(self, plan: Plan, suite: Suite, say: Callable[[str], None]) -> Any:
+        storage, failed = suite.storage, False
+        self.launches.append([plan.trainings[key].label for key in plan.missing_trainings])
+        for key in plan.missing_trainings:
+            run = plan.trainings[key]
+            run_id = begin_training(suite.connection, run)
+            if run.label == self.failing:
+                failed = True
+                continue
+            write(suite.connection.uri, run_id, metrics={IMAGES_PER_S: 1.0, EPOCH: float(run.config.schedule.epochs)})
+            finish_training(suite.connection, run_id, keep_checkpoint(storage, key), storage / key / JOURNAL)
+        for key in plan.missing_evaluations:
+            evaluation = plan.evaluations[key]
+            trained = read_ledger(suite.connection).trainings.get(evaluation.train_key)
+            if trained is None or trained.status != "FINISHED":
+                continue
+            seed = plan.trainings[evaluation.train_key].config.seed
+            numbers = NUMBERS | {"AP": 30 + ap_of(evaluation, seed)}
+            record_evaluation(
+                suite.connection,
+                evaluation,
+                numbers,
+                detections=files_of(storage / evaluation.key),
+                train_run_id=trained.run_id,
+                data_fingerprint="val data",
+            )
+        return SimpleNamespace(endings=(), interrupted=False, exit_code=int(failed))
+
+
+def files_of(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "detections.parquet").write_text(folder.name)
+    return folder / "detections.parquet"
+
+
+def ap_of(evaluation: Evaluation, seed: int) -> float:
+    return GAINS[evaluation.label] + (0.1 if seed % 2 else -0.1) * (evaluation.label != "base")
+
+
+@pytest.fixture
+def cluster(
+    mlflow_uri: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., FakeCluster]:
+    """Opens a suite of these rows on a cluster that trains at once, 360 images an epoch."""
+
+    def opened(rule: SeedRule | None, *rows: Row, failing: str = "") -> FakeCluster:
+        site = Site(home=tmp_path, tracking_uri=mlflow_uri)
+        suite = Suite([heads(request.node.name.partition("[")[0], rule, *rows)], site)
+        fake = FakeCluster(suite, failing)
+        noise = 0.05 * np.random.default_rng(0).standard_normal((3, 200))
+
+        def resampled(ledger: Any, keys: list[str], *_: Any) -> Any:
+            return {key: noise for key in keys if key in ledger.evaluations}
+
+        monkeypatch.setattr(Site, "num_images", lambda self, data: 300)
+        monkeypatch.setattr(files, "resampled", resampled)
+        monkeypatch.setattr(module, "_ray", lambda *_: nullcontext())
+        monkeypatch.setattr(module, "_prepare", lambda *_: None)
+        monkeypatch.setattr(module, "_launch", fake.launch)
+        return fake
+
+    return opened
+
+
+def test_seeds_are_added_to_open_rows_until_they_are_decided_or_have_them_all(cluster: Callable[..., Any]) -> None:
+    fake = cluster(SeedRule(until="decided", at_least=2, most=4), BASE, CLEAR, DIM)
+    suite, said = fake.suite, list[str]()
+    assert submit(suite, said.append).exit_code == 0
+    seeds = {row.label: len(row.seeds) for row in suite.experiments[0].rows}
+    assert seeds["dim"] == seeds["base"] == 4 and seeds["clear"] < 4
+    assert set(fake.launches[0]) == {f"{label}, seed {seed}" for label in ("base", "clear", "dim") for seed in (0, 1)}
+    assert all("clear" not in label for label in fake.launches[-1]) and len(fake.launches) == 3
+    assert fake.launches[-1] == ["base, seed 3", "dim, seed 3"]
+    # the text says at each look what is decided, what is open, and what is added at which cost
+    assert any("Open: dim" in line and "decided against base are clear +5.0" in line for line in said)
+    assert "Added (CPU-hours): seed 3 of dim (2)." in said  # 12 epochs of 300 images at one a second, two trainings
+    # nothing but the ledger knows: another process sees the same, and has nothing to do
+    again = Suite(suite._listed.experiments, suite.site)
+    assert again.experiments == suite.experiments and again.make_plan().is_complete
+    before = len(fake.launches)
+    assert submit(again, said.append).exit_code == 0 and len(fake.launches) == before
+    notes = files.make_reports(again)[0].table.notes
+    assert any(note.startswith("Seeds are added until decided, 2 to 4: 3 looks so far") for note in notes)
+
+
+def test_a_budget_ends_the_adding_of_seeds_and_a_later_submit_goes_on(cluster: Callable[..., Any]) -> None:
+    fake = cluster(SeedRule(until="decided", at_least=2, most=4), BASE, DIM)
+    said: list[str] = []
+    # four trainings of one CPU-hour, and a pair of two more; a pair that does not fit is not begun
+    first = submit(fake.suite, said.append, bounds=Bounds(hours=7.5, images_per_s=1.0))
+    assert first.exit_code == 0 and first.hours == pytest.approx(6.0)
+    assert [len(row.seeds) for row in fake.suite.experiments[0].rows] == [3, 3]
+    assert "Beyond the budget of 7.5 CPU-hours: seed 3 of dim (2). A later submit adds them." in said
+    again = Suite(fake.suite._listed.experiments, fake.suite.site)
+    assert submit(again, said.append).exit_code == 0
+    assert fake.launches[-1] == ["base, seed 3", "dim, seed 3"]
+
+
+def test_what_fails_gets_no_more_seeds_and_the_other_rows_go_on(cluster: Callable[..., Any]) -> None:
+    rule = SeedRule(until="decided", at_least=2, most=3)
+    fake = cluster(rule, BASE, replace(DIM, label="clear", train=CLEAR.train), DIM, failing="dim, seed 1")
+    assert submit(fake.suite, lambda _: None).exit_code == 1
+    assert [label for launch in fake.launches for label in launch].count("dim, seed 1") == 1
+    assert not any("dim" in label for launch in fake.launches[1:] for label in launch)
+
+
+def test_a_budget_leaves_out_what_does_not_fit_and_names_it_with_its_cost(cluster: Callable[..., Any]) -> None:
+    box = Row(label="box", train=TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box"))))
+    long = replace(CLEAR.train, schedule=replace(CLEAR.train.schedule, epochs=24, lr_drop_epochs=(17,)))
+    fake = cluster(None, BASE, replace(CLEAR, train=long), box)
+    said: list[str] = []
+    ended = submit(fake.suite, said.append, bounds=Bounds(hours=2.5))
+    assert fake.launches == [["base"], ["box"]]  # base tells that it took an hour; then two do not fit, and one does
+    assert ended.exit_code == 0 and ended.hours == pytest.approx(2.0)
+    assert any("What 'base' costs is not known yet: it runs first" in line for line in said)
+    assert (
+        "The budget of 2.5 CPU-hours reaches no further: 2 are spent, and left out are 1 of 3 trainings: clear (2). "
+        "A later submit takes them up."
+    ) in said
+    with pytest.raises(UserError, match="expected more than 0 hours"):
+        submit(fake.suite, said.append, bounds=Bounds(hours=0.0))

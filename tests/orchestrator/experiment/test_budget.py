@@ -48,17 +48,16 @@ def test_trainings_are_taken_in_the_order_of_the_plan_as_far_as_the_budget_reach
     assert chosen(plan, 48.0).plan == plan
 
 
-def test_the_first_training_of_unknown_cost_runs_alone_and_after_those_that_are_known() -> None:
+def test_a_training_of_unknown_cost_runs_alone_before_the_others_and_not_once_all_is_spent() -> None:
     plan = plan_of(SHORT, OTHER)
     part = chosen(plan, 1.0, speed=None)
     assert (list(part.plan.missing_trainings), part.probe) == ([key(SHORT)], key(SHORT))
     held = Ledger(trainings={key(SHORT): finished(**{"perf/images_per_s": 40.0, "train/epoch": 12.0})})
     later = plan_of(SHORT, OTHER, DEEP, LONG, held=held)
-    part = chosen(later, 13.0, held, speed=None)
-    assert (list(part.plan.missing_trainings), part.probe) == ([key(OTHER)], None)
-    part = chosen(later, 1.0, held, speed=None, tried={key(OTHER)})
-    assert part.probe == key(DEEP)
-    part = chosen(later, 0.0, held, speed=None, tried={key(OTHER)})
+    assert chosen(later, 13.0, held, speed=None).probe == key(DEEP)
+    part = chosen(later, 13.0, held, speed=None, tried={key(DEEP)})
+    assert (list(part.plan.missing_trainings), part.left_out) == ([key(OTHER)], {key(LONG): 24.0})
+    part = chosen(later, 0.0, held, speed=None)
     assert part.plan.missing_trainings == {} and math.isnan(part.left_out[key(DEEP)])
 
 

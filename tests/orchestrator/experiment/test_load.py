@@ -6,8 +6,8 @@ import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import load_experiment, load_experiments
-from orchestrator.experiment.rows import Resources
+from orchestrator.experiment.load import find_row, load_experiment, load_experiments
+from orchestrator.experiment.rows import Resources, SeedRule
 from tests.experiment_files import load, mistake, mistakes, write
 
 PAPER = Path(__file__).parents[3] / "experiments" / "paper"
@@ -514,3 +514,56 @@ def test_coco_in_small_starts_from_caffe_weights_with_the_stride_that_belongs_to
     experiment = load_experiment(PAPER.parent / "coco-subset.yaml")
     assert experiment.suite == "coco-subset"
     assert {r.train.model.backbone_stride for r in experiment.rows} == {"1x1"}
+
+
+UNTIL = """
+columns: [AP]
+reference: base
+seeds: {until: decided, at_least: 2, most: 4}
+rows:
+  - {label: base, train: {model: {confidence: null}}, inference: {confidence_exponent: 0}}
+  - {label: ours}
+"""
+
+
+def test_seeds_until_decided_begin_with_the_least_and_are_inherited(tmp_path: Path) -> None:
+    parent = load(tmp_path, UNTIL)
+    assert parent.seed_rule == SeedRule(until="decided", at_least=2, most=4)
+    assert [row.seeds for row in parent.rows] == [(0, 1), (0, 1)]
+    child = load_experiment(write(tmp_path, "extends: table.yaml", "child.yaml"))
+    assert (child.seed_rule, child.rows) == (parent.seed_rule, parent.rows)
+    listed = load_experiment(write(tmp_path, "extends: table.yaml\nseeds: [3]", "listed.yaml"))
+    assert listed.seed_rule is None and [row.seeds for row in listed.rows] == [(3,), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("reference: base", "", "table.yaml: seeds are added until decided, but against what? name a row as reference"),
+        ("at_least: 2", "at_least: 1", "table.yaml: seeds.at_least is 1, expected at least 2"),
+        ("at_least: 2", "at_least: 5", "table.yaml: seeds.most is 4, expected at_least, which is 5, to 100"),
+        ("most: 4", "most: 1000", "table.yaml: seeds.most is 1000, expected at_least, which is 2, to 100"),
+        ("most: 4", "most: many", 'table.yaml: seeds.most is "many", expected a whole number'),
+        ("most: 4", "mots: 4", "table.yaml: seeds.mots is not a setting; did you mean seeds.most?"),
+        ("until: decided, ", "", "table.yaml: seeds.until is missing"),
+        ("until: decided", "until: tired", "table.yaml: seeds.until is \"tired\", expected 'decided'"),
+        ("[AP]", "[APs, AP]", "but the first of columns is APs, which has no interval; begin with one of: AP, AP50"),
+        ("{label: ours}", "{label: ours, seeds: [7]}", "row 'ours': seeds is [7], but the file adds them, from 0 on"),
+        ("  - {label: ours}\n", "", "table.yaml: seeds are added until decided, but 'base' is the only row"),
+        (
+            "{label: ours}",
+            "{label: ours, seeds: {until: decided}}",
+            "row 'ours': seeds is a rule, which counts for all rows of a file; set it at the top, or list seeds here",
+        ),
+    ],
+)
+def test_a_rule_for_seeds_that_cannot_be_meant_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in UNTIL
+    assert said in mistake(tmp_path, UNTIL.replace(old, new))
+
+
+def test_a_seed_that_may_still_be_added_is_one_of_the_row(tmp_path: Path) -> None:
+    found = [load(tmp_path, UNTIL)]
+    assert find_row(found, "ours", 3)[1].label == "ours"
+    with pytest.raises(UserError, match="--seed 4 is none of its seeds"):
+        find_row(found, "ours", 4)

@@ -9,7 +9,7 @@ from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelCon
 from orchestrator.experiment.estimate import PlanTime, estimate_time
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
-from orchestrator.experiment.rows import Resources, Row
+from orchestrator.experiment.rows import Resources, Row, SeedRule
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.figures.table import Table, show
 from orchestrator.report.plan_tables import (
@@ -172,6 +172,27 @@ def test_rows_whose_throughput_is_unknown_have_no_hours_beside_those_that_have()
     assert [row["GPU-hours"] for row in rows] == ["6.0", "—"]  # six of twelve epochs are left
     unmeasured = make_plan([experiment(OURS, DEEP)], Ledger())
     assert "GPU-hours" not in shown(costs_table(unmeasured, unknown(unmeasured)))[0]
+
+
+def test_where_seeds_are_added_until_decided_the_plan_says_from_what_to_what() -> None:
+    rule = SeedRule(until="decided", at_least=2, most=5)
+    rows = [replace(row, seeds=(0, 1)) for row in (BASE, OURS, OTHER)]
+    plan = make_plan([replace(experiment(*rows), reference="RetinaNet", seed_rule=rule)], Ledger())
+    time = estimate_time(plan, Ledger(), lambda _: 36_000, images_per_s=10.0)
+    # two trainings for three rows, of 12 GPU-hours, by two to five seeds
+    assert (
+        "Seeds are added until decided, 2 to 5 in table: 4 to 10 trainings are missing, 48.0 to 120.0 GPU-hours; the"
+        " most if no row is decided before."
+    ) in plan_table(plan, time).notes
+    assert plan_json(plan, time)["estimate"]["all_seeds"] == {
+        "trainings": 10,
+        "evaluations": 15,
+        "missing": {"trainings": 10, "evaluations": 15},
+        "gpu_hours": 120.0,
+        "cpu_hours": 0.0,
+    }
+    listed = make_plan([experiment(*rows)], Ledger())
+    assert plan_json(listed, unknown(listed))["estimate"]["all_seeds"] is None
 
 
 def test_less_than_an_hour_is_told_in_minutes() -> None:
