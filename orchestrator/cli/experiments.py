@@ -192,7 +192,7 @@ def report(
         paper = papers_numbers(listed, experiments)
     reports = []
     for suite in suites(experiments):
-        of_suite = suite.reports(bootstrap=not no_bootstrap)
+        of_suite = suite.reports(bootstrap=not no_bootstrap, by_size=listed is not None)  # claims speak of sizes
         reports += of_suite
         if listed is not None and paper is not None:
             tables = {one.experiment.name: one.rows for one in of_suite}

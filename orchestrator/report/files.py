@@ -59,12 +59,15 @@ class Report:
         return has_several_heads(self.experiment) and any(map(is_measured, self.rows))
 
 
-def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None) -> list[Report]:
+def make_reports(
+    suite: Suite, *, bootstrap: bool = True, by_size: bool = False, say: Say | None = None
+) -> list[Report]:
     """Measure the tables of a suite, as far as MLflow holds them.
 
     Args:
         suite: its site keeps what was resampled.
         bootstrap: whether the differences get intervals, which takes about a second for each new evaluation.
+        by_size: whether the rows know the intervals of APs to ARl, too, which takes another second.
         say: told of tables that are left out since their results rest on two versions of the data; without it they
             are an error.
 
@@ -75,7 +78,8 @@ def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None
     sound = _sound(suite.experiments, ledger, say)
     samples = None
     if bootstrap and uri is not None:
-        samples = resampled(ledger, list(suite.wanted.evaluations), matches_from(uri), folder)
+        wanted = list(suite.wanted.evaluations)
+        samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size)
     reports = []
     for place, experiment in enumerate(sound):
         labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
