@@ -154,15 +154,17 @@ class OpenSuite(Suite):
 
         return status_table(self.make_plan(), self.ledger, None if whole else self.storage)
 
-    def reports(self, *, bootstrap: bool = True) -> "list[Report]":
+    def reports(self, *, bootstrap: bool = True, by_size: bool = False) -> "list[Report]":
         """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation.
+
+        With `by_size` the rows know those of APs to ARl, too.
 
         Raises:
             UserError: the results of a table rest on two versions of the data.
         """
         from orchestrator.report.files import make_reports
 
-        return make_reports(self, bootstrap=bootstrap)
+        return make_reports(self, bootstrap=bootstrap, by_size=by_size)
 
     def table(self, name: str | None = None, *, bootstrap: bool = True) -> Table:
         """Return one results table, as far as it is measured; it has `to_pandas()`, `to_markdown()` and others.

@@ -194,7 +194,7 @@ def report(
         paper = papers_numbers(listed, experiments)
     reports = []
     for suite in suites(experiments):
-        of_suite = suite.reports(bootstrap=not no_bootstrap)
+        of_suite = suite.reports(bootstrap=not no_bootstrap, by_size=listed is not None)  # claims speak of sizes
         if rows:
             of_suite = [replace(one, table=replace(one.table, compact=None)) for one in of_suite]
         reports += of_suite

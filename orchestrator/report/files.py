@@ -71,12 +71,15 @@ class Report:
         return has_several_heads(self.experiment) and any(map(is_measured, self.rows))
 
 
-def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None) -> list[Report]:
+def make_reports(
+    suite: Suite, *, bootstrap: bool = True, by_size: bool = False, say: Say | None = None
+) -> list[Report]:
     """Measure the tables of a suite, as far as MLflow holds them.
 
     Args:
         suite: its site keeps what was resampled.
         bootstrap: whether the differences get intervals, which takes about a second for each new evaluation.
+        by_size: whether the rows know the intervals of APs to ARl, too, which takes another second.
         say: told of tables that are left out since their results rest on two versions of the data; without it they
             are an error.
 
@@ -88,7 +91,7 @@ def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None
     times = [run.start_time for run in suite.mlflow_runs if run.kind == "evaluation" and run.key in wanted]
     newest = datetime.fromtimestamp(max(times) / 1000, UTC).date() if times else None
     reports = []
-    for place, (experiment, rows) in enumerate(measure_suite(suite, bootstrap=bootstrap, say=say)):
+    for place, (experiment, rows) in enumerate(measure_suite(suite, bootstrap=bootstrap, by_size=by_size, say=say)):
         labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
         table = results_table(experiment, rows, is_resampled=bootstrap and uri is not None)
         reports.append(
@@ -106,14 +109,15 @@ def make_reports(suite: Suite, *, bootstrap: bool = True, say: Say | None = None
 
 
 def measure_suite(
-    suite: Suite, *, bootstrap: bool = True, say: Say | None = None
+    suite: Suite, *, bootstrap: bool = True, by_size: bool = False, say: Say | None = None
 ) -> list[tuple[Experiment, tuple[RowResult, ...]]]:
     """Measure the rows of each table, without drawing anything; see `make_reports`."""
     ledger, uri, samples = suite.ledger, suite.uri, None
     sound = _sound(suite.experiments, ledger, say)
     if bootstrap and uri is not None:
         folder = suite.site.home / "statistics"
-        samples = resampled(ledger, list(suite.wanted.evaluations), matches_from(uri), folder)
+        wanted = list(suite.wanted.evaluations)
+        samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size)
     return [(experiment, measure(experiment, ledger, samples)) for experiment in sound]
 
 

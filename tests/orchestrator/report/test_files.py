@@ -1,6 +1,7 @@
 """Labs stored with runs of a real server; expected values are what was stored."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from model.data.cache import file_sha256
+from model.evaluation.coco_eval import match, write_matches
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.lab import FORMAT, Lab
+from orchestrator.report import files
 from orchestrator.report.files import (
     MOST_HEADS,
     fetch_labs,
@@ -31,6 +35,7 @@ from orchestrator.tracking.suite import Suite
 from orchestrator.worker.scoring import record_lab, store_lab
 from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.training_log import Note, read_log
+from tests.detections import random_scene, table, write
 from tests.orchestrator.ledgers import experiment, finished, ledger_of
 
 CONF = Row(label="ours", seeds=(0, 1))
@@ -128,6 +133,24 @@ def test_two_versions_of_the_data_are_never_averaged(tmp_path: Path) -> None:
     same = holding(tables, on_versions(CONF, "new", "new"), None, tmp_path)
     assert [report.table.cells()[0][1].value for report in make_reports(same, say=heard.append)] == [30.0, 30.0]
     assert len(heard) == 1
+
+
+def test_rows_know_the_intervals_by_size_where_a_report_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotations, found = random_scene(0)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    write_matches(match(data, table(found)), tmp_path / "matches")
+    record = replace(finished(AP=30.0, AR100=40.0, APm=20.0), matches=file_sha256(tmp_path / "matches"))
+    monkeypatch.setattr(
+        files, "matches_from", lambda uri: lambda _, into: Path(shutil.copy(tmp_path / "matches", into))
+    )
+    held = holding([experiment("one", [OTHER])], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
+    plain, asked = (make_reports(held, by_size=by_size)[0].rows[0] for by_size in (False, True))
+    assert [plain.estimate(metric) is not None for metric in ("AP", "AR100", "APm")] == [True, True, False]
+    estimates = [asked.estimate(metric) for metric in ("AP", "AR100", "APm")]
+    assert [one and (one.value, one.num_images) for one in estimates] == [(30.0, 8), (40.0, 8), (20.0, 8)]
+    assert estimates[0] == plain.estimate("AP") and len({one and one.high - one.value for one in estimates}) == 3
 
 
 def test_a_page_shows_the_lab_of_its_first_table_and_none_where_no_training_has_one(tmp_path: Path) -> None:
