@@ -138,7 +138,7 @@ def with_matrix(experiment: Experiment, rows: Sequence[RowResult], table: Table)
         groups.append(Group(len(lines), heading, shows))
         for label, held in grid.heads:
             lines.append((label, *_cells_of(table, metric, dict(held), values, columns)))
-    notes = [note for note in table.notes if not note.startswith("[95 %")]
+    notes = list(table.notes)
     if shows:
         notes.insert(0, table.groups[0].heading + ".")
     notes += _left_out(rows, is_begun=not shows)

@@ -286,7 +286,7 @@ def misalignment_table(experiment: Experiment, rows: Sequence[RowResult]) -> Tab
         columns.append(Column("state", numeric=False))
         lines = [(*line, state) for line, state in zip(lines, states, strict=True)]
     measured_on = "; ".join(dict.fromkeys(data_of(row) for row in experiment.rows))
-    notes = [f"Measured on {measured_on}.", *MISALIGNMENT_NOTES]
+    notes = [f"Measured on {measured_on}.", *MISALIGNMENT_NOTES, "In bold: the best as measured; no interval is asked."]
     old = [row.row.label for row in rows if row.by_seed and not is_measured(row)]
     if old:
         notes.append(

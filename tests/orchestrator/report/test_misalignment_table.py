@@ -81,6 +81,7 @@ def test_what_was_never_measured_says_why_and_how_it_would_be() -> None:
     one = table(experiment(PLAIN, CONF, BOX), ledger((PLAIN, [SAID | {}]), (CONF, [{}])))
     assert shown(one)[1] == ["RetinaNet-Conf", "30.0", *["—"] * 7, ""]
     assert shown(one)[2] == ["IoU-aware", "—", *["—"] * 7, "not run"]
+    assert "In bold: the best as measured; no interval is asked." in one.notes
     assert one.notes[-1].startswith("Scored before this was measured: RetinaNet-Conf. To measure them, delete")
     partly = {name: value for name, value in SAID.items() if name != "objects_lost"}
     assert shown(table(experiment(PLAIN), ledger((PLAIN, [partly]))))[0][-1] == "n/a"  # images without objects
