@@ -25,7 +25,7 @@ from orchestrator.experiment.seeds import Asked, Seed, cheapest_seeds, next_seed
 from orchestrator.report.files import Report, make_reports, measure_suite, table_files, write_reports
 from orchestrator.report.intervals import Estimate
 from orchestrator.report.pages import show_suite, why_no_views
-from orchestrator.report.results import anytime_differences
+from orchestrator.report.results import differences_to_reference
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_seeds, place_evaluations
 from orchestrator.tracking.suite import Suite
@@ -145,7 +145,7 @@ def _add_seeds(suite: Suite, say: Say, bounds: Bounds, left: float | None, tried
     seeds: list[Seed] = []
     for experiment, rows in measure_suite(suite, say=lambda _: None):
         if experiment.seed_rule is not None:
-            found = anytime_differences(experiment, rows)
+            found = differences_to_reference(experiment, rows)
             seeds += next_seeds(experiment, [label for label, gain in found.items() if not gain.excludes_zero])
             say(_standing(experiment, found))
     # What has failed in this submit would fail again.

@@ -63,6 +63,8 @@ class RowResult:
     """[rows, resamples] of each such seed whose matches are known; see intervals.ROWS."""
     state: str
     """Why it is not complete; empty for a row that is."""
+    seed_rule: SeedRule | None = None
+    """How seeds are added to it; None where they are listed."""
 
     def mean(self, metric: str) -> float | None:
         """Return the mean over seeds; None where there is nothing to measure, or nothing measured."""
@@ -84,30 +86,32 @@ class RowResult:
     def difference(self, other: "RowResult", metric: str, level: float = 0.95) -> "Estimate | None":
         """Return how far it is above another row, with its interval; None where that is not known.
 
-        Of rows with other seeds it is the difference on the seeds that both have.
+        Of rows with other seeds it is the difference on the seeds that both have. Where seeds are added until a row is
+        decided, an interval of 95 % at the seed where that ended would cheat: it is then what the intervals of all
+        looks so far have in common, each at the level of its look (see `experiment.seeds.looks`). Once a look excludes
+        0, so does this. Looks that have nothing in common leave the last one.
         """
-        from orchestrator.report.intervals import difference
-
-        ours, theirs = self._seed_values(metric), other._seed_values(metric)
-        return difference(ours, theirs, level) if ours and theirs else None
-
-    def anytime_difference(self, other: "RowResult", metric: str, rule: SeedRule) -> "Estimate | None":
-        """Return the difference with the interval that all looks so far have in common; see `looks` of seeds.
-
-        Once a look excludes 0, so does this. Looks that have nothing in common leave the last one.
-        """
+        rule = self.seed_rule or other.seed_rule
         paired = [seed for seed in self.by_seed if seed in other.by_seed]
+        if rule is None or len(paired) < rule.at_least:
+            return self._difference(other, metric, level)
         found = None
         for look in looks(rule, len(paired)):
             ours, theirs = (row._of_seeds(paired[: look.num_seeds]) for row in (self, other))
-            latest = ours.difference(theirs, metric, look.level)
+            latest = ours._difference(theirs, metric, look.level)
             if latest is None:
                 return None
-            low, high = (latest.low, latest.high)
+            low, high = latest.low, latest.high
             if found is not None and max(low, found.low) <= min(high, found.high):
                 low, high = max(low, found.low), min(high, found.high)
             found = replace(latest, low=low, high=high)
         return found
+
+    def _difference(self, other: "RowResult", metric: str, level: float) -> "Estimate | None":
+        from orchestrator.report.intervals import difference
+
+        ours, theirs = self._seed_values(metric), other._seed_values(metric)
+        return difference(ours, theirs, level) if ours and theirs else None
 
     def _of_seeds(self, seeds: Sequence[int]) -> "RowResult":
         return replace(
@@ -142,7 +146,8 @@ def measure(
         UserError: rows, or seeds of a row, rest on two versions of the same data.
     """
     require_one_version(experiment, ledger)
-    return tuple(measure_row(row, ledger, resampled or {}) for row in experiment.rows)
+    rows = (measure_row(row, ledger, resampled or {}) for row in experiment.rows)
+    return tuple(replace(row, seed_rule=experiment.seed_rule) for row in rows)
 
 
 def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> RowResult:
@@ -164,17 +169,16 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
     return RowResult(row=row, by_seed=found, resampled=known, state=_state(row, reasons))
 
 
-def anytime_differences(experiment: Experiment, results: Sequence[RowResult]) -> dict[str, "Estimate"]:
+def differences_to_reference(experiment: Experiment, results: Sequence[RowResult]) -> dict[str, "Estimate"]:
     """Return how far each row is above the reference, by label, where seeds are added until that is decided.
 
     Rows that are not complete, such as one that failed, and those without intervals are left out.
     """
-    rule, metric = experiment.seed_rule, experiment.columns[0]
     (base,) = [result for result in results if result.row.label == experiment.reference]
-    if rule is None or base.state:
+    if experiment.seed_rule is None or base.state:
         return {}
     others = [result for result in results if result is not base and not result.state]
-    found = {result.row.label: result.anytime_difference(base, metric, rule) for result in others}
+    found = {result.row.label: result.difference(base, experiment.columns[0]) for result in others}
     return {label: gain for label, gain in found.items() if gain is not None}
 
 
@@ -436,7 +440,7 @@ def _gains(results: Sequence[RowResult], experiment: Experiment) -> list[Cell]:
     """Return how far each row is above the reference, in the first column's metric."""
     (base,) = [result for result in results if result.row.label == experiment.reference]
     named = Cell(None, absent="reference")
-    return [named if result is base else _gain(result, base, experiment) for result in results]
+    return [named if result is base else _gain(result, base, experiment.columns[0]) for result in results]
 
 
 def papers_gains(experiment: Experiment) -> list[float | None]:
@@ -451,12 +455,11 @@ def papers_gains(experiment: Experiment) -> list[float | None]:
     return gains
 
 
-def _gain(result: RowResult, base: RowResult, experiment: Experiment) -> Cell:
-    metric, rule = experiment.columns[0], experiment.seed_rule
+def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     mean, reference = result.mean(metric), base.mean(metric)
     if mean is None or reference is None:
         return Cell(None)
-    gain = result.anytime_difference(base, metric, rule) if rule else result.difference(base, metric)
+    gain = result.difference(base, metric)
     if gain is None:
         return Cell(mean - reference)
     return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")

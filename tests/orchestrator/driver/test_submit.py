@@ -160,7 +160,9 @@ def test_seeds_are_added_to_open_rows_until_they_are_decided_or_have_them_all(cl
     assert again.experiments == suite.experiments and again.make_plan().is_complete
     before = len(fake.launches)
     assert submit(again, said.append).exit_code == 0 and len(fake.launches) == before
-    notes = files.make_reports(again)[0].table.notes
+    (report,) = files.make_reports(again)
+    assert {row.seed_rule for row in report.rows} == {again.experiments[0].seed_rule}  # no plain 95 % anywhere
+    notes = report.table.notes
     assert any(note.startswith("Seeds are added until decided, 2 to 4: 3 looks so far") for note in notes)
 
 
