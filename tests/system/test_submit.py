@@ -152,7 +152,9 @@ def test_the_best_checkpoint_is_registered_and_pulled_gives_the_numbers_in_mlflo
 
 def test_seeds_are_added_until_decided_and_a_budget_ends_a_submit_before(folder: Path):
     (folder / "until.yaml").write_text(
-        EXPERIMENT.replace("suite: tiny", "suite: until").replace("epochs: 2, lr_drop_epochs: [1]", "epochs: 1")
+        EXPERIMENT.replace("suite: tiny", "suite: until").replace(
+            "epochs: 2, lr_drop_epochs: [1]", "epochs: 1, lr_drop_epochs: []"
+        )
         + "seeds: {until: decided, at_least: 2, most: 3}\n"
     )
     span = rnc(folder, "plan", "until.yaml").stdout
