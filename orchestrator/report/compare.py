@@ -11,7 +11,7 @@ from orchestrator.experiment.prepare import draw
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Cell, Column, Table, Value
 from orchestrator.report.files import matches_from
-from orchestrator.report.intervals import ROWS, Resamples, leave_one_out, recorded_matches, resampled
+from orchestrator.report.resamples import ROWS, Resamples, leave_one_out, recorded_matches, resampled
 from orchestrator.report.results import EXCLUDES_ZERO, RowResult, data_of, interval_note, measure_row
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite

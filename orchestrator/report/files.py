@@ -20,7 +20,7 @@ from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.table import Table
 from orchestrator.report.figures import drawings, figures, with_matrix
-from orchestrator.report.intervals import Fetch, resampled
+from orchestrator.report.resamples import Fetch, resampled
 from orchestrator.report.results import (
     RowResult,
     data_of,

@@ -21,7 +21,8 @@ from orchestrator.experiment.seeds import looks, note_on_looks
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value
 
 if TYPE_CHECKING:
-    from orchestrator.report.intervals import Estimate, Resamples, SeedValues
+    from orchestrator.report.intervals import Estimate, SeedValues
+    from orchestrator.report.resamples import Resamples
 
 PAPERS_DATA = "COCO val2017"
 PAPER, PAPER_ELSEWHERE = "paper", "COCO 2017, the paper"
@@ -60,7 +61,7 @@ class RowResult:
     """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, and losses of
     the last updates as `train/loss_box`."""
     resampled: Mapping[int, "Resamples"]
-    """[rows, resamples] of each such seed whose matches are known; see intervals.ROWS."""
+    """[rows, resamples] of each such seed whose matches are known; see resamples.ROWS."""
     state: str
     """Why it is not complete; empty for a row that is."""
     seed_rule: SeedRule | None = None
@@ -126,7 +127,8 @@ class RowResult:
     def _seed_values(self, metric: str) -> "SeedValues | None":
         if not self.resampled:
             return None
-        from orchestrator.report.intervals import ROWS, SeedValues
+        from orchestrator.report.intervals import SeedValues
+        from orchestrator.report.resamples import ROWS
 
         place, counted = ROWS.index(metric) if metric in ROWS else len(ROWS), ROWS.index("num_images")
         nums = {int(numbers[counted, 0]) for numbers in self.resampled.values() if len(numbers) > counted}
@@ -328,7 +330,7 @@ def is_measured(row: RowResult) -> bool:
 
 def interval_note(estimates: Sequence["Estimate"]) -> str:
     """Say what the intervals of a table rest on, and what would narrow them."""
-    from orchestrator.report.intervals import NUM_RESAMPLES
+    from orchestrator.report.resamples import NUM_RESAMPLES
 
     crossed = [one for one in estimates if one.num_seeds > 1]
     note = f"[95 % interval] by {NUM_RESAMPLES} paired resamples of the images"

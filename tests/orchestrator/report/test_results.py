@@ -16,8 +16,8 @@ from orchestrator.experiment.rows import Cited, Resources, Row
 from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
 from orchestrator.report import results
-from orchestrator.report.intervals import Resamples
 from orchestrator.report.plan_tables import status_table
+from orchestrator.report.resamples import Resamples
 from orchestrator.report.results import measure
 from tests.orchestrator.ledgers import finished, ledger_of
 
