@@ -68,7 +68,8 @@ def claims_table(
         f"Measured on {'; '.join(ours)}.",
     ]
     if any(NO_INTERVAL in one.measured.numbers for one in judgements):
-        notes.insert(-1, f"{NO_INTERVAL} has no interval by one seed, and so decides nothing; more seeds give it one.")
+        ways = "more seeds give it one, or a new scoring where the old one did not match objects by size."
+        notes.insert(-1, f"{NO_INTERVAL} has no interval, and so decides nothing: {ways}")
     if any(len(measured.by_seed) == 1 for rows in tables.values() for measured in rows):
         notes.insert(-1, "Of rows with one seed a verdict is on these trainings; another seed may decide otherwise.")
     if ours != [PAPERS_DATA]:

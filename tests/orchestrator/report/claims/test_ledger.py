@@ -153,7 +153,7 @@ def test_a_metric_without_interval_decides_nothing_and_the_table_says_how_it_wou
         "RetinaNet: APs +0.2 [?]; RetinaNet-Conf: APs -0.8 [?]; RetinaNet-Conf: ARs -1.6 [?]",
     )
     notes = claims_table(judged(tables), tables).notes
-    assert any(note.startswith("[?] has no interval by one seed") for note in notes)
+    assert any(note.startswith("[?] has no interval, and so decides nothing: more seeds give it one") for note in notes)
     assert any(note.startswith("Of rows with one seed a verdict is on these trainings") for note in notes)
     assert not any("one seed" in note for note in claims_table(judged({}), {}).notes)
 
