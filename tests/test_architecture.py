@@ -55,7 +55,7 @@ LIGHT = {
     "orchestrator/site.py",
     "orchestrator/experiment/",
     "orchestrator/figures/table.py",
-    "orchestrator/report/boxes.py",
+    "orchestrator/report/claims/boxes.py",
     "orchestrator/report/plan_tables.py",
     "orchestrator/report/results.py",
 }

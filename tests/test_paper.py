@@ -11,7 +11,7 @@ import pytest
 from orchestrator.experiment.load import load_experiments
 from orchestrator.experiment.plan import gather, row_keys
 from orchestrator.experiment.rows import Cited, Row
-from orchestrator.report.boxes import BOXES, CONDITIONS, read_boxes
+from orchestrator.report.claims.boxes import BOXES, CONDITIONS, read_boxes
 
 PAPER = Path(__file__).parents[1] / "experiments" / "paper"
 TABLES = load_experiments([PAPER])

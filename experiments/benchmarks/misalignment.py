@@ -37,7 +37,7 @@ from model.evaluation.misalignment import (
 from model.inference.table import DetectionTable, read_detections, write_detections
 from orchestrator.figures.charts import proportions, save, score_against_iou
 from orchestrator.figures.table import Cell, Column, Table, Value
-from orchestrator.report.results import MISALIGNMENT_COLUMNS, statistics_cells
+from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS, statistics_cells
 
 FOUND = "detections.parquet"
 TIMES = 7

@@ -18,7 +18,7 @@ from orchestrator.checkpoint.inputs import (
 from orchestrator.checkpoint.pull import Provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
-from orchestrator.report.results import MISALIGNMENT_COLUMNS
+from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
 from orchestrator.tracking.detections import (

@@ -12,7 +12,7 @@ from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section
 from orchestrator.figures.page import html_image, html_page
 from orchestrator.figures.pictures import choose_images, write_pictures
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
-from orchestrator.report.boxes import (
+from orchestrator.report.claims.boxes import (
     SHARES,
     THE_PAPER,
     Boxes,
@@ -24,7 +24,7 @@ from orchestrator.report.boxes import (
     share_table,
 )
 from orchestrator.report.files import every_format
-from orchestrator.report.results import MISALIGNMENT_COLUMNS, MISALIGNMENT_NOTES, embolden, statistics_cells
+from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS, MISALIGNMENT_NOTES, embolden, statistics_cells
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
 

@@ -20,17 +20,9 @@ from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import html_page, render
 from orchestrator.figures.table import Table
 from orchestrator.report.figures import drawings, figures, with_matrix
+from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
 from orchestrator.report.resamples import Fetch, resampled
-from orchestrator.report.results import (
-    RowResult,
-    data_of,
-    has_several_heads,
-    is_measured,
-    measure,
-    misalignment_table,
-    papers_gains,
-    results_table,
-)
+from orchestrator.report.results import RowResult, data_of, measure, papers_gains, results_table
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 

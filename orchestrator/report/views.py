@@ -15,7 +15,7 @@ from urllib.parse import quote
 from model.config import METRICS
 from model.names import EPOCH, IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
 from orchestrator import names
-from orchestrator.report.results import MISALIGNMENT_COLUMNS
+from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.tracking.records import Setting, beside_paper, papers_own
 
 View = dict[str, Any]

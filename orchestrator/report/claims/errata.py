@@ -9,7 +9,7 @@ from model.config import DataConfig, ScheduleConfig
 from orchestrator.experiment.plan import train_key
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Column, Table
-from orchestrator.report.boxes import Boxes
+from orchestrator.report.claims.boxes import Boxes
 from orchestrator.report.claims.evidence import PapersNumbers, line_of
 from orchestrator.report.claims.file import ClaimsFile, Part, Printed, bold_rows, place_of
 from orchestrator.report.claims.kinds import EPSILON, weigh_part

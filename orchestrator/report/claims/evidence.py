@@ -15,7 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, row_keys
 from orchestrator.experiment.rows import Cited, Row
-from orchestrator.report.boxes import BOXES, Boxes, read_boxes
+from orchestrator.report.claims.boxes import BOXES, Boxes, read_boxes
 from orchestrator.report.claims.file import (
     EVERY_IMAGE,
     GRADIENTS,
@@ -268,7 +268,7 @@ def _of_boxes(boxes: Boxes, name: str, metric: str) -> list[float]:
 
 def _recorded_counts(uri: str, run_id: str) -> Counts | None:
     from model.evaluation.misalignment import BINS, FILES, read_misalignment
-    from orchestrator.report.boxes import counted
+    from orchestrator.report.claims.boxes import counted
 
     with tempfile.TemporaryDirectory() as scratch:
         try:

@@ -13,8 +13,8 @@ from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import CLAIMS, Experiment, load_experiment, load_experiments
 from orchestrator.experiment.strict_yaml import read_yaml
-from orchestrator.report.boxes import CONDITIONS
-from orchestrator.report.results import MISALIGNMENT_COLUMNS
+from orchestrator.report.claims.boxes import CONDITIONS
+from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 
 Kind = Literal[
     "at_least",

@@ -20,7 +20,7 @@ from model.inference.table import read_detections
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
 from orchestrator.cli.main import cli
-from orchestrator.report.results import MISALIGNMENT_COLUMNS
+from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.worker.scoring import write_evaluation_files
 from tests.conftest import MakeCoco
 from tests.detectors import MODEL, SIZES, save_opinionated, write_inference

@@ -11,7 +11,8 @@ from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Table, show
 from orchestrator.report.files import make_reports, reports_page, write_reports
-from orchestrator.report.results import MISALIGNMENT_COLUMNS, has_several_heads, measure, misalignment_table
+from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS, has_several_heads, misalignment_table
+from orchestrator.report.results import measure
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite
 

@@ -15,7 +15,7 @@ from orchestrator.experiment.plan import gather
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.page import html_page
 from orchestrator.figures.table import Table
-from orchestrator.report.boxes import CONDITIONS, Boxes
+from orchestrator.report.claims.boxes import CONDITIONS, Boxes
 from orchestrator.report.claims.evidence import Counts, papers_numbers
 from orchestrator.report.claims.file import load_claims
 from orchestrator.report.claims.ledger import Judgement, claims_table, judge

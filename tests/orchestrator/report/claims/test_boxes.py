@@ -11,7 +11,7 @@ from model.evaluation.misalignment import IOUS, SCORES
 from model.network.anchors import NUM_ANCHORS, level_sizes
 from orchestrator.errors import UserError
 from orchestrator.figures.table import Table
-from orchestrator.report.boxes import (
+from orchestrator.report.claims.boxes import (
     BOXES,
     CONDITIONS,
     COUNTED_AT,
