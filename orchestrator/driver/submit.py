@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
 from orchestrator.experiment.seeds import Asked, Seed, cheapest_seeds, next_seeds
+from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims
+from orchestrator.report.claims.ledger import open_rows
 from orchestrator.report.files import Report, make_reports, measure_suite, table_files, write_reports
 from orchestrator.report.intervals import Estimate
 from orchestrator.report.pages import show_suite, why_no_views
@@ -71,6 +73,7 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
     """
     bounds = bounds or Bounds()
     require_budget(bounds.hours)
+    _claims(suite)  # a mistake in them should not wait for the first trainings
     suite.connect()
     if prune:
         prune_trainings(suite, say)
@@ -138,16 +141,21 @@ def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
 
 
 def _add_seeds(suite: Suite, say: Say, bounds: Bounds, left: float | None, tried: Collection[str]) -> bool:
-    """Add a seed to each row that its looks leave open, the cheapest first, as far as the budget reaches; say why.
+    """Add a seed to each row that its looks or a claim leave open, the cheapest first, within the budget; say why.
 
     Rows are decided one by one, so that a seed for each at once adds no more seeds than one after another would.
     """
     seeds: list[Seed] = []
-    for experiment, rows in measure_suite(suite, say=lambda _: None):
+    claims = _claims(suite)
+    measured = measure_suite(suite, by_size=claims is not None, say=lambda _: None)
+    tables = {experiment.name: rows for experiment, rows in measured}
+    for experiment, rows in measured:
         if experiment.seed_rule is not None:
             found = differences_to_reference(experiment, rows)
-            seeds += next_seeds(experiment, [label for label, gain in found.items() if not gain.excludes_zero])
-            say(_standing(experiment, found))
+            labels = {label for label, gain in found.items() if not gain.excludes_zero}
+            claimed = open_rows(claims, tables, experiment.seed_rule.most).get(experiment.name, []) if claims else []
+            seeds += next_seeds(experiment, labels | {*claimed})
+            say(_standing(experiment, found, claimed))
     # What has failed in this submit would fail again.
     seeds = [seed for seed in seeds if not any(key in tried for _, key in seed.asked if _lacks(suite, key))]
 
@@ -170,15 +178,28 @@ def _lacks(suite: Suite, train_key: str) -> bool:
     return why_training_is_missing(suite.ledger, train_key) is not None
 
 
-def _standing(experiment: Experiment, found: Mapping[str, Estimate]) -> str:
+def _claims(suite: Suite) -> ClaimsFile | None:
+    """Return the claims that may ask for seeds: those beside a suite that adds seeds; None where there are none.
+
+    Raises:
+        UserError: they have mistakes.
+    """
+    if not any(experiment.seed_rule for experiment in suite.experiments):
+        return None
+    file = claims_beside([experiment.path for experiment in suite.experiments])
+    return None if file is None else load_claims(file, suite.experiments)
+
+
+def _standing(experiment: Experiment, found: Mapping[str, Estimate], claimed: Sequence[str]) -> str:
     """Say which rows of a table are decided, and which are open, with their differences."""
     shown: dict[bool, list[str]] = {True: [], False: []}
     for label, gain in found.items():
         interval = f"[{gain.low:+.1f}, {gain.high:+.1f}]"
         shown[gain.excludes_zero].append(f"{label} {gain.value:+.1f} {interval} by {gain.num_seeds} seeds")
+    asked = f" Left open by claims: {', '.join(claimed)}." if claimed else ""
     return (
         f"{experiment.name}: decided against {experiment.reference} are {'; '.join(shown[True]) or 'no rows'}."
-        f" Open: {'; '.join(shown[False]) or 'no rows'}."
+        f" Open: {'; '.join(shown[False]) or 'no rows'}.{asked}"
     )
 
 

@@ -138,8 +138,10 @@ def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = N
         labels = [row.label for experiment in experiments for row in experiment.rows]
         raise UserError(f"--row {label!r} is no row; {suggestion(label, labels)}")
     experiment, row = found[0]
-    if seed is not None and seed not in row.seeds and not (experiment.seed_rule and seed < experiment.seed_rule.most):
-        raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {list(row.seeds)}")
+    rule = experiment.seed_rule
+    if seed is not None and seed not in (range(rule.most) if rule else row.seeds):
+        known = f"0 to {rule.most - 1}" if rule else f"{list(row.seeds)}"
+        raise UserError(f"{experiment.path}, row {label!r}: --seed {seed} is none of its seeds {known}")
     return experiment, row
 
 

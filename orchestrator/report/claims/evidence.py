@@ -119,7 +119,7 @@ class OurNumbers:
             return [_exact(slope_by_autograd(name))]
         if part.table == TEN_IMAGES:
             return [_exact(value) for value in self._of_boxes(part, name, metric)]
-        row = self._row(part, name)
+        row = self.row(part, name)
         if metric in METRICS and part.kind in LEVELS:
             self._require_same_data(part, name, row)
         return [_mean([_number(row, one) for one in means(metric)])]
@@ -129,12 +129,12 @@ class OurNumbers:
         found = []
         for one in means(metric):
             cited = self._cited(place_of(part, other))
-            row = self._row(part, name)
+            row = self.row(part, name)
             if cited is not None:
                 self._require_same_data(part, other, row)
                 found.append(_shifted(_number(row, one), -cited.paper[one]))
             else:
-                found.append(_difference(row, self._row(part, other), one))
+                found.append(_difference(row, self.row(part, other), one))
         return _mean(found)
 
     def needed(self, number: Number, margin: float) -> "Needed | None":
@@ -143,11 +143,15 @@ class OurNumbers:
 
         return all_needed([needed(estimate, margin) for estimate in number.estimates])
 
-    def _row(self, part: Part, name: str) -> RowResult:
+    def row(self, part: Part, name: str) -> RowResult:
         """Find a row by its table and label, or by the paper's numbers that it carries.
 
         Rows of the paper that are one evaluation have the same numbers, and no others do: what carries them is that
         row, in whichever table and on whichever data.
+
+        Raises:
+            Absent: no table that is shown has it.
+            UserError: its own table is shown, and lacks it.
         """
         table, label = place_of(part, name)
         shown = self.tables.get(table, ())
@@ -180,7 +184,7 @@ class OurNumbers:
         if name not in (EVERY_IMAGE, MEAN) or part.kind == "equals":
             raise Absent("undecided", "which ten images these are is not said", is_foreign=True)
         table, label = COUNTED
-        row = self._row(Part(kind="at_least", table=table, rows=(label,)), label)
+        row = self.row(Part(kind="at_least", table=table, rows=(label,)), label)
         if not row.by_seed:
             raise Absent("not yet run", "", [row.row.label])
         counts = self.fetch(row.row)

@@ -174,11 +174,17 @@ def find_claims(paths: Sequence[Path]) -> Path:
     Raises:
         UserError: there is none.
     """
+    file = claims_beside(paths)
+    if file is None:
+        raise UserError(f"--claims: no {CLAIMS} lies beside {paths[0]}; name the file: --claims FILE")
+    return file
+
+
+def claims_beside(paths: Sequence[Path]) -> Path | None:
+    """Return the same, or None where there is none."""
     parents = [path.parent for path in paths]
-    for folder in [*parents, *(parent.parent / "paper" for parent in parents), *(one / "paper" for one in parents)]:
-        if (folder / CLAIMS).is_file():
-            return folder / CLAIMS
-    raise UserError(f"--claims: no {CLAIMS} lies beside {paths[0]}; name the file: --claims FILE")
+    folders = [*parents, *(parent.parent / "paper" for parent in parents), *(one / "paper" for one in parents)]
+    return next((folder / CLAIMS for folder in folders if (folder / CLAIMS).is_file()), None)
 
 
 def place_of(part: Part, name: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.figures.table import Cell, Column, Table
 from orchestrator.report.claims.evidence import NO_INTERVAL, Fetch, OurNumbers, PapersNumbers
 from orchestrator.report.claims.file import Claim, ClaimsFile
-from orchestrator.report.claims.kinds import Outcome, Verdict, weigh
+from orchestrator.report.claims.kinds import Outcome, Verdict, weigh, weigh_part
 from orchestrator.report.results import PAPERS_DATA, RowResult, data_of
 
 if TYPE_CHECKING:
@@ -52,6 +52,25 @@ def judge(
     """
     ours = OurNumbers(tables=tables, file=file, fetch=fetch)
     return [Judgement(claim=claim, paper=weigh(claim, paper), measured=weigh(claim, ours)) for claim in file.claims]
+
+
+def open_rows(file: ClaimsFile, tables: Mapping[str, Sequence[RowResult]], most: int) -> dict[str, list[str]]:
+    """Return the rows that a claim rests on and leaves open, by table, where up to so many seeds would decide it.
+
+    A claim that takes more seeds than that, as its variance was measured, would end as it began.
+    """
+    ours = OurNumbers(tables=tables, file=file, fetch=lambda row: None)
+    found: dict[str, list[str]] = {}
+    for part in (part for claim in file.claims for part in claim.parts):
+        outcome = weigh_part(part, ours)
+        seeds = outcome.needed.seeds if outcome.needed else None
+        if outcome.verdict != "undecided" or seeds is None or seeds > most:
+            continue
+        rests_on = [ours.row(part, name) for name in (*part.rows, *part.over)]
+        for table, rows in tables.items():
+            labels = [row.row.label for row in rows if any(row is one for one in rests_on)]
+            found[table] = list(dict.fromkeys([*found.get(table, []), *labels]))
+    return found
 
 
 def claims_table(

@@ -18,7 +18,7 @@ from orchestrator.figures.table import Table
 from orchestrator.report.claims.boxes import CONDITIONS, Boxes
 from orchestrator.report.claims.evidence import Counts, papers_numbers
 from orchestrator.report.claims.file import load_claims
-from orchestrator.report.claims.ledger import Judgement, claims_table, judge
+from orchestrator.report.claims.ledger import Judgement, claims_table, judge, open_rows
 from orchestrator.report.results import RowResult
 
 EXPERIMENTS = Path(__file__).parents[4] / "experiments"
@@ -273,3 +273,33 @@ def test_the_papers_side_needs_no_heavy_library() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_rows_that_a_claim_leaves_open_are_named_where_so_many_seeds_would_decide_it(tmp_path: Path) -> None:
+    (tmp_path / "heads.yaml").write_text(
+        "rows: [{label: a}, {label: b, inference: {nms_iou: 0.6}}, {label: c, split: x}]"
+    )
+    claim = "{kind: above, table: heads, rows: [a], over: [b]}"
+    (tmp_path / "claims.yaml").write_text(f"claims: [{{sentence: a is above b, parts: [{claim}]}}]")
+    (heads,) = load_experiments([tmp_path / "heads.yaml"])
+    file = load_claims(tmp_path / "claims.yaml", [heads])
+    still = np.tile(np.linspace(-0.01, 0.01, 101), (3, 1))
+
+    def named(of_a: tuple[float, float], most: int) -> list[str]:
+        by_row = zip(heads.rows, (of_a, (30.0, 30.0), (30.0, 30.0)), strict=True)
+        rows = [
+            RowResult(
+                row=row,
+                by_seed={seed: {"AP": value} for seed, value in enumerate(values)},
+                resampled={seed: value + still for seed, value in enumerate(values)},
+                state="",
+            )
+            for row, values in by_row
+        ]
+        return open_rows(file, {"heads": rows}, most).get("heads", [])
+
+    # Of differences 0.5 and 1.5 the t interval is 1.0 +- 6.4; with their variance of 0.5, 5 seeds have +- 0.88.
+    assert named((30.5, 31.5), most=8) == ["a", "b"]
+    assert named((30.5, 31.5), most=4) == []
+    assert named((30.99, 31.01), most=8) == []  # decided
+    assert named((29.9, 30.2), most=8) == []  # so small a difference takes more than eight
