@@ -13,9 +13,10 @@ from tests.deploy.stack import ROOT, Stack, stack
 TABLE = f"""
 suite: stack
 extends: {ROOT}/experiments/miniature/table5_exponents.yaml
-only: ["RetinaNet-Conf, exponent 0.0", "RetinaNet-Conf, exponent 0.4"]
+only: ["RetinaNet-Conf, alpha 0.0", "RetinaNet-Conf, alpha 0.4"]
 seeds: [0]
 defaults:
+  split: val
   train:
     data: {{num_train_images: 48, num_val_images: 16}}
     schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}

@@ -35,6 +35,7 @@ extends: {ROOT}/experiments/miniature/table1_heads.yaml
 only: [RetinaNet]
 seeds: [0]
 defaults:
+  split: val
   train:
     data: {{num_train_images: 128, num_val_images: 8}}
     schedule: {{epochs: {EPOCHS}, lr_drop_epochs: [5], validate_every: {EPOCHS}}}

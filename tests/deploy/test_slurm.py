@@ -27,6 +27,7 @@ only: [RetinaNet]
 seeds: [0]
 resources: {{num_workers: 2, num_nodes: 2}}
 defaults:
+  split: val
   train:
     data: {{num_train_images: IMAGES, num_val_images: 8}}
     schedule: {{epochs: EPOCHS, lr_drop_epochs: [], validate_every: 1}}

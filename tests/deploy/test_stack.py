@@ -50,7 +50,7 @@ def test_the_cluster_has_a_head_without_cpus_and_two_workers(services: Stack):
 def test_a_submitted_table_ends_with_its_numbers_and_trained_on_both_nodes(submitted: Submitted):
     assert re.search(r"Job rnc-stack-\d+ is submitted", submitted.err)
     assert "2 of 2 evaluations" in submitted.out
-    assert [row["row"] for row in rows(submitted.out)] == [f"RetinaNet-Conf, exponent {e}" for e in ("0.0", "0.4")]
+    assert [row["row"] for row in rows(submitted.out)] == [f"RetinaNet-Conf, alpha {e}" for e in ("0.0", "0.4")]
     assert "was not registered" not in submitted.out
     assert "registered model retinanet-conf-stack version 1, alias best" in submitted.out
     worked = {
@@ -66,7 +66,7 @@ def test_report_pull_and_evaluate_find_the_same_numbers_from_elsewhere(submitted
     services = submitted.stack
     told = services.rnc("report", "table.yaml", "--format", "json")
     assert rows(told.stdout) == rows(submitted.out), told.stderr
-    pulled = services.rnc("pull", "RetinaNet-Conf, exponent 0.4", "--table", "table", "--output", "pulled")
+    pulled = services.rnc("pull", "RetinaNet-Conf, alpha 0.4", "--table", "table", "--output", "pulled")
     assert pulled.returncode == 0, pulled.stderr
     data = str(services.folder / "shared" / "data" / "shapes")
     scored = services.rnc("evaluate", "pulled", "--data", data, "--split", "val", "--format", "json")

@@ -119,7 +119,7 @@ def test_runs_are_a_frame_of_all_trainings_and_evaluations(suite: OpenSuite) -> 
     assert set(frame["key"]) == {*suite.wanted.trainings, *suite.wanted.evaluations}
     scored = frame[frame["kind"] == "evaluation"]
     assert set(scored["status"]) == {"FINISHED"} and set(scored["metrics.val/AP"]) == {NUMBERS["AP"]}
-    conf = scored[scored["name"] == "RetinaNet"]
+    conf = scored[scored["name"] == "RetinaNet, seed 0"]
     assert conf["tags.row.table1_heads"].tolist() == ["00 RetinaNet"]
 
 

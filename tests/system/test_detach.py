@@ -17,6 +17,7 @@ extends: {ROOT}/experiments/miniature/table1_heads.yaml
 only: [RetinaNet]
 seeds: [0]
 defaults:
+  split: val
   train:
     data: {{num_train_images: 24, num_val_images: 8}}
     schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}

@@ -84,7 +84,7 @@ def test_a_training_whose_server_comes_back_empty_ends_with_its_whole_history(si
 
 def test_a_suite_whose_driver_was_killed_goes_on_without_doubled_points(tmp_path: Path):
     (tmp_path / "heads.yaml").write_text(
-        EXPERIMENT.replace("epochs: 2,", "epochs: 8,").replace("[RetinaNet, RetinaNet-Conf]", "[RetinaNet]")
+        EXPERIMENT.replace("epochs: 2,", "epochs: 8,").replace(', "RetinaNet-Conf, alpha 0.4"]', "]")
     )
     kept = surroundings()
     command = [str(RNC), "submit", "heads.yaml"]
