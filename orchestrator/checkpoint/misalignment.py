@@ -13,6 +13,7 @@ from orchestrator.figures.page import html_image, html_page
 from orchestrator.figures.pictures import choose_images, write_pictures
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 from orchestrator.report.claims.boxes import (
+    BOXES,
     SHARES,
     THE_PAPER,
     Boxes,
@@ -84,7 +85,7 @@ def analyse(
 ) -> Analysis:
     """Score each checkpoint on the same images, and write tables and figures of what its scores say of placement.
 
-    The paper's counts of boxes in ten images stand beside ours.
+    The paper's counts of boxes in ten images stand beside ours, where their file lies beside the sources.
 
     Args:
         folders: checkpoints.
@@ -98,7 +99,7 @@ def analyse(
     Raises:
         UserError: a checkpoint, the data or a setting is not what it should be, or there is nothing to look at.
     """
-    paper = read_boxes()
+    paper = read_boxes() if BOXES.is_file() else None  # an installed wheel has no experiments/
     if closeup.only:
         selection = replace(selection, first=closeup.num_images)
     # All cards before any data, and all data before any score: what is wrong with the last should not come late.
@@ -117,7 +118,7 @@ def analyse(
         )
     names = _file_names([head.label for head in heads])
     tables = {name: by_image(head, places) for name, head in zip(names, heads, strict=True)}
-    tables |= beside_paper(heads, places, paper)
+    tables |= beside_paper(heads, places, paper) if paper else {}
     tables["statistics"] = by_head(heads)
     where = output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
     return _write(where, tables, heads, _lab(heads), places, paper, progress)
@@ -216,24 +217,25 @@ def _write(
     heads: Sequence[Head],
     lab: Lab,
     places: Sequence[int],
-    paper: Boxes,
+    paper: Boxes | None,
     progress: Callable[[int, int], None],
 ) -> Analysis:
     from orchestrator.figures.charts import fused_scores, proportions, save, score_against_iou, shares, sigmoid
 
     counts = {head.label: head.counts for head in heads}
     used = {head.scores.inference.confidence_exponent for head in heads if head.scores.inference.needs_confidence}
-    sides = {**{label: counted(one).take(places) for label, one in counts.items()}, THE_PAPER: paper}
     figures = {
         "figure1": ("Score against IoU, before and after NMS", score_against_iou(counts)),
         "figure2": ("Class scores and IoUs above 0.5, before and after NMS", proportions(counts)),
-        "figure2-by-image": (
-            "Shares of boxes above 0.5, image by image, and the paper's",
-            shares(_panels(sides), THE_PAPER),
-        ),
         "figure4": ("Fused scores over class score and confidence", fused_scores(sorted({*EXPONENTS, *used}))),
         "figure5": ("The sigmoid, and what cross entropy on IoU targets asks of it", sigmoid()),
     }
+    if paper is not None:
+        sides = {**{label: counted(one).take(places) for label, one in counts.items()}, THE_PAPER: paper}
+        figures["figure2-by-image"] = (
+            "Shares of boxes above 0.5, image by image, and the paper's",
+            shares(_panels(sides), THE_PAPER),
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = {}
@@ -246,7 +248,8 @@ def _write(
         boxes = {head.label: (head.scores.detections, head.counts.dropped) for head in heads}
         pictures = write_pictures(folder / "boxes", heads[0].data, places, boxes, progress)
         below = dict.fromkeys(tables, "")
-        below["paper-shares"] = drawn.pop("figure2-by-image")
+        if paper is not None:
+            below["paper-shares"] = drawn.pop("figure2-by-image")
         below["statistics"] = "\n".join([*drawn.values(), *pictures])
         page = html_page("Misalignment", [*tables.values()], [*below.values()], [lab_section(lab)])
         (folder / "index.html").write_text(page, encoding="utf-8")

@@ -134,6 +134,16 @@ def test_the_papers_counts_stand_beside_ours_line_by_line_and_image_by_image(
     assert "--exponent 0" not in by_class.stdout and "Image10" in by_class.stdout
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_without_the_papers_file_as_in_an_installed_package_ours_stand_alone(
+    plain: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.checkpoint.misalignment.BOXES", tmp_path / "absent.csv")
+    done = rnc(plain, "--images", 2, "--data", data.root, "--output", tmp_path, "--format", "json")
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout)) == 2 and not list(tmp_path.glob("*paper*"))
+
+
 def test_heads_stand_side_by_side_each_with_its_own_settings(
     conf: Path, plain: Path, data: CocoData, scores: Scores, tmp_path: Path
 ) -> None:
