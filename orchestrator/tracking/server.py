@@ -224,12 +224,14 @@ def _state(folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "server.json").read_text())
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
+    # The file of a copied folder speaks of the server of the other, whose records nobody means to write.
+    is_ours = isinstance(state, dict) and state.get("inode", folder.stat().st_ino) == folder.stat().st_ino
+    return state if is_ours else {}
 
 
 def _write_state(folder: Path, **state: Any) -> None:
     fresh = folder / "server.json.new"
-    fresh.write_text(json.dumps(state))
+    fresh.write_text(json.dumps(state | {"inode": folder.stat().st_ino}))
     # Renamed, as others read it at any time.
     fresh.replace(folder / "server.json")
 

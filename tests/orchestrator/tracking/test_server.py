@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,13 @@ import pytest
 from orchestrator.errors import UserError
 from orchestrator.site import Site
 from orchestrator.tracking import rest
-from orchestrator.tracking.server import begin_tracking_server, existing_tracking_server, stop_server, tracking_server
+from orchestrator.tracking.server import (
+    begin_tracking_server,
+    existing_tracking_server,
+    running_server,
+    stop_server,
+    tracking_server,
+)
 
 START = """
 import sys
@@ -89,6 +96,16 @@ def test_where_nothing_was_recorded_no_server_is_started_to_say_so(tmp_path):
 def test_an_existing_record_is_served(mortal_site):
     uri = tracking_server(mortal_site)
     assert existing_tracking_server(mortal_site) == uri
+
+
+def test_a_copied_home_does_not_write_into_the_records_of_the_other(mortal_site, tmp_path):
+    tracking_server(mortal_site)
+    copied = Site(home=tmp_path / "copied")
+    shutil.copytree(mortal_site.home, copied.home)
+    assert running_server(copied) is None
+    file = copied.home / "mlflow" / "server.json"
+    file.write_text(json.dumps({name: value for name, value in state(copied).items() if name != "inode"}))
+    assert running_server(copied) == running_server(mortal_site)  # an older file says nothing of its folder
 
 
 def test_a_stranger_on_the_old_port_is_neither_used_nor_disturbed(tmp_path, fake_uvicorn):
