@@ -282,7 +282,8 @@ def _each(part: Part, side: Side, *, tell_others: bool = False) -> Iterator[tupl
     """Yield each number that a part rests on, and how it is written."""
     for metric in part.metric:
         for name in part.rows:
-            whose = f"{_label(part, name)} " if len(part.rows) > 1 else ""
+            # Behind a label that ends in a number, such as "alpha 0.2", another needs more than a blank.
+            whose = f"{_label(part, name)}{' ' if _prefix(metric) else ': '}" if len(part.rows) > 1 else ""
             for other in part.over:
                 gain = side.difference(part, name, other, metric)
                 than = f" over {_label(part, other)}" if tell_others or len(part.over) > 1 else ""
