@@ -108,6 +108,9 @@ def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
         if path.is_dir() and not experiments_inside:
             raise UserError(f"{path}: no experiment in this folder, expected *.yaml")
         files.extend(experiments_inside)
+    if not files and {path.name for path in map(Path, paths)} == {CLAIMS}:
+        folder = Path(next(iter(paths))).parent
+        raise UserError(f"{folder / CLAIMS}: claims, no experiment; they are judged by rnc report {folder} --claims")
     if not files:
         raise UserError(
             f"{', '.join(map(str, paths))}: no experiment, but a part of others; name a file that extends it"

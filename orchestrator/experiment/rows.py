@@ -9,6 +9,8 @@ from model.settings import Settings, misspelt, read_settings, suggestion
 
 MOST_SEEDS = 100
 """The most that a rule may ask for; more are taken for a mistake."""
+ROUNDED = 0.1
+"""What two printed numbers may be off by, together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +46,7 @@ class SeedRule:
         )
         _require(
             self.at_least <= self.most <= MOST_SEEDS,
-            f"most is {self.most}, expected at_least, which is {self.at_least}, to {MOST_SEEDS}",
+            f"most is {self.most}, expected {self.at_least}, which is at_least, to {MOST_SEEDS}",
         )
 
 
@@ -140,7 +142,8 @@ def misspelt_in_line(kind: type[Row] | type[Cited], raw: Any) -> Iterator[str]:
 
 
 def mixed_scales(lines: Iterable[Row | Cited]) -> Iterator[str]:
-    """Name numbers of the paper that are fractions where others of the file, of the same metric, are percentages."""
+    """Name numbers of the paper that are fractions where others of the file are percentages, or all of them are."""
+    lines = list(lines)
     held = [(line.label, metric, value) for line in lines for metric, value in line.paper.items()]
     largest = {metric: max(value for _, other, value in held if other == metric) for _, metric, _ in held}
     for label, metric, value in held:
@@ -150,6 +153,16 @@ def mixed_scales(lines: Iterable[Row | Cited]) -> Iterator[str]:
                 f"row {label!r}: paper.{metric} is {value:g}, beside {largest[metric]:g} in another row: two scales in"
                 f" one file; write {100 * value:g}, numbers are 0 to 100"
             )
+    for line in lines:
+        mean, loose = line.paper.get("AP"), line.paper.get("AP50")
+        # AP is the mean over ten thresholds, of which AP50 is the loosest.
+        if mean and loose and not loose / 10 - ROUNDED <= mean <= loose + ROUNDED:
+            yield (
+                f"row {line.label!r}: paper.AP is {mean:g}, beside paper.AP50 {loose:g}: AP is never above AP50, nor"
+                " below a tenth of it; write both as numbers of 0 to 100"
+            )
+    if held and 0.0 < max(value for _, _, value in held) < 1.0:
+        yield "no number under paper reaches 1, so that they look like fractions; write 35.3 for 0.353"
 
 
 def contradictions(resources: Resources, trainings: Iterable[TrainConfig]) -> Iterator[str]:

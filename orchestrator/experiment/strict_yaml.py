@@ -11,14 +11,26 @@ from model.settings import Settings
 from orchestrator.errors import UserError
 
 
-def read_yaml(path: Path, *, named_by: Path | None = None) -> Settings:
-    """Read one YAML mapping, in which no key stands twice; `named_by` is the file that extends this one."""
+def read_yaml(
+    path: Path, *, named_by: Path | None = None, kind: str = "an experiment file", holds: str = "title, rows and so on"
+) -> Settings:
+    """Read one YAML mapping, in which no key stands twice.
+
+    Args:
+        path: of the file.
+        named_by: the file that extends this one.
+        kind: what is expected to lie there, and
+        holds: to stand in it, in the words of an error.
+
+    Raises:
+        UserError: it cannot be read, or is no such mapping.
+    """
     try:
         content = yaml.load(path.read_bytes(), _Loader)
     except OSError as error:
         reason = f"{error.strerror or error}".lower()
         named = f", named by extends in {named_by}" if named_by else ""
-        raise UserError(f"{path}: cannot be read{named}: {reason}; expected an experiment file") from error
+        raise UserError(f"{path}: cannot be read{named}: {reason}; expected {kind}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -26,9 +38,9 @@ def read_yaml(path: Path, *, named_by: Path | None = None) -> Settings:
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     if content is None:
-        raise UserError(f"{path}: is empty; expected title, rows and so on, as in experiments/README.md")
+        raise UserError(f"{path}: is empty; expected {holds}, as in experiments/README.md")
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is a {type(content).__name__}, expected a mapping: title, rows and so on")
+        raise UserError(f"{path}: is a {type(content).__name__}, expected a mapping: {holds}")
     return content
 
 

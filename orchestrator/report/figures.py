@@ -174,7 +174,7 @@ def _left_out(rows: Sequence[RowResult], *, is_begun: bool) -> list[str]:
     for row in rows:
         states.setdefault(row.state, []).append(row.row.label)
     notes = [f"{', '.join(labels)}: {state}." for state, labels in states.items() if state and is_begun]
-    return [*notes, f"The {len(rows)} rows one by one, with their intervals: rnc report --rows."]
+    return [*notes, f"The {len(rows)} rows one by one, with their intervals: rnc report FILE --rows."]
 
 
 def _has_forest(experiment: Experiment, rows: Sequence[RowResult]) -> bool:

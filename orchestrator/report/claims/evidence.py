@@ -115,7 +115,8 @@ class OurNumbers:
         """See `kinds.Side`."""
         if part.table == GRADIENTS:
             if not any(row.by_seed for rows in self.tables.values() for row in rows):
-                raise Absent("not yet run", "")  # nothing hinders it, but torch takes seconds to load
+                # Nothing hinders it, but torch takes seconds to load.
+                raise Absent("not yet run", "is computed as soon as a row has run")
             return [_exact(slope_by_autograd(name))]
         if part.table == TEN_IMAGES:
             return [_exact(value) for value in self._of_boxes(part, name, metric)]

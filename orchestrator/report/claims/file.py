@@ -151,7 +151,8 @@ def load_claims(path: Path, shown: Sequence[Experiment] = ()) -> ClaimsFile:
     Raises:
         UserError: it has mistakes; all of them, one to a line.
     """
-    raw = read_yaml(path)
+    kind = "a file of claims; EXPERIMENT stands before --claims" if path.is_dir() else "a file of claims"
+    raw = read_yaml(path, kind=kind, holds="claims: and a list of sentences")
     form, problems = read_settings(_Form, raw)
     problems = [*misspelt(_Form, raw), *problems]
     tables = {table.name: table for table in _tables(path, form.tables if form else ())}
@@ -160,7 +161,7 @@ def load_claims(path: Path, shown: Sequence[Experiment] = ()) -> ClaimsFile:
     for place, one in enumerate(form.claims if form else ()):
         claim, mistakes = _claim(one)
         mistakes += [mistake for part in (claim.parts if claim else ()) for mistake in _mistakes(part, known)]
-        problems += [f"claim {one.get('sentence', place + 1)!r}: {mistake}" for mistake in mistakes]
+        problems += [f"claim {one.get('sentence', place + 1)!r}: {mistake}" for mistake in dict.fromkeys(mistakes)]
         claims += [claim] if claim else []
     problems += _mistakes_of_printed(form.printed, known) if form else []
     if problems or form is None:

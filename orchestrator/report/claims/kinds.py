@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from model.config import METRICS
-from orchestrator.report.claims.file import EVERY_IMAGE, TEN_IMAGES, Claim, Kind, Part, place_of
+from orchestrator.report.claims.file import EVERY_IMAGE, TEN_IMAGES, Claim, Kind, Part, means, place_of
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate, Needed
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Verdict = Literal["supported", "contradicted", "partly", "undecided", "not yet run", "to be measured"]
 EPSILON = 1e-6
 """What sums of decimals may be off by."""
+PRINTED = 0.05
+"""What an AP or AR that is written with one decimal may be off by."""
 MOST_SHOWN = 2
 """So many numbers are shown of one part, and one more where that is the last."""
 
@@ -151,6 +153,8 @@ def _by_metric(part: Part, side: Side) -> list[_Finding]:
 def _within(part: Part, side: Side) -> list[_Finding]:
     """at_least, at_most, equals."""
     slack = part.tolerance + (side.rounding if part.over else 0.0)
+    if all(metric in METRICS for one in part.metric for metric in means(one)):
+        slack = max(slack, PRINTED)  # what is shown as the number that is claimed does not contradict it
     low = -math.inf if part.kind == "at_most" else part.value - slack
     high = math.inf if part.kind == "at_least" else part.value + slack
     found = []
@@ -282,7 +286,8 @@ def _each(part: Part, side: Side, *, tell_others: bool = False) -> Iterator[tupl
     """Yield each number that a part rests on, and how it is written."""
     for metric in part.metric:
         for name in part.rows:
-            whose = f"{_label(part, name)} " if len(part.rows) > 1 else ""
+            # Behind a label that ends in a number, such as "alpha 0.2", another needs more than a blank.
+            whose = f"{_label(part, name)}{' ' if _prefix(metric) else ': '}" if len(part.rows) > 1 else ""
             for other in part.over:
                 gain = side.difference(part, name, other, metric)
                 than = f" over {_label(part, other)}" if tell_others or len(part.over) > 1 else ""

@@ -82,20 +82,23 @@ def claims_table(
         f"The paper's tables: {_counted([one.paper.verdict for one in judgements])}. They are printed to 0.1, so that "
         "a difference may be off by 0.1.",
         f"Measured: {_counted([one.measured.verdict for one in judgements])}.",
-        "[95 % interval] by images, and by seeds where several; undecided is what it leaves open, and below stands "
-        "what would decide it. partly: some parts of the sentence hold and others fail.",
-        f"Measured on {'; '.join(ours)}.",
+        "partly: some parts of the sentence hold and others fail.",
     ]
-    if any(NO_INTERVAL in one.measured.numbers for one in judgements):
-        ways = "more seeds give it one, or a new scoring where the old one did not match objects by size."
-        notes.insert(-1, f"{NO_INTERVAL} has no interval, and so decides nothing: {ways}")
-    if any(len(measured.by_seed) == 1 for rows in tables.values() for measured in rows):
-        notes.insert(-1, "Of rows with one seed a verdict is on these trainings; another seed may decide otherwise.")
-    if ours != [PAPERS_DATA]:
-        notes[-1] = (
-            f"Measured on {'; '.join(ours)}, and not on {PAPERS_DATA}, of which the paper speaks: a verdict here is on "
-            "whether the sentence holds there as well."
+    if any(row.by_seed for rows in tables.values() for row in rows):
+        notes.append(
+            "[95 % interval] by images, and by seeds where several; undecided is what it leaves open, and behind the "
+            "numbers stands what would decide it."
         )
+        if any(NO_INTERVAL in one.measured.numbers for one in judgements):
+            ways = "more seeds give it one, or a new scoring where the old one did not match objects by size."
+            notes.append(f"{NO_INTERVAL} has no interval, and so decides nothing: {ways}")
+        if any(len(row.by_seed) == 1 for rows in tables.values() for row in rows):
+            notes.append("Of rows with one seed a verdict is on these trainings; another seed may decide otherwise.")
+        elsewhere = (
+            f", and not on {PAPERS_DATA}, of which the paper speaks: a verdict here is on whether the sentence holds "
+            "there as well"
+        )
+        notes.append(f"Measured on {'; '.join(ours)}{elsewhere if ours != [PAPERS_DATA] else ''}.")
     suites = ", ".join(dict.fromkeys(experiment.suite for experiment in experiments))
     return Table(
         title=f"Claims of the paper{f', suite {suites}' if suites else ''}",

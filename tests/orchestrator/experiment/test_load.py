@@ -108,6 +108,8 @@ def test_a_file_whose_name_begins_with_an_underscore_is_a_part_of_others_and_no_
         UserError, match=r"_part\.yaml: no experiment, but a part of others; name a file that extends it"
     ):
         load_experiments([tmp_path / "_part.yaml"])
+    with pytest.raises(UserError, match=r"claims\.yaml: claims, no experiment; they are judged by"):
+        load_experiments([tmp_path / "claims.yaml"])
     assert "there are no rows" in mistake(tmp_path, "extends: _part.yaml")
     write(tmp_path, "defaults: {train: {schedule: {epoch: 3}}}", "_part.yaml")
     with pytest.raises(UserError, match=r"_part\.yaml: defaults\.train\.schedule\.epoch is not a setting"):
@@ -163,6 +165,19 @@ def test_numbers_of_the_paper_on_two_scales_are_refused(tmp_path: Path) -> None:
     assert mistake(tmp_path, f"rows: {rows}") == (
         "table.yaml, row 'A': paper.AP is 0.36, beside 35.3 in another row: two scales in one file; write 36, numbers"
         " are 0 to 100"
+    )
+
+
+@pytest.mark.parametrize("numbers", ["{AP: 0.36, AP50: 54.3}", "{AP: 35.3, AP50: 0.54}", "{AP50: 35.3, AP: 54.3}"])
+def test_numbers_of_one_row_that_no_detector_has_are_refused(tmp_path: Path, numbers: str) -> None:
+    said = mistake(tmp_path, f"rows: [{{label: A, paper: {numbers}}}]")
+    assert said.startswith("table.yaml, row 'A': paper.AP is ")
+    assert said.endswith(": AP is never above AP50, nor below a tenth of it; write both as numbers of 0 to 100")
+
+
+def test_a_file_whose_numbers_of_the_paper_are_all_fractions_is_refused(tmp_path: Path) -> None:
+    assert mistake(tmp_path, "rows: [{label: A, paper: {AP: 0.353, AP50: 0.543}}]") == (
+        "table.yaml: no number under paper reaches 1, so that they look like fractions; write 35.3 for 0.353"
     )
 
 
@@ -541,8 +556,8 @@ def test_seeds_until_decided_begin_with_the_least_and_are_inherited(tmp_path: Pa
     [
         ("reference: base", "", "table.yaml: seeds are added until decided, but against what? name a row as reference"),
         ("at_least: 2", "at_least: 1", "table.yaml: seeds.at_least is 1, expected at least 2"),
-        ("at_least: 2", "at_least: 5", "table.yaml: seeds.most is 4, expected at_least, which is 5, to 100"),
-        ("most: 4", "most: 1000", "table.yaml: seeds.most is 1000, expected at_least, which is 2, to 100"),
+        ("at_least: 2", "at_least: 5", "table.yaml: seeds.most is 4, expected 5, which is at_least, to 100"),
+        ("most: 4", "most: 1000", "table.yaml: seeds.most is 1000, expected 2, which is at_least, to 100"),
         ("most: 4", "most: many", 'table.yaml: seeds.most is "many", expected a whole number'),
         ("most: 4", "mots: 4", "table.yaml: seeds.mots is not a setting; did you mean seeds.most?"),
         ("until: decided, ", "", "table.yaml: seeds.until is missing"),

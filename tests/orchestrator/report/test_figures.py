@@ -138,7 +138,7 @@ def test_trainings_by_values_are_shown_as_a_matrix_for_each_metric() -> None:
         ["Head", "B", "-1.0*", "0.0", "+1.0*"],
         [*paper, "-1.0", "0.0", "+1.0"],
     ]
-    assert "The 6 rows one by one, with their intervals: rnc report --rows." in text
+    assert "The 6 rows one by one, with their intervals: rnc report FILE --rows." in text
     # the only number that is above all others, and by more than its interval
     assert table.to_markdown().count("**26.0**") == 1 and "**25.0**" not in table.to_markdown()
 
