@@ -11,6 +11,7 @@ from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment.budget import require_budget
 from orchestrator.experiment.load import Experiment
+from orchestrator.figures.table import Table
 
 IMAGES_PER_S = click.option(
     "--images-per-s",
@@ -186,7 +187,8 @@ def report(
     from orchestrator.report.claims.ledger import claims_table, judge
     from orchestrator.report.files import write_reports
 
-    listed, paper, judged = None, None, []
+    listed, paper = None, None
+    judged: dict[str, Table] = {}
     if claims is not None:
         # Read first: a mistake in it should not wait for the intervals.
         file = Path(claims) if claims else find_claims([one.path for one in experiments])
@@ -201,11 +203,12 @@ def report(
         if listed is not None and paper is not None:
             tables = {one.experiment.name: one.rows for one in of_suite}
             judgements = judge(listed, tables, paper, counts_from(suite.uri, suite.ledger))
-            judged.append(claims_table(judgements, tables, suite.experiments))
+            name = f"claims_{suite.name}" if judged else "claims"
+            judged[name] = claims_table(judgements, tables, suite.experiments)
     if listed is not None and paper is not None:
         found = errata(listed, paper)
-        judged += [errata_table(found)] if found else []
-        show(judged, form)
+        judged |= {"errata": errata_table(found)} if found else {}
+        show([*judged.values()], form)
     elif misalignment:
         show([one.misalignment for one in reports], form)
     else:

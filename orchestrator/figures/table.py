@@ -8,6 +8,7 @@ from typing import Any, Literal
 from orchestrator.figures.texts import for_latex, for_markdown, sentence, width, wrapped
 
 Value = str | int | float | None
+MOST_DIGITS = 4
 TEXT_WIDTH = 120
 ABSENT = "—"
 NOT_APPLICABLE = "n/a"
@@ -306,8 +307,21 @@ def show(cell: Cell, column: Column) -> str:
     column = _as_precise(cell, column)
     shown = _number(cell.value, column)
     spread = "" if cell.spread is None else f" ± {cell.spread:.{column.digits}f}"
-    interval = "" if cell.interval is None else f" [{', '.join(_number(end, column) for end in cell.interval)}]"
-    return f"{shown}{spread}{interval}{cell.mark}"
+    return f"{shown}{spread}{_interval(cell, column)}{cell.mark}"
+
+
+def _interval(cell: Cell, column: Column) -> str:
+    """Write both ends; one that would round to the 0 that the interval excludes has as many digits as it takes."""
+    if cell.interval is None:
+        return ""
+    low, high = cell.interval
+    ends = []
+    for end in (low, high):
+        digits = column.digits
+        while (low > 0.0 or high < 0.0) and round(end, digits) == 0.0 and digits < MOST_DIGITS:
+            digits += 1
+        ends.append(_number(end, replace(column, digits=digits)))
+    return f" [{', '.join(ends)}]"
 
 
 def _as_precise(cell: Cell, column: Column) -> Column:

@@ -37,6 +37,7 @@ _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
+    "\u00a0": "~",
     "^": r"\textasciicircum{}",
     "[": "{[}",  # or it would be an argument of the line break before it
     "<": r"\textless{}",

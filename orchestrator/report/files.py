@@ -128,9 +128,18 @@ def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
     return html_page(title, [*tables, *extra], drawn, sections, found=found, facts=facts, cites=BIBTEX)
 
 
-def write_reports(folder: Path, reports: Sequence[Report], extra: Sequence[Table] = ()) -> None:
-    """Write each table as text, Markdown, LaTeX and JSON, and all as index.html; what stands there already is left."""
-    files = {"index.html": reports_page(reports, extra)}
+def write_reports(folder: Path, reports: Sequence[Report], extra: Mapping[str, Table] | None = None) -> None:
+    """Write each table as text, Markdown, LaTeX and JSON, and all as index.html; what stands there already is left.
+
+    Args:
+        folder: is made.
+        reports: of experiments.
+        extra: more tables, by the name of their files.
+    """
+    extra = extra or {}
+    files = {"index.html": reports_page(reports, [*extra.values()])}
+    for name, table in extra.items():
+        files |= every_format(name, table)
     for report in reports:
         files |= every_format(report.experiment.name, report.table) | _drawn(report)
         if report.compares_heads:

@@ -173,7 +173,7 @@ def _estimate_json(plan: Plan, estimate: PlanTime) -> dict[str, Any]:
     bytes_of = estimate_disk(plan)
     return {
         "gpus": estimate.gpus,
-        "gpu_hours": estimate.gpu_hours,
+        "gpu_hours": None if estimate.unknown else estimate.gpu_hours,
         "hours": estimate.hours,
         "throughputs": [
             {**kind._asdict(), "images_per_s": speed.images_per_s, "measured": speed.is_measured}

@@ -104,6 +104,9 @@ def weigh(claim: Claim, side: Side) -> Outcome:
     for part, one in telling:
         label = _told_apart(part, claim.parts) if one.verdict != "not yet run" else ""
         texts += [": ".join(text for text in (label, one.numbers) if text)] if one.numbers else []
+    foreign = sum(one.is_foreign for one in outcomes)
+    if 0 < foreign < len(outcomes) and texts:
+        texts.append(f"of {len(outcomes)} parts {foreign} cannot be asked of these data")
     not_run = list(dict.fromkeys(row for _, one in telling for row in one.not_run))
     texts += [f"not run: {'; '.join(_some(not_run))}"] if not_run else []
     return Outcome(

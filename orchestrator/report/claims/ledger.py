@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from orchestrator.report.intervals import Needed
 
 MARKS: Mapping[Verdict, str] = {
-    "supported": " ✓",
-    "contradicted": " ✗",
-    "partly": " ±",
-    "undecided": " ?",
-    "not yet run": " …",
-    "to be measured": " …",
+    "supported": "\u00a0✓",
+    "contradicted": "\u00a0✗",
+    "partly": "\u00a0±",
+    "undecided": "\u00a0?",
+    "not yet run": "\u00a0…",
+    "to be measured": "\u00a0…",
 }
 """Shown behind a verdict, so that a glance tells them apart without colour."""
 
