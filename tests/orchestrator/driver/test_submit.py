@@ -130,7 +130,7 @@ def cluster(
         fake = FakeCluster(suite, failing)
         noise = 0.05 * np.random.default_rng(0).standard_normal((3, 200))
 
-        def resampled(ledger: Any, keys: list[str], *_: Any, **options: Any) -> Any:
+        def resampled(ledger: Any, keys: list[str], *_: Any, **_options: Any) -> Any:
             return {key: noise for key in keys if key in ledger.evaluations}
 
         monkeypatch.setattr(Site, "num_images", lambda self, data: 300)
