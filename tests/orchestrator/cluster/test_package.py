@@ -84,7 +84,8 @@ def test_files_from_elsewhere_are_sent_with_all_that_they_extend(root: Path, tmp
 def test_an_experiment_reads_the_same_in_the_package(tmp_path: Path):
     mine = write(
         tmp_path / "mine" / "top.yaml",
-        f"extends: {HEADS}\nonly: [RetinaNet, RetinaNet-Conf]\ndefaults: {{train: {{schedule: {{learning_rate: 1e-5}}}}}}\n",
+        f"extends: {HEADS}\nonly: [RetinaNet, RetinaNet-Conf]\n"
+        "defaults: {train: {schedule: {learning_rate: 1e-5}}}\n",
     )
     (name,) = build_package([mine], tmp_path / "package").experiments
     here, there = load_experiment(mine), load_experiment(tmp_path / "package" / name)
