@@ -31,8 +31,6 @@ NUM_RESAMPLES = 1000
 SEED = 0
 ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "APs", "ARs", "APm", "ARm", "APl", "ARl")
 """What is known of each resample; of sizes only where that is asked for, and the matches tell."""
-RESAMPLED = tuple(name for name in ROWS if name != "num_images")
-"""The metrics that are resampled."""
 
 
 def resampled(
@@ -89,23 +87,18 @@ def resample(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = SE
     return np.ascontiguousarray(weights.T)
 
 
-def average_precision(matches: "MatchTable", weights: Floats) -> NDArray[np.float64]:
-    """Return AP, AP50 and AP75 of each resample, [3, resamples], 0 to 100; NaN where there is nothing to find.
+def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.float64]:
+    """Return AP, AP50, AP75 and AR100 of each resample, [4, resamples], 0 to 100; NaN where there is nothing to find.
 
-    It is COCO's AP of the data set in which each image stands as often as its weight says: the precision envelope at
-    101 recalls, over the categories of which there is an object. Of equal scores within one image and category, all
-    copies of the first count before those of the second.
+    They are COCO's of the data set in which each image stands as often as its weight says: the precision envelope at
+    101 recalls, and the last recall, over the categories of which there is an object. Of equal scores within one image
+    and category, all copies of the first count before those of the second.
 
     Args:
         matches: of one evaluation.
         weights: [images, resamples], whole numbers. float64 keeps every digit; float32 is twice as fast, and right to
             six digits up to 100,000 objects of a category.
     """
-    return precision_and_recall(matches, weights)[:3]
-
-
-def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.float64]:
-    """Return AP, AP50, AP75 and AR100 of each resample, [4, resamples]; see `average_precision`."""
     sums = np.zeros((NUM_THRESHOLDS, weights.shape[1]))
     recalls, num_present = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
     for category in _categories(matches):
@@ -125,7 +118,7 @@ def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.f
 
 
 def leave_one_out(matches: "MatchTable") -> NDArray[np.float64]:
-    """Return AP, AP50 and AP75 without each image in turn, and of all images, [3, images + 1]; see `average_precision`.
+    """Return AP, AP50 and AP75 without each image in turn, and of all images, [3, images + 1], 0 to 100.
 
     The same as with weights that are 0 for one image; but a category is counted again only for the images that hold
     something of it, which on 5000 images with 80 categories is a quarter of the work.

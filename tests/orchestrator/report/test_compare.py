@@ -19,7 +19,7 @@ from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.report import compare as module
 from orchestrator.report.compare import Comparison, compare, contributions
-from orchestrator.report.resamples import average_precision
+from orchestrator.report.resamples import precision_and_recall
 from orchestrator.site import Site
 from tests.detections import matches_of, random_scene, table, write
 from tests.orchestrator.ledgers import experiment
@@ -63,7 +63,7 @@ def test_contributions_are_those_of_an_evaluation_without_the_image(tmp_path: Pa
     (tmp_path / "all").mkdir()
     data, _ = write(tmp_path / "all", annotations, num_images=8)
     ours, theirs = (match(data, table(boxes)) for boxes in (found, others))
-    whole = average_precision(ours, np.ones((8, 1)))[0, 0] - average_precision(theirs, np.ones((8, 1)))[0, 0]
+    whole = precision_and_recall(ours, np.ones((8, 1)))[0, 0] - precision_and_recall(theirs, np.ones((8, 1)))[0, 0]
     got = contributions([ours], [theirs])
     for image in range(1, 9):
         root = tmp_path / str(image)
