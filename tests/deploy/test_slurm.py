@@ -158,7 +158,9 @@ def story(site):
     _until(site, job, log, lambda: f"job {job} queues again" in log.read_text(), 120)
     site.slurm.wait(job, ["PENDING"], 60)
     first = log.read_text()
-    site.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
+    # Slurm would wait two minutes. It revokes credentials by the second: a start in the second of the requeue fails.
+    time.sleep(1.1)
+    site.slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     state = site.slurm.wait(job, ["COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"], 400)
     return Story(job, mode, secret, first, log.read_text()[len(first) :], state)
 
