@@ -232,6 +232,8 @@ class TrainConfig:
     """Images of one update, over all workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the forward pass; weights and losses stay float32."""
+    deterministic: bool = False
+    """On CUDA, use algorithms alone that give the same bits at each run; slower. On the CPU all do."""
     seed: int = 0
     """Decides the first weights, the order of images and the flips."""
 

@@ -51,6 +51,26 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
         return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+class FlatGradients:
+    """The gradients of a model side by side in one tensor: their addresses stay, and they are shared in one call."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Give each parameter that learns a gradient of 0, in the parameter's own memory order."""
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        sizes = [parameter.numel() for parameter in parameters]
+        self.values = torch.zeros(sum(sizes), device=parameters[0].device)
+        for parameter, part in zip(parameters, self.values.split(sizes), strict=True):
+            parameter.grad = part.as_strided(parameter.shape, parameter.stride())
+
+    def zero(self) -> None:
+        """Set all to 0."""
+        self.values.zero_()
+
+    def share(self) -> None:
+        """Add up those of all processes, on each of them."""
+        total(self.values)
+
+
 @contextmanager
 def one_thread_each() -> Iterator[int]:
     """Let torch compute with one thread, and yield how many it has otherwise."""

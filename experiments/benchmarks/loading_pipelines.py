@@ -73,7 +73,7 @@ def _measure(batches: Iterator[list[int]], order: list[list[int]]) -> tuple[floa
 
 
 def _through_data_loader(data: CocoData, config: TrainConfig, epoch: int) -> Iterator[list[int]]:
-    for update in updates(data, config, epoch, None, 2):
+    for update in updates(data, config, [epoch], None, 2):
         yield [int(id) for part in update.micro_batches for id in part.batch.image_ids]
 
 

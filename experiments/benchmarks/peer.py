@@ -19,7 +19,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from model.config import ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch
 from model.network.retinanet import build_detector
-from model.training.loop import TrainingStep
+from model.training.step import TrainingStep
 
 NUM_CLASSES = 80
 SIZE = (608, 1024)

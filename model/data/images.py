@@ -144,7 +144,8 @@ def normalize(images: Tensor, sizes: Tensor) -> Tensor:
 @cache
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     """[3, 1, 1] each, sent to the device once: a copy to an accelerator makes the host wait."""
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    with torch.inference_mode(False):  # trainings use them as well
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
     return mean, std
 
 

@@ -68,6 +68,12 @@ def anchor_grid(
 
     torchvision's cells are image size // map size apart: less than the stride where a coarse map was rounded up.
     """
+    # Kept for a training, too, which could not save an inference tensor for its backward pass.
+    with torch.inference_mode(False):
+        return _anchor_grid(image_size, device, rule)
+
+
+def _anchor_grid(image_size: tuple[int, int], device: torch.device, rule: AnchorRule) -> AnchorGrid:
     sizes = level_sizes(image_size)
     levels = []
     for stride, (height, width) in zip(STRIDES, sizes, strict=True):

@@ -1,5 +1,6 @@
 """ResNet and feature pyramid: images to five feature maps."""
 
+from contextlib import nullcontext
 from typing import Literal, cast
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional
 from torchvision.models import resnet
 
 from model.config import ModelConfig
+from model.network.convolution import Pair, apply, convolve
 
 C5_STAGES = (2, 3, 4)
 """Stages whose output the pyramid reads: C3, C4, C5 with strides 8, 16, 32."""
@@ -23,35 +25,42 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-def normalized(convolution: nn.Conv2d, norm: nn.Module, input: Tensor) -> Tensor:
-    """norm(convolution(input)); a frozen batch norm goes into the convolution's weights, where it costs nothing.
+def normalized(
+    convolution: nn.Conv2d, norm: nn.Module, input: Tensor, *, residual: Tensor | None = None, relu: bool = True
+) -> Tensor:
+    """norm(convolution(input)) plus residual, through a ReLU; a frozen batch norm goes into the convolution's weights.
 
-    So no map is kept between the two for the backward pass, and scale and shift learn through the weights.
+    There it costs nothing, no map is kept between the two for the backward pass, and scale and shift learn through the
+    weights.
     """
     if not isinstance(norm, FrozenBatchNorm):
-        return cast(Tensor, norm(convolution(input)))
+        output = norm(convolution(input))
+        if residual is not None:
+            output = output.add_(residual)
+        return cast(Tensor, output.relu_() if relu else output)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     weight = convolution.weight * scale[:, None, None, None]
     shift = norm.bias - norm.running_mean * scale
-    return functional.conv2d(input, weight, shift, convolution.stride, convolution.padding)
+    stride, padding = cast(Pair, convolution.stride), cast(Pair, convolution.padding)
+    return convolve(input, weight, shift, stride, padding, residual=residual, relu=relu)
 
 
 class _BasicBlock(resnet.BasicBlock):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
-        feature = normalized(self.conv1, self.bn1, x).relu_()
-        return normalized(self.conv2, self.bn2, feature).add_(_shortcut(self, x)).relu_()
+        feature = normalized(self.conv1, self.bn1, x)
+        return normalized(self.conv2, self.bn2, feature, residual=_shortcut(self, x))
 
 
 class _Bottleneck(resnet.Bottleneck):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
-        feature = normalized(self.conv1, self.bn1, x).relu_()
-        feature = normalized(self.conv2, self.bn2, feature).relu_()
-        return normalized(self.conv3, self.bn3, feature).add_(_shortcut(self, x)).relu_()
+        feature = normalized(self.conv1, self.bn1, x)
+        feature = normalized(self.conv2, self.bn2, feature)
+        return normalized(self.conv3, self.bn3, feature, residual=_shortcut(self, x))
 
 
 def _shortcut(block: resnet.BasicBlock | resnet.Bottleneck, x: Tensor) -> Tensor:
-    return x if block.downsample is None else normalized(block.downsample[0], block.downsample[1], x)
+    return x if block.downsample is None else normalized(block.downsample[0], block.downsample[1], x, relu=False)
 
 
 class Backbone(nn.Module):
@@ -73,7 +82,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> C3, C4, C5."""
         body = self.body
-        feature = body.maxpool(normalized(body.conv1, body.bn1, images).relu_())
+        feature = body.maxpool(normalized(body.conv1, body.bn1, images))
         outputs = []
         for number, stage in enumerate(self._stages(), start=1):
             feature = stage(feature)
@@ -111,13 +120,15 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """C3, C4, C5 -> P3 to P7, [B, channels, h, w] each."""
-        merged = [lateral(feature) for lateral, feature in zip(self.lateral, features, strict=True)]
+        merged = [apply(cast(nn.Conv2d, one), feature) for one, feature in zip(self.lateral, features, strict=True)]
         for level in range(len(merged) - 1, 0, -1):
-            size = merged[level - 1].shape[-2:]
-            merged[level - 1] = merged[level - 1] + functional.interpolate(merged[level], size=size, mode="nearest")
-        outputs = [output(feature) for output, feature in zip(self.output, merged, strict=True)]
-        p6 = self.p6(features[-1] if self.extra_from == "c5" else outputs[-1])
-        return [*outputs, p6, self.p7(functional.relu(p6) if self.extra_relu else p6)]
+            size, device = merged[level - 1].shape[-2:], merged[level].device.type
+            # Autocast would make float32 of it on CUDA, though nothing is computed.
+            with torch.autocast(device, enabled=False) if device == "cuda" else nullcontext():
+                merged[level - 1] = merged[level - 1] + functional.interpolate(merged[level], size=size, mode="nearest")
+        outputs = [apply(cast(nn.Conv2d, one), feature) for one, feature in zip(self.output, merged, strict=True)]
+        p6 = apply(self.p6, features[-1] if self.extra_from == "c5" else outputs[-1])
+        return [*outputs, p6, apply(self.p7, functional.relu(p6) if self.extra_relu else p6)]
 
 
 def _resnet(name: str, norm: type[nn.Module]) -> resnet.ResNet:

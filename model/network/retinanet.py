@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.network.anchors import NUM_ANCHORS
 from model.network.backbone import Backbone, FeaturePyramid, group_norm
 from model.network.checkpoint import load_weights, read_card
+from model.network.convolution import apply
 
 PRIOR_PROBABILITY = 0.01
 """Class probability that the classification branch starts from (focal loss, Section 3.3)."""
@@ -115,13 +116,13 @@ class Head(nn.Module):
             features: P3 to P7.
             cells: where the box tower is wanted (assignment.positive_cells); elsewhere its outputs may then be 0.
         """
-        class_features = [self.class_tower(feature) for feature in features]
-        classes = [self.class_logits(feature) for feature in class_features]
+        class_features = [climb(self.class_tower, feature) for feature in features]
+        classes = [apply(self.class_logits, feature) for feature in class_features]
         on_boxes = [self.box_deltas]
         confidences = None
         # On the classification tower this is RetinaNet-Conf, on the box tower the IoU-aware baseline.
         if self.confidence_logits is not None and self.confidence_tower == "classification":
-            confidences = [self.confidence_logits(feature) for feature in class_features]
+            confidences = [apply(self.confidence_logits, feature) for feature in class_features]
         elif self.confidence_logits is not None:
             on_boxes.append(self.confidence_logits)
         deltas, *others = self._on_box_tower(on_boxes, features, cells)
@@ -136,8 +137,8 @@ class Head(nn.Module):
             rows = sparse_rows(layers, outputs, features, cells)
             if rows is not None:
                 return [dense_maps(values, cells, features) for values in rows]
-        box_features = [self.box_tower(feature) for feature in features]
-        return [[output(feature) for feature in box_features] for output in outputs]
+        box_features = [climb(self.box_tower, feature) for feature in features]
+        return [[apply(output, feature) for feature in box_features] for output in outputs]
 
 
 def tower(config: ModelConfig, in_channels: int) -> nn.Sequential:
@@ -150,6 +151,16 @@ def tower(config: ModelConfig, in_channels: int) -> nn.Sequential:
             layers.append(group_norm(config.channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def climb(tower: nn.Sequential, feature: Tensor) -> Tensor:
+    """tower(feature); a convolution that a ReLU follows runs together with it."""
+    if any(isinstance(layer, nn.GroupNorm) for layer in tower):
+        return cast(Tensor, tower(feature))
+    for layer in tower:
+        if isinstance(layer, nn.Conv2d):
+            feature = apply(layer, feature, relu=True)
+    return feature
 
 
 def per_anchor(level: Tensor, size: int) -> Tensor:

@@ -1,7 +1,8 @@
 """The global batches of an epoch as one process takes them: its share, in parts that fit into memory, decoded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from typing import Literal
 
 import numpy as np
@@ -39,52 +40,72 @@ class Update:
 
 
 def updates(
-    data: CocoData, config: TrainConfig, epoch: int, local_batch: int | None, num_loader_processes: int
+    data: CocoData, config: TrainConfig, epochs: Iterable[int], local_batch: int | None, num_loader_processes: int
 ) -> Iterator[Update]:
-    """The epoch's updates, with this process's share of each decoded."""
-    rank, num_processes = world()
-    batches = epoch_batches(data, config, epoch)
-    shares = [share(batch, rank, num_processes) for batch in batches]
-    parts = []
-    for batch, mine in zip(batches, shares, strict=True):
-        limit = local_batch or max(1, len(mine))
-        # Where a share is empty, a stand-in keeps the process in step with the others' collective operations.
-        pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
-        parts.append((batch_shape(data, batch, config), pieces or [batch[:1]], bool(pieces)))
-    jobs = [(shape, piece) for shape, pieces, _ in parts for piece in pieces]
+    """The updates of some epochs, one after the other, with this process's share of each decoded.
+
+    What decodes reads ahead from one epoch into the next.
+    """
+    parts, ahead = tee(part for epoch in epochs for part in _shares(data, config, epoch, local_batch))
     # Ray Data was no faster within the spread, keeps the order of images only if asked, and would tie model/ to Ray.
     loader = iter(
         DataLoader(
-            _Decoded(data, config, epoch, jobs),
+            _Decoded(data, config),
             # The jobs are batches already.
             batch_size=None,
+            sampler=(job for part in ahead for job in part.jobs),  # type: ignore[arg-type]
             num_workers=num_loader_processes,
             # torch refuses the argument where the loader has no processes.
             prefetch_factor=4 if num_loader_processes else None,
             pin_memory=torch.cuda.is_available(),
         )
     )
-    for batch, (_, pieces, counts) in zip(batches, parts, strict=True):
-        yield Update([MicroBatch(next(loader), counts) for _ in pieces], len(batch))
+    for part in parts:
+        yield Update([MicroBatch(next(loader), part.counts) for _ in part.jobs], part.num_images)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Images that are decoded together."""
+
+    epoch: int
+    shape: tuple[int, int]
+    """Padded (height, width)."""
+    indices: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a process decodes for an update."""
+
+    jobs: list[_Job]
+    counts: bool
+    num_images: int
+    """Of the global batch."""
+
+
+def _shares(data: CocoData, config: TrainConfig, epoch: int, local_batch: int | None) -> Iterator[_Share]:
+    rank, num_processes = world()
+    for batch in epoch_batches(data, config, epoch):
+        mine = share(batch, rank, num_processes)
+        limit = local_batch or max(1, len(mine))
+        # Where a share is empty, a stand-in keeps the process in step with the others' collective operations.
+        pieces = [mine[i : i + limit] for i in range(0, len(mine), limit)]
+        shape = batch_shape(data, batch, config)
+        yield _Share([_Job(epoch, shape, piece) for piece in pieces or [batch[:1]]], bool(pieces), len(batch))
 
 
 class _Decoded(Dataset[Batch]):
-    """Decoded micro-batches, in the order of training."""
+    """Decoded micro-batches by their jobs."""
 
-    def __init__(
-        self, data: CocoData, config: TrainConfig, epoch: int, jobs: list[tuple[tuple[int, int], list[int]]]
-    ) -> None:
-        self.data, self.config, self.epoch, self.jobs = data, config, epoch, jobs
+    def __init__(self, data: CocoData, config: TrainConfig) -> None:
+        self.data, self.config = data, config
 
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, place: int) -> Batch:
-        shape, indices = self.jobs[place]
+    def __getitem__(self, job: _Job) -> Batch:
         edges = self.config.data.short_edge, self.config.data.long_edge
-        mirrored = [flips(self.config, self.epoch, int(self.data.image_ids[index])) for index in indices]
-        samples = [load_sample(self.data, i, *edges, flip) for i, flip in zip(indices, mirrored, strict=True)]
-        return collate(samples, pad_to=shape)
+        mirrored = [flips(self.config, job.epoch, int(self.data.image_ids[index])) for index in job.indices]
+        samples = [load_sample(self.data, i, *edges, flip) for i, flip in zip(job.indices, mirrored, strict=True)]
+        return collate(samples, pad_to=job.shape)
 
 
 def epoch_batches(data: CocoData, config: TrainConfig, epoch: int) -> list[list[int]]:

@@ -3,30 +3,26 @@
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import InferenceConfig, ScheduleConfig, TrainConfig
 from model.data.coco import read_for_scoring, read_for_training
-from model.data.images import STRIDE, Batch, normalize
 from model.data.split import CocoData
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.names import ETA_S, IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
-from model.network.anchors import anchor_grid
-from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.checkpoint import load_resume, load_weights, save_checkpoint
 from model.network.pretrained import load_first_weights
 from model.network.retinanet import RetinaNetConf, build_detector
-from model.parallel import total, world, wrap
-from model.training.batches import MicroBatch, epoch_batches, updates
-from model.training.losses import detector_losses
+from model.parallel import total, world
+from model.training.batches import epoch_batches, updates
+from model.training.step import TrainingStep, prepared
 
 LOG_EVERY = 10
 """Updates from one report of the losses to the next; the first of all is reported as well."""
@@ -67,6 +63,7 @@ def train(
     num_loader_processes: int = 0,
     resume: Path | None = None,
     device: torch.device = torch.device("cpu"),
+    use_graphs: bool = True,
 ) -> None:
     """Train to the last epoch; weights and metrics do not depend on the number of processes.
 
@@ -80,6 +77,7 @@ def train(
         num_loader_processes: processes that decode images; 0 decodes in this one.
         resume: a checkpoint of the same training to go on from.
         device: of the weights.
+        use_graphs: as in TrainingStep.
 
     Raises:
         DataError: the data set cannot be trained on.
@@ -95,21 +93,22 @@ def train(
     if resume is not None:
         state = load_resume(resume, config, (data.category_ids, data.category_names), data.fingerprint)
         detector.load_state_dict(load_weights(resume))
-    trainer = TrainingStep(config, detector.to(device))
+    trainer = TrainingStep(config, detector.to(device), use_graphs=use_graphs)
     first_epoch, step = 0, 0
     if state is not None:
-        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.load_optimizer(state["optimizer"])
         first_epoch, step = state["epoch"], state["step"]
     steps_per_epoch = len(epoch_batches(data, config, 0))
     num_steps = steps_per_epoch * config.schedule.epochs
-    for epoch in range(first_epoch, config.schedule.epochs):
+    epochs = range(first_epoch, config.schedule.epochs)
+    todo = prepared(trainer, updates(data, config, epochs, local_batch, num_loader_processes))
+    for epoch in epochs:
         clock, losses = time.perf_counter(), []
         seen = 0
-        todo = updates(data, config, epoch, local_batch, num_loader_processes)
-        for place, update in enumerate(todo, start=1):
+        for place, (update, parts) in enumerate(islice(todo, steps_per_epoch), start=1):
             rate = learning_rate(config.schedule, epoch, step)
             # Kept as tensors: for a number, the host would have to wait for the device.
-            losses.append(trainer.update(update.micro_batches, rate))
+            losses.append(trainer.step(parts, rate))
             step += 1
             seen += update.num_images
             if step == 1 or place % LOG_EVERY == 0 or place == steps_per_epoch:
@@ -178,83 +177,6 @@ def _validate(
         detector, validation, [setting], config.data, counting=False, num_loader_processes=num_loader_processes
     )
     return {f"{VAL}{name}": value for name, value in scores.metrics.items() if value is not None}, scores.detections
-
-
-class TrainingStep:
-    """A detector and its optimizer, with the one call that changes them."""
-
-    def __init__(self, config: TrainConfig, detector: RetinaNetConf) -> None:
-        """Take a detector on its device; in a process group its gradients are shared from now on."""
-        self.config = config
-        self.device = next(detector.parameters()).device
-        # On the CPU, gradients of weights come in rows, and mixing both orders costs more than it saves.
-        self.detector = detector.to(memory_format=torch.channels_last) if self.device.type == "cuda" else detector
-        self.optimizer = _optimizer(detector, config.schedule)
-        self.model = wrap(detector)
-        self.num_processes = world()[1]
-
-    def update(self, micro_batches: Sequence[MicroBatch], rate: float) -> Tensor:
-        """One step on a global batch, of which this process has these parts; gives its share of the losses, [3]."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        parts = [self._assign(micro_batch) for micro_batch in micro_batches]
-        # Before any backward pass: every part is divided by the positives of the whole global batch.
-        normalizer = total(sum((part.normalizer for part in parts), torch.zeros((), device=self.device)))
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.zeros(3, device=self.device)
-        for place, part in enumerate(parts, start=1):
-            # Gradients are averaged with the last part alone, else each part would send all of them.
-            synchronise = place == len(parts) or not hasattr(self.model, "no_sync")
-            with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
-                losses += self._accumulate(part, normalizer)
-        if self.config.schedule.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.detector.parameters(), self.config.schedule.gradient_clip)
-        self.optimizer.step()
-        return losses
-
-    def _assign(self, micro_batch: MicroBatch) -> "_Assigned":
-        model, batch = self.config.model, micro_batch.batch.to(self.device)
-        grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
-        truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-        assigned = assign(
-            grid,
-            (batch.sizes + STRIDE - 1) // STRIDE * STRIDE,
-            truth,
-            positive_iou=model.positive_iou,
-            negative_iou=model.negative_iou,
-        )
-        return _Assigned(batch, truth, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
-
-    def _accumulate(self, part: "_Assigned", normalizer: Tensor) -> Tensor:
-        images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
-        grid = anchor_grid(part.batch.shape, self.device, self.config.model.anchor_rule)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            predictions = self.model(images, positive_cells(part.assigned, grid))
-        losses = detector_losses(predictions, grid, part.assigned, part.truth, normalizer, self.config.model)
-        # The processes' gradients are averaged; their sum is the update.
-        (losses.total * (self.num_processes * part.counts)).backward()  # type: ignore[no-untyped-call]
-        parts = (losses.classification, losses.box, losses.confidence)
-        return torch.stack([loss.detach().sum() for loss in parts]) * part.counts
-
-
-@dataclass(frozen=True, slots=True)
-class _Assigned:
-    """A micro-batch on the device, with what its anchors learn."""
-
-    batch: Batch
-    truth: GroundTruth
-    assigned: Tensor
-    normalizer: Tensor
-    """[] this part of the losses' divisor."""
-    counts: bool
-
-
-def _optimizer(detector: nn.Module, config: ScheduleConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=(config.momentum, 0.999), weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay)
 
 
 def learning_rate(config: ScheduleConfig, epoch: int, iteration: int) -> float:

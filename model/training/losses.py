@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.config import ConfidenceConfig, ModelConfig
+from model.network import kernels
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, aligned_iou, decode, encode
 from model.network.assignment import NEGATIVE, GroundTruth, positives
 from model.network.retinanet import Predictions, flat, per_anchor
@@ -96,7 +97,14 @@ def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Ten
 
 def _rows(table: Tensor, assigned: Tensor) -> Tensor:
     """table[assigned], with a row of zeros for every anchor that learns no box."""
-    return torch.cat([table, table.new_zeros(1, *table.shape[1:])])[assigned.clamp(min=-1)]
+    table = torch.cat([table, table.new_zeros(1, *table.shape[1:])])
+    if not table.is_cuda:
+        return table[assigned.clamp(min=-1)]
+    # Number by number: where a million anchors want the same row, CUDA's way to copy rows takes ten times as long.
+    row = torch.where(assigned >= 0, assigned, len(table) - 1)
+    if table.ndim == 1:
+        return table.take(row)
+    return table.take(row[..., None] * table.shape[1] + torch.arange(table.shape[1], device=table.device))
 
 
 def _level_sums(per_anchor: Tensor, grid: AnchorGrid) -> Tensor:
@@ -137,15 +145,31 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
     Returns:
         [] at least float32. Its gradient is computed along with it, so `backward` may run once.
     """
-    loss: Tensor = _FocalLoss.apply(logits, labels, alpha, gamma)
+    function = _CudaFocalLoss if logits.is_cuda else _FocalLoss
+    loss: Tensor = function.apply(logits, labels, alpha, gamma)
     return loss
+
+
+class _CudaFocalLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+        logits = logits.contiguous()
+        ctx.save_for_backward(logits, labels)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        loss: Tensor = kernels.focal(logits, labels, alpha, gamma)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        # Computed once more instead of kept: reading the logits takes less time than a product with grads[0].
+        return kernels.focal_backward(*ctx.saved_tensors, grads[0], ctx.alpha, ctx.gamma), None, None, None
 
 
 class _FocalLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
         gradient = torch.empty_like(logits)
-        rows = len(logits) if logits.is_cuda else max(1, BLOCK // max(1, logits.shape[1]))
+        rows = max(1, BLOCK // max(1, logits.shape[1]))
         blocks = zip(*(torch.split(tensor, rows) for tensor in (logits, labels, gradient)), strict=True)
         values = [_block(*block, alpha=alpha, gamma=gamma) for block in blocks]
         ctx.gradient = gradient

@@ -17,8 +17,8 @@ from model.network.assignment import GroundTruth, assign, loss_normalizer
 from model.network.retinanet import build_detector
 from model.training import losses
 from model.training.batches import MicroBatch
-from model.training.loop import TrainingStep
 from model.training.losses import detector_losses
+from model.training.step import TrainingStep
 
 TINY = ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=1)
 
@@ -38,7 +38,7 @@ def batch(device: str = "cpu") -> Batch:
 @pytest.fixture
 def _uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tensors of an imagined device out of the caches that other tests use."""
-    monkeypatch.setattr("model.training.loop.anchor_grid", anchor_grid.__wrapped__)
+    monkeypatch.setattr("model.training.step.anchor_grid", anchor_grid.__wrapped__)
     monkeypatch.setattr("model.data.images._mean_and_std", _mean_and_std.__wrapped__)
 
 

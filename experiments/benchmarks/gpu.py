@@ -1,0 +1,385 @@
+"""The detector on a GPU: right, then fast, beside torchvision's RetinaNet; a JSON line for each result.
+
+Needs PyTorch and this tree, neither Ray nor MLflow: `PYTHONPATH=. python experiments/benchmarks/gpu.py` runs all parts
+in the order in which they are worth running. Without a GPU it runs small, to see that it runs. A step is timed
+with one wait at its end, "host" is until the step is queued; images are 608 x 1024, the precision is bfloat16.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import peer
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.network.retinanet import build_detector
+from model.training.batches import MicroBatch
+from model.training.loop import Progress, train
+from model.training.step import TrainingStep
+
+HEADS = {
+    "RetinaNet": None,
+    "RetinaNet-Conf": ConfidenceConfig(),
+    "IoU-aware": ConfidenceConfig(tower="box"),
+    "CE^w": ConfidenceConfig(negative_weight=0.1),
+    "GFocal": ConfidenceConfig(loss="gfocal"),
+}
+RATE = 1e-5
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+STEPS = 20 if CUDA else 1
+BATCH = 16 if CUDA else 1
+SHAPES = ((608, 608), (608, 800), (608, 832), (608, 928), (608, 1024), (800, 608), (1024, 608))
+"""Padded shapes of most of COCO's batches at 600 x 1000."""
+
+
+@click.command(help=__doc__)
+@click.argument("parts", nargs=-1)
+@click.option("--output", type=click.Path(path_type=Path), help="A file to add the lines to.")
+def main(parts: tuple[str, ...], output: Path | None) -> None:
+    """Run the parts, all of them if none is named; one that fails does not keep the others from running."""
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise click.UsageError(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if not CUDA:
+        peer.SIZE = (96, 128)
+    failed = []
+    for part in parts or PARTS:
+        start = time.perf_counter()
+
+        def say(part: str = part, **result: Any) -> None:
+            line = json.dumps({"part": part, **result})
+            click.echo(line)
+            if output is not None:
+                with output.open("a") as stream:
+                    stream.write(line + "\n")
+
+        try:
+            PARTS[part](say)
+        except Exception:
+            failed.append(part)
+            say(failed=traceback.format_exc()[-3000:])
+        if CUDA:
+            torch.cuda.empty_cache()
+        click.echo(f"-- {part}: {time.perf_counter() - start:.0f} s")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+Say = Callable[..., None]
+
+
+def environment(say: Say) -> None:
+    """What this is, and what it can do at most."""
+    import numba
+    import torchvision
+
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__}
+    say(**versions, numba=numba.__version__, cores=os.cpu_count())
+    if CUDA:
+        source = torch.randn(2**29, device=DEVICE)
+        target = torch.empty_like(source)
+        factor = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+        copying, _ = _pace(lambda: target.copy_(source), 10)
+        product, _ = _pace(lambda: factor @ factor, 10)
+        say(
+            device=torch.cuda.get_device_name(),
+            cudnn=torch.backends.cudnn.version(),
+            copied_tb_per_s=2 * source.nbytes / copying / 1e12,
+            bfloat16_tflop_per_s=2 * 8192**3 / product / 1e12,
+        )
+
+
+def correct(say: Say) -> None:
+    """Losses and gradients against the CPU's, and whether a step ever makes the host wait."""
+    given = peer.scene(2, torch.device("cpu")).batch
+    for name, confidence in list(HEADS.items())[: None if CUDA else 2]:
+        reference = _trainer(confidence, "float32", torch.device("cpu"))
+        expected = reference.update([MicroBatch(given, True)], RATE)
+        for precision in ("float32", "bfloat16") if CUDA else ("float32",):
+            for use_graphs in (False, True) if CUDA else (False,):
+                mine = _trainer(confidence, precision, DEVICE, use_graphs=use_graphs)
+                with torch.backends.cudnn.flags(allow_tf32=False):
+                    # A graph is recorded at the second update, and replayed from then on; at a rate of 0 all are equal.
+                    found = [mine.update([MicroBatch(given, True)], 0.0) for _ in range(3 if use_graphs else 1)]
+                say(
+                    head=name,
+                    precision=precision,
+                    graphs=use_graphs,
+                    losses=found[-1].tolist(),
+                    expected=expected.tolist(),
+                    largest_error_of_a_gradient=_largest_error(mine, reference),
+                    waits=_waits(mine, given),
+                )
+
+
+def _largest_error(mine: TrainingStep, reference: TrainingStep) -> dict[str, Any]:
+    """Of the gradients of weights, as a part of their norm; biases and scales of frozen norms are near 0 by chance."""
+    errors = {
+        name: ((parameter.grad.cpu() - other.grad).norm() / other.grad.norm()).item()
+        for (name, parameter), other in zip(
+            mine.detector.named_parameters(), reference.detector.parameters(), strict=True
+        )
+        if other.grad is not None and parameter.grad is not None and other.ndim == 4
+    }
+    name = max(errors, key=lambda name: errors[name])
+    return {"weight": name, "error": errors[name], "median": statistics.median(errors.values())}
+
+
+def _waits(mine: TrainingStep, given: Any) -> str:
+    """Where the host waits for the device in a step, if it does."""
+    if not CUDA:
+        return ""
+    batch = given.pin_memory()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        mine.update([MicroBatch(batch, True)], RATE)
+    except RuntimeError as error:
+        return "".join(traceback.format_exception(error)[-4:])[-900:]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return ""
+
+
+def repeat(say: Say) -> None:
+    """Whether ten updates give the same bits again, with and without `deterministic`."""
+    given = peer.scene(BATCH // 2 or 1, DEVICE).batch
+    for deterministic in (False, True):
+        for use_graphs in (False, True):
+            sums = []
+            for _ in range(2):
+                mine = _trainer(ConfidenceConfig(), "bfloat16", use_graphs=use_graphs, deterministic=deterministic)
+                for _ in range(10 if CUDA else 2):
+                    mine.update([MicroBatch(given, True)], 1e-3)
+                sums.append(torch.stack([p.double().sum() for p in mine.detector.parameters()]).tolist())
+            pace, _ = _pace(_update(mine, given), STEPS // 2 or 1)
+            say(
+                deterministic=deterministic,
+                graphs=use_graphs,
+                same_bits=sums[0] == sums[1],
+                images_per_s=len(given.sizes) / pace,
+            )
+
+
+def step(say: Say) -> None:
+    """A training step, by batch, precision and head."""
+    cases: list[tuple[str, str, int, bool]] = [
+        ("RetinaNet", "bfloat16", BATCH, True),
+        ("RetinaNet-Conf", "bfloat16", BATCH, True),
+        ("RetinaNet-Conf", "bfloat16", BATCH, False),
+        ("RetinaNet-Conf", "bfloat16", 2, True),
+        ("RetinaNet-Conf", "bfloat16", 2, False),
+        ("RetinaNet-Conf", "bfloat16", 32, True),
+        ("RetinaNet-Conf", "float32", BATCH, True),
+    ]
+    for head, precision, batch, use_graphs in cases if CUDA else cases[:1]:
+        mine, given = _trainer(HEADS[head], precision, use_graphs=use_graphs), peer.scene(batch, DEVICE).batch
+        _reset_peak()
+        pace, host = _pace(_update(mine, given), STEPS)
+        say(head=head, precision=precision, graphs=use_graphs, batch=batch, **_speed(batch, pace, host))
+        del mine
+
+
+def shapes(say: Say) -> None:
+    """Steps over batches of many shapes in turn, each recorded once."""
+    mine = _trainer(ConfidenceConfig(), "bfloat16")
+    size, batches = peer.SIZE, []
+    for shape in SHAPES if CUDA else SHAPES[:1]:
+        peer.SIZE = shape if CUDA else size
+        batches.append(peer.scene(BATCH, DEVICE).batch)
+    peer.SIZE = size
+
+    def one_of_each() -> None:
+        for batch in batches:
+            mine.update([MicroBatch(batch, True)], RATE)
+
+    start = time.perf_counter()
+    for _ in range(2):
+        one_of_each()
+    _wait()
+    first = time.perf_counter() - start
+    pace, host = _pace(one_of_each, STEPS // 4 or 1)
+    say(shapes=len(batches), first_two_rounds_s=first, **_speed(BATCH * len(batches), pace, host))
+
+
+def theirs(say: Say) -> None:
+    """torchvision's step, as it comes, in channels_last, and compiled."""
+    given = peer.scene(BATCH, DEVICE)
+    for channels_last, compiled in ((False, False), (True, False), (True, True)) if CUDA else ((False, False),):
+        detector = peer.their_detector(DEVICE).train()
+        if channels_last:
+            detector = detector.to(memory_format=torch.channels_last)
+        if compiled:
+            detector.backbone = torch.compile(detector.backbone)
+            detector.head = torch.compile(detector.head)
+        learning = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(learning, lr=RATE, momentum=0.9, weight_decay=1e-4, fused=CUDA or None)
+
+        def one(detector: Any = detector, optimizer: Any = optimizer) -> None:
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                losses = detector(given.images, given.targets)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+
+        _reset_peak()
+        pace, host = _pace(one, STEPS // 3 or 1)
+        say(channels_last=channels_last, compiled=compiled, batch=BATCH, **_speed(BATCH, pace, host))
+
+
+def whole(say: Say) -> None:
+    """An epoch from JPEG files of COCO's size on disk, by the loop that trains."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        _draw(root, "train", 2400 if CUDA else 2)
+        _draw(root, "val", 1)
+        for processes in (6, 10, 14) if CUDA else (0,):
+            _whole_epoch(say, root, processes)
+
+
+def _whole_epoch(say: Say, root: Path, processes: int) -> None:
+    config = TrainConfig(
+        data=DataConfig(train_split="train", val_split="val", short_edge=peer.SIZE[0], long_edge=peer.SIZE[1]),
+        schedule=ScheduleConfig(epochs=2, lr_drop_epochs=(), learning_rate=RATE, validate_every=2),
+        precision="bfloat16",
+        global_batch=BATCH,
+    )
+    seen: list[tuple[float, int]] = []
+
+    def report(progress: Progress) -> None:
+        seen.append((time.perf_counter(), progress.step))
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, data_root=root, folder=Path(folder), report=report, num_loader_processes=processes, device=DEVICE)
+    # From the second report, when all is warm, to the last update of the first epoch.
+    steps_per_epoch = seen[-1][1] // 2
+    timed = [one for one in seen if one[1] <= steps_per_epoch]
+    (begin, first), (end, last) = timed[len(timed) // 4], timed[-1]
+    pace = BATCH * (last - first) / (end - begin) if end > begin else None
+    say(loader_processes=processes, images=BATCH * (last - first), images_per_s=pace)
+
+
+def _draw(root: Path, split: str, count: int) -> None:
+    """Smooth noise of 640 x 384, 120 kB a file as in COCO, with seven boxes each."""
+    folder = root / split
+    folder.mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 255, (96, 160, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((640, 384), Image.Resampling.BICUBIC)
+    images, boxes = [], []
+    for number in range(1, count + 1):
+        picture.save(folder / f"{number}.jpg", quality=90)
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": 640, "height": 384})
+        for _ in range(7):
+            width, height = (16 * 12 ** generator.random(2)).tolist()
+            corner = [generator.random() * (640 - width), generator.random() * (384 - height)]
+            box = [*corner, width, height]
+            boxes.append({"id": len(boxes) + 1, "image_id": number, "category_id": 1 + len(boxes) % 80, "bbox": box})
+    for box in boxes:
+        box |= {"area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0}
+    categories = [{"id": number, "name": f"class {number}"} for number in range(1, 81)]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def profile(say: Say) -> None:
+    """Where a step's time goes on the device: the ten operations that take longest."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    mine, given = _trainer(ConfidenceConfig(), "bfloat16", use_graphs=False), peer.scene(BATCH, DEVICE).batch
+    for _ in range(3):
+        mine.update([MicroBatch(given, True)], RATE)
+    _wait()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
+    with profiler(activities=activities) as profiled:
+        mine.update([MicroBatch(given, True)], RATE)
+        _wait()
+    kind = "self_device_time_total" if CUDA else "self_cpu_time_total"
+    events = sorted(profiled.key_averages(), key=lambda event: -float(getattr(event, kind)))
+    kernels = [event for event in events if not CUDA or event.device_type == torch.autograd.DeviceType.CUDA]
+    say(total_ms=sum(float(getattr(event, kind)) for event in kernels) / 1e3)
+    for event in kernels[:30]:
+        say(kernel=event.key[:110], calls=event.count, ms=float(getattr(event, kind)) / 1e3)
+
+
+def _trainer(
+    confidence: ConfidenceConfig | None,
+    precision: str,
+    device: torch.device = DEVICE,
+    *,
+    use_graphs: bool = True,
+    deterministic: bool = False,
+) -> TrainingStep:
+    config = TrainConfig(
+        model=ModelConfig(confidence=confidence),
+        schedule=ScheduleConfig(learning_rate=RATE),
+        precision=precision,  # type: ignore[arg-type]
+        deterministic=deterministic,
+    )
+    detector = build_detector(config.model, peer.NUM_CLASSES, seed=0).to(device)
+    return TrainingStep(config, detector, use_graphs=use_graphs)
+
+
+def _update(trainer: TrainingStep, batch: Any) -> Callable[[], Tensor]:
+    return lambda: trainer.update([MicroBatch(batch, True)], RATE)
+
+
+def _pace(call: Callable[[], object], times: int) -> tuple[float, float]:
+    """Seconds of a call, and until the host has queued it; medians of three blocks, each with one wait at its end."""
+    for _ in range(3 if CUDA else 1):
+        call()
+    _wait()
+    whole, host = [], []
+    for _ in range(3 if CUDA else 1):
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        host.append((time.perf_counter() - start) / times)
+        _wait()
+        whole.append((time.perf_counter() - start) / times)
+    return statistics.median(whole), statistics.median(host)
+
+
+def _speed(images: int, pace: float, host: float) -> dict[str, float]:
+    peak = {"peak_mib": torch.cuda.max_memory_allocated() / 2**20} if CUDA else {}
+    return {"images_per_s": images / pace, "ms": 1e3 * pace, "host_ms": 1e3 * host, "host_part": host / pace, **peak}
+
+
+def _wait() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> None:
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+
+
+PARTS: dict[str, Callable[[Say], None]] = {
+    "environment": environment,
+    "correct": correct,
+    "repeat": repeat,
+    "step": step,
+    "shapes": shapes,
+    "profile": profile,
+    "whole": whole,
+    "theirs": theirs,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A convolution with what follows it: bias, residual, ReLU."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.network import kernels
+
+Pair = tuple[int, int]
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """[B, O, h, w] convolution of `input` [B, C, H, W], plus bias and residual, through a ReLU if asked."""
+    if input.is_cuda:
+        if torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+            input, weight, bias = input.to(dtype), weight.to(dtype), bias.to(dtype)
+            residual = None if residual is None else residual.to(dtype)
+        output: Tensor = _Convolution.apply(input, weight, bias, residual, stride, padding, relu)
+        return output
+    output = functional.conv2d(input, weight, bias, stride, padding)
+    if residual is not None:
+        output = output.add_(residual)
+    return output.relu_() if relu else output
+
+
+def apply(layer: nn.Conv2d, input: Tensor, *, relu: bool = False) -> Tensor:
+    """`convolve` with the weights of a layer that has a bias."""
+    assert layer.bias is not None
+    return convolve(input, layer.weight, layer.bias, layer.stride, layer.padding, relu=relu)  # type: ignore[arg-type]
+
+
+def _forward(
+    input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: Pair, padding: Pair, relu: bool
+) -> Tensor:
+    if relu:  # cuDNN does all of it at once
+        rest = (bias, stride, padding, (1, 1), 1)
+        if residual is None:
+            return cast(Tensor, torch.cudnn_convolution_relu(input, weight, *rest))  # type: ignore[attr-defined]
+        return cast(Tensor, torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, *rest))  # type: ignore[attr-defined]
+    output = functional.conv2d(input, weight, None, stride, padding)
+    output = output.contiguous(memory_format=torch.channels_last)
+    kernels.finish(output, bias, residual)
+    return output
+
+
+class _Convolution(torch.autograd.Function):
+    """On CUDA, where a bias by itself costs a third of its convolution, and its gradient as much again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        relu: bool,
+    ) -> Tensor:
+        output = _forward(input, weight, bias, residual, stride, padding, relu)
+        ctx.save_for_backward(input, weight, output if relu else None)
+        ctx.stride, ctx.padding, ctx.has_residual, ctx.dtype = stride, padding, residual is not None, bias.dtype
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, output = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        masked, of_bias = kernels.finish_backward(gradient, output)
+        gradient = gradient if output is None else masked
+        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient,
+            input,
+            weight,
+            None,
+            ctx.stride,
+            ctx.padding,
+            (1, 1),
+            False,
+            (0, 0),
+            1,
+            (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False),
+        )
+        of_residual = gradient if ctx.has_residual and ctx.needs_input_grad[3] else None
+        return of_input, of_weight, of_bias.to(ctx.dtype), of_residual, None, None, None

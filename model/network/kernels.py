@@ -1,0 +1,194 @@
+"""What CUDA computes in one pass over a map: bias and residual, their gradients and ReLU's, the focal loss (Triton).
+
+Of a RetinaNet's step, PyTorch's own operations spend as long on reading and writing these maps as on half of the
+convolutions. Each operation is known to torch by name, so that fake tensors and graphs go through it.
+"""
+
+from functools import cache
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+PROGRAMS = 528
+"""About so many programs share a map: four for each multiprocessor of an H100."""
+COLUMNS = 128
+"""Most channels that a program reads side by side."""
+ROWS = 32
+"""Cells that a program takes at once."""
+BLOCK = 4096
+"""Logits that a program takes at once."""
+
+
+@torch.library.custom_op("rnc::finish", mutates_args=("maps",))
+def finish(maps: Tensor, bias: Tensor, residual: Tensor | None) -> None:
+    """Add a bias, and a residual if there is one, in place.
+
+    Args:
+        maps: [B, C, h, w] in channels_last order, on CUDA.
+        bias: [C].
+        residual: like `maps`.
+    """
+    rows, columns, per_program, grid = _tiles(maps)
+    _compiled().finish[grid](
+        maps, bias, maps if residual is None else residual, rows, maps.shape[1], per_program,
+        HAS_RESIDUAL=residual is not None, ROWS=ROWS, COLUMNS=columns,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("rnc::finish_backward", mutates_args=())
+def finish_backward(gradient: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The gradients of `finish`, and of a ReLU after it.
+
+    Args:
+        gradient: of what came out, [B, C, h, w] in channels_last order, on CUDA.
+        maps: what a ReLU after it gave; None without one.
+
+    Returns:
+        That of its input and residual (nothing, if `maps` is None: it is `gradient` itself), and of the bias, float32.
+    """
+    rows, columns, per_program, grid = _tiles(gradient)
+    masked = gradient.new_empty(0) if maps is None else torch.empty_like(gradient)
+    # Sums of programs are added up in order, as atomic additions would differ from run to run.
+    partial = torch.empty(grid[0], gradient.shape[1], device=gradient.device)
+    _compiled().finish_backward[grid](
+        gradient, gradient if maps is None else maps, masked, partial, rows, gradient.shape[1], per_program,
+        RELU=maps is not None, ROWS=ROWS, COLUMNS=columns,
+    )  # fmt: skip
+    return masked, partial.sum(dim=0)
+
+
+@finish_backward.register_fake
+def _(gradient: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
+    masked = gradient.new_empty(0) if maps is None else torch.empty_like(gradient)
+    return masked, gradient.new_empty(gradient.shape[1], dtype=torch.float32)
+
+
+@torch.library.custom_op("rnc::focal", mutates_args=())
+def focal(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """The focal loss, summed; see training.losses.focal_loss for its arguments, which are on CUDA."""
+    partial, per_program = _shares(logits)
+    _compiled().focal[(len(partial),)](
+        logits, labels, partial, logits, partial, logits.numel(), per_program, alpha, gamma,
+        CLASSES=logits.shape[1], BACKWARD=False, BLOCK=BLOCK,
+    )  # fmt: skip
+    return partial.sum()
+
+
+@focal.register_fake
+def _(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    return logits.new_empty((), dtype=torch.float32)
+
+
+@torch.library.custom_op("rnc::focal_backward", mutates_args=())
+def focal_backward(logits: Tensor, labels: Tensor, scale: Tensor, alpha: float, gamma: float) -> Tensor:
+    """[R, K] the gradient of `focal` times `scale` []."""
+    gradient = torch.empty_like(logits)
+    partial, per_program = _shares(logits)
+    _compiled().focal[(len(partial),)](
+        logits, labels, partial, gradient, scale, logits.numel(), per_program, alpha, gamma,
+        CLASSES=logits.shape[1], BACKWARD=True, BLOCK=BLOCK,
+    )  # fmt: skip
+    return gradient
+
+
+@focal_backward.register_fake
+def _(logits: Tensor, labels: Tensor, scale: Tensor, alpha: float, gamma: float) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _tiles(maps: Tensor) -> tuple[int, int, int, tuple[int, int]]:
+    """(cells, channels of a program, cells of a program, programs) of a map in channels_last order."""
+    rows, channels = maps.numel() // maps.shape[1], maps.shape[1]
+    columns = min(COLUMNS, max(16, 1 << (channels - 1).bit_length()))
+    across = -(-channels // columns)
+    down = max(1, min(PROGRAMS // across, -(-rows // ROWS)))
+    per_program = ROWS * -(-rows // (ROWS * down))
+    return rows, columns, per_program, (-(-rows // per_program), across)
+
+
+def _shares(logits: Tensor) -> tuple[Tensor, int]:
+    """(an empty sum for each program, logits of a program)."""
+    blocks = -(-logits.numel() // BLOCK)
+    per_program = BLOCK * -(-blocks // (4 * PROGRAMS))
+    return torch.empty(-(-logits.numel() // per_program), device=logits.device), per_program
+
+
+@cache
+def _compiled() -> SimpleNamespace:
+    """The kernels; made at their first use, as Triton comes with torch for CUDA alone."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def finish(
+        maps, bias, residual, rows, channels, per_program,
+        HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ):  # fmt: skip
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        shift = tl.load(bias + column, mask=column < channels, other=0.0).to(tl.float32)
+        first = tl.program_id(0).to(tl.int64) * per_program
+        for start in range(0, per_program, ROWS):
+            row = first + start + tl.arange(0, ROWS)
+            inside = (row < rows)[:, None] & (column < channels)[None, :]
+            place = row[:, None] * channels + column[None, :]
+            value = tl.load(maps + place, mask=inside).to(tl.float32) + shift[None, :]
+            if HAS_RESIDUAL:
+                value += tl.load(residual + place, mask=inside).to(tl.float32)
+            tl.store(maps + place, value.to(maps.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def finish_backward(
+        gradient, maps, masked, partial, rows, channels, per_program,
+        RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ):  # fmt: skip
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        first = tl.program_id(0).to(tl.int64) * per_program
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(0, per_program, ROWS):
+            row = first + start + tl.arange(0, ROWS)
+            inside = (row < rows)[:, None] & (column < channels)[None, :]
+            place = row[:, None] * channels + column[None, :]
+            value = tl.load(gradient + place, mask=inside, other=0.0)
+            if RELU:
+                value = tl.where(tl.load(maps + place, mask=inside, other=0.0) > 0.0, value, 0.0)
+                tl.store(masked + place, value, mask=inside)
+            total += value.to(tl.float32)
+        tl.store(partial + tl.program_id(0) * channels + column, tl.sum(total, axis=0), mask=column < channels)
+
+    @triton.jit
+    def focal(
+        logits, labels, partial, gradient, scale, count, per_program, alpha, gamma,
+        CLASSES: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        first = tl.program_id(0).to(tl.int64) * per_program
+        # Places within the program's part fit 32 bits, in which a division takes a tenth of the time.
+        row, column = first // CLASSES, (first % CLASSES).to(tl.int32)
+        logits, gradient, labels = logits + first, gradient + first, labels + row
+        count = count - first
+        total = tl.zeros([BLOCK], tl.float32)
+        factor = tl.load(scale) if BACKWARD else 1.0
+        for start in range(0, per_program, BLOCK):
+            place = start + tl.arange(0, BLOCK)
+            inside = place < count
+            label = tl.load(labels + (place + column) // CLASSES, mask=inside, other=-2)
+            own = label == (place + column) % CLASSES
+            logit = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
+            # The loss of an anchor's own class is that of the background with the sign of its logit turned.
+            sign = tl.where(own, -1.0, 1.0)
+            weight = tl.where(own, alpha, tl.where(label >= -1, 1.0 - alpha, 0.0))  # -1 is assignment.NEGATIVE
+            x = sign * logit
+            small = tl.exp(-tl.abs(x))
+            softplus = tl.maximum(x, 0.0) + tl.log(1.0 + small)
+            power = tl.exp(gamma * (x - softplus))  # p^gamma: ln p is x - softplus(x)
+            if BACKWARD:
+                p = tl.where(x >= 0.0, 1.0, small) / (1.0 + small)
+                q = tl.where(x >= 0.0, small, 1.0) / (1.0 + small)
+                slope = sign * weight * factor * power * (gamma * q * softplus + p)
+                tl.store(gradient + place, slope.to(gradient.dtype.element_ty), mask=inside)
+            else:
+                total += tl.where(inside, weight * power * softplus, 0.0)
+        if not BACKWARD:
+            tl.store(partial + tl.program_id(0), tl.sum(total, axis=0))
+
+    return SimpleNamespace(finish=finish, finish_backward=finish_backward, focal=focal)

@@ -1,0 +1,237 @@
+"""One update of a detector: matching, forward pass, losses, backward pass, optimizer; on CUDA replayed as a graph."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig, ScheduleConfig, TrainConfig
+from model.data.images import STRIDE, Batch, normalize
+from model.network.anchors import anchor_grid
+from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
+from model.network.retinanet import RetinaNetConf
+from model.parallel import FlatGradients, total, world, wrap
+from model.training.batches import MicroBatch, Update
+from model.training.losses import detector_losses
+
+Accumulate = Callable[["Prepared", Tensor], Tensor]
+"""Adds the gradients of a prepared micro-batch, whose losses are divided by a number [], and gives the losses, [3]."""
+BOXES = 64
+"""A graph has room for the next power of two of boxes, and at least for so many."""
+MOST_GRAPHS = 16
+"""Shapes that are replayed as graphs; COCO has about ten at 600 x 1000. What is beyond runs operation by operation."""
+
+
+class TrainingStep:
+    """A detector and its optimizer, with the one call that changes them."""
+
+    def __init__(self, config: TrainConfig, detector: RetinaNetConf, *, use_graphs: bool = True) -> None:
+        """Take a detector on its device; in a process group its gradients are shared from now on.
+
+        Args:
+            config: of the training.
+            detector: on its device.
+            use_graphs: on CUDA, record a shape of batches at its second occurrence, and replay it from then on.
+        """
+        self.config = config
+        self.device = next(detector.parameters()).device
+        on_cuda = self.device.type == "cuda"
+        # On the CPU, gradients of weights come in rows, and mixing both orders costs more than it saves.
+        self.detector = detector.to(memory_format=torch.channels_last) if on_cuda else detector
+        self.optimizer = _optimizer(detector, config.schedule, fused=on_cuda)
+        # A graph holds the addresses of its gradients, which DistributedDataParallel would change.
+        self.gradients = FlatGradients(detector) if on_cuda else None
+        self.model = detector if on_cuda else wrap(detector)
+        # DistributedDataParallel averages the processes' gradients; their sum is the update.
+        self.scale = 1 if on_cuda else world()[1]
+        has_gpu = on_cuda and torch.cuda.is_available()  # else tensors are imagined
+        self.graphs = _Graphs() if has_gpu and use_graphs else None
+        self._ahead = torch.cuda.Stream(self.device) if has_gpu else None
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Go on with an optimizer's state, from whatever device it was saved on."""
+        way = self.optimizer.param_groups[0]["fused"]
+        groups = [group | {"fused": way} for group in state["param_groups"]]
+        self.optimizer.load_state_dict(state | {"param_groups": groups})
+
+    def update(self, micro_batches: Sequence[MicroBatch], rate: float) -> Tensor:
+        """One step on a global batch, of which this process has these parts; gives its share of the losses, [3]."""
+        return self.step(self.prepare(micro_batches), rate)
+
+    def prepare(self, micro_batches: Sequence[MicroBatch]) -> "list[Prepared]":
+        """Copy batches to the device and decide what their anchors learn; on CUDA beside what runs there already."""
+        if self._ahead is None:
+            return [self._assign(micro_batch) for micro_batch in micro_batches]
+        with torch.cuda.stream(self._ahead):
+            return [self._assign(micro_batch) for micro_batch in micro_batches]
+
+    def step(self, parts: "Sequence[Prepared]", rate: float) -> Tensor:
+        """`update` on batches that are prepared."""
+        if self._ahead is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._ahead)
+            for part in parts:
+                part.keep()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # Before any backward pass: every part is divided by the positives of the whole global batch.
+        normalizer = total(sum((part.normalizer for part in parts), torch.zeros((), device=self.device)))
+        if self.gradients is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.gradients.zero()
+        losses = torch.zeros(3, device=self.device)
+        with _algorithms(self.device, self.config):
+            for place, part in enumerate(parts, start=1):
+                # Gradients are averaged with the last part alone, else each part would send all of them.
+                synchronise = place == len(parts) or not hasattr(self.model, "no_sync")
+                with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
+                    losses += self._accumulate(part, normalizer)
+        if self.gradients is not None:
+            self.gradients.share()
+        if self.config.schedule.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.detector.parameters(), self.config.schedule.gradient_clip)
+        self.optimizer.step()
+        return losses
+
+    def _assign(self, micro_batch: MicroBatch) -> "Prepared":
+        model, batch = self.config.model, micro_batch.batch.to(self.device)
+        grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
+        truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
+        assigned = assign(
+            grid,
+            (batch.sizes + STRIDE - 1) // STRIDE * STRIDE,
+            truth,
+            positive_iou=model.positive_iou,
+            negative_iou=model.negative_iou,
+        )
+        return Prepared(batch, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
+
+    def _accumulate(self, part: "Prepared", normalizer: Tensor) -> Tensor:
+        if self.graphs is None or not part.counts:
+            return self._accumulate_by_operations(part, normalizer)
+        return self.graphs.run(part, normalizer, self._accumulate_by_operations)
+
+    def _accumulate_by_operations(self, part: "Prepared", normalizer: Tensor) -> Tensor:
+        model: ModelConfig = self.config.model
+        images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
+        grid = anchor_grid(part.batch.shape, self.device, model.anchor_rule)
+        truth = GroundTruth(part.batch.boxes, part.batch.labels, part.batch.image_index)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            predictions = self.model(images, positive_cells(part.assigned, grid))
+        losses = detector_losses(predictions, grid, part.assigned, truth, normalizer, model)
+        (losses.total * (self.scale * part.counts)).backward()  # type: ignore[no-untyped-call]
+        parts = (losses.classification, losses.box, losses.confidence)
+        return torch.stack([loss.detach().sum() for loss in parts]) * part.counts
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A micro-batch on the device, with what its anchors learn."""
+
+    batch: Batch
+    assigned: Tensor
+    """[B, N] index into the batch's boxes, as assignment.assign gives it."""
+    normalizer: Tensor
+    """[] this part of the losses' divisor."""
+    counts: bool
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        return [*(getattr(self.batch, field.name) for field in fields(self.batch)), self.assigned, self.normalizer]
+
+    def keep(self) -> None:
+        """Say that the current stream reads the tensors, so that their memory is not given to others before."""
+        for tensor in self.tensors:
+            tensor.record_stream(torch.cuda.current_stream())
+
+
+def prepared(trainer: TrainingStep, updates: Iterable[Update]) -> Iterator[tuple[Update, list[Prepared]]]:
+    """Prepare each update, on CUDA while the device still works on the one before."""
+    waiting: deque[tuple[Update, list[Prepared]]] = deque()
+    for update in updates:
+        waiting.append((update, trainer.prepare(update.micro_batches)))
+        if len(waiting) > (trainer.device.type == "cuda"):
+            yield waiting.popleft()
+    yield from waiting
+
+
+class _Graphs:
+    """Forward and backward passes by the shape of their batch: launched as one, they cost the host next to nothing."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, ...]] = set()
+        self._recorded: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Prepared, Tensor, Tensor]] = {}
+        # Graphs run one after the other and leave nothing behind, so that they can use the same memory.
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def run(self, part: Prepared, normalizer: Tensor, accumulate: Accumulate) -> Tensor:
+        """accumulate(part, normalizer), with gradients added to those that there are."""
+        part = _with_room(part)
+        key = (*part.batch.images.shape, len(part.batch.boxes))
+        if key not in self._recorded:
+            if key not in self._seen or len(self._recorded) == MOST_GRAPHS:
+                # The first time prepares: cuDNN tries its algorithms, and kernels are compiled.
+                self._seen.add(key)
+                return accumulate(part, normalizer)
+            self._recorded[key] = self._record(part, normalizer, accumulate)
+        graph, its_part, its_normalizer, losses = self._recorded[key]
+        for mine, given in zip([*its_part.tensors, its_normalizer], [*part.tensors, normalizer], strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return losses.clone()
+
+    def _record(
+        self, part: Prepared, normalizer: Tensor, accumulate: Accumulate
+    ) -> tuple[torch.cuda.CUDAGraph, Prepared, Tensor, Tensor]:
+        mine = Prepared(
+            Batch(**{field.name: getattr(part.batch, field.name).clone() for field in fields(part.batch)}),
+            part.assigned.clone(),
+            part.normalizer.clone(),
+            counts=True,
+        )
+        its_normalizer, losses = normalizer.clone(), torch.zeros(3, device=normalizer.device)
+        torch.cuda.empty_cache()  # what operations took by themselves; a graph has its own memory
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of this process may call CUDA: the loader's, which pins memory, and NCCL's.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            losses.copy_(accumulate(mine, its_normalizer))
+        return graph, mine, its_normalizer, losses
+
+
+def _with_room(part: Prepared) -> Prepared:
+    """The same with boxes that no anchor learns at the end, up to a power of two."""
+    missing = max(BOXES, 1 << (len(part.batch.boxes) - 1).bit_length()) - len(part.batch.boxes)
+    listed = {name: getattr(part.batch, name) for name in ("boxes", "labels", "image_index")}
+    padded = {
+        name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in listed.items()
+    }
+    return replace(part, batch=replace(part.batch, **padded))
+
+
+def _algorithms(device: torch.device, config: TrainConfig) -> AbstractContextManager[None]:
+    """How cuDNN chooses its algorithms: by trying them out, or among those that repeat bit by bit."""
+    if device.type != "cuda":
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(  # type: ignore[no-any-return]
+        enabled=True,
+        benchmark=not config.deterministic,
+        deterministic=config.deterministic,
+        allow_tf32=cudnn.allow_tf32,
+    )
+
+
+def _optimizer(detector: nn.Module, config: ScheduleConfig, *, fused: bool) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    rate, decay = config.learning_rate, config.weight_decay
+    # One kernel for all parameters; None leaves the choice to torch, as on the CPU.
+    way = True if fused else None
+    if config.optimizer == "adamw":
+        betas = (config.momentum, 0.999)
+        return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=decay, fused=way)
+    return torch.optim.SGD(parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=way)
