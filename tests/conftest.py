@@ -59,6 +59,18 @@ def coco_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def photos_root() -> Path:
+    """A folder with photographs of an aquarium and of blood cells, each in COCO's layout."""
+    return _folder_from("RNC_PHOTOS")
+
+
+@pytest.fixture(scope="session")
+def weights_root() -> Path:
+    """A folder with ImageNet weights."""
+    return _folder_from("RNC_WEIGHTS")
+
+
+@pytest.fixture(scope="session")
 def vectors_root() -> Path:
     """A folder with numbers that the released implementation computed."""
     return _folder_from("RNC_VECTORS")

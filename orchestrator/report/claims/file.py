@@ -184,7 +184,8 @@ def find_claims(paths: Sequence[Path]) -> Path:
 def claims_beside(paths: Sequence[Path]) -> Path | None:
     """Return the same, or None where there is none."""
     parents = [path.parent for path in paths]
-    folders = [*parents, *(parent.parent / "paper" for parent in parents), *(one / "paper" for one in parents)]
+    above = [folder for parent in parents for folder in (parent.parent, parent, parent.parent.parent)]
+    folders = [*parents, *(folder / "paper" for folder in above)]
     return next((folder / CLAIMS for folder in folders if (folder / CLAIMS).is_file()), None)
 
 

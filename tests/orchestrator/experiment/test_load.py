@@ -12,6 +12,7 @@ from tests.experiment_files import load, mistake, mistakes, write
 
 PAPER = Path(__file__).parents[3] / "experiments" / "paper"
 MINIATURE = PAPER.parent / "miniature"
+PHOTOS = PAPER.parent / "photos"
 
 
 def row(settings: str) -> str:
@@ -503,6 +504,28 @@ def test_the_tables_in_miniature_have_the_rows_of_the_paper() -> None:
         assert [r.train.model.confidence for r in miniature.rows] == [r.train.model.confidence for r in paper.rows]
         assert {(r.train.data.dataset, r.split) for r in miniature.rows} == {("shapes", "test")}
         assert {r.seeds for r in miniature.rows} == {(0, 1, 2) if paper.name == "table1_heads" else (0,)}
+
+
+@pytest.mark.parametrize(
+    ("folder", "edge"), [("aquarium", 480), ("blood", 480), ("aquarium_cpu", 192), ("blood_cpu", 160)]
+)
+def test_the_tables_on_photographs_have_the_rows_of_the_paper_but_for_those_of_table_6(folder: str, edge: int) -> None:
+    """On two CPU cores tables 2 and 3 are left out as well, and two seeds."""
+    on_cpu = folder.endswith("_cpu")
+    numbers, seeds, gpus = ("145", (0,), 0) if on_cpu else ("12345", (0, 1, 2), 0.33)
+    tables = load_experiments([PHOTOS / folder])
+    printed = [table for table in load_experiments([PAPER]) if table.name[len("table")] in numbers]
+    for paper, photos in zip(printed, tables, strict=True):
+        assert (photos.suite, photos.name, photos.reference) == (folder, paper.name, paper.reference)
+        assert [(r.label, r.inference, r.paper) for r in photos.rows] == [
+            (r.label, r.inference, r.paper) for r in paper.rows
+        ]
+        assert [r.train.model.confidence for r in photos.rows] == [r.train.model.confidence for r in paper.rows]
+        assert {(r.seeds, r.split, r.train.data.train_split, r.train.data.short_edge) for r in photos.rows} == {
+            (seeds, "val", "train", edge)
+        }
+        assert {(r.train.model.backbone, r.train.model.backbone_stride) for r in photos.rows} == {("resnet50", "1x1")}
+        assert photos.resources.gpus_per_worker == gpus
 
 
 def test_the_deeper_backbone_and_the_longer_training_are_told_apart_in_miniature_as_well() -> None:

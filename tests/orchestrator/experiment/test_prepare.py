@@ -10,7 +10,7 @@ from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.coco import read_for_training
 from model.network.retinanet import build_detector
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.load import Experiment, load_experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.prepare import (
     UsedData,
@@ -24,6 +24,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.site import Site
 from tests.conftest import MakeCoco
 
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 MODEL = ModelConfig(
     backbone="resnet18_quarter", channels=16, tower_depth=1, confidence=None, detector_weights="retinanet.pth"
 )
@@ -37,6 +38,17 @@ def check(model: ModelConfig, root: Path) -> None:
     experiment = Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")
     site = Site(home=root / "home", coco_root=root, weights_root=root)
     prepare(make_plan([experiment], Ledger()), Ledger(), site, lambda _: None)
+
+
+@pytest.mark.parametrize(("name", "num_images"), [("aquarium", 448), ("blood", 1008)])
+def test_the_photographs_and_the_weights_of_their_tables_are_let_through(
+    name: str, num_images: int, photos_root: Path, weights_root: Path, tmp_path: Path
+) -> None:
+    table = load_experiment(EXPERIMENTS / "photos" / name / "table1_heads.yaml")
+    site = Site(home=tmp_path / "home", coco_root=photos_root / name, weights_root=weights_root)
+    assert {site.num_images(row.train.data) for row in table.rows} == {num_images}
+    by_one_seed = replace(table, rows=tuple(replace(row, seeds=(0,)) for row in table.rows))
+    prepare(make_plan([by_one_seed], Ledger()), Ledger(), site, pytest.fail)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def test_one_row_or_metric_needs_no_list_and_a_row_may_be_another_tables() -> No
     assert file.claims[7].parts[-1].literal.metric == ("mean of APm and APl",)
 
 
-@pytest.mark.parametrize("suite", ["paper", "miniature", "demo"])
+@pytest.mark.parametrize("suite", ["paper", "miniature", "demo", "photos/aquarium", "photos/blood_cpu"])
 def test_the_papers_claims_are_found_from_each_suite(suite: str) -> None:
     experiments = load_experiments([ROOT / "experiments" / suite])
     file = find_claims([one.path for one in experiments])
