@@ -1,7 +1,7 @@
 """The scoring pass: one forward pass over the images for any number of inference settings, and their COCO numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -134,8 +134,7 @@ def score_shards(
         num_loader_processes: processes that decode images; 0 decodes in this one.
         progress: called with (images done, images in all).
     """
-    device = next(detector.parameters()).device
-    on_cuda = device.type == "cuda"
+    on_cuda = _on_cuda(detector)
     batch_size = batch_size or (16 if on_cuda else 1)
     batches = [_batches(data, config, shard, batch_size) for shard in chosen]
     loader = DataLoader(
@@ -151,11 +150,11 @@ def score_shards(
         detector.to(memory_format=torch.channels_last)
     # The last bits of a convolution depend on how many images it takes: one size, whatever is left of a shape.
     images_per_pass = batch_size if on_cuda else 1
-    lanes = _Lanes(device) if on_cuda else None
+    lanes = _Lanes(next(detector.parameters()).device)
 
     def look(batch: Batch) -> list[list[Part]]:
-        if lanes is not None:
-            return [_score_on_device(detector, data, batch, settings, images_per_pass, counting, lanes())]
+        if on_cuda:
+            return [_score_on_device(detector, data, batch, settings, images_per_pass, counting, lanes.one())]
         return _score_batch(detector, data, batch, settings, images_per_pass, counting)
 
     with one_thread_each() as num_threads, _same_algorithms():
@@ -242,6 +241,10 @@ def _score_on_device(
     return [parts[place] for place in range(len(settings))]
 
 
+def _on_cuda(detector: RetinaNetConf) -> bool:
+    return next(detector.parameters()).is_cuda
+
+
 def _by_precision(settings: Sequence[InferenceConfig]) -> dict[Precision, list[int]]:
     """Places of the settings that share a forward pass."""
     places: dict[Precision, list[int]] = {}
@@ -254,19 +257,20 @@ class _Lanes:
     """Streams of a GPU that threads take turns on, each with a batch: while one copies or waits, another computes."""
 
     def __init__(self, device: torch.device) -> None:
-        self.free: SimpleQueue[torch.cuda.Stream] = SimpleQueue()
+        self.free: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
         for _ in range(NUM_STREAMS):
-            stream = torch.cuda.Stream(device)
-            # The weights may be still on their way there.
-            stream.wait_stream(torch.cuda.current_stream(device))
+            stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+            if stream is not None:
+                # The weights may be still on their way there.
+                stream.wait_stream(torch.cuda.current_stream(device))
             self.free.put(stream)
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def one(self) -> Iterator[None]:
         """Wait for a free stream, and work on it."""
         stream = self.free.get()
         try:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 yield
         finally:
             self.free.put(stream)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import InferenceConfig
 from model.inference import batched, postprocess
@@ -203,3 +204,23 @@ def test_one_setting_alone_and_among_others_keeps_the_same_bits() -> None:
         ((_, (alone,), _),) = batched.detect(images, [setting], np.arange(2), np.arange(3))
         assert np.array_equal(alone.anchors, everything[1][place].anchors)
         assert np.array_equal(alone.scores, everything[1][place].scores)
+
+
+def test_up_to_the_transfer_nothing_makes_the_host_wait_for_a_gpu() -> None:
+    def there(*shape: int) -> Tensor:
+        return torch.empty(shape, device="cuda")
+
+    # Fake tensors have no values: whatever has to know one fails, and so does a constant on the CPU.
+    try:
+        with FakeTensorMode():
+            sizes = anchor_grid((96, 96)).level_sizes
+            grid = AnchorGrid(there(sum(height * width * 9 for height, width in sizes), 4), sizes)
+            maps = [[there(2, 9 * num, *size) for size in sizes] for num in (3, 4, 1)]
+            images = batched.of_batch(Predictions(*maps), grid, there(2, 2).long(), there(2, 2))
+            for scored in batched.score_settings(images, SETTINGS):
+                kept = batched.suppress(images, scored)
+                limit = scored.settings[0].max_detections
+                assert kept.values.shape == (2, len(scored.settings), limit, 9)
+                assert kept.values.device.type == kept.complete.device.type == "cuda"
+    finally:
+        batched._constants.cache_clear()
