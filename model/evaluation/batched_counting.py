@@ -127,7 +127,7 @@ def count_candidates(images: BatchPredictions, scored: Scored, objects: BatchObj
     floats = torch.cat([floats, scores[placed]], dim=1)
     whole = torch.stack([image, anchor, label, which], dim=1)
     host = to_host([num, torch.stack(by_score, dim=2), by_iou, density, whole, floats.view(torch.int32)])
-    return _counted(*host, objects, images.level_lengths)
+    return _counted(host, objects, images.level_lengths)
 
 
 def _on_objects(
@@ -155,16 +155,8 @@ def _bin(values: Tensor) -> Tensor:
     return (values.double() * BINS).long().clamp_(max=BINS - 1)
 
 
-def _counted(
-    num: NDArray[np.int32],
-    by_score: NDArray[np.int32],
-    by_iou: NDArray[np.int32],
-    density: NDArray[np.int32],
-    whole: NDArray[np.int32],
-    bits: NDArray[np.int32],
-    objects: BatchObjects,
-    level_lengths: Sequence[int],
-) -> Counted:
+def _counted(arrays: list[NDArray[np.int32]], objects: BatchObjects, level_lengths: Sequence[int]) -> Counted:
+    num, by_score, by_iou, density, whole, bits = arrays
     image, anchor, label, which = whole.T
     floats = np.ascontiguousarray(bits).view(np.float32)
     well_placed = DetectionTable(

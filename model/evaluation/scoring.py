@@ -259,7 +259,7 @@ class _Lanes:
     def __init__(self, device: torch.device) -> None:
         self.free: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
         for _ in range(NUM_STREAMS):
-            stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+            stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
             if stream is not None:
                 # The weights may be still on their way there.
                 stream.wait_stream(torch.cuda.current_stream(device))

@@ -142,7 +142,7 @@ def suppress(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -
     floats = torch.cat([floats, boxes.gather(1, kept[..., None].expand(-1, -1, 4))], dim=2)
     values = torch.cat([torch.stack([anchors, labels], dim=2).int(), floats.view(torch.int32)], dim=2)
     return Kept(
-        values=values.unflatten(0, (num_images, num_settings)),
+        values=values.view(num_images, num_settings, limit, -1),
         count=num_kept.view(num_images, num_settings),
         complete=complete.view(num_images, num_settings),
     )
@@ -311,7 +311,7 @@ def _score(images: BatchPredictions, settings: tuple[InferenceConfig, ...], plac
 
 def _best_pairs(log_scores: Tensor, lengths: Sequence[int], nms_pre: int) -> None:
     """Leave the best pairs of each level. Their anchors are among the best: each has a pair that is as good."""
-    for level in log_scores.split(list(lengths), dim=2):
+    for level in torch.split(log_scores, list(lengths), dim=2):
         pairs = level.flatten(2)
         if pairs.shape[2] > nms_pre:
             floor = pairs.topk(nms_pre, sorted=False).values.amin(dim=2)

@@ -30,7 +30,7 @@ def one_by_one(boxes: Tensor, labels: Tensor, num: Tensor, iou: Tensor, limit: i
     return places, count
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _keep(boxes, labels, num, iou, places, count, num_candidates, limit, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0)
     lanes = tl.arange(0, WIDTH)

@@ -95,10 +95,8 @@ def test_a_batch_under_many_settings_keeps_what_each_image_keeps_under_each(
 def test_the_types_of_the_forward_pass_are_taken_as_they_are() -> None:
     grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
     predictions = random_predictions(grid, 2, 3)
-    rounded = Predictions(
-        *[[level.bfloat16() for level in kind] for kind in (predictions.class_logits, predictions.box_deltas)],
-        confidence_logits=[level.bfloat16() for level in predictions.confidence_logits or []],
-    )
+    kinds = (predictions.class_logits, predictions.box_deltas, predictions.confidence_logits or [])
+    rounded = Predictions(*[[level.bfloat16() for level in kind] for kind in kinds])
     for alone, among_others in both_ways(rounded, grid, where, 3, SETTINGS[:1]):
         # Of the many equal scores, others may be the last that are kept.
         assert among_others.scores == pytest.approx(alone.scores, abs=1e-6)
