@@ -264,6 +264,8 @@ class InferenceConfig:
     """NMS drops a box that overlaps a better one of its class by more than this."""
     max_detections: int = 100
     """Boxes kept for each image."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the forward pass while scoring, whatever the training's; scores and boxes are float32."""
 
     def __post_init__(self) -> None:
         _require(

@@ -1,22 +1,27 @@
 """The scoring pass: one forward pass over the images for any number of inference settings, and their COCO numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from queue import SimpleQueue
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model.config import DataConfig, InferenceConfig
 from model.data.images import STRIDE, Batch, padded_shape, resize_shape
 from model.data.split import CocoData
+from model.evaluation.batched_counting import Counted, batch_objects, batch_part, count_candidates, with_ious
 from model.evaluation.coco_eval import evaluate_all
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import Misalignment
 from model.evaluation.parts import Part, merge
+from model.inference.batched import detect, of_batch, to_host
 from model.inference.postprocess import pool, shortlist
-from model.inference.predictor import load_batch, predict_batch
+from model.inference.predictor import Precision, forward_passes, load_batch, predict_batch
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.assignment import GroundTruth, assign
@@ -27,6 +32,11 @@ SHARD = 64
 """Images that are scored together and then joined; a shard on storage has as many."""
 Shard = tuple[int, ...]
 """Images that are scored together, by their places in the data set."""
+Ends = NDArray[np.int64]
+NUM_STREAMS = 2
+"""Batches that a GPU works on at once: its memory holds so many."""
+NUM_THREADS = 6
+"""Batches that are on a GPU, wait for it, or are counted on the host."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,37 +130,43 @@ def score_shards(
         config: input size.
         counting: whether boxes are counted before and after NMS, for the misalignment.
         batch_size: images decoded and moved to the device together, on CUDA those of one forward pass as well; None
-            takes 8 on CUDA, and 1 on the CPU.
+            takes 16 on CUDA, and 1 on the CPU.
         num_loader_processes: processes that decode images; 0 decodes in this one.
         progress: called with (images done, images in all).
     """
-    on_cuda = next(detector.parameters()).is_cuda
-    batch_size = batch_size or (8 if on_cuda else 1)
+    on_cuda = _on_cuda(detector)
+    batch_size = batch_size or (16 if on_cuda else 1)
     batches = [_batches(data, config, shard, batch_size) for shard in chosen]
     loader = DataLoader(
         _Batches(data, config, [batch for of_shard in batches for batch in of_shard]),
         batch_size=None,
         shuffle=False,
         num_workers=num_loader_processes,
+        pin_memory=on_cuda,
     )
     training = detector.training
     detector.eval()
+    if on_cuda and not training:
+        detector.to(memory_format=torch.channels_last)
     # The last bits of a convolution depend on how many images it takes: one size, whatever is left of a shape.
     images_per_pass = batch_size if on_cuda else 1
+    lanes = _Lanes(next(detector.parameters()).device)
 
     def look(batch: Batch) -> list[list[Part]]:
+        if on_cuda:
+            return [_score_on_device(detector, data, batch, settings, images_per_pass, counting, lanes.one())]
         return _score_batch(detector, data, batch, settings, images_per_pass, counting)
 
-    with one_thread_each() as num_threads:
-        results = map(look, loader) if on_cuda else map_in_order(look, loader, num_threads)
+    with one_thread_each() as num_threads, _same_algorithms():
+        results = map_in_order(look, loader, NUM_THREADS if on_cuda else num_threads)
         done, total = 0, sum(len(shard) for shard in chosen)
         for of_shard in batches:
-            images: list[list[Part]] = []
-            for of_batch in islice(results, len(of_shard)):
-                images += of_batch
+            found: list[list[Part]] = []
+            for of_batch, parts in zip(of_shard, results, strict=False):
+                found += parts
                 done += len(of_batch)
                 progress(done, total)
-            yield [merge(parts) for parts in _by_setting(images, len(settings))]
+            yield [merge(parts) for parts in _by_setting(found, len(settings))]
     # A training goes on after its validation.
     detector.train(training)
 
@@ -170,24 +186,115 @@ def _score_batch(
     counting: bool,
 ) -> list[list[Part]]:
     """For each image of a batch, a part for each setting."""
-    numbers = _num_positive_anchors(detector, batch) if counting else [None] * len(batch.image_ids)
-    found = []
-    for number, image in zip(numbers, predict_batch(detector, batch, data.category_ids, images_per_pass), strict=True):
-        lists = [shortlist(image, setting) for setting in settings]
-        objects = objects_of(data, int(np.searchsorted(data.image_ids, image.image_id)))
-        found.append(image_parts(pool(image, lists), lists, objects, number))
-    return found
+    numbers = _num_positive_anchors(detector, batch).tolist() if counting else [None] * len(batch.image_ids)
+    found: list[dict[int, Part]] = [{} for _ in numbers]
+    for precision, places in _by_precision(settings).items():
+        images = predict_batch(detector, batch, data.category_ids, images_per_pass, precision)
+        for number, image, parts in zip(numbers, images, found, strict=True):
+            lists = [shortlist(image, settings[place]) for place in places]
+            objects = objects_of(data, int(np.searchsorted(data.image_ids, image.image_id)))
+            parts.update(zip(places, image_parts(pool(image, lists), lists, objects, number), strict=True))
+    return [[parts[place] for place in range(len(settings))] for parts in found]
 
 
-def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> list[int]:
-    """Anchors of each image that training would assign an object."""
+@torch.inference_mode()
+def _score_on_device(
+    detector: RetinaNetConf,
+    data: CocoData,
+    batch: Batch,
+    settings: Sequence[InferenceConfig],
+    images_per_pass: int,
+    counting: bool,
+    lane: AbstractContextManager[object],
+) -> list[Part]:
+    """For all images of a batch, which fit one pass, a part for each setting.
+
+    `lane` is held while the device works; what is left for the host overlaps with what other threads have it do.
+    """
+    category_ids, image_ids = np.asarray(data.category_ids, np.int64), batch.image_ids.numpy()
+    objects = batch_objects([objects_of(data, place) for place in np.searchsorted(data.image_ids, image_ids).tolist()])
+    found: list[tuple[int, DetectionTable, Ends, Counted | None, int]] = []
+    with lane:
+        batch = batch.to(next(detector.parameters()).device)
+        grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
+        numbers = _num_positive_anchors(detector, batch) if counting else None
+        for precision, places in _by_precision(settings).items():
+            ((_, predictions),) = forward_passes(detector, batch, images_per_pass, precision)
+            images = of_batch(predictions, grid, batch.sizes, batch.sizes / batch.original_sizes)
+            del predictions
+            chosen = [settings[place] for place in places]
+            for scored, tables, count in detect(images, chosen, image_ids, category_ids):
+                counted = count_candidates(images, scored, objects) if counting else None
+                for number, (place, table) in enumerate(zip(scored.places, tables, strict=True)):
+                    ends = np.cumsum([0, *count[:, number]])
+                    found.append((places[place], table, ends, counted, number))
+                del scored
+        positives = None if numbers is None else to_host([numbers])[0]
+    parts: dict[int, Part] = {}
+    for place, table, ends, counted, number in found:
+        kept = with_ious(table, ends, objects, category_ids)
+        parts[place] = Part(kept, None)
+        if counted is not None and positives is not None:
+            parts[place] = batch_part(
+                counted, number, settings[place], kept, ends, objects, image_ids, category_ids, positives
+            )
+    return [parts[place] for place in range(len(settings))]
+
+
+def _on_cuda(detector: RetinaNetConf) -> bool:
+    return next(detector.parameters()).is_cuda
+
+
+def _by_precision(settings: Sequence[InferenceConfig]) -> dict[Precision, list[int]]:
+    """Places of the settings that share a forward pass."""
+    places: dict[Precision, list[int]] = {}
+    for place, setting in enumerate(settings):
+        places.setdefault(setting.precision, []).append(place)
+    return places
+
+
+class _Lanes:
+    """Streams of a GPU that threads take turns on, each with a batch: while one copies or waits, another computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.free: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
+        for _ in range(NUM_STREAMS):
+            stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            if stream is not None:
+                # The weights may be still on their way there.
+                stream.wait_stream(torch.cuda.current_stream(device))
+            self.free.put(stream)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Wait for a free stream, and work on it."""
+        stream = self.free.get()
+        try:
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
+                yield
+        finally:
+            self.free.put(stream)
+
+
+@contextmanager
+def _same_algorithms() -> Iterator[None]:
+    """Let cuDNN choose by shape alone, and not by what is fastest at the moment, which may give other last bits."""
+    chosen = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = chosen
+
+
+def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> Tensor:
+    """[B] anchors of each image that training would assign an object."""
     rules = detector.config
     grid = anchor_grid(batch.shape, batch.boxes.device, rules.anchor_rule)
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
     padded = (batch.sizes + STRIDE - 1) // STRIDE * STRIDE
     assigned = assign(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
-    numbers: list[int] = (assigned >= 0).sum(dim=1).tolist()
-    return numbers
+    return (assigned >= 0).sum(dim=1)
 
 
 class _Batches(Dataset[Batch]):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from model.network.checkpoint import Card, read_card
 from model.network.retinanet import Predictions, RetinaNetConf, load_detector
 from model.settings import from_dict, to_dict
 
+Precision = Literal["float32", "bfloat16"]
 Photo = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file, a PIL image, or uint8 RGB pixels [h, w, 3]; a tensor may be [3, h, w] as well."""
 
@@ -168,7 +169,8 @@ def detect_batch(
     images_per_pass: int,
 ) -> Iterator[list[DetectionTable]]:
     """The detections of each image of a batch, a table for each setting; arguments as in `predict_batch`."""
-    for image in predict_batch(detector, batch, category_ids, images_per_pass):
+    (precision,) = {setting.precision for setting in settings}
+    for image in predict_batch(detector, batch, category_ids, images_per_pass, precision):
         lists = [shortlist(image, setting) for setting in settings]
         pooled = pool(image, lists)
         yield [suppress(pooled, one) for one in lists]
@@ -176,20 +178,42 @@ def detect_batch(
 
 @torch.inference_mode()
 def predict_batch(
-    detector: RetinaNetConf, batch: Batch, category_ids: Sequence[int], images_per_pass: int
+    detector: RetinaNetConf,
+    batch: Batch,
+    category_ids: Sequence[int],
+    images_per_pass: int,
+    precision: Precision = "float32",
 ) -> Iterator[ImagePredictions]:
-    """Yield the raw outputs for each image of a batch.
+    """Yield the raw outputs for each image of a batch, in float32.
 
     Args:
         detector: on its device.
         batch: goes to the same device.
         category_ids: [K] of the detector's classes, rising.
         images_per_pass: of a forward pass; the last is filled up with copies of its last image.
+        precision: of the forward pass.
     """
     batch = batch.to(next(detector.parameters()).device)
     grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
     scales = batch.sizes / batch.original_sizes
     image_ids = batch.image_ids.tolist()
+    for chosen, predictions in forward_passes(detector, batch, images_per_pass, precision):
+        sizes = batch.sizes[chosen]
+        yield from split(predictions.float(), grid, sizes, scales[chosen], image_ids[chosen], category_ids)
+
+
+@torch.inference_mode()
+def forward_passes(
+    detector: RetinaNetConf, batch: Batch, images_per_pass: int, precision: Precision
+) -> Iterator[tuple[slice, Predictions]]:
+    """Yield the images of each forward pass, by their places, and the raw outputs for them.
+
+    Args:
+        detector: on its device.
+        batch: on the same device.
+        images_per_pass: as in `predict_batch`.
+        precision: of the outputs as well.
+    """
     for start in range(0, len(batch.images), images_per_pass):
         chosen = slice(start, start + images_per_pass)
         sizes = batch.sizes[chosen]
@@ -197,8 +221,9 @@ def predict_batch(
         # The last bits of a convolution depend on the number of images, so every pass takes the same number.
         images = torch.cat([images, images[-1:].expand(images_per_pass - len(images), -1, -1, -1)])
         images = images.contiguous(memory_format=torch.channels_last)
-        predictions = _first(detector(images).float(), len(sizes))
-        yield from split(predictions, grid, sizes, scales[chosen], image_ids[chosen], category_ids)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            predictions = detector(images)
+        yield chosen, _first(predictions, len(sizes))
 
 
 def _first(predictions: Predictions, count: int) -> Predictions:

@@ -1,6 +1,6 @@
 """Binds `model/` to the golden vectors: plain arrays in, plain arrays out, no logic of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, Schedul
 from model.data.images import flip_boxes, normalize, padded_shape, resize, resize_boxes
 from model.data.images import resize_shape as resized_shape
 from model.inference import postprocess
+from model.inference.table import DetectionTable
 from model.network import anchors as anchors_module
 from model.network import assignment
 from model.network.backbone import FeaturePyramid
@@ -151,6 +152,7 @@ def detect(
     alpha: float,
     nms_pre: int,
     scale_factor: Array | None,
+    find: Callable[..., list[DetectionTable]] = postprocess.detect,
 ) -> tuple[Array, Array, Array]:
     settings = InferenceConfig(
         fusion="product" if rule.startswith("mul") else "power",
@@ -162,7 +164,7 @@ def detect(
     predictions = Predictions(*[[torch.from_numpy(level)[None] for level in kind] for kind in (cls, reg, conf)])
     scale = torch.ones(1, 2) if scale_factor is None else torch.from_numpy(scale_factor)[[1, 0]][None]
     grid = _grid([8 * side for side in cls[0].shape[-2:]])
-    (found,) = postprocess.detect(predictions, grid, _sizes([img_hw]), scale, settings)
+    (found,) = find(predictions, grid, _sizes([img_hw]), scale, settings)
     return found.boxes, found.scores, found.category_ids
 
 

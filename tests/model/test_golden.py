@@ -22,3 +22,14 @@ def test_every_number_of_the_released_implementation_is_reproduced(vectors_root:
     totals = {name: int(count) for name, count in re.findall(r"'(\w+)': (\d+)", done.stdout.split("TOTAL")[-1])}
     assert totals.pop("ok") > 3000
     assert totals == {"bad": 0, "skip": 0}, done.stdout
+
+
+@pytest.mark.slow
+def test_batches_of_a_gpu_keep_what_the_released_implementation_keeps(vectors_root: Path) -> None:
+    script = [str(vectors_root / "check.py"), str(vectors_root), "--only", "det_"]
+    command = [sys.executable, *script, "--adapter", "tests.golden.batched_adapter", "--strict"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    totals = {name: int(count) for name, count in re.findall(r"'(\w+)': (\d+)", done.stdout.split("TOTAL")[-1])}
+    assert totals.pop("ok") > 200
+    assert totals == {"bad": 0, "skip": 0}, done.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import model.evaluation.scoring
 from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
@@ -22,6 +23,7 @@ from model.network.anchors import anchor_grid
 from model.network.checkpoint import save_checkpoint
 from model.network.retinanet import RetinaNetConf, build_detector, load_detector
 from model.parallel import map_in_order
+from model.settings import differences, inference_key
 from tests import detectors
 from tests.detectors import MODEL
 from tests.processes import run_processes
@@ -241,3 +243,119 @@ def test_a_checkpoints_detector_predicts_as_the_one_that_was_saved(data: CocoDat
         one, other = detector(images), loaded(images)
     for kind in ("class_logits", "box_deltas", "confidence_logits"):
         assert all(torch.equal(*pair) for pair in zip(getattr(one, kind), getattr(other, kind), strict=True))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score as where the detector is on a GPU, but for the streams and page-locked memory."""
+    monkeypatch.setattr(model.evaluation.scoring, "_on_cuda", lambda _: True)
+    monkeypatch.setattr(model.evaluation.scoring, "DataLoader", lambda *a, pin_memory, **k: DataLoader(*a, **k))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_batches_of_a_gpu_get_the_numbers_of_the_cpu(
+    data: CocoData, together: list[Scores], batch_size: int | None
+) -> None:
+    detector, shown, seen = opinionated(data), [], []
+    detector.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    batches = score(detector, data, SETTINGS, SIZES, batch_size=batch_size, progress=lambda done, _: seen.append(done))
+    assert set(shown) == {batch_size or 16} and seen[-1] == 7 and seen == sorted(seen)
+    for alone, batched in zip(together, batches, strict=True):
+        assert batched.inference == alone.inference
+        one, other = alone.detections, batched.detections
+        # Convolutions of more images at once round otherwise, which moves some pairs past each other.
+        keys = [set(zip(table.image_ids, table.anchors, table.category_ids, strict=True)) for table in (one, other)]
+        assert len(keys[0] ^ keys[1]) <= 0.02 * len(one) and np.array_equal(one.image_ids, other.image_ids)
+        assert other.scores == pytest.approx(one.scores, abs=1e-5)
+        assert batched.metrics == pytest.approx(alone.metrics, abs=1e-3)
+        assert alone.misalignment is not None and batched.misalignment is not None
+        for name in ("image_ids", "num_objects", "num_positive_anchors", "num_after"):
+            assert np.array_equal(getattr(alone.misalignment, name), getattr(batched.misalignment, name)), name
+        assert batched.misalignment.num_before == pytest.approx(alone.misalignment.num_before, abs=3)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_batches_of_a_gpu_count_nothing_where_it_is_not_asked_for(
+    data: CocoData, together: list[Scores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("count_candidates", "batch_part", "assign"):
+        monkeypatch.delattr(model.evaluation.scoring, name)
+    (one,) = score(opinionated(data), data, SETTINGS[:1], SIZES, counting=False)
+    assert one.misalignment is None
+    assert one.detections.ious == pytest.approx(together[0].detections.ious, abs=1e-3)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_batches_of_a_gpu_do_not_depend_on_the_number_of_processes(
+    data: CocoData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_processes(num: int) -> DetectionTable:
+        tables = []
+        for rank in range(num):
+            monkeypatch.setattr(model.evaluation.scoring, "world", lambda rank=rank: (rank, num))
+            monkeypatch.setattr(model.evaluation.scoring, "gather", lambda value: [[{}] if value is None else value])
+            tables.append(score(opinionated(data), data, SETTINGS[:1], SIZES, batch_size=4)[0].detections)
+        return DetectionTable.concatenate(tables)
+
+    alone, shared = of_processes(1), of_processes(3)
+    assert len(alone) == 700
+    for name in ("image_ids", "category_ids", "anchors"):
+        assert np.array_equal(getattr(alone, name), getattr(shared, name)), name
+    # Here torch's last bits depend on where a number stands in an array; a GPU's do not.
+    assert shared.scores == pytest.approx(alone.scores, abs=2e-7)
+    assert shared.boxes == pytest.approx(alone.boxes, abs=1e-4)
+
+
+@pytest.mark.parametrize("on_a_gpu", [False, True])
+def test_each_precision_has_a_forward_pass_of_its_own_and_shares_the_images(
+    data: CocoData, together: list[Scores], monkeypatch: pytest.MonkeyPatch, on_a_gpu: bool
+) -> None:
+    if on_a_gpu:
+        monkeypatch.setattr(model.evaluation.scoring, "_on_cuda", lambda _: True)
+        monkeypatch.setattr(model.evaluation.scoring, "DataLoader", lambda *a, pin_memory, **k: DataLoader(*a, **k))
+    rounded = [replace(SETTINGS[0], precision="bfloat16"), SETTINGS[1], replace(SETTINGS[1], precision="bfloat16")]
+    decoded: list[int] = []
+
+    def load(data: CocoData, index: int, short_edge: int, long_edge: int, flip: bool) -> Sample:
+        decoded.append(index)
+        return load_sample(data, index, short_edge, long_edge, flip)
+
+    monkeypatch.setattr("model.inference.predictor.load_sample", load)
+    detector, types = opinionated(data), []
+    detector.head.class_logits.register_forward_hook(lambda _, __, output: types.append(output.dtype))
+    scores = score(detector, data, rounded, SIZES, counting=False, batch_size=8 if on_a_gpu else 1)
+    assert sorted(decoded) == list(range(7))
+    assert types.count(torch.bfloat16) == types.count(torch.float32) > 0
+    assert [one.inference for one in scores] == rounded
+    if not on_a_gpu:
+        assert same_bits(scores[1].detections, together[1].detections)
+    for one, exact in zip((scores[0], scores[2]), together[:2], strict=True):
+        assert one.detections.scores.dtype == np.float32
+        assert not np.array_equal(one.detections.scores, exact.detections.scores)
+        assert one.detections.scores == pytest.approx(exact.detections.scores, abs=0.05)
+
+
+def test_precision_is_no_part_of_the_key_of_a_setting_that_leaves_it_out() -> None:
+    assert differences(InferenceConfig()) == differences(InferenceConfig(precision="float32")) == {}
+    keys = {inference_key(setting) for setting in (InferenceConfig(), InferenceConfig(precision="bfloat16"))}
+    assert len(keys) == 2
+
+
+def test_weights_in_the_memory_order_of_a_gpu_score_the_same_on_the_cpu(
+    data: CocoData, together: list[Scores], tmp_path: Path
+) -> None:
+    trained = opinionated(data).to(memory_format=torch.channels_last)  # as a training on a GPU leaves them
+    folder = save_checkpoint(
+        tmp_path / "one",
+        weights=trained.state_dict(),
+        config=TrainConfig(model=MODEL),
+        epoch=1,
+        step=1,
+        categories=(data.category_ids, data.category_names),
+        data_fingerprint=data.fingerprint,
+        optimizer={},
+    )
+    (scores,) = score(load_detector(folder), data, SETTINGS[:1], SIZES)
+    assert same_bits(scores.detections, together[0].detections)
+    assert scores.metrics == together[0].metrics

@@ -1,0 +1,333 @@
+"""Post-processing on an accelerator: top-k, score fusion and NMS of a batch under many settings, as batched kernels.
+
+The detections are those of `postprocess`, up to the rounding of scores in single precision; the CPU uses that module,
+whose bits do not depend on the batch. Nothing makes the host wait but `to_host`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from model.config import InferenceConfig, require_branch
+from model.inference.batched_nms import greedy
+from model.inference.fusion import exponents
+from model.inference.postprocess import FIRST_LOOK
+from model.inference.table import DetectionTable
+from model.network.anchors import FIRST_LEVEL, NUM_ANCHORS, AnchorGrid, clip, decode
+from model.network.retinanet import Predictions, flat
+
+MOST_PAIRS = 2**27
+"""Pairs of an anchor and a class that are scored at once: 512 MiB for each array of them. More settings take turns."""
+LABEL = 0xFFFFFFFF
+"""Mask of the lower half of a sort key, which holds the place of a pair."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchPredictions:
+    """Raw outputs for B images over the N anchors of all levels, on the detector's device."""
+
+    class_logits: Tensor
+    """[B, N, K], in the type of the forward pass."""
+    confidence_logits: Tensor | None
+    """[B, N] float32; None without a confidence branch."""
+    boxes: Tensor
+    """[B, N, 4] xyxy, in pixels of the original images."""
+    level_lengths: tuple[int, ...]
+    """Anchors of each level; they add up to N."""
+
+
+def of_batch(predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor) -> BatchPredictions:
+    """Bring the maps of a batch into the order of the anchors, and decode all boxes.
+
+    Args:
+        predictions: B images, N anchors, in any floating type.
+        grid: the N anchors.
+        sizes: [B, 2] (height, width) of each resized image, to which boxes are cut.
+        scales: [B, 2] resized size over original size, (y, x).
+    """
+    num_classes = predictions.class_logits[0].shape[1] // NUM_ANCHORS
+    boxes = clip(decode(grid.boxes, flat(predictions.box_deltas, 4).float()), sizes[:, None])
+    confidences = predictions.confidence_logits
+    return BatchPredictions(
+        class_logits=flat(predictions.class_logits, num_classes),
+        confidence_logits=None if confidences is None else flat(confidences, 1)[..., 0].float(),
+        boxes=boxes / scales.flip(1).repeat(1, 2)[:, None],
+        level_lengths=tuple(grid.level_lengths),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """What S settings send to NMS of B images: R anchors each, and the scores of all their classes."""
+
+    settings: tuple[InferenceConfig, ...]
+    places: tuple[int, ...]
+    """[S] of the settings, among all that were asked for."""
+    anchors: Tensor
+    """[B, S, R] rising."""
+    class_logits: Tensor
+    """[B, S, R, K]."""
+    log_scores: Tensor
+    """[B, S, R, K] logarithms of the fused scores; -inf where the pair is no candidate."""
+
+
+def score_settings(images: BatchPredictions, settings: Sequence[InferenceConfig]) -> Iterator[Scored]:
+    """Score the anchors that the settings send to NMS, as many settings at once as memory allows.
+
+    Raises:
+        ValueError: a setting reads a confidence branch, and the detector has none.
+    """
+    for config in settings:
+        require_branch(config, has_branch=images.confidence_logits is not None)
+    of_shape: dict[tuple[str, int, int], list[int]] = {}
+    for place, config in enumerate(settings):
+        of_shape.setdefault((config.top_k_of, config.nms_pre, config.max_detections), []).append(place)
+    for (_, nms_pre, _), places in of_shape.items():
+        rows = sum(min(length, nms_pre) for length in images.level_lengths)
+        step = max(1, MOST_PAIRS // (len(images.class_logits) * rows * images.class_logits.shape[2]))
+        for start in range(0, len(places), step):
+            some = tuple(places[start : start + step])
+            yield _score(images, tuple(settings[place] for place in some), some)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Kept:
+    """What NMS keeps of B images under S settings: `count` detections each, best first, of D places."""
+
+    values: Tensor
+    """[B, S, D, 9] int32: anchor and label; the bits of score, class score, confidence and box. Void from `count`."""
+    count: Tensor
+    """[B, S] int32."""
+    complete: Tensor
+    """[B, S] whether no candidate that NMS has not seen could be kept."""
+
+
+def suppress(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -> Kept:
+    """Greedy NMS by class, of the best candidates of each image under each setting.
+
+    Args:
+        images: that were scored.
+        scored: their candidates.
+        look: candidates that are looked at, for each detection that may be kept.
+    """
+    num_images, num_settings, num_rows, num_classes = scored.log_scores.shape
+    constants = _constants(scored.settings, images.level_lengths, images.boxes.device)
+    image, setting = _images_and_settings(num_images, num_settings, images.boxes.device)
+    limit = scored.settings[0].max_detections
+    count = min(look * limit, num_rows * num_classes)
+    log_scores, pairs = _best(scored.log_scores.flatten(2).flatten(0, 1), count)
+    labels = pairs % num_classes
+    anchors = scored.anchors.flatten(0, 1).gather(1, pairs // num_classes)
+    boxes = images.boxes[image, anchors]
+    num_candidates = log_scores.isfinite().sum(dim=1, dtype=torch.int32)
+    kept, num_kept = greedy(boxes, labels.int(), num_candidates, constants.nms_iou[setting[:, 0]], limit)
+    complete = num_kept == limit
+    complete |= num_candidates < count if count < num_rows * num_classes else True
+    kept = kept.long()
+    anchors, labels = anchors.gather(1, kept), labels.gather(1, kept)
+    class_scores = images.class_logits[image, anchors, labels].float().sigmoid()
+    if images.confidence_logits is None:
+        confidences = torch.full_like(class_scores, torch.nan)
+    else:
+        confidences = images.confidence_logits[image, anchors].sigmoid()
+    # Exponent 0 is the class score exactly.
+    scores = torch.where(constants.plain[setting[:, 0]], class_scores, log_scores.gather(1, kept).exp())
+    floats = torch.stack([scores, class_scores, confidences], dim=2)
+    floats = torch.cat([floats, boxes.gather(1, kept[..., None].expand(-1, -1, 4))], dim=2)
+    values = torch.cat([torch.stack([anchors, labels], dim=2).int(), floats.view(torch.int32)], dim=2)
+    return Kept(
+        values=values.view(num_images, num_settings, limit, -1),
+        count=num_kept.view(num_images, num_settings),
+        complete=complete.view(num_images, num_settings),
+    )
+
+
+def detect(
+    images: BatchPredictions,
+    settings: Sequence[InferenceConfig],
+    image_ids: NDArray[np.int64],
+    category_ids: NDArray[np.int64],
+) -> Iterator[tuple[Scored, list[DetectionTable], NDArray[np.int32]]]:
+    """Yield for some settings after others: what was scored, a table for each of all images, their numbers [B, S].
+
+    The host waits for the device once for each group of settings.
+
+    Args:
+        images: B of them.
+        settings: as many as wanted.
+        image_ids: [B].
+        category_ids: [K] of the classes, rising.
+
+    Raises:
+        ValueError: a setting reads a confidence branch, and the detector has none.
+    """
+    for scored in score_settings(images, settings):
+        look = FIRST_LOOK
+        kept = suppress(images, scored, look)
+        values, count, complete = to_host([kept.values, kept.count, kept.complete])
+        # With a detector whose boxes overlap much, the 100th detection may be beyond the 2,400th candidate.
+        while not complete.all():
+            look *= 4
+            kept = suppress(images, scored, look)
+            values, count, complete = to_host([kept.values, kept.count, kept.complete])
+        yield scored, tables(values, count, image_ids, category_ids, images.level_lengths), count
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[NDArray[np.int32]]:
+    """Integers and flags of any shapes as int32, in one transfer; this is where the host waits for the device."""
+    packed = torch.cat([tensor.flatten().int() for tensor in tensors]).cpu().numpy()
+    ends = np.cumsum([tensor.numel() for tensor in tensors])
+    return [part.reshape(tensor.shape) for part, tensor in zip(np.split(packed, ends[:-1]), tensors, strict=True)]
+
+
+def tables(
+    values: NDArray[np.int32],
+    count: NDArray[np.int32],
+    image_ids: NDArray[np.int64],
+    category_ids: NDArray[np.int64],
+    level_lengths: Sequence[int],
+) -> list[DetectionTable]:
+    """A table for each setting of the detections of all images, which are not yet compared with any object.
+
+    Args:
+        values: [B, S, D, 9] of `Kept`.
+        count: [B, S] of `Kept`.
+        image_ids: [B].
+        category_ids: [K] of the classes, rising.
+        level_lengths: anchors of each level.
+    """
+    level_ends = np.cumsum(level_lengths)
+    found = []
+    for setting in range(values.shape[1]):
+        image, place = np.nonzero(np.arange(values.shape[2]) < count[:, setting, None])
+        rows = values[image, setting, place]
+        floats = rows[:, 2:].view(np.float32)
+        found.append(
+            DetectionTable(
+                image_ids=image_ids[image],
+                category_ids=category_ids[rows[:, 1]],
+                boxes=np.ascontiguousarray(floats[:, 3:]),
+                scores=floats[:, 0].copy(),
+                class_scores=floats[:, 1].copy(),
+                confidences=floats[:, 2].copy(),
+                ious=np.zeros(len(rows), np.float32),
+                levels=(FIRST_LEVEL + np.searchsorted(level_ends, rows[:, 0], side="right")).astype(np.int8),
+                anchors=rows[:, 0].copy(),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Constants:
+    """What S settings say, on the device."""
+
+    of_class: Tensor
+    """[S] power of the class probability."""
+    of_confidence: Tensor
+    """[S, L] power of the confidence on each level."""
+    plain: Tensor
+    """[S, 1] whether the score is the class probability."""
+    min_confidence: Tensor
+    """[S] -1 without a filter."""
+    threshold: Tensor
+    """[S] logarithm of the score threshold."""
+    nms_iou: Tensor
+    """[S]."""
+
+
+@lru_cache(maxsize=256)  # of a pass: a few groups of settings times about ten shapes of images
+def _constants(
+    settings: tuple[InferenceConfig, ...], level_lengths: tuple[int, ...], device: torch.device
+) -> _Constants:
+    """Sent to the device once, as each copy makes the host wait."""
+    of_class, of_confidence, plain = [], [], []
+    for config in settings:
+        powers = exponents(config)
+        fused = [config.fuse_small_levels or length > config.nms_pre for length in level_lengths]
+        of_class.append(float(powers[0]))
+        of_confidence.append([float(powers[1]) * on for on in fused])
+        plain.append([config.fusion == "power" and config.confidence_exponent == 0.0])
+    # Outside of inference mode, whose tensors could be used in no other.
+    with torch.inference_mode(mode=False):
+        return _Constants(
+            of_class=torch.tensor(of_class, device=device),
+            of_confidence=torch.tensor(of_confidence, device=device),
+            plain=torch.tensor(plain, device=device),
+            min_confidence=torch.tensor([config.min_confidence or -1.0 for config in settings], device=device),
+            # The logarithm on the host: a kernel might not be done when another stream reads it.
+            threshold=torch.tensor([config.score_threshold for config in settings]).log().to(device),
+            nms_iou=torch.tensor([config.nms_iou for config in settings], device=device),
+        )
+
+
+def _score(images: BatchPredictions, settings: tuple[InferenceConfig, ...], places: tuple[int, ...]) -> Scored:
+    constants = _constants(settings, images.level_lengths, images.boxes.device)
+    log_confidences = None
+    if any(config.needs_confidence for config in settings):
+        assert images.confidence_logits is not None
+        log_confidences = logsigmoid(images.confidence_logits)
+    filtered = any(config.min_confidence > 0.0 for config in settings)
+    nms_pre = settings[0].nms_pre
+    # A score rises with the class logit, so the best class of each anchor tells which anchors are worth scoring.
+    log_best = logsigmoid(images.class_logits.amax(dim=2).float())
+    chosen, of_confidence, start = [], [], 0
+    for level, length in enumerate(images.level_lengths):
+        here = slice(start, start + length)
+        # [B, S, n] what the confidence adds to the logarithm of a score: -inf where it does not pass the filter.
+        added = None
+        if log_confidences is not None:
+            confidences = log_confidences[:, None, here]
+            added = constants.of_confidence[:, level, None] * confidences
+            if filtered:
+                added = added.masked_fill(~(confidences.exp() > constants.min_confidence[:, None]), -torch.inf)
+        if length > nms_pre:
+            best = constants.of_class[:, None] * log_best[:, None, here]
+            anchors = (best if added is None else best + added).topk(nms_pre, sorted=False).indices.sort().values
+        else:
+            every = torch.arange(length, device=images.boxes.device)
+            anchors = every.expand(len(log_best), len(settings), length)
+        if added is not None:
+            of_confidence.append(added.expand(-1, len(settings), -1).gather(2, anchors))
+        chosen.append(anchors + start)
+        start += length
+    anchors = torch.cat(chosen, dim=2)
+    image = torch.arange(len(anchors), device=anchors.device)[:, None, None]
+    class_logits = images.class_logits[image, anchors].float()
+    log_scores = logsigmoid(class_logits).mul_(constants.of_class[:, None, None])
+    if log_confidences is not None:
+        log_scores.add_(torch.cat(of_confidence, dim=2)[..., None])
+    log_scores.masked_fill_(~(log_scores > constants.threshold[:, None, None]), -torch.inf)
+    if settings[0].top_k_of == "pairs":
+        _best_pairs(log_scores, [anchors.shape[2] for anchors in chosen], nms_pre)
+    return Scored(settings=settings, places=places, anchors=anchors, class_logits=class_logits, log_scores=log_scores)
+
+
+def _best_pairs(log_scores: Tensor, lengths: Sequence[int], nms_pre: int) -> None:
+    """Leave the best pairs of each level. Their anchors are among the best: each has a pair that is as good."""
+    for level in torch.split(log_scores, list(lengths), dim=2):
+        pairs = level.flatten(2)
+        if pairs.shape[2] > nms_pre:
+            floor = pairs.topk(nms_pre, sorted=False).values.amin(dim=2)
+            level.masked_fill_(level < floor[..., None, None], -torch.inf)
+
+
+def _best(log_scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """[P, count] the best of [P, n] and their places, best first; of equal ones the first."""
+    values, places = log_scores.topk(count, sorted=False)
+    # The bits of floats from 0 on sort as the floats do; -values would make of 0 a -0, whose bits do not.
+    keys = ((0.0 - values).view(torch.int32).long() << 32) | places
+    keys = keys.sort(dim=1).values
+    return -(keys >> 32).int().view(torch.float32), keys & LABEL
+
+
+def _images_and_settings(num_images: int, num_settings: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[B * S, 1] each."""
+    rows = torch.arange(num_images * num_settings, device=device)[:, None]
+    return rows // num_settings, rows % num_settings

@@ -1,0 +1,26 @@
+"""Binds the post-processing of batches to the golden vectors, as `vectors_adapter` does that of single images."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from model.config import InferenceConfig
+from model.inference import batched
+from model.inference.table import DetectionTable
+from model.network.anchors import AnchorGrid
+from model.network.retinanet import Predictions
+from tests.golden import vectors_adapter
+
+
+def detect(*arguments: Any) -> tuple[vectors_adapter.Array, vectors_adapter.Array, vectors_adapter.Array]:
+    return vectors_adapter.detect(*arguments, find=_find)
+
+
+def _find(
+    predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor, config: InferenceConfig
+) -> list[DetectionTable]:
+    images = batched.of_batch(predictions, grid, sizes, scales)
+    num_classes = images.class_logits.shape[2]
+    ((_, tables, _),) = batched.detect(images, [config], np.arange(len(sizes)), np.arange(num_classes))
+    return tables
