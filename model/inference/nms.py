@@ -115,7 +115,9 @@ def keep_packed(
                 k = before[k]
             if k < 0:
                 before[count], newest[label] = newest[label], count
-                rows[count], labels[count], kept[count] = row, label, box
+                rows[count], labels[count] = row, label
+                for side in range(4):  # `kept[count] = box` compiles 3 s longer, for such a message
+                    kept[count, side] = box[side]
                 count += 1
     return rows[:count], labels[:count]
 
@@ -145,7 +147,7 @@ def _deal(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], Ints]:
 def _sort(keys: NDArray[np.uint64]) -> None:
     """In place, rising."""
     if len(keys) > 32:
-        keys[:] = np.sort(keys)
+        keys.sort()  # `keys[:] = np.sort(keys)` compiles 2 s longer, for the message about shapes that do not fit
         return
     for i in range(1, len(keys)):
         key, j = keys[i], i

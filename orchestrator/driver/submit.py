@@ -1,6 +1,7 @@
 """From experiments to tables: plan, prepare, launch, record, report."""
 
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from model.evaluation import warmup
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
@@ -74,10 +76,11 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
     bounds = bounds or Bounds()
     require_budget(bounds.hours)
     _claims(suite)  # a mistake in them should not wait for the first trainings
-    suite.connect()
-    if prune:
-        prune_trainings(suite, say)
     with ExitStack() as stack:
+        stack.enter_context(_compiling(suite.site))
+        suite.connect()
+        if prune:
+            prune_trainings(suite, say)
         # With a look at files, as a run whose files were deleted has to be made again.
         if not suite.make_plan(verified=True).is_complete or any(one.seed_rule for one in suite.experiments):
             try:
@@ -212,6 +215,25 @@ def _prepare(plan: Plan, suite: Suite, say: Say) -> None:
     if suite.site.ray_address is None:
         require_plan_fits(plan, local_cluster())
     prepare(plan, suite.ledger, suite.site, say)
+
+
+@contextmanager
+def _compiling(site: Site) -> Iterator[None]:
+    """Compile what scoring needs compiled, beside what follows; at the end, a process that is still at it is ended.
+
+    Else every training of this machine would compile it for itself, at the same time as the others.
+    """
+    if site.ray_address is not None or warmup.is_compiled():
+        yield
+        return
+    # While MLflow's server and Ray start and data are drawn, one core has nothing else to do.
+    command = [sys.executable, "-P", "-m", warmup.__name__]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextmanager

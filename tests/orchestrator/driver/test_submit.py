@@ -1,5 +1,7 @@
 """What a submit gives back: as a notebook shows it, and where a table has to be left out."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -59,6 +61,27 @@ def test_a_table_of_two_versions_of_the_data_is_left_out_and_the_others_are_writ
     assert (folder / "alone.txt").is_file() and not (folder / "both.txt").exists()
     write(mlflow_uri, older.run_id, tags={names.FINGERPRINT: "val data"})
     assert submit(Suite(tables, site), said.append).exit_code == 0 and (folder / "both.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("is_compiled", "ray_address", "starts"), [(False, None, 1), (True, None, 0), (False, "head:6379", 0)]
+)
+def test_functions_are_compiled_once_for_all_trainings_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_compiled: bool, ray_address: str | None, starts: int
+) -> None:
+    started: list[Any] = []
+
+    class Process(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, command: list[str], **options: Any) -> None:
+            started.append((self, command[1:]))
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], **options)
+
+    monkeypatch.setattr(module.warmup, "is_compiled", lambda: is_compiled)
+    monkeypatch.setattr(module.subprocess, "Popen", Process)
+    with module._compiling(Site(home=tmp_path, ray_address=ray_address)):
+        assert [command for _, command in started] == [["-P", "-m", "model.evaluation.warmup"]] * starts
+        assert all(process.poll() is None for process, _ in started)
+    assert all(process.poll() is not None for process, _ in started)  # it does not outlive the submit
 
 
 BASE = Row(label="base", train=TrainConfig(model=ModelConfig(confidence=None)))
