@@ -9,7 +9,11 @@ import ray.util
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
+from orchestrator.cluster.gpus import require_cuda
+
 TorchBackend: Any = TorchConfig().backend_cls  # its class has no public name
+NCCL, GLOO = "nccl", "gloo"
+"""What sums up gradients on GPUs, and on CPUs."""
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -33,8 +37,11 @@ class NoGroup(TorchConfig):
 
 class _Backend(TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        # On every worker before the group starts, which reads the variable.
+        # On every worker before the group starts, which reads the variable, and whose own words for a GPU that cannot
+        # be used would pass for a lost connection.
         worker_group.execute(_name_interface)
+        if backend_config.backend == NCCL:
+            worker_group.execute(require_cuda)
         super().on_start(worker_group, backend_config)
 
 

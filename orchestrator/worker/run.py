@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ from ray.util.placement_group import get_current_placement_group
 
 from model.evaluation.shards import Team
 from model.names import CARD, EPOCH, STARTUP_S, VAL, WEIGHTS
+from orchestrator.cluster.capacity import cores_of_worker, loader_processes
+from orchestrator.cluster.connect import node_here
+from orchestrator.cluster.gpus import worker_device
 from orchestrator.errors import UserError
 from orchestrator.names import CHECKPOINT
 from orchestrator.tracking.artifacts import download
@@ -46,7 +50,9 @@ def run(settings: dict[str, Any]) -> None:
     """
     import torch
 
-    task: TrainingTask = settings["task"]
+    node = node_here()
+    task = _for_node(settings["task"], node)
+    resources = task.train_run.resources
     context = ray.train.get_context()
     if context.get_world_rank() == 0:
         group = get_current_placement_group()
@@ -54,10 +60,11 @@ def run(settings: dict[str, Any]) -> None:
         # Ray keeps reserved what a trial that dies had; its next start gives that back by this id.
         task.tell_group(group.id.hex())
         done = _epochs_done(ray.train.get_checkpoint())
-        log_start(task.folder, context.get_world_size(), done, task.num_epochs)
+        log_start(task.folder, context.get_world_size(), done, task.num_epochs, resources.loader_processes or 0)
     # torch would take every core of the node for each of the workers on it.
-    torch.set_num_threads(max(1, int(task.train_run.resources.cpus_per_worker)))
+    torch.set_num_threads(max(1, int(cores_of_worker(resources, node))))
     try:
+        _device(task)  # a worker whose GPU cannot be used fails before anything is read
         if not task.is_trained and _epochs_done(ray.train.get_checkpoint()) < task.num_epochs:
             _train(task, settings["picked_up"])
         with _checkpoint(task) as folder:
@@ -98,7 +105,7 @@ def _train(task: TrainingTask, picked_up: float) -> None:
             weights_file=task.weights_file,
             folder=Path(scratch),
             local_batch=task.train_run.resources.local_batch,
-            num_loader_processes=task.train_run.resources.loader_processes,
+            num_loader_processes=task.train_run.resources.loader_processes or 0,
             resume=resume if checkpoint is not None else None,
             report=report,
             device=_device(task),
@@ -234,15 +241,14 @@ def _team() -> Team:
 
 
 def _device(task: TrainingTask) -> "torch.device":
-    import torch
+    return worker_device(task.train_run.resources.gpus_per_worker)
 
-    if not task.train_run.resources.gpus_per_worker:
-        return torch.device("cpu")
-    from ray.train.torch import get_device
 
-    device: torch.device = get_device()
-    torch.cuda.set_device(device)
-    return device
+def _for_node(task: TrainingTask, node: Mapping[str, float]) -> TrainingTask:
+    """Return the task with as many loader processes as its worker starts on this node."""
+    resources = task.train_run.resources
+    chosen = replace(resources, loader_processes=loader_processes(resources, node))
+    return replace(task, train_run=replace(task.train_run, resources=chosen))
 
 
 def _epochs_done(checkpoint: ray.train.Checkpoint | None) -> int:
