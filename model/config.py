@@ -232,6 +232,8 @@ class TrainConfig:
     """Images of one update, over all workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the forward pass; weights and losses stay float32."""
+    gradient_compression: Literal["none", "bfloat16"] = "none"
+    """bfloat16 halves what workers send each other, for slow networks; weights then depend on the number of workers."""
     seed: int = 0
     """Decides the first weights, the order of images and the flips."""
 

@@ -5,6 +5,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from model.names import PEAK_MEMORY_MIB
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,6 +99,13 @@ def require_cuda() -> None:
             f"resources.gpus_per_worker asks for a GPU, which torch cannot use on {socket.gethostname()}: {why}; or "
             "set resources.gpus_per_worker: 0 to train on CPUs"
         )
+
+
+def peak_memory(device: "torch.device") -> dict[str, float]:
+    """Return the most memory that tensors of this process have held on a GPU, under its metric's name; else nothing."""
+    import torch
+
+    return {PEAK_MEMORY_MIB: torch.cuda.max_memory_allocated(device) / 2**20} if device.type == "cuda" else {}
 
 
 def worker_device(gpus_per_worker: float) -> "torch.device":

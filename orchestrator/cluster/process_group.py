@@ -12,8 +12,6 @@ from ray.train.torch import TorchConfig
 from orchestrator.cluster.gpus import require_cuda
 
 TorchBackend: Any = TorchConfig().backend_cls  # its class has no public name
-NCCL, GLOO = "nccl", "gloo"
-"""What sums up gradients on GPUs, and on CPUs."""
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -40,7 +38,7 @@ class _Backend(TorchBackend):  # type: ignore[misc]
         # On every worker before the group starts, which reads the variable, and whose own words for a GPU that cannot
         # be used would pass for a lost connection.
         worker_group.execute(_name_interface)
-        if backend_config.backend == NCCL:
+        if backend_config.backend == "nccl":
             worker_group.execute(require_cuda)
         super().on_start(worker_group, backend_config)
 

@@ -182,6 +182,12 @@ def contradictions(resources: Resources, trainings: Iterable[TrainConfig]) -> It
             f"loader_processes is {resources.loader_processes}, but cpus_per_worker reserves only"
             f" {resources.cpus_per_worker:g}; raise cpus_per_worker, or lower loader_processes"
         )
+    trainings = list(trainings)
+    if workers == 1 and any(config.gradient_compression != "none" for config in trainings):
+        yield (
+            "num_workers is 1, but train.gradient_compression is for what several workers send each other; raise"
+            " num_workers, or leave train.gradient_compression out"
+        )
     smallest = min((config.global_batch for config in trainings), default=None)
     if smallest is None:
         return
