@@ -53,21 +53,21 @@ def visible_gpus(visible: str | None, uuids: list[str]) -> list[str]:
 
 
 def _uuids() -> list[str]:
-    """The UUIDs of all GPUs of the machine, by index."""
-    try:
-        import pynvml  # type: ignore[import-untyped]
-    except ImportError:
-        names = os.listdir("/dev") if os.path.isdir("/dev") else []
-        return [""] * sum(name.startswith("nvidia") and name[6:].isdigit() for name in names)
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver
-        return []
+    """The UUIDs of all GPUs of the machine, by index; empty texts where the driver does not tell them."""
+    with suppress(Exception):  # pynvml is not there, or the driver does not talk to it
+        return _uuids_of_driver()
+    # A GPU that is there and cannot be used is better refused by a worker, which says why, than not seen at all.
+    names = os.listdir("/dev") if os.path.isdir("/dev") else []
+    return [""] * sum(name.startswith("nvidia") and name[6:].isdigit() for name in names)
+
+
+def _uuids_of_driver() -> list[str]:
+    import pynvml  # type: ignore[import-untyped]
+
+    pynvml.nvmlInit()
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-    except pynvml.NVMLError:
-        return []
     finally:
         pynvml.nvmlShutdown()
 

@@ -30,7 +30,7 @@ UUIDS = ["GPU-aaaa1111-0", "GPU-bbbb2222-0"]
         (" 0, 1", ["0", "1"]),
         ("0,-1,1", ["0"]),  # CUDA takes none from the first on that is not there
         ("0,7", ["0"]),
-        ("7", []),
+        ("2", []),
         ("0,0", ["0"]),
         ("GPU-bbbb2222-0,GPU-aaaa1111-0", ["GPU-bbbb2222-0", "GPU-aaaa1111-0"]),
         ("GPU-bbbb", ["GPU-bbbb"]),  # CUDA takes the beginning of a UUID
@@ -69,13 +69,22 @@ def test_a_ray_of_our_own_gives_away_as_many_gpus_as_the_driver_shows_and_the_va
     assert local_cluster().total("GPU") == number
 
 
-def test_a_machine_without_a_driver_has_no_gpu(monkeypatch: pytest.MonkeyPatch):
-    def no_driver() -> None:
+@pytest.mark.parametrize("is_installed", [True, False])
+@pytest.mark.parametrize(("devices", "number"), [([], 0), (["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"], 2)])
+def test_without_an_answer_of_the_driver_the_files_of_devices_are_counted(
+    monkeypatch: pytest.MonkeyPatch, is_installed: bool, devices: list[str], number: int
+):
+    def no_answer() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(pynvml, "nvmlInit", no_driver)
-    assert gpus.count_gpus() == 0
+    monkeypatch.setattr(pynvml, "nvmlInit", no_answer)
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(os, "listdir", lambda _: devices)
+    assert gpus.count_gpus() == number
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-any")
+    assert gpus.count_gpus() == (2 if number else 0)
 
 
 def without_cuda(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
@@ -180,11 +189,3 @@ def test_a_worker_whose_gpu_is_hidden_refuses_instead_of_taking_another(given: G
     given(ids, visible, 1)
     with pytest.raises(UserError, match=r"the GPU that Ray gave this worker is not among .*CUDA_VISIBLE_DEVICES"):
         gpus.worker_device(1.0)
-
-
-def test_without_nvml_the_files_of_devices_are_counted(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "listdir", lambda _: ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"])
-    monkeypatch.setattr(os.path, "isdir", lambda _: True)
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus.count_gpus() == 2
