@@ -234,6 +234,8 @@ class TrainConfig:
     """Type of the forward pass; weights and losses stay float32."""
     deterministic: bool = False
     """On CUDA, use algorithms alone that give the same bits at each run; slower. On the CPU all do."""
+    gradient_compression: Literal["none", "bfloat16"] = "none"
+    """bfloat16 halves what workers send each other, for slow networks; weights then depend on the number of workers."""
     seed: int = 0
     """Decides the first weights, the order of images and the flips."""
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -41,21 +41,30 @@ def share(items: list[int], rank: int, num_processes: int) -> list[int]:
     return items[start:stop]
 
 
-def wrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with its gradients averaged over all processes after each backward pass."""
+def wrap(model: torch.nn.Module, compression: Literal["none", "bfloat16"] = "none") -> torch.nn.Module:
+    """The model with its gradients averaged over all processes after each backward pass, sent in this precision."""
     if not distributed.is_initialized():
         return model
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has a new name from torch 2.15 on
         # No buffer ever changes (batch norms are frozen); as views of DDP's buckets, gradients need no second copy.
-        return torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = torch.nn.parallel.DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    if compression == "bfloat16":
+        # Not at the top: it brings all other hooks with it, and hardly any training asks for one.
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 class FlatGradients:
     """The gradients of a model side by side in one tensor: their addresses stay, and they are shared in one call."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Give each parameter that learns a gradient of 0, in the parameter's own memory order."""
+    def __init__(self, model: torch.nn.Module, compression: Literal["none", "bfloat16"] = "none") -> None:
+        """Give each parameter that learns a gradient of 0, in the parameter's own memory order; sent in this precision."""
+        self.compression = compression
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
         self.values = torch.zeros(sum(sizes), device=parameters[0].device)
@@ -68,7 +77,10 @@ class FlatGradients:
 
     def share(self) -> None:
         """Add up those of all processes, on each of them."""
-        total(self.values)
+        if self.compression == "bfloat16" and distributed.is_initialized():
+            self.values.copy_(total(self.values.to(torch.bfloat16)))
+        else:
+            total(self.values)
 
 
 @contextmanager

@@ -251,5 +251,6 @@ def _code() -> str:
 def _name(device: "torch.device") -> str:
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name}, torch {torch.__version__}"
+    from model.network.checkpoint import device_name
+
+    return f"{device_name(device)}, torch {torch.__version__}"

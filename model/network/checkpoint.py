@@ -41,6 +41,13 @@ class Card:
     data_fingerprint: str
     """CocoData.fingerprint of the training images."""
     weights_sha256: str
+    device: str = ""
+    """What it was trained on, as `device_name` says; empty where it was not recorded."""
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or the kind of any other device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def save_checkpoint(
@@ -73,6 +80,7 @@ def save_checkpoint(
         "category_names": categories[1],
         "data_fingerprint": data_fingerprint,
         "weights_sha256": file_sha256(partial / WEIGHTS),
+        "device": device_name(next(iter(weights.values())).device),
     }
     (partial / CARD).write_text(json.dumps(card, indent=2) + "\n")
     # Tensors and plain Python alone: weights_only=True refuses NumPy's scalars, paths and dataclasses.

@@ -112,7 +112,7 @@ def train(
             step += 1
             seen += update.num_images
             if step == 1 or place % LOG_EVERY == 0 or place == steps_per_epoch:
-                metrics = _loss_metrics(losses, step)
+                metrics = _loss_metrics(losses, step, config.precision)
                 elapsed = time.perf_counter() - clock
                 metrics |= {
                     LEARNING_RATE: rate,
@@ -150,7 +150,7 @@ def train(
         )
 
 
-def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:
+def _loss_metrics(losses: list[Tensor], step: int, precision: str) -> dict[str, float]:
     """Means over the updates since the last report, added up over the processes."""
     classification, box, confidence = total(torch.stack(losses).mean(dim=0)).tolist()
     loss = classification + box + confidence
@@ -159,6 +159,7 @@ def _loss_metrics(losses: list[Tensor], step: int) -> dict[str, float]:
         raise TrainingError(
             f"the loss is {loss} at update {step}: lower train.schedule.learning_rate, lengthen "
             "train.schedule.warmup_iterations, or set train.schedule.gradient_clip"
+            + (", or train.precision: float32 (it is bfloat16)" if precision == "bfloat16" else "")
         )
     return {
         LOSS: loss,

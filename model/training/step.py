@@ -44,8 +44,8 @@ class TrainingStep:
         self.detector = detector.to(memory_format=torch.channels_last) if on_cuda else detector
         self.optimizer = _optimizer(detector, config.schedule, fused=on_cuda)
         # A graph holds the addresses of its gradients, which DistributedDataParallel would change.
-        self.gradients = FlatGradients(detector) if on_cuda else None
-        self.model = detector if on_cuda else wrap(detector)
+        self.gradients = FlatGradients(detector, config.gradient_compression) if on_cuda else None
+        self.model = detector if on_cuda else wrap(detector, config.gradient_compression)
         # DistributedDataParallel averages the processes' gradients; their sum is the update.
         self.scale = 1 if on_cuda else world()[1]
         has_gpu = on_cuda and torch.cuda.is_available()  # else tensors are imagined

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.config import METRICS
 from model.inference.table import DetectionTable
@@ -14,6 +15,7 @@ from orchestrator.checkpoint.inputs import (
     open_inputs,
     read_checkpoint,
     read_images,
+    scoring_device,
 )
 from orchestrator.checkpoint.pull import Provenance
 from orchestrator.errors import Say, UserError
@@ -29,6 +31,9 @@ from orchestrator.tracking.detections import (
     write_coco_json,
     write_stored,
 )
+
+if TYPE_CHECKING:
+    from model.network.checkpoint import Card
 
 COLUMNS = (Column("", numeric=False), *(Column(name) for name in METRICS))
 
@@ -134,8 +139,21 @@ def _beside_mlflow(inputs: ScoringInputs, metrics: Mapping[str, float | None]) -
         elif not is_equal:
             rows.append(_row("MLflow", METRICS, provenance.metrics))
         notes.append(verdict)
+    notes += _note_on_device(card)
     title = inputs.checkpoint.row or f"epoch {card.epoch} of {card.config.model.backbone}"
     return Table(title=title, columns=COLUMNS, rows=tuple(rows), notes=tuple(notes))
+
+
+def _note_on_device(card: "Card") -> Iterator[str]:
+    """Say what may differ where a checkpoint is scored on another device than it was trained, and so scored, on."""
+    from model.network.checkpoint import device_name
+
+    here = device_name(scoring_device())
+    if card.device not in ("", here):
+        yield (
+            f"Trained on {card.device}, scored on {here}, which adds up in another order: scores may differ from those"
+            " of the training in their last digits, and AP with them a little."
+        )
 
 
 def _why_not_compared(provenance: Provenance, inputs: ScoringInputs) -> Iterator[str]:

@@ -17,6 +17,8 @@ from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from model.data.split import CocoData
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card
@@ -86,8 +88,6 @@ class ScoringInputs:
         Raises:
             UserError: the checkpoint is damaged, or learnt other categories than the images have.
         """
-        import torch
-
         from model.network.checkpoint import require_categories
         from model.network.retinanet import load_detector
 
@@ -97,19 +97,26 @@ class ScoringInputs:
             detector = load_detector(folder)
         except ValueError as error:
             raise UserError(str(error)) from error
-        on_cuda = torch.cuda.is_available()
+        device = scoring_device()
         work = Pass(
-            detector=detector.to("cuda" if on_cuda else "cpu"),
+            detector=detector.to(device),
             weights_sha256=card.weights_sha256,
             data=self.data,
             config=card.config.data,
             settings=settings,
             keep=self.scored,
             # On a CPU the pass itself takes every core; processes that decode would only get in its way.
-            num_loader_processes=min(8, os.cpu_count() or 1) if on_cuda else 0,
+            num_loader_processes=min(8, os.cpu_count() or 1) if device.type == "cuda" else 0,
         )
         score_missing(work, progress=progress)
         return list(scores_of(work, settings))
+
+
+def scoring_device() -> "torch.device":
+    """Return the GPU of this machine, or else its CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_checkpoint(folder: Path, settings: Sequence[str] = ()) -> CheckpointFolder:

@@ -5,9 +5,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestrator.cluster.gpus import VISIBLE, count_gpus
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Plan
 from orchestrator.experiment.rows import Resources
+
+MOST_LOADERS = 8
+"""Loader processes of a worker where none are asked for; more than a GPU takes in only cost memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,12 +87,22 @@ def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
         return
     short = next((name for name in wanted if cluster.num_places({name: wanted[name]}) < num_workers), "CPU")
     asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    if short == "GPU" and not cluster.total("GPU"):
+        raise UserError(
+            f"{where}: resources ask for {num_workers} x ({asked}), and none of {len(cluster.nodes)} node(s) has a GPU"
+            f"{_hidden()}. Set resources.gpus_per_worker: 0 to train on CPUs, or RAY_ADDRESS to a cluster with GPUs"
+        )
     has = ", ".join(f"{cluster.total(name):g} {name}" for name in ("CPU", "GPU"))
     raise UserError(
         f"{where}: resources ask for {num_workers} x ({asked}); there are not enough {short}s for that ever to start, "
         f"the cluster has {has} on {len(cluster.nodes)} node(s). Lower resources.num_workers, cpus_per_worker or "
         "gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
     )
+
+
+def _hidden() -> str:
+    visible = os.environ.get(VISIBLE)
+    return "" if visible is None else f" that {VISIBLE}={visible!r} leaves to Ray"
 
 
 def require_plan_fits(plan: Plan, cluster: Cluster) -> None:
@@ -106,13 +120,24 @@ def require_plan_fits(plan: Plan, cluster: Cluster) -> None:
 
 def local_cluster() -> Cluster:
     """Return what a Ray on this machine alone would have."""
-    return Cluster(nodes=({"CPU": float(os.cpu_count() or 1), "GPU": float(_num_local_gpus())},))
+    return Cluster(nodes=({"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus())},))
 
 
-def _num_local_gpus() -> int:
-    """Count the GPUs that Ray will find on this machine; importing torch to ask would take seconds."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        # As Ray reads the variable, with NoDevFiles for none.
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
-    return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
+def cores_of_worker(resources: Resources, node: Mapping[str, float]) -> float:
+    """Return how many cores of its node a worker may take: on a GPU its share of them, else what it reserves."""
+    if not resources.gpus_per_worker:
+        return resources.cpus_per_worker
+    # Ray gives each GPU away once, so that such shares never add up to more than the node has, however many trainings
+    # run there; reserved CPUs would have to be known before anybody knows the node.
+    share = node.get("CPU", 0.0) * resources.gpus_per_worker / max(node.get("GPU", 0.0), resources.gpus_per_worker)
+    return max(share, resources.cpus_per_worker)
+
+
+def loader_processes(resources: Resources, node: Mapping[str, float]) -> int:
+    """Return how many processes of a worker read images on a node with so much of each resource."""
+    if resources.loader_processes is not None:
+        return resources.loader_processes
+    if not resources.gpus_per_worker:
+        return 0  # its cores are busy with the network already
+    # One core is the worker's own, which keeps the GPU busy.
+    return max(1, min(MOST_LOADERS, int(cores_of_worker(resources, node)) - 1))

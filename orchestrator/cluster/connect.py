@@ -1,5 +1,6 @@
 """The connection to Ray: joins the site's cluster, or starts one on this machine alone; and what its nodes have."""
 
+import os
 import socket
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,8 @@ def start_ray(site: Site) -> None:
         ray.init(
             address="local",  # never join a cluster that happens to run here, as no address would
             num_cpus=int(machine.total("CPU")),
+            # Left to itself, Ray takes -1 in CUDA_VISIBLE_DEVICES for a GPU, and MIG instances of one board for one.
+            num_gpus=int(machine.total("GPU")),
             resources=tokens,
             include_dashboard=False,  # three more processes, and an open port
             object_store_memory=OBJECT_STORE_BYTES,
@@ -55,6 +58,15 @@ def cluster_of_ray() -> Cluster:
     """What the nodes of the cluster have that was joined or started."""
     nodes = tuple(node["Resources"] for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
     return Cluster(nodes=nodes, grows=_can_grow())
+
+
+def node_here() -> dict[str, float]:
+    """What the node has that this worker runs on, its cores no more than the process may use."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    resources = next((dict(node["Resources"]) for node in nodes if node["NodeID"] == here), {})
+    usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return resources | {"CPU": min(resources.get("CPU", usable), usable)}
 
 
 def _require_answer(address: str) -> None:

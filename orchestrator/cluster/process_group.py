@@ -1,7 +1,8 @@
 """The process group of a training's workers, which talk over the addresses by which Ray knows their nodes."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psutil
@@ -9,12 +10,25 @@ import ray.util
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
+from orchestrator.cluster.gpus import require_cuda
+
 TorchBackend: Any = TorchConfig().backend_cls  # its class has no public name
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
-class GroupConfig(TorchConfig):
-    """TorchConfig, for nodes whose name may stand for 127.0.0.1 in their own /etc/hosts, as Debian installs it."""
+class _Config(TorchConfig):
+    """TorchConfig of workers that choose their device themselves."""
+
+    @property
+    def train_func_context(self) -> Callable[[], AbstractContextManager[None]]:
+        """Return what a worker's function is called in: nothing."""
+        # Ray's own sets the current GPU, also for workers without any, which then hold memory of the first; and where
+        # its GPU is hidden from a worker, it fails with "not in list".
+        return nullcontext
+
+
+class GroupConfig(_Config):
+    """The group of several, on nodes whose name may stand for 127.0.0.1 in their own /etc/hosts, as Debian has it."""
 
     @property
     def backend_cls(self) -> type["_Backend"]:
@@ -22,8 +36,8 @@ class GroupConfig(TorchConfig):
         return _Backend
 
 
-class NoGroup(TorchConfig):
-    """TorchConfig of a single worker, for whom no group is started."""
+class NoGroup(_Config):
+    """A single worker, for whom no group is started."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -33,8 +47,11 @@ class NoGroup(TorchConfig):
 
 class _Backend(TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        # On every worker before the group starts, which reads the variable.
+        # On every worker before the group starts, which reads the variable, and whose own words for a GPU that cannot
+        # be used would pass for a lost connection.
         worker_group.execute(_name_interface)
+        if backend_config.backend == "nccl":
+            worker_group.execute(require_cuda)
         super().on_start(worker_group, backend_config)
 
 

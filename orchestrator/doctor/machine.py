@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.data.cache import file_sha256, own_folder
+from orchestrator.cluster.gpus import VISIBLE, count_gpus, why_no_cuda
 from orchestrator.doctor.finding import Finding, Level, finding
 from orchestrator.doctor.services import ask_mlflow, judge_listeners, judge_mlflow, listeners
 from orchestrator.doctor.versions import judge_versions, look_at_versions
@@ -79,36 +80,57 @@ def gpus() -> Facts:
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return {"devices": []}
+    except pynvml.NVMLError as error:  # as after an update of the driver without a reboot
+        return {"devices": [], "problem": str(error)}
     try:
         devices = [_gpu(pynvml.nvmlDeviceGetHandleByIndex(place)) for place in range(pynvml.nvmlDeviceGetCount())]
         driver = pynvml.nvmlSystemGetDriverVersion()
     finally:
         pynvml.nvmlShutdown()
-    return {"devices": devices, "driver": driver, "torch_sees": _torch_sees() if devices else 0}
+    usable, why_none = _torch_sees() if devices else (0, "")
+    return {
+        "devices": devices,
+        "driver": driver,
+        "torch_sees": usable,
+        "why_none": why_none,
+        "ray_counts": count_gpus(),
+        "visible": os.environ.get(VISIBLE),
+    }
 
 
 def _gpu(handle: Any) -> Facts:
     import pynvml
 
-    memory, pids = pynvml.nvmlDeviceGetMemoryInfo(handle), []
-    with suppress(pynvml.NVMLError):  # a container may be forbidden to list processes
-        pids = [one.pid for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if one.pid != os.getpid()]
-    return {"name": pynvml.nvmlDeviceGetName(handle), "total": memory.total, "used": memory.used, "pids": pids}
+    seen: dict[str, Any] = {"name": pynvml.nvmlDeviceGetName(handle), "total": 0, "used": 0, "pids": []}
+    # A container may be forbidden to list processes, and with MIG on to ask for the memory of the whole board.
+    with suppress(pynvml.NVMLError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        seen |= {"total": memory.total, "used": memory.used}
+    with suppress(pynvml.NVMLError):
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        seen["pids"] = [one.pid for one in running if one.pid != os.getpid()]
+    return seen
 
 
-def _torch_sees() -> int:
-    """How many GPUs torch can use; CUDA_VISIBLE_DEVICES may hide some from this very process."""
+def _torch_sees() -> tuple[int, str]:
+    """How many GPUs torch can use, and why none; CUDA_VISIBLE_DEVICES may hide some from this very process."""
     import torch
 
-    # NVML above shows every GPU of the machine, whatever the variable says.
-    return torch.cuda.device_count() if torch.version.cuda else 0
+    # NVML, which device_count() asks as well, shows GPUs for which the driver is too old.
+    why = why_no_cuda()
+    return (0, why) if why else (torch.cuda.device_count(), "")
 
 
 def judge_gpus(where: str, facts: Facts) -> Iterator[Finding]:
     """Judge whether GPUs are free and torch can use them; to have none is no fault."""
     devices = facts["devices"]
+    if problem := facts.get("problem"):
+        yield finding(
+            "gpus", where, "fail", f"the driver tells of no GPU: {problem}", "load the driver anew, or reboot"
+        )
+        return
     if not devices:
         yield finding("gpus", where, "ok", "no GPU: trainings run on the CPU")
         return
@@ -118,9 +140,12 @@ def judge_gpus(where: str, facts: Facts) -> Iterator[Finding]:
         for place, one in enumerate(devices)
         if one["used"] > BUSY_GPU * one["total"]
     ]
+    if facts.get("visible") is not None:
+        seen += f", of which CUDA_VISIBLE_DEVICES={facts['visible']!r} leaves {facts['ray_counts']}"
     if not facts["torch_sees"]:
-        way_out = "install a torch that is built for CUDA, and a driver that is new enough for it"
-        yield finding("gpus", where, "fail", f"{seen}, but torch can use none", way_out)
+        why, _, way_out = facts.get("why_none", "").rpartition("; ")
+        way_out = way_out or "install a torch that is built for CUDA, and a driver that is new enough for it"
+        yield finding("gpus", where, "fail", f"{seen}, but torch can use none{why and f': {why}'}", way_out)
     elif busy:
         way_out = "end the processes that hold the memory, or leave these GPUs out with CUDA_VISIBLE_DEVICES"
         yield finding("gpus", where, "warn", f"{seen}; in use by others: {', '.join(busy)}", way_out)

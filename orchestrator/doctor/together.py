@@ -87,12 +87,14 @@ def judge_gpus_agree(machines: Mapping[str, Facts], promised: Mapping[str, float
         way_out = "workers of one training wait for the slowest; keep different GPUs in clusters of their own"
         yield finding("gpus agree", EVERYWHERE, "warn", differences(kinds), way_out)
     for where, found in devices.items():
-        if promised[where] > len(found):
-            seen = f"Ray gives away {promised[where]:g} GPUs, the driver of the machine shows {len(found)}"
+        # MIG makes several of one board; one that CUDA_VISIBLE_DEVICES hides is none that Ray could give away.
+        there = machines[where]["gpus"].get("ray_counts", len(found))
+        if promised[where] > there:
+            seen = f"Ray gives away {promised[where]:g} GPUs, the driver of the machine shows {there}"
             way_out = "start the node with the --num-gpus that it has, and give its container the GPUs"
             yield finding("gpus agree", where, "fail", seen, way_out)
-        elif promised[where] < len(found):
-            seen = f"Ray gives away {promised[where]:g} of {len(found)} GPUs"
+        elif promised[where] < there:
+            seen = f"Ray gives away {promised[where]:g} of {there} GPUs"
             way_out = "start the node with --num-gpus, or leave it if the rest is meant for others"
             yield finding("gpus agree", where, "warn", seen, way_out)
 

@@ -77,8 +77,9 @@ class Resources:
     """CPUs that each worker reserves, its loader processes included."""
     local_batch: int | None = None
     """Images of one forward pass of a worker; gradients add up to the global batch. None takes the whole share."""
-    loader_processes: int = 0
-    """Processes of each worker that read images; 0 reads in the worker itself."""
+    loader_processes: int | None = None
+    """Processes of each worker that read images; 0 reads in the worker itself. None takes 0 on the CPU, and on a GPU
+    one fewer than its share of the node's cores, 8 at most."""
     max_concurrent: int | None = None
     """Trainings of the suite that run at once; of several files the smallest counts. None: as many as find room."""
 
@@ -98,7 +99,10 @@ class Resources:
             self.local_batch is None or self.local_batch >= 1,
             f"local_batch is {self.local_batch}, expected at least 1, or null for a worker's whole share",
         )
-        _require(self.loader_processes >= 0, f"loader_processes is {self.loader_processes}, expected at least 0")
+        _require(
+            self.loader_processes is None or self.loader_processes >= 0,
+            f"loader_processes is {self.loader_processes}, expected at least 0, or null to follow the node's cores",
+        )
         _require(
             self.max_concurrent is None or self.max_concurrent >= 1,
             f"max_concurrent is {self.max_concurrent}, expected at least 1, or null for no limit",
@@ -173,10 +177,16 @@ def contradictions(resources: Resources, trainings: Iterable[TrainConfig]) -> It
             f"gpus_per_worker is {gpus:g} for {workers} workers, but NCCL takes each worker on a GPU of its own; set"
             " gpus_per_worker: 1, or num_workers: 1"
         )
-    if resources.loader_processes > resources.cpus_per_worker:
+    if resources.loader_processes is not None and resources.loader_processes > resources.cpus_per_worker:
         yield (
             f"loader_processes is {resources.loader_processes}, but cpus_per_worker reserves only"
             f" {resources.cpus_per_worker:g}; raise cpus_per_worker, or lower loader_processes"
+        )
+    trainings = list(trainings)
+    if workers == 1 and any(config.gradient_compression != "none" for config in trainings):
+        yield (
+            "num_workers is 1, but train.gradient_compression is for what several workers send each other; raise"
+            " num_workers, or leave train.gradient_compression out"
         )
     smallest = min((config.global_batch for config in trainings), default=None)
     if smallest is None:

@@ -48,7 +48,7 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
             *_note_on_seeds(plan, estimate),
             *_note_on_stopped(plan),
             *_notes_on_time(estimate),
-            *([_note_on_disk(estimate_disk(plan))] if any(missing.values()) else []),
+            *([*_note_on_loaders(plan), _note_on_disk(estimate_disk(plan))] if any(missing.values()) else []),
         ),
     )
     return _with_hours(table, plan, estimate) if estimate.speeds else table
@@ -299,6 +299,16 @@ def _where(resources: Resources) -> str:
     if resources.gpus_per_worker == 0.0:
         return f"{_count(resources.num_workers, 'CPU worker')}"
     return f"{_count(resources.num_workers, 'worker')}, {resources.gpus_per_worker:g} GPU each"
+
+
+def _note_on_loaders(plan: Plan) -> list[str]:
+    """Say how many processes read images for a worker on a GPU; on the CPU it reads them itself."""
+    asked = {run.resources.loader_processes for run in plan.trainings.values() if run.resources.gpus_per_worker}
+    if not asked:
+        return []
+    numbers = [str(number) for number in sorted(number for number in asked if number is not None)]
+    chosen = ["from the node's cores"] if None in asked else []
+    return [f"Loader processes of a GPU worker: {' or '.join(numbers + chosen)}."]
 
 
 def _count(number: int, noun: str) -> str:

@@ -29,6 +29,8 @@ GAUGES = {
 """What the driver sets, with its help text."""
 UPDATES = "rnc_training_updates_total"
 """What the first worker of each training counts."""
+PEAK_MEMORY = "rnc_gpu_peak_memory_bytes"
+"""What the first worker of each training on GPUs sets; how busy a GPU is, Ray itself exports of each node."""
 
 
 class GaugeValue(NamedTuple):
@@ -100,6 +102,12 @@ class Updates:
             self._done = step
 
 
+def tell_peak_memory(suite: str, train_key: str, mib: float) -> None:
+    """Set the most memory that a training has held on its GPU; a failure is ignored, as in `Updates`."""
+    with suppress(Exception):
+        _peak_memory().set(mib * 2**20, {"suite": suite, "train_key": train_key})
+
+
 def _is_done(ledger: Ledger, train_key: str, evaluation_key: str) -> bool:
     training = ledger.trainings.get(train_key)
     if training is not None and training.status == "STOPPED":
@@ -112,6 +120,14 @@ def _gauge(name: str, tag_keys: tuple[str, ...]) -> Any:
     from ray.util.metrics import Gauge
 
     return Gauge(name, GAUGES[name], tag_keys)
+
+
+@cache
+def _peak_memory() -> Any:
+    from ray.util.metrics import Gauge
+
+    text = "The most memory that tensors of the first worker of a training have held on its GPU."
+    return Gauge(PEAK_MEMORY, text, ("suite", "train_key"))
 
 
 @cache

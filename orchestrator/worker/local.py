@@ -1,10 +1,12 @@
 """One row trained and scored in this process, without Ray and MLflow: `rnc run`, for debugging."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from model.config import METRICS
+from orchestrator.cluster.capacity import loader_processes
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
 from orchestrator.experiment.plan import Ledger, make_plan, train_key
@@ -36,6 +38,8 @@ def run_row(
     # As many as a worker under Ray has: another number of threads sums in another order.
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # As a worker with all GPUs of this machine would have them.
+    resources = replace(experiment.resources, gpus_per_worker=float(torch.cuda.device_count()))
     folder = site.home / "local" / train_key(config)
     started = time.perf_counter()
 
@@ -52,7 +56,7 @@ def run_row(
             weights_file=site.weights_file(config.model.weights),
             folder=folder,
             local_batch=experiment.resources.local_batch,
-            num_loader_processes=experiment.resources.loader_processes,
+            num_loader_processes=loader_processes(resources, {"CPU": float(os.cpu_count() or 1)}),
             report=show,
             device=device,
         )

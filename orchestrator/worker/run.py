@@ -1,11 +1,13 @@
 """One worker of a training under Ray Train: it trains, records and scores."""
 
+import gc
 import math
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,21 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.util.placement_group import get_current_placement_group
 
 from model.evaluation.shards import Team
-from model.names import CARD, EPOCH, STARTUP_S, VAL, WEIGHTS
+from model.names import CARD, EPOCH, PEAK_MEMORY_MIB, STARTUP_S, VAL, WEIGHTS
+from orchestrator.cluster.capacity import cores_of_worker, loader_processes
+from orchestrator.cluster.connect import node_here
+from orchestrator.cluster.gpus import peak_memory, worker_device
 from orchestrator.errors import UserError
-from orchestrator.names import CHECKPOINT
+from orchestrator.names import CHECKPOINT, DEVICE
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.recorder import Recorder
 from orchestrator.tracking.rest import RETRY_SECONDS, given_up, retried
-from orchestrator.tracking.runs import metrics_target
-from orchestrator.worker.gauges import Updates
+from orchestrator.tracking.runs import metrics_target, write
+from orchestrator.worker.gauges import Updates, tell_peak_memory
 from orchestrator.worker.scoring import finish, score
 from orchestrator.worker.showcase import Showcase
 from orchestrator.worker.task import TrainingTask
+from orchestrator.worker.trainer import TooLarge
 from orchestrator.worker.training_log import Again, log_epoch, log_start, write_event
 
 if TYPE_CHECKING:
@@ -46,7 +52,9 @@ def run(settings: dict[str, Any]) -> None:
     """
     import torch
 
-    task: TrainingTask = settings["task"]
+    node = node_here()
+    task = _for_node(settings["task"], node)
+    resources = task.train_run.resources
     context = ray.train.get_context()
     if context.get_world_rank() == 0:
         group = get_current_placement_group()
@@ -54,10 +62,11 @@ def run(settings: dict[str, Any]) -> None:
         # Ray keeps reserved what a trial that dies had; its next start gives that back by this id.
         task.tell_group(group.id.hex())
         done = _epochs_done(ray.train.get_checkpoint())
-        log_start(task.folder, context.get_world_size(), done, task.num_epochs)
+        log_start(task.folder, context.get_world_size(), done, task.num_epochs, resources.loader_processes or 0)
     # torch would take every core of the node for each of the workers on it.
-    torch.set_num_threads(max(1, int(task.train_run.resources.cpus_per_worker)))
+    torch.set_num_threads(max(1, int(cores_of_worker(resources, node))))
     try:
+        _device(task)  # a worker whose GPU cannot be used fails before anything is read
         if not task.is_trained and _epochs_done(ray.train.get_checkpoint()) < task.num_epochs:
             _train(task, settings["picked_up"])
         with _checkpoint(task) as folder:
@@ -92,17 +101,47 @@ def _train(task: TrainingTask, picked_up: float) -> None:
         resume = Path(scratch) / "resume"
         if checkpoint is not None:
             checkpoint.to_directory(str(resume))
-        train(
-            task.train_run.config,
-            data_root=task.data_root,
-            weights_file=task.weights_file,
-            folder=Path(scratch),
-            local_batch=task.train_run.resources.local_batch,
-            num_loader_processes=task.train_run.resources.loader_processes,
-            resume=resume if checkpoint is not None else None,
-            report=report,
-            device=_device(task),
-        )
+        with _sized(task):
+            train(
+                task.train_run.config,
+                data_root=task.data_root,
+                weights_file=task.weights_file,
+                folder=Path(scratch),
+                local_batch=task.train_run.resources.local_batch,
+                num_loader_processes=task.train_run.resources.loader_processes or 0,
+                resume=resume if checkpoint is not None else None,
+                report=report,
+                device=_device(task),
+            )
+
+
+@contextmanager
+def _sized(task: TrainingTask) -> Iterator[None]:
+    """Find out, where a GPU runs out of memory, with how many images a forward pass it would not have.
+
+    Raises:
+        TooLarge: it does, and how many these are.
+    """
+    import torch
+
+    try:
+        yield
+        return
+    except torch.OutOfMemoryError as error:
+        words = str(error)
+        # They hold the tensors of the training, which would leave no room to try anything.
+        traceback.clear_frames(error.__traceback__)
+    from model.data.coco import read_for_training
+    from model.training.memory import ask_largest_batch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    config, resources = task.train_run.config, task.train_run.resources
+    num_classes = len(read_for_training(task.data_root, config.data).category_ids)
+    share = -(-config.global_batch // resources.num_workers)
+    tried = min(resources.local_batch or share, share)
+    largest = ask_largest_batch(config, num_classes, tried, min(1.0, resources.gpus_per_worker))
+    raise TooLarge(words, tried, largest)
 
 
 @contextmanager
@@ -111,7 +150,9 @@ def _recording(task: TrainingTask, first_epoch: int) -> "Iterator[TakeReport]":
     if ray.train.get_context().get_world_rank() != 0:
         yield lambda metrics, progress: None
         return
+    device = _device(task)
     with _recorder(task) as recorder, _showcase(task) as showcase:
+        _name_device(task, device)
         updates: Updates | None = None
         latest: dict[str, float] = {}
 
@@ -122,12 +163,24 @@ def _recording(task: TrainingTask, first_epoch: int) -> "Iterator[TakeReport]":
                 updates = _count_updates(task, recorder, first_epoch * progress.num_steps // task.num_epochs)
             # Counted here, as the journal does not grow while lost updates are made again, which is no standstill.
             updates.reach(progress.step)
-            recorder.log({**metrics, **showcase.look(progress)}, progress.step)
+            memory = peak_memory(device)
+            if memory:
+                tell_peak_memory(task.train_run.suite, task.train_run.key, memory[PEAK_MEMORY_MIB])
+            recorder.log({**metrics, **memory, **showcase.look(progress)}, progress.step)
             if progress.end_of_epoch:
                 log_epoch(task.folder, progress.epoch, task.num_epochs, latest)
                 _await_judgement(task)
 
         yield record
+
+
+def _name_device(task: TrainingTask, device: "torch.device") -> None:
+    """Write to the run on which GPU it is trained."""
+    from model.network.checkpoint import device_name
+
+    if device.type == "cuda":
+        with suppress(UserError):  # good to have
+            write(task.tracking_uri, task.hear_run(), tags={DEVICE: device_name(device)})
 
 
 @contextmanager
@@ -234,15 +287,14 @@ def _team() -> Team:
 
 
 def _device(task: TrainingTask) -> "torch.device":
-    import torch
+    return worker_device(task.train_run.resources.gpus_per_worker)
 
-    if not task.train_run.resources.gpus_per_worker:
-        return torch.device("cpu")
-    from ray.train.torch import get_device
 
-    device: torch.device = get_device()
-    torch.cuda.set_device(device)
-    return device
+def _for_node(task: TrainingTask, node: Mapping[str, float]) -> TrainingTask:
+    """Return the task with as many loader processes as its worker starts on this node."""
+    resources = task.train_run.resources
+    chosen = replace(resources, loader_processes=loader_processes(resources, node))
+    return replace(task, train_run=replace(task.train_run, resources=chosen))
 
 
 def _epochs_done(checkpoint: ray.train.Checkpoint | None) -> int:

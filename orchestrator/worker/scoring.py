@@ -93,7 +93,7 @@ def _score_split(task: TrainingTask, folder: Path, detector: "RetinaNetConf", da
         config=task.train_run.config.data,
         settings=[evaluation.inference for evaluation in evaluations],
         keep=task.folder / SCORED,
-        num_loader_processes=task.train_run.resources.loader_processes,
+        num_loader_processes=task.train_run.resources.loader_processes or 0,
     )
     if team.rank == 0:  # its progress counts the images of all workers
         score_missing(scoring, team, ScoringLog(task.folder, data.split, len(evaluations)).tell)

@@ -130,8 +130,23 @@ OUT_OF_MEMORY = (
     "alloc_failed",  # cuBLAS, cuDNN
     "running low on memory",  # a worker that Ray ended
 )
+SHARED_MEMORY = "out of shared memory"
+"""What torch supposes where a loader process dies of a signal."""
 MAX_CHARACTERS = 300
 """Of an error's own words within an advice."""
+
+
+class TooLarge(MemoryError):
+    """A worker's GPU was too small for a forward pass, and how many images it would have held."""
+
+    def __init__(self, words: str, tried: int, largest: int | None) -> None:
+        """Take the error's own words, the images of a forward pass, and how many of them fit; None if nobody knows."""
+        super().__init__(words, tried, largest)  # all of them, or it would not survive the way from a worker
+        self.words, self.tried, self.largest = words, tried, largest
+
+    def __str__(self) -> str:
+        """Give the words of the error behind it."""
+        return self.words
 
 
 class Failure(NamedTuple):
@@ -150,16 +165,36 @@ def failure_of(error: BaseException) -> Failure:
     return min(found, key=lambda failure: order.index(failure.kind))
 
 
-def explain(failure: Failure, local_batch: int | None) -> str:
-    """Say in one line what happened, and what helps against it."""
-    words = _last_line(failure.error)
+def explain(failure: Failure, local_batch: int | None, gpus_per_worker: float = 0.0) -> str:
+    """Say in one line what happened, and what helps against it.
+
+    Args:
+        failure: what ended the training.
+        local_batch: as the resources have it.
+        gpus_per_worker: as well; with a part of a GPU, a worker has that part of its memory.
+    """
+    error = failure.error
+    words = _last_line(error)
+    if SHARED_MEMORY in str(error):
+        return (
+            "a loader process died, as it does where /dev/shm is full: give the container more (--shm-size=4g), or "
+            f"lower resources.loader_processes ({words[:MAX_CHARACTERS]})"
+        )
     if failure.kind != "memory":
         return words
+    part = ""
+    if 0.0 < gpus_per_worker < 1.0:
+        part = f", or raise resources.gpus_per_worker (now {gpus_per_worker:g}, of the GPU's memory as well)"
     now = f"now {local_batch}" if local_batch is not None else "now a worker's whole share"
-    return (
-        f"out of memory: lower resources.local_batch ({now}), which leaves the numbers as they are, or run fewer "
-        f"trainings at a time ({words[:MAX_CHARACTERS]})"
-    )
+    advice = f"lower resources.local_batch ({now}), which leaves the numbers as they are"
+    if isinstance(error, TooLarge) and error.largest is not None:
+        if error.largest >= error.tried:
+            advice = f"{error.tried} images fit by themselves; end what else holds the GPU's memory"
+        elif error.largest == 0:
+            advice = "not even one image fits; lower train.data.long_edge, or take a GPU with more memory"
+        else:
+            advice = advice.replace(now, f"{now}; the largest that fits is {error.largest}")
+    return f"out of memory: {advice}{part}, or run fewer trainings at a time ({words[:MAX_CHARACTERS]})"
 
 
 def _causes(error: BaseException, rank: int | None = None) -> Iterator[tuple[int | None, BaseException]]:
@@ -179,6 +214,8 @@ def _causes(error: BaseException, rank: int | None = None) -> Iterator[tuple[int
 def _kind(error: BaseException) -> Kind:
     names = {base.__name__ for base in type(error).__mro__}
     text = str(error).lower()
+    if SHARED_MEMORY in text:
+        return "mistake"
     if names & {"OutOfMemoryError", "MemoryError"}:
         return "memory"
     if names & MISTAKES or not names & LOSSES or getattr(error, "errno", None) in LASTING:

@@ -38,6 +38,8 @@ class Start:
     num_epochs: int
     output: str = ""
     """The file that the first worker prints to; empty where it prints to none."""
+    num_loaders: int = 0
+    """Processes of each worker that read images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +141,7 @@ def write_event(folder: Path, event: Event) -> None:
             file.write(b"\n" * _is_torn(file) + line.encode())
 
 
-def log_start(folder: Path, num_workers: int, epoch: int, num_epochs: int) -> None:
+def log_start(folder: Path, num_workers: int, epoch: int, num_epochs: int, num_loaders: int = 0) -> None:
     """Log that this process is the first of the workers, and first, if what ran before was cut off, that it was."""
     if is_open(folder):
         write_event(folder, CutOff())
@@ -150,6 +152,7 @@ def log_start(folder: Path, num_workers: int, epoch: int, num_epochs: int) -> No
         epoch=epoch,
         num_epochs=num_epochs,
         output=_output(),
+        num_loaders=num_loaders,
     )
     write_event(folder, start)
 
@@ -223,6 +226,8 @@ def sentence(event: Event) -> str:
             whole = event.num_epochs
             begun = f"goes on from epoch {event.epoch} of {whole}" if event.epoch else f"begins {whole} epochs"
             workers = f"{_count(event.num_workers, 'worker')}, the first as process {event.process} on {event.host}"
+            if event.num_loaders:
+                workers += f", {_count(event.num_loaders, 'loader process', 'loader processes')} each"
             return f"started on {workers}; {begun}" + (f"; output in {event.output}" if event.output else "")
         case CutOff():
             return "what ran before ended without a word: its process was killed, or its node lost"
@@ -278,8 +283,8 @@ def _progress(event: Scoring) -> str:
     return f"{event.num_done:,} of {event.num_images:,} images of {event.split}, {settings}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"
+def _count(number: int, noun: str, nouns: str = "") -> str:
+    return f"1 {noun}" if number == 1 else f"{number:,} {nouns or noun + 's'}"
 
 
 def _output() -> str:

@@ -11,6 +11,7 @@ import ray.train
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from orchestrator.cluster.capacity import per_worker, placement
+from orchestrator.experiment.rows import Resources
 from orchestrator.worker.run import run
 from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.trainer import explain, failure_of, make_trainer
@@ -39,7 +40,8 @@ def run_trial(config: dict[str, Any], tasks: Mapping[str, TrainingTask]) -> dict
             log = task.error_log()
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(f"{error}\n\n{traceback.format_exc()}")
-        return {"error": explain(failure, task.train_run.resources.local_batch), "log": str(log)}
+        resources = task.train_run.resources
+        return {"error": explain(failure, resources.local_batch, resources.gpus_per_worker), "log": str(log)}
     return {"error": "", "log": ""}
 
 
@@ -49,6 +51,14 @@ def release(task: TrainingTask) -> None:
     if group is not None:
         remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group)))
         task.group_file.unlink(missing_ok=True)
+
+
+def backend_of(resources: Resources) -> str | None:
+    """Return what sums up the workers' gradients; None for a single worker, which sums up nothing."""
+    # Without a group for one worker, three trainings on two cores made their first steps after 19 s, not 27 s.
+    if resources.num_workers == 1:
+        return None
+    return "nccl" if resources.gpus_per_worker else "gloo"
 
 
 def _run_workers(task: TrainingTask, settings: dict[str, Any]) -> None:
@@ -86,12 +96,10 @@ def _follow(task: TrainingTask, workers: "Future[Any]") -> None:
 
 def _trainer(task: TrainingTask, settings: dict[str, Any]) -> Any:
     resources = task.train_run.resources
-    backend = "nccl" if resources.gpus_per_worker else "gloo"
     return make_trainer(
         run,
         settings,
-        # Without a group for one worker, three trainings on two cores made their first steps after 19 s, not 27 s.
-        backend=backend if resources.num_workers > 1 else None,
+        backend=backend_of(resources),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.gpus_per_worker > 0,

@@ -27,6 +27,8 @@ from tests.suites import TRAIN, launched, ledger_of, plan_of
 
 pytestmark = pytest.mark.slow
 
+LOADERS = Resources(loader_processes=1)
+"""Images are read by another process, as beside a GPU."""
 DIVERGES = replace(TRAIN, schedule=replace(TRAIN.schedule, learning_rate=1e9, gradient_clip=None))
 
 
@@ -57,7 +59,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_neither_i
     site: Site, tmp_path: Path
 ):
     long = replace(TRAIN, schedule=replace(TRAIN.schedule, epochs=30))
-    plan = plan_of(site, "interrupted", long)
+    plan = plan_of(site, "interrupted", long, resources=LOADERS)
     key = train_key(long)
     folder = site.storage / "interrupted" / key
 
@@ -73,7 +75,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_neither_i
     assert (record.status, record.note) == ("KILLED", f"interrupted; the next submit goes on from epoch {epoch}")
 
     connect.start_ray(site)
-    assert launched(plan_of(site, "interrupted", long), site).exit_code == 0
+    assert launched(plan_of(site, "interrupted", long, resources=LOADERS), site).exit_code == 0
     lines, _ = read_journal(folder / "metrics.jsonl")
     starts = [metric.step for line in lines for metric in line if metric.name == "perf/startup_s"]
     steps_per_epoch = max(metric.step for line in lines for metric in line) // 30

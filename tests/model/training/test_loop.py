@@ -273,6 +273,13 @@ def test_an_absurd_learning_rate_ends_in_advice(shapes_root: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_loss_that_bfloat16_may_have_spoilt_names_the_precision_as_well(shapes_root: Path, tmp_path: Path) -> None:
+    schedule = replace(CONFIG.schedule, learning_rate=1e6, warmup_iterations=0)
+    ways_out = r"gradient_clip, or train\.precision: float32 \(it is bfloat16\)$"
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at update \d+: lower .*" + ways_out):
+        run(replace(CONFIG, schedule=schedule, precision="bfloat16"), shapes_root, tmp_path)
+
+
 def test_a_gradient_clip_bounds_the_update(narrow_root: Path, one_update: Path, tmp_path: Path) -> None:
     schedule = replace(ONE_UPDATE.schedule, gradient_clip=1e-3, weight_decay=0.0)
     run(replace(ONE_UPDATE, schedule=schedule), narrow_root, tmp_path)

@@ -98,6 +98,26 @@ def test_the_numbers_are_those_of_score_and_equal_to_mlflows_to_the_last_digit(
         assert value == -1 if metrics[name] is None else metrics[name] == pytest.approx(100 * value, abs=1e-9)
 
 
+def test_a_checkpoint_of_a_gpu_is_scored_on_the_cpu_and_what_may_differ_is_said(
+    folder: Path, data: CocoData, metrics: dict[str, float | None]
+) -> None:
+    def notes() -> str:
+        done = rnc("evaluate", folder, "--data", data.root, "--format", "json")
+        assert done.exit_code == 0, done.output
+        (said,) = json.loads(done.stdout)["rows"]
+        assert {name: said[name] for name in METRICS} == metrics
+        return " ".join(json.loads(done.stdout)["notes"])
+
+    card = json.loads((folder / "config.json").read_text())
+    assert card["device"] == "cpu"
+    assert "Trained on" not in notes()
+    (folder / "config.json").write_text(json.dumps(card | {"device": "NVIDIA H100 80GB HBM3"}))
+    assert "Trained on NVIDIA H100 80GB HBM3, scored on cpu, which adds up in another order: scores may" in notes()
+    del card["device"]  # as checkpoints were before
+    (folder / "config.json").write_text(json.dumps(card))
+    assert "Trained on" not in notes()
+
+
 def test_numbers_that_are_not_mlflows_stand_beside_them(
     folder: Path, data: CocoData, metrics: dict[str, float | None]
 ) -> None:

@@ -2,11 +2,15 @@
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pynvml  # type: ignore[import-untyped]
 import pytest
+import torch
 
 from orchestrator.doctor import machine
 from orchestrator.doctor.finding import exit_code
@@ -62,6 +66,19 @@ def test_a_sound_machine_is_green_throughout():
         ("versions", "fail", lambda f: f["versions"].update(mlflow="3.16.9"), "mlflow 3.16.9 is not"),
         ("versions", "fail", lambda f: f["versions"].update(mlflow=None), "mlflow is not installed"),
         ("gpus", "fail", lambda f: f["gpus"].update(torch_sees=0), "torch can use none"),
+        (
+            "gpus",
+            "fail",
+            lambda f: f["gpus"].update(torch_sees=0, why_none="driver too old (torch 2.15.0); update the driver"),
+            "driver 580.1, but torch can use none: driver too old (torch 2.15.0)",
+        ),
+        (
+            "gpus",
+            "fail",
+            lambda f: f["gpus"].update(torch_sees=0, visible="-1", ray_counts=0),
+            "of which CUDA_VISIBLE_DEVICES='-1' leaves 0, but torch can use none",
+        ),
+        ("gpus", "fail", lambda f: f.update(gpus={"devices": [], "problem": "version mismatch"}), "version mismatch"),
         ("gpus", "warn", lambda f: f["gpus"]["devices"][0].update(used=9 * GB, pids=[77]), "9.0 GB (process 77)"),
         ("/dev/shm", "fail", lambda f: f["shm"].update(total=64_000_000, free=64_000_000), "0.06 of 0.06 GB"),
         ("/dev/shm", "warn", lambda f: f["shm"].update(total=GB // 2, free=GB // 2), "0.50 of 0.50 GB"),
@@ -97,6 +114,80 @@ def test_a_machine_without_gpu_shared_memory_and_mlflow_is_green():
         facts.update(gpus={"devices": []}, shm={}, mlflow={}, listeners={})
 
     assert {finding.level for finding in judge_machine("driver", broken(bare))} == {"ok"}
+
+
+def fake_driver(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+    """A driver with one H100; an answer that is an error is raised."""
+    usual = {
+        "nvmlInit": None,
+        "nvmlShutdown": None,
+        "nvmlDeviceGetCount": 1,
+        "nvmlDeviceGetHandleByIndex": 0,
+        "nvmlDeviceGetUUID": "GPU-aaaa",
+        "nvmlDeviceGetName": "H100",
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=80 * GB, used=GB),
+        "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=77), SimpleNamespace(pid=os.getpid())],
+        "nvmlSystemGetDriverVersion": "470.1",
+    }
+
+    def answering(answer: Any) -> Callable[..., Any]:
+        def function(*_: Any) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return function
+
+    for name, answer in (usual | answers).items():
+        monkeypatch.setattr(pynvml, name, answering(answer))
+
+
+def test_a_driver_that_is_too_old_for_torch_is_a_fault_though_it_shows_the_gpu(monkeypatch: pytest.MonkeyPatch):
+    words = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by"
+    fake_driver(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # it asks NVML
+
+    def init() -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    facts = machine.gpus()
+    assert facts["devices"] == [{"name": "H100", "total": 80 * GB, "used": GB, "pids": [77]}]
+    assert (facts["torch_sees"], facts["ray_counts"], facts["visible"]) == (0, 1, None)
+    (found,) = machine.judge_gpus("node a", facts)
+    assert (found.level, found.way_out.split(",")[0]) == ("fail", "update the driver")
+    assert "torch can use none: The NVIDIA driver on your system is too old (found version 11040) (torch" in found.seen
+
+
+def test_a_board_that_does_not_tell_its_memory_as_with_mig_is_no_fault(monkeypatch: pytest.MonkeyPatch):
+    forbidden = pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
+    fake_driver(monkeypatch, nvmlDeviceGetMemoryInfo=forbidden, nvmlDeviceGetComputeRunningProcesses=forbidden)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1c1c,MIG-2d2d")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    facts = machine.gpus()
+    assert facts["ray_counts"] == 2
+    (found,) = machine.judge_gpus("node a", facts)
+    assert found.level == "ok"
+    assert found.seen.endswith("of which CUDA_VISIBLE_DEVICES='MIG-1c1c,MIG-2d2d' leaves 2")
+
+
+@pytest.mark.parametrize(
+    ("code", "level"),
+    [
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "ok"),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "ok"),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "fail"),
+    ],
+)
+def test_a_driver_that_does_not_answer_is_a_fault_and_none_at_all_is_not(
+    monkeypatch: pytest.MonkeyPatch, code: int, level: str
+):
+    fake_driver(monkeypatch, nvmlInit=pynvml.NVMLError(code))
+    (found,) = machine.judge_gpus("node a", machine.gpus())
+    assert found.level == level
 
 
 def test_the_storage_is_measured_and_left_as_it_was(tmp_path: Path):

@@ -83,6 +83,9 @@ def test_what_a_machine_lacks_is_no_difference():
 def test_ray_must_not_give_away_gpus_that_are_not_there():
     assert levels(together.judge_gpus_agree(machines(), {"a": 2.0})) == ["fail"]
     assert levels(together.judge_gpus_agree(machines(), {"a": 0.0})) == ["warn"]
+    halves = machines(gpus={"devices": [{"name": "H100"}], "ray_counts": 2})  # two MIG instances of one board
+    assert not levels(together.judge_gpus_agree(halves, {"c": 2.0}))
+    assert levels(together.judge_gpus_agree(halves, {"c": 3.0})) == ["fail"]
     other = machines(gpus={"devices": [{"name": "A100"}]})
     assert levels(together.judge_gpus_agree(other, dict.fromkeys("abc", 1.0))) == ["warn"]
 

@@ -7,6 +7,7 @@ import pytest
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import find_row, load_experiment, load_experiments
+from orchestrator.experiment.plan import train_key
 from orchestrator.experiment.rows import Resources, SeedRule
 from tests.experiment_files import load, mistake, mistakes, write
 
@@ -281,6 +282,17 @@ def test_resources_that_contradict_each_other_or_the_training_are_refused(
     tmp_path: Path, resources: str, says: str
 ) -> None:
     assert mistake(tmp_path, f"rows: [{{label: A}}]\nresources: {resources}") == f"table.yaml: resources.{says}"
+
+
+def test_gradients_are_compressed_between_several_workers_only(tmp_path: Path) -> None:
+    text = "rows: [{label: A, train: {gradient_compression: bfloat16}}]\nresources: {num_workers: %d}"
+    assert mistake(tmp_path, text % 1) == (
+        "table.yaml: resources.num_workers is 1, but train.gradient_compression is for what several workers send each"
+        " other; raise num_workers, or leave train.gradient_compression out"
+    )
+    (row,) = load(tmp_path, text % 2).rows
+    assert row.train.gradient_compression == "bfloat16"
+    assert train_key(row.train) != train_key(TrainConfig())  # the weights are others
 
 
 def test_resources_at_the_limit_are_accepted(tmp_path: Path) -> None:

@@ -76,6 +76,24 @@ def test_the_plan_counts_what_is_missing_and_says_why() -> None:
     assert [e["missing"] for e in content["evaluation_list"]] == ["waits for its training", None, "never run"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "notes"),
+    [
+        ([GPUS], ["Loader processes of a GPU worker: from the node's cores."]),
+        ([replace(GPUS, loader_processes=3)], ["Loader processes of a GPU worker: 3."]),
+        ([GPUS, replace(GPUS, loader_processes=3)], ["Loader processes of a GPU worker: 3 or from the node's cores."]),
+        ([Resources()], []),  # on the CPU, the worker reads them itself
+    ],
+)
+def test_a_plan_for_gpus_says_how_many_processes_will_read_images(asked: list[Resources], notes: list[str]) -> None:
+    rows = [BASE, OURS]
+    plan = make_plan(
+        [experiment(row, name=row.label, resources=resources) for row, resources in zip(rows, asked, strict=False)],
+        Ledger(),
+    )
+    assert [note for note in plan_table(plan, unknown(plan)).notes if "oader" in note] == notes
+
+
 def test_a_plan_with_nothing_missing_says_so_and_asks_for_nothing() -> None:
     plan = make_plan([experiment(OURS)], scored(OURS))
     table = plan_table(plan, unknown(plan))
@@ -120,7 +138,7 @@ def test_time_is_told_in_gpu_hours_and_hours_with_the_throughput_that_it_rests_o
     table = plan_table(plan, time)
     # 12 epochs of 36,000 images at 8 x 10 images/s: 5,400 s, 1.5 h, on 8 GPUs 12 GPU-hours; and the same once more
     assert [row["hours"] for row in shown(table)] == ["1.50", "1.50"]
-    assert table.notes[2:-1] == (
+    assert table.notes[2:-2] == (
         "Time: 24.0 GPU-hours of training; validation and scoring come on top.",
         "Largest first on 8 GPUs the training takes 3.0 hours.",
         "Throughput of resnet50 at 600 x 1000 in float32 on a GPU: 10.0 images/s (given, not measured).",

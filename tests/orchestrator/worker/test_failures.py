@@ -13,7 +13,7 @@ from model.data.faults import DataError
 from model.training.loop import TrainingError
 from orchestrator.errors import UserError
 from orchestrator.tracking.rest import Refused, ServerAway
-from orchestrator.worker.trainer import explain, failure_of
+from orchestrator.worker.trainer import TooLarge, explain, failure_of
 
 LOST_PEER = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:43210")
 KILLED = WorkerHealthCheckFailedError(
@@ -83,6 +83,46 @@ def test_a_lack_of_memory_comes_with_advice_and_with_the_number_to_lower():
     assert advice.startswith("out of memory: lower resources.local_batch (now 8), which leaves the numbers as they are")
     assert advice.endswith("(CUDA out of memory. Tried to allocate 2.00 GiB.)")
     assert "now a worker's whole share" in explain(failure, local_batch=None)
+
+
+@pytest.mark.parametrize(
+    ("local_batch", "tried", "largest", "advice"),
+    [
+        (8, 8, 5, "lower resources.local_batch (now 8; the largest that fits is 5), which leaves the numbers as"),
+        (None, 16, 5, "lower resources.local_batch (now a worker's whole share; the largest that fits is 5), which"),
+        (8, 8, None, "lower resources.local_batch (now 8), which leaves the numbers as they are, or run fewer"),
+        (8, 8, 8, "8 images fit by themselves; end what else holds the GPU's memory, or run fewer trainings"),
+        (8, 8, 0, "not even one image fits; lower train.data.long_edge, or take a GPU with more memory, or run"),
+    ],
+)
+def test_a_gpu_that_is_too_small_comes_with_the_largest_batch_that_fits(
+    local_batch: int | None, tried: int, largest: int | None, advice: str
+):
+    error = pickle.loads(pickle.dumps(TooLarge("CUDA out of memory. Tried to allocate 2 GiB", tried, largest)))
+    failure = failure_of(of_workers(LOST_PEER, error))
+    assert (failure.kind, failure.rank) == ("memory", 1)
+    said = explain(failure, local_batch, gpus_per_worker=1.0)
+    assert said.startswith(f"out of memory: {advice}")
+    assert said.endswith("(CUDA out of memory. Tried to allocate 2 GiB)")
+
+
+def test_a_worker_with_a_part_of_a_gpu_is_told_that_it_has_that_part_of_its_memory():
+    failure = failure_of(of_workers(torch.OutOfMemoryError("CUDA out of memory.")))
+    said = "or raise resources.gpus_per_worker (now 0.5, of the GPU's memory as well), or run fewer trainings"
+    assert said in explain(failure, local_batch=8, gpus_per_worker=0.5)
+    assert "gpus_per_worker" not in explain(failure, local_batch=8, gpus_per_worker=1.0)
+
+
+def test_a_full_shared_memory_is_a_mistake_of_its_own_and_not_a_lost_worker():
+    torn = RuntimeError(
+        "DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+        "of shared memory. Please try to raise your shared memory limit."
+    )
+    failure = failure_of(of_workers(torn))
+    assert failure.kind == "mistake"
+    said = explain(failure, local_batch=8)
+    assert said.startswith("a loader process died, as it does where /dev/shm is full: give the container more (--shm-")
+    assert "lower resources.loader_processes (DataLoader worker (pid 77)" in said
 
 
 def test_any_other_error_is_told_by_its_own_last_line():

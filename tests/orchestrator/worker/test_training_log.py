@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,13 +52,28 @@ def test_a_log_has_an_event_for_each_start_epoch_and_end(tmp_path: Path):
     assert not is_open(tmp_path)
 
 
+def test_a_start_tells_how_many_processes_read_images_for_each_worker():
+    assert sentence(replace(START, num_workers=2, num_loaders=7)).startswith(
+        "started on 2 workers, the first as process 7 on node, 7 loader processes each; begins"
+    )
+    assert "1 loader process each" in sentence(replace(START, num_loaders=1))
+
+
 @pytest.mark.parametrize(
     ("event", "kind", "fields", "text"),
     [
         (
             START,
             "start",
-            {"num_workers": 1, "process": 7, "host": "node", "epoch": 0, "num_epochs": 2, "output": ""},
+            {
+                "num_workers": 1,
+                "process": 7,
+                "host": "node",
+                "epoch": 0,
+                "num_epochs": 2,
+                "output": "",
+                "num_loaders": 0,
+            },
             "started on 1 worker, the first as process 7 on node; begins 2 epochs",
         ),
         (CutOff(), "cut_off", {}, "what ran before ended without a word: its process was killed, or its node lost"),

@@ -1,0 +1,38 @@
+"""Processes that average their gradients, in two of gloo's; what they should get is computed here by hand."""
+
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from model.parallel import wrap
+from tests.processes import run_processes
+
+INPUTS = (torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.1, -0.7, 5.3]]))
+AVERAGE = torch.tensor([[0.55, 0.65, 4.15]])
+"""Of both, which are the gradients of a sum of w * x."""
+
+
+def average_here(rank: int, folder: Path) -> None:
+    for compression in ("none", "bfloat16"):
+        model = torch.nn.Linear(3, 1, bias=False)
+        wrapped = wrap(model, compression)
+        wrapped(INPUTS[rank]).sum().backward()
+        torch.save(model.weight.grad, folder / f"{compression}-{rank}.pt")
+    distributed.barrier()
+
+
+def test_gradients_are_averaged_exactly_or_as_bfloat16_when_asked(tmp_path: Path) -> None:
+    run_processes(2, average_here, tmp_path)
+    exact, rounded = ([torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)] for name in ("none", "bfloat16"))
+    assert torch.equal(exact[0], exact[1]) and torch.equal(rounded[0], rounded[1])
+    torch.testing.assert_close(exact[0], AVERAGE, atol=1e-6, rtol=0)
+    # Eight bits of precision: each of the two rounded, and their sum, by up to 2^-9 of it.
+    torch.testing.assert_close(rounded[0], AVERAGE, atol=0, rtol=3 * 2.0**-9)
+    assert not torch.equal(rounded[0], exact[0])
+    assert torch.equal(rounded[0], rounded[0].bfloat16().float())  # what arrives was sent as bfloat16
+
+
+def test_a_process_that_is_alone_sends_nothing_and_compresses_nothing() -> None:
+    model = torch.nn.Linear(3, 1)
+    assert wrap(model, "bfloat16") is model

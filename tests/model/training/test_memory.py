@@ -1,0 +1,74 @@
+"""How many images fit into a GPU's memory, by updates that run out of it where a test says so."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.config import TrainConfig
+from model.training import memory
+from model.training.loop import TrainingStep
+from tests.trainings import CONFIG
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "fits"), [(5, 16, 5), (0, 16, 0), (15, 16, 15), (16, 16, 16), (1, 2, 1), (3, 1, 1)]
+)
+def test_the_largest_number_that_fits_is_found_by_halves(room: int, most: int, fits: int) -> None:
+    tried: list[int] = []
+
+    def update(number: int) -> None:
+        tried.append(number)
+        if number > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert memory.largest_that_fits(update, most) == fits
+    assert tried[0] == 1 and len(tried) == len(set(tried)) <= 2 + 4  # the two ends, and halves of 16
+
+
+def test_another_error_than_a_lack_of_memory_is_not_taken_for_one() -> None:
+    def update(number: int) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        memory.largest_that_fits(update, 4)
+
+
+def test_updates_of_the_largest_shape_are_tried_and_leave_the_weights_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    weights: list[Tensor] = []
+    real = TrainingStep.update
+
+    def update(step: TrainingStep, parts: Any, rate: float) -> Tensor:
+        (part,) = parts
+        shapes.append(tuple(part.batch.images.shape))
+        if len(part.batch.images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        losses = real(step, parts, rate)
+        weights.extend(step.detector.parameters())
+        return losses
+
+    monkeypatch.setattr(TrainingStep, "update", update)
+    assert memory.largest_batch(CONFIG, 6, 8, device=CPU) == 3
+    assert shapes == [(count, 3, 64, 96) for count in (1, 8, 4, 2, 3)]  # edges 64 and 96, both whole strides
+    assert all(bool(torch.isfinite(weight).all()) for weight in weights)
+
+
+def test_a_detector_that_does_not_fit_leaves_no_room_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(memory, "build_detector", build)
+    assert memory.largest_batch(CONFIG, 6, 8, device=CPU) == 0
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_tells_the_number_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config: TrainConfig = replace(CONFIG, model=replace(CONFIG.model, confidence=None))
+    assert memory.ask_largest_batch(config, 6, 2) == 2  # a CPU has room for two
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    assert memory.ask_largest_batch(config, 6, 2) is None
