@@ -44,6 +44,7 @@ def imagined_cuda() -> Iterator[None]:
             mock.patch("torch.cuda.is_bf16_supported", return_value=True),
             mock.patch("torch.autograd._engine_run_backward", run_backward),
             mode,
+            _InPlace(),
         ):
             yield
     finally:
@@ -69,6 +70,16 @@ def detector_on_cuda(config: ModelConfig, num_classes: int = 3) -> RetinaNetConf
     """A detector whose weights lie on the imagined GPU."""
     with CUDA:
         return build_detector(config, num_classes, seed=0)
+
+
+class _InPlace(TorchDispatchMode):
+    """Does for fake tensors what torch has no rule for: a fused SGD changes values alone."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._fused_sgd_.default:
+            assert {leaf.device for leaf in tree_leaves(args) if isinstance(leaf, Tensor)} == {CUDA}
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 class _Watch(TorchDispatchMode):
@@ -158,7 +169,8 @@ def run_backward(
             if hasattr(node, "variable"):  # the end of a branch
                 (gradient,) = given
                 leaf = node.variable
-                leaf.grad = gradient if leaf.grad is None or gradient is None else leaf.grad + gradient
+                # In place, as the engine does: a gradient may be a part of a larger tensor.
+                leaf.grad = gradient if leaf.grad is None or gradient is None else leaf.grad.add_(gradient)
                 continue
             found = (node.apply if hasattr(node, "_forward_cls") else node)(*given)
         for gradient, (after, place) in zip(_tuple(found), node.next_functions, strict=False):

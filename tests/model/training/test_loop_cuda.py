@@ -28,10 +28,10 @@ HEADS = {
 }
 
 
-def batch(num_boxes: int, device: torch.device | str = "cpu") -> Batch:
-    """Two images, of which the second is smaller; the boxes are the first one's."""
+def batch(num_boxes: int, device: torch.device | str = "cpu", shape: tuple[int, int] = SHAPE) -> Batch:
+    """Two images; the boxes are the first one's."""
     return Batch(
-        images=torch.zeros(2, 3, *SHAPE, dtype=torch.uint8, device=device),
+        images=torch.zeros(2, 3, *shape, dtype=torch.uint8, device=device),
         sizes=torch.zeros(2, 2, dtype=torch.int64, device=device),
         boxes=torch.zeros(num_boxes, 4, device=device),
         labels=torch.zeros(num_boxes, dtype=torch.int64, device=device),
@@ -45,14 +45,17 @@ def truth_of(batch: Batch) -> GroundTruth:
     return GroundTruth(batch.boxes, batch.labels, batch.image_index)
 
 
-def on_cuda(config: ModelConfig) -> tuple[Batch, AnchorGrid, Predictions]:
-    """A batch, its anchors and what a network might say of it, all on the imagined GPU."""
-    grid = anchor_grid(SHAPE, CUDA, config.anchor_rule)
+def said(
+    config: ModelConfig, device: torch.device | str = CUDA, shape: tuple[int, int] = SHAPE, num_boxes: int = 3
+) -> tuple[Batch, AnchorGrid, Predictions]:
+    """A batch, its anchors and what a network might say of it."""
+    grid = anchor_grid(shape, torch.device(device), config.anchor_rule)
 
     def maps(size: int) -> list[Tensor]:
-        return [torch.zeros(2, 9 * size, *cells, device=CUDA, requires_grad=True) for cells in grid.level_sizes]
+        return [torch.zeros(2, 9 * size, *cells, device=device, requires_grad=True) for cells in grid.level_sizes]
 
-    return batch(3, CUDA), grid, Predictions(maps(3), maps(4), maps(1) if config.confidence else None)
+    predictions = Predictions(maps(3), maps(4), maps(1) if config.confidence else None)
+    return batch(num_boxes, device, shape), grid, predictions
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -113,7 +116,7 @@ def test_matching_waits_for_nothing(num_boxes: int) -> None:
 def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: str) -> None:
     config = replace(small(confidence=HEADS[head]), anchor_rule=rule)
     with imagined_cuda():
-        given, grid, predictions = on_cuda(config)
+        given, grid, predictions = said(config)
         assigned = torch.zeros(2, len(grid.boxes), dtype=torch.int64, device=CUDA)
         normalizer = torch.ones((), device=CUDA)
         with watched():
