@@ -63,7 +63,7 @@ class FlatGradients:
     """The gradients of a model side by side in one tensor: their addresses stay, and they are shared in one call."""
 
     def __init__(self, model: torch.nn.Module, compression: Literal["none", "bfloat16"] = "none") -> None:
-        """Give each parameter that learns a gradient of 0, in the parameter's own memory order; sent in this precision."""
+        """Give each parameter that learns a gradient of 0, in its own memory order; they are sent in this precision."""
         self.compression = compression
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]

@@ -1,5 +1,6 @@
 """A convolution with what follows it: bias, residual, ReLU."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -41,18 +42,39 @@ def apply(layer: nn.Conv2d, input: Tensor, *, relu: bool = False) -> Tensor:
     return convolve(input, layer.weight, layer.bias, layer.stride, layer.padding, relu=relu)  # type: ignore[arg-type]
 
 
-def _forward(
-    input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: Pair, padding: Pair, relu: bool
+@torch.library.custom_op("rnc::convolve", mutates_args=())
+def _on_cuda(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    relu: bool,
 ) -> Tensor:
     if relu:  # cuDNN does all of it at once
         rest = (bias, stride, padding, (1, 1), 1)
         if residual is None:
-            return cast(Tensor, torch.cudnn_convolution_relu(input, weight, *rest))  # type: ignore[attr-defined]
-        return cast(Tensor, torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, *rest))  # type: ignore[attr-defined]
-    output = functional.conv2d(input, weight, None, stride, padding)
+            return torch.cudnn_convolution_relu(input, weight, *rest)
+        return torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, *rest)
+    output = functional.conv2d(input, weight, None, stride, padding)  # type: ignore[call-overload]
     output = output.contiguous(memory_format=torch.channels_last)
     kernels.finish(output, bias, residual)
-    return output
+    return cast(Tensor, output)
+
+
+@_on_cuda.register_fake
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    relu: bool,
+) -> Tensor:
+    output = functional.conv2d(input, weight, None, stride, padding)  # type: ignore[call-overload]
+    return cast(Tensor, output.contiguous(memory_format=torch.channels_last))
 
 
 class _Convolution(torch.autograd.Function):
@@ -69,7 +91,7 @@ class _Convolution(torch.autograd.Function):
         padding: Pair,
         relu: bool,
     ) -> Tensor:
-        output = _forward(input, weight, bias, residual, stride, padding, relu)
+        output: Tensor = _on_cuda(input, weight, bias, residual, stride, padding, relu)
         ctx.save_for_backward(input, weight, output if relu else None)
         ctx.stride, ctx.padding, ctx.has_residual, ctx.dtype = stride, padding, residual is not None, bias.dtype
         return output

@@ -12,8 +12,8 @@ from model.network.anchors import AnchorGrid, anchor_grid
 from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.retinanet import Predictions
 from model.training.batches import MicroBatch
-from model.training.loop import TrainingStep
 from model.training.losses import detector_losses
+from model.training.step import TrainingStep
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda, watched
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.config import TrainConfig
 from model.training import memory
-from model.training.loop import TrainingStep
+from model.training.step import TrainingStep
 from tests.trainings import CONFIG
 
 CPU = torch.device("cpu")
