@@ -14,7 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 from model.config import DataConfig, InferenceConfig
 from model.data.images import STRIDE, Batch, padded_shape, resize_shape
 from model.data.split import CocoData
-from model.evaluation.batched_counting import Counted, batch_objects, batch_part, count_candidates, with_ious
+from model.evaluation.batched_counting import (
+    BatchObjects,
+    Counted,
+    batch_objects,
+    batch_part,
+    count_candidates,
+    with_ious,
+)
 from model.evaluation.coco_eval import evaluate_all
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import Misalignment
@@ -32,7 +39,6 @@ SHARD = 64
 """Images that are scored together and then joined; a shard on storage has as many."""
 Shard = tuple[int, ...]
 """Images that are scored together, by their places in the data set."""
-Ends = NDArray[np.int64]
 NUM_STREAMS = 2
 """Batches that a GPU works on at once: its memory holds so many."""
 NUM_THREADS = 6
@@ -213,32 +219,69 @@ def _score_on_device(
     """
     category_ids, image_ids = np.asarray(data.category_ids, np.int64), batch.image_ids.numpy()
     objects = batch_objects([objects_of(data, place) for place in np.searchsorted(data.image_ids, image_ids).tolist()])
-    found: list[tuple[int, DetectionTable, Ends, Counted | None, int]] = []
     with lane:
         batch = batch.to(next(detector.parameters()).device)
-        grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
         numbers = _num_positive_anchors(detector, batch) if counting else None
-        for precision, places in _by_precision(settings).items():
-            ((_, predictions),) = forward_passes(detector, batch, images_per_pass, precision)
-            images = of_batch(predictions, grid, batch.sizes, batch.sizes / batch.original_sizes)
-            del predictions
-            chosen = [settings[place] for place in places]
-            for scored, tables, count in detect(images, chosen, image_ids, category_ids):
-                counted = count_candidates(images, scored, objects) if counting else None
-                for number, (place, table) in enumerate(zip(scored.places, tables, strict=True)):
-                    ends = np.cumsum([0, *count[:, number]])
-                    found.append((places[place], table, ends, counted, number))
-                del scored
+        found = _find_on_device(
+            detector, batch, settings, images_per_pass, image_ids, category_ids, objects if counting else None
+        )
         positives = None if numbers is None else to_host([numbers])[0]
     parts: dict[int, Part] = {}
-    for place, table, ends, counted, number in found:
-        kept = with_ious(table, ends, objects, category_ids)
-        parts[place] = Part(kept, None)
-        if counted is not None and positives is not None:
-            parts[place] = batch_part(
-                counted, number, settings[place], kept, ends, objects, image_ids, category_ids, positives
+    for one in found:
+        kept = with_ious(one.kept, one.ends, objects, category_ids)
+        parts[one.place] = Part(kept, None)
+        if one.counted is not None and positives is not None:
+            parts[one.place] = batch_part(
+                one.counted,
+                one.number,
+                settings[one.place],
+                kept,
+                one.ends,
+                objects,
+                image_ids,
+                category_ids,
+                positives,
             )
     return [parts[place] for place in range(len(settings))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What the device finds on a batch under one setting."""
+
+    place: int
+    """Of the setting."""
+    kept: DetectionTable
+    ends: NDArray[np.int64]
+    """[B + 1] where the detections of each image end; the first is 0."""
+    counted: Counted | None
+    number: int
+    """Of the setting, among those that were counted together."""
+
+
+def _find_on_device(
+    detector: RetinaNetConf,
+    batch: Batch,
+    settings: Sequence[InferenceConfig],
+    images_per_pass: int,
+    image_ids: NDArray[np.int64],
+    category_ids: NDArray[np.int64],
+    objects: BatchObjects | None,
+) -> list[_Found]:
+    """Everything that needs the device, whose memory is free again afterwards; `objects` are None if none count."""
+    found = []
+    grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
+    for precision, places in _by_precision(settings).items():
+        ((_, predictions),) = forward_passes(detector, batch, images_per_pass, precision)
+        images = of_batch(predictions, grid, batch.sizes, batch.sizes / batch.original_sizes)
+        del predictions
+        chosen = [settings[place] for place in places]
+        for scored, tables, count in detect(images, chosen, image_ids, category_ids):
+            counted = None if objects is None else count_candidates(images, scored, objects)
+            for number, (place, table) in enumerate(zip(scored.places, tables, strict=True)):
+                ends = np.cumsum([0, *count[:, number]])
+                found.append(_Found(places[place], table, ends, counted, number))
+    return found
 
 
 def _on_cuda(detector: RetinaNetConf) -> bool:

@@ -22,8 +22,8 @@ from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL, NUM_ANCHORS, AnchorGrid, clip, decode
 from model.network.retinanet import Predictions, flat
 
-MOST_PAIRS = 2**27
-"""Pairs of an anchor and a class that are scored at once: 512 MiB for each array of them. More settings take turns."""
+MOST_PAIRS = 2**26
+"""Pairs of an anchor and a class that are scored at once: 256 MiB for each array of them. More settings take turns."""
 LABEL = 0xFFFFFFFF
 """Mask of the lower half of a sort key, which holds the place of a pair."""
 
