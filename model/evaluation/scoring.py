@@ -39,8 +39,8 @@ SHARD = 64
 """Images that are scored together and then joined; a shard on storage has as many."""
 Shard = tuple[int, ...]
 """Images that are scored together, by their places in the data set."""
-NUM_STREAMS = 2
-"""Batches that a GPU works on at once: its memory holds so many."""
+SMALL_GPU, LARGE_GPU = 15 * 2**30, 30 * 2**30
+"""Bytes of memory below which a GPU takes 8 images a pass instead of 16, and from which on two passes at once."""
 NUM_THREADS = 6
 """Batches that are on a GPU, wait for it, or are counted on the host."""
 
@@ -136,12 +136,12 @@ def score_shards(
         config: input size.
         counting: whether boxes are counted before and after NMS, for the misalignment.
         batch_size: images decoded and moved to the device together, on CUDA those of one forward pass as well; None
-            takes 16 on CUDA, and 1 on the CPU.
+            takes 16 on CUDA (8 on a GPU with less than 15 GiB), and 1 on the CPU.
         num_loader_processes: processes that decode images; 0 decodes in this one.
         progress: called with (images done, images in all).
     """
-    on_cuda = _on_cuda(detector)
-    batch_size = batch_size or (16 if on_cuda else 1)
+    on_cuda, device = _on_cuda(detector), next(detector.parameters()).device
+    batch_size = batch_size or (_images_that_fit(device) if on_cuda else 1)
     batches = [_batches(data, config, shard, batch_size) for shard in chosen]
     loader = DataLoader(
         _Batches(data, config, [batch for of_shard in batches for batch in of_shard]),
@@ -156,7 +156,7 @@ def score_shards(
         detector.to(memory_format=torch.channels_last)
     # The last bits of a convolution depend on how many images it takes: one size, whatever is left of a shape.
     images_per_pass = batch_size if on_cuda else 1
-    lanes = _Lanes(next(detector.parameters()).device)
+    lanes = _Lanes(device)
 
     def look(batch: Batch) -> list[list[Part]]:
         if on_cuda:
@@ -288,6 +288,16 @@ def _on_cuda(detector: RetinaNetConf) -> bool:
     return next(detector.parameters()).is_cuda
 
 
+def _images_that_fit(device: torch.device) -> int:
+    """Images of a forward pass: of all memory, whoever uses it, so that the same GPU always takes as many."""
+    return 8 if _memory(device) < SMALL_GPU else 16
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that a GPU has; for the CPU as if that were enough."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else LARGE_GPU
+
+
 def _by_precision(settings: Sequence[InferenceConfig]) -> dict[Precision, list[int]]:
     """Places of the settings that share a forward pass."""
     places: dict[Precision, list[int]] = {}
@@ -301,7 +311,7 @@ class _Lanes:
 
     def __init__(self, device: torch.device) -> None:
         self.free: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
-        for _ in range(NUM_STREAMS):
+        for _ in range(2 if _memory(device) >= LARGE_GPU else 1):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
             if stream is not None:
                 # The weights may be still on their way there.

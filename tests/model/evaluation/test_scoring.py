@@ -323,7 +323,7 @@ def test_each_precision_has_a_forward_pass_of_its_own_and_shares_the_images(
 
     monkeypatch.setattr("model.inference.predictor.load_sample", load)
     detector, types = opinionated(data), []
-    detector.head.class_logits.register_forward_hook(lambda _, __, output: types.append(output.dtype))
+    detector.register_forward_hook(lambda _, __, output: types.append(output.class_logits[0].dtype))
     scores = score(detector, data, rounded, SIZES, counting=False, batch_size=8 if on_a_gpu else 1)
     assert sorted(decoded) == list(range(7))
     assert types.count(torch.bfloat16) == types.count(torch.float32) > 0
