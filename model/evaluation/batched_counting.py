@@ -141,13 +141,17 @@ def _on_objects(
     image, anchor = listed.nonzero().unbind(1)
     ious = overlaps(images.boxes[image, anchor][:, None], truths[image])[:, 0]
     ious = torch.where(names[image] >= 0, ious, 0.0).nan_to_num_(0.0)
-    listed_row, which = (ious > 0).nonzero().unbind(1)
-    image, anchor = image[listed_row], anchor[listed_row]
-    iou, label, others = ious[listed_row, which], names[image, which], ious[listed_row]
-    # Of objects of one class that it overlaps alike, the first.
-    first = torch.arange(names.shape[1], device=which.device) < which[:, None]
-    more = (others > iou[:, None]) | ((others == iou[:, None]) & first)
-    best = ~(more & (names[image] == label[:, None])).any(dim=1)
+    row, which = (ious > 0).nonzero().unbind(1)
+    image, anchor, iou = image[row], anchor[row], ious[row, which]
+    label = names[image, which]
+    # Objects are sorted by class, so that pairs of one anchor and one class come in a row.
+    starts = torch.ones_like(row, dtype=torch.bool)
+    starts[1:] = (row[1:] != row[:-1]) | (label[1:] != label[:-1])
+    group, place = starts.cumsum(0) - 1, torch.arange(len(row), device=row.device)
+    most = torch.zeros_like(iou).scatter_reduce_(0, group, iou, "amax")
+    # Of objects that it overlaps alike, the first.
+    among = torch.where(iou == most[group], place, len(row))
+    best = torch.full_like(place, len(row)).scatter_reduce_(0, group, among, "amin")[group] == place
     return image[best], anchor[best], which[best], iou[best], label[best]
 
 

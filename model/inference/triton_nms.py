@@ -13,20 +13,21 @@ def one_by_one(boxes: Tensor, labels: Tensor, num: Tensor, iou: Tensor, limit: i
     places = torch.zeros(num_lists, limit, dtype=torch.int32, device=boxes.device)
     count = torch.zeros(num_lists, dtype=torch.int32, device=boxes.device)
     width = triton.next_power_of_2(limit)
-    _keep[(num_lists,)](
-        boxes.contiguous(),
-        labels.contiguous(),
-        num,
-        iou,
-        places,
-        count,
-        num_candidates,
-        limit,
-        WIDTH=max(32, width),
-        num_warps=min(8, max(1, width // 128)),
-        # A fused multiply-add would round the areas otherwise than the CPU does.
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(boxes):  # Triton starts kernels on the current one
+        _keep[(num_lists,)](
+            boxes.contiguous(),
+            labels.contiguous(),
+            num,
+            iou,
+            places,
+            count,
+            num_candidates,
+            limit,
+            WIDTH=max(32, width),
+            num_warps=min(8, max(1, width // 128)),
+            # A fused multiply-add would round the areas otherwise than the CPU does.
+            enable_fp_fusion=False,
+        )
     return places, count
 
 

@@ -175,8 +175,8 @@ import torch
 from model.inference.batched_nms import blockwise
 from model.inference.triton_nms import one_by_one
 from tests.model.inference.test_batched import candidates
-for num, num_classes, limit in ((200, 3, 20), (60, 2, 100), (1, 1, 1)):
-    lists = candidates(3, num, num_classes)
+for num, num_classes, limit in ((90, 3, 9), (40, 2, 100), (1, 1, 1)):
+    lists = candidates(2, num, num_classes)
     for one, other in zip(one_by_one(*lists, limit), blockwise(*lists, limit), strict=True):
         assert torch.equal(one, other), (num, one, other)
 """
