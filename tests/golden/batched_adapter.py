@@ -1,6 +1,6 @@
 """Binds the post-processing of batches to the golden vectors, as `vectors_adapter` does that of single images."""
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -13,10 +13,6 @@ from model.network.retinanet import Predictions
 from tests.golden import vectors_adapter
 
 
-def detect(*arguments: Any) -> tuple[vectors_adapter.Array, vectors_adapter.Array, vectors_adapter.Array]:
-    return vectors_adapter.detect(*arguments, find=_find)
-
-
 def _find(
     predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor, config: InferenceConfig
 ) -> list[DetectionTable]:
@@ -24,3 +20,6 @@ def _find(
     num_classes = images.class_logits.shape[2]
     ((_, tables, _),) = batched.detect(images, [config], np.arange(len(sizes)), np.arange(num_classes))
     return tables
+
+
+detect = partial(vectors_adapter.detect, find=_find)
