@@ -13,7 +13,8 @@ def one_by_one(boxes: Tensor, labels: Tensor, num: Tensor, iou: Tensor, limit: i
     places = torch.zeros(num_lists, limit, dtype=torch.int32, device=boxes.device)
     count = torch.zeros(num_lists, dtype=torch.int32, device=boxes.device)
     width = triton.next_power_of_2(limit)
-    with torch.cuda.device_of(boxes):  # Triton starts kernels on the current one
+    # Triton starts kernels on the current device.
+    with torch.cuda.device_of(boxes):  # type: ignore[no-untyped-call]
         _keep[(num_lists,)](
             boxes.contiguous(),
             labels.contiguous(),
