@@ -1,4 +1,4 @@
-"""The scoring pass: one forward pass over the images for any number of inference settings, and their COCO numbers."""
+"""The scoring pass: one pass over the images for any number of inference settings, and their COCO numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -73,7 +73,7 @@ def score(
     Args:
         detector: on its device.
         data: the images; their categories must be the detector's.
-        settings: as many as wanted; the forward pass is made once.
+        settings: as many as wanted; a forward pass is made for each of their precisions.
         config: input size.
         counting: whether boxes are counted before and after NMS, for the misalignment.
         batch_size: as in `score_shards`.
@@ -132,7 +132,7 @@ def score_shards(
         detector: on its device.
         data: the images; their categories must be the detector's.
         chosen: which of them; what is read ahead reaches from one into the next.
-        settings: as many as wanted; the forward pass is made once.
+        settings: as many as wanted; a forward pass is made for each of their precisions.
         config: input size.
         counting: whether boxes are counted before and after NMS, for the misalignment.
         batch_size: images decoded and moved to the device together, on CUDA those of one forward pass as well; None

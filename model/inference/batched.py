@@ -1,7 +1,7 @@
 """Post-processing on an accelerator: top-k, score fusion and NMS of a batch under many settings, as batched kernels.
 
 The detections are those of `postprocess`, up to the rounding of scores in single precision; the CPU uses that module,
-whose bits do not depend on the batch. Nothing makes the host wait but `to_host`.
+whose bits do not depend on the batch. Nothing makes the host wait but `to_host`, and settings that are new.
 """
 
 from collections.abc import Iterator, Sequence

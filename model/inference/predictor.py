@@ -168,7 +168,7 @@ def detect_batch(
     settings: Sequence[InferenceConfig],
     images_per_pass: int,
 ) -> Iterator[list[DetectionTable]]:
-    """The detections of each image of a batch, a table for each setting; arguments as in `predict_batch`."""
+    """The detections of each image of a batch, a table for each setting, all of one precision; see `predict_batch`."""
     (precision,) = {setting.precision for setting in settings}
     for image in predict_batch(detector, batch, category_ids, images_per_pass, precision):
         lists = [shortlist(image, setting) for setting in settings]
