@@ -76,7 +76,7 @@ def repack(wheel: Path, folder: Path, left_out: Sequence[str] = ()) -> Path:
             for member in source.infolist():
                 if not _is_under(member.filename, left_out):
                     content = source.read(member)
-                    if member.filename.endswith(".dist-info/RECORD"):
+                    if re.fullmatch(r"[^/]+\.dist-info/RECORD", member.filename):  # Ray's holds those of others, too
                         content = _without(content, left_out)
                     # Given as it was, a member keeps its mode: Ray's servers have to be executable.
                     packed.writestr(member, content, zipfile.ZIP_LZMA)

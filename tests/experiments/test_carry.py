@@ -34,6 +34,7 @@ WHEEL = {
     "ray/core/raylet": "#!/bin/sh\n",
     "ray/jars/ray_dist.jar": "java",
     "ray/jarsmith.py": "",
+    "ray/other/aiosignal-1.4.0.dist-info/RECORD": "ray/jars,,\n",
     "ray/rllib/__init__.py": "",
     "ray/llm/__init__.py": "",
     "ray/dashboard/client/index.html": "",
@@ -108,11 +109,12 @@ def test_a_wheel_without_its_superfluous_parts_is_installed_by_pip(tmp_path: Pat
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--target"]
     installed = run(*pip, site, after / "ray-1.0-py3-none-any.whl")
     assert installed.returncode == 0, installed.stderr
-    assert names(site / "ray") == {"__init__.py", "core", "jarsmith.py"}
+    assert names(site / "ray") == {"__init__.py", "core", "jarsmith.py", "other"}
     assert (site / "ray" / "core" / "raylet").stat().st_mode & 0o111
     with zipfile.ZipFile(after / "ray-1.0-py3-none-any.whl") as wheel:
         listed = wheel.read("ray-1.0.dist-info/RECORD").decode().splitlines()
         assert {line.partition(",")[0] for line in listed} == set(wheel.namelist())
+        assert wheel.read("ray/other/aiosignal-1.4.0.dist-info/RECORD") == b"ray/jars,,\n"
 
 
 def test_a_wheel_of_another_layout_is_refused(tmp_path: Path):

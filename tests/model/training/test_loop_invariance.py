@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import model.inference.predictor
-import model.training.loop
+import model.training.step
 from model.config import ScheduleConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.images import collate, load_sample, normalize
@@ -94,7 +94,7 @@ def train_here(_: int, jobs: list[Job], backbone_file: Path, local_batch: int | 
         with pytest.MonkeyPatch.context() as patch:
             if job.double:
                 torch.set_default_dtype(torch.float64)
-                for module in (model.training.loop, model.inference.predictor):
+                for module in (model.training.step, model.inference.predictor):
                     patch.setattr(module, "normalize", lambda *images: normalize(*images).double())
                 patch.setattr(Predictions, "float", lambda predictions: predictions)
             weights_file = backbone_file if job.config.model.backbone_weights else None
