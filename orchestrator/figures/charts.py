@@ -204,8 +204,9 @@ def _save_png(figure: Figure, file: Path) -> None:
     """Write what savefig would, pixel by pixel; it draws a figure twice, as the first time lays it out."""
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(DPI)
-    canvas.draw()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(file, compress_level=1)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    Image.fromarray(pixels).save(file, compress_level=1)
 
 
 def _density(ax: Axes, density: NDArray[np.int64], norm: LogNorm) -> None:
