@@ -8,15 +8,19 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+from PIL import Image
 
 from model.evaluation.misalignment import BINS, IOUS, SCORES, Misalignment
 
 SUFFIXES = ("png", "svg")
+DPI = 120
+"""Of a PNG."""
 COLOURS = "cividis"
 """Runs from dark blue to yellow, alike for every kind of colour vision, and in grey."""
 ACCENT, SECOND, SOFT = "#d55e00", "#56b4e9", "#6b7178"
@@ -187,10 +191,22 @@ def save(figure: Figure, folder: Path, name: str, suffixes: Sequence[str] = SUFF
     """Write a figure; the same figure gives the same bytes."""
     files = [folder / f"{name}.{suffix}" for suffix in suffixes]
     for file in files:
+        # The style again, as fonttype and hashsalt are read when a file is written.
         with matplotlib.rc_context(STYLE):
-            # The style again, as fonttype and hashsalt are read when a file is written; a date would differ every time.
-            figure.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
+            if file.suffix == ".png":
+                _save_png(figure, file)
+            else:
+                figure.savefig(file, metadata={"Date": None})  # a date would differ every time
     return files
+
+
+def _save_png(figure: Figure, file: Path) -> None:
+    """Write what savefig would, pixel by pixel; it draws a figure twice, as the first time lays it out."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(DPI)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    Image.fromarray(pixels).save(file, compress_level=1)
 
 
 def _density(ax: Axes, density: NDArray[np.int64], norm: LogNorm) -> None:

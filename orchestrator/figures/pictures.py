@@ -113,7 +113,7 @@ def write_examples(folder: Path, data: "CocoData", scores: "Scores", label: str)
     for place in example_indices(data, NUM_IMAGES):
         file = folder / f"boxes-{data.image_ids[place]}.png"
         try:
-            draw_boxes(data, place, heads).save(file)
+            draw_boxes(data, place, heads).save(file, compress_level=1)  # 30 ms instead of 110 ms, a quarter larger
         except Exception as error:  # good to have, and the numbers stand
             logger.warning("%s is left out: %s", file.name, error)
         else:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from model.evaluation.coco_eval import MatchTable
 
 Floats = NDArray[np.floating[Any]]
@@ -110,8 +112,11 @@ def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.f
         num_present += positives > 0
         np.maximum(positives, 1, out=positives)
         recalls += found.astype(np.float64) / positives
-        for columns in _blocks(len(category.images), weights.shape[1]):
-            _add(category, weights[category.images, columns], positives[columns], sums[:, columns])
+        weighty, counts = _condense(category, len(weights))
+        for columns in _blocks(len(weighty.images), weights.shape[1]):
+            total = 100 * (counts.astype(weights.dtype) @ weights[:, columns])
+            _scan(np.add, total)
+            _add(weighty, 100 * weights[weighty.images, columns], total, positives[columns], sums[:, columns])
     with np.errstate(invalid="ignore"):
         recall = 100 / NUM_THRESHOLDS * recalls / num_present
     return np.concatenate([_points(sums, num_present), recall[None]])
@@ -133,8 +138,10 @@ def leave_one_out(matches: "MatchTable") -> NDArray[np.float64]:
         positives = truths.sum() - truths[left_out]
         found = np.zeros((NUM_THRESHOLDS, len(left_out)))
         for columns in _blocks(len(category.images), len(left_out)):
-            weights = (category.images[:, None] != left_out[columns]).astype(np.float64)
-            _add(category, weights, np.maximum(positives[columns], 1), found[:, columns])
+            weights = 100.0 * (category.images[:, None] != left_out[columns])
+            total = np.where((category.ignored == 0)[:, None], weights, 0)
+            _scan(np.add, total)
+            _add(category, weights, total, np.maximum(positives[columns], 1), found[:, columns])
         return left_out, positives > 0, found
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
@@ -235,18 +242,33 @@ def _blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
     yield from (slice(start, start + width) for start in range(0, num_columns if num_rows else 0, width))
 
 
-def _add(category: _Category, weights: Floats, positives: Floats, sums: NDArray[np.float64]) -> None:
+def _condense(category: _Category, num_images: int) -> "tuple[_Category, csr_array]":
+    """Leave out the detections that are false at all thresholds, which are most, and count them by image instead.
+
+    Returns:
+        The others, D of them; and [D, images], of how many detections that count at all thresholds each of these and
+        those since the one before it are: times the weights of the images, and added up, what precision is a part of.
+    """
+    from scipy.sparse import csr_array  # takes a moment, and where nothing is new, nothing is counted
+
+    rows = np.flatnonzero((category.true > 0) | (category.ignored > 0))
+    counted = np.flatnonzero(category.ignored == 0)
+    places = np.searchsorted(rows, counted), category.images[counted]
+    counts = csr_array((np.ones(len(counted), np.float32), places), (len(rows), num_images))
+    chosen = {name: getattr(category, name)[rows] for name in ("images", "true", "ignored")}
+    return replace(category, **chosen), counts
+
+
+def _add(category: _Category, weights: Floats, total: Floats, positives: Floats, sums: NDArray[np.float64]) -> None:
     """Add the sum of the 101 precisions of a category to that of every threshold, [10, R].
 
     Args:
         category: with D detections.
-        weights: [D, R] how often each detection stands in each resample; it is overwritten.
+        weights: [D, R] how often each detection stands in each resample, times 100, so that recall comes in hundredths.
+        total: [D, R] of the detections that count at all thresholds, those up to each, weighted so.
         positives: [R] objects.
         sums: [10, R].
     """
-    weights *= 100  # so that recall comes in hundredths; precision stays what it is
-    total = np.where((category.ignored == 0)[:, None], weights, 0)
-    _scan(np.add, total)
     partly = np.flatnonzero((category.ignored > 0) & (category.ignored < (1 << NUM_THRESHOLDS) - 1))
     late = np.flatnonzero(positives % 5 == 0)  # else no recall is just one of _LATE
     for threshold in range(NUM_THRESHOLDS):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from model.config import ConfidenceConfig, ModelConfig, TrainConfig
+from model.evaluation import warmup
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator import names
 from orchestrator.driver import submit as module
@@ -76,8 +77,8 @@ def test_functions_are_compiled_once_for_all_trainings_of_this_machine(
             started.append((self, command[1:]))
             super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], **options)
 
-    monkeypatch.setattr(module.warmup, "is_compiled", lambda: is_compiled)
-    monkeypatch.setattr(module.subprocess, "Popen", Process)
+    monkeypatch.setattr(warmup, "is_compiled", lambda: is_compiled)
+    monkeypatch.setattr(subprocess, "Popen", Process)
     with module._compiling(Site(home=tmp_path, ray_address=ray_address)):
         assert [command for _, command in started] == [["-P", "-m", "model.evaluation.warmup"]] * starts
         assert all(process.poll() is None for process, _ in started)

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from model.evaluation.misalignment import BINS, Misalignment
 from orchestrator.figures import charts
@@ -117,6 +119,15 @@ def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
         assert [file.name for file in files] == ["figure2.png", "figure2.svg"]
         contents.append([file.read_bytes() for file in files])
     assert contents[0] == contents[1]
+
+
+def test_a_png_has_the_pixels_that_savefig_draws(tmp_path: Path) -> None:
+    for name, draw in (("figure1", charts.score_against_iou), ("figure2", charts.proportions)):
+        (file,) = charts.save(draw({"only": misalignment()}), tmp_path, name, ("png",))
+        with matplotlib.rc_context(charts.STYLE):
+            draw({"only": misalignment()}).savefig(tmp_path / "expected.png", dpi=charts.DPI)
+        with Image.open(file) as ours, Image.open(tmp_path / "expected.png") as expected:
+            assert np.array_equal(np.asarray(ours), np.asarray(expected))
 
 
 def test_figures_of_nothing_are_drawn(tmp_path: Path) -> None:
