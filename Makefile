@@ -48,7 +48,7 @@ bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, an
 	$(PYTHON) experiments/benchmarks/evaluation.py
 	$(PYTHON) experiments/benchmarks/bootstrap.py
 	$(PYTHON) experiments/benchmarks/misalignment.py
-	$(PYTHON) experiments/benchmarks/loading.py
+	$(PYTHON) experiments/benchmarks/loading/loading.py
 	$(PYTHON) experiments/benchmarks/sharded_scoring.py
 	$(PYTHON) experiments/benchmarks/overhead.py
 

@@ -89,6 +89,14 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # `prim` asks for properties, and cannot be looked up.
+        is_operation = isinstance(func, torch._ops.OpOverload) and func.namespace != "prim"
+        if is_operation and torch.is_inference_mode_enabled():
+            # There, an operation that is made of others (`to`, `item`) arrives whole.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         reason = self._objection(func, args, kwargs)
         if reason is not None:
             raise HostWaitsError(f"{func}: {reason}")

@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,26 +219,11 @@ def shapes(say: Say) -> None:
 def theirs(say: Say) -> None:
     """torchvision's step, as it comes, in channels_last, and compiled."""
     given = peer.scene(BATCH, DEVICE)
-    for channels_last, compiled in ((False, False), (True, False), (True, True)) if CUDA else ((False, False),):
-        detector = peer.their_detector(DEVICE).train()
-        if channels_last:
-            detector = detector.to(memory_format=torch.channels_last)
-        if compiled:
-            detector.backbone = torch.compile(detector.backbone)
-            detector.head = torch.compile(detector.head)
-        learning = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(learning, lr=RATE, momentum=0.9, weight_decay=1e-4, fused=CUDA or None)
-
-        def one(detector: Any = detector, optimizer: Any = optimizer) -> None:
-            with torch.autocast(DEVICE.type, torch.bfloat16):
-                losses = detector(given.images, given.targets)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-
+    for name, variant in list(peer.variants(DEVICE).items())[: None if CUDA else 1]:
+        one = peer.their_step(DEVICE, "bfloat16", variant)
         _reset_peak()
-        pace, host = _pace(one, STEPS // 3 or 1)
-        say(channels_last=channels_last, compiled=compiled, batch=BATCH, **_speed(BATCH, pace, host))
+        pace, host = _pace(partial(one, given.images, given.targets), STEPS // 3 or 1)
+        say(variant=name, batch=BATCH, **_speed(BATCH, pace, host))
 
 
 def whole(say: Say) -> None:

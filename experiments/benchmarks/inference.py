@@ -1,12 +1,12 @@
 """From raw predictions to detections, and from an image to detections: ours beside torchvision's RetinaNet.
 
 Both post-process the same predictions of one image with 1,000 candidates on every level, by the same rules or by the
-paper's, and take turns in one run; ratios are ours over theirs.
+paper's, and take turns in one run; ratios are ours over torchvision's, of whole images over its best way to run.
 """
 
 import click
 import torch
-from peer import NUM_CLASSES, SIZE, Way, in_turn, our_step, ratios, scene, spread, their_detector
+from peer import NUM_CLASSES, SIZE, Way, in_turn, our_step, ratios, say_times, scene, spread, their_detector, variants
 from torch import Tensor
 
 from model.config import InferenceConfig
@@ -88,18 +88,19 @@ def _predictions(grid: AnchorGrid, device: torch.device) -> Predictions:
 
 def _whole(rounds: int, device: torch.device) -> None:
     given, grid = scene(1, device), anchor_grid(SIZE, device)
-    mine, peer = our_step(device).detector.eval(), their_detector(device).eval()
+    mine = our_step(device).detector.eval()
     sizes, scales = torch.tensor([SIZE], device=device), torch.ones(1, 2, device=device)
 
     def ours() -> object:
         images = normalize(given.batch.images, given.batch.sizes).contiguous(memory_format=torch.channels_last)
         return detect(mine(images), grid, sizes, scales, InferenceConfig(confidence_exponent=0.0))
 
-    seconds = in_turn({"ours": ours, "theirs": lambda: peer(given.images)}, rounds, device)
-    click.echo("one image, from its pixels to its detections")
-    for name, values in seconds.items():
-        click.echo(f"  {name:6} {spread(values)} s")
-    click.echo(f"  ratio  {ratios(seconds['ours'], seconds['theirs'])}")
+    ways: dict[str, Way] = {"ours": ours}
+    for name, variant in variants(device).items():
+        peer = their_detector(device, variant).eval()
+        ways[name] = lambda peer=peer: peer(given.images)  # type: ignore[misc]
+    click.echo("one image, from its pixels to its detections, float32")
+    say_times(in_turn(ways, rounds, device), "s", digits=3)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What more inference settings cost in one pass over the images: Table 5's exponents beside a single setting.
 
 Everything is counted: decoding, the forward pass, NMS, the counts of the misalignment, and the twelve numbers. The
-real model is a ResNet-50 at 608 x 1024 with 80 classes, on val2017 of RNC_COCO_ROOT where that is set, else on drawn
-shapes; its backbone comes from RNC_WEIGHTS where that is set, and its head is random, with scores spread from 0 to 1.
-The miniature one is what `experiments/miniature` trains, with such a head, or the --checkpoint that you give.
+first two are timed by themselves as well, which leaves what comes after the network. The real model is a ResNet-50 at
+608 x 1024 with 80 classes, on val2017 of RNC_COCO_ROOT where that is set, else on drawn shapes; its backbone comes from
+RNC_WEIGHTS where that is set, and its head is random, with scores spread from 0 to 1. The miniature one is what
+`experiments/miniature` trains, with such a head, or the --checkpoint that you give.
 """
 
 import os
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,18 +21,23 @@ from peer import Way, in_turn, ratios, spread
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig
 from model.data.coco import read_coco
+from model.data.images import Batch, padded_shape, resize_shape
 from model.data.shapes import draw_shapes
 from model.data.split import CocoData
 from model.evaluation.scoring import Scores, score
+from model.inference.predictor import forward_passes, load_batch
 from model.inference.table import TYPES
 from model.network.checkpoint import read_card
 from model.network.pretrained import load_backbone_weights
 from model.network.retinanet import RetinaNetConf, build_detector, load_detector
+from model.parallel import map_in_order, one_thread_each
 
 ONE = [InferenceConfig()]
 TEN = [InferenceConfig(confidence_exponent=tenths / 10) for tenths in range(10)]
 TWENTY = [InferenceConfig(confidence_exponent=twentieths / 20) for twentieths in range(20)]
 """As many settings as Table 5 has rows."""
+BATCH = 16
+"""Images of a forward pass on a GPU."""
 MINIATURE = ModelConfig(
     backbone="resnet18_quarter", backbone_norm="group", frozen_stages=0, channels=64, tower_depth=2, tower_norm="group"
 )
@@ -103,18 +110,59 @@ def _measure(
     def way(label: str, settings: Sequence[InferenceConfig]) -> Way:
         return lambda: results.__setitem__(label, score(detector, data, settings, config))
 
+    batches = _batches(data, config, BATCH if device.type == "cuda" else 1)
+    decoded = [load_batch(data, indices, config) for indices in batches]
+    alone_ways: dict[str, Way] = {
+        "decoding": lambda: _decode(data, batches, config),
+        "network": lambda: _forward(detector, decoded, data),
+    }
     ways = {"1 setting": way("1 setting", ONE), "10 settings": way("10", TEN), "20 settings": way("20", TWENTY)}
-    seconds = in_turn(ways, rounds, device)
+    seconds = in_turn(alone_ways | ways, rounds, device)
     click.echo(f"{name}, {torch.get_num_threads()} threads of torch")
+    before = statistics.median(seconds["decoding"]) + statistics.median(seconds["network"])
     for label, values in seconds.items():
-        line = f"  {label:12} {spread(values)} s"
-        click.echo(line if label == "1 setting" else f"{line}, ratio {ratios(values, seconds['1 setting'])}")
+        line = f"  {label:12} {spread(values)} s, {len(data) / statistics.median(values):.1f} images/s"
+        if label in ways:
+            # Below 0 where decoding, network and the rest overlap.
+            line += f"; after the network {1e3 * (statistics.median(values) - before) / len(data):.1f} ms an image"
+        if label in ways and label != "1 setting":
+            line += f"; ratio {ratios(values, seconds['1 setting'])}"
+        click.echo(line)
     alone, together = results["1 setting"][0], results["10"][4]
     same = all(
         np.array_equal(getattr(alone.detections, column), getattr(together.detections, column), equal_nan=True)
         for column in TYPES
     )
     click.echo(f"  exponent 0.4 alone and among ten: {'the same bits' if same else 'DIFFERENT'}")
+
+
+def _batches(data: CocoData, config: DataConfig, limit: int) -> list[list[int]]:
+    """Places of images that share a padded shape, as many as `limit` together."""
+    edges = config.short_edge, config.long_edge
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, (height, width) in enumerate(data.sizes.tolist()):
+        groups.setdefault(padded_shape(*resize_shape(height, width, *edges)), []).append(place)
+    return [group[start : start + limit] for group in groups.values() for start in range(0, len(group), limit)]
+
+
+def _decode(data: CocoData, batches: Sequence[list[int]], config: DataConfig) -> None:
+    """Decode and resize, on as many threads as scoring takes."""
+    with one_thread_each() as num_threads:
+        for _ in map_in_order(lambda indices: load_batch(data, indices, config), batches, num_threads):
+            pass
+
+
+def _forward(detector: RetinaNetConf, batches: Sequence[Batch], data: CocoData) -> None:
+    """The network alone; on the CPU image by image, as many at a time as torch has threads, as scoring does."""
+    device = next(detector.parameters()).device
+
+    def look(batch: Batch) -> None:
+        for _ in forward_passes(detector, batch.to(device), BATCH if device.type == "cuda" else 1, "float32"):
+            pass
+
+    with one_thread_each() as num_threads:
+        for _ in map_in_order(look, batches, 1 if device.type == "cuda" else num_threads):
+            pass
 
 
 if __name__ == "__main__":

@@ -51,17 +51,19 @@ PASSES: dict[str, Callable[[Tensor], object]] = {
 }
 
 
+@pytest.mark.parametrize("inference", [False, True], ids=["training", "inference"])
 @pytest.mark.parametrize("name", WAITS)
-def test_what_makes_the_host_wait_is_refused(name: str) -> None:
-    with imagined_cuda():
+def test_what_makes_the_host_wait_is_refused(name: str, inference: bool) -> None:
+    with imagined_cuda(), torch.inference_mode(inference):
         given = torch.ones(3, 4, device=CUDA)
         with watched(), pytest.raises(HostWaitsError):
             WAITS[name](given)
 
 
+@pytest.mark.parametrize("inference", [False, True], ids=["training", "inference"])
 @pytest.mark.parametrize("name", PASSES)
-def test_what_needs_no_wait_passes(name: str) -> None:
-    with imagined_cuda():
+def test_what_needs_no_wait_passes(name: str, inference: bool) -> None:
+    with imagined_cuda(), torch.inference_mode(inference):
         given = torch.ones(3, 4, device=CUDA)
         with watched():
             PASSES[name](given)

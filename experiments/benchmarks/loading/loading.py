@@ -8,11 +8,11 @@ import os
 import tempfile
 from pathlib import Path
 
+import annotations
 import click
-import loading_annotations
-import loading_images
-import loading_pipelines
-import loading_shapes
+import images
+import pipelines
+import shapes
 
 from model.data.coco import read_coco
 from model.data.shapes import draw_shapes
@@ -25,7 +25,7 @@ PARTS = ("annotations", "images", "shapes", "pipelines")
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="Measurements of each kind.")
 @click.option("--copies", default=6, show_default=True, help="How often the images make an epoch of the pipelines.")
-@click.option("--size", default=loading_annotations.TRAIN2017, show_default=True, help="Images of the large split.")
+@click.option("--size", default=annotations.TRAIN2017, show_default=True, help="Images of the large split.")
 @click.option("--edges", nargs=2, default=(600, 1000), show_default=True, help="Short and long edge of an image.")
 @click.option(
     "--statistics",
@@ -42,13 +42,13 @@ def main(
         data = _images(scratch / "drawn")
         source = statistics or data.root / "annotations" / f"instances_{data.split}.json"
         if "annotations" in parts:
-            loading_annotations.report(source, size, scratch, click.echo)
+            annotations.report(source, size, scratch, click.echo)
         if "images" in parts:
-            loading_images.report(data, rounds, edges, click.echo)
+            images.report(data, rounds, edges, click.echo)
         if "shapes" in parts:
-            loading_shapes.report(source, size, click.echo)
+            shapes.report(source, size, click.echo)
         if "pipelines" in parts:
-            loading_pipelines.report(data, copies, rounds, edges, scratch / "repeated", click.echo)
+            pipelines.report(data, copies, rounds, edges, scratch / "repeated", click.echo)
 
 
 def _images(drawn: Path) -> CocoData:
