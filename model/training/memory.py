@@ -95,17 +95,18 @@ def largest_that_fits(updates: Callable[[int], object], most: int) -> int:
 
 
 def _runs(updates: Callable[[int], object], number: int) -> bool:
+    fits = True
     try:
         updates(number)
-        return True
     except Exception as error:
         if not ran_out(error):
             raise
-    # Here and not in the handler, where the error still holds the tensors of its frames.
+        fits = False
+    # After the handler, in which the error still holds the tensors of its frames; a graph holds its own until then.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return False
+    return fits
 
 
 def random_batch(num_images: int, shape: tuple[int, int], num_classes: int) -> Batch:

@@ -133,8 +133,11 @@ def _sized(task: TrainingTask) -> Iterator[None]:
         if not ran_out(error):
             raise
         words = str(error)
-        # They hold the tensors of the training, which would leave no room to try anything.
-        traceback.clear_frames(error.__traceback__)
+        cause: BaseException | None = error
+        while cause is not None:
+            # Its frames hold the tensors of the training, which would leave no room to try anything.
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
     from model.data.coco import read_for_training
 
     gc.collect()
