@@ -57,7 +57,8 @@ def updates(
             num_workers=num_loader_processes,
             # torch refuses the argument where the loader has no processes.
             prefetch_factor=4 if num_loader_processes else None,
-            pin_memory=torch.cuda.is_available(),
+            # Not is_available(): on the CPU of a machine with a GPU, pinning would take memory of that.
+            pin_memory=torch.cuda.is_initialized(),
         )
     )
     for part in parts:

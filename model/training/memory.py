@@ -19,7 +19,7 @@ from model.data.images import Batch, padded_shape
 from model.network.retinanet import build_detector
 from model.settings import from_dict
 from model.training.batches import MicroBatch
-from model.training.loop import TrainingStep
+from model.training.step import TrainingStep
 
 NUM_BOXES = 32
 """Of each random image; COCO has 7 on average."""
@@ -61,43 +61,52 @@ def largest_batch(config: TrainConfig, num_classes: int, most: int, *, part: flo
     if part < 1.0 and device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(part, device)
     shape = padded_shape(config.data.short_edge, config.data.long_edge)
-    try:
+
+    def updates(num_images: int) -> None:
         step = TrainingStep(config, build_detector(config.model, num_classes, config.seed).to(device))
-    except torch.OutOfMemoryError:
-        return 0
+        # On CUDA the second update of a shape becomes a graph, which keeps its memory while that of an upright shape,
+        # the first of its kind, takes as much beside it.
+        for one in (shape, shape, shape[::-1]):
+            # A rate of 0 leaves the weights finite; the optimizer's state takes its memory all the same.
+            step.update([MicroBatch(random_batch(num_images, one, num_classes), counts=True)], 0.0)
 
-    def update(num_images: int) -> None:
-        # A rate of 0 leaves the weights finite; the optimizer's state takes its memory all the same.
-        step.update([MicroBatch(random_batch(num_images, shape, num_classes), counts=True)], 0.0)
-
-    return largest_that_fits(update, most)
+    return largest_that_fits(updates, most)
 
 
-def largest_that_fits(update: Callable[[int], object], most: int) -> int:
+def ran_out(error: BaseException | None) -> bool:
+    """Whether an error is a lack of a device's memory, or came of one."""
+    # Where memory ends while a graph is recorded, torch raises what became of the graph instead.
+    return error is not None and (
+        isinstance(error, torch.OutOfMemoryError) or ran_out(error.__cause__) or ran_out(error.__context__)
+    )
+
+
+def largest_that_fits(updates: Callable[[int], object], most: int) -> int:
     """Return the largest number up to `most` with which a call does not run out of memory; 0 if none is."""
-    # 1 comes first, as what an optimizer keeps for good comes into being with its first update.
-    if not _runs(update, 1):
+    if not _runs(updates, 1):
         return 0
-    if most == 1 or _runs(update, most):
+    if most == 1 or _runs(updates, most):
         return most
     fits, fails = 1, most
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        fits, fails = (middle, fails) if _runs(update, middle) else (fits, middle)
+        fits, fails = (middle, fails) if _runs(updates, middle) else (fits, middle)
     return fits
 
 
-def _runs(update: Callable[[int], object], number: int) -> bool:
+def _runs(updates: Callable[[int], object], number: int) -> bool:
+    fits = True
     try:
-        update(number)
-        return True
-    except torch.OutOfMemoryError:
-        pass
-    # Here and not in the handler, where the error still holds the tensors of its frames.
+        updates(number)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        fits = False
+    # After the handler, in which the error still holds the tensors of its frames; a graph holds its own until then.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return False
+    return fits
 
 
 def random_batch(num_images: int, shape: tuple[int, int], num_classes: int) -> Batch:

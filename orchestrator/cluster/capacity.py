@@ -90,7 +90,8 @@ def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
     if short == "GPU" and not cluster.total("GPU"):
         raise UserError(
             f"{where}: resources ask for {num_workers} x ({asked}), and none of {len(cluster.nodes)} node(s) has a GPU"
-            f"{_hidden()}. Set resources.gpus_per_worker: 0 to train on CPUs, or RAY_ADDRESS to a cluster with GPUs"
+            f"{_hidden(cluster)}. Set resources.gpus_per_worker: 0 to train on CPUs, or RAY_ADDRESS to a cluster with "
+            "GPUs"
         )
     has = ", ".join(f"{cluster.total(name):g} {name}" for name in ("CPU", "GPU"))
     raise UserError(
@@ -100,9 +101,10 @@ def require_fit(resources: Resources, cluster: Cluster, where: str) -> None:
     )
 
 
-def _hidden() -> str:
+def _hidden(cluster: Cluster) -> str:
+    # Of this machine; what the nodes of a larger cluster have there, they know alone.
     visible = os.environ.get(VISIBLE)
-    return "" if visible is None else f" that {VISIBLE}={visible!r} leaves to Ray"
+    return "" if visible is None or len(cluster.nodes) > 1 else f" that {VISIBLE}={visible!r} leaves to Ray"
 
 
 def require_plan_fits(plan: Plan, cluster: Cluster) -> None:

@@ -126,7 +126,7 @@ def _gauge(name: str, tag_keys: tuple[str, ...]) -> Any:
 def _peak_memory() -> Any:
     from ray.util.metrics import Gauge
 
-    text = "The most memory that tensors of the first worker of a training have held on its GPU."
+    text = "The most memory that torch has held for the first worker of a training on its GPU."
     return Gauge(PEAK_MEMORY, text, ("suite", "train_key"))
 
 

@@ -124,15 +124,21 @@ def _sized(task: TrainingTask) -> Iterator[None]:
     """
     import torch
 
+    from model.training.memory import ask_largest_batch, ran_out
+
     try:
         yield
         return
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not ran_out(error):
+            raise
         words = str(error)
-        # They hold the tensors of the training, which would leave no room to try anything.
-        traceback.clear_frames(error.__traceback__)
+        cause: BaseException | None = error
+        while cause is not None:
+            # Its frames hold the tensors of the training, which would leave no room to try anything.
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
     from model.data.coco import read_for_training
-    from model.training.memory import ask_largest_batch
 
     gc.collect()
     torch.cuda.empty_cache()

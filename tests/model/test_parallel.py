@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed
 
-from model.parallel import wrap
+from model.parallel import FlatGradients, wrap
 from tests.processes import run_processes
 
 INPUTS = (torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.1, -0.7, 5.3]]))
@@ -19,12 +20,25 @@ def average_here(rank: int, folder: Path) -> None:
         wrapped = wrap(model, compression)
         wrapped(INPUTS[rank]).sum().backward()
         torch.save(model.weight.grad, folder / f"{compression}-{rank}.pt")
+        flat = FlatGradients(model, compression)
+        model(INPUTS[rank]).sum().backward()
+        flat.share()
+        torch.save(flat.values[None] / 2, folder / f"flat-{compression}-{rank}.pt")
     distributed.barrier()
 
 
-def test_gradients_are_averaged_exactly_or_as_bfloat16_when_asked(tmp_path: Path) -> None:
-    run_processes(2, average_here, tmp_path)
-    exact, rounded = ([torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)] for name in ("none", "bfloat16"))
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("averaged")
+    run_processes(2, average_here, folder)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["", "flat-"])  # DistributedDataParallel's, and that of CUDA
+def test_gradients_are_averaged_exactly_or_as_bfloat16_when_asked(averaged: Path, way: str) -> None:
+    exact, rounded = (
+        [torch.load(averaged / f"{way}{name}-{rank}.pt") for rank in (0, 1)] for name in ("none", "bfloat16")
+    )
     assert torch.equal(exact[0], exact[1]) and torch.equal(rounded[0], rounded[1])
     torch.testing.assert_close(exact[0], AVERAGE, atol=1e-6, rtol=0)
     # Eight bits of precision: each of the two rounded, and their sum, by up to 2^-9 of it.
@@ -36,3 +50,7 @@ def test_gradients_are_averaged_exactly_or_as_bfloat16_when_asked(tmp_path: Path
 def test_a_process_that_is_alone_sends_nothing_and_compresses_nothing() -> None:
     model = torch.nn.Linear(3, 1)
     assert wrap(model, "bfloat16") is model
+    flat = FlatGradients(model, "bfloat16")
+    flat.values.fill_(1.001)
+    flat.share()
+    assert torch.equal(flat.values, torch.full((4,), 1.001))

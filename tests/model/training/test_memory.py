@@ -30,6 +30,18 @@ def test_the_largest_number_that_fits_is_found_by_halves(room: int, most: int, f
     assert tried[0] == 1 and len(tried) == len(set(tried)) <= 2 + 4  # the two ends, and halves of 16
 
 
+def test_a_lack_of_memory_that_ends_a_graph_is_told_by_what_it_came_of() -> None:
+    def update(number: int) -> None:
+        try:
+            if number > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:  # as torch.cuda.graph does
+            if number > 2:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    assert memory.largest_that_fits(update, 4) == 2
+
+
 def test_another_error_than_a_lack_of_memory_is_not_taken_for_one() -> None:
     def update(number: int) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
@@ -54,7 +66,9 @@ def test_updates_of_the_largest_shape_are_tried_and_leave_the_weights_finite(mon
 
     monkeypatch.setattr(TrainingStep, "update", update)
     assert memory.largest_batch(CONFIG, 6, 8, device=CPU) == 3
-    assert shapes == [(count, 3, 64, 96) for count in (1, 8, 4, 2, 3)]  # edges 64 and 96, both whole strides
+    lying, upright = (3, 64, 96), (3, 96, 64)  # edges 64 and 96, both whole strides
+    whole = [(count, *shape) for count in (1, 2, 3) for shape in (lying, lying, upright)]
+    assert shapes == [*whole[:3], (8, *lying), (4, *lying), *whole[3:]]
     assert all(bool(torch.isfinite(weight).all()) for weight in weights)
 
 

@@ -52,5 +52,7 @@ def test_a_plan_for_gpus_says_where_there_is_none_and_what_hides_them(monkeypatc
     ):
         require_fit(Resources(gpus_per_worker=1.0), cluster, "here")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    with pytest.raises(UserError, match=r"has a GPU that CUDA_VISIBLE_DEVICES='-1' leaves to Ray\."):
+    with pytest.raises(UserError, match=r"none of 2 node\(s\) has a GPU\. "):  # they may have set it otherwise
         require_fit(Resources(gpus_per_worker=1.0), cluster, "here")
+    with pytest.raises(UserError, match=r"has a GPU that CUDA_VISIBLE_DEVICES='-1' leaves to Ray\."):
+        require_fit(Resources(gpus_per_worker=1.0), Cluster(nodes=({"CPU": 2.0},)), "here")

@@ -81,6 +81,28 @@ def test_a_worker_that_runs_out_of_memory_frees_it_and_asks_what_would_have_fitt
     assert asked == [TRAIN, 6, tried, part]  # shapes has six classes
 
 
+def test_memory_that_ends_while_a_graph_is_recorded_is_freed_and_told_as_well(
+    task: Callable[..., TrainingTask], monkeypatch: pytest.MonkeyPatch
+):
+    held: list[weakref.ref[Large]] = []
+
+    def forward() -> None:
+        tensor = Large()
+        held.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def record() -> None:
+        try:
+            forward()
+        finally:  # as torch.cuda.graph does
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(memory, "ask_largest_batch", lambda *_: None if held[0]() is None else 1)
+    with pytest.raises(TooLarge, match=r"during capture$") as told, run._sized(task(gpus_per_worker=1.0)):
+        record()
+    assert (told.value.tried, told.value.largest) == (4, None)
+
+
 def test_any_other_error_of_a_training_passes_as_it_is(task: Callable[..., TrainingTask]):
     with pytest.raises(ValueError, match=r"^no$"), run._sized(task()):
         raise ValueError("no")
@@ -107,7 +129,7 @@ def test_a_worker_loads_with_its_share_of_the_node_that_it_finds_itself_on(task:
 
 
 def test_the_peak_of_a_gpus_memory_is_a_metric_and_a_cpu_has_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 3 * 2**30)
     assert gpus.peak_memory(torch.device("cuda", 0)) == {"perf/peak_memory_mib": 3072.0}
     assert gpus.peak_memory(torch.device("cpu")) == {}
 
