@@ -114,7 +114,7 @@ def test_matching_waits_for_nothing(num_boxes: int) -> None:
 @pytest.mark.parametrize("rule", ["paper", "torchvision"])
 @pytest.mark.parametrize("head", HEADS)
 def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: str) -> None:
-    config = replace(small(confidence=HEADS[head]), anchor_rule=rule)
+    config = replace(small(confidence=HEADS[head]), anchor_rule=rule)  # type: ignore[arg-type]
     with imagined_cuda():
         given, grid, predictions = said(config)
         assigned = torch.zeros(2, len(grid.boxes), dtype=torch.int64, device=CUDA)
