@@ -68,7 +68,7 @@ class FlatGradients:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         sizes = [parameter.numel() for parameter in parameters]
         self.values = torch.zeros(sum(sizes), device=parameters[0].device)
-        for parameter, part in zip(parameters, self.values.split(sizes), strict=True):
+        for parameter, part in zip(parameters, torch.split(self.values, sizes), strict=True):
             parameter.grad = part.as_strided(parameter.shape, parameter.stride())
 
     def zero(self) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ import click
 import numpy as np
 import peer
 import torch
+from one_pass import opinionated
 from PIL import Image
 from torch import Tensor
 
-from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from model.network.retinanet import build_detector
+from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.data.coco import read_coco
+from model.data.split import CocoData
+from model.evaluation.scoring import DTYPES, score
+from model.network.retinanet import RetinaNetConf, build_detector, for_inference
 from model.training.batches import MicroBatch
 from model.training.loop import Progress, train
 from model.training.step import TrainingStep
@@ -38,12 +42,14 @@ HEADS = {
     "GFocal": ConfidenceConfig(loss="gfocal"),
 }
 RATE = 1e-5
+SETTINGS = [
+    [InferenceConfig(confidence_exponent=place / max(10, count)) for place in range(count)] for count in (1, 10, 20)
+]
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
+DETECTOR: dict[str, Any] = {} if CUDA else {"backbone": "resnet18_quarter", "channels": 16, "tower_depth": 1}
 STEPS = 20 if CUDA else 1
 BATCH = 16 if CUDA else 1
-SHAPES = ((608, 608), (608, 800), (608, 832), (608, 928), (608, 1024), (800, 608), (1024, 608))
-"""Padded shapes of most of COCO's batches at 600 x 1000."""
 
 
 @click.command(help=__doc__)
@@ -97,7 +103,7 @@ def environment(say: Say) -> None:
         product, _ = _pace(lambda: factor @ factor, 10)
         say(
             device=torch.cuda.get_device_name(),
-            cudnn=torch.backends.cudnn.version(),
+            cudnn=torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             copied_tb_per_s=2 * source.nbytes / copying / 1e12,
             bfloat16_tflop_per_s=2 * 8192**3 / product / 1e12,
         )
@@ -197,11 +203,8 @@ def step(say: Say) -> None:
 def shapes(say: Say) -> None:
     """Steps over batches of many shapes in turn, each recorded once."""
     mine = _trainer(ConfidenceConfig(), "bfloat16")
-    size, batches = peer.SIZE, []
-    for shape in SHAPES if CUDA else SHAPES[:1]:
-        peer.SIZE = shape if CUDA else size
-        batches.append(peer.scene(BATCH, DEVICE).batch)
-    peer.SIZE = size
+    sizes = peer.SHAPES if CUDA else [peer.SIZE]
+    batches = [peer.scene(BATCH, DEVICE, size).batch for size in sizes]
 
     def one_of_each() -> None:
         for batch in batches:
@@ -219,10 +222,10 @@ def shapes(say: Say) -> None:
 def theirs(say: Say) -> None:
     """torchvision's step, as it comes, in channels_last, and compiled."""
     given = peer.scene(BATCH, DEVICE)
-    for name, variant in list(peer.variants(DEVICE).items())[: None if CUDA else 1]:
-        one = peer.their_step(DEVICE, "bfloat16", variant)
+    for name, variant in peer.variants(DEVICE).items():
+        update = peer.their_step(DEVICE, "bfloat16", variant)
         _reset_peak()
-        pace, host = _pace(partial(one, given.images, given.targets), STEPS // 3 or 1)
+        pace, host = _pace(lambda update=update: update(given.images, given.targets), STEPS // 3 or 1)  # type: ignore[misc]
         say(variant=name, batch=BATCH, **_speed(BATCH, pace, host))
 
 
@@ -238,6 +241,7 @@ def whole(say: Say) -> None:
 
 def _whole_epoch(say: Say, root: Path, processes: int) -> None:
     config = TrainConfig(
+        model=ModelConfig(**DETECTOR),
         data=DataConfig(train_split="train", val_split="val", short_edge=peer.SIZE[0], long_edge=peer.SIZE[1]),
         schedule=ScheduleConfig(epochs=2, lr_drop_epochs=(), learning_rate=RATE, validate_every=2),
         precision="bfloat16",
@@ -266,20 +270,67 @@ def _draw(root: Path, split: str, count: int) -> None:
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 255, (96, 160, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((640, 384), Image.Resampling.BICUBIC)
-    images, boxes = [], []
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         picture.save(folder / f"{number}.jpg", quality=90)
         images.append({"id": number, "file_name": f"{number}.jpg", "width": 640, "height": 384})
         for _ in range(7):
             width, height = (16 * 12 ** generator.random(2)).tolist()
             corner = [generator.random() * (640 - width), generator.random() * (384 - height)]
-            box = [*corner, width, height]
-            boxes.append({"id": len(boxes) + 1, "image_id": number, "category_id": 1 + len(boxes) % 80, "bbox": box})
-    for box in boxes:
-        box |= {"area": box["bbox"][2] * box["bbox"][3], "iscrowd": 0}
+            place = len(boxes)
+            box = {"id": place + 1, "image_id": number, "category_id": 1 + place % 80, "bbox": [*corner, width, height]}
+            boxes.append(box | {"area": width * height, "iscrowd": 0})
     categories = [{"id": number, "name": f"class {number}"} for number in range(1, 81)]
     content = {"images": images, "annotations": boxes, "categories": categories}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def scoring(say: Say) -> None:
+    """The network alone, and the whole scoring pass from JPEG files by settings, with and without the counts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _draw(Path(scratch), "val", 1024 if CUDA else 2)
+        data = read_coco(Path(scratch), "val")
+        config = DataConfig(short_edge=peer.SIZE[0], long_edge=peer.SIZE[1])
+        detector = opinionated(ModelConfig(**DETECTOR), data).to(DEVICE).to(memory_format=torch.channels_last)
+        images = torch.randn(BATCH, 3, *peer.SIZE, device=DEVICE).contiguous(memory_format=torch.channels_last)
+        for precision, dtype in DTYPES.items():
+            network = for_inference(detector, dtype) if CUDA else detector
+            enabled = precision == "bfloat16"
+            with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
+                pace, host = _pace(lambda network=network: network(images), STEPS)  # type: ignore[misc]
+            say(kind="network", precision=precision, batch=BATCH, **_speed(BATCH, pace, host))
+            for settings in SETTINGS:
+                chosen = [replace(setting, precision=precision) for setting in settings]
+                for counting in (False, True):
+                    _score(say, detector, data, chosen, config, counting)
+
+
+def _score(
+    say: Say,
+    detector: RetinaNetConf,
+    data: CocoData,
+    settings: list[InferenceConfig],
+    config: DataConfig,
+    counting: bool,
+) -> None:
+    seen: list[tuple[float, int]] = []
+    _reset_peak()
+    score(
+        detector,
+        data,
+        settings,
+        config,
+        counting=counting,
+        num_loader_processes=14 if CUDA else 0,
+        progress=lambda done, total: seen.append((time.perf_counter(), done)),
+    )
+    # Without the first quarter, in which kernels are compiled and loaders start.
+    (begin, first), (end, last) = seen[len(seen) // 4], seen[-1]
+    peak = {"peak_mib": torch.cuda.max_memory_allocated() / 2**20} if CUDA else {}
+    pace = (last - first) / (end - begin) if end > begin else None
+    precision = settings[0].precision
+    say(kind="pass", precision=precision, settings=len(settings), counting=counting, images_per_s=pace, **peak)
 
 
 def profile(say: Say) -> None:
@@ -297,7 +348,7 @@ def profile(say: Say) -> None:
         _wait()
     kind = "self_device_time_total" if CUDA else "self_cpu_time_total"
     events = sorted(profiled.key_averages(), key=lambda event: -float(getattr(event, kind)))
-    kernels = [event for event in events if not CUDA or event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in events if not CUDA or event.device_type.name == "CUDA"]
     say(total_ms=sum(float(getattr(event, kind)) for event in kernels) / 1e3)
     for event in kernels[:30]:
         say(kernel=event.key[:110], calls=event.count, ms=float(getattr(event, kind)) / 1e3)
@@ -312,7 +363,7 @@ def _trainer(
     deterministic: bool = False,
 ) -> TrainingStep:
     config = TrainConfig(
-        model=ModelConfig(confidence=confidence),
+        model=ModelConfig(confidence=confidence, **DETECTOR),
         schedule=ScheduleConfig(learning_rate=RATE),
         precision=precision,  # type: ignore[arg-type]
         deterministic=deterministic,
@@ -326,7 +377,7 @@ def _update(trainer: TrainingStep, batch: Any) -> Callable[[], Tensor]:
 
 
 def _pace(call: Callable[[], object], times: int) -> tuple[float, float]:
-    """Seconds of a call, and until the host has queued it; medians of three blocks, each with one wait at its end."""
+    """Seconds of a call, by the median of three blocks with one wait at their end; and until it is queued."""
     for _ in range(3 if CUDA else 1):
         call()
     _wait()
@@ -335,9 +386,13 @@ def _pace(call: Callable[[], object], times: int) -> tuple[float, float]:
         start = time.perf_counter()
         for _ in range(times):
             call()
-        host.append((time.perf_counter() - start) / times)
         _wait()
         whole.append((time.perf_counter() - start) / times)
+        # By itself: with a full queue the host waits for the device.
+        start = time.perf_counter()
+        call()
+        host.append(time.perf_counter() - start)
+        _wait()
     return statistics.median(whole), statistics.median(host)
 
 
@@ -365,6 +420,7 @@ PARTS: dict[str, Callable[[Say], None]] = {
     "profile": profile,
     "whole": whole,
     "theirs": theirs,
+    "scoring": scoring,
 }
 
 if __name__ == "__main__":

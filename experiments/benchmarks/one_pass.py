@@ -69,7 +69,7 @@ def _miniature(
         return f"miniature, trained, {len(data)} images", load_detector(checkpoint), data, config
     config = DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=128, long_edge=128)
     data = read_coco(drawn, "val")
-    return f"miniature, {len(data)} images", _opinionated(MINIATURE, data), data, config
+    return f"miniature, {len(data)} images", opinionated(MINIATURE, data), data, config
 
 
 def _real(drawn: Path, num_images: int) -> tuple[str, RetinaNetConf, CocoData, DataConfig]:
@@ -83,10 +83,10 @@ def _real(drawn: Path, num_images: int) -> tuple[str, RetinaNetConf, CocoData, D
         backbone_stride="1x1" if file and "msra" in file.name else "3x3",
     )
     name = f"ResNet-50 at 608 x 1024, {num_images} images of {'val2017' if coco else 'shapes'}"
-    return name, _opinionated(model, data, file), data, config
+    return name, opinionated(model, data, file), data, config
 
 
-def _opinionated(model: ModelConfig, data: CocoData, weights: Path | None = None) -> RetinaNetConf:
+def opinionated(model: ModelConfig, data: CocoData, weights: Path | None = None) -> RetinaNetConf:
     """A detector whose scores spread from 0 to 1, though it learnt nothing."""
     detector = build_detector(replace(model, backbone_weights=None), len(data.category_ids), seed=0)
     if weights is not None:

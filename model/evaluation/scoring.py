@@ -1,6 +1,6 @@
 """The scoring pass: one pass over the images for any number of inference settings, and their COCO numbers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -32,7 +32,7 @@ from model.inference.predictor import Precision, forward_passes, load_batch, pre
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.assignment import GroundTruth, assign
-from model.network.retinanet import RetinaNetConf
+from model.network.retinanet import RetinaNetConf, for_inference
 from model.parallel import gather, map_in_order, one_thread_each, world
 
 SHARD = 64
@@ -41,6 +41,7 @@ Shard = tuple[int, ...]
 """Images that are scored together, by their places in the data set."""
 SMALL_GPU, LARGE_GPU = 15 * 2**30, 30 * 2**30
 """Bytes of memory below which a GPU takes 8 images a pass instead of 16, and from which on two passes at once."""
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NUM_THREADS = 6
 """Batches that are on a GPU, wait for it, or are counted on the host."""
 
@@ -156,11 +157,13 @@ def score_shards(
         detector.to(memory_format=torch.channels_last)
     # The last bits of a convolution depend on how many images it takes: one size, whatever is left of a shape.
     images_per_pass = batch_size if on_cuda else 1
+    # A GPU waits for the host to name its operations; on the CPU there is nothing to win.
+    networks = {one: for_inference(detector, DTYPES[one]) for one in _by_precision(settings)} if on_cuda else {}
     lanes = _Lanes(device)
 
     def look(batch: Batch) -> list[list[Part]]:
         if on_cuda:
-            return [_score_on_device(detector, data, batch, settings, images_per_pass, counting, lanes.one())]
+            return [_score_on_device(detector, networks, data, batch, settings, images_per_pass, counting, lanes.one())]
         return _score_batch(detector, data, batch, settings, images_per_pass, counting)
 
     with one_thread_each() as num_threads, _same_algorithms():
@@ -206,6 +209,7 @@ def _score_batch(
 @torch.inference_mode()
 def _score_on_device(
     detector: RetinaNetConf,
+    networks: Mapping[Precision, RetinaNetConf],
     data: CocoData,
     batch: Batch,
     settings: Sequence[InferenceConfig],
@@ -223,7 +227,7 @@ def _score_on_device(
         batch = batch.to(next(detector.parameters()).device)
         numbers = _num_positive_anchors(detector, batch) if counting else None
         found = _find_on_device(
-            detector, batch, settings, images_per_pass, image_ids, category_ids, objects if counting else None
+            networks, batch, settings, images_per_pass, image_ids, category_ids, objects if counting else None
         )
         positives = None if numbers is None else to_host([numbers])[0]
     parts: dict[int, Part] = {}
@@ -260,7 +264,7 @@ class _Found:
 
 
 def _find_on_device(
-    detector: RetinaNetConf,
+    networks: Mapping[Precision, RetinaNetConf],
     batch: Batch,
     settings: Sequence[InferenceConfig],
     images_per_pass: int,
@@ -270,9 +274,10 @@ def _find_on_device(
 ) -> list[_Found]:
     """Everything that needs the device, whose memory is free again afterwards; `objects` are None if none count."""
     found = []
-    grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
     for precision, places in _by_precision(settings).items():
-        ((_, predictions),) = forward_passes(detector, batch, images_per_pass, precision)
+        network = networks[precision]
+        grid = anchor_grid(batch.shape, batch.images.device, network.config.anchor_rule)
+        ((_, predictions),) = forward_passes(network, batch, images_per_pass, precision)
         images = of_batch(predictions, grid, batch.sizes, batch.sizes / batch.original_sizes)
         del predictions
         chosen = [settings[place] for place in places]

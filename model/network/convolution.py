@@ -1,7 +1,7 @@
 """A convolution with what follows it: bias, residual, ReLU."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +57,10 @@ def _on_cuda(
         if residual is None:
             return torch.cudnn_convolution_relu(input, weight, *rest)
         return torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, *rest)
-    output = functional.conv2d(input, weight, None, stride, padding)  # type: ignore[call-overload]
+    output = functional.conv2d(input, weight, None, stride, padding)
     output = output.contiguous(memory_format=torch.channels_last)
     kernels.finish(output, bias, residual)
-    return cast(Tensor, output)
+    return output
 
 
 @_on_cuda.register_fake
@@ -73,8 +73,8 @@ def _(
     padding: Sequence[int],
     relu: bool,
 ) -> Tensor:
-    output = functional.conv2d(input, weight, None, stride, padding)  # type: ignore[call-overload]
-    return cast(Tensor, output.contiguous(memory_format=torch.channels_last))
+    output = functional.conv2d(input, weight, None, stride, padding)
+    return output.contiguous(memory_format=torch.channels_last)
 
 
 class _Convolution(torch.autograd.Function):

@@ -4,6 +4,7 @@ Of a RetinaNet's step, PyTorch's own operations spend as long on reading and wri
 convolutions. Each operation is known to torch by name, so that fake tensors and graphs go through it.
 """
 
+from contextlib import AbstractContextManager
 from functools import cache
 from types import SimpleNamespace
 
@@ -30,10 +31,11 @@ def finish(maps: Tensor, bias: Tensor, residual: Tensor | None) -> None:
         residual: like `maps`.
     """
     rows, columns, per_program, grid = _tiles(maps)
-    _compiled().finish[grid](
-        maps, bias, maps if residual is None else residual, rows, maps.shape[1], per_program,
-        HAS_RESIDUAL=residual is not None, ROWS=ROWS, COLUMNS=columns,
-    )  # fmt: skip
+    with _on(maps):
+        _compiled().finish[grid](
+            maps, bias, maps if residual is None else residual, rows, maps.shape[1], per_program,
+            HAS_RESIDUAL=residual is not None, ROWS=ROWS, COLUMNS=columns,
+        )  # fmt: skip
 
 
 @torch.library.custom_op("rnc::finish_backward", mutates_args=())
@@ -51,10 +53,11 @@ def finish_backward(gradient: Tensor, maps: Tensor | None) -> tuple[Tensor, Tens
     masked = gradient.new_empty(0) if maps is None else torch.empty_like(gradient)
     # Sums of programs are added up in order, as atomic additions would differ from run to run.
     partial = torch.empty(grid[0], gradient.shape[1], device=gradient.device)
-    _compiled().finish_backward[grid](
-        gradient, gradient if maps is None else maps, masked, partial, rows, gradient.shape[1], per_program,
-        RELU=maps is not None, ROWS=ROWS, COLUMNS=columns,
-    )  # fmt: skip
+    with _on(gradient):
+        _compiled().finish_backward[grid](
+            gradient, gradient if maps is None else maps, masked, partial, rows, gradient.shape[1], per_program,
+            RELU=maps is not None, ROWS=ROWS, COLUMNS=columns,
+        )  # fmt: skip
     return masked, partial.sum(dim=0)
 
 
@@ -68,10 +71,11 @@ def _(gradient: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
 def focal(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
     """The focal loss, summed; see training.losses.focal_loss for its arguments, which are on CUDA."""
     partial, per_program = _shares(logits)
-    _compiled().focal[(len(partial),)](
-        logits, labels, partial, logits, partial, logits.numel(), per_program, alpha, gamma,
-        CLASSES=logits.shape[1], BACKWARD=False, BLOCK=BLOCK,
-    )  # fmt: skip
+    with _on(logits):
+        _compiled().focal[(len(partial),)](
+            logits, labels, partial, logits, partial, logits.numel(), per_program, alpha, gamma,
+            CLASSES=logits.shape[1], BACKWARD=False, BLOCK=BLOCK,
+        )  # fmt: skip
     return partial.sum()
 
 
@@ -85,16 +89,22 @@ def focal_backward(logits: Tensor, labels: Tensor, scale: Tensor, alpha: float, 
     """[R, K] the gradient of `focal` times `scale` []."""
     gradient = torch.empty_like(logits)
     partial, per_program = _shares(logits)
-    _compiled().focal[(len(partial),)](
-        logits, labels, partial, gradient, scale, logits.numel(), per_program, alpha, gamma,
-        CLASSES=logits.shape[1], BACKWARD=True, BLOCK=BLOCK,
-    )  # fmt: skip
+    with _on(logits):
+        _compiled().focal[(len(partial),)](
+            logits, labels, partial, gradient, scale, logits.numel(), per_program, alpha, gamma,
+            CLASSES=logits.shape[1], BACKWARD=True, BLOCK=BLOCK,
+        )  # fmt: skip
     return gradient
 
 
 @focal_backward.register_fake
 def _(logits: Tensor, labels: Tensor, scale: Tensor, alpha: float, gamma: float) -> Tensor:
     return torch.empty_like(logits)
+
+
+def _on(tensor: Tensor) -> AbstractContextManager[None]:
+    """Triton starts kernels on the current device, whatever device their tensors are on."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 def _tiles(maps: Tensor) -> tuple[int, int, int, tuple[int, int]]:
@@ -120,8 +130,8 @@ def _compiled() -> SimpleNamespace:
     import triton
     import triton.language as tl
 
-    @triton.jit
-    def finish(
+    @triton.jit  # type: ignore[untyped-decorator]
+    def finish(  # type: ignore[no-untyped-def]
         maps, bias, residual, rows, channels, per_program,
         HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
@@ -137,8 +147,8 @@ def _compiled() -> SimpleNamespace:
                 value += tl.load(residual + place, mask=inside).to(tl.float32)
             tl.store(maps + place, value.to(maps.dtype.element_ty), mask=inside)
 
-    @triton.jit
-    def finish_backward(
+    @triton.jit  # type: ignore[untyped-decorator]
+    def finish_backward(  # type: ignore[no-untyped-def]
         gradient, maps, masked, partial, rows, channels, per_program,
         RELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
@@ -156,8 +166,8 @@ def _compiled() -> SimpleNamespace:
             total += value.to(tl.float32)
         tl.store(partial + tl.program_id(0) * channels + column, tl.sum(total, axis=0), mask=column < channels)
 
-    @triton.jit
-    def focal(
+    @triton.jit  # type: ignore[untyped-decorator]
+    def focal(  # type: ignore[no-untyped-def]
         logits, labels, partial, gradient, scale, count, per_program, alpha, gamma,
         CLASSES: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from model.config import ModelConfig
 from model.network.anchors import NUM_ANCHORS
-from model.network.backbone import Backbone, FeaturePyramid, group_norm
+from model.network.backbone import Backbone, FeaturePyramid, fold, group_norm
 from model.network.checkpoint import load_weights, read_card
 from model.network.convolution import apply
 
@@ -80,6 +81,21 @@ def load_detector(folder: Path) -> RetinaNetConf:
     detector = RetinaNetConf(card.config.model, len(card.category_ids))
     detector.load_state_dict(load_weights(folder))
     return detector.eval()
+
+
+def for_inference(detector: RetinaNetConf, dtype: torch.dtype) -> RetinaNetConf:
+    """A copy that predicts the same with fewer operations, but cannot train.
+
+    Args:
+        detector: stays as it is.
+        dtype: that autocast computes convolutions in; their weights are brought to it once instead of in each pass.
+    """
+    copy = deepcopy(detector).requires_grad_(False)
+    fold(copy.backbone)
+    for layer in copy.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(dtype)
+    return copy.eval()
 
 
 class Head(nn.Module):

@@ -53,12 +53,12 @@ def updates(
             _Decoded(data, config),
             # The jobs are batches already.
             batch_size=None,
-            sampler=(job for part in ahead for job in part.jobs),  # type: ignore[arg-type]
+            sampler=(job for part in ahead for job in part.jobs),
             num_workers=num_loader_processes,
             # torch refuses the argument where the loader has no processes.
             prefetch_factor=4 if num_loader_processes else None,
             # Not is_available(): on the CPU of a machine with a GPU, pinning would take memory of that.
-            pin_memory=torch.cuda.is_initialized(),
+            pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         )
     )
     for part in parts:

@@ -50,7 +50,7 @@ class TrainingStep:
         self.scale = 1 if on_cuda else world()[1]
         has_gpu = on_cuda and torch.cuda.is_available()  # else tensors are imagined
         self.graphs = _Graphs() if has_gpu and use_graphs else None
-        self._ahead = torch.cuda.Stream(self.device) if has_gpu else None
+        self._ahead = torch.cuda.Stream(self.device) if has_gpu else None  # type: ignore[no-untyped-call]
 
     def load_optimizer(self, state: dict[str, Any]) -> None:
         """Go on with an optimizer's state, from whatever device it was saved on."""
@@ -218,7 +218,7 @@ def _algorithms(device: torch.device, config: TrainConfig) -> AbstractContextMan
     if device.type != "cuda":
         return nullcontext()
     cudnn = torch.backends.cudnn
-    return cudnn.flags(  # type: ignore[no-any-return]
+    return cudnn.flags(
         enabled=True,
         benchmark=not config.deterministic,
         deterministic=config.deterministic,

@@ -1,11 +1,13 @@
 """The towers and the confidence branch, and the detector that joins them to the pyramid."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.config import ConfidenceConfig, ModelConfig
-from model.network.retinanet import Head, build_detector, flat, per_anchor
+from model.network.retinanet import Head, build_detector, flat, for_inference, per_anchor
 
 FEATURES = [torch.randn(2, 16, size, size, generator=torch.Generator().manual_seed(size)) for size in (4, 2, 1)]
 
@@ -79,3 +81,25 @@ def test_first_weights_depend_on_the_seed_alone_and_leave_the_callers_generator_
     torch.manual_seed(6)
     assert all(torch.equal(tensor, first[name]) for name, tensor in weights(seed=1).items())
     assert not torch.equal(weights(seed=2)["head.class_logits.weight"], first["head.class_logits.weight"])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18_quarter", "resnet50"])
+def test_a_copy_for_inference_predicts_the_same_bits_and_leaves_the_detector_alone(
+    backbone: Literal["resnet18_quarter", "resnet50"],
+) -> None:
+    detector = build_detector(ModelConfig(backbone=backbone, channels=16, tower_depth=1), num_classes=3, seed=0).eval()
+    for norm in detector.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    images = torch.randn(1, 3, 64, 96)
+    copy = for_inference(detector, torch.float32)
+    with torch.inference_mode():
+        expected, found = detector(images), copy(images)
+    pairs = zip(found.class_logits + found.box_deltas, expected.class_logits + expected.box_deltas, strict=True)
+    for mine, their in pairs:
+        assert torch.equal(mine, their)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch, normalize
-from model.network.anchors import AnchorGrid, anchor_grid
+from model.network.anchors import AnchorGrid, AnchorRule, anchor_grid
 from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.retinanet import Predictions
 from model.training.batches import MicroBatch
@@ -113,8 +113,8 @@ def test_matching_waits_for_nothing(num_boxes: int) -> None:
 
 @pytest.mark.parametrize("rule", ["paper", "torchvision"])
 @pytest.mark.parametrize("head", HEADS)
-def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: str) -> None:
-    config = replace(small(confidence=HEADS[head]), anchor_rule=rule)  # type: ignore[arg-type]
+def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: AnchorRule) -> None:
+    config = replace(small(confidence=HEADS[head]), anchor_rule=rule)
     with imagined_cuda():
         given, grid, predictions = said(config)
         assigned = torch.zeros(2, len(grid.boxes), dtype=torch.int64, device=CUDA)

@@ -1,0 +1,33 @@
+"""The programme for a GPU runs on a machine without one, where it is small."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.slow
+def test_every_part_of_the_programme_runs_and_says_something(tmp_path: Path) -> None:
+    output = tmp_path / "lines.jsonl"
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--output", str(output)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    said = [json.loads(line) for line in output.read_text().splitlines()]
+    parts = {"environment", "correct", "repeat", "step", "shapes", "profile", "whole", "theirs", "scoring"}
+    assert {one["part"] for one in said} == parts
+    assert all("failed" not in one for one in said)
+    correct = [one for one in said if one["part"] == "correct"]
+    assert all(one["losses"] == one["expected"] for one in correct)
+    assert all(one["same_bits"] for one in said if one["part"] == "repeat")
+
+
+def test_an_unknown_part_is_refused_with_those_that_there_are() -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "speed"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no part is called speed" in done.stderr
+    assert "scoring" in done.stderr
