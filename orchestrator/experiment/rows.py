@@ -80,6 +80,8 @@ class Resources:
     loader_processes: int | None = None
     """Processes of each worker that read images; 0 reads in the worker itself. None takes 0 on the CPU, and on a GPU
     one fewer than its share of the node's cores, 8 at most."""
+    cuda_graphs: bool = True
+    """On a GPU, record each shape of batches once and replay it, which the host hardly notices; takes more memory."""
     max_concurrent: int | None = None
     """Trainings of the suite that run at once; of several files the smallest counts. None: as many as find room."""
 

@@ -59,6 +59,7 @@ def run_row(
             num_loader_processes=loader_processes(resources, {"CPU": float(os.cpu_count() or 1)}),
             report=show,
             device=device,
+            use_graphs=resources.cuda_graphs,
         )
     except (ValueError, TrainingError) as error:
         raise UserError(f"row {label!r}: {error}") from error

@@ -112,6 +112,7 @@ def _train(task: TrainingTask, picked_up: float) -> None:
                 resume=resume if checkpoint is not None else None,
                 report=report,
                 device=_device(task),
+                use_graphs=task.train_run.resources.cuda_graphs,
             )
 
 
