@@ -6,7 +6,7 @@ values or both devices at once raises; `watched` refuses as well what fake tenso
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 from unittest import mock
@@ -31,8 +31,12 @@ class HostWaitsError(AssertionError):
 
 
 @contextmanager
-def imagined_cuda() -> Iterator[None]:
-    """Let every tensor be a fake one, of `cuda` as well as of the CPU; what `model` keeps is forgotten on both ends."""
+def imagined_cuda(*, compiling: bool = False) -> Iterator[None]:
+    """Let every tensor be a fake one, of `cuda` as well as of the CPU; what `model` keeps is forgotten on both ends.
+
+    Args:
+        compiling: leave out what torch.compile refuses beside fake tensors, which an optimizer needs alone.
+    """
     mode = FakeTensorMode()
     # Module.to swaps parameters, and refuses those that the mode remembers weakly.
     mode.fake_tensor_converter.set_tensor_memo = lambda t, v: None  # type: ignore[method-assign]
@@ -44,7 +48,7 @@ def imagined_cuda() -> Iterator[None]:
             mock.patch("torch.cuda.is_bf16_supported", return_value=True),
             mock.patch("torch.autograd._engine_run_backward", run_backward),
             mode,
-            _InPlace(),
+            nullcontext() if compiling else _InPlace(),
         ):
             yield
     finally:

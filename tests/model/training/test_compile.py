@@ -30,7 +30,7 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[..., Any], CompileC
 
 @pytest.mark.parametrize("head", ["plain", "weighted"])
 def test_the_network_is_one_graph(head: str) -> None:
-    with imagined_cuda():
+    with imagined_cuda(compiling=True):
         network, counter = compiled(detector_on_cuda(small(confidence=HEADS[head])))
         network(torch.zeros(2, 3, *SHAPE, device=CUDA), None)
     assert counter.frame_count == 1
@@ -45,7 +45,7 @@ def test_matching_and_losses_are_one_graph(head: str) -> None:
         assigned = assign(grid, given.sizes, truth, positive_iou=0.5, negative_iou=0.4)
         return detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config).total
 
-    with imagined_cuda():
+    with imagined_cuda(compiling=True):
         whole, counter = compiled(losses)
         assert whole(*said(config)).device == CUDA
     assert counter.frame_count == 1
@@ -77,7 +77,7 @@ def test_a_break_in_a_graph_is_an_error() -> None:
         torch._dynamo.graph_break()
         return 2 * given
 
-    with imagined_cuda():
+    with imagined_cuda(compiling=True):
         function, _ = compiled(breaks)
         with pytest.raises(torch._dynamo.exc.Unsupported):
             function(torch.zeros(3, device=CUDA))
