@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig, ScheduleConfig, TrainConfig
+from model.config import ScheduleConfig, TrainConfig
 from model.data.images import STRIDE, Batch, normalize
-from model.network.anchors import anchor_grid
+from model.network.anchors import AnchorGrid, anchor_grid
 from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.retinanet import RetinaNetConf
 from model.parallel import FlatGradients, total, world, wrap
@@ -108,7 +108,7 @@ class TrainingStep:
             positive_iou=model.positive_iou,
             negative_iou=model.negative_iou,
         )
-        return Prepared(batch, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
+        return Prepared(batch, grid, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
 
     def _accumulate(self, part: "Prepared", normalizer: Tensor) -> Tensor:
         if self.graphs is None or not part.counts:
@@ -116,9 +116,8 @@ class TrainingStep:
         return self.graphs.run(part, normalizer, self._accumulate_by_operations)
 
     def _accumulate_by_operations(self, part: "Prepared", normalizer: Tensor) -> Tensor:
-        model: ModelConfig = self.config.model
+        model, grid = self.config.model, part.grid
         images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
-        grid = anchor_grid(part.batch.shape, self.device, model.anchor_rule)
         truth = GroundTruth(part.batch.boxes, part.batch.labels, part.batch.image_index)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             predictions = self.model(images, positive_cells(part.assigned, grid))
@@ -133,6 +132,8 @@ class Prepared:
     """A micro-batch on the device, with what its anchors learn."""
 
     batch: Batch
+    grid: AnchorGrid
+    """N anchors; held here, as a graph reads them after the cache of grids may have dropped them."""
     assigned: Tensor
     """[B, N] index into the batch's boxes, as assignment.assign gives it."""
     normalizer: Tensor
@@ -141,7 +142,7 @@ class Prepared:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """Those that differ from batch to batch."""
         return [*(getattr(self.batch, field.name) for field in fields(self.batch)), self.assigned, self.normalizer]
 
     def keep(self) -> None:
@@ -190,6 +191,7 @@ class _Graphs:
     ) -> tuple[torch.cuda.CUDAGraph, Prepared, Tensor, Tensor]:
         mine = Prepared(
             Batch(**{field.name: getattr(part.batch, field.name).clone() for field in fields(part.batch)}),
+            part.grid,
             part.assigned.clone(),
             part.normalizer.clone(),
             counts=True,
