@@ -15,7 +15,7 @@ from model.inference.predictor import forward_passes
 from model.network.anchors import anchor_grid
 from tests.detectors import small
 from tests.fake_cuda import CUDA, HostWaitsError, detector_on_cuda, imagined_cuda, watched
-from tests.model.training.test_loop_cuda import SHAPE, batch
+from tests.model.training.test_step_cuda import SHAPE, batch
 
 SETTINGS = {
     "exponents": [InferenceConfig(confidence_exponent=tenths / 10) for tenths in range(10)],

@@ -12,7 +12,7 @@ from model.network.assignment import assign, loss_normalizer
 from model.training.losses import detector_losses
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda
-from tests.model.training.test_loop_cuda import HEADS, SHAPE, said, truth_of
+from tests.model.training.test_step_cuda import HEADS, SHAPE, said, truth_of
 
 SHAPES_OF_COCO = [
     *((608, side) for side in (608, 800, 832, 896, 928, 1024)),
