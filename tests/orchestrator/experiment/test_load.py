@@ -438,7 +438,7 @@ def test_a_score_that_reads_a_branch_the_model_has_not_is_refused(tmp_path: Path
     assert mistake(tmp_path, row(f"train: {{model: {{confidence: null}}}}, inference: {inference}")) == (
         f"table.yaml, row 'A': {reads}, but a RetinaNet has no confidence branch (train.model.confidence is null);"
         " set inference.confidence_exponent: 0 and leave inference.fusion and inference.min_confidence out, or take a"
-        " head that has one: train.model.confidence: {tower: box} for IoU-aware RetinaNet or {tower: classification}"
+        " head that has one: train.model.confidence: {tower: box} for IoU-aware Net or {tower: classification}"
         " for RetinaNet-Conf"
     )
 
