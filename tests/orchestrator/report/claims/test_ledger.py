@@ -17,7 +17,7 @@ from orchestrator.figures.page import html_page
 from orchestrator.figures.table import Table
 from orchestrator.report.claims.boxes import CONDITIONS, Boxes
 from orchestrator.report.claims.evidence import Counts, papers_numbers
-from orchestrator.report.claims.file import load_claims
+from orchestrator.report.claims.file import GRADIENTS, TEN_IMAGES, load_claims
 from orchestrator.report.claims.ledger import Judgement, claims_table, judge, open_rows
 from orchestrator.report.results import RowResult
 
@@ -307,3 +307,10 @@ def test_rows_that_a_claim_leaves_open_are_named_where_so_many_seeds_would_decid
     assert named((30.5, 31.5), most=4) == []
     assert named((30.99, 31.01), most=8) == []  # decided
     assert named((29.9, 30.2), most=8) == []  # so small a difference takes more than eight
+
+
+def test_to_find_open_rows_needs_neither_torch_nor_counts_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {part.table for claim in FILE.claims for part in claim.parts} > {GRADIENTS, TEN_IMAGES}
+    tables = tables_of(suite("paper"), as_printed)
+    monkeypatch.setitem(sys.modules, "torch", None)  # from here on its import is an error
+    assert open_rows(FILE, tables, 1000) == {}  # one seed tells nothing of more
