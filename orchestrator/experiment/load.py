@@ -27,8 +27,8 @@ from orchestrator.experiment.strict_yaml import read_yaml
 
 CLAIMS = "claims.yaml"
 """The file of sentences that rest on the tables of its folder; it is no table itself."""
-JUDGED = METRICS[:3]
-"""The metrics that have intervals over images."""
+JUDGED = tuple(metric for metric in METRICS if metric not in ("AR1", "AR10"))
+"""The metrics that have intervals over images; see report.resamples.ROWS."""
 OF_ONE_FILE = ("name", "suite", "extends", "only", "changes", "grid")
 """Keys that say something of their own file alone; all else is inherited."""
 
