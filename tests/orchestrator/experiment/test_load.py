@@ -599,6 +599,11 @@ def test_seeds_until_decided_begin_with_the_least_and_are_inherited(tmp_path: Pa
         ("until: decided, ", "", "table.yaml: seeds.until is missing"),
         ("until: decided", "until: tired", "table.yaml: seeds.until is \"tired\", expected 'decided'"),
         ("[AP]", "[AR1, AP]", "but the first of columns is AR1, which has no interval; begin with one of: AP, AP50"),
+        (
+            "{until: decided, at_least: 2, most: 4}",
+            "decided",
+            'seeds is "decided", expected a list, such as [0, 1, 2], or {until: decided, at_least: 2, most: 8}',
+        ),
         ("{label: ours}", "{label: ours, seeds: [7]}", "row 'ours': seeds is [7], but the file adds them, from 0 on"),
         ("  - {label: ours}\n", "", "table.yaml: seeds are added until decided, but 'base' is the only row"),
         (

@@ -151,6 +151,7 @@ def test_rows_know_the_intervals_by_size_where_a_report_asks_for_them(
     estimates = [asked.estimate(metric) for metric in ("AP", "AR100", "APm")]
     assert [one and (one.value, one.num_images) for one in estimates] == [(30.0, 8), (40.0, 8), (20.0, 8)]
     assert estimates[0] == plain.estimate("AP") and len({one and one.high - one.value for one in estimates}) == 3
+    assert plain.is_resampled and not make_reports(held, bootstrap=False)[0].rows[0].is_resampled
     # a table whose first column is a size knows them, too: its rows are compared in that
     for columns, is_known in ((("APm", "AP"), True), (("AP", "APm"), False)):
         of_size = replace(experiment("one", [OTHER]), reference=OTHER.label, columns=columns)

@@ -18,7 +18,9 @@ from orchestrator.figures.table import Table
 from orchestrator.report.claims.boxes import CONDITIONS, Boxes
 from orchestrator.report.claims.evidence import Counts, papers_numbers
 from orchestrator.report.claims.file import GRADIENTS, TEN_IMAGES, load_claims
+from orchestrator.report.claims.kinds import Outcome, all_needed
 from orchestrator.report.claims.ledger import Judgement, claims_table, judge, open_rows
+from orchestrator.report.intervals import Needed
 from orchestrator.report.results import RowResult
 
 EXPERIMENTS = Path(__file__).parents[4] / "experiments"
@@ -179,6 +181,18 @@ def test_undecided_differences_say_how_many_seeds_would_decide() -> None:
     # printed 0.2, takes (1.96 * 0.38 / 0.18)^2, some 17 seeds.
     assert outcome.needed.seeds is not None and 14 < outcome.needed.seeds < 24
     assert f"would take {outcome.needed.seeds} seeds" in str(claims_table(judged(tables), tables).rows[4][-1])
+
+
+def test_what_the_images_and_seeds_that_there_are_leave_open_would_take_more_of_them() -> None:
+    def shown(*needs: Needed) -> str:
+        outcome = Outcome(verdict="undecided", needed=all_needed(needs))
+        return str(claims_table([Judgement(claim=FILE.claims[0], paper=outcome, measured=outcome)], {}).rows[0][-1])
+
+    there = Needed(images=2000, seeds=3, num_images=2000, num_seeds=3)
+    more = Needed(images=2500, seeds=4, num_images=2000, num_seeds=3)
+    assert shown(there) == "would take more than 2,000 images or more than 3 seeds"
+    assert shown(there, more) == "would take 2,500 images or 4 seeds"
+    assert shown(Needed(images=2500, seeds=None)) == "would take 2,500 images"
 
 
 def counts(unsure: float | None) -> Counts:
