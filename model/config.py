@@ -8,7 +8,7 @@ from typing import Literal
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO's evaluation in COCO's order. Here, because files and tables name them without torch."""
-HEADS = {None: "RetinaNet", "box": "IoU-aware RetinaNet", "classification": "RetinaNet-Conf"}
+HEADS = {None: "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
 """What papers call a detector, by the tower that its confidence branch sits on."""
 
 
@@ -17,7 +17,7 @@ class ConfidenceConfig:
     """The object-confidence branch and its loss (Section 3.2, Tables 1 to 3)."""
 
     tower: Literal["classification", "box"] = "classification"
-    """The tower whose last feature the branch reads: RetinaNet-Conf's, or IoU-aware RetinaNet's."""
+    """The tower whose last feature the branch reads: RetinaNet-Conf's, or IoU-aware Net's."""
     loss: Literal["ce", "l1", "smooth_l1", "l2", "gfocal"] = "ce"
     """Compares the confidence with the IoU of the predicted box (Table 2)."""
     loss_on: Literal["sigmoid", "logit"] = "sigmoid"

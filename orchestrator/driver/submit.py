@@ -148,6 +148,9 @@ def _add_seeds(suite: Suite, say: Say, bounds: Bounds, left: float | None, tried
 
     Rows are decided one by one, so that a seed for each at once adds no more seeds than one after another would.
     """
+    # A suite that was finished before, with all the seeds it may have, is not measured for nothing.
+    if not tried and not any(map(_may_grow, suite.experiments)):
+        return False
     seeds: list[Seed] = []
     claims = _claims(suite)
     measured = measure_suite(suite, by_size=claims is not None, say=lambda _: None)
@@ -175,6 +178,10 @@ def _add_seeds(suite: Suite, say: Say, bounds: Bounds, left: float | None, tried
     if left_out:
         say(f"Beyond the budget of {bounds.hours:g} {unit}: {', '.join(map(str, left_out))}. A later submit adds them.")
     return bool(added)
+
+
+def _may_grow(experiment: Experiment) -> bool:
+    return bool(next_seeds(experiment, {row.label for row in experiment.rows}))
 
 
 def _lacks(suite: Suite, train_key: str) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from math import nan
+from math import inf, nan
 
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator.errors import UserError
@@ -26,11 +26,12 @@ def require_budget(hours: float | None, *, name: str = "budget") -> None:
     """Refuse a budget with which nothing could run.
 
     Raises:
-        UserError: it is not more than 0.
+        UserError: it is not more than 0, or has no end.
     """
-    if hours is not None and not hours > 0.0:  # so that nan is refused as well
+    if hours is not None and not 0.0 < hours < inf:  # so that nan is refused as well
+        expected = "a finite number of" if hours == inf else "more than 0"
         raise UserError(
-            f"{name} is {hours:g}, expected more than 0 hours; leave it out for no bound, and see what each row costs"
+            f"{name} is {hours:g}, expected {expected} hours; leave it out for no bound, and see what each row costs"
             " by `rnc plan`"
         )
 

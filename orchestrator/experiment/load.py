@@ -27,8 +27,8 @@ from orchestrator.experiment.strict_yaml import read_yaml
 
 CLAIMS = "claims.yaml"
 """The file of sentences that rest on the tables of its folder; it is no table itself."""
-JUDGED = METRICS[:3]
-"""The metrics that have intervals over images."""
+JUDGED = tuple(metric for metric in METRICS if metric not in ("AR1", "AR10"))
+"""The metrics that have intervals over images; see report.resamples.ROWS."""
 OF_ONE_FILE = ("name", "suite", "extends", "only", "changes", "grid")
 """Keys that say something of their own file alone; all else is inherited."""
 
@@ -177,7 +177,8 @@ def _document(raw: Settings) -> tuple[Document | None, SeedRule | None, list[str
     """Type a top level, and the rule that may stand there for seeds; return them, or None, and their mistakes."""
     if not isinstance(raw.get("seeds"), Mapping):
         document, problems = read_settings(Document, raw)
-        return document, None, problems
+        others = ", such as [0, 1, 2], or {until: decided, at_least: 2, most: 8}"
+        return document, None, [f"{told}{others if told.startswith('seeds is ') else ''}" for told in problems]
     rule, problems = read_settings(SeedRule, raw["seeds"], "seeds.")
     document, mistakes = read_settings(Document, {name: value for name, value in raw.items() if name != "seeds"})
     problems += mistakes

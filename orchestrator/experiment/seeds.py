@@ -151,7 +151,7 @@ def note_on_looks(experiment: Experiment) -> str:
     rule = experiment.seed_rule
     if rule is None:
         return ""
-    made = looks(rule, max(_numbers_of_seeds(experiment)))
+    made = looks(rule, max(len(row.seeds) for row in experiment.rows if row.label != experiment.reference))
     levels = ", ".join(f"{100 * look.level:.4g} % after {look.num_seeds}" for look in made)
     number = f"{len(made)} look{'s' if len(made) > 1 else ''}"
     return (
@@ -159,10 +159,6 @@ def note_on_looks(experiment: Experiment) -> str:
         f" ({levels} seeds), so that all looks at a row err in at most 5 of 100 (alpha spending, Lan and DeMets 1983);"
         " an interval is what all looks at its row have in common."
     )
-
-
-def _numbers_of_seeds(experiment: Experiment) -> Sequence[int]:
-    return [len(row.seeds) for row in experiment.rows if row.label != experiment.reference]
 
 
 def _is_there(table: str, keys: RowKeys, ledger: Ledger, asked: Asked) -> bool:

@@ -128,7 +128,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP") -> Compar
         difference=gain.value,
         low=gain.low,
         high=gain.high,
-        note=interval_note([gain]),
+        note=interval_note([gain]) + _note_on_looks(suite, labels),
         images=tuple((int(image_ids[place]), float(weight[place])) for place in order),
     )
 
@@ -157,6 +157,17 @@ def contributions(
     lost: NDArray[np.float64] = whole - np.array(without)
     lost[np.abs(lost) < 1e-9] = 0.0  # sums that were rounded otherwise, and mean nothing
     return lost
+
+
+def _note_on_looks(suite: Suite, labels: tuple[str, str]) -> str:
+    """Say that the table of a row, whose seeds were added until decided, has another interval; empty for others."""
+    tables = [one.name for one in suite.experiments if one.seed_rule and {row.label for row in one.rows} & set(labels)]
+    if not tables:
+        return ""
+    return (
+        f" This interval is a plain one of all seeds. In {', '.join(tables)} seeds are added until decided, and an"
+        " interval is what all looks at a row have in common, so that looking often does not cheat."
+    )
 
 
 def _find(suite: Suite, label: str) -> Row:

@@ -21,7 +21,7 @@ from orchestrator.figures.page import html_page, render
 from orchestrator.figures.table import Table
 from orchestrator.report.figures import drawings, figures, with_matrix
 from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
-from orchestrator.report.resamples import Fetch, resampled
+from orchestrator.report.resamples import OF_SIZES, Fetch, resampled
 from orchestrator.report.results import RowResult, data_of, measure, papers_gains, results_table
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
@@ -71,7 +71,8 @@ def make_reports(
     Args:
         suite: its site keeps what was resampled.
         bootstrap: whether the differences get intervals, which takes about a second for each new evaluation.
-        by_size: whether the rows know the intervals of APs to ARl, too, which takes another second.
+        by_size: whether the rows know the intervals of APs to ARl, too, which takes another second; they do where a
+            table is about the difference in one of them.
         say: told of tables that are left out since their results rest on two versions of the data; without it they
             are an error.
 
@@ -109,6 +110,8 @@ def measure_suite(
     if bootstrap and uri is not None:
         folder = suite.site.home / "statistics"
         wanted = list(suite.wanted.evaluations)
+        # Whether a row is decided must not hang on who asks: a submit without claims, or a report.
+        by_size = by_size or any(one.reference is not None and one.columns[0] in OF_SIZES for one in sound)
         samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size)
     return [(experiment, measure(experiment, ledger, samples)) for experiment in sound]
 

@@ -53,6 +53,10 @@ class Needed:
     """At the same seeds; None where images alone never get there, or their number is not known."""
     seeds: int | None
     """On the same images; None where seeds alone never get there, or one seed does not tell."""
+    num_images: int = 0
+    """Those that there are; 0 where that is not known."""
+    num_seeds: int = 0
+    """The same of seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -122,7 +126,7 @@ def needed(estimate: Estimate, margin: float) -> Needed:
         nums = np.arange(num, MOST_SEEDS + 1)
         reached = np.flatnonzero(half_width((own + seeds) * num / nums, estimate.variance_shared, nums) < margin)
         more = int(nums[reached[0]]) if len(reached) else None
-    return Needed(images=images, seeds=more)
+    return Needed(images=images, seeds=more, num_images=estimate.num_images, num_seeds=num)
 
 
 def image_variances(resampled: Floats) -> tuple[Floats, Floats]:

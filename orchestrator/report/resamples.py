@@ -33,6 +33,8 @@ NUM_RESAMPLES = 1000
 SEED = 0
 ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "APs", "ARs", "APm", "ARm", "APl", "ARl")
 """What is known of each resample; of sizes only where that is asked for, and the matches tell."""
+OF_SIZES = ROWS[5:]
+"""Those of sizes."""
 
 
 def resampled(

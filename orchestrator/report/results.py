@@ -46,6 +46,8 @@ class RowResult:
     """Why it is not complete; empty for a row that is."""
     seed_rule: SeedRule | None = None
     """How seeds are added to it; None where they are listed."""
+    is_resampled: bool = True
+    """Whether resamples were asked for, so that those that lack are lost."""
 
     def mean(self, metric: str) -> float | None:
         """Return the mean over seeds; None where there is nothing to measure, or nothing measured."""
@@ -129,7 +131,8 @@ def measure(
     """
     require_one_version(experiment, ledger)
     rows = (measure_row(row, ledger, resampled or {}) for row in experiment.rows)
-    return tuple(replace(row, seed_rule=experiment.seed_rule) for row in rows)
+    is_resampled = resampled is not None
+    return tuple(replace(row, seed_rule=experiment.seed_rule, is_resampled=is_resampled) for row in rows)
 
 
 def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") -> RowResult:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import HEADS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
 from orchestrator import names
@@ -14,9 +14,6 @@ from orchestrator.experiment.plan import Evaluation, Ledger, Record
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.names import Kind
 from orchestrator.tracking.runs import Run, tagged
-
-_HEADS = {"none": "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
-"""The paper's names, by the tower that carries the confidence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +200,8 @@ def place_and_label(place: int, label: str) -> str:
 
 def _detector(params: Mapping[str, str]) -> Iterator[str]:
     """Yield what tells a training of the paper's tables: its head, what its confidence learns, and its backbone."""
-    yield _HEADS.get(params.get("head", "none"), params.get("head", "none"))
+    head = params.get("head", "none")
+    yield HEADS.get(None if head == "none" else head, head)
     for field in fields(ConfidenceConfig):
         value = params.get(field.name, "none")
         # A table may have entered defaults, and "none" where there is no confidence.

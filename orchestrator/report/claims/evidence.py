@@ -19,6 +19,7 @@ from orchestrator.report.claims.boxes import BOXES, Boxes, read_boxes
 from orchestrator.report.claims.file import (
     EVERY_IMAGE,
     GRADIENTS,
+    LEVELS,
     MEAN,
     TEN_IMAGES,
     UNSURE,
@@ -40,8 +41,6 @@ COUNTED = ("table1_heads", "RetinaNet")
 """The row whose boxes Section 1 counts."""
 NO_INTERVAL = "[?]"
 """Stands for an interval that is not known."""
-LEVELS = ("at_least", "at_most", "equals")
-"""Kinds that compare a row with a number of the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -333,6 +332,8 @@ def _require_value(row: RowResult, metric: str) -> None:
 
 
 def _without_interval(rows: Sequence[RowResult], metric: str, value: str) -> Absent:
+    if not all(row.is_resampled for row in rows):
+        return Absent("undecided", f"{metric} {value}, and intervals were left out")
     old = [row.row.label for row in rows if len(row.resampled) < len(row.by_seed)]
     if old:
         return Absent("undecided", f"for want of matches no interval: {', '.join(old)}")

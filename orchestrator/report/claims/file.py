@@ -30,6 +30,8 @@ Kind = Literal[
     "share",
     "same_magnitude",
 ]
+LEVELS: tuple[Kind, ...] = ("at_least", "at_most", "equals")
+"""Kinds that compare a row, or its difference to another, with a number of the text."""
 TEN_IMAGES, GRADIENTS = "boxes_of_ten_images", "gradients"
 """Two tables beside those of experiments: boxes of images before and after NMS, and slopes of the confidence losses."""
 EVERY_IMAGE, MEAN = "every image", "mean"
@@ -158,10 +160,11 @@ def load_claims(path: Path, shown: Sequence[Experiment] = ()) -> ClaimsFile:
     tables = {table.name: table for table in _tables(path, form.tables if form else ())}
     known = [*tables.values(), *shown]
     claims = []
-    for place, one in enumerate(form.claims if form else ()):
+    for place, one in enumerate(form.claims if form else (), start=1):
         claim, mistakes = _claim(one)
         mistakes += [mistake for part in (claim.parts if claim else ()) for mistake in _mistakes(part, known)]
-        problems += [f"claim {one.get('sentence', place + 1)!r}: {mistake}" for mistake in dict.fromkeys(mistakes)]
+        called = ", ".join([str(place), *([repr(one["sentence"])] if "sentence" in one else [])])
+        problems += [f"claim {called}: {mistake}" for mistake in dict.fromkeys(mistakes)]
         claims += [claim] if claim else []
     problems += _mistakes_of_printed(form.printed, known) if form else []
     if problems or form is None:
@@ -215,7 +218,7 @@ def _tables(path: Path, more: Iterable[str]) -> list[Experiment]:
 
 
 def _claim(raw: dict[str, Any]) -> tuple[Claim | None, list[str]]:
-    """Type a sentence; one without `parts` is itself the part."""
+    """Type a sentence; one without `parts` is itself the part. It may come with mistakes, such as a lacking value."""
     own = {name: value for name, value in raw.items() if name in ("sentence", "place", "parts")}
     flat = {name: value for name, value in raw.items() if name not in own}
     sentence, problems = read_settings(_Sentence, own)
@@ -226,7 +229,7 @@ def _claim(raw: dict[str, Any]) -> tuple[Claim | None, list[str]]:
             problems.append("parts is empty, expected at least one")
     else:
         listed = [("", flat)]
-    parts = []
+    parts, lacking = [], list[str]()
     for where, one in listed:
         part, mistakes = read_settings(Part, _listed(one))
         mistakes = [*misspelt(Part, one), *mistakes]
@@ -234,10 +237,21 @@ def _claim(raw: dict[str, Any]) -> tuple[Claim | None, list[str]]:
             _, wrong = read_settings(Part, _listed(one | part.as_printed))
             mistakes += [f"as_printed: {mistake}" for mistake in [*misspelt(Part, part.as_printed), *wrong]]
         problems += [f"{where}{mistake}" for mistake in mistakes]
+        lacking += [f"{where}{mistake}" for mistake in _without_value(one)]
         parts += [part] if part and not mistakes else []
     if sentence is None or problems:
-        return None, problems
-    return Claim(sentence=sentence.sentence, place=sentence.place, parts=tuple(parts)), []
+        return None, problems + lacking
+    return Claim(sentence=sentence.sentence, place=sentence.place, parts=tuple(parts)), lacking
+
+
+def _without_value(raw: dict[str, Any]) -> Iterator[str]:
+    """Name the value that a part lacks, or what it is as printed; 0 does not go without saying."""
+    printed = raw.get("as_printed")
+    for where, one in (("", raw), ("as_printed: ", raw | printed if isinstance(printed, dict) else {})):
+        if one.get("kind") in LEVELS and "value" not in one:
+            kind = one["kind"]
+            yield f"{where}value is missing for kind {kind}; say the number that is claimed, such as value: 0.5"
+            return
 
 
 def _listed(raw: Mapping[str, Any]) -> dict[str, Any]:

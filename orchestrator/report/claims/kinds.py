@@ -343,7 +343,8 @@ def all_needed(parts: "Sequence[Needed | None]") -> "Needed | None":
     if not known:
         return None
     images, seeds = [one.images for one in known], [one.seeds for one in known]
-    return replace(known[0], images=_most_of(images), seeds=_most_of(seeds))
+    there = {name: max(getattr(one, name) for one in known) for name in ("num_images", "num_seeds")}
+    return replace(known[0], images=_most_of(images), seeds=_most_of(seeds), **there)
 
 
 def _most_of(counts: Sequence[int | None]) -> int | None:

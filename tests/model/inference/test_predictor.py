@@ -108,7 +108,7 @@ def test_a_setting_without_meaning_is_refused_by_name(folder: Path, data: CocoDa
         ValueError, match=r"confidence_exponent is 0\.4, but a RetinaNet has no conf.* branch"
     ) as refused:
         model.load(tmp_path / "plain", confidence_exponent=0.4)
-    assert "{tower: box} for IoU-aware RetinaNet or {tower: classification} for RetinaNet-Conf" in str(refused.value)
+    assert "{tower: box} for IoU-aware Net or {tower: classification} for RetinaNet-Conf" in str(refused.value)
     assert model.load(tmp_path / "plain").inference == InferenceConfig(confidence_exponent=0.0)
 
 

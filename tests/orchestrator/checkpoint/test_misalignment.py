@@ -229,7 +229,7 @@ def test_an_exponent_without_a_branch_is_refused_with_the_heads_that_have_one(
     refused(
         rnc(conf, plain, "--exponent", 0.4, "--data", data.root),
         f"{plain}: inference.confidence_exponent is 0.4, but a RetinaNet has no confidence branch",
-        "{tower: box} for IoU-aware RetinaNet or {tower: classification} for RetinaNet-Conf",
+        "{tower: box} for IoU-aware Net or {tower: classification} for RetinaNet-Conf",
     )
 
 

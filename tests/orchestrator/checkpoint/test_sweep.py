@@ -225,7 +225,7 @@ def test_a_checkpoint_without_a_branch_is_told_from_those_with_one_before_an_ima
     nowhere = ("--data", tmp_path)  # no data set: its error would come first if images were looked for
     done = rnc("sweep", plain, "--exponents", "0:1:0.05", *nowhere)
     refused(done, "--exponents 0.05: inference.confidence_exponent is 0.05, but a RetinaNet has no confidence branch")
-    refused(done, "{tower: classification} for RetinaNet-Conf", "{tower: box} for IoU-aware RetinaNet")
+    refused(done, "{tower: classification} for RetinaNet-Conf", "{tower: box} for IoU-aware Net")
     refused(rnc("sweep", plain, "--min-confidence", "0,0.5", *nowhere), "has no confidence branch")
     assert len(swept(plain, data, "--nms-iou", "0.4,0.5")["rows"]) == 2
 

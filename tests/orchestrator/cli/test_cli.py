@@ -63,9 +63,11 @@ def test_plan_says_how_long_the_paper_takes_on_so_many_gpus_and_lists_every_row(
     assert rnc("plan", paper, "--gpus", "0").exit_code == 2
 
 
-@pytest.mark.parametrize("hours", ["0", "-2", "nan"])
-def test_a_budget_of_nothing_is_refused_before_anything_starts(rnc: Rnc, hours: str) -> None:
-    refusal = f"--budget is {hours}, expected more than 0 hours; leave it out for no bound"
+@pytest.mark.parametrize(
+    ("hours", "expected"), [*((one, "more than 0") for one in ("0", "-2", "nan")), ("inf", "a finite number of")]
+)
+def test_a_budget_of_nothing_is_refused_before_anything_starts(rnc: Rnc, hours: str, expected: str) -> None:
+    refusal = f"--budget is {hours}, expected {expected} hours; leave it out for no bound"
     assert refused(rnc("submit", MINIATURE, "--budget", hours), refusal)
 
 
@@ -253,7 +255,7 @@ def test_a_claim_on_a_row_that_does_not_exist_is_refused_with_what_was_probably_
         "claims: [{sentence: CE is best, kind: best, table: table1_heads, rows: RetinaNet-Con, over: RetinaNet}]"
     )
     shown = rnc("report", MINIATURE, "--claims", own)
-    assert refused(shown, "own.yaml: claim 'CE is best': 'RetinaNet-Con' is no row", "did you mean RetinaNet-Conf?")
+    assert refused(shown, "own.yaml: claim 1, 'CE is best': 'RetinaNet-Con' is no row", "did you mean RetinaNet-Conf?")
 
 
 def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):

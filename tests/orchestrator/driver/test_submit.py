@@ -24,6 +24,7 @@ from orchestrator.experiment.plan import Evaluation, Plan, row_keys
 from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.figures.table import Column, Table
 from orchestrator.report import files
+from orchestrator.report.claims.file import load_claims
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import begin_training, finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.runs import open_tracking, write
@@ -188,6 +189,33 @@ def test_seeds_are_added_to_open_rows_until_they_are_decided_or_have_them_all(cl
     assert {row.seed_rule for row in report.rows} == {again.experiments[0].seed_rule}  # no plain 95 % anywhere
     notes = report.table.notes
     assert any(note.startswith("Seeds are added until decided, 2 to 4: 3 looks so far") for note in notes)
+
+
+def test_a_finished_suite_is_not_measured_to_add_seeds_that_no_row_may_have(
+    cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = cluster(SeedRule(until="decided", at_least=2, most=3), BASE, DIM)
+    said: list[str] = []
+    assert submit(fake.suite, said.append).exit_code == 0
+    assert any("Open: dim" in line and "by 3 seeds" in line for line in said)
+    monkeypatch.setattr(module, "measure_suite", lambda *_, **__: pytest.fail("measured for nothing"))
+    again, before = Suite(fake.suite._listed.experiments, fake.suite.site), len(fake.launches)
+    assert submit(again, said.append).exit_code == 0 and len(fake.launches) == before
+
+
+def test_a_claim_on_slopes_does_not_import_torch_into_a_submit_that_finds_all_rows_decided(
+    cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = cluster(SeedRule(until="decided", at_least=2, most=4), BASE, CLEAR)
+    assert submit(fake.suite, lambda _: None).exit_code == 0
+    assert len(fake.suite.experiments[0].rows[1].seeds) < 4
+    part = "{kind: at_least, table: gradients, rows: l1, metric: slope, value: 0.5}"
+    (tmp_path / "claims.yaml").write_text(f"claims: [{{sentence: L1 is steep, parts: [{part}]}}]")
+    again = Suite(fake.suite._listed.experiments, fake.suite.site)
+    monkeypatch.setattr(module, "_claims", lambda suite: load_claims(tmp_path / "claims.yaml", suite.experiments))
+    monkeypatch.setitem(sys.modules, "torch", None)  # from here on its import is an error
+    before = len(fake.launches)
+    assert submit(again, lambda _: None).exit_code == 0 and len(fake.launches) == before
 
 
 def test_a_budget_ends_the_adding_of_seeds_and_a_later_submit_goes_on(cluster: Callable[..., Any]) -> None:

@@ -101,6 +101,11 @@ def test_a_budget_of_nothing_is_refused_with_the_way_out(hours: float) -> None:
         require_budget(hours)
 
 
+def test_a_budget_without_end_is_refused_with_the_way_out() -> None:
+    with pytest.raises(UserError, match="budget is inf, expected a finite number of hours; leave it out for no bound"):
+        require_budget(math.inf)
+
+
 def test_data_of_unknown_size_have_no_cost_that_a_budget_could_bound() -> None:
     plan = plan_of(replace(SHORT, train=TrainConfig(data=DataConfig(train_split="mine"))))
     time = estimate_time(plan, Ledger(), lambda _: None, images_per_s=1.0)

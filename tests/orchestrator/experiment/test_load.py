@@ -9,6 +9,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import find_row, load_experiment, load_experiments
 from orchestrator.experiment.plan import train_key
 from orchestrator.experiment.rows import Resources, SeedRule
+from orchestrator.report.resamples import ROWS
 from tests.experiment_files import load, mistake, mistakes, write
 
 PAPER = Path(__file__).parents[3] / "experiments" / "paper"
@@ -438,7 +439,7 @@ def test_a_score_that_reads_a_branch_the_model_has_not_is_refused(tmp_path: Path
     assert mistake(tmp_path, row(f"train: {{model: {{confidence: null}}}}, inference: {inference}")) == (
         f"table.yaml, row 'A': {reads}, but a RetinaNet has no confidence branch (train.model.confidence is null);"
         " set inference.confidence_exponent: 0 and leave inference.fusion and inference.min_confidence out, or take a"
-        " head that has one: train.model.confidence: {tower: box} for IoU-aware RetinaNet or {tower: classification}"
+        " head that has one: train.model.confidence: {tower: box} for IoU-aware Net or {tower: classification}"
         " for RetinaNet-Conf"
     )
 
@@ -597,7 +598,12 @@ def test_seeds_until_decided_begin_with_the_least_and_are_inherited(tmp_path: Pa
         ("most: 4", "mots: 4", "table.yaml: seeds.mots is not a setting; did you mean seeds.most?"),
         ("until: decided, ", "", "table.yaml: seeds.until is missing"),
         ("until: decided", "until: tired", "table.yaml: seeds.until is \"tired\", expected 'decided'"),
-        ("[AP]", "[APs, AP]", "but the first of columns is APs, which has no interval; begin with one of: AP, AP50"),
+        ("[AP]", "[AR1, AP]", "but the first of columns is AR1, which has no interval; begin with one of: AP, AP50"),
+        (
+            "{until: decided, at_least: 2, most: 4}",
+            "decided",
+            'seeds is "decided", expected a list, such as [0, 1, 2], or {until: decided, at_least: 2, most: 8}',
+        ),
         ("{label: ours}", "{label: ours, seeds: [7]}", "row 'ours': seeds is [7], but the file adds them, from 0 on"),
         ("  - {label: ours}\n", "", "table.yaml: seeds are added until decided, but 'base' is the only row"),
         (
@@ -610,6 +616,11 @@ def test_seeds_until_decided_begin_with_the_least_and_are_inherited(tmp_path: Pa
 def test_a_rule_for_seeds_that_cannot_be_meant_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in UNTIL
     assert said in mistake(tmp_path, UNTIL.replace(old, new))
+
+
+@pytest.mark.parametrize("metric", sorted({*ROWS} - {"num_images"}))
+def test_seeds_may_be_added_until_any_metric_with_an_interval_is_decided(tmp_path: Path, metric: str) -> None:
+    assert load(tmp_path, UNTIL.replace("[AP]", f"[{metric}]")).seed_rule is not None
 
 
 def test_a_seed_that_may_still_be_added_is_one_of_the_row(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from orchestrator.api import OpenSuite
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, row_keys
-from orchestrator.experiment.rows import Row
+from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.report import compare as module
 from orchestrator.report.compare import Comparison, compare, contributions
 from orchestrator.report.resamples import precision_and_recall
@@ -105,7 +105,9 @@ def suite_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., O
 
     monkeypatch.setattr(module, "matches_from", lambda uri: fetch)
 
-    def make(*rows: Row, changed: Mapping[str, Mapping[str, object]] | None = None) -> OpenSuite:
+    def make(
+        *rows: Row, changed: Mapping[str, Mapping[str, object]] | None = None, rule: SeedRule | None = None
+    ) -> OpenSuite:
         held = dict(evaluations)
         for row in rows:
             if row.split == ELSEWHERE.split:
@@ -115,7 +117,7 @@ def suite_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., O
             ((_, _, scored),) = row_keys({"good": GOOD, "bad": BAD}[label])
             held[scored] = replace(held[scored], **values)  # type: ignore[arg-type]
         attributes = {"ledger": Ledger(trainings=trainings, evaluations=held), "uri": "http://none"}
-        tables: list[Experiment] = [experiment("table", rows or (GOOD, BAD))]
+        tables: list[Experiment] = [replace(experiment("table", rows or (GOOD, BAD)), reference="bad", seed_rule=rule)]
         site = Site(home=tmp_path / "home", coco_root=tmp_path / "coco")
         return cast(OpenSuite, type("Held", (OpenSuite,), attributes)(tables, site))
 
@@ -135,6 +137,15 @@ def test_two_rows_are_compared_with_the_image_that_decides_first(suite_of: Calla
     assert back.difference == pytest.approx(ap - 100) and back.images[0][1] == pytest.approx(ap - 100)
     same = compare(suite_of(), ("good", "good"))
     assert (same.difference, same.low, same.high, same.images) == (0.0, 0.0, 0.0, ())
+
+
+def test_where_seeds_are_added_until_decided_a_comparison_says_that_its_interval_is_a_plain_one(
+    suite_of: Callable[..., OpenSuite],
+) -> None:
+    ruled = compare(suite_of(rule=SeedRule(until="decided", at_least=2, most=3)), ("good", "bad"))
+    assert "This interval is a plain one of all seeds. In table seeds are added until decided" in ruled.note
+    listed = compare(suite_of(), ("good", "bad"))
+    assert "plain" not in listed.note and (ruled.low, ruled.high) == (listed.low, listed.high)
 
 
 def test_a_comparison_is_shown_as_a_table_with_the_weightiest_images() -> None:

@@ -151,6 +151,13 @@ def test_rows_know_the_intervals_by_size_where_a_report_asks_for_them(
     estimates = [asked.estimate(metric) for metric in ("AP", "AR100", "APm")]
     assert [one and (one.value, one.num_images) for one in estimates] == [(30.0, 8), (40.0, 8), (20.0, 8)]
     assert estimates[0] == plain.estimate("AP") and len({one and one.high - one.value for one in estimates}) == 3
+    assert plain.is_resampled and not make_reports(held, bootstrap=False)[0].rows[0].is_resampled
+    # a table whose first column is a size knows them, too: its rows are compared in that
+    for columns, is_known in ((("APm", "AP"), True), (("AP", "APm"), False)):
+        of_size = replace(experiment("one", [OTHER]), reference=OTHER.label, columns=columns)
+        held = holding([of_size], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
+        (row,) = make_reports(held)[0].rows
+        assert row.estimate("APm") == (estimates[2] if is_known else None)
 
 
 def test_a_page_shows_the_lab_of_its_first_table_and_none_where_no_training_has_one(tmp_path: Path) -> None:

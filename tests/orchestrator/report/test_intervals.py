@@ -95,19 +95,26 @@ def part(images: float, seeds: float, shared: float, num_seeds: int, num_images:
 
 def test_more_images_or_more_seeds_get_to_a_margin_or_never_do() -> None:
     """One seed, a variance of 1: 1.95996 above and below; for 0.98 it takes four times as many images."""
-    assert needed(part(1.0, 0.0, 1.0, 1), 0.98) == Needed(images=pytest.approx(2000, rel=0.01), seeds=None)  # type: ignore[arg-type]
+    assert needed(part(1.0, 0.0, 1.0, 1), 0.98) == Needed(
+        images=pytest.approx(2000, rel=0.01),  # type: ignore[arg-type]
+        seeds=None,
+        num_images=500,
+        num_seeds=1,
+    )
     # Seeds alone, two of them: a variance of 4.5 of each. Three: 4.303 x (4.5 / 3)^0.5 = 5.27; four: 3.182 x 1.061 =
     # 3.38; five: 2.776 x 0.949 = 2.63; ten: 2.262 x 0.671 = 1.52.
     assert [needed(part(0.0, 2.25, 0.0, 2), margin).seeds for margin in (5.3, -5.2, 3.3, 1.53)] == [3, 4, 5, 10]
     assert needed(part(0.0, 2.25, 0.0, 2), 5.0).images is None
     # No number of seeds takes off what they share, 1.96; and no number of images what two seeds scatter: 12.7 x 0.5.
-    assert needed(part(1.0, 0.25, 1.0, 2), 1.9) == Needed(images=None, seeds=None)
+    assert needed(part(1.0, 0.25, 1.0, 2), 1.9) == Needed(images=None, seeds=None, num_images=500, num_seeds=2)
     assert needed(part(1.0, 0.25, 1.0, 2), 2.1).seeds is not None
     assert needed(part(1.0, 0.25, 1.0, 2), 6.4).images is not None
-    assert needed(part(1.0, 0.25, 1.0, 2), 0.0) == Needed(images=None, seeds=None)
-    assert needed(part(1.0, 0.0, 1.0, 1, num_images=0), 1.0) == Needed(images=None, seeds=None)
+    assert needed(part(1.0, 0.25, 1.0, 2), 0.0) == Needed(images=None, seeds=None, num_images=500, num_seeds=2)
+    assert needed(part(1.0, 0.0, 1.0, 1, num_images=0), 1.0) == Needed(images=None, seeds=None, num_seeds=1)
     assert needed(Estimate(value=1.0, low=0.0, high=2.0), 0.5) == Needed(images=None, seeds=None)
-    assert needed(part(1.0, 0.0, 1.0, 3), 50.0) == Needed(images=500, seeds=3)  # as many as there are
+    assert needed(part(1.0, 0.0, 1.0, 3), 50.0) == Needed(
+        images=500, seeds=3, num_images=500, num_seeds=3
+    )  # as many as there are
 
 
 def test_without_matches_or_on_other_images_there_is_no_interval() -> None:

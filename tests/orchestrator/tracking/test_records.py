@@ -43,6 +43,12 @@ def test_a_run_is_called_by_what_it_is_where_tables_differ(settings, name):
     assert run_name({}, settings, "2") == name
 
 
+@pytest.mark.parametrize("tower", [None, "classification", "box"])
+def test_a_run_is_called_by_the_name_that_messages_and_tables_have_for_its_head(tower):
+    model = ModelConfig(confidence=ConfidenceConfig(tower=tower) if tower else None)
+    assert training_name(training_params(TrainConfig(model=model)), "2") == f"{model.head}, resnet50, seed 2"
+
+
 def test_a_name_does_not_change_with_the_defaults_that_a_table_enters():
     rows = [Row(label="a", train=PLAIN), Row(label="b", train=DEEPER, inference=InferenceConfig(fusion="product"))]
     for row, entered in zip(rows, varied_params(rows), strict=True):

@@ -31,7 +31,7 @@ def load(folder: Path, text: str) -> object:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("claims: [{sentence: s, kind: best, table: t, rows: [a]}]", "claim 's': over is [], expected at least one"),
+        ("claims: [{sentence: s, kind: best, table: t, rows: [a]}]", "claim 1, 's': over is [], expected at least one"),
         ("claims: [{sentence: s, kind: falls, table: t, rows: [a]}]", "expected at least two for kind falls"),
         ("claims: [{sentence: s, kind: flat, table: t, rows: [a, b]}]", "value is 0.0, expected more than 0"),
         (
@@ -51,15 +51,15 @@ def load(folder: Path, text: str) -> object:
         ),
         (
             "claims: [{sentence: s, kind: above, table: loses, rows: CE loss, over: L1 loss}]",
-            "claim 's': table is 'loses', which is no table; did you mean losses?",
+            "claim 1, 's': table is 'loses', which is no table; did you mean losses?",
         ),
         (
             "claims: [{sentence: s, kind: above, table: losses, rows: CE los, over: L1 loss}]",
-            "claim 's': 'CE los' is no row of losses; did you mean CE loss?",
+            "claim 1, 's': 'CE los' is no row of losses; did you mean CE loss?",
         ),
         (
             "claims: [{sentence: s, kind: above, table: losses, rows: CE loss, over: Their}]",
-            "claim 's': 'Their' is no row of losses; did you mean Theirs?",
+            "claim 1, 's': 'Their' is no row of losses; did you mean Theirs?",
         ),
         (
             "claims: [{sentence: s, kind: above, table: losses, rows: CE loss, over: 'loses: L1 loss'}]",
@@ -89,6 +89,20 @@ def load(folder: Path, text: str) -> object:
             "claims: [{sentence: s, kind: at_least, table: losses, rows: CE loss, as_printed: {row: L1 loss}}]",
             "row is not a setting; did you mean rows?",
         ),
+        (
+            "claims: [{sentence: r, kind: flat, table: losses, rows: [CE loss, L1 loss], value: 1},"
+            " {sentence: s, kind: at_least, table: losses, rows: CE loss}]",
+            "claims.yaml: claim 2, 's': value is missing for kind at_least; say the number that is claimed, such as",
+        ),
+        (
+            "claims: [{sentence: s, parts: [{kind: at_most, table: losses, rows: CE loss, over: L1 loss}]}]",
+            "claim 1, 's': part 1: value is missing for kind at_most",
+        ),
+        (
+            "claims: [{sentence: s, kind: above, table: losses, rows: CE loss, over: L1 loss,"
+            " as_printed: {kind: equals}}]",
+            "claim 1, 's': as_printed: value is missing for kind equals",
+        ),
         ("claims: []\nprinted: {names: {loses: Table 1}}", "printed.names: loses is no table; did you mean losses?"),
         ("claims: []\nprinted: {bold: {losses: {AP: CE los}}}", "printed.bold.losses: 'CE los' is no row of losses"),
     ],
@@ -111,10 +125,10 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
         load(
             folder,
             "claims:\n  - {sentence: one, kind: best, table: losses, rows: CE loss, over: L9 loss}\n"
-            "  - {sentence: two, kind: at_least, table: losses, rows: CE loss, metric: AQ}\n",
+            "  - {sentence: two, kind: at_least, table: losses, rows: CE loss, metric: AQ, value: 1}\n",
         )
     first, second = str(error.value).splitlines()
-    assert "claim 'one': 'L9 loss'" in first and "claim 'two': metric is 'AQ'" in second
+    assert "claim 1, 'one': 'L9 loss'" in first and "claim 2, 'two': metric is 'AQ'" in second
 
 
 def test_a_claim_may_be_about_tables_that_are_shown_and_lie_elsewhere(folder: Path) -> None:

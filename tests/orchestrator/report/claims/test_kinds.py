@@ -1,7 +1,7 @@
 """Each kind of claim is supported, contradicted or left open by intervals that are worked out by hand."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +349,8 @@ def test_what_is_not_there_leaves_a_claim_open() -> None:
     bare = RowResult(row=Row(label="a"), by_seed={0: {"AP": 31.0}}, resampled={}, state="")
     part = Part(kind="at_least", table="t", rows=("a",), value=30)
     assert by_rows(part, {"t": [bare]}).numbers == "for want of matches no interval: a"
+    unasked = replace(bare, is_resampled=False)
+    assert by_rows(part, {"t": [unasked]}).numbers == "AP 31.0, and intervals were left out"
     assert by_rows(part, {}).numbers == "table t is not among those shown"
     with pytest.raises(UserError, match="'a' is no row of t; did you mean"):
         by_rows(part, {"t": [measured("aa", 30.0, 0.0)]})

@@ -17,8 +17,10 @@ from orchestrator.figures.page import html_page
 from orchestrator.figures.table import Table
 from orchestrator.report.claims.boxes import CONDITIONS, Boxes
 from orchestrator.report.claims.evidence import Counts, papers_numbers
-from orchestrator.report.claims.file import load_claims
+from orchestrator.report.claims.file import GRADIENTS, TEN_IMAGES, load_claims
+from orchestrator.report.claims.kinds import Outcome, all_needed
 from orchestrator.report.claims.ledger import Judgement, claims_table, judge, open_rows
+from orchestrator.report.intervals import Needed
 from orchestrator.report.results import RowResult
 
 EXPERIMENTS = Path(__file__).parents[4] / "experiments"
@@ -181,6 +183,18 @@ def test_undecided_differences_say_how_many_seeds_would_decide() -> None:
     assert f"would take {outcome.needed.seeds} seeds" in str(claims_table(judged(tables), tables).rows[4][-1])
 
 
+def test_what_the_images_and_seeds_that_there_are_leave_open_would_take_more_of_them() -> None:
+    def shown(*needs: Needed) -> str:
+        outcome = Outcome(verdict="undecided", needed=all_needed(needs))
+        return str(claims_table([Judgement(claim=FILE.claims[0], paper=outcome, measured=outcome)], {}).rows[0][-1])
+
+    there = Needed(images=2000, seeds=3, num_images=2000, num_seeds=3)
+    more = Needed(images=2500, seeds=4, num_images=2000, num_seeds=3)
+    assert shown(there) == "would take more than 2,000 images or more than 3 seeds"
+    assert shown(there, more) == "would take 2,500 images or 4 seeds"
+    assert shown(Needed(images=2500, seeds=None)) == "would take 2,500 images"
+
+
 def counts(unsure: float | None) -> Counts:
     """Two images: 10 and 20 boxes before NMS, of which 5 and 15 lie well, and 2 after of which 1 and 0 do."""
     before = {name: (0, 0) for name in CONDITIONS} | {"cls>0.05": (10, 20), "iou>0.5": (5, 15), "cls>0.5": (1, 2)}
@@ -307,3 +321,10 @@ def test_rows_that_a_claim_leaves_open_are_named_where_so_many_seeds_would_decid
     assert named((30.5, 31.5), most=4) == []
     assert named((30.99, 31.01), most=8) == []  # decided
     assert named((29.9, 30.2), most=8) == []  # so small a difference takes more than eight
+
+
+def test_to_find_open_rows_needs_neither_torch_nor_counts_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {part.table for claim in FILE.claims for part in claim.parts} > {GRADIENTS, TEN_IMAGES}
+    tables = tables_of(suite("paper"), as_printed)
+    monkeypatch.setitem(sys.modules, "torch", None)  # from here on its import is an error
+    assert open_rows(FILE, tables, 1000) == {}  # one seed tells nothing of more
