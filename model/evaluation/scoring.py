@@ -298,6 +298,12 @@ def _images_that_fit(device: torch.device) -> int:
     return 8 if _memory(device) < SMALL_GPU else 16
 
 
+def _lanes_that_fit(device: torch.device) -> int:
+    """Batches on a GPU at once: of the memory that this process may take, as no number depends on them."""
+    part = torch.cuda.get_per_process_memory_fraction(device) if device.type == "cuda" else 1.0
+    return 2 if _memory(device) * part >= LARGE_GPU else 1
+
+
 def _memory(device: torch.device) -> int:
     """Bytes that a GPU has; for the CPU as if that were enough."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else LARGE_GPU
@@ -316,7 +322,7 @@ class _Lanes:
 
     def __init__(self, device: torch.device) -> None:
         self.free: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
-        for _ in range(2 if _memory(device) >= LARGE_GPU else 1):
+        for _ in range(_lanes_that_fit(device)):
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
             if stream is not None:
                 # The weights may be still on their way there.

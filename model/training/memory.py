@@ -27,9 +27,12 @@ SECONDS = 120.0
 """After which a number is given up."""
 
 
-def ask_largest_batch(config: TrainConfig, num_classes: int, most: int, part: float = 1.0) -> int | None:
+def ask_largest_batch(
+    config: TrainConfig, num_classes: int, most: int, part: float = 1.0, use_graphs: bool = True
+) -> int | None:
     """`largest_batch` from a process of its own, on the GPU that is the current one here; None if it does not tell."""
     asked = {"config": asdict(config), "num_classes": num_classes, "most": most, "part": part}
+    asked["use_graphs"] = use_graphs
     asked["device"] = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     # Ray puts the sources of a job on the path of its workers alone.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -48,7 +51,15 @@ def ask_largest_batch(config: TrainConfig, num_classes: int, most: int, part: fl
         return None
 
 
-def largest_batch(config: TrainConfig, num_classes: int, most: int, *, part: float = 1.0, device: torch.device) -> int:
+def largest_batch(
+    config: TrainConfig,
+    num_classes: int,
+    most: int,
+    *,
+    part: float = 1.0,
+    use_graphs: bool = True,
+    device: torch.device,
+) -> int:
     """Return the most images, up to `most`, with which an update of the largest shape fits; 0 if not even one.
 
     Args:
@@ -56,6 +67,7 @@ def largest_batch(config: TrainConfig, num_classes: int, most: int, *, part: flo
         num_classes: of the detector.
         most: images of a forward pass that did not fit, at least beside what else was on the GPU.
         part: of the GPU's memory that the training may take.
+        use_graphs: as in TrainingStep.
         device: to try it on.
     """
     if part < 1.0 and device.type == "cuda":
@@ -63,7 +75,8 @@ def largest_batch(config: TrainConfig, num_classes: int, most: int, *, part: flo
     shape = padded_shape(config.data.short_edge, config.data.long_edge)
 
     def updates(num_images: int) -> None:
-        step = TrainingStep(config, build_detector(config.model, num_classes, config.seed).to(device))
+        detector = build_detector(config.model, num_classes, config.seed).to(device)
+        step = TrainingStep(config, detector, use_graphs=use_graphs)
         # On CUDA the second update of a shape becomes a graph, which keeps its memory while that of an upright shape,
         # the first of its kind, takes as much beside it.
         for one in (shape, shape, shape[::-1]):
@@ -136,6 +149,7 @@ if __name__ == "__main__":
             given["num_classes"],
             given["most"],
             part=given["part"],
+            use_graphs=given["use_graphs"],
             device=torch.device(given["device"]),
         )
     )

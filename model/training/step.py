@@ -49,6 +49,9 @@ class TrainingStep:
         # DistributedDataParallel averages the processes' gradients; their sum is the update.
         self.scale = 1 if on_cuda else world()[1]
         has_gpu = on_cuda and torch.cuda.is_available()  # else tensors are imagined
+        if has_gpu:
+            # Graphs are recorded on the current device: on another one, they would be empty.
+            torch.cuda.set_device(self.device)
         self.graphs = _Graphs() if has_gpu and use_graphs else None
         self._ahead = torch.cuda.Stream(self.device) if has_gpu else None  # type: ignore[no-untyped-call]
 
@@ -57,6 +60,11 @@ class TrainingStep:
         way = self.optimizer.param_groups[0]["fused"]
         groups = [group | {"fused": way} for group in state["param_groups"]]
         self.optimizer.load_state_dict(state | {"param_groups": groups})
+        # The CPU keeps other strides than CUDA, and a fused kernel refuses what lies otherwise than its parameter.
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if value is not None and value.shape == parameter.shape and value.stride() != parameter.stride():
+                    kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     def update(self, micro_batches: Sequence[MicroBatch], rate: float) -> Tensor:
         """One step on a global batch, of which this process has these parts; gives its share of the losses, [3]."""
@@ -147,7 +155,7 @@ class Prepared:
 
     def keep(self) -> None:
         """Say that the current stream reads the tensors, so that their memory is not given to others before."""
-        for tensor in self.tensors:
+        for tensor in (*self.tensors, self.grid.boxes):
             tensor.record_stream(torch.cuda.current_stream())
 
 

@@ -147,7 +147,8 @@ def _sized(task: TrainingTask) -> Iterator[None]:
     num_classes = len(read_for_training(task.data_root, config.data).category_ids)
     share = -(-config.global_batch // resources.num_workers)
     tried = min(resources.local_batch or share, share)
-    largest = ask_largest_batch(config, num_classes, tried, min(1.0, resources.gpus_per_worker))
+    part = min(1.0, resources.gpus_per_worker)
+    largest = ask_largest_batch(config, num_classes, tried, part, resources.cuda_graphs)
     raise TooLarge(words, tried, largest)
 
 

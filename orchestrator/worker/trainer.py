@@ -165,13 +165,16 @@ def failure_of(error: BaseException) -> Failure:
     return min(found, key=lambda failure: order.index(failure.kind))
 
 
-def explain(failure: Failure, local_batch: int | None, gpus_per_worker: float = 0.0) -> str:
+def explain(
+    failure: Failure, local_batch: int | None, gpus_per_worker: float = 0.0, *, cuda_graphs: bool = False
+) -> str:
     """Say in one line what happened, and what helps against it.
 
     Args:
         failure: what ended the training.
         local_batch: as the resources have it.
         gpus_per_worker: as well; with a part of a GPU, a worker has that part of its memory.
+        cuda_graphs: as well; they keep their memory beside that of shapes which are not recorded.
     """
     error = failure.error
     words = _last_line(error)
@@ -185,6 +188,8 @@ def explain(failure: Failure, local_batch: int | None, gpus_per_worker: float = 
     part = ""
     if 0.0 < gpus_per_worker < 1.0:
         part = f", or raise resources.gpus_per_worker (now {gpus_per_worker:g}, of the GPU's memory as well)"
+    if gpus_per_worker and cuda_graphs:
+        part += ", or set resources.cuda_graphs: false, which takes less"
     now = f"now {local_batch}" if local_batch is not None else "now a worker's whole share"
     advice = f"lower resources.local_batch ({now}), which leaves the numbers as they are"
     if isinstance(error, TooLarge) and error.largest is not None:

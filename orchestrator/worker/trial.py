@@ -41,7 +41,8 @@ def run_trial(config: dict[str, Any], tasks: Mapping[str, TrainingTask]) -> dict
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(f"{error}\n\n{traceback.format_exc()}")
         resources = task.train_run.resources
-        return {"error": explain(failure, resources.local_batch, resources.gpus_per_worker), "log": str(log)}
+        advice = explain(failure, resources.local_batch, resources.gpus_per_worker, cuda_graphs=resources.cuda_graphs)
+        return {"error": advice, "log": str(log)}
     return {"error": "", "log": ""}
 
 

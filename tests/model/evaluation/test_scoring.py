@@ -4,6 +4,7 @@ import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -334,6 +335,17 @@ def test_each_precision_has_a_forward_pass_of_its_own_and_shares_the_images(
         assert one.detections.scores.dtype == np.float32
         assert not np.array_equal(one.detections.scores, exact.detections.scores)
         assert one.detections.scores == pytest.approx(exact.detections.scores, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("gib", "part", "lanes"), [(80, 1.0, 2), (80, 0.5, 2), (80, 0.25, 1), (40, 1.0, 2), (16, 1.0, 1)]
+)
+def test_a_part_of_a_gpu_works_on_as_many_batches_at_once_as_fit_its_memory(
+    gib: int, part: float, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=gib * 2**30))
+    monkeypatch.setattr("torch.cuda.get_per_process_memory_fraction", lambda _: part)
+    assert model.evaluation.scoring._lanes_that_fit(torch.device("cuda")) == lanes
 
 
 def test_precision_is_no_part_of_the_key_of_a_setting_that_leaves_it_out() -> None:

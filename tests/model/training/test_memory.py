@@ -50,10 +50,20 @@ def test_another_error_than_a_lack_of_memory_is_not_taken_for_one() -> None:
         memory.largest_that_fits(update, 4)
 
 
-def test_updates_of_the_largest_shape_are_tried_and_leave_the_weights_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("use_graphs", [True, False])
+def test_updates_of_the_largest_shape_are_tried_as_the_training_makes_them_and_leave_the_weights_finite(
+    use_graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes: list[tuple[int, ...]] = []
     weights: list[Tensor] = []
     real = TrainingStep.update
+
+    class Step(TrainingStep):
+        def __init__(self, *arguments: Any, **how: Any) -> None:
+            assert how == {"use_graphs": use_graphs}
+            super().__init__(*arguments, **how)
+
+    monkeypatch.setattr(memory, "TrainingStep", Step)
 
     def update(step: TrainingStep, parts: Any, rate: float) -> Tensor:
         (part,) = parts
@@ -65,7 +75,7 @@ def test_updates_of_the_largest_shape_are_tried_and_leave_the_weights_finite(mon
         return losses
 
     monkeypatch.setattr(TrainingStep, "update", update)
-    assert memory.largest_batch(CONFIG, 6, 8, device=CPU) == 3
+    assert memory.largest_batch(CONFIG, 6, 8, device=CPU, use_graphs=use_graphs) == 3
     lying, upright = (3, 64, 96), (3, 96, 64)  # edges 64 and 96, both whole strides
     whole = [(count, *shape) for count in (1, 2, 3) for shape in (lying, lying, upright)]
     assert shapes == [*whole[:3], (8, *lying), (4, *lying), *whole[3:]]

@@ -65,6 +65,41 @@ def test_no_line_of_an_update_reads_what_an_accelerator_has_computed(
             ask(torch.ones(1, device="meta"))
 
 
+def test_a_prepared_batch_holds_its_anchors_whatever_the_cache_of_grids_lets_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph that is recorded on it reads them at each replay."""
+    step = TrainingStep(TrainConfig(model=TINY), build_detector(TINY, num_classes=3, seed=0))
+    parts = step.prepare([MicroBatch(batch(), True)])
+    monkeypatch.setattr("model.training.step.anchor_grid", None)
+    assert bool(torch.isfinite(step.step(parts, 0.01)).all())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("saved", "here"), [("channels_last", "contiguous_format"), ("contiguous_format", "channels_last")]
+)
+def test_an_optimizer_goes_on_from_another_device_in_the_memory_order_of_this_one(
+    optimizer: Literal["sgd", "adamw"], saved: str, here: str
+) -> None:
+    """CUDA trains in channels_last, and its fused optimizers take no state in another order than the parameter's."""
+
+    def step_in(order: str) -> TrainingStep:
+        config = TrainConfig(model=TINY, schedule=ScheduleConfig(optimizer=optimizer))
+        detector = build_detector(TINY, num_classes=3, seed=0).to(memory_format=getattr(torch, order))
+        return TrainingStep(config, detector)
+
+    there, goes_on = step_in(saved), step_in(here)
+    there.update([MicroBatch(batch(), True)], 0.01)
+    goes_on.load_optimizer(there.optimizer.state_dict())
+    states = zip(there.optimizer.state.values(), goes_on.optimizer.state.items(), strict=True)
+    for before, (parameter, after) in states:
+        assert before.keys() == after.keys() != set()
+        for name, value in after.items():
+            assert torch.equal(value, before[name])
+            assert value.shape == () or value.stride() == parameter.stride()
+
+
 @pytest.mark.parametrize("confidence", [ConfidenceConfig(), ConfidenceConfig(tower="box", loss="gfocal"), None])
 @pytest.mark.parametrize("num_boxes", [3, 0])
 def test_weighing_all_anchors_gives_the_losses_and_gradients_of_listing_the_positive_ones(

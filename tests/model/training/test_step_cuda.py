@@ -90,6 +90,18 @@ def test_a_step_takes_a_batch_that_is_on_the_gpu_already() -> None:
             step.update(parts, 0.01)
 
 
+def test_a_step_makes_the_gpu_of_its_detector_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are recorded on a stream of the current GPU, and what runs on another one would not be in them."""
+    made: list[object] = []
+    with imagined_cuda():
+        detector = detector_on_cuda(small())
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.Stream", lambda device: made.append(("stream", device)))
+        monkeypatch.setattr("torch.cuda.set_device", lambda device: made.append(("current", device)))
+        TrainingStep(TrainConfig(model=small()), detector, use_graphs=False)
+    assert made == [("current", CUDA), ("stream", CUDA)]
+
+
 def test_normalisation_waits_for_nothing_once_its_constants_are_there() -> None:
     with imagined_cuda():
         given = batch(3, CUDA)

@@ -113,6 +113,15 @@ def test_a_worker_with_a_part_of_a_gpu_is_told_that_it_has_that_part_of_its_memo
     assert "gpus_per_worker" not in explain(failure, local_batch=8, gpus_per_worker=1.0)
 
 
+def test_a_gpu_that_holds_recorded_graphs_has_more_room_without_them():
+    failure = failure_of(of_workers(torch.OutOfMemoryError("CUDA out of memory.")))
+    said = "as they are, or set resources.cuda_graphs: false, which takes less, or run fewer trainings"
+    assert said in explain(failure, local_batch=8, gpus_per_worker=1.0, cuda_graphs=True)
+    for gpus_per_worker, cuda_graphs in ((1.0, False), (0.0, True)):
+        told = explain(failure, local_batch=8, gpus_per_worker=gpus_per_worker, cuda_graphs=cuda_graphs)
+        assert "cuda_graphs" not in told
+
+
 def test_a_full_shared_memory_is_a_mistake_of_its_own_and_not_a_lost_worker():
     torn = RuntimeError(
         "DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that dataloader's workers are out "

@@ -51,6 +51,7 @@ class Large:
         ({"gpus_per_worker": 1.0}, 4, 1.0),
         ({"gpus_per_worker": 0.5, "local_batch": 3}, 3, 0.5),
         ({"gpus_per_worker": 1.0, "num_workers": 3}, 2, 1.0),  # 4 = 2 + 1 + 1
+        ({"gpus_per_worker": 1.0, "cuda_graphs": False}, 4, 1.0),
     ],
 )
 def test_a_worker_that_runs_out_of_memory_frees_it_and_asks_what_would_have_fitted(
@@ -78,7 +79,7 @@ def test_a_worker_that_runs_out_of_memory_frees_it_and_asks_what_would_have_fitt
     with pytest.raises(TooLarge, match=words) as told, run._sized(task(**resources)):
         train()
     assert (told.value.tried, told.value.largest) == (tried, 1)
-    assert asked == [TRAIN, 6, tried, part]  # shapes has six classes
+    assert asked == [TRAIN, 6, tried, part, resources.get("cuda_graphs", True)]  # shapes has six classes
 
 
 def test_memory_that_ends_while_a_graph_is_recorded_is_freed_and_told_as_well(
