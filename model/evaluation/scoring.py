@@ -176,8 +176,10 @@ def score_shards(
                 done += len(of_batch)
                 progress(done, total)
             yield [merge(parts) for parts in _by_setting(found, len(settings))]
-    # A training goes on after its validation.
+    # A training goes on after its validation, and what the streams kept would be lost to it.
     detector.train(training)
+    if on_cuda:
+        torch.cuda.empty_cache()
 
 
 def _by_setting(parts: Sequence[Sequence[Part]], num_settings: int) -> list[list[Part]]:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -223,17 +223,17 @@ def _with_room(part: Prepared) -> Prepared:
     return replace(part, batch=replace(part.batch, **padded))
 
 
-def _algorithms(device: torch.device, config: TrainConfig) -> AbstractContextManager[None]:
+@contextmanager
+def _algorithms(device: torch.device, config: TrainConfig) -> Iterator[None]:
     """How cuDNN chooses its algorithms: by trying them out, or among those that repeat bit by bit."""
-    if device.type != "cuda":
-        return nullcontext()
     cudnn = torch.backends.cudnn
-    return cudnn.flags(
-        enabled=True,
-        benchmark=not config.deterministic,
-        deterministic=config.deterministic,
-        allow_tf32=cudnn.allow_tf32,
-    )
+    before = cudnn.benchmark, cudnn.deterministic
+    if device.type == "cuda":
+        cudnn.benchmark, cudnn.deterministic = not config.deterministic, config.deterministic
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def _optimizer(detector: nn.Module, config: ScheduleConfig, *, fused: bool) -> torch.optim.Optimizer:

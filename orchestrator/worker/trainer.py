@@ -194,7 +194,10 @@ def explain(
     advice = f"lower resources.local_batch ({now}), which leaves the numbers as they are"
     if isinstance(error, TooLarge) and error.largest is not None:
         if error.largest >= error.tried:
-            advice = f"{error.tried} images fit by themselves; end what else holds the GPU's memory"
+            advice = (
+                f"an update of {error.tried} images fits by itself, so it was the scoring, or an image of very many "
+                "boxes, or something else on that GPU; end what else holds its memory, or give the training more of it"
+            )
         elif error.largest == 0:
             advice = "not even one image fits; lower train.data.long_edge, or take a GPU with more memory"
         else:

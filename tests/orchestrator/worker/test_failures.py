@@ -91,7 +91,12 @@ def test_a_lack_of_memory_comes_with_advice_and_with_the_number_to_lower():
         (8, 8, 5, "lower resources.local_batch (now 8; the largest that fits is 5), which leaves the numbers as"),
         (None, 16, 5, "lower resources.local_batch (now a worker's whole share; the largest that fits is 5), which"),
         (8, 8, None, "lower resources.local_batch (now 8), which leaves the numbers as they are, or run fewer"),
-        (8, 8, 8, "8 images fit by themselves; end what else holds the GPU's memory, or run fewer trainings"),
+        (
+            8,
+            8,
+            8,
+            "an update of 8 images fits by itself, so it was the scoring, or an image of very many boxes, or something else ",
+        ),
         (8, 8, 0, "not even one image fits; lower train.data.long_edge, or take a GPU with more memory, or run"),
     ],
 )
