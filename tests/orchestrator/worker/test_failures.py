@@ -95,7 +95,7 @@ def test_a_lack_of_memory_comes_with_advice_and_with_the_number_to_lower():
             8,
             8,
             8,
-            "an update of 8 images fits by itself, so it was the scoring, or an image of very many boxes, or something else ",
+            "an update of 8 images fits by itself, so it was the scoring, or an image of very many boxes, or ",
         ),
         (8, 8, 0, "not even one image fits; lower train.data.long_edge, or take a GPU with more memory, or run"),
     ],
