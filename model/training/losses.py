@@ -62,7 +62,7 @@ def detector_losses(
     positive = assigned.flatten()[learn] >= 0
     anchors = grid.boxes.expand(len(assigned), -1, -1).flatten(0, 1)[learn]
     boxes = torch.where(positive[:, None], _rows(truth.boxes, assigned.flatten()[learn]), anchors)
-    deltas = flat(predictions.box_deltas, 4).flatten(0, 1)[learn]
+    deltas = _at_least_float32(flat(predictions.box_deltas, 4).flatten(0, 1)[learn])
     targets = encode(anchors, boxes)
 
     def by_level(loss: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def detector_losses(
         iou = aligned_iou(decode(anchors, deltas), decode(anchors, targets))
         # Released: not detached. For CE the gradient in the IoU is minus the logit, and reaches the box tower.
         target = iou.detach() if config.confidence.detach_iou_target else iou
-        logits = flat(predictions.confidence_logits, 1)[..., 0]
+        logits = _at_least_float32(flat(predictions.confidence_logits, 1)[..., 0])
         confidence = by_level(confidence_loss(logits.flatten()[learn], target, config.confidence))
         if config.confidence.negative_weight > 0:
             background = functional.softplus(logits)
@@ -87,6 +87,11 @@ def detector_losses(
             confidence = confidence + config.confidence.negative_weight * _level_sums(background, grid)
         confidence = confidence * config.confidence.loss_weight
     return Losses(torch.stack(classification) / normalizer, box / normalizer, confidence / normalizer)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """bfloat16 has 8 bits: the IoU of a decoded box would be off by up to 0.006."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Tensor:
@@ -185,7 +190,7 @@ def _block(logits: Tensor, labels: Tensor, gradient: Tensor, *, alpha: float, ga
     """The loss of some rows; their gradient is written into `gradient`."""
     # Ignored and invalid anchors weigh 0; every class of the others weighs 1 - alpha, but for the own one below.
     counts = (labels >= NEGATIVE).float()[:, None] * (1 - alpha)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = _at_least_float32(logits)
     value, slope = _background(logits, gamma)
     value = value.mul_(counts)
     torch.mul(slope, counts, out=gradient)
