@@ -52,13 +52,16 @@ def _on_cuda(
     padding: Sequence[int],
     relu: bool,
 ) -> Tensor:
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
     if relu:  # cuDNN does all of it at once
         rest = (bias, stride, padding, (1, 1), 1)
         if residual is None:
-            return torch.cudnn_convolution_relu(input, weight, *rest)
-        return torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, *rest)
-    output = functional.conv2d(input, weight, None, stride, padding)
-    output = output.contiguous(memory_format=torch.channels_last)
+            output = torch.cudnn_convolution_relu(input, weight, *rest)
+        else:
+            output = torch.cudnn_convolution_add_relu(input, weight, residual, 1.0, *rest)
+        return output.contiguous(memory_format=torch.channels_last)
+    output = functional.conv2d(input, weight, None, stride, padding).contiguous(memory_format=torch.channels_last)
     kernels.finish(output, bias, residual)
     return output
 
