@@ -20,8 +20,9 @@ from model.training.losses import detector_losses
 
 Accumulate = Callable[["Prepared", Tensor], Tensor]
 """Adds the gradients of a prepared micro-batch, whose losses are divided by a number [], and gives the losses, [3]."""
-BOXES = 64
-"""A graph has room for the next power of two of boxes, and at least for so many."""
+BOXES = 32
+"""A graph has room for so many boxes an image, and in a batch with more for the next power of two: COCO has 7 an image,
+so that each shape of batches needs one graph."""
 MOST_GRAPHS = 16
 """Shapes that are replayed as graphs; COCO has about ten at 600 x 1000. What is beyond runs operation by operation."""
 
@@ -214,8 +215,9 @@ class _Graphs:
 
 
 def _with_room(part: Prepared) -> Prepared:
-    """The same with boxes that no anchor learns at the end, up to a power of two."""
-    missing = max(BOXES, 1 << (len(part.batch.boxes) - 1).bit_length()) - len(part.batch.boxes)
+    """The same with boxes that no anchor learns at the end."""
+    count = len(part.batch.boxes)
+    missing = max(BOXES * len(part.batch.images), 1 << (count - 1).bit_length()) - count
     listed = {name: getattr(part.batch, name) for name in ("boxes", "labels", "image_index")}
     padded = {
         name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in listed.items()

@@ -18,7 +18,7 @@ from model.network.retinanet import build_detector
 from model.training import losses
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
-from model.training.step import TrainingStep
+from model.training.step import Prepared, TrainingStep, _with_room
 
 TINY = ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=1)
 
@@ -122,3 +122,28 @@ def test_weighing_all_anchors_gives_the_losses_and_gradients_of_listing_the_posi
     assert len(results[0]) == len(results[1])
     for one, other in zip(*results, strict=True):
         assert_close(one, other)
+
+
+@pytest.mark.parametrize("num_boxes", [0, 3, 100])
+def test_the_boxes_that_fill_up_a_graph_change_no_loss_and_no_gradient(num_boxes: int) -> None:
+    detector = build_detector(TINY, num_classes=3, seed=0).double()
+    given, grid = batch(), anchor_grid((64, 96))
+    low = 40 * torch.rand(num_boxes, 2)
+    boxes = torch.cat([low, low + 8 + 30 * torch.rand(num_boxes, 2)], dim=1)
+    index, labels = torch.zeros(num_boxes, dtype=torch.int64), torch.zeros(num_boxes, dtype=torch.int64)
+    given = replace(given, boxes=boxes, labels=labels, image_index=index)
+    truth = GroundTruth(boxes, labels, index)
+    assigned = assign(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
+    part = Prepared(given, grid, assigned, loss_normalizer(assigned), counts=True)
+    padded = _with_room(part)
+    assert len(padded.batch.boxes) == (128 if num_boxes == 100 else 64)
+    results = []
+    for one in (part, padded):
+        detector.zero_grad()
+        there = GroundTruth(one.batch.boxes, one.batch.labels, one.batch.image_index)
+        predictions = detector(torch.ones(2, 3, 64, 96, dtype=torch.float64))
+        found = detector_losses(predictions, grid, one.assigned, there, one.normalizer, TINY)
+        found.total.backward()
+        results.append([found.total, *(p.grad for p in detector.parameters() if p.grad is not None)])
+    for mine, other in zip(*results, strict=True):
+        assert_close(mine, other)
