@@ -22,6 +22,15 @@ MODEL = ModelConfig(
     backbone="resnet18_quarter", backbone_norm="group", channels=16, tower_depth=1, tower_norm="group", frozen_stages=0
 )
 SIZES = DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=128)
+SETTINGS = [
+    InferenceConfig(),
+    InferenceConfig(confidence_exponent=0.0),
+    InferenceConfig(fusion="product", nms_iou=0.3, max_detections=7),
+    InferenceConfig(confidence_exponent=0.9, min_confidence=0.5, nms_pre=60),
+    InferenceConfig(fuse_small_levels=False, nms_pre=60),
+    InferenceConfig(top_k_of="pairs", nms_pre=50),
+]
+"""Inference settings that differ in every way."""
 
 
 def small(**settings: object) -> ModelConfig:

@@ -153,12 +153,13 @@ def score_shards(
     )
     training = detector.training
     detector.eval()
-    if on_cuda and not training:
-        detector.to(memory_format=torch.channels_last)
     # The last bits of a convolution depend on how many images it takes: one size, whatever is left of a shape.
     images_per_pass = batch_size if on_cuda else 1
     # A GPU waits for the host to name its operations; on the CPU there is nothing to win.
-    networks = {one: for_inference(detector, DTYPES[one]) for one in _by_precision(settings)} if on_cuda else {}
+    networks = {
+        one: for_inference(detector, DTYPES[one]).to(memory_format=torch.channels_last)
+        for one in (_by_precision(settings) if on_cuda else ())
+    }
     lanes = _Lanes(device)
 
     def look(batch: Batch) -> list[list[Part]]:

@@ -19,15 +19,10 @@ from model.inference import batched
 from model.inference.postprocess import pool, shortlist, split
 from model.inference.predictor import forward_passes, load_batch
 from model.network.anchors import anchor_grid
-from tests.detectors import SIZES, opinionated, with_objects_where_it_finds_some
+from tests.detectors import SETTINGS, SIZES, opinionated, with_objects_where_it_finds_some
 
-SETTINGS = [
-    InferenceConfig(),
-    InferenceConfig(confidence_exponent=0.0),
-    InferenceConfig(fusion="product", nms_iou=0.3, max_detections=7),
-    InferenceConfig(confidence_exponent=0.9, min_confidence=0.5, nms_pre=60),
-    InferenceConfig(fuse_small_levels=False, nms_pre=60),
-    InferenceConfig(top_k_of="pairs", nms_pre=50),
+MANY = [
+    *SETTINGS,
     InferenceConfig(confidence_exponent=0.8, nms_iou=0.7),
 ]
 Pairs = list[tuple[Part, Part]]
@@ -58,20 +53,20 @@ def both_ways(data: CocoData, of_images: list[Objects]) -> Pairs:
         for image, truth in zip(
             split(predictions, grid, batch.sizes, scales, image_ids.tolist(), data.category_ids), of_images, strict=True
         ):
-            lists = [shortlist(image, setting) for setting in SETTINGS]
+            lists = [shortlist(image, setting) for setting in MANY]
             one_by_one.append(image_parts(pool(image, lists), lists, truth, 7))
         images, objects = batched.of_batch(predictions, grid, batch.sizes, scales), batch_objects(of_images)
         together = {}
-        for scored, tables, count in batched.detect(images, SETTINGS, image_ids, category_ids):
+        for scored, tables, count in batched.detect(images, MANY, image_ids, category_ids):
             counted = count_candidates(images, scored, objects)
             for number, (place, table) in enumerate(zip(scored.places, tables, strict=True)):
                 ends = np.cumsum([0, *count[:, number]])
                 kept = with_ious(table, ends, objects, category_ids)
                 sevens = np.full(len(chosen), 7, np.int32)
                 together[place] = batch_part(
-                    counted, number, SETTINGS[place], kept, ends, objects, image_ids, category_ids, sevens
+                    counted, number, MANY[place], kept, ends, objects, image_ids, category_ids, sevens
                 )
-    return [(merge([parts[place] for parts in one_by_one]), merge([together[place]])) for place in range(len(SETTINGS))]
+    return [(merge([parts[place] for parts in one_by_one]), merge([together[place]])) for place in range(len(MANY))]
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,9 @@ from model.evaluation.scoring import score, score_shards, shards
 from model.inference.postprocess import pool, rank, shortlist
 from model.inference.predictor import predict_batch
 from model.inference.table import DetectionTable
-from tests.detectors import opinionated
+from tests.detectors import SETTINGS, opinionated
 
 SIZES = DataConfig(short_edge=64, long_edge=128)
-SETTINGS = [
-    InferenceConfig(),
-    InferenceConfig(confidence_exponent=0.0),
-    InferenceConfig(fusion="product", nms_iou=0.3, max_detections=7),
-    InferenceConfig(confidence_exponent=0.9, min_confidence=0.5, nms_pre=60),
-    InferenceConfig(fuse_small_levels=False, nms_pre=60),
-    InferenceConfig(top_k_of="pairs", nms_pre=50),
-]
 Floats = NDArray[np.float32]
 
 

@@ -225,10 +225,9 @@ def test_without_a_branch_only_class_scores_can_be_had(data: CocoData) -> None:
         score(plain, data, [InferenceConfig()], SIZES)
 
 
-def test_a_checkpoints_detector_predicts_as_the_one_that_was_saved(data: CocoData, tmp_path: Path) -> None:
-    detector = opinionated(data)
-    folder = save_checkpoint(
-        tmp_path / "one",
+def saved(detector: RetinaNetConf, data: CocoData, folder: Path) -> Path:
+    return save_checkpoint(
+        folder,
         weights=detector.state_dict(),
         config=TrainConfig(model=MODEL),
         epoch=1,
@@ -237,6 +236,11 @@ def test_a_checkpoints_detector_predicts_as_the_one_that_was_saved(data: CocoDat
         data_fingerprint=data.fingerprint,
         optimizer={},
     )
+
+
+def test_a_checkpoints_detector_predicts_as_the_one_that_was_saved(data: CocoData, tmp_path: Path) -> None:
+    detector = opinionated(data)
+    folder = saved(detector, data, tmp_path / "one")
     loaded = load_detector(folder)
     assert not loaded.training
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -358,16 +362,7 @@ def test_weights_in_the_memory_order_of_a_gpu_score_the_same_on_the_cpu(
     data: CocoData, together: list[Scores], tmp_path: Path
 ) -> None:
     trained = opinionated(data).to(memory_format=torch.channels_last)  # as a training on a GPU leaves them
-    folder = save_checkpoint(
-        tmp_path / "one",
-        weights=trained.state_dict(),
-        config=TrainConfig(model=MODEL),
-        epoch=1,
-        step=1,
-        categories=(data.category_ids, data.category_names),
-        data_fingerprint=data.fingerprint,
-        optimizer={},
-    )
+    folder = saved(trained, data, tmp_path / "one")
     (scores,) = score(load_detector(folder), data, SETTINGS[:1], SIZES)
     assert same_bits(scores.detections, together[0].detections)
     assert scores.metrics == together[0].metrics

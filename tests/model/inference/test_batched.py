@@ -18,14 +18,10 @@ from model.inference.nms import keep
 from model.inference.table import DetectionTable
 from model.network.anchors import AnchorGrid, anchor_grid
 from model.network.retinanet import Predictions
+from tests.detectors import SETTINGS
 
-SETTINGS = [
-    InferenceConfig(),
-    InferenceConfig(confidence_exponent=0.0),
-    InferenceConfig(fusion="product", nms_iou=0.3, max_detections=7),
-    InferenceConfig(confidence_exponent=0.9, min_confidence=0.5, nms_pre=60),
-    InferenceConfig(fuse_small_levels=False, nms_pre=60),
-    InferenceConfig(top_k_of="pairs", nms_pre=50),
+MANY = [
+    *SETTINGS,
     InferenceConfig(score_threshold=0.0, max_detections=300),
     InferenceConfig(confidence_exponent=0.8, nms_iou=0.7, score_threshold=0.3),
 ]
@@ -86,7 +82,7 @@ def test_a_batch_under_many_settings_keeps_what_each_image_keeps_under_each(
     size: tuple[int, int], num_classes: int
 ) -> None:
     grid, where = anchor_grid(size), sizes_and_scales(2, size)
-    pairs = both_ways(random_predictions(grid, 2, num_classes), grid, where, num_classes, SETTINGS)
+    pairs = both_ways(random_predictions(grid, 2, num_classes), grid, where, num_classes, MANY)
     for alone, among_others in pairs:
         assert_same(alone, among_others)
     assert sum(len(alone) for alone, _ in pairs) > 1000
@@ -97,7 +93,7 @@ def test_the_types_of_the_forward_pass_are_taken_as_they_are() -> None:
     predictions = random_predictions(grid, 2, 3)
     kinds = (predictions.class_logits, predictions.box_deltas, predictions.confidence_logits or [])
     rounded = Predictions(*[[level.bfloat16() for level in kind] for kind in kinds])
-    for alone, among_others in both_ways(rounded, grid, where, 3, SETTINGS[:1]):
+    for alone, among_others in both_ways(rounded, grid, where, 3, MANY[:1]):
         # Of the many equal scores, others may be the last that are kept.
         assert among_others.scores == pytest.approx(alone.scores, abs=1e-6)
 
@@ -105,7 +101,7 @@ def test_the_types_of_the_forward_pass_are_taken_as_they_are() -> None:
 def test_without_a_branch_the_class_ranks_and_a_setting_that_asks_for_more_is_refused() -> None:
     grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
     predictions = random_predictions(grid, 2, 3, branch=False)
-    for alone, among_others in both_ways(predictions, grid, where, 3, [SETTINGS[1]]):
+    for alone, among_others in both_ways(predictions, grid, where, 3, [MANY[1]]):
         assert_same(alone, among_others)
         assert np.isnan(among_others.confidences).all() and len(among_others) > 10
         assert np.array_equal(among_others.scores, among_others.class_scores)
@@ -116,7 +112,7 @@ def test_without_a_branch_the_class_ranks_and_a_setting_that_asks_for_more_is_re
 def test_settings_that_do_not_fit_the_memory_at_once_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
     monkeypatch.setattr(batched, "MOST_PAIRS", 1)
-    for alone, among_others in both_ways(random_predictions(grid, 2, 3), grid, where, 3, SETTINGS):
+    for alone, among_others in both_ways(random_predictions(grid, 2, 3), grid, where, 3, MANY):
         assert_same(alone, among_others)
 
 
@@ -215,7 +211,7 @@ def test_up_to_the_transfer_nothing_makes_the_host_wait_for_a_gpu() -> None:
             grid = AnchorGrid(there(sum(height * width * 9 for height, width in sizes), 4), sizes)
             maps = [[there(2, 9 * num, *size) for size in sizes] for num in (3, 4, 1)]
             images = batched.of_batch(Predictions(*maps), grid, there(2, 2).long(), there(2, 2))
-            for scored in batched.score_settings(images, SETTINGS):
+            for scored in batched.score_settings(images, MANY):
                 kept = batched.suppress(images, scored)
                 limit = scored.settings[0].max_detections
                 assert kept.values.shape == (2, len(scored.settings), limit, 9)
