@@ -92,6 +92,7 @@ def _evaluate_drawn(data: CocoData, found: DetectionTable, weights: NDArray[Any]
     copy = CocoData(
         root=data.root,
         split=data.split,
+        folder=data.folder,
         image_ids=np.arange(1, len(drawn) + 1),
         names=data.names[drawn],
         sizes=data.sizes[drawn],

@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,19 @@ class Annotations:
         return Annotations(**{name: getattr(self, name)[rows] for name in self.__slots__})
 
 
-def read_tables(file: Path) -> tuple[Images, Annotations, dict[int, str]]:
-    """Read images, annotations, and the categories' names by rising id.
+class Tables(NamedTuple):
+    """What the annotation files of a split say, whatever they are written in."""
+
+    images: Images
+    annotations: Annotations
+    categories: dict[int, str]
+    """Names by rising id."""
+    notes: tuple[str, ...] = ()
+    """What was read otherwise than it is written, a sentence each, for people."""
+
+
+def read_tables(file: Path) -> Tables:
+    """Read a COCO file's images, annotations and categories.
 
     Raises:
         DataError: the file is not JSON, or is not COCO.
@@ -66,7 +77,7 @@ def read_tables(file: Path) -> tuple[Images, Annotations, dict[int, str]]:
     if len(set(ids)) < len(ids):
         raise DataError(f"{file}: 'categories' gives one id to several; give every category an id of its own")
     names = _texts(file, tables, "categories", "name")
-    return _images(file, tables), _annotations(file, tables), dict(sorted(zip(ids, names, strict=True)))
+    return Tables(_images(file, tables), _annotations(file, tables), dict(sorted(zip(ids, names, strict=True))))
 
 
 def _images(file: Path, tables: "_Tables") -> Images:

@@ -18,6 +18,7 @@ from model.config import DataConfig
 from model.data.annotations import Annotations, Images, read_tables
 from model.data.cache import shared
 from model.data.faults import DataError, Fault, FaultKind, describe, refuse
+from model.data.layout import SplitFiles, split_files
 from model.data.split import COLUMNS, CocoData, Columns, assemble, read_data, write_data
 
 FORMAT = 1
@@ -69,24 +70,24 @@ def read_coco(
     """
     if faults not in ("refuse", "quarantine"):
         raise ValueError(f"faults is {faults!r}, expected 'refuse' or 'quarantine'")
-    file = root / "annotations" / f"instances_{split}.json"
-    _require_present(file, root / split)
+    files = split_files(root, split)
     identity: list[Any] = [num_images, faults]
-    data = _shared(file, identity, root, split, partial(_parse, file, root, split, num_images, faults, check_images))
+    data = _shared(files, identity, root, partial(_parse, files, root, num_images, faults, check_images))
     of_images: list[Fault] = []
     if check_images:
-        of_images = image_faults(root / split, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
+        of_images = image_faults(files.images, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
     if faults == "refuse":
-        refuse(file, of_images)
+        refuse(files.annotations[0], of_images)
     if not of_images:
         return data
     identity.append([asdict(fault) for fault in of_images])
-    return _shared(file, identity, root, split, partial(_without, file, data, of_images))
+    return _shared(files, identity, root, partial(_without, files.annotations[0], data, of_images))
 
 
-def _parse(file: Path, root: Path, split: str, num_images: int | None, faults: str, check_images: bool) -> CocoData:
+def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, check_images: bool) -> CocoData:
     """Read and judge the annotations; images are checked only to tell of their faults as well."""
-    listed, annotations, categories = read_tables(file)
+    file = files.annotations[0]
+    listed, annotations, categories, _ = read_tables(file)
     ids, first, copies = np.unique(listed.ids, return_index=True, return_counts=True)
     images = listed.take(first)
     chosen = images.take(np.arange(len(ids))[:num_images])
@@ -96,10 +97,10 @@ def _parse(file: Path, root: Path, split: str, num_images: int | None, faults: s
     not_chosen = set(ids[len(chosen.ids) :].tolist())
     of_rows = {row: fault for row, fault in of_rows.items() if fault.image_id not in not_chosen}
     if duplicates or (of_rows and faults == "refuse"):
-        of_images = image_faults(root / split, chosen) if check_images else []
+        of_images = image_faults(files.images, chosen) if check_images else []
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
     columns = _columns(chosen, _quarantined(annotations, of_rows, chosen), categories)
-    return assemble(root, split, columns, categories, tuple(of_rows.values()))
+    return assemble(root, files.name, files.images, columns, categories, tuple(of_rows.values()))
 
 
 def _without(file: Path, data: CocoData, of_images: Sequence[Fault]) -> CocoData:
@@ -123,17 +124,7 @@ def _without(file: Path, data: CocoData, of_images: Sequence[Fault]) -> CocoData
     columns["names"] = np.array(columns["names"].tolist())  # as wide as the longest that is left
     columns["offsets"] = np.concatenate([[0], counts[keep].cumsum()])
     categories = dict(zip(data.category_ids, data.category_names, strict=True))
-    return assemble(data.root, data.split, columns, categories, found)
-
-
-def _require_present(file: Path, folder: Path) -> None:
-    missing = [f"file {file}"] if not file.is_file() else []
-    missing += [f"folder {folder}"] if not folder.is_dir() else []
-    if missing:
-        raise DataError(
-            f"{file.parent.parent}: the data set lacks {' and '.join(missing)}; expected images in <root>/<split>/ and "
-            "annotations in <root>/annotations/instances_<split>.json; mend the data root or the name of the split"
-        )
+    return assemble(data.root, data.split, data.folder, columns, categories, found)
 
 
 def _quarantined(annotations: Annotations, faults: dict[int, Fault], images: Images) -> Annotations:
@@ -168,16 +159,18 @@ def _columns(images: Images, annotations: Annotations, categories: dict[int, str
     }
 
 
-def _shared(file: Path, identity: list[Any], root: Path, split: str, make: Callable[[], CocoData]) -> CocoData:
-    """What `make` gets from the annotation file, from the node's cache where it can be cached."""
-    status = file.stat()
-    if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
-        return make()
-    # ctime as well: a copy may bring its time of change along, and other content may be as long.
-    stamps = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    key = json.dumps([FORMAT, str(file.resolve()), split, stamps, identity])
+def _shared(files: SplitFiles, identity: list[Any], root: Path, make: Callable[[], CocoData]) -> CocoData:
+    """What `make` gets from the annotation files, from the node's cache where it can be cached."""
+    stamps = []
+    for file in files.annotations:
+        status = file.stat()
+        if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+            return make()
+        # ctime as well: a copy may bring its time of change along, and other content may be as long.
+        stamps.append([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    key = json.dumps([FORMAT, files.name, stamps, identity])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
-    return shared(name, make, write_data, partial(read_data, root=root, split=split))
+    return shared(name, make, write_data, partial(read_data, root=root, split=files.name, folder=files.images))
 
 
 def annotation_faults(annotations: Annotations, images: Images, category_ids: Sequence[int]) -> dict[int, Fault]:

@@ -35,7 +35,10 @@ class CocoData:
     """
 
     root: Path
+    """The data set's folder, or the one file that it was found by."""
     split: str
+    folder: Path
+    """Where image files lie; names count from here."""
     image_ids: NDArray[np.int64]
     """[n], rising."""
     names: NDArray[np.bytes_]
@@ -54,7 +57,7 @@ class CocoData:
     annotation_labels: NDArray[np.int16]
     annotation_crowds: NDArray[np.bool_]
     fingerprint: str
-    """sha256 over all of the above but root and split, so over what training and evaluation see."""
+    """sha256 over all of the above but root, split and folder, so over what training and evaluation see."""
     faults: tuple[Fault, ...] = ()
     """What was left out or clipped because it is faulty."""
     file: Path | None = field(default=None, init=False)
@@ -63,7 +66,7 @@ class CocoData:
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.file is not None and self.file.is_file():
             # A spawned DataLoader worker grows by 0.1 MB with the path, by 48.9 MB with the columns (train2017).
-            return _reopen, (self.file, self.root, self.split, self.fingerprint)
+            return _reopen, (self.file, self.root, self.split, self.folder, self.fingerprint)
         return object.__reduce_ex__(self, protocol)
 
     def __len__(self) -> int:
@@ -71,13 +74,13 @@ class CocoData:
 
     @property
     def file_names(self) -> list[str]:
-        """The name of each image's file, inside the folder of the split."""
+        """The name of each image's file, counted from the folder."""
         return [name.decode() for name in self.names.tolist()]
 
     def path(self, index: int) -> Path:
         """Where an image is."""
         name: bytes = self.names[index]
-        return self.root / self.split / name.decode()
+        return self.folder / name.decode()
 
     def boxes(self, index: int) -> NDArray[np.float32]:
         """The boxes to learn, xyxy [G, 4], clipped to the image; no crowds, nothing under a pixel."""
@@ -126,12 +129,13 @@ class CocoData:
 
 
 def assemble(
-    root: Path, split: str, columns: Columns, categories: dict[int, str], faults: tuple[Fault, ...]
+    root: Path, split: str, folder: Path, columns: Columns, categories: dict[int, str], faults: tuple[Fault, ...]
 ) -> CocoData:
     """Data in memory, with the fingerprint of their content."""
     return CocoData(
         root=root,
         split=split,
+        folder=folder,
         category_ids=tuple(categories),
         category_names=tuple(categories.values()),
         fingerprint=_fingerprint(columns, categories),
@@ -141,7 +145,7 @@ def assemble(
 
 
 def write_data(file: Path, data: CocoData) -> None:
-    """Write the data to an Arrow file, all but root and split."""
+    """Write the data to an Arrow file, all but root, split and folder."""
     card = {
         "categories": list(zip(data.category_ids, data.category_names, strict=True)),
         "faults": [asdict(fault) for fault in data.faults],
@@ -150,10 +154,10 @@ def write_data(file: Path, data: CocoData) -> None:
     write_arrow(file, {name: getattr(data, name) for name in COLUMNS}, card)
 
 
-def read_data(file: Path, root: Path, split: str) -> CocoData | None:
+def read_data(file: Path, root: Path, split: str, folder: Path) -> CocoData | None:
     """Data mapped from a file that holds what was written there; None where none does."""
     try:
-        data = _mapped(file, root, split)
+        data = _mapped(file, root, split, folder)
         categories = dict(zip(data.category_ids, data.category_names, strict=True))
         sound = data.fingerprint == _fingerprint({name: getattr(data, name) for name in COLUMNS}, categories)
     except Exception:  # missing, or damaged in whatever way
@@ -161,11 +165,12 @@ def read_data(file: Path, root: Path, split: str) -> CocoData | None:
     return data if sound else None
 
 
-def _mapped(file: Path, root: Path, split: str) -> CocoData:
+def _mapped(file: Path, root: Path, split: str, folder: Path) -> CocoData:
     columns, card = map_arrow(file)
     data = CocoData(
         root=root,
         split=split,
+        folder=folder,
         category_ids=tuple(id for id, _ in card["categories"]),
         category_names=tuple(name for _, name in card["categories"]),
         fingerprint=card["fingerprint"],
@@ -176,10 +181,10 @@ def _mapped(file: Path, root: Path, split: str) -> CocoData:
     return data
 
 
-def _reopen(file: Path, root: Path, split: str, fingerprint: str) -> CocoData:
+def _reopen(file: Path, root: Path, split: str, folder: Path, fingerprint: str) -> CocoData:
     """What another process of this node has mapped."""
     try:
-        data = _mapped(file, root, split)
+        data = _mapped(file, root, split, folder)
     except Exception as error:  # missing, or damaged in whatever way
         raise DataError(f"{file}: cached annotations went away ({error}); start again") from error
     if data.fingerprint != fingerprint:

@@ -53,8 +53,8 @@ def compile_functions() -> None:
     torch.set_num_threads(1)
     detector = build_detector(ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=1), 1, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        data = assemble(Path(folder), "val", columns, {1: "thing"}, ())
-        (data.root / data.split).mkdir()
+        data = assemble(Path(folder), "val", Path(folder, "val"), columns, {1: "thing"}, ())
+        data.folder.mkdir()
         Image.new("RGB", (64, 64), "grey").save(data.path(0))
         list(score_shards(detector, data, [(0,)], [InferenceConfig()], DataConfig(short_edge=256, long_edge=256)))
 

@@ -287,7 +287,7 @@ def large_data(root: Path, num_annotations: int) -> CocoData:
         "annotation_labels": np.zeros(num_annotations, dtype=np.int16),
         "annotation_crowds": np.zeros(num_annotations, dtype=bool),
     }
-    return assemble(root, "train", columns, {1: "cat"}, ())
+    return assemble(root, "train", root / "train", columns, {1: "cat"}, ())
 
 
 def own_memory() -> int:
