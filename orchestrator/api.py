@@ -115,6 +115,19 @@ class OpenSuite(Suite):
         cpus = float(os.cpu_count() or 1)
         return plan, estimate_time(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
 
+    def look_ahead(self, say: Say = tell, *, most_images: int = 5000) -> list[str]:
+        """Check data and first weights as a submit does, and say where results lie; return what would stop a submit.
+
+        Args:
+            say: told what is there.
+            most_images: of a split, up to which image files are looked at as well.
+        """
+        from orchestrator.experiment.prepare import look_ahead
+        from orchestrator.homes import describe_home
+
+        say(describe_home(self.name, self.experiments[0].path.parent, self.site.home))
+        return look_ahead(self.make_plan(), self.site, say, most_images=most_images)
+
     def submit(
         self,
         say: Say = tell,

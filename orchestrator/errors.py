@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 Say = Callable[[str], None]
 """Tells a person something beside the output of a command, a line at a time."""
+BAD_INPUT = 2
+"""The exit code where something that a user can mend stopped a verb before it began."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it: 128 and SIGINT's number, 2."""
 

@@ -28,9 +28,9 @@ class Site:
     home: Path
     """Everything that the project writes lies under here (RNC_HOME)."""
     coco_root: Path | None = None
-    """The folder of COCO 2017 (RNC_COCO_ROOT)."""
+    """The data set, a folder or a file: `data.root` of the experiment files, or RNC_COCO_ROOT."""
     weights_root: Path | None = None
-    """The folder of pretrained backbones and detectors (RNC_WEIGHTS)."""
+    """The folder of pretrained backbones and detectors: `data.weights` of the experiment files, or RNC_WEIGHTS."""
     tracking_uri: str | None = None
     """An MLflow server (MLFLOW_TRACKING_URI); None runs one of our own under `home`."""
     ray_address: str | None = None
@@ -55,7 +55,10 @@ class Site:
         if dataset == "shapes":
             return self.home / "data" / "shapes"
         if self.coco_root is None:
-            raise UserError(f"RNC_COCO_ROOT is not set; name the folder of COCO 2017, which holds {COCO_LAYOUT}")
+            raise UserError(
+                "RNC_COCO_ROOT is not set, and the experiment file has no `data: {root: ...}`; one of them has to name "
+                f"the data set: the folder of COCO 2017, which holds {COCO_LAYOUT}, or any other that `rnc data` knows"
+            )
         return self.coco_root
 
     def num_images(self, data: DataConfig) -> int | None:
@@ -83,7 +86,10 @@ class Site:
         if name is None:
             return None
         if self.weights_root is None:
-            raise UserError(f"RNC_WEIGHTS is not set; name the folder that holds {name}")
+            raise UserError(
+                "RNC_WEIGHTS is not set, and the experiment file has no `data: {weights: ...}`; one of them has to "
+                f"name the folder that holds {name}"
+            )
         path = self.weights_root / name
         if not path.is_file():
             raise UserError(f"RNC_WEIGHTS: {self.weights_root} holds no file {name}; download it there")
@@ -102,11 +108,17 @@ def site_from_environment(environ: Mapping[str, str]) -> Site:
         raise UserError(f"RNC_HOME: {home} is a file, expected a folder (it may be one that does not exist yet)")
     return Site(
         home=home,
-        coco_root=_folder(environ, "RNC_COCO_ROOT"),
+        coco_root=_data_set(environ, "RNC_COCO_ROOT"),
         weights_root=_folder(environ, "RNC_WEIGHTS"),
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
         ray_address=environ.get("RAY_ADDRESS") or None,
     )
+
+
+def _data_set(environ: Mapping[str, str], name: str) -> Path | None:
+    """A data set may be one file, such as a COCO JSON whose images lie beside it."""
+    path = _absolute(environ[name]) if environ.get(name) else None
+    return path if path is not None and path.is_file() else _folder(environ, name)
 
 
 def _folder(environ: Mapping[str, str], name: str) -> Path | None:

@@ -46,9 +46,10 @@ def _folder_from(variable: str) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Leave the user's own cache alone."""
+    """Leave the user's own cache, and what is noted of his suites, alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

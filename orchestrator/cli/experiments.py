@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, say, show, show_reports, site, suites
+from orchestrator.cli.options import EXPERIMENTS, FORMAT, override_words, say, show, show_reports, site, suites
 from orchestrator.cluster.environment import is_jobs_address
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 from orchestrator.experiment.budget import require_budget
 from orchestrator.experiment.load import Experiment
 from orchestrator.figures.table import Table
@@ -26,8 +26,10 @@ IMAGES_PER_S = click.option(
 @click.option("--gpus", type=click.IntRange(min=1), help="How many hours would it take on this many GPUs?")
 @IMAGES_PER_S
 @click.option("--verbose", is_flag=True, help="List every evaluation: where it is shown, and why it is missing.")
-@click.option("--quick", is_flag=True, help="Do not look whether MLflow still holds the files of what stands.")
+@click.option("--quick", is_flag=True, help="Look neither at the data nor whether MLflow still holds the files.")
+@click.pass_context
 def plan(
+    ctx: click.Context,
     experiments: list[Experiment],
     form: str,
     gpus: int | None,
@@ -35,18 +37,28 @@ def plan(
     verbose: bool,
     quick: bool,
 ) -> None:
-    """Show what EXPERIMENT would train and score, what it and each row costs, and how much disk. Starts nothing."""
+    """Show what EXPERIMENT would train and score, what it and each row costs, and how much disk. Starts nothing.
+
+    The data are checked as a submit checks them, image files where there are at most 5,000; what would stop a submit is
+    named, and the exit code is then 2.
+    """
     from orchestrator.report.plan_tables import costs_table, evaluations_table, plan_table, plans_json
 
-    plans = [one.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick) for one in suites(experiments)]
+    opened = suites(experiments)
+    plans = [one.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick) for one in opened]
     if form == "json":
         click.echo(json.dumps(plans_json(plans), indent=2))
-        return
-    tables = []
-    for one, time in plans:
-        tables += [plan_table(one, time), *([] if one.is_complete else [costs_table(one, time)])]
-        tables += [evaluations_table(one)] if verbose else []
-    show(tables, form)
+    else:
+        tables = []
+        for one, time in plans:
+            tables += [plan_table(one, time), *([] if one.is_complete else [costs_table(one, time)])]
+            tables += [evaluations_table(one)] if verbose else []
+        show(tables, form)
+    if not quick:
+        stops = [stop for suite in opened for stop in suite.look_ahead(say)]
+        for stop in stops:
+            say(f"a submit would stop here: {stop}")
+        ctx.exit(BAD_INPUT if stops else 0)
 
 
 @click.command()
@@ -102,7 +114,7 @@ def submit(
     if address:
         here = replace(here, ray_address=address)
     opened = suites(experiments, here)
-    passed_on = ["--format", form, *(["--prune"] if prune else [])]
+    passed_on = ["--format", form, *override_words(ctx), *(["--prune"] if prune else [])]
     passed_on += [] if budget is None else ["--budget", str(budget)]
     passed_on += [] if images_per_s is None else ["--images-per-s", str(images_per_s)]
     if is_jobs_address(here.ray_address):

@@ -6,9 +6,7 @@ from typing import Any
 import click
 
 from orchestrator.cli import checkpoints, experiments, suites
-from orchestrator.errors import INTERRUPTED, UserError
-
-BAD_INPUT = 2
+from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 
 
 class _Verbs(click.Group):

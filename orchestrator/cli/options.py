@@ -12,6 +12,7 @@ import click
 
 from orchestrator.api import OpenSuite
 from orchestrator.cluster.environment import require_cluster_settings
+from orchestrator.experiment.layers import parse_overrides
 from orchestrator.experiment.load import Experiment, load_experiments
 from orchestrator.figures.page import FORMATS, html_page, render
 from orchestrator.figures.table import Table
@@ -21,12 +22,46 @@ if TYPE_CHECKING:
     from orchestrator.report.files import Report
 
 
+OVERRIDES = "rnc.overrides"
+"""Where a call keeps what its `--set` says."""
+
+
 def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
-    """Read the files that an argument names."""
-    return load_experiments(paths) if paths else []
+    """Read the files that an argument names, with what --set changes in them."""
+    return load_experiments(paths, parse_overrides(ctx.meta.get(OVERRIDES, ()))) if paths else []
 
 
-EXPERIMENTS = click.argument("experiments", nargs=-1, required=True, metavar="EXPERIMENT...", callback=read_experiments)
+def override_words(ctx: click.Context) -> list[str]:
+    """The --set of this call, as words of another that reads the same files."""
+    return [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
+
+
+def _keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> None:
+    ctx.meta[OVERRIDES] = pairs
+
+
+def experiments_argument(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb EXPERIMENT..., and --set, which changes settings of all of them."""
+    argument = click.argument(
+        "experiments",
+        nargs=-1,
+        required=required,
+        metavar="EXPERIMENT..." if required else "[EXPERIMENT]...",
+        callback=read_experiments,
+    )
+    option = click.option(
+        "--set",
+        multiple=True,
+        is_eager=True,  # the files are read with it
+        expose_value=False,
+        callback=_keep_overrides,
+        metavar="SETTING=VALUE",
+        help="Another setting in every row, such as train.schedule.epochs=3 or data.root=PATH; repeat it.",
+    )
+    return lambda verb: argument(option(verb))
+
+
+EXPERIMENTS = experiments_argument()
 FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
 CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 DATA = click.option(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, read_experiments, say, show, site, suites
+from orchestrator.cli.options import EXPERIMENTS, FORMAT, experiments_argument, override_words, say, show, site, suites
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
@@ -82,7 +82,7 @@ def repair(experiments: list[Experiment], dry_run: bool) -> None:
 
 
 @click.command()
-@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", callback=read_experiments)
+@experiments_argument(required=False)
 @click.option("--open", "opens", is_flag=True, help="Open the first address in a browser.")
 @click.option("--stop", is_flag=True, help="End the server instead.")
 def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
@@ -110,7 +110,7 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
 
 
 @click.command()
-@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", callback=read_experiments)
+@experiments_argument(required=False)
 @FORMAT
 @click.option("--address", help="A Ray cluster, instead of RAY_ADDRESS: http://HOST:8265 to send a job, else to join.")
 @click.option("--env", "env", multiple=True, metavar="NAME=VALUE", help="For the environment of a job; repeat it.")
@@ -138,7 +138,7 @@ def doctor(
     if is_jobs_address(here.ray_address):
         from orchestrator.cluster.jobs import Remote, run_job
 
-        remote = Remote(address=str(here.ray_address), env=env, options=("--format", form))
+        remote = Remote(address=str(here.ray_address), env=env, options=("--format", form, *override_words(ctx)))
         printed: list[str] = []
         code = run_job("doctor", experiments, remote, say, printed.append if form == "json" else _print)
         if printed:  # a job's output and what it says beside it come as one

@@ -10,8 +10,8 @@ from os.path import normpath, relpath
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.strict_yaml import read_yaml
 from orchestrator.site import ROOT
+from orchestrator.strict_yaml import read_yaml
 
 SOURCES = ("model", "orchestrator", "pyproject.toml")
 """What is sent of the repository: what git tracks there, templates and other package data included."""

@@ -19,15 +19,20 @@ from orchestrator.errors import Say, UserError
 from orchestrator.experiment.estimate import needed_while_training
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
+from orchestrator.experiment.prepare import look_ahead
 from orchestrator.experiment.rows import Row
+from orchestrator.homes import describe_home, last_home
 from orchestrator.site import Site
 from orchestrator.tracking import server
+from orchestrator.tracking.suite import site_of
 
 if TYPE_CHECKING:
     from orchestrator.doctor.nodes import Seen
 
 COCO_SPLITS = ("train2017", "val2017")
 WEIGHTS = ("*.pth", "*.safetensors")
+MOST_IMAGES = 10**9
+"""All of a split: who asks the doctor has the minutes that COCO's take."""
 MOST_WEIGHTS = 20
 """Files of a folder that are compared where no experiment says which are needed."""
 
@@ -45,6 +50,7 @@ def diagnose(experiments: Sequence[Experiment], site: Site, say: Say) -> list[Fi
     say("Looking at this machine ...")
     facts = examine(asked)
     findings = [*needs.findings, *judge_machine(DRIVER, facts), *judge_space(experiments, site.home)]
+    findings += [*judge_homes(experiments, site), *judge_use(experiments, site, say)]
     findings += _judge_tracking(site, facts["mlflow"], say)
     if site.ray_address is None:
         seen = "no cluster is named: a Ray of our own starts with the submit, for this machine and user alone"
@@ -129,8 +135,8 @@ class Needs:
 
 def needs_of(experiments: Sequence[Experiment], site: Site) -> Needs:
     """Return what the experiments read, or, without any, all that the site names."""
-    rows = [row for experiment in experiments for row in experiment.rows]
-    needs = [*_data(rows, site), *_weights(rows, site)]
+    alone = [([*one.rows], site_of([one], site)) for one in experiments] or [([], site)]
+    needs = list(dict.fromkeys(need for rows, here in alone for need in (*_data(rows, here), *_weights(rows, here))))
     return Needs(
         splits=tuple(need for need in needs if isinstance(need, tuple)),
         weights=tuple(need for need in needs if isinstance(need, Path)),
@@ -171,6 +177,28 @@ def _weights(rows: Sequence[Row], site: Site) -> Iterator[Path | Finding]:
         for file in files:
             seen = f"the experiments start from {file}, and RNC_WEIGHTS is not set"
             yield finding("weights", DRIVER, "fail", seen, f"set RNC_WEIGHTS to a folder that holds {file}")
+
+
+def judge_homes(experiments: Sequence[Experiment], site: Site) -> Iterator[Finding]:
+    """Judge whether results of the experiments lie in another RNC_HOME, where a submit would have to go on."""
+    for suite, folder in dict.fromkeys((one.suite, one.path.parent) for one in experiments):
+        seen = describe_home(suite, folder, site.home)
+        is_other = last_home(suite, folder) not in (None, site.home)
+        way_out = "set RNC_HOME to the folder of the last submit, or submit here to begin anew"
+        yield finding("RNC_HOME", DRIVER, "warn" if is_other else "ok", seen, way_out)
+
+
+def judge_use(experiments: Sequence[Experiment], site: Site, say: Say) -> Iterator[Finding]:
+    """Judge whether trainings of the experiments can learn, by the same checks of data as a submit's."""
+    for suite, plan in _plans(experiments).items():
+        seen: list[str] = []
+        here = site_of(plan.experiments, site)
+        if any(run.config.data.dataset != "shapes" for run in plan.trainings.values()) and here.coco_root is not None:
+            say(f"Reading {here.coco_root} ...")
+        stops = look_ahead(plan, here, seen.append, most_images=MOST_IMAGES)
+        yield from (finding(f"data of {suite}", DRIVER, "ok", text) for text in seen)
+        way_out = "as it says; `rnc data` shows a data set as it is"
+        yield from (finding(f"data of {suite}", DRIVER, "fail", text, way_out) for text in stops)
 
 
 def judge_fit(experiments: Sequence[Experiment], cluster: Cluster) -> Iterator[Finding]:

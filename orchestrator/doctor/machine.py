@@ -1,5 +1,6 @@
 """Checks of one machine: each a look, which runs there and returns plain facts, and a judgement made on the driver."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.data.cache import file_sha256, own_folder
+from model.data.faults import DataError
+from model.data.layout import split_files
 from orchestrator.cluster.gpus import VISIBLE, count_gpus, why_no_cuda
 from orchestrator.doctor.finding import Finding, Level, finding
 from orchestrator.doctor.services import ask_mlflow, judge_listeners, judge_mlflow, listeners
@@ -262,12 +265,14 @@ def judge_storage(where: str, facts: Facts) -> Iterator[Finding]:
 
 def split_facts(root: Path, split: str) -> Facts:
     """The sha256 of a split's annotations and its number of images, which take seconds; images are not read."""
-    file, images = root / "annotations" / f"instances_{split}.json", root / split
-    if not file.is_file():
-        return {"missing": str(file)}
-    if not images.is_dir():
-        return {"missing": str(images)}
-    return {"sha256": file_sha256(file)[:12], "images": len(os.listdir(images))}
+    try:
+        files = split_files(root, split)
+    except DataError as error:
+        return {"missing": str(error)}
+    parts = [file_sha256(file) for file in files.annotations]
+    # Of one file its own, which `sha256sum` shows as well.
+    sha256 = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+    return {"sha256": sha256[:12], "images": len(os.listdir(files.images))}
 
 
 def weights_facts(path: Path) -> Facts:
@@ -280,7 +285,7 @@ def judge_data(where: str, facts: Facts) -> Iterator[Finding]:
     for name, split in facts.items():
         if "missing" in split:
             way_out = "set RNC_COCO_ROOT to a folder that holds the data on every node, under the same path"
-            yield finding("data", where, "fail", f"{split['missing']} is not there", way_out)
+            yield finding("data", where, "fail", split["missing"], way_out)
         else:
             yield finding("data", where, "ok", f"{name}: {split['images']} images, annotations {split['sha256']}")
 

@@ -24,6 +24,7 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
 from orchestrator.experiment.seeds import Asked, Seed, cheapest_seeds, next_seeds
+from orchestrator.homes import describe_home, last_home, remember
 from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims
 from orchestrator.report.claims.ledger import open_rows
 from orchestrator.report.files import Report, make_reports, measure_suite, table_files, write_reports
@@ -77,6 +78,7 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
     require_budget(bounds.hours)
     _claims(suite)  # a mistake in them should not wait for the first trainings
     with ExitStack() as stack:
+        _note_home(suite, say)
         stack.enter_context(_compiling(suite.site))
         suite.connect()
         if prune:
@@ -97,6 +99,14 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
         if len(reports) < len(suite.experiments):
             exit_code = max(exit_code, 1)
         return Submitted(exit_code=exit_code, reports=reports, hours=hours)
+
+
+def _note_home(suite: Suite, say: Say) -> None:
+    """Say where results go if the suite was last submitted with another RNC_HOME, and note this one."""
+    folder, home = suite.experiments[0].path.parent, suite.site.home
+    if last_home(suite.name, folder) not in (None, home):
+        say(describe_home(suite.name, folder, home))
+    remember(suite.name, folder, home)
 
 
 def check(suite: Suite, say: Say) -> Plan:

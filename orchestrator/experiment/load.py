@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from model.config import METRICS
-from model.settings import Settings, merge, misspelt, read_settings, suggestion
+from model.settings import Settings, misspelt, read_settings, suggestion
 from orchestrator.errors import UserError
+from orchestrator.experiment.layers import lay, override, with_drops
 from orchestrator.experiment.rows import (
     Cited,
+    Places,
     Resources,
     Row,
     SeedRule,
@@ -23,7 +25,7 @@ from orchestrator.experiment.rows import (
     read_row,
 )
 from orchestrator.experiment.search import Search, SearchForm, Settable, grid_rows, read_search
-from orchestrator.experiment.strict_yaml import read_yaml
+from orchestrator.strict_yaml import read_yaml
 
 CLAIMS = "claims.yaml"
 """The file of sentences that rest on the tables of its folder; it is no table itself."""
@@ -51,6 +53,8 @@ class Experiment:
     """How seeds are added to the rows; None where they are listed."""
     columns: tuple[str, ...] = METRICS[:6]
     resources: Resources = field(default_factory=Resources)
+    data: Places = field(default_factory=Places)
+    """Where its data and first weights lie, as absolute paths; what is None, the environment says."""
     path: Path
 
 
@@ -80,23 +84,31 @@ class Document:
     reference: str | None = None
     columns: tuple[str, ...] = METRICS[:6]
     resources: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    """Where data and first weights lie."""
 
 
-def load_experiment(path: Path | str) -> Experiment:
+def load_experiment(path: Path | str, overrides: Settings | None = None) -> Experiment:
     """Read an experiment file, with what it extends, into checked and typed rows.
 
+    Args:
+        path: of the file.
+        overrides: settings that rule over those of the file and of each row; see layers.parse_overrides.
+
     Raises:
-        UserError: the file has mistakes; all of them, one to a line.
+        UserError: the file has mistakes, or they come of the overrides; all of them, one to a line.
     """
     path = Path(path)
     merged, problems = _read(path, ())
-    experiment, mistakes = _experiment(path, merged)
+    experiment, mistakes = _experiment(path, override(merged, _from_here(overrides or {})))
     if experiment is None or problems + mistakes:
+        if overrides and not problems and not _experiment(path, merged)[1]:
+            mistakes = [f"{mistake} (by --set)" for mistake in mistakes]
         raise _error(path, problems + mistakes)
     return experiment
 
 
-def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
+def load_experiments(paths: Sequence[Path | str], overrides: Settings | None = None) -> list[Experiment]:
     """Read several experiment files; a folder stands for its files.
 
     Passed over are, as a shell's *.yaml may name them, parts of experiments (`_*.yaml`) and the claims beside them.
@@ -116,7 +128,7 @@ def load_experiments(paths: Sequence[Path | str]) -> list[Experiment]:
             f"{', '.join(map(str, paths))}: no experiment, but a part of others; name a file that extends it"
         )
     # A file may be named by itself and by its folder.
-    experiments = [load_experiment(path) for path in dict.fromkeys(files)]
+    experiments = [load_experiment(path, overrides) for path in dict.fromkeys(files)]
     first: dict[tuple[str, str], Experiment] = {}
     for experiment in experiments:
         other = first.setdefault((experiment.suite, experiment.name), experiment)
@@ -165,12 +177,31 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
         own["extends"] = [own["extends"]]
     # Names are checked here, file by file, since a merged document no longer tells where a misspelt one stands.
     problems = list(_misspelt_names(own))
+    own = _placed(own, path.parent)
     document, _, mistakes_of_form = _document(own)
     if document is None:
         raise _error(path, mistakes_of_form + problems)
     parents = [_read_parent(Path(normpath(path.parent / name)), (*chain, path)) for name in document.extends]
     merged, mistakes = _inherit(parents, own)
     return merged, problems + mistakes
+
+
+def _placed(own: Settings, folder: Path) -> Settings:
+    """Make paths under `data` absolute, which count from the folder of the file that says them."""
+    data = own.get("data")
+    if not isinstance(data, Mapping):
+        return own
+    named = {
+        name: normpath((folder / Path(value).expanduser()).absolute())
+        for name, value in data.items()
+        if name in ("root", "weights") and isinstance(value, str)
+    }
+    return own | {"data": {**data, **named}}
+
+
+def _from_here(overrides: Settings) -> Settings:
+    """Paths that a command line sets count from the current folder."""
+    return _placed(overrides, Path.cwd())
 
 
 def _document(raw: Settings) -> tuple[Document | None, SeedRule | None, list[str]]:
@@ -200,7 +231,8 @@ def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
 def _misspelt_names(own: Settings) -> Iterator[str]:
     """Name every key of a file, at any depth, that is no setting; where a mapping has to be and is none, nothing."""
     yield from misspelt(Document, own)
-    for name, kind in (("defaults", Settable), ("resources", Resources), ("search", SearchForm), ("seeds", SeedRule)):
+    parts = {"defaults": Settable, "resources": Resources, "data": Places, "search": SearchForm, "seeds": SeedRule}
+    for name, kind in parts.items():
         yield from misspelt(kind, _mapping(own.get(name)), f"{name}.")
     for place, row in enumerate(_list(own.get("rows"))):
         for problem in misspelt_in_line(Row, row):
@@ -236,7 +268,7 @@ def _inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list
 
 
 def _lay(above: Settings, below: Settings) -> Settings:
-    deep = {name: merge(below.get(name, {}), above.get(name, {})) for name in ("defaults", "resources")}
+    deep = {name: lay(above.get(name, {}), below.get(name, {})) for name in ("defaults", "resources", "data")}
     return below | above | deep
 
 
@@ -268,7 +300,7 @@ def _picked_rows(rows: Sequence[Settings], own: Settings) -> tuple[list[Settings
             problems.append(f"changes names {label!r}, which is no row; {suggestion(label, by_label)}")
         elif "label" in settings:
             problems.append(f"changes gives row {label!r} another label; give the row under rows instead")
-    return [merge(by_label[name], changes.get(name, {})) for name in kept if name in by_label], problems
+    return [lay(changes.get(name, {}), by_label[name]) for name in kept if name in by_label], problems
 
 
 def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[str]]:
@@ -277,6 +309,8 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     assert document is not None, "a document of checked parts is a checked document"
     rows, problems = _rows(merged | {"seeds": list(document.seeds)})
     resources, mistakes = read_settings(Resources, document.resources, "resources.")
+    problems += mistakes
+    data, mistakes = read_settings(Places, document.data, "data.")
     problems += mistakes
     cited, mistakes = _cited(document)
     problems += mistakes
@@ -289,7 +323,7 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     if resources is not None and not problems:
         problems += [f"resources.{problem}" for problem in contradictions(resources, [row.train for row in rows])]
         problems += _equal_rows(rows, search)
-    if problems or resources is None:
+    if problems or resources is None or data is None:
         return None, problems
     name = document.name or path.stem
     experiment = Experiment(
@@ -304,6 +338,7 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
         seed_rule=rule,
         columns=document.columns,
         resources=resources,
+        data=data,
         path=path,
     )
     return experiment, []
@@ -315,13 +350,13 @@ def _rows(merged: Settings) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     found: list[list[str]] = []  # the mistakes of each row
     for raw in merged["rows"]:
-        row, mistakes = read_row(merge(usual, raw))
+        row, mistakes = read_row(with_drops(lay(raw, usual)))
         if row is not None:
             rows.append(row)
         found.append(mistakes)
     shared: list[str] = []  # those that every row has, and the defaults by themselves
     if len(found) > 1:
-        _, of_defaults = read_row({"label": "defaults"} | usual)
+        _, of_defaults = read_row(with_drops({"label": "defaults"} | usual))
         shared = [mistake for mistake in found[0] if all(mistake in one for one in [of_defaults, *found])]
     problems = [f"defaults.{told}" if told.startswith(("train.", "inference.", "split ")) else told for told in shared]
     for place, (raw, mistakes) in enumerate(zip(merged["rows"], found, strict=True)):

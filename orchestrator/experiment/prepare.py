@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from model.data.split import CocoData
 
 
+CategoryIds = dict[str, tuple[int, ...]]
+"""By data set."""
+Read = Callable[[DataConfig, str | None], "CocoData"]
+"""Reads what a training of these settings learns from, or a split that it is scored on."""
+
+
 class Selection(NamedTuple):
     """The settings that decide which images and annotations are read."""
 
@@ -48,25 +54,169 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
     Raises:
         UserError: weights, disk or data are missing, damaged or too small; nothing was started.
     """
-    missing = [run.config for key, run in plan.trainings.items() if key in plan.missing_trainings]
-    scored = [
-        (plan.trainings[evaluation.train_key].config, evaluation.split)
-        for key, evaluation in plan.evaluations.items()
-        if key in plan.missing_evaluations
-    ]
     # Quick checks first: reading data may take minutes. dict.fromkeys keeps what many rows share once, in their order.
+    missing = _missing(plan)
+    require_learning(plan)
     for model in dict.fromkeys(config.model for config in missing):
         _check_backbone_weights(model, site)
     _require_space(site.home, missing)
-    for config in missing + [config for config, _ in scored]:
-        draw(config.data, site)
-    training = dict.fromkeys(config.data for config in missing)
-    scoring = dict.fromkeys((config.data, split) for config, split in scored)
-    scoring |= dict.fromkeys((data, data.val_split) for data in training)  # validation after each epoch
-    category_ids = _check_data(training, scoring, list(_used_data(plan, ledger)), site, say, check_images)
+    for data, _ in _splits(plan):
+        draw(data, site)
+    category_ids = check_data(plan, _used_data(plan, ledger), _reader(site, check_images=check_images), say)
     # A whole detector has classes, so that its file can be checked only now that the data's categories are known.
     for model, dataset in dict.fromkeys((config.model, config.data.dataset) for config in missing):
         _check_detector_weights(model, category_ids[dataset], site)
+
+
+def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_images: int) -> list[str]:
+    """Say what `prepare` would find in weights and data, and write nothing; return what would stop a submit.
+
+    What this machine does not have at all, such as a data set that only the cluster sees, is said and stops nothing.
+
+    Args:
+        plan: of one suite.
+        site: where data and weights are.
+        say: told of each split.
+        most_images: of a split, up to which image files are looked at as well; more take minutes.
+    """
+    stops: list[str] = []
+
+    def look(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except UserError as error:
+            stops.append(str(error))
+
+    look(lambda: require_learning(plan))
+    files = dict.fromkeys(config.model.weights for config in _missing(plan) if config.model.weights)
+    if files and site.weights_root is None:
+        say(f"weights {', '.join(files)}: RNC_WEIGHTS is not set here, so that they were not looked for")
+    elif files:
+        for file in files:
+            look(lambda file=file: site.weights_file(file))  # type: ignore[misc]
+    datasets = {config.dataset for config, _ in _splits(plan)}
+    if "shapes" in datasets and not site.data_root("shapes").is_dir():
+        say(f"data {site.data_root('shapes')}: drawn by the first submit")
+    elif "coco" in datasets and site.coco_root is None:
+        say("data: RNC_COCO_ROOT is not set here and no file has `data: {root: ...}`, so that nothing was looked at")
+    else:
+        # Fingerprints are for `prepare`: here a large split may be read without a look at its images.
+        look(lambda: check_data(plan, (), _hasty_reader(site, most_images), say))
+    return stops
+
+
+def require_learning(plan: Plan) -> None:
+    """Refuse trainings that cannot learn: a backbone of random numbers of which a part stays as it is.
+
+    Raises:
+        UserError: the message names the rows, their settings and the two ways out.
+    """
+    stuck: dict[str, list[str]] = {}
+    for key in plan.missing_trainings:
+        model, reasons = plan.trainings[key].config.model, []
+        if model.weights is None and model.backbone_norm == "frozen_batch":
+            reasons.append("train.model.backbone_norm is frozen_batch, which takes its statistics from such a file")
+        if model.weights is None and model.frozen_stages > 0:
+            reasons.append(f"train.model.frozen_stages is {model.frozen_stages}: these stages keep random numbers")
+        if reasons:
+            stuck.setdefault("; ".join(reasons), []).append(plan.trainings[key].label)
+    if stuck:
+        named = "\n  ".join(f"{', '.join(labels)}: {reason}" for reason, labels in stuck.items())
+        raise UserError(
+            f"{plan.suite}: there are no first weights (train.model.backbone_weights is null), so that these cannot "
+            f"learn:\n  {named}\nName first weights, train.model.backbone_weights: a file of RNC_WEIGHTS; or let all "
+            "of it learn from random numbers, train.model: {backbone_norm: group, frozen_stages: 0}"
+        )
+
+
+def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[str], None]) -> CategoryIds:
+    """Read every split that a plan's missing trainings learn from or are scored on, and say what is there.
+
+    Args:
+        plan: of one suite.
+        used: what finished results rest on.
+        read: reads a split.
+        say: told of each split.
+
+    Returns:
+        The category ids of each data set.
+
+    Raises:
+        UserError: a split is missing or faulty, or is not what finished results rest on.
+    """
+    used = list(used)
+    first: dict[str, CocoData] = {}
+    told: set[str] = set()
+    for config, split in _splits(plan):
+        data = read(config, split)
+        selection = training_data(config) if split is None else scoring_data(config, split)
+        require_same_data(selection, data.fingerprint, used)
+        # Many rows share a split, which is told of once.
+        if (text := describe_split(data)) not in told:
+            say(text)
+        told.add(text)
+        _require_same_categories(data, first.setdefault(config.dataset, data))
+    return {dataset: data.category_ids for dataset, data in first.items()}
+
+
+def describe_split(data: "CocoData") -> str:
+    """Say in a line what a split holds, and beneath it what was left out for its faults."""
+    from model.data.faults import describe
+
+    text = f"data {data.root}, split {data.split}: {len(data):,} images, {len(data.annotation_ids):,} boxes"
+    return "\n  ".join([text, *(["left out are", *describe(data.faults)] if data.faults else [])])
+
+
+def _reader(site: Site, *, check_images: bool) -> Read:
+    """Read what a training learns from, or the split that it is scored on."""
+    from model.data.coco import read_for_scoring, read_for_training
+    from model.data.faults import DataError
+
+    def read(config: DataConfig, split: str | None) -> "CocoData":
+        root = site.data_root(config.dataset)
+        try:
+            if split is None:
+                return read_for_training(root, config, check_images=check_images)
+            return read_for_scoring(root, config, split, check_images=check_images)
+        except DataError as error:
+            raise UserError(str(error)) from error
+
+    return read
+
+
+def _hasty_reader(site: Site, most_images: int) -> Read:
+    """The same, but of a split of more images only the annotations, which takes a second."""
+    from model.data.coco import read_coco
+    from model.data.faults import DataError
+
+    whole = _reader(site, check_images=True)
+
+    def read(config: DataConfig, split: str | None) -> "CocoData":
+        selection = training_data(config) if split is None else scoring_data(config, split)
+        root, num_images = site.data_root(config.dataset), selection.num_images
+        try:
+            data = read_coco(root, selection.split, num_images=num_images, faults=config.faults, check_images=False)
+        except DataError as error:
+            raise UserError(str(error)) from error
+        return data if len(data) > most_images else whole(config, split)
+
+    return read
+
+
+def _missing(plan: Plan) -> list[TrainConfig]:
+    return [run.config for key, run in plan.trainings.items() if key in plan.missing_trainings]
+
+
+def _splits(plan: Plan) -> list[tuple[DataConfig, str | None]]:
+    """List what is read: a training's own split, as None, then all that are scored, each once."""
+    training = dict.fromkeys(config.data for config in _missing(plan))
+    scoring = dict.fromkeys(
+        (plan.trainings[evaluation.train_key].config.data, evaluation.split)
+        for key, evaluation in plan.evaluations.items()
+        if key in plan.missing_evaluations
+    )
+    scoring |= dict.fromkeys((data, data.val_split) for data in training)  # validation after each epoch
+    return [*((data, None) for data in training), *scoring]
 
 
 def draw(config: DataConfig, site: Site) -> None:
@@ -205,44 +355,6 @@ def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
             f"RNC_HOME: {home} has {free / 1e9:.1f} GB free, these trainings need about {needed / 1e9:.1f} GB; free "
             "some, submit fewer rows, or set RNC_HOME to another disk"
         )
-
-
-def _check_data(
-    training: Iterable[DataConfig],
-    scoring: Iterable[tuple[DataConfig, str]],
-    used: Sequence[UsedData],
-    site: Site,
-    say: Callable[[str], None],
-    check_images: bool,
-) -> dict[str, tuple[int, ...]]:
-    """Read every split that is trained or scored on; return the category ids of each data set."""
-    from model.data.coco import read_for_scoring, read_for_training
-    from model.data.faults import DataError, describe
-    from model.data.split import CocoData
-
-    def read(config: DataConfig, split: str | None) -> CocoData:
-        root = site.data_root(config.dataset)
-        if split is None:
-            return read_for_training(root, config, check_images=check_images)
-        return read_for_scoring(root, config, split, check_images=check_images)
-
-    first: dict[str, CocoData] = {}
-    told: set[str] = set()
-    splits: list[tuple[DataConfig, str | None]] = [(config, None) for config in training]
-    for config, split in [*splits, *scoring]:
-        try:
-            data = read(config, split)
-        except DataError as error:
-            raise UserError(str(error)) from error
-        selection = training_data(config) if split is None else scoring_data(config, split)
-        require_same_data(selection, data.fingerprint, used)
-        faults = "\n  ".join([f"{data.root}, split {data.split}: left out are", *describe(data.faults)])
-        # Many rows share a split, whose faults are told once.
-        if data.faults and faults not in told:
-            say(faults)
-        told.add(faults)
-        _require_same_categories(data, first.setdefault(config.dataset, data))
-    return {dataset: data.category_ids for dataset, data in first.items()}
 
 
 def _require_same_categories(data: "CocoData", first: "CocoData") -> None:

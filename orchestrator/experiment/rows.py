@@ -111,6 +111,17 @@ class Resources:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Where data and first weights lie; free to change, since results are known by what the data are, not where."""
+
+    root: str | None = None
+    """The data set: a folder or a file in any format that `rnc data` knows; counted from the file that says it. Null
+    takes RNC_COCO_ROOT."""
+    weights: str | None = None
+    """The folder of first weights, counted from the file that says it. Null takes RNC_WEIGHTS."""
+
+
 def read_row(raw: Settings) -> tuple[Row | None, list[str]]:
     """Type a row; return it, or None, and its mistakes."""
     if isinstance(raw.get("seeds"), Mapping):

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from model.config import InferenceConfig, TrainConfig
 from model.settings import nested_kinds, suggestion
 from orchestrator.errors import UserError
-from orchestrator.experiment.rows import Resources
+from orchestrator.experiment.rows import Places, Resources
 from orchestrator.figures.table import Column, Table
 
 Cost = Literal["train again", "score again", "free"]
@@ -23,12 +23,14 @@ SECTIONS: tuple[tuple[str, type, Cost], ...] = (
     ("train", TrainConfig, "train again"),
     ("inference", InferenceConfig, "score again"),
     ("resources", Resources, "free"),
+    ("data", Places, "free"),
 )
 """The mappings of a file that hold settings, and their classes."""
 NOTES = (
     "train again: a change is another training. score again: another scoring pass over a finished training. "
     "free: no part of any identity, so that nothing is done again.",
-    "train and inference stand in a row or under defaults, resources at the top of the file; seeds sets train.seed.",
+    "train and inference stand in a row or under defaults, resources and data at the top of the file; seeds sets "
+    "train.seed. Every verb that takes an EXPERIMENT takes --set SETTING=VALUE as well.",
 )
 
 
@@ -46,7 +48,7 @@ class Setting:
 
 
 def all_settings() -> list[Setting]:
-    """List the settings of train, inference and resources, in the order in which their classes define them."""
+    """List the settings of train, inference, resources and data, in the order in which their classes define them."""
     return [setting for name, kind, cost in SECTIONS for setting in _settings(name, kind, cost)]
 
 

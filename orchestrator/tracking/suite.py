@@ -1,6 +1,7 @@
 """A suite: its tables, and what MLflow holds of them; opened once, read once, and again where something changed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import UserError
@@ -14,6 +15,38 @@ from orchestrator.tracking.runs import Run, Tracking, open_tracking, read_runs
 from orchestrator.tracking.server import existing_tracking_server, tracking_server
 
 
+def site_of(experiments: Sequence[Experiment], site: Site) -> Site:
+    """Return the site with the data and weights that the tables of a suite name themselves.
+
+    Raises:
+        UserError: the tables read several data sets, or take their weights from several folders.
+    """
+    on_outside = [one for one in experiments if any(row.train.data.dataset != "shapes" for row in one.rows)]
+    with_weights = [one for one in experiments if any(row.train.model.weights for row in one.rows)]
+    return replace(
+        site,
+        coco_root=_the_one("data.root", {_path(one.data.root, site.coco_root): one for one in on_outside})
+        or site.coco_root,
+        weights_root=_the_one("data.weights", {_path(one.data.weights, site.weights_root): one for one in with_weights})
+        or site.weights_root,
+    )
+
+
+def _path(named: str | None, usual: Path | None) -> Path | None:
+    return usual if named is None else Path(named)
+
+
+def _the_one(setting: str, places: Mapping[Path | None, Experiment]) -> Path | None:
+    if len(places) > 1:
+        # The environment may say it for a file that does not.
+        named = ", ".join(f"{place or 'nowhere'} for {one.path}" for place, one in places.items())
+        raise UserError(
+            f"{setting} is {named}, but a suite has one place: its results are known by their settings, whatever was "
+            f"trained on; give one of the files a suite of its own (suite: NAME), or the same {setting}"
+        )
+    return next(iter(places), None)
+
+
 class Suite:
     """The tables of one suite on one site; what it says of MLflow is what it read last."""
 
@@ -21,10 +54,10 @@ class Suite:
         """Take the tables; nothing is started, created or read.
 
         Raises:
-            UserError: they belong to several suites.
+            UserError: they belong to several suites, or name several data sets.
         """
-        self.site = site
         self._listed = gather(experiments)
+        self.site = site_of(experiments, site)
         self.name = self._listed.suite
         self._asked: Asked = frozenset()
         self._wanted: Plan | None = None

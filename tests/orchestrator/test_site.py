@@ -63,5 +63,5 @@ def test_weights_are_looked_up_in_their_folder(tmp_path):
     assert site.weights_file(None) is None
     with pytest.raises(UserError, match=r"RNC_WEIGHTS: .* holds no file resnet18\.pth"):
         site.weights_file("resnet18.pth")
-    with pytest.raises(UserError, match=r"RNC_WEIGHTS is not set; .* resnet18\.pth"):
+    with pytest.raises(UserError, match=r"RNC_WEIGHTS is not set.* the folder that holds resnet18\.pth"):
         Site(home=tmp_path).weights_file("resnet18.pth")

@@ -52,7 +52,7 @@ def of_sizes(sizes: list[tuple[int, int]], num_images: int) -> CocoData:
         "annotation_labels": np.zeros(0, dtype=np.int16),
         "annotation_crowds": np.zeros(0, dtype=bool),
     }
-    return assemble(Path(), "sizes", columns, {1: "thing"}, ())
+    return assemble(Path(), "sizes", Path(), columns, {1: "thing"}, ())
 
 
 def _pixels(data: CocoData, batch: list[int], config: TrainConfig) -> int:

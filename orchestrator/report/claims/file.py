@@ -12,9 +12,9 @@ from model.settings import misspelt, read_settings, suggestion
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import CLAIMS, Experiment, load_experiment, load_experiments
-from orchestrator.experiment.strict_yaml import read_yaml
 from orchestrator.report.claims.boxes import CONDITIONS
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
+from orchestrator.strict_yaml import read_yaml
 
 Kind = Literal[
     "at_least",

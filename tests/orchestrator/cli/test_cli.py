@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_a_row_that_stands_in_two_files_is_not_guessed(rnc: Rnc):
     [
         ("seeds: [2147483648]", "2147483647"),
         ("suite: '..'", "expected a letter or digit"),
-        ("defaults: {train: {schedule: {epochs: 4}}}", "beyond the last of 4 epochs"),
+        ("defaults: {train: {schedule: {epochs: 4, lr_drop_epochs: [8]}}}", "beyond the last of 4 epochs"),
     ],
 )
 def test_what_could_not_run_as_meant_is_refused_by_plan(rnc: Rnc, tmp_path: Path, text: str, said: str):
@@ -299,3 +300,35 @@ def test_ui_prints_and_opens_where_the_tables_of_an_experiment_are(
     assert all(link.startswith(mlflow_uri) and "workflowType=machine_learning" in link for link in links)
     assert opened == [links[0]]
     assert rnc("ui").stdout == f"{mlflow_uri}/#/experiments?workflowType=machine_learning\n"
+
+
+def test_settings_of_a_call_change_every_row_of_every_file(rnc: Rnc) -> None:
+    table = MINIATURE / "table1_heads.yaml"
+
+    def trainings(*words: str) -> dict[str, str]:
+        """Epochs by key."""
+        lines = rnc("plan", table, "--quick", *words).stdout.splitlines()
+        return dict(re.findall(r"([0-9a-f]{12}) +(\d+)  1 CPU worker", "\n".join(lines)))
+
+    plain, short = trainings(), trainings("--set", "train.schedule.epochs=2", "--set", "train.data.long_edge=256")
+    assert set(plain.values()) == {"5"} and set(short.values()) == {"2"}
+    assert len(plain) == len(short) and not {*plain} & {*short}
+    assert refused(rnc("status", MINIATURE, "--set", "train.schedule.epocs=2"), "did you mean train.schedule.epochs?")
+
+
+def test_a_plan_says_what_would_stop_a_submit(rnc: Rnc, make_coco: MakeCoco, tmp_path: Path) -> None:
+    root = make_coco([{"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 500, 30], "area": 900, "iscrowd": 0}])
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"data: {{root: {root}}}\ndefaults: {{train: {{data: {{train_split: train, val_split: train}}}}}}\n"
+        "rows: [{label: A}]"
+    )
+    stopped = rnc("plan", file)
+    assert stopped.exit_code == 2 and "1 row of 1 table" in stopped.stdout
+    assert "a submit would stop here: " in stopped.stderr and "cannot learn" in stopped.stderr
+    assert f"RNC_HOME {tmp_path / 'home'} is new" in stopped.stderr
+    words = ("--set", "train.model.backbone_norm=group", "--set", "train.model.frozen_stages=0")
+    assert "boxes that leave their image" in rnc("plan", file, *words).stderr
+    left_out = rnc("plan", file, *words, "--set", "train.data.faults=quarantine")
+    assert left_out.exit_code == 0, left_out.output
+    assert rnc("plan", file, "--quick").exit_code == 0

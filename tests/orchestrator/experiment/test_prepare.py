@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from model.data.coco import read_for_training
 from model.network.retinanet import build_detector
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, load_experiment
-from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
+from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
 from orchestrator.experiment.prepare import (
     UsedData,
+    look_ahead,
     prepare,
     require_one_version,
     require_same_data,
@@ -48,7 +50,10 @@ def test_the_photographs_and_the_weights_of_their_tables_are_let_through(
     site = Site(home=tmp_path / "home", coco_root=photos_root / name, weights_root=weights_root)
     assert {site.num_images(row.train.data) for row in table.rows} == {num_images}
     by_one_seed = replace(table, rows=tuple(replace(row, seeds=(0,)) for row in table.rows))
-    prepare(make_plan([by_one_seed], Ledger()), Ledger(), site, pytest.fail)
+    said: list[str] = []
+    prepare(make_plan([by_one_seed], Ledger()), Ledger(), site, said.append)
+    assert [text.startswith(f"data {photos_root / name}, split ") for text in said] == [True, True]
+    assert not any("left out" in text for text in said)
 
 
 @pytest.fixture
@@ -77,11 +82,74 @@ def test_a_file_that_is_not_there_is_named_before_the_data_are_read(root: Path) 
         check(MODEL, root)
 
 
+def plan_of(root: Path, model: ModelConfig, **data: Any) -> Plan:
+    config = DataConfig(train_split="train", val_split="train", short_edge=64, long_edge=64, **data)
+    row = Row(label="one", train=TrainConfig(model=model, data=config), split="train")
+    return make_plan([Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")], Ledger())
+
+
+LEARNS = replace(MODEL, detector_weights=None, backbone_norm="group", frozen_stages=0)
+
+
+def ahead(plan: Plan, site: Site, most_images: int = 10) -> tuple[list[str], list[str]]:
+    said: list[str] = []
+    return look_ahead(plan, site, said.append, most_images=most_images), said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"backbone_norm": "frozen_batch"}, "backbone_norm is frozen_batch"),
+        ({"frozen_stages": 1}, "frozen_stages is 1"),
+        ({"backbone_norm": "frozen_batch", "frozen_stages": 2}, "frozen_stages is 2"),
+    ],
+)
+def test_random_numbers_that_never_learn_are_refused_with_both_ways_out(
+    change: dict[str, Any], said: str, root: Path
+) -> None:
+    plan, site = plan_of(root, replace(LEARNS, **change)), Site(home=root / "home", coco_root=root)
+    with pytest.raises(UserError, match=r"one: train\.model") as told:
+        prepare(plan, Ledger(), site, lambda _: None)
+    (stop,), _ = ahead(plan, site)
+    assert stop == str(told.value) and said in stop
+    assert "train.model.backbone_weights: a file of RNC_WEIGHTS" in stop
+    assert "{backbone_norm: group, frozen_stages: 0}" in stop
+    assert not (root / "home").exists()
+    prepare(plan_of(root, LEARNS), Ledger(), site, lambda _: None)
+
+
+def test_what_was_trained_already_may_be_scored_and_reported_whatever_it_is(root: Path) -> None:
+    plan = plan_of(root, replace(LEARNS, frozen_stages=1))
+    record = Record(status="FINISHED", run_id="r")
+    scored = make_plan(plan.experiments, Ledger(trainings=dict.fromkeys(plan.trainings, record)))
+    assert scored.missing_evaluations
+    prepare(scored, Ledger(), Site(home=root / "home", coco_root=root), lambda _: None)
+
+
+def test_a_look_ahead_names_data_weights_and_faults_and_writes_nothing(make_coco: MakeCoco) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    root = make_coco([box], sizes=((60, 80), (60, 80)))
+    before = sorted(root.rglob("*"))
+    bare, site = Site(home=root / "home"), Site(home=root / "home", coco_root=root, weights_root=root)
+    plan = plan_of(root, LEARNS)
+    assert ahead(plan, bare)[0] == [] and "RNC_COCO_ROOT is not set here" in ahead(plan, bare)[1][0]
+    stops, (said,) = ahead(plan, site)
+    assert stops == [] and said.startswith(f"data {root}, split train: ")
+    weighted = plan_of(root, replace(LEARNS, backbone_weights="r.pth"))
+    assert "so that they were not looked for" in ahead(weighted, bare)[1][0]
+    assert "holds no file r.pth" in ahead(weighted, site)[0][0]
+    (root / "train" / "2.jpg").write_bytes(b"")
+    assert "images that do not decode (1)" in ahead(plan, site)[0][0]
+    assert ahead(plan, site, most_images=1)[0] == []  # only the annotations of a large split are read
+    assert sorted(root.rglob("*")) == before
+
+
 def test_data_that_changed_under_a_recorded_result_are_refused_and_nothing_is_lost(make_coco: MakeCoco) -> None:
     box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
     root = make_coco([box])
     data = DataConfig(train_split="train", val_split="train", short_edge=64, long_edge=64)
-    train = TrainConfig(model=replace(MODEL, detector_weights=None), data=data)
+    model = replace(MODEL, detector_weights=None, backbone_norm="group", frozen_stages=0)
+    train = TrainConfig(model=model, data=data)
     rows = [Row(label=f"seed {seed}", train=train, split="train", seeds=(seed,)) for seed in (0, 1)]
     experiment = Experiment(name="t", suite="s", title="T", rows=tuple(rows), path=root / "t.yaml")
     fingerprint = read_for_training(root, data).fingerprint

@@ -44,6 +44,21 @@ def read_yaml(
     return content
 
 
+def read_value(text: str, where: str) -> Any:
+    """Read one value: a scalar, a list such as [1, 2], or a mapping; what is no YAML by itself is text.
+
+    Raises:
+        UserError: it begins as a list or a mapping and does not end as one; `where` leads.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        if text.strip()[:1] in ("[", "{", '"', "'"):
+            problem = getattr(error, "problem", None) or "no YAML"
+            raise UserError(f"{where}: the value cannot be read ({problem}); write a list as [1, 2]") from error
+        return text
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the scalars of YAML 1.2: 1e-4 is a number; yes, 12:30 and 2024-01-01 are text."""
 
