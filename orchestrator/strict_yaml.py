@@ -59,6 +59,12 @@ def read_value(text: str, where: str) -> Any:
         return text
 
 
+def write_value(value: Any) -> str:
+    """Write one value in a line, as `read_value` reads it back."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the scalars of YAML 1.2: 1e-4 is a number; yes, 12:30 and 2024-01-01 are text."""
 

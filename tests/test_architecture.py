@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "cli",
     "api.py",
-    "driver",
+    "driver starter",
     "checkpoint",
     "report",
     "worker doctor",

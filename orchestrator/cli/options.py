@@ -36,7 +36,8 @@ def override_words(ctx: click.Context) -> list[str]:
     return [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
 
 
-def _keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> None:
+def keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> None:
+    """Keep what --set says in the context, where whoever reads experiment files finds it."""
     ctx.meta[OVERRIDES] = pairs
 
 
@@ -54,7 +55,7 @@ def experiments_argument(*, required: bool = True) -> Callable[[Callable[..., An
         multiple=True,
         is_eager=True,  # the files are read with it
         expose_value=False,
-        callback=_keep_overrides,
+        callback=keep_overrides,
         metavar="SETTING=VALUE",
         help="Another setting in every row, such as train.schedule.epochs=3 or data.root=PATH; repeat it.",
     )

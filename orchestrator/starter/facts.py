@@ -1,0 +1,169 @@
+"""What decides the settings of a first training: the data, this machine, and the first weights that are there."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from orchestrator.cluster.gpus import count_gpus
+from orchestrator.errors import UserError
+from orchestrator.site import Site
+
+if TYPE_CHECKING:
+    from model.data.split import CocoData
+
+MOST_FAULTY = 0.02
+"""The part of the images or boxes that may be left out as faulty; more is a mistake of the whole file."""
+FIRST_WEIGHTS = ("resnet50", "resnet18", "resnet101")
+"""How names of ImageNet weights begin, the one to take first."""
+CAFFE = ("msra", "caffe", "detectron")
+"""What a file's name says of weights whose stages carry their stride in the 1x1 convolution."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One split, counted."""
+
+    name: str
+    num_images: int
+    num_empty: int
+    """Images without a box."""
+    num_boxes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """What a data set holds."""
+
+    root: Path
+    train: Split
+    val: Split
+    classes: tuple[str, ...]
+    faults: Literal["refuse", "quarantine"]
+    """quarantine where a few images or boxes are faulty."""
+    short_side: int
+    """Median over the training images, in pixels."""
+    long_side: int
+    small_box: float
+    """The side of a square as large as a box that a tenth of the boxes are smaller than, as a part of the short side of
+    its image."""
+    notes: tuple[str, ...] = ()
+    """What was found that people should know."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a training here would run on."""
+
+    num_gpus: int
+    num_cores: int
+    weights: Path | None
+    """A file of ImageNet weights."""
+
+    @property
+    def backbone(self) -> str:
+        """The ResNet of the weights."""
+        assert self.weights is not None
+        return next(name for name in FIRST_WEIGHTS if self.weights.name.lower().startswith(name))
+
+    @property
+    def is_caffe(self) -> bool:
+        """Whether the weights are of Caffe's ResNet, by their name; shapes do not tell."""
+        return self.weights is not None and any(word in self.weights.name.lower() for word in CAFFE)
+
+
+def data_facts(root: Path) -> DataFacts:
+    """Read all of a data set that a training and its validation would see.
+
+    Raises:
+        UserError: it is no data set, lacks a split to learn from or to validate on, or is faulty beyond a few boxes.
+    """
+    from model.data.faults import DataError
+    from model.data.layout import find_layout
+
+    try:
+        layout = find_layout(root)
+        train, val = _roles(root, list(layout.splits))
+        data, faults, notes = _read(root, train)
+        held, faults_of_val, notes_of_val = _read(root, val)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    short, long = np.sort(data.sizes, axis=1).T
+    sides = np.sqrt(np.abs(data.annotation_boxes[:, 2] * data.annotation_boxes[:, 3]))
+    of_image = np.repeat(short, np.diff(data.offsets))
+    return DataFacts(
+        root=root,
+        train=_split(train, data),
+        val=_split(val, held),
+        classes=data.category_names,
+        faults="quarantine" if "quarantine" in (faults, faults_of_val) else "refuse",
+        short_side=int(np.median(short)),
+        long_side=int(np.median(long)),
+        small_box=float(np.percentile(sides / of_image, 10)) if len(sides) else 0.0,
+        notes=tuple(dict.fromkeys((*notes, *notes_of_val))),
+    )
+
+
+def machine_facts(site: Site, environ: Mapping[str, str]) -> Machine:
+    """Look at this machine."""
+    return Machine(num_gpus=count_gpus(), num_cores=os.cpu_count() or 1, weights=_first_weights(site, environ))
+
+
+def _roles(root: Path, splits: list[str]) -> tuple[str, str]:
+    """Return the names of the splits to train on and to validate on."""
+    names = {name.lower(): name for name in splits}
+    train = next((names[name] for name in names if name.startswith("train")), None)
+    val = next((names[name] for start in ("val", "test") for name in names if name.startswith(start)), None)
+    if train is None or val is None or train == val:
+        raise UserError(
+            f"{root}: has the splits {', '.join(splits) or 'none'}, but none that is called train, or none beside it "
+            "that is called val or test; rename the folders or files of the splits"
+        )
+    return train, val
+
+
+def _read(root: Path, split: str) -> tuple["CocoData", Literal["refuse", "quarantine"], tuple[str, ...]]:
+    """Read a split, without what is faulty where that is little; return how, and what was left out."""
+    from model.data.coco import read_coco
+    from model.data.faults import DataError, describe
+
+    try:
+        return read_coco(root, split), "refuse", ()
+    except DataError as refused:
+        try:
+            data = read_coco(root, split, faults="quarantine")
+        except DataError:
+            raise refused from None
+        lost_images = sum(fault.annotation_id is None for fault in data.faults)
+        lost_boxes = len(data.faults) - lost_images
+        if lost_images > MOST_FAULTY * len(data) or lost_boxes > MOST_FAULTY * len(data.annotation_ids):
+            raise
+        return data, "quarantine", (f"split {split}: left out are {'; '.join(describe(data.faults))}",)
+
+
+def _split(name: str, data: "CocoData") -> Split:
+    counts = np.diff(data.offsets)
+    return Split(
+        name=name, num_images=len(data), num_empty=int((counts == 0).sum()), num_boxes=len(data.annotation_ids)
+    )
+
+
+def _first_weights(site: Site, environ: Mapping[str, str]) -> Path | None:
+    files = [file for folder in _weights_folders(site, environ) if folder.is_dir() for file in sorted(folder.iterdir())]
+    for name in FIRST_WEIGHTS:
+        for file in files:
+            if file.name.lower().startswith(name) and file.suffix in (".pth", ".safetensors"):
+                return file
+    return None
+
+
+def _weights_folders(site: Site, environ: Mapping[str, str]) -> Iterator[Path]:
+    """RNC_WEIGHTS, or else where torchvision puts what it fetches, which torch would tell after seconds of import."""
+    if site.weights_root is not None:
+        yield site.weights_root
+        return
+    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    yield Path(environ.get("TORCH_HOME") or cache) / "hub" / "checkpoints"
