@@ -31,6 +31,19 @@ class Layout:
     splits: Mapping[str, SplitFiles]
 
 
+def find_layout(root: Path) -> Layout:
+    """Find the splits of a folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    files = sorted((root / "annotations").glob("instances_*.json"))
+    splits = {(name := file.stem.removeprefix("instances_")): split_files(root, name) for file in files}
+    if not splits:
+        raise DataError(f"{root}: no annotations; expected annotations/instances_<split>.json")
+    return Layout(root=root, splits=splits)
+
+
 def split_files(root: Path, split: str) -> SplitFiles:
     """Find the files of one split.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli import checkpoints, experiments, suites
+from orchestrator.cli import checkpoints, data, experiments, suites
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 
 
@@ -51,7 +51,7 @@ def cli() -> None:
     """
 
 
-for verb in (*experiments.VERBS, *suites.VERBS, *checkpoints.VERBS):
+for verb in (*experiments.VERBS, *suites.VERBS, *checkpoints.VERBS, *data.VERBS):
     cli.add_command(verb)
 
 
