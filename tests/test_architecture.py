@@ -34,7 +34,7 @@ OWNERS = {
     "matplotlib": {"orchestrator/figures/"},
     "jinja2": {"orchestrator/figures/templating.py"},
     "markupsafe": {"orchestrator/figures/templating.py"},
-    "yaml": {"orchestrator/strict_yaml.py"},
+    "yaml": {"orchestrator/strict_yaml.py", "model/data/layouts/yolo.py"},
     "mlflow": {
         "orchestrator/tracking/artifacts.py",
         "orchestrator/checkpoint/registry.py",

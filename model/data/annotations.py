@@ -67,7 +67,15 @@ def read_tables(file: Path) -> Tables:
     Raises:
         DataError: the file is not JSON, or is not COCO.
     """
-    content = _parse(file)
+    return tables_of(file, parse_json(file))
+
+
+def tables_of(file: Path, content: dict[str, Any]) -> Tables:
+    """The tables of what a file holds, once it is parsed.
+
+    Raises:
+        DataError: it is not COCO.
+    """
     tables = {name: _rows(file, content, name) for name in ("images", "annotations", "categories")}
     if not tables["images"]:
         raise DataError(f"{file}: the split is empty: 'images' lists nothing; fetch the file again")
@@ -108,7 +116,12 @@ def _annotations(file: Path, tables: "_Tables") -> Annotations:
     )
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def parse_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds, less the polygons of segmentations.
+
+    Raises:
+        DataError: it is not JSON, or no object.
+    """
     text = file.read_bytes()
     collecting = gc.isenabled()
     gc.disable()  # millions of new objects, none of them garbage

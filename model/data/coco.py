@@ -1,7 +1,8 @@
-"""Reads and checks a COCO-format data set: annotations are parsed once per node, image files checked on request."""
+"""Reads and checks a data set: annotations are parsed once per node, image files checked on request."""
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.config import DataConfig
-from model.data.annotations import Annotations, Images, read_tables
+from model.data.annotations import Annotations, Images
 from model.data.cache import shared
 from model.data.faults import DataError, Fault, FaultKind, describe, refuse
+from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
 from model.data.split import COLUMNS, CocoData, Columns, assemble, read_data, write_data
 
@@ -56,10 +58,10 @@ def read_coco(
     faults: Literal["refuse", "quarantine"] = "refuse",
     check_images: bool = True,
 ) -> CocoData:
-    """Read images `root/split/` and annotations `root/annotations/instances_<split>.json`.
+    """Read a split of a data set in any format that `layout` finds; of COCO, `<split>/` and annotations/.
 
     Args:
-        root: the folder of the data set.
+        root: the folder of the data set, or a file that describes it.
         split: such as `val2017`.
         num_images: take the first images by id only; None takes all.
         faults: raise one DataError that lists every fault, or leave out what is faulty and tell of it in the result.
@@ -77,17 +79,17 @@ def read_coco(
     if check_images:
         of_images = image_faults(files.images, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
     if faults == "refuse":
-        refuse(files.annotations[0], of_images)
+        refuse(files.where, of_images)
     if not of_images:
         return data
     identity.append([asdict(fault) for fault in of_images])
-    return _shared(files, identity, root, partial(_without, files.annotations[0], data, of_images))
+    return _shared(files, identity, root, partial(_without, files.where, data, of_images))
 
 
 def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, check_images: bool) -> CocoData:
     """Read and judge the annotations; images are checked only to tell of their faults as well."""
-    file = files.annotations[0]
-    listed, annotations, categories, _ = read_tables(file)
+    file = files.where
+    listed, annotations, categories, _ = read_split(files)
     ids, first, copies = np.unique(listed.ids, return_index=True, return_counts=True)
     images = listed.take(first)
     chosen = images.take(np.arange(len(ids))[:num_images])
@@ -161,16 +163,31 @@ def _columns(images: Images, annotations: Annotations, categories: dict[int, str
 
 def _shared(files: SplitFiles, identity: list[Any], root: Path, make: Callable[[], CocoData]) -> CocoData:
     """What `make` gets from the annotation files, from the node's cache where it can be cached."""
-    stamps = []
-    for file in files.annotations:
-        status = file.stat()
-        if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
-            return make()
-        # ctime as well: a copy may bring its time of change along, and other content may be as long.
-        stamps.append([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    stamps = _stamps(files)
+    if stamps is None:
+        return make()
     key = json.dumps([FORMAT, files.name, stamps, identity])
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow"
     return shared(name, make, write_data, partial(read_data, root=root, split=files.name, folder=files.images))
+
+
+def _stamps(files: SplitFiles) -> list[Any] | None:
+    """What tells a change of any file that the tables depend on; None where one changed too lately."""
+    folders: dict[Path, str] = {}  # resolved once each: there may be 100,000 files in them
+    stamps: list[Any] = [files.format, files.share]
+    for file in files.sources:
+        try:
+            status = os.stat(file)
+        except FileNotFoundError:  # an image that is listed only: the check of images tells of it
+            stamps.append([str(file)])
+            continue
+        if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+            return None
+        folder = folders.setdefault(file.parent, "") or str(file.parent.resolve())
+        folders[file.parent] = folder
+        # ctime as well: a copy may bring its time of change along, and other content may be as long.
+        stamps.append([f"{folder}/{file.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    return stamps
 
 
 def annotation_faults(annotations: Annotations, images: Images, category_ids: Sequence[int]) -> dict[int, Fault]:

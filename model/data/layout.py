@@ -1,26 +1,32 @@
 """Where the splits of a data set lie: the layout of a folder, or of one file, is found by looking at it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from model.data.faults import DataError
+from model.data.layouts import coco, open_images, voc, yolo
+from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, SplitFiles, find_split, folders, holds, usual_split
+from model.data.layouts.files import Format as Format
 
-Format = Literal["coco"]
-"""What the annotations are written in; a reader of `formats/` for each."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitFiles:
-    """The files of one split."""
-
-    name: str
-    format: Format
-    images: Path
-    """The folder from which the names of image files count."""
-    annotations: tuple[Path, ...]
-    """Every file whose content decides what the annotations are."""
+FINDERS = (
+    (coco.find_coco, coco.LOOKED_FOR),
+    (yolo.find_yolo, yolo.LOOKED_FOR),
+    (voc.find_voc, voc.LOOKED_FOR),
+    (open_images.find_open_images, open_images.LOOKED_FOR),
+)
+"""In the order in which they are asked; a folder that holds several formats is read as the first of them."""
+OF_FILES = {
+    ".json": coco.find_coco,
+    ".yaml": yolo.find_yolo,
+    ".yml": yolo.find_yolo,
+    ".data": yolo.find_yolo,
+    ".csv": open_images.find_open_images,
+}
+"""Which files stand for a data set."""
+MAX_NAMED = 8
+"""Entries of a folder that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,20 +35,118 @@ class Layout:
 
     root: Path
     splits: Mapping[str, SplitFiles]
+    """By the names that files and folders give them; and the two shares of data that have no split to validate on."""
+    train: str | None
+    """The split to learn from, unless the user says otherwise; None where no name tells."""
+    val: str | None
+    """The split to validate on, likewise."""
+
+
+def find_layout(root: Path) -> Layout:
+    """Find the splits of a folder, or of the data that one file describes.
+
+    Raises:
+        DataError: there is none; the message says what was looked for, and what there is.
+    """
+    splits = _splits(root)
+    train, val = _usual(splits, "train"), _usual(splits, "val")
+    if len(splits) == 1 or (train is not None and val is None):
+        whole = splits[train or next(iter(splits))]
+        # The names train and val, unless the whole is called so.
+        train, val = ("train", "val") if usual_split(whole.name) is None else ("train-part", "val-part")
+        splits[train] = replace(whole, name=train, share="train")
+        splits[val] = replace(whole, name=val, share="val")
+    return Layout(root=root, splits=splits, train=train, val=val)
 
 
 def split_files(root: Path, split: str) -> SplitFiles:
-    """Find the files of one split.
+    """Find the files of one split, by its own name or another usual one: valid for val.
 
     Raises:
         DataError: there is no such split; the message says what was looked for, and what there is.
     """
-    file = root / "annotations" / f"instances_{split}.json"
-    missing = [f"file {file}"] if not file.is_file() else []
-    missing += [f"folder {root / split}"] if not (root / split).is_dir() else []
-    if missing:
+    plain = coco.plain_split(root, split)
+    if plain is not None:
+        return plain
+    try:
+        layout = find_layout(root)
+    except _NothingFound as error:
+        file, folder = root / "annotations" / f"instances_{split}.json", root / split
+        missing = [f"file {file}"] if not file.is_file() else []
+        missing += [f"folder {folder}"] if not folder.is_dir() else []
+        raise DataError(f"{root}: the data set lacks {' and '.join(missing)}; {error}") from None
+    found = find_split(layout.splits, split)
+    if found is None:
         raise DataError(
-            f"{root}: the data set lacks {' and '.join(missing)}; expected images in <root>/<split>/ and "
-            "annotations in <root>/annotations/instances_<split>.json; mend the data root or the name of the split"
+            f"{root}: there is no split {split!r}; the data set has {', '.join(layout.splits)}; correct train_split "
+            f"or val_split (train.data), or add {split}"
         )
-    return SplitFiles(name=split, format="coco", images=root / split, annotations=(file,))
+    return replace(found, name=split)
+
+
+def _splits(root: Path) -> dict[str, SplitFiles]:
+    if root.is_file():
+        finder = OF_FILES.get(root.suffix.lower())
+        if finder is None:
+            raise DataError(
+                f"{root}: no data set is described by such a file; name the folder of the data, or one of its files "
+                f"of {', '.join(OF_FILES)}"
+            )
+        splits = finder(root)
+        if splits:
+            return splits
+    elif not root.is_dir():
+        raise _NothingFound(f"there is no such folder or file as {root}; correct the path of the data")
+    else:
+        for find, _ in FINDERS:
+            splits = find(root)
+            if splits:
+                return splits
+    raise _NothingFound("\n  ".join([f"no data set was found in {root}", *_looked_for(), *_there(root)]))
+
+
+class _NothingFound(DataError):
+    """No file is that of a format."""
+
+
+def _usual(splits: Mapping[str, SplitFiles], usual: str) -> str | None:
+    """The split that is train, val or test: the one of that very name, else the first of a name like it."""
+    names = [*ALIASES[usual], *splits]
+    return next((name for name in names if name in splits and usual_split(name) == usual), None)
+
+
+def _looked_for() -> list[str]:
+    return [f"looked for {text}" for _, text in FINDERS]
+
+
+def _there(root: Path) -> list[str]:
+    """What a folder holds, and a hint where something is nearly a data set."""
+    if root.is_file():
+        return ["the file is none of these"]
+    names = sorted(os.listdir(root))
+    if not names:
+        return ["the folder is empty"]
+    more = f", ... ({len(names):,} in all)" if len(names) > MAX_NAMED else ""
+    lines = [f"there is {', '.join(names[:MAX_NAMED])}{more}"]
+    for place in (root, *folders(root)):
+        if holds(place, IMAGE_SUFFIXES):
+            lines.append(f"{place} holds images and no annotations that belong to them{_near(place)}")
+    nested = [place.name for place in folders(root) if any(_tried(find, place) for find, _ in FINDERS)]
+    if nested:
+        lines.append(f"{', '.join(nested)} in it would do: name {root / nested[0]}")
+    return lines[:MAX_NAMED]
+
+
+def _near(place: Path) -> str:
+    if holds(place, {".txt"}):
+        return ": text files lie beside them, but no classes.txt or data.yaml says what YOLO's numbers mean"
+    if holds(place, {".json"}):
+        return ": JSON files lie beside them, but none has COCO's lists 'images' and 'annotations' (export as COCO)"
+    return ""
+
+
+def _tried(find: Callable[[Path], dict[str, SplitFiles]], place: Path) -> bool:
+    try:
+        return bool(find(place))
+    except DataError:
+        return False

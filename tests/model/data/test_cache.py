@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.data import annotations as coco_file
 from model.data import coco
 from model.data.cache import own_folder
 from model.data.coco import read_coco
 from model.data.faults import DataError
+from model.data.formats import reading
+from model.data.layouts.files import SplitFiles
 from model.data.split import COLUMNS, CocoData, assemble, write_data
 from tests.conftest import MakeCoco
 
@@ -41,15 +42,15 @@ def root(make_coco: MakeCoco) -> Path:
 @pytest.fixture
 def parses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], int]:
     """How often an annotation file was parsed, in this process and those forked from it."""
-    tally, read_tables = tmp_path / "tally", coco_file.read_tables
+    tally, read_split = tmp_path / "tally", reading.read_split
 
-    def counted(file: Path) -> Any:
+    def counted(files: SplitFiles) -> Any:
         with tally.open("a") as log:
             log.write("x")
         time.sleep(0.2)  # so that processes that start together would overlap
-        return read_tables(file)
+        return read_split(files)
 
-    monkeypatch.setattr(coco, "read_tables", counted)
+    monkeypatch.setattr(coco, "read_split", counted)
     return lambda: len(tally.read_text()) if tally.exists() else 0
 
 

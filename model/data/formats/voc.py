@@ -1,0 +1,134 @@
+"""Reads Pascal VOC's XML files.
+
+Corners are taken as they are written, since labelling tools write the edges of the box that was drawn: width is
+xmax - xmin. In files of the devkit itself, whose <database> is "The VOC...", corners are the first and last pixel,
+counted from 1, so that xmin = 1 is the left edge, 0, and xmax = width the right one.
+"""
+
+from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+import numpy as np
+
+from model.data.annotations import MAX_SIDE, Tables
+from model.data.faults import DataError
+from model.data.formats.sizes import image_sizes
+from model.data.formats.tables import make_tables
+from model.data.layouts.files import SplitFiles, is_image
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_NO_BOX = (np.nan,) * 4
+
+
+def read_voc(files: SplitFiles) -> Tables:
+    """Read the XML files of a split; categories are the names in those of all splits, numbered from 1 as sorted.
+
+    Raises:
+        DataError: a file is not VOC's XML, or no file names an object.
+    """
+    trees = {file: read_xml(file) for file in files.annotations}
+    names = sorted({name for file, tree in trees.items() for name in _names(file, tree)})
+    if not names:
+        raise DataError(f"{files.where}: there is nothing to detect: no XML file names an object")
+    ids = {name: place for place, name in enumerate(names, start=1)}
+    own = [(file, trees[file]) for file in files.labels if file is not None]
+    listed = [_image_name(files, name, tree) for name, (_, tree) in zip(files.listed or (), own, strict=True)]
+    objects = [(image, one) for image, (_, tree) in enumerate(own) for one in tree.findall("object")]
+    from_devkit = [(tree.findtext("source/database") or "").strip().startswith("The VOC") for _, tree in own]
+    difficult = [_is_true(one.findtext("difficult")) for _, one in objects]
+    return make_tables(
+        listed,
+        _sizes(files, listed, [tree for _, tree in own]),
+        images=[image for image, _ in objects],
+        boxes=[_box(one, from_devkit[image]) for image, one in objects],
+        category_ids=[ids[(one.findtext("name") or "").strip()] for _, one in objects],
+        # VOC counts a difficult object neither as found nor as missed, and of what COCO's evaluation knows a crowd
+        # alone is so; like a crowd it is not learnt.
+        crowds=difficult,
+        categories={id: name for name, id in ids.items()},
+        notes=_notes(sum(difficult), sum(from_devkit), len(own)),
+    )
+
+
+def read_xml(file: Path) -> Element:
+    """The root of an XML file, which may define no entities, so that none can grow without end.
+
+    Raises:
+        DataError: it is not XML, declares a document type, or is no annotation.
+    """
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(name: str, *_: object) -> None:
+        raise DataError(f"{file}: declares a document type ({name}), which VOC's files do not; take it out")
+
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(file.read_bytes(), True)
+        root = builder.close()
+    except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: not XML ({error}); the file may be cut short: write it again") from error
+    if root.tag != "annotation":
+        raise DataError(f"{file}: not Pascal VOC: the top element is {root.tag!r}, expected 'annotation'")
+    return root
+
+
+def _names(file: Path, tree: Element) -> list[str]:
+    names = [(one.findtext("name") or "").strip() for one in tree.findall("object")]
+    if "" in names:
+        raise DataError(f"{file}: object {names.index('') + 1} has no <name>; give it one, or take it out")
+    return names
+
+
+def _image_name(files: SplitFiles, name: str, tree: Element) -> str:
+    """The image of an XML file: the one called like it, else the one that it names."""
+    if is_image(name):
+        return name
+    folder = name.rpartition("/")[0]
+    said = (tree.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    return f"{folder}/{said}".lstrip("/") if said else f"{name}.jpg"
+
+
+def _box(one: Element, from_devkit: bool) -> tuple[float, ...]:
+    """x, y, width and height of an object; NaN where it has no four numbers, which the checks tell of."""
+    try:
+        left, top, right, bottom = (float(one.findtext(f"bndbox/{side}") or "nan") for side in _SIDES)
+    except ValueError:
+        return _NO_BOX
+    if from_devkit:
+        left, top = left - 1, top - 1
+    return left, top, right - left, bottom - top
+
+
+def _sizes(
+    files: SplitFiles, names: list[str], trees: list[Element]
+) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    """[n, 2], height and width: as the files say, or from the images where one says none."""
+    sizes = np.zeros((len(names), 2), dtype=np.int64)
+    for place, tree in enumerate(trees):
+        try:
+            sizes[place] = [int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width")]
+        except (ValueError, OverflowError):
+            sizes[place] = 0
+    unsaid = np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1))
+    sizes[unsaid] = image_sizes(files.images, [names[place] for place in unsaid.tolist()])
+    return sizes.astype(np.int32)
+
+
+def _is_true(text: str | None) -> bool:
+    return (text or "").strip().lower() in ("1", "true", "yes")
+
+
+def _notes(num_difficult: int, num_devkit: int, num_files: int) -> tuple[str, ...]:
+    notes = []
+    if num_difficult:
+        notes.append(f"{num_difficult:,} objects marked difficult are read as crowds: not learnt, and not scored")
+    if num_devkit:
+        notes.append(f"{num_devkit:,} of {num_files:,} XML files are of VOC's devkit: their pixels are counted from 1")
+    return tuple(notes)

@@ -1,0 +1,165 @@
+"""Reads YOLO's label files: a class number and a box in fractions of the image on each line, or a polygon's corners.
+
+Oriented boxes (eight numbers) and polygons become the upright boxes around them; of poses the box is taken.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.data.annotations import Tables
+from model.data.faults import DataError
+from model.data.formats.sizes import image_sizes
+from model.data.formats.tables import make_tables
+from model.data.layouts.files import SplitFiles
+from model.data.layouts.yolo import read_yaml
+
+
+class _Lines(NamedTuple):
+    """What the lines of all label files say."""
+
+    images: list[int]
+    classes: list[int]
+    boxes: list[tuple[float, float, float, float]]
+    """Centre, width and height, in fractions of the image."""
+    kinds: Counter[str]
+
+
+def read_yolo(files: SplitFiles) -> Tables:
+    """Read the label files of a split; category ids are the class numbers, from 0.
+
+    Raises:
+        DataError: a line is none of YOLO's, the class names are missing, or the boxes are in pixels.
+    """
+    names, num_keypoints = _classes(files.annotations[0])
+    lines = _Lines([], [], [], Counter())
+    for image, label in enumerate(files.labels):
+        if label is not None:
+            _read_lines(label, image, num_keypoints, lines)
+    listed = list(files.listed or ())
+    boxes = np.array(lines.boxes, dtype=np.float64).reshape(-1, 4)
+    _require_fractions(files, boxes)
+    sizes = image_sizes(files.images, listed)
+    return make_tables(
+        listed,
+        sizes,
+        images=lines.images,
+        boxes=_pixels(boxes, sizes[np.array(lines.images, dtype=np.int64)]),
+        category_ids=lines.classes,
+        crowds=np.zeros(len(boxes), dtype=bool),
+        categories=dict(enumerate(names)),
+        notes=_notes(files, lines.kinds),
+    )
+
+
+def _classes(file: Path) -> tuple[list[str], int]:
+    """The names by class number, and how many numbers of a line are keypoints, 0 for none."""
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        names = [line.strip() for line in text.splitlines()]
+        while names and not names[-1]:
+            names.pop()
+        return _checked(file, names), 0
+    document = read_yaml(file)
+    names_by_id = document.get("names")
+    if isinstance(names_by_id, dict):
+        if not all(str(key).isdigit() for key in names_by_id):
+            raise DataError(f"{file}: names is {names_by_id!r:.80}, expected a name for each class number from 0")
+        by_id = {int(key): name for key, name in names_by_id.items()}
+        if sorted(by_id) != list(range(len(by_id))):
+            raise DataError(f"{file}: names numbers its classes {sorted(by_id)[:8]}, expected 0 to {len(by_id) - 1}")
+        names_by_id = [by_id[place] for place in range(len(by_id))]
+    if not isinstance(names_by_id, list) or not all(isinstance(name, str) for name in names_by_id):
+        raise DataError(f"{file}: names is {names_by_id!r:.80}, expected a list of class names")
+    said = document.get("nc")
+    if isinstance(said, str) and said.strip().isdigit() and int(said) != len(names_by_id):
+        raise DataError(f"{file}: nc is {said}, and there are {len(names_by_id)} names; correct either")
+    shape = document.get("kpt_shape")
+    try:
+        num_keypoints = int(np.prod([int(str(side)) for side in shape])) if isinstance(shape, list) else 0
+    except ValueError:
+        raise DataError(f"{file}: kpt_shape is {shape!r:.40}, expected two numbers") from None
+    return _checked(file, names_by_id), num_keypoints
+
+
+def _checked(file: Path, names: list[str]) -> list[str]:
+    if not names:
+        raise DataError(f"{file}: there is nothing to detect: it names no class; name the classes")
+    if "" in names:
+        raise DataError(f"{file}: class {names.index('')} has no name; give it one")
+    return names
+
+
+def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> None:
+    with open(file, "rb") as opened:
+        text = opened.read()
+    for place, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            numbers = [float(word) for word in words]
+            label = int(numbers[0])
+        except (ValueError, OverflowError):
+            raise _no_line(file, place, line) from None
+        if label != numbers[0] or label < 0:
+            raise _no_line(file, place, line)
+        if len(numbers) == 5:
+            box = tuple(numbers[1:])
+        elif num_keypoints and len(numbers) == 5 + num_keypoints:
+            box = tuple(numbers[1:5])
+            lines.kinds["pose"] += 1
+        elif len(numbers) == 6:
+            box = tuple(numbers[1:5])
+            lines.kinds["confidence"] += 1
+        elif len(numbers) >= 7 and len(numbers) % 2:
+            xs, ys = numbers[1::2], numbers[2::2]
+            low, high = (min(xs), min(ys)), (max(xs), max(ys))
+            box = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1])
+            lines.kinds["oriented" if len(numbers) == 9 else "polygon"] += 1
+        else:
+            raise _no_line(file, place, line)
+        lines.images.append(image)
+        lines.classes.append(label)
+        lines.boxes.append(box)  # type: ignore[arg-type]
+
+
+def _no_line(file: Path, place: int, line: bytes) -> DataError:
+    return DataError(
+        f"{file}: line {place} is {line.decode(errors='replace')!r:.80}, expected a class number from 0 and a box in "
+        "fractions of the image (centre x, centre y, width, height), or the corners of a polygon"
+    )
+
+
+def _require_fractions(files: SplitFiles, boxes: NDArray[np.float64]) -> None:
+    # One box that leaves its image is a fault like others; of pixels, nearly all numbers are far above 1.
+    beyond = (boxes > 2).any(axis=1)
+    if len(boxes) and beyond.mean() > 0.5:
+        first = boxes[int(np.argmax(beyond))].tolist()
+        raise DataError(
+            f"{files.where}: {int(beyond.sum()):,} of {len(boxes):,} boxes are far outside of 0 to 1, the first is "
+            f"{first}: they look like pixels; YOLO's boxes are fractions of the image"
+        )
+
+
+def _pixels(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Centre boxes [n, 4] in fractions, with their images' sizes [n, 2] -> x, y, width, height in pixels."""
+    centre, side = boxes[:, :2], boxes[:, 2:]
+    scale = sizes[:, ::-1].astype(np.float64)
+    return np.concatenate([(centre - side / 2) * scale, side * scale], axis=1)
+
+
+def _notes(files: SplitFiles, kinds: Counter[str]) -> tuple[str, ...]:
+    unlabelled = sum(label is None for label in files.labels)
+    notes = [f"{unlabelled:,} of {len(files.labels):,} images have no label file: they have no objects"]
+    texts = {
+        "polygon": "{} polygons are read as the boxes around them",
+        "oriented": "{} shapes of four corners (oriented boxes) are read as the upright boxes around them",
+        "pose": "of {} poses the boxes are read",
+        "confidence": "{} lines end in a sixth number, which is taken for a confidence and ignored",
+    }
+    notes = notes if unlabelled else []
+    return (*notes, *(text.format(f"{kinds[kind]:,}") for kind, text in texts.items() if kinds[kind]))

@@ -1,0 +1,164 @@
+"""COCO's JSON in the layouts that exporters give it: plain, Roboflow's, CVAT's, Label Studio's, VIA's, one file; LVIS.
+
+Which folder holds the images is found by looking where the first names of the file exist.
+"""
+
+import json
+import mmap
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from model.data.faults import DataError
+from model.data.layouts.files import WHOLE, SplitFiles, folders, usual_split
+
+_TABLE = re.compile(rb'"(images|annotations)"\s*:\s*\[')
+_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_URL = re.compile(rb'"coco_url"\s*:\s*("(?:[^"\\]|\\.)*")')
+_FEDERATED = re.compile(rb'"(neg_category_ids|not_exhaustive_category_ids)"')
+_SPLIT = re.compile(r"(?<![a-z])(train|training|valid|validation|val|test|testing)(\d*)(?![a-z])")
+_NO_BOXES = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
+"""Beginnings of COCO's files that are no detection data, or are it for another task."""
+FEW_FILES = 50
+"""JSON files in a folder, above which they are one for each image, and not COCO."""
+LOOKED_FOR = (
+    "COCO: annotations/instances_<split>.json with images in <split>/ or images/, <split>/_annotations.coco.json, "
+    "any COCO file with its images beside it or in images/"
+)
+
+
+def find_coco(root: Path) -> dict[str, SplitFiles]:
+    """The splits of a folder, or of one file; none where no file is COCO.
+
+    Raises:
+        DataError: a file is COCO and its images are nowhere, or the file named is not COCO.
+    """
+    if root.is_file():
+        within = root.parent.parent if root.parent.name.lower() in ("annotations", "labels") else root.parent
+        split = _split_name(root, within)
+        return {split: _split(within, root, split)}
+    files = [file for file in _candidates(root) if _is_coco(file)]
+    names = [_split_name(file, root) for file in files]
+    if len(set(names)) < len(names):
+        names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    return {name: _split(root, file, name) for name, file in zip(names, files, strict=True)}
+
+
+def plain_split(root: Path, split: str) -> SplitFiles | None:
+    """COCO's own layout, by its names alone, as every process of a training asks for it."""
+    file = root / "annotations" / f"instances_{split}.json"
+    if file.is_file() and (root / split).is_dir():
+        return SplitFiles(name=split, format="coco", images=root / split, annotations=(file,))
+    return None
+
+
+def num_listed(file: Path) -> int:
+    """How many images a COCO file lists, about: a cheap count, without parsing it."""
+    names: int = _scan(file, lambda text: sum(1 for _ in _NAME.finditer(text)))
+    return names or _scan(file, lambda text: sum(1 for _ in _URL.finditer(text)))
+
+
+def coco_urls_name(url: str) -> str:
+    """The name of an LVIS image, counted from COCO's folder: its splits mix those of COCO."""
+    return "/".join(PurePosixPath(url).parts[-2:])
+
+
+def _candidates(root: Path) -> Iterator[Path]:
+    """JSON files that may be COCO: in the root, in annotations/, and in each of its folders."""
+    plain = sorted((root / "annotations").glob("instances_*.json"))
+    if plain:
+        yield from plain
+        return
+    for folder in (root, *folders(root)):
+        files = sorted(folder.glob("*.json"))
+        boxes = [file for file in files if not file.name.startswith(_NO_BOXES)]
+        if len(files) <= FEW_FILES:
+            yield from boxes or files
+
+
+def _split_name(file: Path, root: Path) -> str:
+    stem = file.stem.removeprefix("instances_")
+    if stem != file.stem:
+        return stem
+    found = _SPLIT.search(stem.lower())
+    if found is not None:
+        return found[0]
+    if file.parent != root and file.parent.name != "annotations":
+        return file.parent.name
+    return WHOLE if stem in ("_annotations.coco", "annotations", "coco", "labels", "result") else stem
+
+
+def _split(root: Path, file: Path, split: str) -> SplitFiles:
+    plain = plain_split(root, split)
+    if plain is not None and plain.annotations == (file,):
+        return plain
+    lvis = _is_lvis(file)
+    names = _first_names(file, _URL if lvis else _NAME)
+    names = [coco_urls_name(name) for name in names] if lvis else names
+    return SplitFiles(
+        name=split,
+        format="lvis" if lvis else "coco",
+        images=_image_folder(root, file, split, names),
+        annotations=(file,),
+    )
+
+
+def _image_folder(root: Path, file: Path, split: str, names: list[str]) -> Path:
+    """The folder in which the first names are files; else that in which their last parts are."""
+    aliases = [split, *(folder.name for folder in folders(root) if usual_split(folder.name) == usual_split(split))]
+    by_name = [place for name in dict.fromkeys(aliases) for place in (root / name, root / "images" / name)]
+    beside = [file.parent, file.parent / "images", file.parent / "data"]
+    within = [root / "images", root / "data", root / "images" / "default", root]
+    there = [folder for folder in dict.fromkeys([*by_name, *beside, *within]) if folder.is_dir()]
+    evident = [name.replace("\\", "/") for name in names]
+    last = [name.rsplit("/", 1)[-1] for name in evident]
+    for form in (names, evident, last):
+        found = [sum((folder / name).is_file() for name in form) for folder in there]
+        if any(found):
+            return there[found.index(max(found))]
+    if by_name[0].is_dir():  # the check of images says which are missing
+        return by_name[0]
+    looked = ", ".join(str(folder) for folder in there)
+    shown = f"the first is {names[0]!r}" if names else "it names none"
+    raise DataError(f"{file}: its images are nowhere ({shown}); looked in {looked}; put them into {by_name[0]}")
+
+
+def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
+    def first(text: Any) -> list[str]:
+        return [json.loads(found[1]) for _, found in zip(range(5), pattern.finditer(text), strict=False)]
+
+    try:
+        return _scan(file, first)
+    except ValueError:  # bytes that are no UTF-8: the reader tells of them
+        return []
+
+
+def _is_coco(file: Path) -> bool:
+    def tables(text: Any) -> bool:
+        if not text[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            return False
+        found: set[bytes] = set()
+        return any(found.add(match[1]) or len(found) == 2 for match in _TABLE.finditer(text))
+
+    return _scan(file, tables) or False
+
+
+def _is_lvis(file: Path) -> bool:
+    def federated(text: Any) -> bool:
+        images = next((match.start() for match in _TABLE.finditer(text) if match[1] == b"images"), None)
+        # Every image says it, so that the first ones are enough.
+        return images is not None and _FEDERATED.search(text, images, images + 2**20) is not None
+
+    return _scan(file, federated) or False
+
+
+def _scan(file: Path, look: Callable[[Any], Any]) -> Any:
+    """What `look` finds in a mapped file; an empty one is looked at as well."""
+    with file.open("rb") as opened:
+        try:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # empty
+            return look(b"")
+        with mapped:
+            return look(mapped)

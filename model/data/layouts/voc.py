@@ -1,0 +1,106 @@
+"""Pascal VOC's layouts: a devkit's JPEGImages/, Annotations/ and ImageSets/Main/, or XML files beside their images."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from model.data.faults import DataError
+from model.data.layouts.files import IMAGE_SUFFIXES, WHOLE, SplitFiles, folders, holds, list_files, list_images
+
+LOOKED_FOR = (
+    "Pascal VOC: JPEGImages/, Annotations/ and ImageSets/Main/<split>.txt, images/ and annotations/ of XML files, or "
+    "XML files beside their images in the folder or in <split>/"
+)
+_IMAGES = ("JPEGImages", "images", "Images", "data")
+_ANNOTATIONS = ("Annotations", "annotations", "labels", "xmls")
+
+
+def find_voc(root: Path) -> dict[str, SplitFiles]:
+    """The splits of a folder; none where there is nothing of VOC.
+
+    Raises:
+        DataError: there are several devkits, or a list names images that have no annotation.
+    """
+    kits = [kit for place in (root, root / "VOCdevkit") for kit in folders(place) if (kit / "Annotations").is_dir()]
+    if kits and not (root / "Annotations").is_dir():
+        if len(kits) > 1:
+            raise DataError(f"{root}: holds {len(kits)} data sets of Pascal VOC; name one of them, such as {kits[0]}")
+        return find_voc(kits[0])
+    annotations = next((root / name for name in _ANNOTATIONS if _any_xml(root / name)), None)
+    if annotations is not None:
+        images = next((root / name for name in _IMAGES if (root / name).is_dir()), root)
+        return _with_folders(root, images, annotations)
+    if holds(root, {".xml"}):
+        return _splits({WHOLE: (root, root, None)})
+    beside = [folder for folder in folders(root) if holds(folder, {".xml"}) and holds(folder, IMAGE_SUFFIXES)]
+    return _splits({folder.name: (folder, folder, None) for folder in beside})
+
+
+def _with_folders(root: Path, images: Path, annotations: Path) -> dict[str, SplitFiles]:
+    lists = {file.stem: ids for file in _lists(root) if (ids := _ids(file)) is not None}
+    if lists:
+        return _splits({name: (images, annotations, ids) for name, ids in lists.items()})
+    parts = [folder.name for folder in folders(annotations) if (images / folder.name).is_dir()]
+    if parts:
+        return _splits({name: (images / name, annotations / name, None) for name in parts})
+    return _splits({WHOLE: (images, annotations, None)})
+
+
+def _splits(places: dict[str, tuple[Path, Path, list[str] | None]]) -> dict[str, SplitFiles]:
+    """The splits of image folder, annotation folder and the names in them, without suffix; None for all."""
+    of_annotations = dict.fromkeys(place for _, place, _ in places.values())
+    xml = {place: {_stem(name): place / name for name in list_files(place, {".xml"})} for place in of_annotations}
+    every = [file for files in xml.values() for file in files.values()]
+    splits = {}
+    for split, (images, annotations, ids) in places.items():
+        by_stem = {_stem(name): name for name in list_images(images)}
+        files = xml[annotations]
+        # All of the data set: the classes are those of all splits.
+        chosen = sorted(files if ids is None else set(ids) & set(files))
+        without = sorted(set(by_stem if ids is None else ids) - set(files))
+        if not chosen:
+            continue
+        pairs = sorted((by_stem.get(stem, stem), files[stem]) for stem in chosen)
+        splits[split] = SplitFiles(
+            name=split,
+            format="voc",
+            images=images,
+            annotations=tuple(every),
+            listed=tuple(name for name, _ in pairs),
+            labels=tuple(file for _, file in pairs),
+            notes=_unannotated(split, without),
+        )
+    return splits
+
+
+def _unannotated(split: str, names: list[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (
+        f"{len(names):,} images of {split} have no XML file and are left out as not annotated, such as {names[0]}; an "
+        "image without objects has an XML file without them",
+    )
+
+
+def _lists(root: Path) -> Iterable[Path]:
+    for folder in (root / "ImageSets" / "Main", root / "ImageSets"):
+        files = sorted(folder.glob("*.txt"))
+        if files:
+            return files
+    return []
+
+
+def _ids(file: Path) -> list[str] | None:
+    """The names in a list of images; None for the list of one class, which says -1, 0 or 1 of each."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
+    lines = [line for line in lines if line]
+    if lines and all(line.rpartition(" ")[2] in ("-1", "0", "1") and " " in line for line in lines):
+        return None
+    return [line.strip('"') for line in lines]
+
+
+def _any_xml(folder: Path) -> bool:
+    return holds(folder, {".xml"}) or any(holds(place, {".xml"}) for place in folders(folder))
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()

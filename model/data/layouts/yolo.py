@@ -1,0 +1,267 @@
+"""YOLO's layouts: data.yaml as Ultralytics and Roboflow write it, Darknet's obj.data, or classes.txt and folders.
+
+Paths that such a file writes are taken as written, from its own folder, from its `path`, or absolute, wherever they
+lead: they are the user's word. Where nothing is there, as after a move from another machine, the longest end of the
+path that exists below the file's folder is taken, and told; nothing else outside that folder is ever looked at.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import yaml
+
+from model.data.faults import DataError
+from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, WHOLE, SplitFiles, folders, holds, list_images
+
+YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
+LOOKED_FOR = (
+    "YOLO: data.yaml with names and train, val; obj.data; or classes.txt with images/ and labels/, or with images and "
+    "text files side by side"
+)
+_SPLIT_KEYS = tuple(name for names in ALIASES.values() for name in names)
+
+
+def find_yolo(root: Path) -> dict[str, SplitFiles]:
+    """The splits of a folder, or those that a data.yaml or obj.data names; none where there is nothing of YOLO.
+
+    Raises:
+        DataError: what the file says is not there, or a split has no label file at all.
+    """
+    if root.is_file():
+        return _by_darknet(root) if root.suffix == ".data" else _by_yaml(root)
+    for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))):
+        if file.is_file() and "names" in (document := read_yaml(file)) and set(document) & set(_SPLIT_KEYS):
+            return _by_yaml(file)
+    for file in sorted(root.glob("*.data")):
+        return _by_darknet(file)
+    return _by_folders(root)
+
+
+def read_yaml(file: Path) -> dict[str, object]:
+    """The top of a YAML file; every scalar is a text, so that a class may be called `no`. Empty where it is no mapping.
+
+    Raises:
+        DataError: it is not YAML.
+    """
+    try:
+        document = yaml.load(file.read_bytes(), yaml.BaseLoader)  # texts, lists and mappings alone
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file}: not YAML ({reason}); mend the file") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _by_yaml(file: Path) -> dict[str, SplitFiles]:
+    document = read_yaml(file)
+    paths = _Paths(file, [file.parent])
+    base = document.get("path")
+    if isinstance(base, str) and base.strip():
+        there = paths.folder_of(base)
+        paths.bases.insert(0, there)
+    splits: dict[str, SplitFiles] = {}
+    for key in _SPLIT_KEYS:
+        entries = document.get(key)
+        if entries in (None, "", []):
+            continue
+        places = [paths.resolve(entry, key) for entry in _texts(file, key, entries)]
+        if None in places:
+            if key in ALIASES["train"]:
+                raise DataError(f"{file}: {key} is {entries}, which is nowhere below {file.parent}; correct the path")
+            paths.notes.append(f"{file}: {key} is {entries}, which is not there: left out")
+            continue
+        images = [image for place in places if place is not None for image in paths.images(place)]
+        splits |= _labelled(key, images, (file,), tuple(paths.notes), optional=key in ALIASES["test"])
+    if not splits:
+        raise DataError(f"{file}: names no split with images; give it train: and val:, folders of images")
+    return splits
+
+
+def _by_darknet(file: Path) -> dict[str, SplitFiles]:
+    """Darknet's obj.data: lines `train = data/train.txt`, `names = data/obj.names`."""
+    pairs = (line.partition("=") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    entries = {key.strip(): value.strip() for key, equals, value in pairs if equals and value.strip()}
+    paths = _Paths(file, [file.parent])
+    names = paths.resolve(entries.get("names", "obj.names"), "names")
+    if names is None or not names.is_file():
+        raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
+    splits: dict[str, SplitFiles] = {}
+    for key in _SPLIT_KEYS:
+        if key in entries and (place := paths.resolve(entries[key], key)) is not None:
+            images = list(paths.images(place))
+            splits |= _labelled(key, images, (names, file), tuple(paths.notes), optional=key in ALIASES["test"])
+    if not splits:
+        raise DataError(f"{file}: names no list of images that is there; give it train = ..., a file of their paths")
+    return splits
+
+
+def _by_folders(root: Path) -> dict[str, SplitFiles]:
+    """Splits of a folder that holds class names and no other description."""
+    names = _class_file(root)
+    if names is None:
+        return {}
+    lists = [file for file in sorted(root.glob("*.txt")) if file.stem in _SPLIT_KEYS]
+    if lists:
+        paths = _Paths(names, [root])
+        found = {file.stem: list(paths.images(file)) for file in lists}
+    elif holds(root / "images", IMAGE_SUFFIXES):
+        found = {WHOLE: _absolute(root / "images")}
+    elif subfolders := folders(root / "images"):
+        found = {folder.name: _absolute(folder) for folder in subfolders}
+    elif holds(root, IMAGE_SUFFIXES):
+        found = {WHOLE: [str(root / name) for name in list_images(root) if "/" not in name]}
+    else:
+        found = {folder.name: _absolute(folder) for folder in folders(root)}
+    splits: dict[str, SplitFiles] = {}
+    for name, images in found.items():
+        splits |= _labelled(name, images, (names,), (), optional=True)
+    return splits
+
+
+def _class_file(root: Path) -> Path | None:
+    places = [root, root / "labels", *folders(root / "labels"), *folders(root)]
+    places += [folder / "labels" for folder in folders(root)]
+    files = [folder / name for folder in places for name in CLASS_FILES]
+    files += [file for folder in places for file in sorted(folder.glob("*.names"))]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _labelled(
+    name: str, images: Sequence[str], describing: tuple[Path, ...], notes: tuple[str, ...], *, optional: bool
+) -> dict[str, SplitFiles]:
+    """The split of these images, with the label files that are there; none where it has no image or no label."""
+    if not images:
+        return {}
+    label_of = _LabelFiles()
+    pairs = sorted({image: label_of(image) for image in images}.items())
+    labels = tuple(label for _, label in pairs)
+    if not any(labels):
+        if optional:
+            return {}
+        first = pairs[0][0]
+        raise DataError(
+            f"{describing[0]}: {name} has {len(pairs):,} images and no label file; expected that of {first} at "
+            f"{_swapped(first)}, or beside it; put them there"
+        )
+    folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
+    start = len(str(folder).rstrip("/")) + 1
+    split = SplitFiles(
+        name=name,
+        format="yolo",
+        images=folder,
+        annotations=(*describing, *(label for label in labels if label is not None)),
+        listed=tuple(image[start:] for image, _ in pairs),
+        labels=labels,
+        notes=notes,
+    )
+    return {name: split}
+
+
+class _LabelFiles:
+    """Where an image's labels are: in labels/ for images/, or beside it; each folder is listed once."""
+
+    def __init__(self) -> None:
+        self._listings: dict[str, frozenset[str]] = {}
+
+    def __call__(self, image: str) -> Path | None:
+        for place in (_swapped(image), os.path.splitext(image)[0] + ".txt"):
+            folder, _, name = place.rpartition("/")
+            if folder not in self._listings:
+                self._listings[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
+            if name in self._listings[folder]:
+                return Path(place)
+        return None
+
+
+def _swapped(image: str) -> str:
+    """Ultralytics' rule: the last images/ of the path becomes labels/, the suffix .txt."""
+    head, images, tail = image.rpartition("/images/")
+    return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """How paths that a file writes are understood."""
+
+    file: Path
+    bases: list[Path]
+    """Folders from which they count; the last is the file's own."""
+    notes: list[str] = field(default_factory=list)
+
+    def folder_of(self, base: str) -> Path:
+        """The folder that `path` names, or the file's own, where it names that of another machine."""
+        own = self.file.parent
+        written = Path(base.replace("\\", "/")).expanduser()
+        there = Path(os.path.normpath(own / written))
+        if there.is_dir():
+            return there
+        if written.name not in ("", own.name):
+            self.notes.append(f"{self.file}: path is {base}, which is not there: paths count from {own}")
+        return own
+
+    def resolve(self, entry: str, key: str) -> Path | None:
+        """The folder or file that an entry names; None where there is none."""
+        written = entry.replace("\\", "/")
+        own = self.bases[-1]
+        climbing = re.sub(r"^(\.\./)+", "", written)
+        # Roboflow writes ../train/images for the train/images beside its data.yaml.
+        beside = own / climbing
+        if climbing != written and beside.exists():
+            return Path(os.path.normpath(beside))
+        for base in self.bases:
+            place = Path(os.path.normpath(base / Path(written).expanduser()))
+            if place.exists():
+                return place
+        parts = PurePosixPath(written).parts
+        for start in range(1, len(parts)):
+            place = own.joinpath(*parts[start:])
+            if ".." not in parts[start:] and place.exists():
+                self.notes.append(f"{self.file}: {key} is {entry}, which is not there: {place} was taken")
+                return place
+        return None
+
+    def images(self, place: Path) -> Iterator[str]:
+        """The paths of the images of a folder, or of the list in a file."""
+        if place.is_dir():
+            yield from _absolute(place)
+            return
+        if place.suffix.lower() in IMAGE_SUFFIXES:
+            yield str(place)
+            return
+        lists = _Paths(place, [place.parent, *self.bases])
+        known: dict[str, Path | None] = {}
+        for line in place.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
+            folder, _, name = line.strip().replace("\\", "/").rpartition("/")
+            if not name:
+                continue
+            if folder not in known:
+                known[folder] = lists.list_folder(folder)
+            where = known[folder]
+            if where is None:
+                raise DataError(f"{place}: lists {line.strip()}, whose folder is nowhere below {self.bases[-1]}")
+            yield f"{where}/{name}"
+        self.notes.extend(lists.notes)
+
+    def list_folder(self, folder: str) -> Path | None:
+        """The folder of a line in a list; never one outside of the folders that count."""
+        place = self.resolve(folder or ".", "a line")
+        allowed = place is not None and any(_within(place, base) for base in self.bases)
+        return place if allowed else None
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _absolute(folder: Path) -> list[str]:
+    return [f"{folder}/{name}" for name in list_images(folder)]
+
+
+def _texts(file: Path, key: str, value: object) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str) and one.strip() for one in values):
+        raise DataError(f"{file}: {key} is {value!r:.60}, expected a folder, a list of folders, or a .txt of images")
+    return [str(one).strip() for one in values]
