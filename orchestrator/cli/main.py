@@ -51,7 +51,7 @@ def cli() -> None:
     """
 
 
-for verb in (*train.VERBS, *experiments.VERBS, *suites.VERBS, *checkpoints.VERBS):
+for verb in (*train.VERBS, *data.VERBS, *experiments.VERBS, *suites.VERBS, *checkpoints.VERBS):
     cli.add_command(verb)
 
 

@@ -97,7 +97,7 @@ def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_image
     datasets = {config.dataset for config, _ in _splits(plan)}
     if "shapes" in datasets and not site.data_root("shapes").is_dir():
         say(f"data {site.data_root('shapes')}: drawn by the first submit")
-    elif "coco" in datasets and site.coco_root is None:
+    elif datasets - {"shapes"} and site.coco_root is None:
         say("data: RNC_COCO_ROOT is not set here and no file has `data: {root: ...}`, so that nothing was looked at")
     else:
         # Fingerprints are for `prepare`: here a large split may be read without a look at its images.
