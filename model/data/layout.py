@@ -9,8 +9,9 @@ from pathlib import Path
 
 from model.data.faults import DataError
 from model.data.layouts import coco, open_images, voc, yolo
-from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, SplitFiles, find_split, folders, holds, usual_split
+from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, find_split, folders, holds, usual_split
 from model.data.layouts.files import Format as Format
+from model.data.layouts.files import SplitFiles as SplitFiles
 
 FINDERS = (
     (coco.find_coco, coco.LOOKED_FOR),
