@@ -19,8 +19,10 @@ _NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _URL = re.compile(rb'"coco_url"\s*:\s*("(?:[^"\\]|\\.)*")')
 _FEDERATED = re.compile(rb'"(neg_category_ids|not_exhaustive_category_ids)"')
 _SPLIT = re.compile(r"(?<![a-z])(train|training|valid|validation|val|test|testing)(\d*)(?![a-z])")
-_NO_BOXES = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
-"""Beginnings of COCO's files that are no detection data, or are it for another task."""
+_NO_BOXES = ("captions_", "image_info_", "panoptic_", "stuff_")
+"""Beginnings of COCO's files that are no detection data."""
+_KEYPOINTS = "person_keypoints_"
+"""The beginning of those that hold people alone, taken where nothing else is there."""
 FEW_FILES = 50
 """JSON files in a folder, above which they are one for each image, and not COCO."""
 LOOKED_FOR = (
@@ -72,14 +74,13 @@ def _candidates(root: Path) -> Iterator[Path]:
         yield from plain
         return
     for folder in (root, *folders(root)):
-        files = sorted(folder.glob("*.json"))
-        boxes = [file for file in files if not file.name.startswith(_NO_BOXES)]
+        files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith(_NO_BOXES)]
         if len(files) <= FEW_FILES:
-            yield from boxes or files
+            yield from [file for file in files if not file.name.startswith(_KEYPOINTS)] or files
 
 
 def _split_name(file: Path, root: Path) -> str:
-    stem = file.stem.removeprefix("instances_")
+    stem = file.stem.removeprefix("instances_").removeprefix(_KEYPOINTS)
     if stem != file.stem:
         return stem
     found = _SPLIT.search(stem.lower())
