@@ -173,20 +173,22 @@ def _shared(files: SplitFiles, identity: list[Any], root: Path, make: Callable[[
 
 def _stamps(files: SplitFiles) -> list[Any] | None:
     """What tells a change of any file that the tables depend on; None where one changed too lately."""
-    folders: dict[Path, str] = {}  # resolved once each: there may be 100,000 files in them
+    folders: dict[str, str] = {}  # resolved once each: there may be 100,000 files in them
     stamps: list[Any] = [files.format, files.share]
-    for file in files.sources:
+    latest = time.time_ns() - SETTLED_NS
+    for file in files.sources():
         try:
             status = os.stat(file)
         except FileNotFoundError:  # an image that is listed only: the check of images tells of it
-            stamps.append([str(file)])
+            stamps.append(file)
             continue
-        if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+        if status.st_mtime_ns > latest:
             return None
-        folder = folders.setdefault(file.parent, "") or str(file.parent.resolve())
-        folders[file.parent] = folder
+        folder, _, name = file.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
         # ctime as well: a copy may bring its time of change along, and other content may be as long.
-        stamps.append([f"{folder}/{file.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+        stamps.append((folders[folder], name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return stamps
 
 
