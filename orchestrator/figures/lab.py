@@ -45,7 +45,7 @@ def make_lab(
     from model.evaluation.candidates import EXPONENTS, NMS_IOUS, candidates
 
     if len(data.category_names) > MOST_CLASSES:
-        raise ValueError(f"the page counts classes in 16 bits, up to {MOST_CLASSES}, and not {len(data.category_names)}")
+        raise ValueError(f"the page shows {MOST_CLASSES} classes at most, and these are {len(data.category_names)}")
     found = candidates(detector, data, indices, config)
     has_confidence = detector.config.confidence is not None
     return {
