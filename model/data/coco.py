@@ -39,8 +39,7 @@ def read_for_training(root: Path, config: DataConfig, *, check_images: bool = Fa
         DataError: as read_coco does, and where there is no box to learn.
     """
     data = _read_as(root, config, config.train_split, config.num_train_images, check_images)
-    if data.learnt().boxes == 0:
-        raise DataError(_nothing_to_learn(split_files(root, data.split).where, data))
+    require_boxes(data)
     return data
 
 
@@ -171,9 +170,15 @@ def _renamed(data: CocoData, found: Found) -> CocoData:
     return assemble(data.root, data.split, data.folder, columns, categories, data.faults, (*data.notes, *found.notes))
 
 
-def _nothing_to_learn(file: Path, data: CocoData) -> str:
-    """Why a training would learn nothing, and what to do."""
+def require_boxes(data: CocoData) -> None:
+    """Refuse a split of which a training would learn nothing.
+
+    Raises:
+        DataError: the message has the count of boxes by the reason why they are not learnt, and the likely cause.
+    """
     count = data.learnt()
+    if count.boxes:
+        return
     causes = {
         "give iscrowd: 1 to groups of objects alone; some exporters set it on every mask": count.crowds,
         "boxes under a pixel may be written in another unit, such as fractions of the image": count.under_a_pixel,
@@ -185,8 +190,8 @@ def _nothing_to_learn(file: Path, data: CocoData) -> str:
         way_out = "annotate some images, or take more of them (train.data.num_train_images)"
     if len(data.faults) > count.total:
         way_out = "mend what is faulty: it is nearly all there is"
-    head = f"{file}: split {data.split!r} has no box to learn: {count}"
-    return "\n  ".join([head, *data.notes, *describe(data.faults), way_out])
+    head = f"{split_files(data.root, data.split).where}: split {data.split!r} has no box to learn: {count}"
+    raise DataError("\n  ".join([head, *data.notes, *describe(data.faults), way_out]))
 
 
 def _without(file: Path, data: CocoData, of_images: Sequence[Fault]) -> CocoData:

@@ -164,6 +164,17 @@ class Learnt:
         )
 
 
+def category_differences(first: CocoData, second: CocoData) -> list[str]:
+    """Say of each category that two splits do not share what either has; empty where the lists are the same."""
+    names = [dict(zip(data.category_ids, data.category_names, strict=True)) for data in (first, second)]
+
+    def has(place: int, id: int) -> str:
+        return repr(names[place][id]) if id in names[place] else "missing"
+
+    differing = sorted(id for id in {*names[0], *names[1]} if has(0, id) != has(1, id))
+    return [f"{id} is {has(0, id)} in {first.split} and {has(1, id)} in {second.split}" for id in differing]
+
+
 def assemble(
     root: Path,
     split: str,
