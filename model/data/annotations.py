@@ -21,6 +21,8 @@ _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "tru
 
 MAX_SIDE = 2**24
 """Pixels; up to here float32 holds every coordinate."""
+MAX_AREA = 1e10
+"""Square pixels, up to which COCO's evaluation counts an object."""
 EXACT = 2**53
 """From here on a decimal number has lost the last digits of an id."""
 
@@ -169,7 +171,13 @@ def _areas(table: "_Columns", sides: NDArray[np.float64]) -> NDArray[np.float64]
     odd = ~np.isfinite(areas) | ((areas <= 0) & is_box)
     told = [row for row in np.flatnonzero(odd & is_box).tolist() if values[row] is not None]
     table.note("area", told, "no area above 0; the area of the box is taken")
-    return np.where(odd, of_boxes, areas)
+    # COCO's evaluation would leave out what is larger, and count an area in fractions as small.
+    far = ~odd & is_box & (areas > MAX_AREA)
+    table.note("area", np.flatnonzero(far).tolist(), "beyond any image; the area of the box is taken")
+    fractions = ~odd & is_box & (of_boxes >= 4)
+    fractions &= bool((areas[fractions] <= 1).all())
+    table.note("area", np.flatnonzero(fractions).tolist(), "a fraction of the image; the area of the box is taken")
+    return np.where(odd | far | fractions, of_boxes, areas)
 
 
 def parse_json(file: Path) -> dict[str, Any]:

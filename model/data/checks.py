@@ -10,6 +10,8 @@ from model.data.faults import Fault, FaultKind
 
 MAX_OVERHANG = 1.0
 """Pixels by which a box may leave its image and count as sound; it is clipped without a report."""
+FAR = 1e9
+"""Pixels; beyond any image, and still no sum or product of two overflows."""
 MANY = 0.2
 """The share of boxes that leave their images from which on their form is in doubt, and not these boxes."""
 NEARLY_ALL = 0.95
@@ -32,11 +34,11 @@ def annotation_faults(annotations: Annotations, images: Images, category_ids: Se
     image = np.searchsorted(images.ids, annotations.image_ids).clip(max=len(images.ids) - 1)
     stray = images.ids[image] != annotations.image_ids
     bounds = images.sizes[image, ::-1]
-    low, high = annotations.boxes[:, :2], annotations.boxes[:, :2] + annotations.boxes[:, 2:]
     first = np.zeros(len(stray), dtype=bool)
     first[np.unique(annotations.ids, return_index=True)[1]] = True
     slack = MAX_OVERHANG + 1e-6  # x + width is rounded
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        low, high = annotations.boxes[:, :2], annotations.boxes[:, :2] + annotations.boxes[:, 2:]
         found: dict[FaultKind, NDArray[np.bool_] | np.bool_] = {
             "annotation_duplicate": ~first,
             "annotation_stray": stray,
@@ -80,8 +82,9 @@ def other_form(annotations: Annotations, images: Images) -> str | None:
     if not len(rows):
         return None
     boxes, bounds = annotations.boxes[rows], images.sizes[image[rows], ::-1].astype(np.float64)
-    first, second = boxes[:, :2], boxes[:, 2:]
     example = f"annotation {annotations.ids[rows[0]]} has {_plain(boxes[0].tolist())}"
+    boxes = boxes.clip(-FAR, FAR)
+    first, second = boxes[:, :2], boxes[:, 2:]
     fractions = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & ((boxes > 0) & (boxes < 1)).any(axis=1)
     if fractions.mean() >= NEARLY_ALL and (bounds > 2).all():
         return f"boxes look like fractions of the image, from 0 to 1 ({example}); write them in pixels"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from model.config import DataConfig
 from model.data.annotations import Annotations, Images
 from model.data.cache import shared
 from model.data.checks import annotation_faults, box_notes, other_form
-from model.data.faults import MAX_NAMED, DataError, Fault, describe, refuse
+from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, refuse
 from model.data.file_names import Found, find_renamed, leads_out, where_it_may_be
 from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
@@ -121,6 +122,9 @@ def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, c
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
     sound = _quarantined(annotations, of_rows, chosen)
     notes += tuple(box_notes(sound, chosen))
+    if len(set(chosen.names)) < len(chosen.names):
+        names = [name for name, times in Counter(chosen.names).items() if times > 1]
+        notes += (f"files that several images name, each with objects of its own: {named(names)}",)
     if len(sound.ids) and sound.crowds.all():
         notes += ("every box is a crowd (iscrowd is 1): there is nothing to find, and no AP",)
     columns = _columns(chosen, sound, categories)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".tif", ".tiff", ".webp"))
 """Of image files; a name without any of them may stand for a file with one."""
@@ -176,7 +176,8 @@ def _walk(folder: Path) -> Iterator[str]:
 def _parts(name: str) -> list[str]:
     """The folders and the last part of a name as any system or web server writes it."""
     if _URL.match(name):
-        name = urlsplit(name).path
+        # Not urllib's urlsplit, which raises of what is no host.
+        name = re.split("[?#]", _URL.sub("", name, count=1), maxsplit=1)[0].partition("/")[2]
     name = _DRIVE.sub("", name.replace("\\", "/"), count=1) if _DRIVE.match(name) else name.replace("\\", "/")
     return [part for part in name.split("/") if part not in ("", ".", "..")]
 

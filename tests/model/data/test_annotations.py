@@ -104,6 +104,19 @@ def test_what_is_no_id_is_refused_with_its_value(make_coco: MakeCoco, id: Any, e
     assert "an id is a whole number; number anew" in message
 
 
+def test_sizes_written_as_text_are_read_and_told(make_coco: MakeCoco) -> None:
+    data = read(rewritten(make_coco([annotation()]), images=[image(height="60", width="80.0")]))
+    assert data.sizes.tolist() == [[60, 80]]
+    assert [note.split(" ", 1)[0] for note in data.notes] == ["images.height", "images.width"]
+
+
+@pytest.mark.parametrize("size", [{"width": 0}, {"height": -60}, {"width": 2**24 + 1}, {"height": 2**40}])
+def test_an_image_of_no_or_endless_extent_is_refused(make_coco: MakeCoco, size: dict[str, int]) -> None:
+    message = refused(rewritten(make_coco([annotation()]), images=[image(**size)]))
+    assert "(height, width); give the size in pixels" in message
+    assert str(next(iter(size.values()))) in message
+
+
 def test_all_fields_and_rows_that_cannot_be_read_are_named_at_once(make_coco: MakeCoco) -> None:
     images = [image("a"), image("b", height="high"), image(3, width=0), image(4, file_name=None)]
     annotations = [annotation(1, image_id="a", iscrowd="maybe"), annotation(2, image_id="b", category_id=None)]
@@ -168,6 +181,9 @@ def test_a_crowd_that_may_mean_anything_is_refused(make_coco: MakeCoco, crowd: A
         (10**400, 1200, "no area above 0; the area of the box is taken (annotations[0].area 1000"),
         ("big", 1200, 'no area above 0; the area of the box is taken (annotations[0].area "big")'),
         ([5], 1200, "no area above 0; the area of the box is taken (annotations[0].area [5])"),
+        (1e10, 1e10, ""),
+        (1.1e10, 1200, "beyond any image; the area of the box is taken (annotations[0].area 11000000000.0)"),
+        (0.195, 1200, "a fraction of the image; the area of the box is taken (annotations[0].area 0.195)"),
         ("1000.5", 1000.5, 'numbers written as text, read as numbers (annotations[0].area "1000.5")'),
         ("0", 1200, "no area above 0"),
     ],
@@ -227,6 +243,13 @@ def test_images_and_annotations_listed_twice_alike_count_once(make_coco: MakeCoc
         "annotations: 1 rows repeat another, id included; each counts once",
         "images: 1 of 3 rows repeat another; each counts once",
     )
+
+
+def test_numbers_beyond_any_image_are_faults_and_no_warnings(make_coco: MakeCoco, recwarn: Any) -> None:
+    root = make_coco([annotation(1), *(annotation(i, bbox=[1e308] * 4) for i in range(2, 5))])
+    with pytest.raises(DataError, match=r"boxes that are not four finite numbers \(3\): annotation 2"):
+        read(root)
+    assert not recwarn.list
 
 
 def test_annotations_without_ids_are_numbered(make_coco: MakeCoco) -> None:

@@ -71,6 +71,7 @@ def refused(root: Path) -> str:
         ("https://example.org/a/b/im0.jpg?X-Key=a/b&v=1#x", "images/im0.jpg"),
         ("file:///home/me/im%200.jpg", "im 0.jpg"),
         ("s3://bucket/set/im0.jpg", "im0.jpg"),
+        ("http://[no-host/im0.jpg", "im0.jpg"),
         ("../im0.jpg", "im0.jpg"),
         ("../../train/im0.jpg", "im0.jpg"),
         ("IM0.JPG", "im0.jpg"),
@@ -196,3 +197,8 @@ def test_what_is_found_follows_the_disk_although_the_annotations_are_cached(
     assert read_coco(root, "train", check_images=False).file_names == ["IM0.JPEG", "im1.jpg"]
     (root / "train" / "IM0.JPEG").unlink()
     assert "image 1 (IM0.jpg, looked for in" in refused(root)
+
+
+def test_a_file_that_several_images_name_is_told(make: Make) -> None:
+    (note,) = read(make(["im0.jpg", "im1.jpg", "im0.jpg"], ["im0.jpg", "im1.jpg"])).notes
+    assert note == "files that several images name, each with objects of its own: im0.jpg"
