@@ -186,7 +186,7 @@ def _reader(site: Site, *, check_images: bool) -> Read:
 
 def _hasty_reader(site: Site, most_images: int) -> Read:
     """The same, but of a split of more images only the annotations, which takes a second."""
-    from model.data.coco import read_coco
+    from model.data.coco import read_coco, require_boxes
     from model.data.faults import DataError
 
     whole = _reader(site, check_images=True)
@@ -196,6 +196,8 @@ def _hasty_reader(site: Site, most_images: int) -> Read:
         root, num_images = site.data_root(config.dataset), selection.num_images
         try:
             data = read_coco(root, selection.split, num_images=num_images, faults=config.faults, check_images=False)
+            if split is None:
+                require_boxes(data)
         except DataError as error:
             raise UserError(str(error)) from error
         return data if len(data) > most_images else whole(config, split)
@@ -358,10 +360,11 @@ def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
 
 
 def _require_same_categories(data: "CocoData", first: "CocoData") -> None:
-    here = list(zip(data.category_ids, data.category_names, strict=True))
-    there = list(zip(first.category_ids, first.category_names, strict=True))
-    if here != there:
+    from model.data.faults import named
+    from model.data.split import category_differences
+
+    if differing := category_differences(first, data):
         raise UserError(
-            f"{data.root}: split {data.split} has the categories {here[:5]}..., split {first.split} has "
-            f"{there[:5]}...; a detector is scored on the categories that it was trained on"
+            f"{data.root}: split {data.split} has other categories than split {first.split}: {named(differing)}; a "
+            "detector is scored on the categories that it was trained on: give both splits the same list"
         )
