@@ -108,21 +108,32 @@ def evaluate(
 @click.command()
 @CHECKPOINT
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder to write to.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to write to; RNC_HOME/predictions/... if not given.",
+)
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Of a video, each N-th frame.")
 @click.option("--score", type=click.FloatRange(0.0, 1.0), default=0.3, show_default=True, help="The least score shown.")
 @settings_options
-def predict(folder: Path, images: tuple[str, ...], out: Path, score: float, settings: tuple[str, ...]) -> None:
+def predict(
+    folder: Path, images: tuple[str, ...], out: Path | None, every: int, score: float, settings: tuple[str, ...]
+) -> None:
     """Detect with the checkpoint in DIR on pictures, and write them with their boxes drawn in.
 
     An IMAGE is a file, a folder or a pattern such as 'photos/*.jpg'. The detections are written to detections.json in
     COCO's format, the ids of the images being their places here. What does not decode is named and skipped, and the
     exit code is then 1.
     """
+    from orchestrator.checkpoint.prediction.files import find_files, plan_job
+
+    files, here = find_files(images), site()  # before torch is imported, which takes seconds
+    job = plan_job(folder, images, files, out, here, score, every)
     from orchestrator.checkpoint.inputs import read_checkpoint
-    from orchestrator.checkpoint.predict import predict as predict_on
+    from orchestrator.checkpoint.prediction.run import predict as predict_on
 
     with bar("images", "images") as progress:
-        broken = predict_on(read_checkpoint(folder, settings), images, out, score, say, progress)
+        broken = predict_on(read_checkpoint(folder, settings), job, say, progress)
     click.get_current_context().exit(1 if broken else 0)
 
 
