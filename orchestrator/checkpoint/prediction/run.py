@@ -135,7 +135,8 @@ class _Run:
         except ValueError as error:
             return item, str(error)
         found = self.predictor.detect(picture).above(self.job.score)
-        drawn = draw(picture, found.boxes, found.labels, found.scores)
+        classes = self.predictor.card.category_names
+        drawn = draw(picture, found.boxes, found.labels, found.scores, classes=classes)
         if item.frame is not None:
             return item, _Seen(found=found, drawn=drawn)
         target = self.job.out / source.target
