@@ -160,11 +160,12 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
 
 
 def describe_split(data: "CocoData") -> str:
-    """Say in a line what a split holds, and beneath it what was left out for its faults."""
+    """Say in a line what a split holds and what of it is learnt, and beneath it what is otherwise than it is written."""
     from model.data.faults import describe
 
-    text = f"data {data.root}, split {data.split}: {len(data):,} images, {len(data.annotation_ids):,} boxes"
-    return "\n  ".join([text, *(["left out are", *describe(data.faults)] if data.faults else [])])
+    lines = [f"data {data.root}, split {data.split}: {len(data):,} images; {data.learnt()}", *data.notes]
+    lines += ["left out are", *describe(data.faults)] if data.faults else []
+    return "\n  ".join(lines)
 
 
 def _reader(site: Site, *, check_images: bool) -> Read:
