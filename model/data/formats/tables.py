@@ -26,6 +26,7 @@ def make_tables(
     crowds: ArrayLike,
     categories: dict[int, str],
     notes: tuple[str, ...] = (),
+    written: dict[int, str] | None = None,
 ) -> Tables:
     """Number images and annotations from 1 in the order given.
 
@@ -38,6 +39,7 @@ def make_tables(
         crowds: [annotations].
         categories: names by id.
         notes: what was read otherwise than it is written.
+        written: what the file has for a box, by the row of one that is not four numbers.
     """
     box = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -51,6 +53,7 @@ def make_tables(
             boxes=box,
             areas=areas,
             crowds=np.array(crowds, dtype=bool),
+            written=written or {},
         ),
         dict(sorted(categories.items())),
         notes,

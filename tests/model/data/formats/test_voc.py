@@ -105,12 +105,16 @@ def test_an_image_is_the_one_called_like_its_xml_file_or_else_the_one_that_it_na
 @pytest.mark.parametrize("corners", [("", 20, 30, 50), ("left", 20, 30, 50), ("nan", 20, 30, 50)])
 def test_a_box_that_is_no_four_numbers_is_a_fault(tmp_path: Path, corners: Any) -> None:
     root = data_set(tmp_path, voc_xml([CAT]), voc_xml([("cat", corners)]))
-    assert "boxes that are not four finite numbers (1): annotation 2" in message(root)
+    said = message(root)
+    assert "boxes that are not four finite numbers (1): annotation 2" in said
+    assert f"bbox [xmin {corners[0] or None}, ymin 20, xmax 30, ymax 50] in {root}/2.xml" in said
 
 
 def test_an_object_without_box_is_a_fault_and_one_without_name_is_refused(tmp_path: Path) -> None:
     root = data_set(tmp_path, "<annotation><object><name>cat</name></object></annotation>")
-    assert "boxes that are not four finite numbers (1)" in message(root)
+    assert f"boxes that are not four finite numbers (1): annotation 1 (image 1, bbox none in {root}/1.xml)" in message(
+        root
+    )
     text(root / "1.xml", voc_xml([CAT, ("", (1, 2, 3, 4))]))
     assert message(root) == f"{root}/1.xml: object 2 has no <name>; give it one, or take it out"
 

@@ -135,7 +135,7 @@ def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_o
     (root / "images" / "2.jpg").unlink(), text(root / "images" / "3.jpg", "no image")
     said = message(root)
     assert "images missing (1): image 2 (2.jpg" in said
-    assert "images that do not decode (1): image 3 (3.jpg" in said
+    assert f"images that do not decode (1): image 3 ({root}/images/3.jpg" in said
     left = read_coco(root, "train", faults="quarantine")
     assert left.file_names == ["1.jpg"]
 
