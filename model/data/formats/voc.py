@@ -15,7 +15,7 @@ from model.data.annotations import MAX_SIDE, Tables
 from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
-from model.data.layouts.files import SplitFiles, is_image
+from model.data.layouts.files import SplitFiles, is_image, read_lines
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _NOTHING = "background"
@@ -93,8 +93,7 @@ def read_xml(file: Path) -> Element:
 
 def _mapped(file: Path) -> list[str]:
     """The names of labelmap.txt, whose lines are NAME:COLOUR:PARTS:ACTIONS."""
-    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    return [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [line.split(":")[0].strip() for line in read_lines(file) if line and not line.startswith("#")]
 
 
 def _names(file: Path, tree: Element) -> list[str]:

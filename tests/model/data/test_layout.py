@@ -96,6 +96,27 @@ def test_one_file_stands_for_its_data(tmp_path: Path) -> None:
     assert "notes.docx: no data set is described by such a file; name the folder" in message(tmp_path / "notes.docx")
 
 
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    assert "photos.zip: an archive is not looked into; unpack it" in message(text(tmp_path / "photos.zip"))
+
+
+def test_folders_that_are_called_like_files_do_no_harm(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "1.jpg")
+    for name in ("a.json", "b.csv", "c.data", "d.yaml", "e.txt", "f.xml"):
+        (tmp_path / name).mkdir()
+    assert "no data set was found" in message(tmp_path)
+
+
+def test_a_split_whose_images_are_elsewhere_does_not_stand_in_the_way_of_another(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        coco_json(tmp_path / "annotations" / f"instances_{split}.json", ["1.jpg"])
+    picture(tmp_path / "val2017" / "1.jpg")
+    assert list(find_layout(tmp_path).splits) == ["train2017", "val2017"]
+    assert len(read_coco(tmp_path, "val2017")) == 1
+    with pytest.raises(DataError, match=rf"images missing \(1\): image 1 \(1\.jpg, looked for in {tmp_path}/train2017"):
+        read_coco(tmp_path, "train2017")
+
+
 def test_what_was_looked_for_is_said_and_what_is_there(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     root.mkdir()

@@ -167,6 +167,13 @@ def test_class_names_are_read_from_lists_mappings_and_lines(tmp_path: Path) -> N
     assert read_split(split_files(root, "all")).categories == expected
 
 
+def test_class_names_in_an_older_encoding_are_told(tmp_path: Path) -> None:
+    root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+    (root / "data.yaml").unlink(), (root / "classes.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt: not UTF-8 at byte 3, in b'caf"):
+        read_split(split_files(root, "all"))
+
+
 def test_a_changed_label_or_image_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
     import time

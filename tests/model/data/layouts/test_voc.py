@@ -40,7 +40,9 @@ def test_a_devkits_lists_are_its_splits(tmp_path: Path) -> None:
 
 def test_lists_may_name_images_in_folders(tmp_path: Path) -> None:
     annotated(tmp_path / "JPEGImages" / "a", tmp_path / "Annotations" / "a", "1")
-    text(tmp_path / "ImageSets" / "Main" / "default.txt", "a/1\n")
+    text(tmp_path / "ImageSets" / "Main" / "default.txt", "a/1.jpg\n")
+    assert listed(tmp_path) == {"default": (tmp_path / "JPEGImages", ["a/1.jpg"])}
+    text(tmp_path / "ImageSets" / "Main" / "default.txt", '"a/1"\n')
     assert listed(tmp_path) == {"default": (tmp_path / "JPEGImages", ["a/1.jpg"])}
 
 
