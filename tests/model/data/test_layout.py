@@ -75,7 +75,8 @@ def test_data_of_one_split_offer_two_shares_beside_the_whole(tmp_path: Path) -> 
 @pytest.mark.parametrize("there", [("train",), ("train", "test"), ("val",)])
 def test_a_whole_called_train_or_val_keeps_its_name(tmp_path: Path, there: tuple[str, ...]) -> None:
     for split in there:
-        picture(tmp_path / split / "1.jpg"), picture(tmp_path / split / "2.jpg")
+        picture(tmp_path / split / "1.jpg")
+        picture(tmp_path / split / "2.jpg")
         coco_json(tmp_path / "annotations" / f"instances_{split}.json", ["1.jpg", "2.jpg"])
     found = find_layout(tmp_path)
     assert (found.train, found.val) == ("train-part", "val-part")
@@ -86,7 +87,8 @@ def test_a_whole_called_train_or_val_keeps_its_name(tmp_path: Path, there: tuple
 
 
 def test_one_file_stands_for_its_data(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "1.jpg"), picture(tmp_path / "train" / "2.jpg")
+    picture(tmp_path / "train" / "1.jpg")
+    picture(tmp_path / "train" / "2.jpg")
     file = coco_json(tmp_path / "annotations" / "instances_train.json", ["1.jpg", "2.jpg"])
     found = find_layout(file)
     assert (found.root, found.train, found.val) == (file, "train-part", "val-part")
@@ -140,13 +142,16 @@ def test_what_was_looked_for_is_said_and_what_is_there(tmp_path: Path) -> None:
 
 
 def test_near_misses_get_a_hint(tmp_path: Path) -> None:
-    picture(tmp_path / "a" / "1.jpg"), text(tmp_path / "a" / "1.txt", "0 0.5 0.5 0.1 0.1\n")
+    picture(tmp_path / "a" / "1.jpg")
+    text(tmp_path / "a" / "1.txt", "0 0.5 0.5 0.1 0.1\n")
     assert "no classes.txt or data.yaml says what YOLO's numbers mean" in message(tmp_path)
     shutil.rmtree(tmp_path / "a")
-    picture(tmp_path / "b" / "1.jpg"), text(tmp_path / "b" / "1.json", '{"shapes": []}')
+    picture(tmp_path / "b" / "1.jpg")
+    text(tmp_path / "b" / "1.json", '{"shapes": []}')
     assert "none has COCO's lists 'images' and 'annotations' (export as COCO)" in message(tmp_path)
     shutil.rmtree(tmp_path / "b")
-    picture(tmp_path / "c" / "train" / "1.jpg"), text(tmp_path / "c" / "train" / "1.xml", voc_xml([]))
+    picture(tmp_path / "c" / "train" / "1.jpg")
+    text(tmp_path / "c" / "train" / "1.xml", voc_xml([]))
     assert f"c in it would do: name {tmp_path / 'c'}" in message(tmp_path)
 
 
@@ -170,7 +175,9 @@ def test_images_are_counted_in_every_layout(tmp_path: Path, make_coco: MakeCoco)
     text(yolo / "train" / "labels" / "0.txt", "0 0.5 0.5 0.5 0.5\n")
     assert count_images(yolo, "train") == 5
     shared = tmp_path / "shared"
-    picture(shared / "images" / "1.jpg"), picture(shared / "images" / "2.jpg"), picture(shared / "images" / "3.jpg")
+    picture(shared / "images" / "1.jpg")
+    picture(shared / "images" / "2.jpg")
+    picture(shared / "images" / "3.jpg")
     coco_json(shared / "annotations" / "instances_train.json", ["1.jpg", "2.jpg"])
     coco_json(shared / "annotations" / "instances_val.json", ["3.jpg"])
     assert (count_images(shared, "train"), count_images(shared, "val")) == (2, 1)

@@ -30,12 +30,14 @@ def test_without_a_split_to_validate_on_no_image_is_both_learnt_and_validated_on
 
 
 def test_splits_by_other_usual_names_are_taken(tmp_path: Path) -> None:
-    split(tmp_path, "training", range(3)), split(tmp_path, "valid", range(3, 5))
+    split(tmp_path, "training", range(3))
+    split(tmp_path, "valid", range(3, 5))
     facts = data_facts(tmp_path)
     assert (facts.train.name, facts.val.name) == ("training", "valid")
 
 
 def test_splits_whose_names_say_nothing_are_named_in_the_refusal(tmp_path: Path) -> None:
-    split(tmp_path, "berlin", range(2)), split(tmp_path, "paris", range(2))
+    split(tmp_path, "berlin", range(2))
+    split(tmp_path, "paris", range(2))
     with pytest.raises(UserError, match="has the splits berlin, paris, but none that is called train"):
         data_facts(tmp_path)
