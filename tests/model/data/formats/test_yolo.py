@@ -184,17 +184,17 @@ def test_a_changed_label_or_image_is_read_again(tmp_path: Path, monkeypatch: pyt
     root = data_set(tmp_path / "data", "0 0.5 0.5 0.5 0.5\n")
     label, image = root / "labels" / "1.txt", root / "images" / "1.jpg"
 
-    def settle() -> None:
-        for file in (root / "data.yaml", label, image):
+    def settle(*files: Path) -> None:
+        for file in files:
             os.utime(file, (time.time() - 60,) * 2)
 
-    settle()
+    settle(root / "data.yaml", label, image)
     first = read_coco(root, "train", check_images=False)
     assert first.file is not None and read_coco(root, "train", check_images=False).file == first.file
     text(label, "1 0.5 0.5 0.5 0.5\n")
-    settle()
+    settle(label)
     second = read_coco(root, "train", check_images=False)
     assert second.labels(0).tolist() == [1]
     picture(image, 30, 80)
-    settle()
+    settle(image)
     assert read_coco(root, "train", check_images=False).boxes(0).tolist() == [[20, 7.5, 60, 22.5]]
