@@ -32,12 +32,21 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
         DataError: what the file says is not there, or a split has no label file at all.
     """
     if root.is_file():
-        return _by_darknet(root) if root.suffix == ".data" else _by_yaml(root)
-    for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))):
-        if file.is_file() and "names" in (document := read_yaml(file)) and set(document) & set(_SPLIT_KEYS):
+        if root.suffix == ".data":
+            return _by_darknet(root)
+        is_of_splits = bool(set(read_yaml(root)) & set(_SPLIT_KEYS))
+        return _by_yaml(root) if is_of_splits else _by_folders(root.parent, root)
+    files = [file for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))) if file.is_file()]
+    named = {file: document for file in files if "names" in (document := read_yaml(file))}
+    for file, document in named.items():
+        if set(document) & set(_SPLIT_KEYS):
             return _by_yaml(file)
     darknet = next((file for file in sorted(root.glob("*.data")) if file.is_file()), None)
-    return _by_folders(root) if darknet is None else _by_darknet(darknet)
+    if darknet is not None:
+        return _by_darknet(darknet)
+    # supervision's data.yaml names classes alone; a recipe of something else has names as well, and no labels.
+    names = next(iter(named), None) or _class_file(root)
+    return {} if names is None else _by_folders(root, names)
 
 
 def read_yaml(file: Path) -> dict[str, object]:
@@ -100,11 +109,8 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
     return splits
 
 
-def _by_folders(root: Path) -> dict[str, SplitFiles]:
-    """Splits of a folder that holds class names and no other description."""
-    names = _class_file(root)
-    if names is None:
-        return {}
+def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
+    """Splits of a folder that holds a file of class names and no other description."""
     lists = [file for file in sorted(root.glob("*.txt")) if file.stem in _SPLIT_KEYS]
     if lists:
         paths = _Paths(names, [root])

@@ -130,13 +130,15 @@ def test_darknets_files_lead_to_images_with_their_labels_beside_them(tmp_path: P
         ("labels/classes.txt", "images", "labels", "all"),  # labelImg, with a folder for labels
         ("train/classes.txt", "train", "train", "train"),
         ("obj.names", "train", "train", "train"),
+        ("data.yaml", "train/images", "train/labels", "train"),  # supervision: names, and no splits
     ],
 )
 def test_class_names_and_folders_are_enough(tmp_path: Path, classes: str, images: str, labels: str, split: str) -> None:
-    text(tmp_path / classes, "cat\n")
+    text(tmp_path / classes, "nc: 1\nnames: [cat]\n" if classes == "data.yaml" else "cat\n")
     picture(tmp_path / images / "1.jpg")
     text(tmp_path / labels / "1.txt", BOX)
     assert listing(tmp_path) == {split: (tmp_path / images, ["1.jpg"], ["1.txt"])}
+    assert find_yolo(tmp_path)[split].annotations[0] == tmp_path / classes
 
 
 def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
