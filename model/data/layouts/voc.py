@@ -70,9 +70,9 @@ def _splits(
     for split, (images, annotations, ids) in places.items():
         by_stem = {_stem(name): name for name in list_images(images)}
         files = xml[annotations]
-        without = sorted(set(by_stem if ids is None else ids) - set(files))
+        without = sorted(set(by_stem if ids is None else by_stem.keys() & set(ids)) - set(files))
         # An image that a list names belongs to the split: Datumaro writes no XML file for one without objects.
-        chosen = set(files) if ids is None else set(ids) & (set(files) | set(by_stem))
+        chosen = set(files if ids is None else ids)
         if not chosen & set(files):
             continue
         pairs = sorted((by_stem.get(stem, stem), files.get(stem)) for stem in chosen)

@@ -79,12 +79,15 @@ def test_images_of_a_folder_without_an_xml_file_are_left_out_and_told(tmp_path: 
 def test_images_of_a_list_without_an_xml_file_have_no_objects(tmp_path: Path) -> None:
     annotated(tmp_path / "JPEGImages", tmp_path / "Annotations", "1")
     picture(tmp_path / "JPEGImages" / "2.jpg")
-    text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n2\nnowhere\n")
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n2\n")
     found = find_voc(tmp_path)["train"]
     assert (found.listed, found.labels) == (("1.jpg", "2.jpg"), (tmp_path / "Annotations" / "1.xml", None))
-    assert found.notes[0].startswith("2 images of train have no XML file, such as 2: they have no objects,")
+    assert found.notes[0].startswith("1 images of train have no XML file, such as 2: they have no objects,")
     data = read_coco(tmp_path, "train")
     assert (len(data), len(data.annotation_ids)) == (2, 1)
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n2\nnowhere\n")
+    with pytest.raises(DataError, match=r"images missing \(1\): image 3 \(nowhere\.jpg"):
+        read_coco(tmp_path, "train")
 
 
 def test_a_folder_without_xml_is_not_voc(tmp_path: Path) -> None:
