@@ -191,11 +191,11 @@ def _plain(name: str) -> str:
 
 
 def _as_text(part: str) -> str:
-    return unicodedata.normalize("NFC", part)
+    return part if part.isascii() else unicodedata.normalize("NFC", part)
 
 
 def _unescaped(part: str) -> str:
-    return _as_text(unquote(part)).strip()
+    return _as_text(unquote(part) if "%" in part else part).strip()
 
 
 def _any_case(part: str) -> str:
