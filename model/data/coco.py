@@ -87,9 +87,11 @@ def read_coco(
         identity.append(list(found.names.items()))
         data = _shared(files, identity, root, partial(_renamed, data, found))
     of_images: list[Fault] = []
-    if check_images:
+    if check_images or found.outside:
         images = Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes)
-        of_images = image_faults(root, files.images, images)
+        # What leads out of the data is refused even where nobody asks whether images are there.
+        chosen = images if check_images else images.take(np.array(found.outside))
+        of_images = image_faults(root, files.images, chosen)
     if faults == "refuse":
         refuse(files.where, of_images)
     if not of_images:
@@ -121,14 +123,19 @@ def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, c
         of_images = image_faults(root, files.images, _found(root, files.images, chosen)) if check_images else []
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
     sound = _quarantined(annotations, of_rows, chosen)
-    notes += tuple(box_notes(sound, chosen))
-    if len(set(chosen.names)) < len(chosen.names):
-        names = [name for name, times in Counter(chosen.names).items() if times > 1]
-        notes += (f"files that several images name, each with objects of its own: {named(names)}",)
-    if len(sound.ids) and sound.crowds.all():
-        notes += ("every box is a crowd (iscrowd is 1): there is nothing to find, and no AP",)
-    columns = _columns(chosen, sound, categories)
+    columns, notes = _columns(chosen, sound, categories), (*notes, *_worth_a_look(chosen, sound))
     return assemble(root, files.name, files.images, columns, categories, tuple(of_rows.values()), notes)
+
+
+def _worth_a_look(images: Images, annotations: Annotations) -> list[str]:
+    """Tell of what is sound by itself and seldom meant."""
+    notes = box_notes(annotations, images)
+    if len(set(images.names)) < len(images.names):
+        names = [name for name, times in Counter(images.names).items() if times > 1]
+        notes.append(f"files that several images name, each with objects of its own: {named(names)}")
+    if len(annotations.ids) and annotations.crowds.all():
+        notes.append("every box is a crowd (iscrowd is 1): there is nothing to find, and no AP")
+    return notes
 
 
 def _once(annotations: Annotations) -> tuple[Annotations, int]:
