@@ -38,29 +38,30 @@ def predict(checkpoint: "CheckpointFolder", job: Job, say: Say, progress: Progre
     """
     from model.inference.predictor import load
 
+    record = Record(job, checkpoint)
+    before = record.num_images
+    left = [source for source in job.sources if source.place not in record.done]
+    if len(left) < len(job.sources):
+        say(f"{len(job.sources) - len(left)} of {len(job.sources)} files were done before, and are kept")
     try:
         predictor = load(checkpoint.path, None, to_dict(checkpoint.inference))
     except ValueError as error:
         raise UserError(str(error)) from error
-    record = Record(job, checkpoint)
-    left = [source for source in job.sources if source.place not in record.done]
-    if len(left) < len(job.sources):
-        say(f"{len(job.sources) - len(left)} of {len(job.sources)} files were done before, and are kept")
     run = _Run(job, predictor, record)
     begin = time.perf_counter()
     try:
         with closing(run.through(left, say)) as steps:
             for done in steps:
-                progress(done, max(done, job.num_images))
+                progress(before + done, max(before + done, job.num_images))
     except BaseException:  # Ctrl-C, a full disk: what is drawn is kept with its boxes
         if record.images:
             record.write()
             say(f"{len(record.done)} of {len(job.sources)} files are done: {job.out / DETECTIONS}")
         raise
-    seconds = time.perf_counter() - begin
+    speed = f", {run.num_images / (time.perf_counter() - begin):.1f} images/s" if run.num_images else ""
     record.write()
-    speed = f", {run.num_images / seconds:.1f} images/s" if run.num_images else ""
-    say(f"{record.num_detections} detections on {record.num_images} images{speed}: {job.out / DETECTIONS}")
+    images = f"{record.num_images} image{'s' * (record.num_images != 1)}"
+    say(f"{record.num_detections} detections on {images}{speed}: {job.out / DETECTIONS}")
     return run.broken
 
 
