@@ -1,7 +1,7 @@
 """The pass over photographs and videos: each is written with its boxes drawn in, on all cores."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class _Run:
         self.num_images = self.broken = 0
         self.writer: Writer | None = None
 
-    def through(self, sources: Sequence[Source], say: Say) -> Iterator[int]:
+    def through(self, sources: Sequence[Source], say: Say) -> Generator[int, None, None]:
         """Yield the number of images done, after each."""
         with closing(self.predictor.in_parallel(self._look, self._items(sources))) as results:
             try:
@@ -160,7 +160,7 @@ class _Run:
                 self.writer.add(outcome.drawn, item.frame)
                 self.record.add(source, outcome.found, item.frame)
             elif self.writer is not None:
-                self.writer, writer = None, self.writer
+                writer, self.writer = self.writer, None
                 writer.close()
                 if outcome is None:
                     self.record.end(source)
