@@ -1,5 +1,6 @@
 """The pass over photographs and videos: each is written with its boxes drawn in, on all cores."""
 
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -62,6 +63,11 @@ def predict(checkpoint: "CheckpointFolder", job: Job, say: Say, progress: Progre
     record.write()
     images = f"{record.num_images} image{'s' * (record.num_images != 1)}"
     say(f"{record.num_detections} detections on {images}{speed}: {job.out / DETECTIONS}")
+    if run.best_scores and not record.num_detections:
+        best = max(run.best_scores)
+        say(
+            f"no score reaches {job.score:g}; the best is {best:.2f}: --score {math.floor(best * 10) / 10:g} shows more"
+        )
     return run.broken
 
 
@@ -90,6 +96,7 @@ class _Run:
     def __init__(self, job: Job, predictor: "Predictor", record: "Record") -> None:
         self.job, self.predictor, self.record = job, predictor, record
         self.num_images = self.broken = 0
+        self.best_scores: list[float] = []
         self.writer: Writer | None = None
 
     def through(self, sources: Sequence[Source], say: Say) -> Generator[int, None, None]:
@@ -135,7 +142,9 @@ class _Run:
             picture = item.frame.picture if item.frame else upright(source.path)
         except ValueError as error:
             return item, str(error)
-        found = self.predictor.detect(picture).above(self.job.score)
+        found = self.predictor.detect(picture)
+        self.best_scores.extend(found.scores[:1].tolist())
+        found = found.above(self.job.score)
         classes = self.predictor.card.category_names
         drawn = draw(picture, found.boxes, found.labels, found.scores, classes=classes)
         if item.frame is not None:

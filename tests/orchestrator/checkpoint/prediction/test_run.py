@@ -205,6 +205,16 @@ def test_an_interrupted_job_keeps_what_is_drawn_and_goes_on_from_there(
         assert content_of(out)[name] == content_of(tmp_path / "whole")[name]
 
 
+def test_where_no_score_is_high_enough_the_best_is_said(folder: Path, data: CocoData, tmp_path: Path) -> None:
+    (found,) = model.load(folder)(data.path(0))
+    best = float(found.scores[0])
+    assert 0.1 < best < 0.999
+    done = rnc("predict", folder, data.path(0), "--out", tmp_path / "out", "--score", 0.999)
+    least = int(best * 10) / 10
+    assert f"no score reaches 0.999; the best is {best:.2f}: --score {least:g} shows more" in done.stderr
+    assert "no score" not in rnc("predict", folder, data.path(0), "--out", tmp_path / "out", "--score", least).stderr
+
+
 def test_what_changed_is_done_again(folder: Path, data: CocoData, tmp_path: Path) -> None:
     photos = photos_of(data, tmp_path / "photos", 2)
     out = ("--out", tmp_path / "out")
