@@ -1,14 +1,15 @@
 """Findings of `rnc doctor`: what was seen of one thing, its colour, the way out, and the table that shows them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.figures.table import Column, Table
+from orchestrator.figures.table import Cell, Column, Table, Tone
 
 Level = Literal["ok", "warn", "fail"]
 # From good to bad, by which findings are sorted.
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
+TONES: Mapping[Level, Tone] = {"ok": "good", "warn": "warn", "fail": "bad"}
 DRIVER = "driver"
 """Where a finding belongs that is about the machine that asks."""
 EVERYWHERE = "all"
@@ -56,9 +57,13 @@ def findings_table(findings: Sequence[Finding], *, for_people: bool) -> Table:
     return Table(
         title=title,
         columns=tuple(columns),
-        rows=tuple((one.check, one.where, COLORS[one.level], _short(one.seen)) for one in shown),
+        rows=tuple((one.check, one.where, _colored(one.level), _short(one.seen)) for one in shown),
         notes=tuple(map(_note, ways)),
     )
+
+
+def _colored(level: Level) -> Cell:
+    return Cell(COLORS[level], tone=TONES[level])
 
 
 def merged(findings: Sequence[Finding]) -> list[Finding]:
@@ -88,7 +93,11 @@ def _note(one: Finding) -> str:
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SEEN_WIDTH else f"{line[: SEEN_WIDTH - 1]}…"
+    if len(line) <= SEEN_WIDTH:
+        return line
+    # Between words, as far as there are any.
+    whole, space, _ = line[: SEEN_WIDTH - 1].rpartition(" ")
+    return f"{whole if space else line[: SEEN_WIDTH - 2]} …"
 
 
 def _counted(findings: Sequence[Finding]) -> str:

@@ -1,0 +1,112 @@
+"""How `rnc` writes to a terminal: its width, colours where it has them, errors, and what a Ctrl-C leaves behind."""
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from orchestrator.figures.screen import Look, on_screen, unstyled
+from orchestrator.figures.table import Table
+
+LOOKS: Mapping[Look, Mapping[str, Any]] = {
+    "good": {"fg": "green"},
+    "warn": {"fg": "yellow"},
+    "bad": {"fg": "red"},
+    "bold": {"bold": True},
+    "soft": {"dim": True},
+    "plain": {},
+}
+GOES_ON = "What is recorded stays; the same command goes on from there."
+STORAGE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of the operating system that mean that a place cannot be written to, or not any more."""
+_INTERRUPTION = "rnc.interruption"
+
+
+def print_text(table: Table) -> None:
+    """Print a table, fitted to the screen; into a file or a pipe as `Table.to_text` has it."""
+    columns = screen_columns()
+    if columns is None:
+        click.echo(table.to_text())
+        return
+    colors = has_colors(sys.stdout)
+    click.echo(on_screen(table, columns, _styled if colors else unstyled), color=colors)
+
+
+def screen_columns() -> int | None:
+    """Return the width of the screen, which COLUMNS overrides; None where the output goes elsewhere."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdigit() and int(named):
+        return int(named)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def has_colors(stream: TextIO) -> bool:
+    """Whether a stream shows colours: a terminal, if NO_COLOR is not set, or anything under FORCE_COLOR."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def print_error(text: str) -> None:
+    """Print what a user can mend to standard error."""
+    colors = has_colors(sys.stderr)
+    click.echo(f"{_styled('error:', 'bad') if colors else 'error:'} {text}", err=True, color=colors)
+
+
+def usage_error(error: click.ClickException) -> str:
+    """Say a mistake in the call as all others are said."""
+    text = error.format_message()
+    said = f"{text[:1].lower()}{text[1:].rstrip('.')}".replace(". (Did you", " (did you")
+    context = getattr(error, "ctx", None)
+    return said if context is None else f"{said}; `{context.command_path} --help` says what it takes"
+
+
+def storage_error(error: OSError) -> str | None:
+    """Say which place cannot be written to, and the way out; None of an error of another kind."""
+    if error.errno not in STORAGE:
+        return None
+    place = str(error.filename) if error.filename else "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{place}: the disk is full; free some, or set {_setting_of(place)} to another"
+    return f"{place}: cannot be written to ({error.strerror}); set {_setting_of(place)} to a folder that can"
+
+
+def when_interrupted(says: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb what is said after a Ctrl-C, behind "Interrupted."."""
+
+    def decorated(verb: Callable[..., None]) -> Callable[..., None]:
+        @wraps(verb)
+        def told(*args: Any, **settings: Any) -> None:
+            click.get_current_context().meta[_INTERRUPTION] = says
+            verb(*args, **settings)
+
+        return told
+
+    return decorated
+
+
+def interruption(context: click.Context) -> str:
+    """Return what is said after a Ctrl-C: that it was one, and what the verb leaves behind."""
+    return " ".join(["Interrupted.", *filter(None, [context.meta.get(_INTERRUPTION)])])
+
+
+def _styled(text: str, look: Look) -> str:
+    return click.style(text, **LOOKS[look]) if LOOKS[look] else text
+
+
+def _setting_of(place: str) -> str:
+    """Name the variable that moves a place elsewhere."""
+    named = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
+    for folder, setting in ((named, "RNC_HOME"), (Path(tempfile.gettempdir()), "TMPDIR"), (Path.home(), "HOME")):
+        if Path(place).absolute().is_relative_to(folder):
+            return setting
+    return "RNC_HOME, TMPDIR or HOME, whichever it is,"
