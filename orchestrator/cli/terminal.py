@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -64,20 +65,24 @@ def print_error(text: str) -> None:
 
 def usage_error(error: click.ClickException) -> str:
     """Say a mistake in the call as all others are said."""
-    text = error.format_message()
-    said = f"{text[:1].lower()}{text[1:].rstrip('.')}".replace(". (Did you", " (did you")
+    text = error.format_message().rstrip(".")
+    said, guessed = re.subn(r"\. \(?Did you mean (.+)\?\)?$", r"; did you mean \1?", f"{text[:1].lower()}{text[1:]}")
     context = getattr(error, "ctx", None)
-    return said if context is None else f"{said}; `{context.command_path} --help` says what it takes"
+    return said if guessed or context is None else f"{said}; `{context.command_path} --help` says what it takes"
 
 
 def storage_error(error: OSError) -> str | None:
     """Say which place cannot be written to, and the way out; None of an error of another kind."""
     if error.errno not in STORAGE:
         return None
-    place = str(error.filename) if error.filename else "a file"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{place}: the disk is full; free some, or set {_setting_of(place)} to another"
-    return f"{place}: cannot be written to ({error.strerror}); set {_setting_of(place)} to a folder that can"
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not error.filename:
+        what = "the disk is full" if is_full else error.strerror
+        return f"{what}, where the output goes or in one of RNC_HOME, HOME and TMPDIR; free some, or set them to others"
+    place, setting = str(error.filename), _setting_of(str(error.filename))
+    if is_full:
+        return f"{place}: the disk is full; free some, or set {setting} to another"
+    return f"{place}: cannot be written to ({error.strerror}); set {setting} to a folder that can"
 
 
 def when_interrupted(says: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -105,8 +110,8 @@ def _styled(text: str, look: Look) -> str:
 
 def _setting_of(place: str) -> str:
     """Name the variable that moves a place elsewhere."""
-    named = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
-    for folder, setting in ((named, "RNC_HOME"), (Path(tempfile.gettempdir()), "TMPDIR"), (Path.home(), "HOME")):
-        if Path(place).absolute().is_relative_to(folder):
-            return setting
-    return "RNC_HOME, TMPDIR or HOME, whichever it is,"
+    home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
+    folders = {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path.home(): "HOME"}
+    # The deepest, as RNC_HOME may lie in HOME. Some errors give a name without its folder, of which nothing follows.
+    within = [folder for folder in folders if Path(place).is_absolute() and Path(place).is_relative_to(folder)]
+    return folders[max(within, key=lambda one: len(one.parts))] if within else "RNC_HOME, HOME or TMPDIR"

@@ -54,7 +54,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     Raises:
         UserError: a training asks for more than the cluster has.
     """
-    tasks = _tasks(plan, site, tracking_uri)
+    tasks = tasks_of(plan, site, tracking_uri)
     if not tasks:
         return Outcome(endings=())
     cluster = cluster_of_ray()
@@ -80,7 +80,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     return Outcome(endings=tuple(endings[key] for key in plan.trainings if key in endings), interrupted=interrupted)
 
 
-def _tasks(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
+def tasks_of(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
     """Return the missing work, in the order of the files, in which it is shown."""
     tasks = []
     for key, train_run in plan.trainings.items():

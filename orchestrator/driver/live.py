@@ -36,7 +36,7 @@ def live_view(stream: TextIO = sys.stdout) -> Iterator[Show]:
 
     # rich would draw from a thread of its own, too; the states are given to it anew every few seconds.
     with Live(console=Console(file=stream), auto_refresh=False) as live:
-        yield lambda statuses: live.update(_table(statuses), refresh=True)
+        yield lambda statuses: live.update(live_table(statuses), refresh=True)
 
 
 @contextmanager
@@ -104,6 +104,27 @@ def _line(status: Status) -> str:
     return ", ".join([*parts, *([status.note] if status.note else [])])
 
 
+def live_table(statuses: Sequence[Status]) -> "Table":
+    """Lay out a line for each training, and below them how much is left in all."""
+    from rich.table import Table
+    from rich.text import Text
+
+    left = remaining_in_all(statuses)
+    caption = None if left is None else f"about {_duration(left)} of training left in all; scoring comes on top"
+    shown = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("training", "state", "epoch", "loss", "val AP", "images/s", "left"):
+        is_text = name in ("training", "state")
+        # Numbers are never broken; texts are, between words.
+        shown.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
+    for status in statuses:
+        state = status.note if status.note.startswith(status.state) else _with_reason(status)
+        epoch = f"{status.epoch:.1f}/{status.num_epochs}" if status.epoch else f"-/{status.num_epochs}"
+        # As Text, or a label such as "x [red]" would be read as markup.
+        said = Text(state, STATE_STYLES.get(status.state, ""))
+        shown.add_row(Text(status.label), said, *map(Text, (epoch, *_numbers(status).values())))
+    return shown
+
+
 def remaining_in_all(statuses: Sequence[Status]) -> float | None:
     """Return about how many seconds of training are left, as many at a time as now; None while no pace is known.
 
@@ -123,26 +144,6 @@ def remaining_in_all(statuses: Sequence[Status]) -> float | None:
 def _epochs(status: Status) -> float:
     """Epochs that are left of a training."""
     return max(0.0, status.num_epochs - status.epoch)
-
-
-def _table(statuses: Sequence[Status]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    left = remaining_in_all(statuses)
-    said = None if left is None else f"about {_duration(left)} of training left in all; scoring comes on top"
-    table = Table(box=None, pad_edge=False, caption=said, caption_justify="left")
-    for name in ("training", "state", "epoch", "loss", "val AP", "images/s", "left"):
-        is_text = name in ("training", "state")
-        # Numbers are never broken; texts are, between words.
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
-    for status in statuses:
-        state = status.note if status.note.startswith(status.state) else _with_reason(status)
-        epoch = f"{status.epoch:.1f}/{status.num_epochs}" if status.epoch else f"-/{status.num_epochs}"
-        # As Text, or a label such as "x [red]" would be read as markup.
-        shown = Text(state, STATE_STYLES.get(status.state, ""))
-        table.add_row(Text(status.label), shown, *map(Text, (epoch, *_numbers(status).values())))
-    return table
 
 
 def _with_reason(status: Status) -> str:
