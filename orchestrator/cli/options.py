@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from orchestrator.api import OpenSuite
-from orchestrator.cli.terminal import print_text
+from orchestrator.cli.terminal import print_text, say_lines
 from orchestrator.cluster.environment import require_cluster_settings
 from orchestrator.experiment.layers import parse_overrides
 from orchestrator.experiment.load import Experiment, load_experiments
@@ -111,7 +111,7 @@ def site() -> Site:
 
 def say(text: str) -> None:
     """Print to standard error, so that the output stays what a program can read."""
-    click.echo(text, err=True)
+    click.echo(say_lines(text), err=True)
 
 
 def suites(experiments: Sequence[Experiment], at: Site | None = None) -> list[OpenSuite]:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import click
 
 from orchestrator.figures.screen import Look, on_screen, unstyled
 from orchestrator.figures.table import Table
+from orchestrator.figures.texts import width, wrapped
 
 LOOKS: Mapping[Look, Mapping[str, Any]] = {
     "good": {"fg": "green"},
@@ -25,6 +25,7 @@ LOOKS: Mapping[Look, Mapping[str, Any]] = {
     "plain": {},
 }
 GOES_ON = "What is recorded stays; the same command goes on from there."
+DEFAULT_COLUMNS = 80
 STORAGE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Errors of the operating system that mean that a place cannot be written to, or not any more."""
 _INTERRUPTION = "rnc.interruption"
@@ -32,7 +33,7 @@ _INTERRUPTION = "rnc.interruption"
 
 def print_text(table: Table) -> None:
     """Print a table, fitted to the screen; into a file or a pipe as `Table.to_text` has it."""
-    columns = screen_columns()
+    columns = screen_columns(sys.stdout)
     if columns is None:
         click.echo(table.to_text())
         return
@@ -40,12 +41,17 @@ def print_text(table: Table) -> None:
     click.echo(on_screen(table, columns, _styled if colors else unstyled), color=colors)
 
 
-def screen_columns() -> int | None:
-    """Return the width of the screen, which COLUMNS overrides; None where the output goes elsewhere."""
+def screen_columns(stream: TextIO) -> int | None:
+    """Return the width of the screen that shows a stream, which COLUMNS overrides; None where it goes elsewhere."""
     named = os.environ.get("COLUMNS", "")
     if named.isdigit() and int(named):
         return int(named)
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_COLUMNS
+    except (OSError, ValueError):  # a terminal of no known size, or one without a descriptor
+        return DEFAULT_COLUMNS
 
 
 def has_colors(stream: TextIO) -> bool:
@@ -60,7 +66,14 @@ def has_colors(stream: TextIO) -> bool:
 def print_error(text: str) -> None:
     """Print what a user can mend to standard error."""
     colors = has_colors(sys.stderr)
-    click.echo(f"{_styled('error:', 'bad') if colors else 'error:'} {text}", err=True, color=colors)
+    word, rest = "error:", say_lines(f"error: {text}").removeprefix("error:")
+    click.echo(f"{_styled(word, 'bad') if colors else word}{rest}", err=True, color=colors)
+
+
+def say_lines(text: str) -> str:
+    """Break lines for standard error between words where a terminal shows it, and set in what goes on."""
+    columns = screen_columns(sys.stderr)
+    return text if columns is None else "\n".join(part for line in text.split("\n") for part in _fitted(line, columns))
 
 
 def usage_error(error: click.ClickException) -> str:
@@ -102,6 +115,14 @@ def when_interrupted(says: str) -> Callable[[Callable[..., None]], Callable[...,
 def interruption(context: click.Context) -> str:
     """Return what is said after a Ctrl-C: that it was one, and what the verb leaves behind."""
     return " ".join(["Interrupted.", *filter(None, [context.meta.get(_INTERRUPTION)])])
+
+
+def _fitted(line: str, columns: int) -> list[str]:
+    if width(line) <= columns:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    first, *others = wrapped(line, columns - len(indent))
+    return [indent + first, *(f"{indent}  {part}" for part in wrapped(" ".join(others), columns - len(indent) - 2))]
 
 
 def _styled(text: str, look: Look) -> str:

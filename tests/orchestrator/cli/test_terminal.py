@@ -66,6 +66,9 @@ def test_a_terminal_has_colours_unless_it_is_told_to_have_none(tmp_path: Path) -
     plain = on_terminal(["plan", PAPER], 80, environment(tmp_path, NO_COLOR="1"))
     assert ESCAPE.search(colored) and not ESCAPE.search(plain) and ESCAPE.sub("", colored) == plain
     assert 70 < max(map(len, plain.splitlines())) <= 80
+    refused = on_terminal(["plan", str(tmp_path / "a folder" / "nowhere.yaml")], 40, environment(tmp_path))
+    assert refused.startswith("\x1b[31merror:\x1b[0m\n  ") and refused.endswith("expected an\n  experiment file\n")
+    assert f"{tmp_path}/a" in ESCAPE.sub("", refused).split()  # a path is a word, and is not broken
     assert "\x1b[31merror:" in on_terminal(["plan", "nowhere.yaml"], 100, environment(tmp_path))
 
 
@@ -86,7 +89,7 @@ def test_a_pipe_gets_what_a_file_gets_unless_it_asks_for_a_width_or_for_colours(
         (["plan", PAPER, "--frmat", "json"], "no such option '--frmat'; did you mean "),
         (["--colour"], "no such option '--colour'; `rnc --help` says what it takes"),
         (["paln", PAPER], "no such command 'paln'"),
-        (["predict"], "missing argument 'DIR'; `rnc predict --help` says what it takes"),
+        (["predict"], "missing argument 'CHECKPOINT'; `rnc predict --help` says what it takes"),
         (["plan", PAPER, "--gpus", "0"], "invalid value for '--gpus': 0 is not in the range x>=1;"),
         (["plan", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
