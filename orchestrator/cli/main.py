@@ -1,6 +1,7 @@
 """The command `rnc`: its verbs, its help, and how errors are shown and which exit code they give."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -28,12 +29,14 @@ class _Verbs(click.Group):
             print_error(said)
             ctx.exit(BAD_INPUT)
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         """Run a verb; mistakes in the call look like all others, where click would print its usage before them."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, standalone_mode=False, **extra)
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **extra))
+            sys.exit(super().main(args, standalone_mode=False, **extra))
         except click.ClickException as error:
             print_error(usage_error(error))
             sys.exit(error.exit_code)

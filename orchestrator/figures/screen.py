@@ -135,9 +135,9 @@ def _grid_lines(grid: _Grid, style: Style) -> list[str]:
     rule = "  ".join("─" * wide for wide in grid.widths)
     heads = [wrapped(column.head, wide) for column, wide in zip(grid.columns, grid.widths, strict=True)]
     tall = max(map(len, heads))
-    plain = [("bold",) * len(heads)] * tall
+    bold: list[list[Look]] = [["bold"] * len(heads)] * tall
     # A head of one line stands beside the last line of the others, next to its column.
-    shown = _aligned([["" for _ in range(tall - len(head))] + head for head in heads], plain, grid, style)
+    shown = _aligned([["" for _ in range(tall - len(head))] + head for head in heads], bold, grid, style)
     shown.append(rule)
     for place, line in enumerate(grid.lines):
         shown += [rule] if grid.table.rule_above(grid.lines, place) else []
@@ -147,7 +147,7 @@ def _grid_lines(grid: _Grid, style: Style) -> list[str]:
             shown += [style(text, "bold") for text in wrapped(line.texts[0], sum(grid.widths) + 2 * len(grid.widths))]
             continue
         broken = [_broken(line, n, column, grid.widths[n]) for n, column in enumerate(grid.columns)]
-        looks = [tuple(_look(line, n) for n in range(len(broken)))] * max(map(len, broken))
+        looks = [[_look(line, n) for n in range(len(broken))]] * max(map(len, broken))
         shown += _aligned(broken, looks, grid, style)
     return shown
 
