@@ -93,9 +93,10 @@ def storage_error(error: OSError) -> str | None:
         what = "the disk is full" if is_full else error.strerror
         return f"{what}, where the output goes or in one of RNC_HOME, HOME and TMPDIR; free some, or set them to others"
     place, setting = str(error.filename), _setting_of(str(error.filename))
+    elsewhere = f", or set {setting} to another place" if setting else ""
     if is_full:
-        return f"{place}: the disk is full; free some, or set {setting} to another"
-    return f"{place}: cannot be written to ({error.strerror}); set {setting} to a folder that can"
+        return f"{place}: the disk is full; free some{elsewhere}"
+    return f"{place}: no access ({error.strerror}); change its permissions{elsewhere}"
 
 
 def when_interrupted(says: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -130,9 +131,9 @@ def _styled(text: str, look: Look) -> str:
 
 
 def _setting_of(place: str) -> str:
-    """Name the variable that moves a place elsewhere."""
+    """Name the variable that moves a place elsewhere; empty of a place that none moves, or a name without folder."""
     home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
-    folders = {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path.home(): "HOME"}
-    # The deepest, as RNC_HOME may lie in HOME. Some errors give a name without its folder, of which nothing follows.
-    within = [folder for folder in folders if Path(place).is_absolute() and Path(place).is_relative_to(folder)]
-    return folders[max(within, key=lambda one: len(one.parts))] if within else "RNC_HOME, HOME or TMPDIR"
+    folders = {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path(os.path.expanduser("~")): "HOME"}
+    within = [folder for folder in folders if Path(place).is_relative_to(folder)]
+    # The deepest, as RNC_HOME may lie in HOME.
+    return folders[max(within, key=lambda one: len(one.parts))] if within else ""

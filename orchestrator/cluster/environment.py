@@ -60,7 +60,7 @@ def set_ray_environment(*, is_local: bool) -> None:
 
 
 def own_token(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return a token for a Ray of our own where it has none and cannot write one into HOME; it would not start."""
+    """Return a token for a Ray of our own that has none and cannot write one into HOME, so that it would not start."""
     if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH"):
         return {}
     folder = Path(environ.get("HOME") or os.path.expanduser("~")) / ".ray"

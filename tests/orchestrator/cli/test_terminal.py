@@ -132,11 +132,16 @@ def test_mistakes_about_a_checkpoint_are_told_without_torch(tmp_path: Path) -> N
     [
         (
             errno.EACCES,
-            "home/scored/x",
-            "{}: cannot be written to (Permission denied); set RNC_HOME to a folder that can",
+            "home/x",
+            "no access (Permission denied); change its permissions, or set RNC_HOME to another place",
         ),
-        (errno.EROFS, "me/.ray", "{}: cannot be written to (Read-only file system); set HOME to a folder that can"),
-        (errno.ENOSPC, "t/part", "{}: the disk is full; free some, or set TMPDIR to another"),
+        (
+            errno.EROFS,
+            "me/x",
+            "no access (Read-only file system); change its permissions, or set HOME to another place",
+        ),
+        (errno.ENOSPC, "t/part", "the disk is full; free some, or set TMPDIR to another place"),
+        (errno.EACCES, "photos/1.jpg", "no access (Permission denied); change its permissions"),
     ],
 )
 def test_a_place_that_cannot_be_written_to_is_named_with_what_moves_it(
@@ -152,7 +157,7 @@ def test_a_place_that_cannot_be_written_to_is_named_with_what_moves_it(
 
     monkeypatch.setattr("orchestrator.worker.local.run_row", broken)
     result = CliRunner().invoke(cli, ["run", PAPER, "--row", "RetinaNet"])
-    assert (result.exit_code, result.stderr) == (2, f"error: {said.format(path)}\n")
+    assert (result.exit_code, result.stderr) == (2, f"error: {path}: {said}\n")
 
 
 def test_a_full_disk_without_a_name_is_told_and_other_errors_are_not_taken_for_one() -> None:
