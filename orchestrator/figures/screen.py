@@ -198,13 +198,13 @@ def _panel_lines(table: Table, columns: int, style: Style) -> list[str]:
         panels[-1].append(place)
     told: list[str] = []
     for places in panels:
-        grid = _Grid(
-            table,
-            tuple(shown[place] for place in places),
-            [line if line.kind == "heading" else _picked(line, places) for line in lines],
-            [widths[place] for place in places],
-        )
-        told += [*([""] if told else []), *_grid_lines(grid, style)]
+        heads = tuple(shown[place] for place in places)
+        picked = [line if line.kind == "heading" else _picked(line, places) for line in lines]
+        # A detail that has nothing to say of these columns has a line in another panel.
+        picked = [line for line in picked if line.kind != "detail" or any(line.texts[1:])]
+        room = columns - GAP * (len(places) - 1)
+        roomy = _fitted(heads, picked, room, LEAST[0]) or [widths[place] for place in places]
+        told += [*([""] if told else []), *_grid_lines(_Grid(table, heads, picked, roomy), style)]
     return told
 
 

@@ -287,13 +287,16 @@ def data_of(row: Row) -> str:
 
 
 def measured_on(results: Sequence[RowResult]) -> list[str]:
-    """Name what rows are measured on; where it is known, with the number of images there really are."""
+    """Name what rows are measured on; where it is known of one of them, with the number of images there really are."""
+    seen: dict[str, int] = {}
+    for result in results:
+        seen[data_of(result.row)] = max(seen.get(data_of(result.row), 0), result.num_images)
     found = []
     for result in results:
-        name, most, seen = data_of(result.row), result.row.train.data.num_val_images, result.num_images
+        name, most = data_of(result.row), result.row.train.data.num_val_images
         split, cut, _ = name.partition(", at most ")
-        if cut and seen and most is not None:
-            name = f"{split}, all {seen} images" if seen < most else f"{split}, first {most} images"
+        if cut and seen[name] and most is not None:
+            name = f"{split}, all {seen[name]} images" if seen[name] < most else f"{split}, first {most} images"
         found.append(name)
     return list(dict.fromkeys(found))
 

@@ -91,6 +91,31 @@ def test_numbers_that_do_not_fit_stand_in_panels_beside_their_rows() -> None:
     assert [text.count(f"{20 + n}.00") for n in range(10)] == [2] * 10
 
 
+def test_a_panel_has_the_details_of_its_own_columns_and_room_for_its_texts() -> None:
+    columns = (
+        Column("row", numeric=False),
+        *(Column(f"AP{n}") for n in range(6)),
+        Column("AP0, paper", under="AP0", detail="the paper"),
+        Column("state", numeric=False),
+    )
+    table = Table(
+        title="Results",
+        columns=columns,
+        rows=(("RetinaNet", *[20.0] * 6, 35.3, "1 of 2 seeds: never run (seed 2)"),),
+        folds=True,
+    )
+    assert on_screen(table, 48).splitlines()[2:] == [
+        "row           AP0   AP1   AP2   AP3   AP4   AP5",
+        "───────────  ────  ────  ────  ────  ────  ────",
+        "RetinaNet    20.0  20.0  20.0  20.0  20.0  20.0",
+        "  the paper  35.3",
+        "",
+        "row        state",
+        "─────────  ────────────────────────────────",
+        "RetinaNet  1 of 2 seeds: never run (seed 2)",
+    ]
+
+
 def test_rows_of_long_words_become_blocks() -> None:
     path = "/runs/ray/photos/0e201f6bbccd/checkpoint_manager_snapshot.json"
     table = Table(

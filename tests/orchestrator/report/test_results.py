@@ -297,6 +297,13 @@ def test_a_split_with_fewer_images_than_a_training_validates_on_is_called_whole(
     assert noted(200, 200) == "Measured on photos val, first 200 images."
     assert noted(0, 200) == "Measured on photos val, at most the first 200 images."
     assert noted(20, None) == "Measured on photos val."
+    # a row that has not run yet is measured on the images that another one was
+    train = TrainConfig(data=DataConfig(dataset="photos", val_split="val", num_val_images=200))
+    first, second = Row(label="A", train=train, split="val"), Row(label="B", train=train, split="val", seeds=(1,))
+    numbers = np.full((len(ROWS), 11), 20.0)
+    held = ledger_of((first, [finished(AP=30.0)]))
+    table = results_table(experiment(first, second), held, {row_keys(first)[0].evaluation_key: numbers})
+    assert "Measured on photos val, all 20 images." in table.notes
 
 
 def test_no_interval_of_an_ap_goes_below_0_or_above_100_and_that_of_a_difference_may() -> None:
