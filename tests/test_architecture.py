@@ -54,6 +54,7 @@ LIGHT = {
     "orchestrator/errors.py",
     "orchestrator/site.py",
     "orchestrator/experiment/",
+    "orchestrator/figures/screen.py",
     "orchestrator/figures/table.py",
     "orchestrator/report/claims/boxes.py",
     "orchestrator/report/plan_tables.py",

@@ -56,7 +56,9 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
         with contextlib.redirect_stdout(io.StringIO()):
             evaluator.evaluate()
             evaluator.accumulate()
-            evaluator.summarize()
+            # `summarize` would print them, past any redirection where Ray Train has put a print of its own in place:
+            # a training's output then held the AP of its oracles under the same words as its own.
+            evaluator.summary_lines()
         stats = zip(METRICS, evaluator.stats, strict=True)
         # COCO's -1 stands for a mean over nothing.
         numbers.append({name: 100.0 * float(value) if value > -1 else None for name, value in stats})

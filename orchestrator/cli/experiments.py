@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, override_words, say, show, show_reports, site, suites
+from orchestrator.cli.terminal import GOES_ON, when_interrupted
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 from orchestrator.experiment.budget import require_budget
@@ -76,6 +77,7 @@ def plan(
 @click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
 @click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
 @click.pass_context
+@when_interrupted(GOES_ON)
 def submit(
     ctx: click.Context,
     experiments: list[Experiment],
@@ -238,6 +240,7 @@ def report(
 @click.option("--row", "label", required=True, help="The label of the row to train.")
 @click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
 @FORMAT
+@when_interrupted(GOES_ON)
 def run(experiments: list[Experiment], label: str, seed: int | None, form: str) -> None:
     """Train and score one row in this process, to debug it.
 

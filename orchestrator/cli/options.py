@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from orchestrator.api import OpenSuite
+from orchestrator.cli.terminal import print_text, say_lines
 from orchestrator.cluster.environment import require_cluster_settings
 from orchestrator.experiment.layers import parse_overrides
 from orchestrator.experiment.load import Experiment, load_experiments
@@ -110,7 +111,7 @@ def site() -> Site:
 
 def say(text: str) -> None:
     """Print to standard error, so that the output stays what a program can read."""
-    click.echo(text, err=True)
+    click.echo(say_lines(text), err=True)
 
 
 def suites(experiments: Sequence[Experiment], at: Site | None = None) -> list[OpenSuite]:
@@ -129,7 +130,17 @@ def show(tables: Sequence[Table], form: str) -> None:
     elif form == "json":
         click.echo("[" + ",\n".join(table.to_json() for table in tables) + "]")
     else:
-        click.echo("\n\n".join(render(table, form) for table in tables))
+        for place, table in enumerate(tables):
+            click.echo("\n" if place else "", nl=False)
+            show_one(table, form)
+
+
+def show_one(table: Table, form: str) -> None:
+    """Print one table, of which JSON is no list."""
+    if form == "text":
+        print_text(table)
+    else:
+        click.echo(render(table, form))
 
 
 def show_reports(reports: "Sequence[Report]", form: str) -> None:

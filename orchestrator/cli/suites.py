@@ -1,10 +1,12 @@
 """The verbs of `rnc` that look after a suite: cancel, logs, gc, repair, ui, doctor."""
 
+import sys
 from dataclasses import replace
 
 import click
 
 from orchestrator.cli.options import EXPERIMENTS, FORMAT, experiments_argument, override_words, say, show, site, suites
+from orchestrator.cli.terminal import screen_columns
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
@@ -130,7 +132,7 @@ def doctor(
     Green is right, yellow deserves a look, red stops trainings or spoils their numbers.
     The exit code is 0 without red, 1 with, and 2 for a mistake in the call.
     """
-    from orchestrator.doctor.finding import exit_code, findings_table
+    from orchestrator.doctor.finding import SEEN_BROKEN, SEEN_WIDTH, exit_code, findings_table
 
     here = site()
     if address:
@@ -150,7 +152,8 @@ def doctor(
     from orchestrator.doctor.diagnose import diagnose
 
     findings = diagnose(experiments, here, say)
-    show([findings_table(findings, for_people=form == "text")], form)
+    most = SEEN_WIDTH if screen_columns(sys.stdout) is None else SEEN_BROKEN
+    show([findings_table(findings, for_people=form == "text", most=most)], form)
     ctx.exit(exit_code(findings))
 
 

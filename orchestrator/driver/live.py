@@ -1,7 +1,7 @@
 """The live view of trainings: a table that redraws itself on a terminal, else a line for each finished epoch."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Show = Callable[[Sequence[Status]], None]
+STATE_STYLES: Mapping[State, str] = {
+    "finished": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "cancelled": "yellow",
+    "waiting": "dim",
+}
 
 
 @contextmanager
@@ -29,7 +36,22 @@ def live_view(stream: TextIO = sys.stdout) -> Iterator[Show]:
 
     # rich would draw from a thread of its own, too; the states are given to it anew every few seconds.
     with Live(console=Console(file=stream), auto_refresh=False) as live:
-        yield lambda statuses: live.update(_table(statuses), refresh=True)
+        yield lambda statuses: live.update(live_table(statuses), refresh=True)
+
+
+@contextmanager
+def working(text: str, stream: TextIO = sys.stderr) -> Iterator[None]:
+    """Show on a terminal what is being waited for, and for how long; nothing elsewhere, and nothing stays of it."""
+    if not stream.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description} ..."), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=stream), transient=True) as shown:
+        shown.add_task(text, total=None)
+        yield
 
 
 @contextmanager
@@ -68,7 +90,9 @@ def _lines(stream: TextIO) -> Show:
             old = seen.get(place, (0, "waiting", ""))
             changed = now[1] != old[1] and now[1] not in ("waiting", "training", "scoring")
             if now[0] > old[0] or changed or (now[2] and now[2] != old[2]):
-                print(_line(status), file=stream, flush=True)
+                left = remaining_in_all(statuses)
+                in_all = f", {_duration(left)} left in all" if left is not None and now[0] > old[0] else ""
+                print(f"{_line(status)}{in_all}", file=stream, flush=True)
             seen[place] = now
 
     return show
@@ -80,17 +104,46 @@ def _line(status: Status) -> str:
     return ", ".join([*parts, *([status.note] if status.note else [])])
 
 
-def _table(statuses: Sequence[Status]) -> "Table":
+def live_table(statuses: Sequence[Status]) -> "Table":
+    """Lay out a line for each training, and below them how much is left in all."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("training", "state", "epoch", "loss", "AP", "images/s", "left"):
-        table.add_column(name, justify="left" if name in ("training", "state") else "right")
+    left = remaining_in_all(statuses)
+    caption = None if left is None else f"about {_duration(left)} of training left in all; scoring comes on top"
+    shown = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("training", "state", "epoch", "loss", "val AP", "images/s", "left"):
+        is_text = name in ("training", "state")
+        # Numbers are never broken; texts are, between words.
+        shown.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for status in statuses:
         state = status.note if status.note.startswith(status.state) else _with_reason(status)
         epoch = f"{status.epoch:.1f}/{status.num_epochs}" if status.epoch else f"-/{status.num_epochs}"
-        table.add_row(status.label, state, epoch, *_numbers(status).values())
-    return table
+        # As Text, or a label such as "x [red]" would be read as markup.
+        said = Text(state, STATE_STYLES.get(status.state, ""))
+        shown.add_row(Text(status.label), said, *map(Text, (epoch, *_numbers(status).values())))
+    return shown
+
+
+def remaining_in_all(statuses: Sequence[Status]) -> float | None:
+    """Return about how many seconds of training are left, as many at a time as now; None while no pace is known.
+
+    What waits is taken to be as fast, by the epoch, as the mean of what runs.
+    """
+    known = {n: one.remaining_s for n, one in enumerate(statuses) if one.remaining_s is not None}
+    paces = [left / (statuses[n].num_epochs - statuses[n].epoch) for n, left in known.items() if _epochs(statuses[n])]
+    if not paces:
+        return None
+    pace = sum(paces) / len(paces)
+    unfinished = (*GOES_ON, "waiting")
+    left = [known.get(n, pace * _epochs(one)) for n, one in enumerate(statuses) if one.state in unfinished]
+    at_once = max(1, sum(one.state in GOES_ON for one in statuses))
+    return max([*left, sum(left) / at_once])
+
+
+def _epochs(status: Status) -> float:
+    """Epochs that are left of a training."""
+    return max(0.0, status.num_epochs - status.epoch)
 
 
 def _with_reason(status: Status) -> str:

@@ -14,7 +14,7 @@ from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.driver.cancel import forget_stops, prune_trainings
-from orchestrator.driver.live import live_view, onlooker
+from orchestrator.driver.live import live_view, onlooker, working
 from orchestrator.driver.lock import locked
 from orchestrator.driver.repair import repair
 from orchestrator.errors import INTERRUPTED, Say
@@ -80,7 +80,8 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
     with ExitStack() as stack:
         _note_home(suite, say)
         stack.enter_context(_compiling(suite.site))
-        suite.connect()
+        with working("starting MLflow"):
+            suite.connect()
         if prune:
             prune_trainings(suite, say)
         # With a look at files, as a run whose files were deleted has to be made again.
@@ -257,12 +258,13 @@ def _compiling(site: Site) -> Iterator[None]:
 def _ray(site: Site, say: Say) -> Iterator[None]:
     """Start Ray, which all parts of a submit share, and stop it."""
     set_ray_environment(is_local=site.ray_address is None)  # Ray reads it when it is imported
-    from orchestrator.cluster.connect import start_ray, stop_ray
-    from orchestrator.worker.trainer import why_public
-
     started = time.monotonic()
+    with working("starting Ray"):
+        from orchestrator.cluster.connect import start_ray, stop_ray
+        from orchestrator.worker.trainer import why_public
     try:
-        start_ray(site)
+        with working("starting Ray"):
+            start_ray(site)
         say(f"Ray is up after {time.monotonic() - started:.0f} s.")
         if why := why_public():
             say(f"Trainings take Ray's public trainer, which starts some seconds later than the lean one: {why}.")

@@ -22,7 +22,7 @@ from orchestrator.figures.table import Table
 from orchestrator.report.figures import drawings, figures, with_matrix
 from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
 from orchestrator.report.resamples import OF_SIZES, Fetch, resampled
-from orchestrator.report.results import RowResult, data_of, measure, papers_gains, results_table
+from orchestrator.report.results import RowResult, measure, measured_on, papers_gains, results_table
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 
@@ -246,7 +246,8 @@ def _facts(reports: Sequence[Report]) -> list[str]:
     rows = [row for report in reports for row in report.experiment.rows]
     seeds = sorted({seed for row in rows for seed in row.seeds})
     listed = ", ".join(map(str, seeds))
-    facts = ["; ".join(dict.fromkeys(map(data_of, rows))), f"seed{'s' if len(seeds) > 1 else ''} {listed}"]
+    data = measured_on([row for report in reports for row in report.rows])
+    facts = ["; ".join(data), f"seed{'s' if len(seeds) > 1 else ''} {listed}"]
     newest = max((report.newest for report in reports if report.newest is not None), default=None)
     return facts if newest is None else [*facts, f"newest evaluation {newest:%d %B %Y}"]
 

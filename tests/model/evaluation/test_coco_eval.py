@@ -214,3 +214,15 @@ def test_tables_are_joined_by_image_whatever_their_order() -> None:
     )
     nothing = DetectionTable.concatenate([])
     assert nothing.boxes.shape == (0, 4) and nothing.scores.dtype == np.float32
+
+
+def test_nothing_is_printed_even_where_print_is_another_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ray Train has a print of its own in its workers, which does not write to sys.stdout."""
+    annotations, found = random_scene(0)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    printed: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("builtins.print", lambda *texts, **_: printed.append(texts))
+    assert evaluate(data, table(found))["AP"] is not None
+    assert printed == [] and "".join(capfd.readouterr()) == ""
