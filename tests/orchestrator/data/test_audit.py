@@ -1,0 +1,146 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.config import TrainConfig
+from model.data.faults import DataError
+from model.data.images import resize_boxes, resize_shape
+from model.training.batches import training_images
+from orchestrator.data.audit import (
+    audit,
+    box_sides,
+    boxes_by_class,
+    class_names,
+    count_sizes,
+    images_by_class,
+    learnt,
+    not_learnt,
+    order,
+)
+from tests.orchestrator.data.conftest import MakeSplit, photo
+
+EDGES = (600, 1000)
+BOX = [10, 10, 30, 20]
+
+
+@pytest.fixture
+def odd(make_split: MakeSplit) -> Path:
+    """Of nine boxes three are learnt: the others are two crowds, one of area 0, two too thin, one in a small image."""
+    rows = [
+        (1, "cat", BOX),
+        (1, "dog", BOX),
+        (2, "cat", BOX),
+        (2, "cat", [1, 1, 9, 9], {"iscrowd": 1}),
+        (2, "dog", [1, 1, 0.5, 9], {"iscrowd": 1}),  # a crowd first of all
+        (2, "dog", BOX, {"area": 0}),
+        (2, "dog", [5, 5, 0.5, 9]),
+        (2, "dog", [5, 5, 9, 0.9]),
+        (3, "dog", [1, 1, 9, 9]),
+    ]
+    images = {"1.png": photo(1), "2.png": photo(2), "3.png": photo(3, (60, 31)), "4.png": photo(4)}
+    return make_split("train", images, rows)
+
+
+def test_boxes_that_are_not_learnt_are_counted_by_their_first_reason(odd: Path) -> None:
+    data = audit(odd, EDGES).splits[0]
+    assert {reason: int(mask.sum()) for reason, mask in not_learnt(data).items()} == {
+        "crowd": 2,
+        "area 0": 1,
+        "under a pixel": 2,
+        "small image": 1,
+    }
+    assert data.annotation_ids[learnt(data)].tolist() == [1, 2, 3]
+
+
+def test_what_is_counted_as_learnt_is_what_a_training_gets(odd: Path) -> None:
+    data = audit(odd, EDGES).splits[0]
+    trained = training_images(data, TrainConfig())
+    assert sum(len(data.boxes(index)) for index in trained.tolist()) == learnt(data).sum() == 3
+
+
+def test_classes_are_counted_by_boxes_and_by_images(odd: Path, make_split: MakeSplit) -> None:
+    make_split("val", {"1.png": photo(9)}, [(1, "owl", BOX), (1, "dog", BOX)], ["dog", "owl"])
+    found = audit(odd, EDGES)
+    assert [data.split for data in found.splits] == ["train", "val"]
+    assert class_names(found) == ["cat", "dog", "owl"]
+    train, val = found.splits
+    assert boxes_by_class(train, class_names(found)).tolist() == [3, 6, 0]
+    assert boxes_by_class(train, class_names(found), learnt(train)).tolist() == [2, 1, 0]
+    assert images_by_class(train, class_names(found)).tolist() == [2, 3, 0]
+    assert boxes_by_class(val, class_names(found)).tolist() == [0, 1, 1]
+
+
+def test_objects_are_small_below_32_and_large_from_96_pixels_a_side(make_split: MakeSplit) -> None:
+    boxes = [[0, 0, 31, 33], [0, 0, 32, 32], [0, 0, 95, 97], [0, 0, 96, 96], [0, 0, 110, 110]]  # 1023, 1024, 9215, 9216
+    rows = [*((1, "cat", box) for box in boxes), (1, "cat", BOX, {"iscrowd": 1})]
+    data = audit(make_split("train", {"1.png": photo(1)}, rows), EDGES).splits[0]
+    assert count_sizes(data) == (1, 2, 2)
+
+
+def test_box_sides_are_those_after_resizing_for_training(make_split: MakeSplit) -> None:
+    # 160 x 120 -> 800 x 600 (times 5); 300 x 60 -> 1000 x 200 (times 10 / 3, as the long edge is the limit).
+    images = {"1.png": photo(1), "2.png": photo(2, (300, 60))}
+    data = audit(make_split("train", images, [(1, "cat", [0, 0, 8, 2]), (2, "cat", [0, 0, 27, 3])]), EDGES).splits[0]
+    np.testing.assert_allclose(box_sides(data, EDGES), [20, 30])
+    for index in range(2):
+        old = tuple(data.sizes[index].tolist())
+        left, top, right, bottom = resize_boxes(data.boxes(index), old, resize_shape(*old, *EDGES))[0].tolist()
+        assert ((right - left) * (bottom - top)) ** 0.5 == pytest.approx(box_sides(data, EDGES)[index], rel=1e-6)
+
+
+def test_splits_stand_in_the_order_of_their_use() -> None:
+    assert sorted(["test", "extra", "valid", "my_train", "val2017"], key=order) == [
+        "my_train",
+        "val2017",
+        "valid",
+        "test",
+        "extra",
+    ]
+
+
+def test_a_split_that_cannot_be_read_does_not_hide_the_others(odd: Path, make_split: MakeSplit) -> None:
+    make_split("val", {"1.png": photo(9)}, [(1, "dog", BOX)])
+    (odd / "annotations" / "instances_val.json").write_text("{")
+    found = audit(odd, EDGES)
+    assert [data.split for data in found.splits] == ["train"] and list(found.refused) == ["val"]
+    assert "not JSON" in found.refused["val"]
+
+
+def test_where_no_split_can_be_read_each_reason_is_told(odd: Path) -> None:
+    (odd / "annotations" / "instances_train.json").write_text("{")
+    with pytest.raises(DataError, match=r"instances_train\.json: not JSON"):
+        audit(odd, EDGES)
+
+
+def test_faulty_boxes_are_left_out_and_kept_as_faults(odd: Path) -> None:
+    file = odd / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"] = [1, 1, -5, 5]
+    file.write_text(json.dumps(content))
+    data = audit(odd, EDGES).splits[0]
+    assert [fault.annotation_id for fault in data.faults] == [1] and len(data.annotation_ids) == 8
+
+
+def test_all_images_are_read_once_and_progress_runs_over_all_splits(odd: Path, make_split: MakeSplit) -> None:
+    make_split("val", {"1.png": photo(1), "2.png": photo(9)}, [(1, "dog", BOX)])
+    told: list[tuple[int, int]] = []
+    looked = audit(odd, EDGES, lambda done, total: told.append((done, total))).looked
+    assert told == [(place, 6) for place in range(1, 7)]
+    assert looked is not None and looked.num_images == 6
+    assert [(twin.name, twin.other_name, twin.distance) for twin in looked.across] == [("1.png", "1.png", None)]
+    assert looked.within == () and looked.broken == {}
+
+
+def test_images_are_read_only_if_asked(odd: Path) -> None:
+    assert audit(odd, EDGES, read_images=False).looked is None
+
+
+def test_a_broken_image_is_told_with_its_reason(odd: Path) -> None:
+    # A whole PNG whose pixels are missing: its header is sound, and so are its parts' checksums.
+    Image.new("RGB", (8, 8)).save(odd / "train" / "4.png")
+    found = audit(odd, EDGES)
+    assert [fault.kind for fault in found.splits[0].faults] == ["image_resized"]
+    assert found.looked is not None and found.looked.num_images == 3
