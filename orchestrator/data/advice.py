@@ -28,26 +28,31 @@ class Advice:
     """Something suspicious, and what to do about it."""
 
     seen: str
-    way_out: str
+    way_out: str = ""
+    """Empty where what was seen is an error message, which names its own."""
 
     def __str__(self) -> str:
-        return f"{self.seen}; {self.way_out}"
+        return f"{self.seen}; {self.way_out}" if self.way_out else self.seen
 
 
 def verdict(found: Audit) -> str:
     """Say in one line how many images and classes there are, what is learnt, and what is at fault."""
+    from model.data.layouts.files import usual_split
+
     names = ", ".join(data.split for data in found.splits)
     counts = " + ".join(f"{len(data):,}" for data in found.splits)
     num_classes = len(class_names(found))
     train = found.splits[0]
+    are = "are" if usual_split(train.split) == "train" else "can be"
     parts = [
         f"{counts} images ({names})",
         f"{num_classes} class{'' if num_classes == 1 else 'es'}",
-        f"{learnt(train).sum():,} of {len(train.annotation_ids):,} boxes of {train.split} are learnt",
+        f"{learnt(train).sum():,} of {len(train.annotation_ids):,} boxes of {train.split} {are} learnt",
     ]
     told = [", ".join(parts)]
     num_faults = sum(len(data.faults) for data in found.splits)
-    told += [f"{num_faults:,} faults are left out"] if num_faults else []
+    if num_faults:
+        told.append(f"{num_faults:,} {'fault is' if num_faults == 1 else 'faults are'} left out")
     if found.refused:
         told.append(f"{', '.join(found.refused)} cannot be read")
     if found.looked is not None:
@@ -57,10 +62,7 @@ def verdict(found: Audit) -> str:
 
 def advice(found: Audit) -> list[Advice]:
     """List what is suspicious, the gravest first."""
-    told = [
-        Advice(f"split {split} cannot be read: {reason}", "the message says how")
-        for split, reason in found.refused.items()
-    ]
+    told = [Advice(f"split {split} cannot be read: {reason}") for split, reason in found.refused.items()]
     for data in found.splits:
         told += _of_faults(found, data)
     told += [*_of_learning(found.splits[0]), *_of_leaks(found), *_of_classes(found), *_of_small_boxes(found)]
@@ -89,11 +91,10 @@ def _of_faults(found: Audit, data: "CocoData") -> list[Advice]:
                 "restore them, or take them off the list",
             )
         )
-    if not (~data.annotation_crowds).any():
+    if data.annotation_crowds.all():
+        what = "every box is a crowd" if len(data.annotation_crowds) else "there is no box"
         told.append(
-            Advice(
-                f"{data.split} has no box but crowds: nothing is to be learnt or scored there", "annotate some images"
-            )
+            Advice(f"{data.split} has nothing to find: {what}", f"its AP is n/a: annotate images of {data.split}")
         )
     return told
 
@@ -158,20 +159,20 @@ def _of_classes(found: Audit) -> list[Advice]:
     for data in others:
         there = boxes_by_class(data, names)
         told += _named(
-            {name: f"{a:,}" for name, a, b in zip(names, here.tolist(), there.tolist(), strict=True) if a and not b},
-            f"boxes in {train.split} and none in {data.split}",
+            {name: a for name, a, b in zip(names, here.tolist(), there.tolist(), strict=True) if a and not b},
+            f"in {train.split} and none in {data.split}",
             f"it has no AP in {data.split}: move some images with it there",
         )
         told += _named(
-            {name: f"{b:,}" for name, a, b in zip(names, here.tolist(), there.tolist(), strict=True) if b and not a},
-            f"boxes in {data.split} and none to learn in {train.split}",
+            {name: b for name, a, b in zip(names, here.tolist(), there.tolist(), strict=True) if b and not a},
+            f"in {data.split} and none to learn in {train.split}",
             f"its AP will be 0: move some images with it to {train.split}",
         )
     counts = dict(zip(names, here.tolist(), strict=True))
     told += _named(
-        {name: str(count) for name, count in counts.items() if 0 < count < FEW},
-        f"boxes to learn in {train.split}",
-        f"fewer than {FEW} teach little: annotate more of it, or join it to another class",
+        {name: count for name, count in counts.items() if 0 < count < FEW},
+        f"to learn in {train.split}, fewer than {FEW}",
+        "so few teach little: annotate more, or join the class to another",
     )
     nowhere = [
         name for name in names if not any(boxes_by_class(data, names)[names.index(name)] for data in found.splits)
@@ -216,15 +217,15 @@ def _of_double_boxes(data: "CocoData") -> list[Advice]:
     return [Advice(what, "delete them: each counts as an object of its own, in learning and in scoring")]
 
 
-def _named(counts: dict[str, str], what: str, way_out: str) -> list[Advice]:
-    """One advice for all classes of a kind, which names the first few with their counts."""
+def _named(counts: dict[str, int], where: str, way_out: str) -> list[Advice]:
+    """One advice for all classes of a kind, which names the first few with their numbers of boxes."""
     if not counts:
         return []
     first, count = next(iter(counts.items()))
     if len(counts) == 1:
-        return [Advice(f"class {first!r} has {count} {what}", way_out)]
-    named = listed([f"{name!r} ({count})" for name, count in counts.items()])
-    return [Advice(f"{len(counts):,} classes have {what}: {named}", way_out)]
+        return [Advice(f"class {first!r} has {count:,} {'box' if count == 1 else 'boxes'} {where}", way_out)]
+    named = listed([f"{name!r} ({count:,})" for name, count in counts.items()])
+    return [Advice(f"{len(counts):,} classes have boxes {where}: {named}", way_out)]
 
 
 def listed(texts: list[str]) -> str:

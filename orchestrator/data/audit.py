@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from orchestrator.data.duplicates import Prints, Twin, prints, twins
 
 if TYPE_CHECKING:
+    from model.data.layout import Layout
     from model.data.split import CocoData
 
 SMALL, MEDIUM = 32**2, 96**2
@@ -78,14 +79,13 @@ def audit(
     layout = find_layout(root)
     splits: list[CocoData] = []
     refused = {}
-    for name in layout.splits:
+    for name in _in_order(layout):
         try:
             splits.append(read_coco(root, name, faults="quarantine"))
         except DataError as error:
             refused[name] = str(error)
     if not splits:
         raise DataError("\n".join(refused.values()))
-    splits.sort(key=lambda data: order(data.split))
     return Audit(
         root=root,
         splits=tuple(splits),
@@ -96,10 +96,14 @@ def audit(
     )
 
 
-def order(split: str) -> tuple[int, str]:
-    """Sort splits by what they are for: training, validation, test, anything else."""
-    kinds = ("train", "val", "test")
-    return next((place for place, kind in enumerate(kinds) if kind in split.lower()), len(kinds)), split
+def _in_order(layout: "Layout") -> list[str]:
+    """The splits: what trains, what is validated on, then the others; without a whole whose shares these two are."""
+    shared = [(files.annotations, files.listed) for files in layout.splits.values() if files.share]
+    names = [
+        name for name, files in layout.splits.items() if files.share or (files.annotations, files.listed) not in shared
+    ]
+    first = [name for name in (layout.train, layout.val) if name in names]
+    return [*first, *(name for name in names if name not in first)]
 
 
 def _look(splits: list["CocoData"], progress: Callable[[int, int], None]) -> Looked:

@@ -195,13 +195,15 @@ def to_text(found: Audit) -> str:
 
 
 def _indented(one: Advice) -> str:
-    lines = [f"! {line}" if place == 0 else f"  {line}" for place, line in enumerate(wrapped(one.seen, WIDTH - 2))]
-    return "\n".join([*lines, *(f"  {line}" for line in wrapped(f"-> {one.way_out}", WIDTH - 2))])
+    way_out = [f"-> {one.way_out}"] if one.way_out else []
+    # The lines of an error message stay lines.
+    lines = [line for text in [*one.seen.splitlines(), *way_out] for line in wrapped(text.strip(), WIDTH - 2)]
+    return "\n".join(f"{'  ' if place else '! '}{line}" for place, line in enumerate(lines))
 
 
 def to_markdown(found: Audit) -> str:
     """Render for GitHub."""
-    told = [f"- {for_markdown(one.seen)}: {for_markdown(one.way_out)}" for one in advice(found)]
+    told = [f"- {for_markdown(str(one))}" for one in advice(found)]
     parts = [f"**{for_markdown(f'{found.root}: {verdict(found)}')}**", *(["\n".join(told)] if told else [])]
     return "\n\n".join([*parts, *(table.to_markdown() for table in tables(found))])
 
@@ -229,7 +231,7 @@ def to_page(found: Audit, sheet: Sheet) -> str:
     sheet.picture.save(coded, "WEBP", quality=80)
     picture = html_image(coded.getvalue(), "webp", "Images of every class with their boxes")
     shown = tables(found)
-    said = [f"{found.root}: {verdict(found)}.", *(f"{one.seen}: {one.way_out}." for one in advice(found))]
+    said = [f"{found.root}: {verdict(found)}.", *(f"{one}." for one in advice(found))]
     return html_page(f"Data: {found.root.name}", shown, [picture], found=said, facts=[speed(found)])
 
 

@@ -1,6 +1,7 @@
 """Small data sets of two splits whose images look like photographs: soft, and different from each other."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def make_split(tmp_path: Path) -> MakeSplit:
     """A function that writes a split in COCO's layout, and returns the root.
 
     Args of it: the split; images by file name, with ids 1, 2, ...; annotations as (image id, class, box) or such with
-    further keys; the classes, with ids 1, 2, ...
+    further keys; the classes, with ids 1, 2, ... Beside train it writes a val of one image with a box of each class,
+    unless there is one: data of one split would be shared out.
     """
 
     def make(
@@ -33,6 +35,9 @@ def make_split(tmp_path: Path) -> MakeSplit:
         annotations: Sequence[tuple[Any, ...]] = (),
         classes: Sequence[str] = ("cat", "dog"),
     ) -> Path:
+        if split == "train" and not (tmp_path / "val").exists():
+            make("val", {"val.png": photo(1000)}, [(1, name, [10, 10, 60, 60]) for name in classes], classes)
+        shutil.rmtree(tmp_path / split, ignore_errors=True)
         (tmp_path / split).mkdir()
         for name, image in images.items():
             image.save(tmp_path / split / name, quality=95)
@@ -53,3 +58,8 @@ def make_split(tmp_path: Path) -> MakeSplit:
         return tmp_path
 
     return make
+
+
+def cut_short(file: Path) -> None:
+    """Leave the beginning of an annotation file, as a broken download does."""
+    file.write_text(file.read_text()[:-5])

@@ -66,7 +66,7 @@ def test_classes_that_no_tile_has_room_for_are_told(make_split: MakeSplit, monke
     monkeypatch.setattr("orchestrator.data.contact_sheet.MOST", 1)
     rows = [(1, "cat", [4, 4, 20, 20]), (2, "dog", [4, 4, 20, 20])]
     root = make_split("train", {"a.png": photo(1), "b.png": photo(2)}, rows)
-    places, missing = choose(audit(root, EDGES, read_images=False).splits, ["cat", "dog"])
+    places, missing = choose(audit(root, EDGES, read_images=False).splits[:1], ["cat", "dog"])
     assert (places, missing) == ([(0, 0)], ("dog",))
 
 
@@ -74,7 +74,7 @@ def test_an_image_that_does_not_decode_leaves_a_tile_that_says_so(make_split: Ma
     root = make_split("train", {"a.png": photo(1)}, [(1, "cat", [10, 10, 30, 20])])
     found = audit(root, EDGES, read_images=False)
     (root / "train" / "a.png").write_bytes(b"no picture")
-    assert contact_sheet(found).places == ((0, 0),)
+    assert contact_sheet(found).places == ((0, 0), (1, 0))
 
 
 def test_colours_of_classes_differ() -> None:

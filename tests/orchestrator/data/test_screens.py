@@ -25,7 +25,7 @@ def root(make_split: MakeSplit) -> Path:
 
 def test_the_verdict_comes_first_then_what_is_suspicious_then_tables(root: Path) -> None:
     text = SCREENS["text"](audit(root, EDGES))
-    verdict = "2 + 2 images (train, val), 2 classes, 3 of 4 boxes of train are learnt; 1 faults are left out; "
+    verdict = "2 + 2 images (train, val), 2 classes, 3 of 4 boxes of train are learnt; 1 fault is left out; "
     assert " ".join(text.split("\n\n")[0].split()).startswith(f"{root}: {verdict}")
     assert text.index("! ") < text.index("-> ") < text.index("\nSplits\n") < text.index("\nClasses\n")
     assert text.index("\nClasses\n") < text.index("\nSizes\n") < text.index("\nImages that occur twice\n")
