@@ -21,6 +21,8 @@ MANY = 0.25
 """The part of the boxes from which on such small ones are named."""
 NAMED = 5
 """Examples of one thing that are named."""
+PAIRS = 3
+"""Pairs of images that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +132,14 @@ def _of_leaks(found: Audit) -> list[Advice]:
     for twins in _by_splits(found.looked.across).values():
         told += _of_leak(twins)
     for (split, _), twins in _by_splits(found.looked.within).items():
-        what = f"{_are_twins(twins, split, 'an earlier one')}: {listed([pair_text(twin) for twin in twins])}"
+        what = f"{_are_twins(twins, split, 'an earlier one')}: {listed([pair_text(twin) for twin in twins], PAIRS)}"
         told.append(Advice(what, "each weighs as an image of its own: thin them out, unless that is meant"))
     return told
 
 
 def _of_leak(twins: list[Twin]) -> list[Advice]:
     split, other = twins[0].split, twins[0].other_split
-    what = f"{_are_twins(twins, split, other)}: {listed([pair_text(twin) for twin in twins])}"
+    what = f"{_are_twins(twins, split, other)}: {listed([pair_text(twin) for twin in twins], PAIRS)}"
     return [Advice(what, f"the numbers of {split} flatter: keep copies, and frames of one video, in one split")]
 
 
@@ -228,9 +230,9 @@ def _named(counts: dict[str, int], where: str, way_out: str) -> list[Advice]:
     return [Advice(f"{len(counts):,} classes have boxes {where}: {named}", way_out)]
 
 
-def listed(texts: list[str]) -> str:
+def listed(texts: list[str], most: int = NAMED) -> str:
     """The first few of a list."""
-    return ", ".join(texts[:NAMED]) + (", ..." if len(texts) > NAMED else "")
+    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
 
 
 def pair_text(twin: Twin) -> str:

@@ -177,7 +177,8 @@ def box_sides(data: "CocoData", edges: tuple[int, int]) -> NDArray[np.float64]:
     short, long = edges
     factors = np.minimum(long / data.sizes.max(axis=1), short / data.sizes.min(axis=1))
     sides: NDArray[np.float64] = np.sqrt(data.annotation_boxes[:, 2:].prod(axis=1))
-    return sides * np.repeat(factors, np.diff(data.offsets))
+    sides *= np.repeat(factors, np.diff(data.offsets))
+    return sides
 
 
 def count_sizes(data: "CocoData") -> tuple[int, int, int]:

@@ -25,12 +25,13 @@ from orchestrator.data.contact_sheet import Sheet, contact_sheet
 from orchestrator.data.duplicates import NEAR, double_boxes
 from orchestrator.errors import UserError
 from orchestrator.figures.page import html_image, html_page
-from orchestrator.figures.table import Cell, Column, Table
+from orchestrator.figures.table import Cell, Column, Table, Value
 from orchestrator.figures.texts import for_markdown, wrapped
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
 
+Row = tuple[Cell | Value, ...]
 WIDTH = 80
 MOST_CLASSES = 30
 """Classes that people are shown; programs get all."""
@@ -55,7 +56,7 @@ def splits_table(found: Audit) -> Table:
         Column("Format", numeric=False),
         *map(Column, [*heads[1:], "Double", "Left out"]),
     )
-    rows = []
+    rows: list[Row] = []
     for data in found.splits:
         reasons = not_learnt(data)
         rows.append(
@@ -86,7 +87,8 @@ def classes_table(found: Audit) -> Table:
     columns = [Column("Class", numeric=False), Column("Part, %")]
     for data in found.splits:
         columns += [Column(f"{data.split} boxes"), Column(f"{data.split} images")]
-    rows, shown = [], []
+    rows: list[Row] = []
+    shown: list[Row] = []
     for place in np.argsort(-total, kind="stable").tolist():
         part = 100 * float(total[place]) / max(1.0, float(total.sum()))
         counts = [(int(here[place]), int(there[place])) for here, there in zip(boxes, images, strict=True)]
@@ -111,7 +113,7 @@ def sizes_table(found: Audit) -> Table:
     columns = [Column("Split", numeric=False), Column("Images", numeric=False)]
     columns += [Column(name) for name in ("Small", "Medium", "Large")]
     columns += [Column(f"{percent} %", digits=0) for percent in PERCENTILES]
-    rows = []
+    rows: list[Row] = []
     for data in found.splits:
         sides = box_sides(data, found.edges)
         middle = (
@@ -144,24 +146,21 @@ def twins_table(found: Audit) -> Table:
     )
     looked = found.looked
     twins = (*looked.across, *looked.within) if looked else ()
-    rows = tuple(
-        (
-            f"{twin.split}/{twin.name}",
-            f"{twin.other_split}/{twin.other_name}",
-            Cell(twin.distance, absent="same bytes"),
-            "yes" if twin.is_mirrored else "",
-        )
-        for twin in twins
-    )
+    rows: list[Row] = []
+    shown: list[Row] = []
+    for twin in twins:
+        pair = f"{twin.split}/{twin.name}", f"{twin.other_split}/{twin.other_name}"
+        rest = Cell(twin.distance, absent="same bytes"), "yes" if twin.is_mirrored else ""
+        rows.append((*pair, *rest))
+        shown.append((_end(pair[0]), _end(pair[1]), *rest))
     notes = (
         f"Perceptual hashes of 64 bits; up to {NEAR} apart count as near-duplicates,",
         "as which frames of one video may pass, too.",
     )
-    table = Table(title="Images that occur twice", columns=columns, rows=rows, notes=notes)
+    table = Table(title="Images that occur twice", columns=columns, rows=tuple(rows), notes=notes)
     hidden = len(rows) - MOST_PAIRS
     more = (f"{hidden:,} more pairs: --format json has all.",) if hidden > 0 else ()
-    shown = tuple((_end(image), _end(other), *rest) for image, other, *rest in rows[:MOST_PAIRS])
-    return replace(table, compact=replace(table, rows=shown, notes=(*more, *notes)))
+    return replace(table, compact=replace(table, rows=tuple(shown[:MOST_PAIRS]), notes=(*more, *notes)))
 
 
 def _end(path: str) -> str:
@@ -171,10 +170,12 @@ def _end(path: str) -> str:
 
 def _with_compact(table: Table, keep: list[int]) -> Table:
     """The table, of which people are shown these columns alone, and counts with their thousands."""
-    rows = tuple(
-        tuple(f"{row[place]:,}" if isinstance(row[place], int) else row[place] for place in keep) for row in table.rows
-    )
+    rows = tuple(tuple(_spaced(row[place]) for place in keep) for row in table.rows)
     return replace(table, compact=replace(table, columns=tuple(table.columns[place] for place in keep), rows=rows))
+
+
+def _spaced(cell: Cell | Value) -> Cell | Value:
+    return f"{cell:,}" if isinstance(cell, int) else cell
 
 
 def speed(found: Audit) -> str:

@@ -86,8 +86,10 @@ def test_box_sides_are_those_after_resizing_for_training(make_split: MakeSplit) 
     data = audit(make_split("train", images, [(1, "cat", [0, 0, 8, 2]), (2, "cat", [0, 0, 27, 3])]), EDGES).splits[0]
     np.testing.assert_allclose(box_sides(data, EDGES), [20, 30])
     for index in range(2):
-        old = tuple(data.sizes[index].tolist())
-        left, top, right, bottom = resize_boxes(data.boxes(index), old, resize_shape(*old, *EDGES))[0].tolist()
+        height, width = data.sizes[index].tolist()
+        left, top, right, bottom = resize_boxes(
+            data.boxes(index), (height, width), resize_shape(height, width, *EDGES)
+        )[0].tolist()
         assert ((right - left) * (bottom - top)) ** 0.5 == pytest.approx(box_sides(data, EDGES)[index], rel=1e-6)
 
 

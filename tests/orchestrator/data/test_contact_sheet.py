@@ -2,18 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.inference.drawing import HUES
 from orchestrator.data.audit import audit
-from orchestrator.data.contact_sheet import (
-    COLUMNS,
-    GAP,
-    HUES,
-    LINE,
-    TILE,
-    choose,
-    class_colors,
-    contact_sheet,
-    placement,
-)
+from orchestrator.data.contact_sheet import COLUMNS, GAP, LINE, TILE, choose, class_colors, contact_sheet, placement
 from tests.orchestrator.data.conftest import MakeSplit, photo
 
 EDGES = (600, 1000)
