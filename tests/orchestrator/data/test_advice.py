@@ -97,10 +97,9 @@ def test_boxes_that_no_anchor_overlaps_by_half_are_told(make_split: MakeSplit) -
 def test_double_boxes_and_faults_are_told_with_their_ids(sound: Path, make_split: MakeSplit) -> None:
     rows = [(1, "cat", BOX), (1, "cat", BOX), (1, "dog", BOX), (1, "dog", [1, 1, 0, 5])]
     make_split("test", {"t.png": photo(70)}, rows)
-    assert seen(sound) == [
-        "test: boxes of zero or negative size (1): annotation 4 (image 1, bbox [1.0, 1.0, 0.0, 5.0])",
-        "1 of 3 boxes of test repeat another of the same image and class: annotation 2 (image 1)",
-    ]
+    fault, double = seen(sound)
+    assert fault.startswith("test: boxes of zero or negative size (1): annotation 4 (image 1, bbox [1")
+    assert double == ("1 of 3 boxes of test repeat another of the same image and class: annotation 2 (image 1)")
 
 
 def test_quick_advice_tells_of_copies_and_double_boxes_without_decoding(
