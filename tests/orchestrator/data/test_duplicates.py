@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from model.data.coco import read_coco
 from orchestrator.data.duplicates import NEAR, Twin, double_boxes, leaks, perceptual_hash, prints, twins
-from tests.orchestrator.data.conftest import MakeSplit, photo
+from tests.orchestrator.data.conftest import SIZE, MakeSplit, photo
 
 BOX = (1, "cat", [10, 10, 30, 20])
 
@@ -103,7 +103,9 @@ def test_within_a_split_each_copy_is_told_of_once_and_the_first_is_none(make_spl
 
 
 def test_an_image_that_does_not_decode_is_named_and_like_no_other(make_split: MakeSplit) -> None:
-    root = make_split("train", {"a.jpg": photo(1), "b.jpg": photo(2), "c.jpg": photo(3)}, [BOX])
+    # An even picture has the hash that is nearest to none at all.
+    even = Image.new("RGB", SIZE, (90, 90, 90))
+    root = make_split("train", {"a.jpg": even, "b.jpg": photo(2), "c.jpg": photo(3)}, [BOX])
     data = read_coco(root, "train")
     for name in ("b.jpg", "c.jpg"):
         (root / "train" / name).write_bytes(f"no picture {name}".encode())
