@@ -49,7 +49,7 @@ def verdict(found: Audit) -> str:
     parts = [
         f"{counts} images ({names})",
         f"{num_classes} class{'' if num_classes == 1 else 'es'}",
-        f"{learnt(train).sum():,} of {len(train.annotation_ids):,} boxes of {train.split} {are} learnt",
+        f"{train.learnt().boxes:,} of {len(train.annotation_ids):,} boxes of {train.split} {are} learnt",
     ]
     told = [", ".join(parts)]
     num_faults = sum(len(data.faults) for data in found.splits)
@@ -60,6 +60,11 @@ def verdict(found: Audit) -> str:
     if found.looked is not None:
         told += [_are_twins(twins, *pair) for pair, twins in _by_splits(found.looked.across).items()]
     return "; ".join(told)
+
+
+def notes(found: Audit) -> list[str]:
+    """What of each split is read otherwise than it is written."""
+    return [f"{data.split}: {note}" for data in found.splits for note in data.notes]
 
 
 def advice(found: Audit) -> list[Advice]:
@@ -144,19 +149,15 @@ def _of_leak(twins: list[Twin]) -> list[Advice]:
 
 
 def _of_classes(found: Audit) -> list[Advice]:
+    from model.data.split import category_differences
+
     train, *others = found.splits
     names = class_names(found)
     told = []
     for data in others:
-        if (data.category_ids, data.category_names) != (train.category_ids, train.category_names):
-            odd = sorted(set(data.category_names) ^ set(train.category_names))
-            what = listed([repr(name) for name in odd]) if odd else "the same names with other ids"
-            told.append(
-                Advice(
-                    f"{train.split} and {data.split} list other classes: {what}",
-                    "give all splits one list of categories",
-                )
-            )
+        if differing := category_differences(train, data):
+            what = f"{train.split} and {data.split} list other classes: {listed(differing)}"
+            told.append(Advice(what, "give all splits one list of categories"))
     here = boxes_by_class(train, names, learnt(train))
     for data in others:
         there = boxes_by_class(data, names)

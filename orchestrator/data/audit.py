@@ -124,11 +124,10 @@ def _look(splits: list["CocoData"], progress: Callable[[int, int], None]) -> Loo
 
 
 def not_learnt(data: "CocoData") -> dict[str, NDArray[np.bool_]]:
-    """The boxes of a split that no training on it learns, as a mask over its annotations, by NOT_LEARNT's reasons."""
-    from model.training.batches import MIN_SIDE
+    """The boxes that no training learns, by NOT_LEARNT's reasons: CocoData.learnt as masks over the annotations."""
+    from model.data.split import MIN_SIDE
 
     counts = np.diff(data.offsets)
-    # CocoData._rows_to_learn and training_images, for all images at once.
     masks = (
         data.annotation_crowds,
         ~(data.annotation_areas > 0),
@@ -143,7 +142,7 @@ def not_learnt(data: "CocoData") -> dict[str, NDArray[np.bool_]]:
 
 
 def learnt(data: "CocoData") -> NDArray[np.bool_]:
-    """[annotations], whether a training on this split learns the box."""
+    """[annotations], whether a training learns the box."""
     mask: NDArray[np.bool_] = ~np.any(list(not_learnt(data).values()), axis=0)
     return mask
 

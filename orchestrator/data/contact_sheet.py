@@ -138,18 +138,16 @@ def _draw_boxes(photo: Image.Image, data: "CocoData", index: int, factor: float,
     rows = np.arange(data.offsets[index], data.offsets[index + 1])
     # Large ones first, so that they hide no small one.
     rows = rows[np.argsort(-data.annotation_boxes[rows, 2:].prod(axis=1), kind="stable")]
+    boxes = (data.annotation_boxes[rows] * factor).tolist()
+    names = [data.category_names[label] for label in data.annotation_labels[rows].tolist()]
     pen = Pen(photo)
-    marks = []
-    for row in rows.tolist():
-        x, y, width, height = (data.annotation_boxes[row] * factor).tolist()
+    tags = []
+    for (x, y, width, height), name, is_crowd in zip(boxes, names, data.annotation_crowds[rows].tolist(), strict=True):
         corners = (x, y, x + max(width, 1.0), y + max(height, 1.0))
-        name = data.category_names[data.annotation_labels[row]]
-        stroke = pen.dashed if data.annotation_crowds[row] else pen.solid
-        stroke(corners, colors[name])
+        (pen.dashed if is_crowd else pen.solid)(corners, colors[name])
         if len(rows) <= FEW or pen.font.getlength(name) <= width:
-            marks.append((corners, name))
-    for corners, name in marks:
-        pen.text(corners, name, colors[name], apart=True)
+            tags.append((corners, name, colors[name], False))
+    pen.tags(tags)
 
 
 def _legend(counts: Mapping[str, int], colors: Mapping[str, Color], width: int) -> Image.Image:

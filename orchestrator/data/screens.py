@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.data.advice import Advice, advice, verdict
+from orchestrator.data.advice import Advice, advice, notes, verdict
 from orchestrator.data.audit import (
     NOT_LEARNT,
     PERCENTILES,
@@ -18,7 +18,6 @@ from orchestrator.data.audit import (
     class_names,
     count_sizes,
     images_by_class,
-    learnt,
     not_learnt,
 )
 from orchestrator.data.contact_sheet import Sheet, contact_sheet
@@ -26,7 +25,7 @@ from orchestrator.data.duplicates import NEAR, double_boxes
 from orchestrator.errors import UserError
 from orchestrator.figures.page import html_image, html_page
 from orchestrator.figures.table import Cell, Column, Table, Value
-from orchestrator.figures.texts import for_markdown, wrapped
+from orchestrator.figures.texts import for_markdown, sentence, wrapped
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
@@ -66,7 +65,7 @@ def splits_table(found: Audit) -> Table:
                 len(data),
                 int((np.diff(data.offsets) == 0).sum()),
                 len(data.annotation_ids),
-                int(learnt(data).sum()),
+                data.learnt().boxes,
                 *(int(mask.sum()) for mask in reasons.values()),
                 len(double_boxes(data)),
                 len(data.faults),
@@ -192,19 +191,29 @@ def to_text(found: Audit) -> str:
     parts = ["\n".join(wrapped(f"{found.root}: {verdict(found)}", WIDTH))]
     told = [_indented(one) for one in advice(found)]
     parts += ["\n".join(told)] if told else []
+    read = [line for note in notes(found) for line in _hanging("- ", note)]
+    parts += ["\n".join(read)] if read else []
     return "\n\n".join([*parts, *(table.to_text(WIDTH) for table in tables(found))])
 
 
 def _indented(one: Advice) -> str:
-    way_out = [f"-> {one.way_out}"] if one.way_out else []
     # The lines of an error message stay lines.
-    lines = [line for text in [*one.seen.splitlines(), *way_out] for line in wrapped(text.strip(), WIDTH - 2)]
-    return "\n".join(f"{'  ' if place else '! '}{line}" for place, line in enumerate(lines))
+    texts = [*one.seen.splitlines(), *([f"-> {one.way_out}"] if one.way_out else [])]
+    return "\n".join(
+        line for place, text in enumerate(texts) for line in _hanging("  " if place else "! ", text.strip())
+    )
+
+
+def _hanging(mark: str, text: str) -> list[str]:
+    """A text in lines of 80 characters, all but the first indented."""
+    lines = wrapped(text, WIDTH - len(mark))
+    return [f"{' ' * len(mark) if place else mark}{line}" for place, line in enumerate(lines)]
 
 
 def to_markdown(found: Audit) -> str:
     """Render for GitHub."""
     told = [f"- {for_markdown(str(one))}" for one in advice(found)]
+    told += [f"- {for_markdown(note)}" for note in notes(found)]
     parts = [f"**{for_markdown(f'{found.root}: {verdict(found)}')}**", *(["\n".join(told)] if told else [])]
     return "\n\n".join([*parts, *(table.to_markdown() for table in tables(found))])
 
@@ -220,6 +229,7 @@ def to_json(found: Audit) -> str:
         "data": str(found.root),
         "verdict": verdict(found),
         "warnings": [{"seen": one.seen, "way_out": one.way_out} for one in advice(found)],
+        "notes": notes(found),
         "tables": [json.loads(table.to_json()) for table in tables(found)],
         "images_per_second": found.looked and found.looked.num_images / max(found.looked.seconds, 1e-9),
     }
@@ -232,7 +242,11 @@ def to_page(found: Audit, sheet: Sheet) -> str:
     sheet.picture.save(coded, "WEBP", quality=80)
     picture = html_image(coded.getvalue(), "webp", "Images of every class with their boxes")
     shown = tables(found)
-    said = [f"{found.root}: {verdict(found)}.", *(f"{one}." for one in advice(found))]
+    said = [
+        f"{found.root}: {verdict(found)}.",
+        *(sentence(str(one)) for one in advice(found)),
+        *map(sentence, notes(found)),
+    ]
     return html_page(f"Data: {found.root.name}", shown, [picture], found=said, facts=[speed(found)])
 
 

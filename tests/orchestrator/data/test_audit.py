@@ -10,7 +10,7 @@ import pytest
 from model.config import TrainConfig
 from model.data.faults import DataError
 from model.data.images import resize_boxes, resize_shape
-from model.data.split import CocoData
+from model.data.split import CocoData, Learnt
 from model.training.batches import training_images
 from orchestrator.data.audit import (
     audit,
@@ -62,6 +62,7 @@ def test_boxes_that_are_not_learnt_are_counted_by_their_first_reason(odd: Path) 
         "small image": 1,
     }
     assert data.annotation_ids[learnt(data)].tolist() == [1, 2, 3]
+    assert data.learnt() == Learnt(3, 9, crowds=2, without_area=1, under_a_pixel=2, in_small_images=1)
 
 
 def test_what_is_counted_as_learnt_is_what_a_training_gets(odd: Path) -> None:

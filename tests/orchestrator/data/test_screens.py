@@ -31,6 +31,23 @@ def test_the_verdict_comes_first_then_what_is_suspicious_then_tables(root: Path)
     assert text.index("\nClasses\n") < text.index("\nSizes\n") < text.index("\nImages that occur twice\n")
 
 
+def test_what_is_read_otherwise_is_told_in_every_format(make_split: MakeSplit) -> None:
+    root = make_split("train", {"1.png": photo(1)}, [(1, "cat", BOX, {"area": 0}), (1, "dog", BOX)])
+    found = audit(root, EDGES)
+    (note,) = json.loads(SCREENS["json"](found))["notes"]
+    assert note.startswith("train: annotations.area of 1 of 2 rows")
+    assert note in " ".join(SCREENS["text"](found).split())
+    assert "- train: annotations.area of 1" in SCREENS["markdown"](found)
+
+
+def test_an_error_message_keeps_its_lines(root: Path) -> None:
+    for image in (root / "val").iterdir():
+        image.unlink()
+    lines = SCREENS["text"](audit(root, EDGES)).splitlines()
+    first = next(place for place, line in enumerate(lines) if line.startswith("! split val cannot be read:"))
+    assert any(line.startswith("  images missing (2)") for line in lines[first : first + 4])
+
+
 def test_tables_fit_80_columns_and_people_see_thousands(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = audit(root, EDGES)
     lines = [line for table in tables(found) for line in table.to_text(80).splitlines()]
