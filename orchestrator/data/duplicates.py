@@ -32,8 +32,8 @@ most; with 3 % cut off each side, by 6 in the median and 16 at most.
 """
 BLOCK = 4096
 """Bytes in the middle of a file that are compared before the whole of it is."""
-AT_ONCE = 2**22
-"""Pairs of hashes that are compared at once."""
+AT_ONCE = 2**20
+"""Pairs of hashes that are compared at once: what a cache holds."""
 FAR = 65
 """A distance beyond every other."""
 
@@ -165,15 +165,16 @@ def _nearest(
     """For each image the place of the nearest other, its distance in bits, and whether it is the mirror image."""
     count = len(images.names)
     near, distances = np.zeros(count, dtype=np.int64), np.full(count, FAR)
-    is_mirrored = np.zeros(count, dtype=bool)
+    is_mirrored, is_broken = np.zeros(count, dtype=bool), ~others.sound
     step = max(1, AT_ONCE // max(1, len(others.names)))
     for start in range(0, count, step):
         rows = np.arange(start, min(start + step, count))
+        columns = np.arange(rows[-1] + 1 if are_earlier else len(others.names))
         for hashes, are_mirrored in ((others.hashes, False), (others.mirrored, True)):
-            bits = np.bitwise_count(images.hashes[rows, None] ^ hashes)
-            bits[:, ~others.sound] = FAR
+            bits = np.bitwise_count(images.hashes[rows, None] ^ hashes[columns])
+            bits[:, is_broken[columns]] = FAR
             if are_earlier:
-                bits[np.arange(len(others.names)) >= rows[:, None]] = FAR
+                bits[columns >= rows[:, None]] = FAR
             best = bits.argmin(axis=1)
             least = bits[np.arange(len(rows)), best].astype(np.int64)
             better = rows[least < distances[rows]]

@@ -23,7 +23,7 @@ from orchestrator.data.audit import (
 from orchestrator.data.contact_sheet import Sheet, contact_sheet
 from orchestrator.data.duplicates import NEAR, double_boxes
 from orchestrator.errors import UserError
-from orchestrator.figures.page import html_image, html_page
+from orchestrator.figures.page import Section, captioned, html_image, html_page
 from orchestrator.figures.table import Cell, Column, Table, Value
 from orchestrator.figures.texts import for_markdown, sentence, wrapped
 
@@ -152,10 +152,7 @@ def twins_table(found: Audit) -> Table:
         rest = Cell(twin.distance, absent="same bytes"), "yes" if twin.is_mirrored else ""
         rows.append((*pair, *rest))
         shown.append((_end(pair[0]), _end(pair[1]), *rest))
-    notes = (
-        f"Perceptual hashes of 64 bits; up to {NEAR} apart count as near-duplicates,",
-        "as which frames of one video may pass, too.",
-    )
+    notes = (f"Bits: of 64 of a perceptual hash; up to {NEAR} apart count as near-duplicates.",)
     table = Table(title="Images that occur twice", columns=columns, rows=tuple(rows), notes=notes)
     hidden = len(rows) - MOST_PAIRS
     more = (f"{hidden:,} more pairs: --format json has all.",) if hidden > 0 else ()
@@ -240,14 +237,14 @@ def to_page(found: Audit, sheet: Sheet) -> str:
     """Render as a page that needs no other file."""
     coded = io.BytesIO()
     sheet.picture.save(coded, "WEBP", quality=80)
-    picture = html_image(coded.getvalue(), "webp", "Images of every class with their boxes")
-    shown = tables(found)
+    picture = captioned(html_image(coded.getvalue(), "webp", "Images of every class with their boxes"), "")
+    images = Section("Images", "images", f'<section id="images"><h2>Images</h2>{picture}</section>')
     said = [
         f"{found.root}: {verdict(found)}.",
         *(sentence(str(one)) for one in advice(found)),
         *map(sentence, notes(found)),
     ]
-    return html_page(f"Data: {found.root.name}", shown, [picture], found=said, facts=[speed(found)])
+    return html_page(f"Data: {found.root.name}", tables(found), sections=[images], found=said, facts=[speed(found)])
 
 
 def write(found: Audit, folder: Path) -> str:
