@@ -83,7 +83,7 @@ def prints(data: "CocoData", progress: Callable[[int], None] = lambda done: None
     paths = [data.path(index) for index in range(len(data))]
     found = []
     # The decoder and sha256 let other threads run.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, one in enumerate(pool.map(_print, paths), start=1):
             found.append(one)
             progress(done)

@@ -116,6 +116,7 @@ def test_quick_advice_tells_of_copies_and_double_boxes_without_decoding(
     )
     assert second.seen.startswith("1 of 2 boxes of test repeat another")
     assert quick_advice(train, read_coco(sound, "val", check_images=False)) == []
+    assert quick_advice(train, train) == []
 
 
 def test_a_list_names_the_first_five() -> None:
