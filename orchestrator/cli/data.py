@@ -56,9 +56,9 @@ def audit(root: Path, short_edge: int, long_edge: int, quick: bool, output: Path
     except DataError as error:
         raise UserError(str(error)) from error
     folder = output or site().home / "reports" / "data" / root.absolute().name
-    page = write(found, folder)
+    page, told = write(found, folder)
     click.echo(page if form == "html" else SCREENS[form](found))
-    say(f"images with their boxes: {folder / 'contact_sheet.png'}; all of it as a page: {folder / 'index.html'}")
+    say(told)
     say(speed(found))
 
 

@@ -182,9 +182,8 @@ def _of_classes(found: Audit) -> list[Advice]:
         f"to learn in {train.split}, fewer than {FEW}",
         "so few teach little: annotate more, or join the class to another",
     )
-    nowhere = [
-        name for name in names if not any(boxes_by_class(data, names)[names.index(name)] for data in found.splits)
-    ]
+    total = np.sum([boxes_by_class(data, names) for data in found.splits], axis=0)
+    nowhere = [names[place] for place in np.flatnonzero(total == 0).tolist()]
     if nowhere:
         what = f"class {nowhere[0]!r} has" if len(nowhere) == 1 else f"{len(nowhere):,} classes have"
         named = "" if len(nowhere) == 1 else f": {listed([repr(name) for name in nowhere])}"

@@ -154,18 +154,18 @@ def class_names(found: Audit) -> list[str]:
 
 def boxes_by_class(data: "CocoData", names: list[str], mask: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
     """[K], how many boxes of a split each of these classes has; a mask counts some of them alone."""
-    labels = _labels(data, names)[data.annotation_labels]
+    labels = class_places(data, names)[data.annotation_labels]
     return np.bincount(labels if mask is None else labels[mask], minlength=len(names))
 
 
 def images_by_class(data: "CocoData", names: list[str]) -> NDArray[np.int64]:
     """[K], how many images of a split have each of these classes."""
     image = np.repeat(np.arange(len(data)), np.diff(data.offsets))
-    pairs = np.unique(image * len(names) + _labels(data, names)[data.annotation_labels])
+    pairs = np.unique(image * len(names) + class_places(data, names)[data.annotation_labels])
     return np.bincount(pairs % len(names), minlength=len(names))
 
 
-def _labels(data: "CocoData", names: list[str]) -> NDArray[np.int64]:
+def class_places(data: "CocoData", names: list[str]) -> NDArray[np.int64]:
     """[classes of the split], the place of each among these names."""
     places = {name: place for place, name in enumerate(names)}
     return np.array([places[name] for name in data.category_names], dtype=np.int64)

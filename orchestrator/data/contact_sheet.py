@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from model.inference.drawing import DARK, HUES, LIGHT, Color, Pen
-from orchestrator.data.audit import Audit, boxes_by_class, class_names
+from orchestrator.data.audit import Audit, boxes_by_class, class_names, class_places
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
@@ -46,9 +46,10 @@ def contact_sheet(found: Audit) -> Sheet:
     places, missing = choose(found.splits, names)
     colors = class_colors(names)
     tiles = [_tile(found.splits[split], index, colors) for split, index in places]
-    counts = np.sum([boxes_by_class(data, names) for data in found.splits], axis=0).tolist()
+    total = np.sum([boxes_by_class(data, names) for data in found.splits], axis=0).tolist()
+    counts = {name: count for name, count in zip(names, total, strict=True) if count and name not in missing}
     width = COLUMNS * (TILE[0] + GAP) + GAP
-    legend = _legend(dict(zip(names, counts, strict=True)), colors, width)
+    legend = _legend(counts, colors, width)
     height = TILE[1] + LINE + GAP
     sheet = Image.new("RGB", (width, legend.height + -(-len(tiles) // COLUMNS) * height + GAP), LIGHT)
     sheet.paste(legend, (0, 0))
@@ -67,7 +68,7 @@ def choose(splits: Sequence["CocoData"], names: list[str]) -> tuple[list[tuple[i
     images_of: dict[int, list[tuple[int, int]]] = {}
     classes_of: dict[tuple[int, int], set[int]] = {}
     for split, data in enumerate(splits):
-        labels = np.array([names.index(name) for name in data.category_names], dtype=np.int64)[data.annotation_labels]
+        labels = class_places(data, names)[data.annotation_labels]
         images = np.repeat(np.arange(len(data)), np.diff(data.offsets))
         for image, label in np.unique(np.stack([images, labels], axis=1), axis=0).tolist():
             images_of.setdefault(label, []).append((split, image))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.data.advice import Advice, advice, notes, verdict
+from orchestrator.data.advice import Advice, advice, listed, notes, verdict
 from orchestrator.data.audit import (
     NOT_LEARNT,
     PERCENTILES,
@@ -237,7 +237,7 @@ def to_page(found: Audit, sheet: Sheet) -> str:
     """Render as a page that needs no other file."""
     coded = io.BytesIO()
     sheet.picture.save(coded, "WEBP", quality=80)
-    picture = captioned(html_image(coded.getvalue(), "webp", "Images of every class with their boxes"), "")
+    picture = captioned(html_image(coded.getvalue(), "webp", "Images with their boxes"), _not_shown(sheet))
     images = Section("Images", "images", f'<section id="images"><h2>Images</h2>{picture}</section>')
     said = [
         f"{found.root}: {verdict(found)}.",
@@ -247,21 +247,26 @@ def to_page(found: Audit, sheet: Sheet) -> str:
     return html_page(f"Data: {found.root.name}", tables(found), sections=[images], found=said, facts=[speed(found)])
 
 
-def write(found: Audit, folder: Path) -> str:
-    """Write the contact sheet and the page, and return the page.
+def _not_shown(sheet: Sheet) -> str:
+    return f"{len(sheet.missing):,} classes are not shown: {listed(list(sheet.missing))}" if sheet.missing else ""
+
+
+def write(found: Audit, folder: Path) -> tuple[str, str]:
+    """Write the contact sheet and the page; return the page, and what to tell of both.
 
     Raises:
         UserError: the folder cannot be written to.
     """
     sheet = contact_sheet(found)
-    page = to_page(found, sheet)
+    page, picture, file = to_page(found, sheet), folder / "contact_sheet.png", folder / "index.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sheet.picture.save(folder / "contact_sheet.png", compress_level=1)
-        (folder / "index.html").write_text(page, encoding="utf-8")
+        sheet.picture.save(picture, compress_level=1)
+        file.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
-    return page
+    told = [f"images with their boxes: {picture}", f"all of it as a page: {file}"]
+    return page, "\n".join([*told, *filter(None, [_not_shown(sheet)])])
 
 
 SCREENS = {"text": to_text, "markdown": to_markdown, "latex": to_latex, "json": to_json}

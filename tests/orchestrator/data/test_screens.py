@@ -115,11 +115,24 @@ def test_markdown_and_latex_hold_the_tables(root: Path) -> None:
 
 def test_sheet_and_page_are_written_and_the_page_holds_the_sheet(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "deep"
-    page = write(audit(root, EDGES), folder)
+    page, told = write(audit(root, EDGES), folder)
+    assert told.splitlines() == [
+        f"images with their boxes: {folder / 'contact_sheet.png'}",
+        f"all of it as a page: {folder / 'index.html'}",
+    ]
     assert (folder / "index.html").read_text(encoding="utf-8") == page
     assert "data:image/webp;base64," in page and "of val is a copy of train" in page and "images/s" in page
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.size[0] > 1000
+
+
+def test_classes_that_the_sheet_does_not_show_are_told(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.data.contact_sheet.MOST", 0)
+    page, told = write(audit(root, EDGES, read_images=False), tmp_path / "out")
+    assert told.splitlines()[2].startswith("2 classes are not shown: cat, a class of which")
+    assert "2 classes are not shown" in page
 
 
 def test_the_speed_is_named_only_where_images_were_read(root: Path) -> None:
