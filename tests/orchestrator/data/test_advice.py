@@ -77,6 +77,12 @@ def test_boxes_that_are_not_learnt_come_with_the_way_out_of_their_reason(make_sp
     assert third.seen == "images of train without a box, which do not train: 1 of 4"
 
 
+def test_a_few_crowds_are_nothing_to_warn_of(make_split: MakeSplit) -> None:
+    images = {f"{seed}.png": photo(seed) for seed in range(20)}
+    rows = [(id, "cat", BOX) for id in range(1, 21)]
+    assert seen(make_split("train", images, [*rows, (1, "cat", BOX, {"iscrowd": 1})], ["cat"])) == []
+
+
 def test_splits_that_list_other_classes_are_told(sound: Path, make_split: MakeSplit) -> None:
     make_split("test", {"t.png": photo(70)}, [(1, "cat", BOX), (1, "fox", BOX)], ["cat", "fox"])
     assert "train and test list other classes: 2 is 'dog' in train and 'fox' in test" in seen(sound)
