@@ -21,6 +21,7 @@ ORDER = (
     "cluster",
     "tracking",
     "experiment",
+    "data",
     "figures",
     "",
 )
