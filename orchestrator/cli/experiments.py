@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, override_words, say, show, show_reports, site, suites
+from orchestrator.cli.options import (
+    EXPERIMENTS,
+    FORMAT,
+    SOUND_EXPERIMENTS,
+    override_words,
+    say,
+    show,
+    show_reports,
+    site,
+    suites,
+)
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 from orchestrator.experiment.budget import require_budget
@@ -155,18 +165,19 @@ def submit(
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @FORMAT
 def status(experiments: list[Experiment], form: str) -> None:
     """Show how far each row of EXPERIMENT is, and why not further.
 
-    Long reasons are cut, and the logs with the rest of them named; --format json has them whole.
+    Long reasons are cut, and the logs with the rest of them named; --format json has them whole. Files with mistakes
+    are left out and named, and the exit code is 1.
     """
     show([suite.status(whole=form == "json") for suite in suites(experiments)], form)
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @FORMAT
 @click.option(
     "--output",
@@ -192,7 +203,10 @@ def report(
     rows: bool,
     misalignment: bool,
 ) -> None:
-    """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata."""
+    """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata.
+
+    Files with mistakes are left out and named, and the exit code is 1.
+    """
     from orchestrator.report.claims.errata import errata, errata_table
     from orchestrator.report.claims.evidence import counts_from, papers_numbers
     from orchestrator.report.claims.file import find_claims, load_claims

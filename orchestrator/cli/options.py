@@ -1,5 +1,6 @@
 """Arguments and options that verbs of `rnc` share, and how they print tables and progress."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import click
 from orchestrator.api import OpenSuite
 from orchestrator.cluster.environment import require_cluster_settings
 from orchestrator.experiment.layers import parse_overrides
-from orchestrator.experiment.load import Experiment, load_experiments
+from orchestrator.experiment.load import Experiment, load_experiments, load_sound
 from orchestrator.figures.page import FORMATS, html_page, render
 from orchestrator.figures.table import Table
 from orchestrator.site import Site, site_from_environment
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 
 OVERRIDES = "rnc.overrides"
-"""Where a call keeps what its `--set` says."""
+"""Where a call keeps what its `--set` and `--suite` say."""
+MISTAKES = "rnc.mistakes"
+"""Where a call keeps what is wrong with the files that it leaves out."""
 
 
 def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
@@ -32,23 +35,61 @@ def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequ
 
 
 def override_words(ctx: click.Context) -> list[str]:
-    """The --set of this call, as words of another that reads the same files."""
+    """The --set and --suite of this call, as words of another that reads the same files."""
     return [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
 
 
 def keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> None:
     """Keep what --set says in the context, where whoever reads experiment files finds it."""
-    ctx.meta[OVERRIDES] = pairs
+    ctx.meta[OVERRIDES] = (*ctx.meta.get(OVERRIDES, ()), *pairs)
 
 
-def experiments_argument(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb EXPERIMENT..., and --set, which changes settings of all of them."""
+def _keep_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    if name is not None:
+        keep_overrides(ctx, parameter, (f"suite={json.dumps(name)}",))  # quoted, or YAML may take it for a number
+
+
+def _read_sound(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
+    """Read the files that have no mistakes; at the end of the verb name the others, and exit with code 1."""
+    if not paths:
+        return []
+    experiments, mistakes = load_sound(paths, parse_overrides(ctx.meta.get(OVERRIDES, ())))
+    ctx.meta[MISTAKES] = mistakes
+    return experiments
+
+
+def _telling_mistakes(verb: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(verb)
+    def told(*context: Any, **values: Any) -> None:
+        ctx = click.get_current_context()
+        mistakes: list[str] = ctx.meta.get(MISTAKES, [])
+        try:
+            verb(*context, **values)
+        finally:
+            # Last, where they are seen below a long table.
+            for mistake in mistakes:
+                say(f"left out: {mistake}")
+        if mistakes:
+            ctx.exit(1)
+
+    return told
+
+
+def experiments_argument(
+    *, required: bool = True, only_sound: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb EXPERIMENT..., with --set and --suite, which change settings of all of them.
+
+    Args:
+        required: whether one has to be named.
+        only_sound: whether the verb goes on without the files that have mistakes; its exit code is 1 then.
+    """
     argument = click.argument(
         "experiments",
         nargs=-1,
         required=required,
         metavar="EXPERIMENT..." if required else "[EXPERIMENT]...",
-        callback=read_experiments,
+        callback=_read_sound if only_sound else read_experiments,
     )
     option = click.option(
         "--set",
@@ -59,10 +100,19 @@ def experiments_argument(*, required: bool = True) -> Callable[[Callable[..., An
         metavar="SETTING=VALUE",
         help="Another setting in every row, such as train.schedule.epochs=3 or data.root=PATH; repeat it.",
     )
-    return lambda verb: argument(option(verb))
+    suite = click.option(
+        "--suite",
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_suite,
+        metavar="NAME",
+        help="Put the files into a suite of this name, which shares neither results nor turns with their own.",
+    )
+    return lambda verb: argument(option(suite(_telling_mistakes(verb) if only_sound else verb)))
 
 
 EXPERIMENTS = experiments_argument()
+SOUND_EXPERIMENTS = experiments_argument(only_sound=True)
 FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
 DATA = click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="A data set: a folder, or a file that describes it."
