@@ -8,7 +8,8 @@ import fcntl
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO
 
 from orchestrator import names
 from orchestrator.errors import UserError
+from orchestrator.experiment.plan import Plan
 from orchestrator.process import exists_here, this_process
 from orchestrator.site import Site
 from orchestrator.tracking.runs import Tracking, experiment_tags, tag_experiment, untag_experiment
@@ -31,6 +33,19 @@ RENEW_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """A claim from another machine that is not renewed for so long is void."""
 
+MOST_SHOWN = 6
+"""So many tables, and rows of each, are named to those who wait; a tag of MLflow holds 5000 characters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a submit does once it is its turn."""
+
+    rows: str = ""
+    """Those that it trains or scores, by table; empty where nobody says."""
+    hours: float | None = None
+    """How long it takes, about; None where nobody knows."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
@@ -40,20 +55,63 @@ class Holder:
     """Its process, as `this_process` names it."""
     since: float
     """Seconds since 1970."""
+    rows: str = ""
+    """See `Work.rows`."""
+    until: float | None = None
+    """When it has trained all of them, about; None where that is not known."""
 
     def __str__(self) -> str:
-        host, _, process = self.driver.partition(" ")
         since = time.strftime("%d %b %H:%M:%S", time.localtime(self.since))
-        return f"process {process.partition(' ')[0]} on {host}, since {since}"
+        return f"{self.process}, since {since}"
+
+    @property
+    def process(self) -> str:
+        """Its number, and its host."""
+        host, _, process = self.driver.partition(" ")
+        return f"process {process.partition(' ')[0]} on {host}"
+
+    @property
+    def work(self) -> str:
+        """What it does and how long that takes, as a sentence; empty where it does not say."""
+        if not self.rows:
+            return ""
+        return f"It trains and scores {self.rows}; {self._how_long()}."
+
+    def _how_long(self) -> str:
+        if self.until is None:
+            return "how long that takes is not known, as nothing like it was measured yet"
+        minutes = (self.until - time.time()) / 60
+        if minutes < 0:
+            return "by the estimate it would have ended by now"
+        left = "less than a minute" if minutes < 1 else f"about {minutes:.0f} min"
+        return f"by the estimate that takes {f'about {minutes / 60:.1f} hours' if minutes >= 90 else left} more"
+
+
+def work_of(plan: Plan, hours: float | None) -> Work:
+    """Say what a plan's missing part is: its rows by table, those of many in part."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for key in plan.missing_evaluations:
+        for place in plan.evaluations[key].places:
+            rows[place.table].append(place.label)
+    tables = [f"{table} ({_some(list(dict.fromkeys(labels)))})" for table, labels in rows.items()]
+    return Work(rows=_some(tables), hours=hours)
+
+
+def _some(texts: Sequence[str]) -> str:
+    shown = ", ".join(texts[:MOST_SHOWN])
+    return shown if len(texts) <= MOST_SHOWN else f"{shown} and {len(texts) - MOST_SHOWN} more"
 
 
 @contextmanager
-def locked(suite: Suite, waiting: Callable[[Holder], None]) -> Iterator[None]:
-    """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them."""
+def locked(suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], Work] = Work) -> Iterator[None]:
+    """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them.
+
+    `work` says what is done then; it is asked once they are free.
+    """
     with _opened(lock_file(suite.site, suite.name)) as file:
         # Our own server has only clients of this machine, which the file keeps apart.
         claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
-        while holder := _lock(file) or (claim.take() if claim else None):
+        while holder := _lock(file, work) or (claim.take(work) if claim else None):
             waiting(holder)
             time.sleep(LOOK_SECONDS)
         try:
@@ -71,7 +129,7 @@ def holder_of(suite: Suite) -> Holder | None:
         lives = exists_here(holder.driver)
         if lives is None:  # another host that shares the folder
             with _opened(lock_file(site, suite.name)) as file:
-                lives = _lock(file) is not None
+                lives = _lock(file, Work) is not None
                 if not lives:
                     file.truncate(0)
         if lives:
@@ -104,15 +162,16 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def _lock(file: IO[str]) -> Holder | None:
+def _lock(file: IO[str], work: Callable[[], Work]) -> Holder | None:
     """Lock the file and sign it, or return who has signed it; a holder that died has let go."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         return _read(file.read()) or Holder(driver="? ?", since=time.time())
+    text = _written(time.time(), work())
     file.truncate(0)
-    file.write(_written(time.time()))
+    file.write(text)
     file.flush()
     return None
 
@@ -121,14 +180,15 @@ class _Claim:
     """The tag of a suite's experiment that says who runs it."""
 
     def __init__(self, tracking: Tracking) -> None:
-        self._tracking, self._since = tracking, time.time()
+        self._tracking, self._since, self._work = tracking, time.time(), Work()
         self._seen = ("", 0.0)
         self._done = threading.Event()
 
-    def take(self) -> Holder | None:
-        """Claim the suite, or return who has it."""
+    def take(self, work: Callable[[], Work]) -> Holder | None:
+        """Claim the suite for some work, or return who has it."""
         if holder := self.holder():
             return holder
+        self._since, self._work = time.time(), work()
         self._renew()
         time.sleep(SETTLE_SECONDS)
         return self.holder()
@@ -167,19 +227,28 @@ class _Claim:
                 self._renew()
 
     def _renew(self) -> None:
-        tag_experiment(self._tracking, names.CLAIM, _written(self._since))
+        tag_experiment(self._tracking, names.CLAIM, _written(self._since, self._work))
 
     def _text(self) -> str:
         return experiment_tags(self._tracking).get(names.CLAIM, "")
 
 
-def _written(since: float) -> str:
-    return json.dumps({"driver": this_process(), "since": since, "renewed": time.time()})
+def _written(since: float, work: Work) -> str:
+    until = None if work.hours is None else since + 3600 * work.hours
+    told = {"driver": this_process(), "since": since, "renewed": time.time(), "rows": work.rows, "until": until}
+    return json.dumps(told)
 
 
 def _read(text: str) -> Holder | None:
     try:
         told = json.loads(text)
-        return Holder(driver=str(told["driver"]), since=float(told["since"]))
-    except (ValueError, KeyError, TypeError):
+        until = told.get("until")
+        return Holder(
+            driver=str(told["driver"]),
+            since=float(told["since"]),
+            # A submit of an older version does not say what it does.
+            rows=str(told.get("rows", "")),
+            until=None if until is None else float(until),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -13,9 +13,9 @@ from model.evaluation import warmup
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
-from orchestrator.driver.cancel import forget_stops, prune_trainings
+from orchestrator.driver.cancel import Stops, forget_stops, prune_trainings, stopped_since, stops_asked
 from orchestrator.driver.live import live_view, onlooker
-from orchestrator.driver.lock import locked
+from orchestrator.driver.lock import Work, locked, work_of
 from orchestrator.driver.repair import repair
 from orchestrator.errors import INTERRUPTED, Say
 from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
@@ -83,18 +83,19 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
         suite.connect()
         if prune:
             prune_trainings(suite, say)
+        before = stops_asked(suite.connection)
         # With a look at files, as a run whose files were deleted has to be made again.
         if not suite.make_plan(verified=True).is_complete or any(one.seed_rule for one in suite.experiments):
             try:
                 with onlooker(suite, say) as waiting:
-                    stack.enter_context(locked(suite, waiting))
+                    stack.enter_context(locked(suite, waiting, lambda: _work(suite, bounds)))
             except KeyboardInterrupt:
                 suite.refresh()
                 return Submitted(exit_code=INTERRUPTED, reports=make_reports(suite, say=say))
             suite.refresh()  # whoever had the lock before may have done some of it
         repair(suite, say)
         name_seeds(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
-        exit_code, hours = _run(suite, say, bounds)
+        exit_code, hours = _run(suite, say, bounds, before)
         reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
         if len(reports) < len(suite.experiments):
             exit_code = max(exit_code, 1)
@@ -123,10 +124,17 @@ def check(suite: Suite, say: Say) -> Plan:
     return plan
 
 
-def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
-    """Train and score what the suite lacks, part by part; return the exit code and the hours that trainings took."""
-    tried: set[str] = set()  # what failed is left to a later submit
-    exit_code, spent = 0, 0.0
+def _run(suite: Suite, say: Say, bounds: Bounds, before: Stops) -> tuple[int, float]:
+    """Train and score what the suite lacks, part by part; return the exit code and the hours that trainings took.
+
+    What somebody asked to end since `before`, while this submit waited, is left out.
+    """
+    stopped = stopped_since(suite, before)
+    for key, note in stopped.items():
+        label = suite.wanted.trainings[key].label
+        say(f"{label}: {note} while this submit waited for its turn, so left out; a submit started now takes it up.")
+    tried = set(stopped)  # and what failed is left to a later submit
+    exit_code, spent, has_begun = int(bool(stopped)), 0.0, False
     with ExitStack() as stack:
         while True:
             plan, ledger = suite.make_plan(), suite.ledger
@@ -138,12 +146,13 @@ def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
                 if part.left_out or plan.is_complete:
                     say(_left_out(plan, part, bounds, spent) if part.left_out else _complete(plan))
                 return exit_code, spent
-            if not tried:
-                forget_stops(suite.connection)
+            if not has_begun:
+                forget_stops(suite.connection, before)
             say(_to_do(plan, part))
             _prepare(part.plan, suite, say)
-            if not tried:
+            if not has_begun:
                 stack.enter_context(_ray(suite.site, say))
+            has_begun = True
             outcome = _launch(part.plan, suite, say)
             exit_code = max(exit_code, outcome.exit_code)
             tried |= {*part.plan.missing_trainings, *part.plan.missing_evaluations}
@@ -225,6 +234,16 @@ def _standing(experiment: Experiment, found: Mapping[str, Estimate], claimed: Se
 
 def _time(suite: Suite, plan: Plan, bounds: Bounds) -> PlanTime:
     return estimate_time(plan, suite.ledger, suite.site.num_images, images_per_s=bounds.images_per_s)
+
+
+def _work(suite: Suite, bounds: Bounds) -> Work:
+    """Say what the suite lacks, and how long that takes on this machine; on a cluster nobody knows what is free."""
+    plan, hours = suite.make_plan(), None
+    if suite.site.ray_address is None:
+        here, images = local_cluster(), suite.site.num_images
+        gpus, cpus = here.total("GPU") or None, here.total("CPU")
+        hours = estimate_time(plan, suite.ledger, images, gpus=gpus, cpus=cpus, images_per_s=bounds.images_per_s).hours
+    return work_of(plan, hours)
 
 
 def _prepare(plan: Plan, suite: Suite, say: Say) -> None:

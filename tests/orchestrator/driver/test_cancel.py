@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from model.config import TrainConfig
-from orchestrator.driver.cancel import Prune, cancel_row, forget_stops, prune_asked, prune_trainings
+from orchestrator.driver.cancel import (
+    Prune,
+    ask_to_cancel,
+    cancel_row,
+    forget_stops,
+    prune_asked,
+    prune_trainings,
+    stopped_since,
+    stops_asked,
+)
 from orchestrator.driver.lock import locked
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
@@ -128,3 +137,31 @@ def test_a_prune_beside_a_running_submit_is_left_to_that_one(suite: Tracking, si
     assert prune_asked(suite) == Prune(tables=frozenset({"tiny"}), keep=frozenset({kept}))
     forget_stops(suite)
     assert prune_asked(suite) is None
+
+
+def test_a_cancel_holds_for_who_was_there_already_and_not_for_who_comes_later(suite: Tracking, site: Site):
+    tiny = experiment_of(suite.suite, TRAIN, OTHER)
+    first, second = make_plan([tiny], tracking.read_ledger(suite)).trainings.values()
+    ask_to_cancel(suite, first)
+    waiter = stops_asked(suite)
+    ask_to_cancel(suite, second)
+    assert stopped_since(connected([tiny], site), waiter) == {second.key: "cancelled"}
+    assert stopped_since(connected([tiny], site), stops_asked(suite)) == {}
+    forget_stops(suite, waiter)  # the waiter takes the first one up; who waits behind it still sees the second
+    held = tracking.read_ledger(suite).trainings
+    assert (held[first.key].stop, held[second.key].stop) == ("", "cancelled")
+    later = stops_asked(suite)
+    ask_to_cancel(suite, second)  # once more, now that somebody waits who would bring it back
+    assert stopped_since(connected([tiny], site), later) == {second.key: "cancelled"}
+
+
+def test_a_prune_holds_for_who_waits_as_well(suite: Tracking, site: Site):
+    kept, gone = begun(suite, "tiny", TRAIN, OTHER)
+    waiter = stops_asked(suite)
+    with locked(Suite([experiment_of(suite.suite, TRAIN)], site), nobody):
+        prune_trainings(connected([experiment_of(suite.suite, TRAIN)], site), lambda _: None)
+    old = connected([experiment_of(suite.suite, TRAIN, OTHER)], site)  # read before the row was removed
+    assert stopped_since(old, waiter) == {gone: "pruned"} and kept in old.make_plan().missing_trainings
+    assert stopped_since(old, stops_asked(suite)) == {}
+    forget_stops(suite, waiter)
+    assert prune_asked(suite) is not None

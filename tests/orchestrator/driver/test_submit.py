@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +18,9 @@ from model.config import ConfidenceConfig, ModelConfig, TrainConfig
 from model.evaluation import warmup
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator import names
+from orchestrator.driver import lock
 from orchestrator.driver import submit as module
+from orchestrator.driver.cancel import cancel_row
 from orchestrator.driver.submit import Bounds, Submitted, submit
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
@@ -237,6 +241,33 @@ def test_what_fails_gets_no_more_seeds_and_the_other_rows_go_on(cluster: Callabl
     assert submit(fake.suite, lambda _: None).exit_code == 1
     assert [label for launch in fake.launches for label in launch].count("dim, seed 1") == 1
     assert not any("dim" in label for launch in fake.launches[1:] for label in launch)
+
+
+def test_what_is_cancelled_while_a_submit_waits_is_left_out_and_a_later_submit_takes_it_up(
+    cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = cluster(None, BASE, CLEAR)
+    tables, site = fake.suite._listed.experiments, fake.suite.site
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.05)
+    said: list[str] = []
+    ended: list[Submitted] = []
+    waiter = threading.Thread(target=lambda: ended.append(submit(fake.suite, said.append)))
+    fake.suite.connect()
+    with lock.locked(Suite(tables, site), lambda _: pytest.fail("waited")):
+        waiter.start()
+        deadline = time.monotonic() + 30.0
+        while not any("is being run by process" in line for line in said) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not fake.launches
+        cancel_row(Suite(tables, site), "clear", None, said.append)
+    waiter.join(30.0)
+    assert fake.launches == [["base"]] and ended[0].exit_code == 1
+    assert (
+        "clear: cancelled while this submit waited for its turn, so left out; a submit started now takes it up." in said
+    )
+    again = Suite(tables, site)
+    assert submit(again, said.append).exit_code == 0 and fake.launches == [["base"], ["clear"]]
+    assert not [record.stop for record in read_ledger(again.connection).trainings.values() if record.stop]
 
 
 def test_a_budget_leaves_out_what_does_not_fit_and_names_it_with_its_cost(cluster: Callable[..., Any]) -> None:
