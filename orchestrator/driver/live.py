@@ -63,8 +63,8 @@ def whose_turn(suite: Suite, holder: Holder) -> str:
             holder.work,
             "One submit of a suite runs at a time: this one waits, and then goes on with what is still missing. Where "
             "its trainings stand follows; Ctrl-C ends the waiting and leaves the other alone.",
-            f"Not to wait, submit with --suite {name}-2, or another name: a suite of its own shares no results with "
-            f"{name}, and on one machine the cores and GPUs.",
+            f"Not to wait, submit with --suite {name}-2, or another name: a suite of its own, which shares no results "
+            f"with {name}; on one machine both then train on the same cores and GPUs.",
         )
         if line
     )

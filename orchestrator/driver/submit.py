@@ -316,7 +316,7 @@ def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
         suite.refresh()
     reports = make_reports(suite, say=say)
     folder = suite.site.home / "reports" / suite.name
-    write_reports(folder, reports)
+    write_reports(folder, reports, keeps=True)
     logged = {
         log_table(suite.connection, suite.mlflow_runs, report.experiment.name, table_files(report))
         for report in reports
