@@ -38,17 +38,24 @@ def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
     """Yield what tells who runs the suite, once, and draws where its trainings stand, each time it is called."""
     show: Show | None = None
     told: Holder | None = None
+    seen = ""
     with ExitStack() as stack:
 
         def look(holder: Holder) -> None:
-            nonlocal show, told
+            nonlocal show, told, seen
             if told is None or told.driver != holder.driver:  # or somebody else who waited was quicker
                 say(whose_turn(suite, holder))
                 told = holder
             show = show or stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again
                 suite.refresh()
-                show(statuses(suite.make_plan(), suite.ledger, behind=holder))
+                plan = suite.make_plan()
+                # A terminal has it beside the rows that wait; lines tell of trainings that go on alone.
+                running = _running(suite.ledger, plan)
+                if running != seen and running and not sys.stderr.isatty():
+                    say(f"{holder.process} now trains {running}")
+                seen = running
+                show(statuses(plan, suite.ledger, behind=holder))
 
         yield look
 
@@ -75,9 +82,17 @@ def statuses(plan: Plan, ledger: Ledger, behind: Holder | None = None) -> list[S
     found = [_status(plan, run, ledger) for run in plan.trainings.values()]
     if behind is None:
         return found
-    running = [one.label for key, one in ledger.trainings.items() if one.status == "RUNNING"]
-    note = f"for {behind.process}{f', which runs {running[0]}' if running else ''}"
+    running = _running(ledger, plan)
+    note = f"for {behind.process}{f', which trains {running}' if running else ''}"
     return [replace(one, note=one.note or note) if one.state == "waiting" else one for one in found]
+
+
+def _running(ledger: Ledger, plan: Plan) -> str:
+    """Name the trainings of other tables that somebody runs."""
+    others = [
+        one.label for key, one in ledger.trainings.items() if one.status == "RUNNING" and key not in plan.trainings
+    ]
+    return ", ".join(sorted(others))
 
 
 def _lines(stream: TextIO) -> Show:

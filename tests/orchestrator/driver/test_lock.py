@@ -228,7 +228,9 @@ def test_trainings_that_wait_say_behind_whom():
     behind = Holder(driver="elsewhere 7 1", since=0.0)
     assert {one.note for one in statuses(plan, Ledger(), behind)} == {"for process 7 on elsewhere"}
     other = Ledger(trainings={"of another table": Record(status="RUNNING", run_id="1", label="Focal loss")})
-    assert {one.note for one in statuses(plan, other, behind)} == {"for process 7 on elsewhere, which runs Focal loss"}
+    assert {one.note for one in statuses(plan, other, behind)} == {
+        "for process 7 on elsewhere, which trains Focal loss"
+    }
     assert {one.note for one in statuses(plan, other)} == {""}
 
 
