@@ -45,7 +45,9 @@ def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
             nonlocal show, told, seen
             if told is None or told.driver != holder.driver:  # or somebody else who waited was quicker
                 say(whose_turn(suite, holder))
-                told = holder
+            elif told.until is None and holder.until is not None:
+                say(holder.work)
+            told = holder
             show = show or stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again
                 suite.refresh()

@@ -43,8 +43,11 @@ class Work:
 
     rows: str = ""
     """Those that it trains or scores, by table; empty where nobody says."""
-    hours: float | None = None
-    """How long it takes, about; None where nobody knows."""
+    until: float | None = None
+    """When all of them are trained, about, in seconds since 1970; None where nobody knows."""
+
+
+Tell = Callable[[Work], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +61,7 @@ class Holder:
     rows: str = ""
     """See `Work.rows`."""
     until: float | None = None
-    """When it has trained all of them, about; None where that is not known."""
+    """See `Work.until`."""
 
     def __str__(self) -> str:
         since = time.strftime("%d %b %H:%M:%S", time.localtime(self.since))
@@ -79,7 +82,7 @@ class Holder:
 
     def _how_long(self) -> str:
         if self.until is None:
-            return "how long that takes is not known, as nothing like it was measured yet"
+            return "how long that takes is not known yet, as nothing like it was measured"
         minutes = (self.until - time.time()) / 60
         if minutes < 0:
             return "by the estimate it would have ended by now"
@@ -94,7 +97,7 @@ def work_of(plan: Plan, hours: float | None) -> Work:
         for place in plan.evaluations[key].places:
             rows[place.table].append(place.label)
     tables = [f"{table} ({_some(list(dict.fromkeys(labels)))})" for table, labels in rows.items()]
-    return Work(rows=_some(tables), hours=hours)
+    return Work(rows=_some(tables), until=None if hours is None else time.time() + 3600 * hours)
 
 
 def _some(texts: Sequence[str]) -> str:
@@ -103,20 +106,28 @@ def _some(texts: Sequence[str]) -> str:
 
 
 @contextmanager
-def locked(suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], Work] = Work) -> Iterator[None]:
+def locked(suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], Work] = Work) -> Iterator[Tell]:
     """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them.
 
-    `work` says what is done then; it is asked once they are free.
+    `work` says what is done then; it is asked once they are free. Yield what says so anew.
     """
-    with _opened(lock_file(suite.site, suite.name)) as file:
+    path = lock_file(suite.site, suite.name)
+    with _opened(path) as file:
         # Our own server has only clients of this machine, which the file keeps apart.
         claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
         while holder := _lock(file, work) or (claim.take(work) if claim else None):
             waiting(holder)
             time.sleep(LOOK_SECONDS)
+        since = time.time()
+
+        def tell(work: Work) -> None:
+            _sign_anew(path, _written(since, work))
+            if claim:
+                claim.work = work  # it is told with the next renewal
+
         try:
             with claim.renewed() if claim else nullcontext():
-                yield
+                yield tell
         finally:
             file.truncate(0)
 
@@ -176,11 +187,18 @@ def _lock(file: IO[str], work: Callable[[], Work]) -> Holder | None:
     return None
 
 
+def _sign_anew(path: Path, text: str) -> None:
+    """Write over a signature that is held; at any time a reader finds the old one or the new one."""
+    with path.open("r+b", buffering=0) as file:
+        # In one write, and no shorter than before: emptied first, the lock would look free for a moment.
+        file.write(text.encode().ljust(path.stat().st_size))
+
+
 class _Claim:
     """The tag of a suite's experiment that says who runs it."""
 
     def __init__(self, tracking: Tracking) -> None:
-        self._tracking, self._since, self._work = tracking, time.time(), Work()
+        self._tracking, self._since, self.work = tracking, time.time(), Work()
         self._seen = ("", 0.0)
         self._done = threading.Event()
 
@@ -188,7 +206,7 @@ class _Claim:
         """Claim the suite for some work, or return who has it."""
         if holder := self.holder():
             return holder
-        self._since, self._work = time.time(), work()
+        self._since, self.work = time.time(), work()
         self._renew()
         time.sleep(SETTLE_SECONDS)
         return self.holder()
@@ -227,15 +245,14 @@ class _Claim:
                 self._renew()
 
     def _renew(self) -> None:
-        tag_experiment(self._tracking, names.CLAIM, _written(self._since, self._work))
+        tag_experiment(self._tracking, names.CLAIM, _written(self._since, self.work))
 
     def _text(self) -> str:
         return experiment_tags(self._tracking).get(names.CLAIM, "")
 
 
 def _written(since: float, work: Work) -> str:
-    until = None if work.hours is None else since + 3600 * work.hours
-    told = {"driver": this_process(), "since": since, "renewed": time.time(), "rows": work.rows, "until": until}
+    told = {"driver": this_process(), "since": since, "renewed": time.time(), "rows": work.rows, "until": work.until}
     return json.dumps(told)
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -204,11 +205,30 @@ def test_who_waits_is_told_whose_turn_it_is_which_rows_run_for_how_long_and_what
 )
 def test_how_long_the_turn_of_another_takes_is_its_estimate(tmp_path: Path, hours: float | None, said: str):
     site, suite = local(tmp_path)
-    with locked(at(site, suite), lambda _: pytest.fail("waited"), lambda: Work(rows="t (A)", hours=hours)):
+    with locked(
+        at(site, suite),
+        lambda _: pytest.fail("waited"),
+        lambda: Work(rows="t (A)", until=hours and time.time() + 3600 * hours),
+    ):
         holder = holder_of(at(site, suite))
     assert holder is not None and said in holder.work
     late = Holder(driver=holder.driver, since=0.0, rows="t (A)", until=1.0)
     assert "would have ended by now" in late.work
+
+
+def test_whoever_runs_a_suite_says_anew_what_it_does_and_never_looks_gone(tmp_path: Path):
+    site, suite = local(tmp_path)
+    with locked(at(site, suite), lambda _: pytest.fail("waited"), lambda: Work(rows="t (A, B, C)")) as tell:
+        first = holder_of(at(site, suite))
+        tell(Work(rows="t (C)", until=time.time() + 600))  # shorter than what stood there
+        second = holder_of(at(site, suite))
+        assert first is not None and second is not None and second.driver == first.driver
+        assert "t (A, B, C); how long that takes is not known yet" in first.work
+        assert "t (C); by the estimate that takes about 10 min more" in second.work
+        tell(Work(rows="t (A, B, C, D, E, F)"))
+        third = holder_of(at(site, suite))
+        assert third is not None and "t (A, B, C, D, E, F)" in third.work and third.since == second.since
+    assert holder_of(at(site, suite)) is None
 
 
 def test_a_lock_that_an_older_version_signed_names_its_holder_alone(tmp_path: Path):

@@ -33,7 +33,7 @@ from orchestrator.site import Site
 from orchestrator.tracking.ledger import begin_training, finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.runs import open_tracking, write
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.task import JOURNAL
+from orchestrator.worker.task import JOURNAL, Status
 from tests.orchestrator.ledgers import NUMBERS, experiment, keep_checkpoint, record
 
 
@@ -107,8 +107,10 @@ class FakeCluster:
     def __init__(self, suite: Suite, failing: str = "") -> None:
         self.suite, self.failing = suite, failing
         self.launches: list[list[str]] = []
+        self.works: list[str] = []
+        """What those who wait are told, after each evaluation."""
 
-    def launch(self, plan: Plan, suite: Suite, say: Callable[[str], None]) -> Any:
+    def launch(self, plan: Plan, suite: Suite, say: Callable[[str], None], watch: Callable[..., None]) -> Any:
         storage, failed = suite.storage, False
         self.launches.append([plan.trainings[key].label for key in plan.missing_trainings])
         for key in plan.missing_trainings:
@@ -134,6 +136,8 @@ class FakeCluster:
                 train_run_id=trained.run_id,
                 data_fingerprint="val data",
             )
+            watch([Status(label=evaluation.label, state="training", num_epochs=1, images_per_s=1.0)])
+            self.works.append(getattr(lock.holder_of(suite), "work", ""))
         return SimpleNamespace(endings=(), interrupted=False, exit_code=int(failed))
 
 
@@ -268,6 +272,14 @@ def test_what_is_cancelled_while_a_submit_waits_is_left_out_and_a_later_submit_t
     again = Suite(tables, site)
     assert submit(again, said.append).exit_code == 0 and fake.launches == [["base"], ["clear"]]
     assert not [record.stop for record in read_ledger(again.connection).trainings.values() if record.stop]
+
+
+def test_those_who_wait_are_told_how_long_once_the_first_training_has_measured_it(cluster: Callable[..., Any]) -> None:
+    fake = cluster(None, BASE, CLEAR)
+    assert submit(fake.suite, lambda _: None).exit_code == 0
+    # one process signs and asks, so the lock's file says it, and no claim
+    assert len(fake.works) == 2 and all("by the estimate" in work for work in fake.works)
+    assert fake.works[0].startswith("It trains and scores heads (")
 
 
 def test_a_budget_leaves_out_what_does_not_fit_and_names_it_with_its_cost(cluster: Callable[..., Any]) -> None:
