@@ -41,12 +41,19 @@ def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
     seen = ""
     with ExitStack() as stack:
 
+        def announce(text: str) -> None:
+            nonlocal show
+            if sys.stderr.isatty():  # a text within a table that is redrawn would tear it
+                stack.close()
+                show = None
+            say(text)
+
         def look(holder: Holder) -> None:
             nonlocal show, told, seen
             if told is None or told.driver != holder.driver:  # or somebody else who waited was quicker
-                say(whose_turn(suite, holder))
-            elif told.until is None and holder.until is not None:
-                say(holder.work)
+                announce(whose_turn(suite, holder))
+            elif (not told.rows and holder.rows) or (told.until is None and holder.until is not None):
+                announce(holder.work)  # it had not said so yet, or had nothing measured
             told = holder
             show = show or stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again

@@ -109,23 +109,25 @@ def _some(texts: Sequence[str]) -> str:
 def locked(suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], Work] = Work) -> Iterator[Tell]:
     """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them.
 
-    `work` says what is done then; it is asked once they are free. Yield what says so anew.
+    `work` says what is done then; it is asked once they are ours. Yield what says so anew.
     """
     path = lock_file(suite.site, suite.name)
     with _opened(path) as file:
         # Our own server has only clients of this machine, which the file keeps apart.
         claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
-        while holder := _lock(file, work) or (claim.take(work) if claim else None):
+        while holder := _lock(file) or (claim.take() if claim else None):
             waiting(holder)
             time.sleep(LOOK_SECONDS)
         since = time.time()
 
         def tell(work: Work) -> None:
-            _sign_anew(path, _written(since, work))
+            with suppress(OSError):  # a full disk: only those who wait know less
+                _sign_anew(path, _written(since, work))
             if claim:
                 claim.work = work  # it is told with the next renewal
 
         try:
+            tell(work())  # after the signature: who looks meanwhile would find a lock that nobody signed
             with claim.renewed() if claim else nullcontext():
                 yield tell
         finally:
@@ -140,7 +142,7 @@ def holder_of(suite: Suite) -> Holder | None:
         lives = exists_here(holder.driver)
         if lives is None:  # another host that shares the folder
             with _opened(lock_file(site, suite.name)) as file:
-                lives = _lock(file, Work) is not None
+                lives = _lock(file) is not None
                 if not lives:
                     file.truncate(0)
         if lives:
@@ -173,16 +175,15 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def _lock(file: IO[str], work: Callable[[], Work]) -> Holder | None:
+def _lock(file: IO[str]) -> Holder | None:
     """Lock the file and sign it, or return who has signed it; a holder that died has let go."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         return _read(file.read()) or Holder(driver="? ?", since=time.time())
-    text = _written(time.time(), work())
     file.truncate(0)
-    file.write(text)
+    file.write(_written(time.time(), Work()))
     file.flush()
     return None
 
@@ -202,11 +203,11 @@ class _Claim:
         self._seen = ("", 0.0)
         self._done = threading.Event()
 
-    def take(self, work: Callable[[], Work]) -> Holder | None:
-        """Claim the suite for some work, or return who has it."""
+    def take(self) -> Holder | None:
+        """Claim the suite, or return who has it."""
         if holder := self.holder():
             return holder
-        self._since, self.work = time.time(), work()
+        self._since = time.time()
         self._renew()
         time.sleep(SETTLE_SECONDS)
         return self.holder()
