@@ -85,6 +85,7 @@ def plan(
 @IMAGES_PER_S
 @click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
 @click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
+@click.option("--waiting-since", type=int, hidden=True)  # milliseconds since 1970, from a submit that starts a job
 @click.pass_context
 def submit(
     ctx: click.Context,
@@ -96,6 +97,7 @@ def submit(
     images_per_s: float | None,
     prune: bool,
     detach: bool,
+    waiting_since: int | None,
 ) -> None:
     """Train and score what is missing of EXPERIMENT.
 
@@ -152,7 +154,7 @@ def submit(
             say(f"Suite {suite.name}: the budget is spent; nothing was started.")
             reports += suite.reports()
             continue
-        submitted = suite.submit(say, prune=prune, budget=budget, images_per_s=images_per_s)
+        submitted = suite.submit(say, prune=prune, budget=budget, images_per_s=images_per_s, since=waiting_since)
         budget = None if budget is None else budget - submitted.hours
         codes.append(submitted.exit_code)
         reports += submitted.reports

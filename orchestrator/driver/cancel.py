@@ -104,7 +104,8 @@ def ask_to_cancel(tracking: Tracking, run: TrainRun) -> None:
 
 def ask_to_prune(tracking: Tracking, prune: Prune) -> None:
     """Ask for the end of all trainings that a prune takes."""
-    tag_experiment(tracking, names.PRUNE, json.dumps({"tables": sorted(prune.tables), "keep": sorted(prune.keep)}))
+    wish = {"tables": sorted(prune.tables), "keep": sorted(prune.keep), "asked": now()}
+    tag_experiment(tracking, names.PRUNE, json.dumps(wish))
 
 
 def prune_asked(tracking: Tracking) -> Prune | None:
@@ -126,10 +127,19 @@ class Stops:
     """The tag of the experiment."""
 
 
-def stops_asked(tracking: Tracking) -> Stops:
-    """Return the cancels and the prune that stand now."""
+def stops_asked(tracking: Tracking, until: int | None = None) -> Stops:
+    """Return the cancels and the prune that stand now.
+
+    Args:
+        tracking: of the suite.
+        until: without those that were asked for later, in milliseconds since 1970; None for all.
+    """
     cancels = frozenset((run.run_id, run.tags.get(names.STOP_ASKED, "")) for run in _cancelled(tracking))
-    return Stops(cancels=cancels, prune=experiment_tags(tracking).get(names.PRUNE, ""))
+    prune = experiment_tags(tracking).get(names.PRUNE, "")
+    if until is not None:
+        cancels = frozenset((run_id, asked) for run_id, asked in cancels if int(asked or 0) <= until)
+        prune = prune if prune and json.loads(prune).get("asked", 0) <= until else ""
+    return Stops(cancels=cancels, prune=prune)
 
 
 def stopped_since(suite: Suite, before: Stops) -> dict[str, str]:

@@ -67,10 +67,17 @@ class Bounds:
     """Training throughput of one worker, where none was measured."""
 
 
-def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None = None) -> Submitted:
+def submit(
+    suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None = None, since: int | None = None
+) -> Submitted:
     """Run what a suite lacks, as far as the bounds allow it, record it, write its tables.
 
-    With `prune`, trainings that no row asks for any more are ended first.
+    Args:
+        suite: what is submitted.
+        say: told what happens.
+        prune: first end trainings that no row asks for any more.
+        bounds: how much may run.
+        since: when somebody began to wait for this submit, in milliseconds since 1970; None where nobody did.
 
     Raises:
         UserError: something that must be right before the start is not; nothing was started.
@@ -84,7 +91,7 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
         suite.connect()
         if prune:
             prune_trainings(suite, say)
-        before = stops_asked(suite.connection)
+        before = stops_asked(suite.connection, since)
         tell: Tell = lambda _: None  # noqa: E731 - nobody waits for a submit that runs nothing
         # With a look at files, as a run whose files were deleted has to be made again.
         if not suite.make_plan(verified=True).is_complete or any(one.seed_rule for one in suite.experiments):

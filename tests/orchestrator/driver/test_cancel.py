@@ -1,5 +1,6 @@
 """What one terminal asks of another one's submit: on a real MLflow server, with the lock held as a submit holds it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from model.config import TrainConfig
 from orchestrator.driver.cancel import (
     Prune,
     ask_to_cancel,
+    ask_to_prune,
     cancel_row,
     forget_stops,
     prune_asked,
@@ -23,7 +25,7 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.runs import Tracking, now, open_tracking
 from orchestrator.tracking.suite import Suite
 from tests.suites import TRAIN, experiment_of, variant
 
@@ -153,6 +155,21 @@ def test_a_cancel_holds_for_who_was_there_already_and_not_for_who_comes_later(su
     later = stops_asked(suite)
     ask_to_cancel(suite, second)  # once more, now that somebody waits who would bring it back
     assert stopped_since(connected([tiny], site), later) == {second.key: "cancelled"}
+
+
+def test_a_submit_that_is_started_late_for_who_waited_elsewhere_leaves_out_the_same(suite: Tracking, site: Site):
+    tiny = experiment_of(suite.suite, TRAIN, OTHER)
+    first, second = make_plan([tiny], tracking.read_ledger(suite)).trainings.values()
+    ask_to_cancel(suite, first)
+    time.sleep(0.002)
+    waits_since = now()
+    time.sleep(0.002)
+    ask_to_cancel(suite, second)
+    assert stopped_since(connected([tiny], site), stops_asked(suite, waits_since)) == {second.key: "cancelled"}
+    ask_to_prune(suite, Prune(tables=frozenset({"tiny"}), keep=frozenset()))
+    found = stopped_since(connected([tiny], site), stops_asked(suite, waits_since))
+    assert found == {first.key: "pruned", second.key: "pruned"}
+    assert stopped_since(connected([tiny], site), stops_asked(suite, now())) == {}
 
 
 def test_a_prune_holds_for_who_waits_as_well(suite: Tracking, site: Site):
