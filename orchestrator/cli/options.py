@@ -1,6 +1,5 @@
 """Arguments and options that verbs of `rnc` share, and how they print tables and progress."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from model.settings import Settings
 from orchestrator.api import OpenSuite
 from orchestrator.cluster.environment import require_cluster_settings
 from orchestrator.experiment.layers import parse_overrides
@@ -24,36 +24,45 @@ if TYPE_CHECKING:
 
 
 OVERRIDES = "rnc.overrides"
-"""Where a call keeps what its `--set` and `--suite` say."""
+"""Where a call keeps what its `--set` says."""
+SUITE = "rnc.suite"
+"""Where it keeps what its `--suite` says."""
 MISTAKES = "rnc.mistakes"
 """Where a call keeps what is wrong with the files that it leaves out."""
 
 
 def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
     """Read the files that an argument names, with what --set changes in them."""
-    return load_experiments(paths, parse_overrides(ctx.meta.get(OVERRIDES, ()))) if paths else []
+    return load_experiments(paths, _overrides(ctx)) if paths else []
 
 
 def override_words(ctx: click.Context) -> list[str]:
     """The --set and --suite of this call, as words of another that reads the same files."""
-    return [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
+    suite = ctx.meta.get(SUITE)
+    words = [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
+    return [*words, *([] if suite is None else ["--suite", suite])]
+
+
+def _overrides(ctx: click.Context) -> Settings:
+    suite = ctx.meta.get(SUITE)
+    # Not as one of the pairs, whose values are YAML: a suite may be called 2.
+    return parse_overrides(ctx.meta.get(OVERRIDES, ())) | ({} if suite is None else {"suite": suite})
 
 
 def keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> None:
     """Keep what --set says in the context, where whoever reads experiment files finds it."""
-    ctx.meta[OVERRIDES] = (*ctx.meta.get(OVERRIDES, ()), *pairs)
+    ctx.meta[OVERRIDES] = pairs
 
 
 def _keep_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> None:
-    if name is not None:
-        keep_overrides(ctx, parameter, (f"suite={json.dumps(name)}",))  # quoted, or YAML may take it for a number
+    ctx.meta[SUITE] = name
 
 
 def _read_sound(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
     """Read the files that have no mistakes; at the end of the verb name the others, and exit with code 1."""
     if not paths:
         return []
-    experiments, mistakes = load_sound(paths, parse_overrides(ctx.meta.get(OVERRIDES, ())))
+    experiments, mistakes = load_sound(paths, _overrides(ctx))
     ctx.meta[MISTAKES] = mistakes
     return experiments
 

@@ -67,7 +67,7 @@ def _start(files: Sequence[str], first: Suite, options: Sequence[str], say: Say)
             start_new_session=True,
         )
     _wait_for_lock(process, first, log)
-    changes = [word for pair in pairwise(options) if pair[0] == "--set" for word in pair]
+    changes = [word for pair in pairwise(options) if pair[0] in ("--set", "--suite") for word in pair]
     shown = shlex.join([*map(_relative, files), *changes])  # which suite and settings it is about
     say(
         f"Submitted as process {process.pid}, which goes on without this terminal.\n"

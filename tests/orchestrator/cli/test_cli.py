@@ -136,8 +136,19 @@ def test_a_suite_of_another_name_has_no_results_of_the_files_own(rnc: Rnc, half_
     good = half_broken / "good.yaml"
     assert "Plan of suite half\n" in rnc("plan", good).stdout
     assert "Plan of suite second\n" in rnc("plan", good, "--suite", "second").stdout
-    assert "Status of suite 2\n" in rnc("status", "--suite", "2", good).stdout
+    assert "Status of suite 2\n" in rnc("status", "--suite", "2", good, "--set", "seeds=[3]").stdout
     assert refused(rnc("report", good, "--suite", "../up"), "suite is '../up', expected a letter or digit")
+
+
+def test_another_process_that_reads_the_same_files_is_told_their_suite_and_settings(
+    rnc: Rnc, half_broken: Path, monkeypatch: pytest.MonkeyPatch
+):
+    heard: list[str] = []
+    monkeypatch.setattr(
+        "orchestrator.driver.detach.submit_detached", lambda suites, options, say: heard.extend(options)
+    )
+    rnc("submit", half_broken / "good.yaml", "--detach", "--suite", "2", "--set", "seeds=[3]")
+    assert heard == ["--format", "text", "--set", "seeds=[3]", "--suite", "2"]
 
 
 def test_a_file_that_is_not_there_is_named(rnc: Rnc):
