@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, experiments_argument, override_words, say, show, site, suites
+from orchestrator.cli.options import (
+    EXPERIMENTS,
+    FORMAT,
+    SOUND_EXPERIMENTS,
+    experiments_argument,
+    override_words,
+    say,
+    show,
+    site,
+    suites,
+)
 from orchestrator.cli.terminal import screen_columns
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import UserError
@@ -13,7 +23,7 @@ from orchestrator.experiment.load import Experiment, find_row
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @click.option("--row", "label", required=True, help="The label of the row to end.")
 @click.option("--seed", type=int, help="One of the row's seeds; all of them if not given.")
 def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
@@ -27,7 +37,7 @@ def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @click.option("--row", "label", help="The label of the row.")
 @click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
 @click.option("--follow", is_flag=True, help="Go on with what is added, until the training ends.")
@@ -84,7 +94,7 @@ def repair(experiments: list[Experiment], dry_run: bool) -> None:
 
 
 @click.command()
-@experiments_argument(required=False)
+@experiments_argument(required=False, only_sound=True)
 @click.option("--open", "opens", is_flag=True, help="Open the first address in a browser.")
 @click.option("--stop", is_flag=True, help="End the server instead.")
 def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:

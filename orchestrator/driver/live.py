@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from model.names import EPOCH, ETA_S, IMAGES_PER_S, LOSS, VAL
@@ -58,26 +59,71 @@ def working(text: str, stream: TextIO = sys.stderr) -> Iterator[None]:
 def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
     """Yield what tells who runs the suite, once, and draws where its trainings stand, each time it is called."""
     show: Show | None = None
+    told: Holder | None = None
+    seen = ""
     with ExitStack() as stack:
 
-        def look(holder: Holder) -> None:
+        def announce(text: str) -> None:
             nonlocal show
-            if show is None:
-                say(
-                    f"Suite {suite.name} is being run by {holder}. Its progress follows; when it ends, this "
-                    "submit goes on with what is still missing. Ctrl-C leaves that one alone."
-                )
-                show = stack.enter_context(live_view(sys.stderr))
+            if sys.stderr.isatty():  # a text within a table that is redrawn would tear it
+                stack.close()
+                show = None
+            say(text)
+
+        def look(holder: Holder) -> None:
+            nonlocal show, told, seen
+            if told is None or told.driver != holder.driver:  # or somebody else who waited was quicker
+                announce(whose_turn(suite, holder))
+            elif (not told.rows and holder.rows) or (told.until is None and holder.until is not None):
+                announce(holder.work)  # it had not said so yet, or had nothing measured
+            told = holder
+            show = show or stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again
                 suite.refresh()
-                show(statuses(suite.make_plan(), suite.ledger))
+                plan = suite.make_plan()
+                # A terminal has it beside the rows that wait; lines tell of trainings that go on alone.
+                running = _running(suite.ledger, plan)
+                if running != seen and running and not sys.stderr.isatty():
+                    say(f"{holder.process} now trains {running}")
+                seen = running
+                show(statuses(plan, suite.ledger, behind=holder))
 
         yield look
 
 
-def statuses(plan: Plan, ledger: Ledger) -> list[Status]:
-    """Say where each training stands, as far as MLflow knows."""
-    return [_status(plan, run, ledger) for run in plan.trainings.values()]
+def whose_turn(suite: Suite, holder: Holder) -> str:
+    """Say who runs a suite, with which rows and for how long, and what a submit that comes second can do."""
+    name = suite.name
+    return "\n".join(
+        line
+        for line in (
+            f"Suite {name} is being run by {holder}.",
+            holder.work,
+            "One submit of a suite runs at a time: this one waits, and then goes on with what is still missing. Where "
+            "its trainings stand follows; Ctrl-C ends the waiting and leaves the other alone.",
+            f"Not to wait, submit with --suite {name}-2, or another name: a suite of its own, which shares no results "
+            f"with {name}; on one machine both then train on the same cores and GPUs.",
+        )
+        if line
+    )
+
+
+def statuses(plan: Plan, ledger: Ledger, behind: Holder | None = None) -> list[Status]:
+    """Say where each training stands, as far as MLflow knows; those that wait do so `behind` another submit."""
+    found = [_status(plan, run, ledger) for run in plan.trainings.values()]
+    if behind is None:
+        return found
+    running = _running(ledger, plan)
+    note = f"for {behind.process}{f', which trains {running}' if running else ''}"
+    return [replace(one, note=one.note or note) if one.state == "waiting" else one for one in found]
+
+
+def _running(ledger: Ledger, plan: Plan) -> str:
+    """Name the trainings of other tables that somebody runs."""
+    others = [
+        one.label for key, one in ledger.trainings.items() if one.status == "RUNNING" and key not in plan.trainings
+    ]
+    return ", ".join(sorted(others))
 
 
 def _lines(stream: TextIO) -> Show:
