@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Resamples = NDArray[np.float64]
 """[rows, resamples] ROWS, 0 to 100, as far as they are known: three, those that cost no more, or all."""
+Kind = Literal["metrics", "sizes", "classes"]
+"""Of files of what was resampled."""
 Fetch = Callable[[str, Path], Path]
 """Gets the file of matches of a run, by its id, into a folder."""
 NUM_RESAMPLES = 1000
@@ -39,7 +41,7 @@ OF_SIZES = ROWS[5:]
 
 
 def resampled(
-    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, *, by_size: bool = False
+    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, *, by_size: bool = False, by_class: bool = False
 ) -> Mapping[str, Resamples]:
     """Return the metrics of each resample, by evaluation key, but of lost matches.
 
@@ -49,9 +51,11 @@ def resampled(
         fetch: gets the matches.
         folder: keeps what was resampled, by that sha256; it may be deleted at any time.
         by_size: whether APs to ARl are wanted, too, which takes as long again.
+        by_class: whether `resampled_classes` will be asked for the same keys: one pass counts both.
     """
-    files = _files(ledger, keys, fetch, folder, ("metrics", "sizes")[: 1 + by_size])
-    return {key: np.concatenate([np.load(file) for file in of_key]) for key, of_key in files.items()}
+    kinds: list[Kind] = ["metrics", *(["sizes"] if by_size else [])]
+    files = _files(ledger, keys, fetch, folder, [*kinds, *(["classes"] if by_class else [])])
+    return {key: np.concatenate([np.load(of_key[kind]) for kind in kinds]) for key, of_key in files.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -72,14 +76,10 @@ class ClassSamples:
 
 
 def resampled_classes(ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path) -> Mapping[str, ClassSamples]:
-    """Return what is known of each class, by evaluation key, but of lost matches; see `resampled`.
-
-    What `resampled` returns comes of the same pass, and is kept as well.
-    """
-    files = _files(ledger, keys, fetch, folder, ("metrics", "classes"))
+    """Return what is known of each class, by evaluation key, but of lost matches; see `resampled`."""
     found = {}
-    for key, (_, file) in files.items():
-        with np.load(file) as kept:
+    for key, file in _files(ledger, keys, fetch, folder, ["classes"]).items():
+        with np.load(file["classes"]) as kept:
             known = {name: json.loads(str(kept[name])) for name in ("ids", "names")}
             arrays = {name: kept[name] for name in ("num_objects", "num_images", "precision", "resampled")}
         found[key] = ClassSamples(ids=tuple(known["ids"]), names=tuple(known["names"]), **arrays)
@@ -112,12 +112,12 @@ def resample(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = SE
 def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.float64]:
     """Return AP, AP50, AP75 and AR100 of each resample, [4, resamples], 0 to 100; NaN where there is nothing to find.
 
-    See `by_class`.
+    See `of_classes`.
     """
-    return by_class(matches, weights)[0]
+    return of_classes(matches, weights)[0]
 
 
-def by_class(matches: "MatchTable", weights: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def of_classes(matches: "MatchTable", weights: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return AP, AP50, AP75 and AR100 of each resample, [4, resamples], and AP of each category, [K, resamples].
 
     They are 0 to 100, NaN where there is nothing to find, and COCO's of the data set in which each image stands as
@@ -198,28 +198,32 @@ def _points(sums: NDArray[np.float64], num_present: NDArray[np.float64]) -> NDAr
 
 
 def _files(
-    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, kinds: Sequence[str]
-) -> dict[str, list[Path]]:
+    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, kinds: Sequence[Kind]
+) -> dict[str, dict[Kind, Path]]:
     """Return the file of each kind of what was resampled, by evaluation key, but of lost matches; new ones are made."""
     records = {key: ledger.evaluations[key] for key in dict.fromkeys(keys) if key in ledger.evaluations}
     files = {
-        key: [_file(record, folder, kind) for kind in kinds]
+        key: {kind: _file(record, folder, kind) for kind in kinds}
         for key, record in records.items()
         if record.status == "FINISHED" and record.matches
     }
-    missing = {records[key].matches: records[key] for key in files if not all(map(Path.exists, files[key]))}
+    missing = {records[key].matches: records[key] for key in files if not _exist(files[key])}
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
             list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
-    return {key: of_key for key, of_key in files.items() if all(map(Path.exists, of_key))}
+    return {key: of_key for key, of_key in files.items() if _exist(of_key)}
 
 
-def _file(record: Record, folder: Path, kind: str) -> Path:
+def _exist(files: Mapping[Kind, Path]) -> bool:
+    return all(file.exists() for file in files.values())
+
+
+def _file(record: Record, folder: Path, kind: Kind) -> Path:
     return folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}-{kind}.{'npz' if kind == 'classes' else 'npy'}"
 
 
-def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[str]) -> None:
+def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[Kind]) -> None:
     """Resample an evaluation into files; none is written where its matches are lost, or not those recorded."""
     missing = [kind for kind in kinds if not _file(record, folder, kind).exists()]
     matches = recorded_matches(record, fetch)
@@ -227,12 +231,12 @@ def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[str]) 
         return
     weights = _weights(matches.num_images)
     if "metrics" in missing or "classes" in missing:
-        numbers, classes = by_class(matches, weights)
+        numbers, classes = of_classes(matches, weights)
         if "metrics" in missing:
             numbers = np.vstack([numbers, np.full(NUM_RESAMPLES, matches.num_images)])
             _keep(_file(record, folder, "metrics"), lambda part: np.save(part, numbers))
         if "classes" in missing:
-            known = _of_classes(matches, classes)
+            known = _class_arrays(matches, classes)
             _keep(_file(record, folder, "classes"), lambda part: np.savez_compressed(part, **known))
     if "sizes" in missing:
         # None of matches that were recorded before there were sizes.
@@ -241,7 +245,7 @@ def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[str]) 
         _keep(_file(record, folder, "sizes"), lambda part: np.save(part, of_sizes))
 
 
-def _of_classes(matches: "MatchTable", classes: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+def _class_arrays(matches: "MatchTable", classes: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
     """Return the parts of ClassSamples as a file holds them."""
     from model.evaluation.coco_eval import precisions, truths_of
 
