@@ -85,10 +85,10 @@ def table_view(shown: TableShown) -> View:
     widths = {RUN_NAME: 330} if shown.is_grouped else {RUN_NAME: 100, row: 260}
     widths |= dict.fromkeys(metrics, 80) | dict.fromkeys(params, 150) | dict.fromkeys(apart, 190)
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, PAPERS_OWN: 3}
-    sections |= {"misalignment": 3, "other COCO numbers": 3}
+    sections |= {"misalignment": 3, "other COCO numbers": 3, names.AP_CLASS: 3}
     group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": shown.row}]}
     is_folded = shown.is_grouped and len(shown.rows) <= MOST_FOLDED
-    return _view(_table_charts(shown), sections, (PAPERS_OWN, "misalignment", "other COCO numbers")) | {
+    return _view(_table_charts(shown), sections, (PAPERS_OWN, "misalignment", "other COCO numbers", names.AP_CLASS)) | {
         "searchFilter": _filter(shown.table),
         "orderByKey": row,
         "orderByAsc": True,
