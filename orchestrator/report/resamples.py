@@ -38,6 +38,8 @@ ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "APs", "ARs", "APm", "ARm",
 """What is known of each resample; of sizes only where that is asked for, and the matches tell."""
 OF_SIZES = ROWS[5:]
 """Those of sizes."""
+CLASS_ARRAYS = ("num_objects", "num_images", "precision", "resampled")
+"""Of ClassSamples."""
 
 
 def resampled(
@@ -74,16 +76,41 @@ class ClassSamples:
     resampled: NDArray[np.float32]
     """[K, resamples] AP, 0 to 100; NaN where the images that were drawn have no such object."""
 
+    def save(self, file: IO[bytes]) -> None:
+        """Write what `load_classes` reads."""
+        arrays = {name: getattr(self, name) for name in CLASS_ARRAYS}
+        np.savez_compressed(file, ids=json.dumps(self.ids), names=json.dumps(self.names), **arrays)
+
 
 def resampled_classes(ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path) -> Mapping[str, ClassSamples]:
     """Return what is known of each class, by evaluation key, but of lost matches; see `resampled`."""
-    found = {}
-    for key, file in _files(ledger, keys, fetch, folder, ["classes"]).items():
-        with np.load(file["classes"]) as kept:
-            known = {name: json.loads(str(kept[name])) for name in ("ids", "names")}
-            arrays = {name: kept[name] for name in ("num_objects", "num_images", "precision", "resampled")}
-        found[key] = ClassSamples(ids=tuple(known["ids"]), names=tuple(known["names"]), **arrays)
-    return found
+    files = _files(ledger, keys, fetch, folder, ["classes"])
+    return {key: load_classes(file["classes"]) for key, file in files.items()}
+
+
+def load_classes(file: Path) -> ClassSamples:
+    """Read back what `ClassSamples.save` wrote."""
+    with np.load(file) as kept:
+        ids, names = (tuple(json.loads(str(kept[name]))) for name in ("ids", "names"))
+        return ClassSamples(ids=ids, names=names, **{name: kept[name] for name in CLASS_ARRAYS})
+
+
+def class_samples(matches: "MatchTable", resampled: NDArray[np.float64] | None = None) -> ClassSamples:
+    """Return what matches say of each class; `resampled` as `of_classes` gives it, if that is known already."""
+    from model.evaluation.coco_eval import precisions, truths_of
+
+    by_threshold = precisions(matches)
+    num_objects, num_images = truths_of(matches)
+    if resampled is None:
+        resampled = of_classes(matches, _weights(matches.num_images))[1]
+    return ClassSamples(
+        ids=matches.category_ids,
+        names=matches.category_names,
+        num_objects=num_objects,
+        num_images=num_images,
+        precision=np.stack([by_threshold[0], by_threshold[5], by_threshold.mean(axis=0)]),
+        resampled=resampled.astype(np.float32),
+    )
 
 
 def recorded_matches(record: Record, fetch: Fetch) -> "MatchTable | None":
@@ -236,29 +263,12 @@ def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[Kind])
             numbers = np.vstack([numbers, np.full(NUM_RESAMPLES, matches.num_images)])
             _keep(_file(record, folder, "metrics"), lambda part: np.save(part, numbers))
         if "classes" in missing:
-            known = _class_arrays(matches, classes)
-            _keep(_file(record, folder, "classes"), lambda part: np.savez_compressed(part, **known))
+            _keep(_file(record, folder, "classes"), class_samples(matches, classes).save)
     if "sizes" in missing:
         # None of matches that were recorded before there were sizes.
         sizes = [precision_and_recall(matches.by_size[size], weights)[[0, 3]] for size in matches.by_size]
         of_sizes = np.concatenate([np.empty((0, NUM_RESAMPLES)), *sizes])
         _keep(_file(record, folder, "sizes"), lambda part: np.save(part, of_sizes))
-
-
-def _class_arrays(matches: "MatchTable", classes: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-    """Return the parts of ClassSamples as a file holds them."""
-    from model.evaluation.coco_eval import precisions, truths_of
-
-    by_threshold = precisions(matches)
-    num_objects, num_images = truths_of(matches)
-    return {
-        "ids": np.array(json.dumps(matches.category_ids)),
-        "names": np.array(json.dumps(matches.category_names)),
-        "num_objects": num_objects,
-        "num_images": num_images,
-        "precision": np.stack([by_threshold[0], by_threshold[5], by_threshold.mean(axis=0)]),
-        "resampled": classes.astype(np.float32),
-    }
 
 
 def _keep(file: Path, save: Callable[[IO[bytes]], None]) -> None:
