@@ -191,8 +191,8 @@ def notes_on(classes: Classes, shown: Sequence[RowOfClasses], *, links: bool = F
     held = [one for one in classes.classes if one.num_objects]
     compares = _compares(classes, shown)
     notes = ["objects, images: objects to find, crowds left out, and images with one."]
-    if len(held) < len(classes.classes):
-        notes.append(f"{NOT_APPLICABLE}: no object to find ({len(classes.classes) - len(held)} classes).")
+    if lacking := len(classes.classes) - len(held):
+        notes.append(f"{NOT_APPLICABLE}: no object to find ({lacking} class{'es' * (lacking > 1)}).")
     if len(shown) == 1:
         known = [found for one in held if (found := classes.estimate(shown[0], one.place)) is not None]
         # Without the share of the seeds, which is of differences to the reference.
