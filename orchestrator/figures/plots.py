@@ -1,5 +1,6 @@
 """Plots: dots of rows or classes, curves against a setting or recall, a heat map, a forest; laid out as drawings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -247,16 +248,17 @@ def precision_recall(one: ClassMeasurement) -> Drawing:
     return Drawing(height=top + tall + 20, title=f"Precision by recall: {one.name}", marks=tuple(marks))
 
 
-def _without_needless(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Leave out points on the way from one to the next that is kept, to a third of a pixel."""
+def _without_needless(points: Sequence[Point], most: float = 0.5) -> tuple[Point, ...]:
+    """Leave out points that lie so near to the line between those that are kept; x rises."""
     kept = [points[0]]
-    start = 0
-    for end in range(2, len(points)):
-        (x0, y0), (x1, y1) = points[start], points[end]
-        between = points[start + 1 : end]
-        if any(abs(y0 + (x - x0) / (x1 - x0) * (y1 - y0) - y) > 1 / 3 for x, y in between):
-            start = end - 1
-            kept.append(points[start])
+    (x0, y0), last = points[0], points[0]
+    low, high = -math.inf, math.inf  # the slopes of lines from (x0, y0) that pass all points since near enough
+    for x, y in points[1:]:
+        if not low <= (y - y0) / (x - x0) <= high:
+            kept.append(last)
+            (x0, y0), low, high = last, -math.inf, math.inf
+        low, high = max(low, (y - most - y0) / (x - x0)), min(high, (y + most - y0) / (x - x0))
+        last = (x, y)
     return (*kept, points[-1])
 
 
