@@ -55,8 +55,8 @@ def resampled(
         by_size: whether APs to ARl are wanted, too, which takes as long again.
         by_class: whether `resampled_classes` will be asked for the same keys: one pass counts both.
     """
-    kinds: list[Kind] = ["metrics", *(["sizes"] if by_size else [])]
-    files = _files(ledger, keys, fetch, folder, [*kinds, *(["classes"] if by_class else [])])
+    kinds: tuple[Kind, ...] = ("metrics", "sizes") if by_size else ("metrics",)
+    files = _files(ledger, keys, fetch, folder, (*kinds, "classes") if by_class else kinds)
     return {key: np.concatenate([np.load(of_key[kind]) for kind in kinds]) for key, of_key in files.items()}
 
 

@@ -46,7 +46,8 @@ def record_of(matches: "MatchTable", folder: Path, label: str) -> ClassRecord:
     precision = precisions(matches)
     objects, images = truths_of(matches)
     called, ids = list(matches.category_names), list(matches.category_ids)
-    at_all, at_50, at_75 = 100 * precision.mean(axis=(0, 1)), *(100 * precision[[0, 5]].mean(axis=1))
+    at_all = 100 * precision.mean(axis=(0, 1))
+    at_50, at_75 = (100 * precision[threshold].mean(axis=0) for threshold in (0, 5))
     # What mlflow.log_table writes, which MLflow's pages show as a table.
     columns = ["class", "id", "objects", "images", "AP", "AP50", "AP75"]
     numbers = (_rounded(one) for one in (at_all, at_50, at_75))

@@ -62,7 +62,7 @@ ODD = {
 
 def test_any_name_of_a_class_makes_a_metric_that_mlflow_takes(mlflow_uri: str) -> None:
     labels = [*ODD, "twice"]
-    metrics = class_metrics(labels, list(range(len(labels))), np.arange(len(labels)) + 0.125)
+    metrics = class_metrics(labels, list(range(len(labels))), np.arange(float(len(labels))) + 0.125)
     assert list(metrics) == [f"AP_class/{name}" for name in (*ODD.values(), "twice id 8")]
     assert list(metrics.values())[:2] == [0.12, 1.12]  # two digits
     tracking = open_tracking(mlflow_uri, "odd names")

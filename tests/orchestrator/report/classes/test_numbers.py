@@ -9,7 +9,7 @@ import pytest
 
 from model.evaluation.coco_eval import evaluate, match
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger, row_keys
+from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.report.classes.numbers import Classes, measure_classes, of_scoring
 from orchestrator.report.resamples import ClassSamples, class_samples
@@ -49,7 +49,8 @@ def measured(rows: Sequence[Row], found: Sequence[Sequence[ClassSamples]], refer
 def held(
     one: Experiment, found: Sequence[Sequence[ClassSamples]]
 ) -> tuple[tuple[RowResult, ...], dict[str, ClassSamples]]:
-    ledger = ledger_of(*((row, [finished(AP=1.0)] * len(row.seeds)) for row in one.rows))
+    scored: list[tuple[Row, list[Record | None]]] = [(row, [finished(AP=1.0)] * len(row.seeds)) for row in one.rows]
+    ledger = ledger_of(*scored)
     pairs = zip(one.rows, found, strict=True)
     samples = {
         key.evaluation_key: of_seed
