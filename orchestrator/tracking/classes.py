@@ -49,9 +49,9 @@ def record_of(matches: "MatchTable", folder: Path, label: str) -> ClassRecord:
     at_all = 100 * precision.mean(axis=(0, 1))
     at_50, at_75 = (100 * precision[threshold].mean(axis=0) for threshold in (0, 5))
     # What mlflow.log_table writes, which MLflow's pages show as a table.
-    columns = ["class", "id", "objects", "images", "AP", "AP50", "AP75"]
+    columns = ["class", "AP", "AP50", "AP75", "objects", "images", "id"]
     numbers = (_rounded(one) for one in (at_all, at_50, at_75))
-    rows = [list(row) for row in zip(called, ids, objects.tolist(), images.tolist(), *numbers, strict=True)]
+    rows = [list(row) for row in zip(called, *numbers, objects.tolist(), images.tolist(), ids, strict=True)]
     (folder / TABLE).write_text(json.dumps({"columns": columns, "data": rows}), encoding="utf-8")
     held = [place for place in range(len(called)) if objects[place]]
     once = {name for name in called if called.count(name) == 1}

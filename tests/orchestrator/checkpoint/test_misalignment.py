@@ -280,7 +280,7 @@ def test_every_number_follows_from_the_files_that_are_recorded(
         "precision_recall.json",
         "precision_recall.svg",
     ]
-    by_class = [ap for *_, ap, _, _ in json.loads(found.classes.files[0].read_text())["data"] if ap is not None]
+    by_class = [ap for _, ap, *_ in json.loads(found.classes.files[0].read_text())["data"] if ap is not None]
     assert list(found.classes.metrics.values()) == by_class
     assert sum(by_class) / len(by_class) == pytest.approx(scores.metrics["AP"], abs=0.005)
     names = [file.name for file in found.misalignment]

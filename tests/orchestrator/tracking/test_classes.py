@@ -22,8 +22,8 @@ def test_files_hold_the_numbers_of_the_matches(tmp_path: Path) -> None:
     assert [file.name for file in record.files] == [TABLE, CURVES, FIGURE]
     by_class = precisions(matches)
     shown = json.loads((tmp_path / TABLE).read_text())
-    assert shown["columns"] == ["class", "id", "objects", "images", "AP", "AP50", "AP75"]
-    for place, (name, id, objects, images, *numbers) in enumerate(shown["data"]):
+    assert shown["columns"] == ["class", "AP", "AP50", "AP75", "objects", "images", "id"]
+    for place, (name, *numbers, objects, images, id) in enumerate(shown["data"]):
         assert (name, id) == (f"thing {data.category_ids[place]}", data.category_ids[place])
         if place == 3:
             assert (objects, images, numbers) == (0, 0, [None, None, None])
@@ -39,7 +39,7 @@ def test_files_hold_the_numbers_of_the_matches(tmp_path: Path) -> None:
         assert one["precision at IoU 0.75"] == pytest.approx(by_class[5, :, place], abs=5e-5)
     figure = (tmp_path / FIGURE).read_text()
     assert figure.count("<polyline") == 6 and "a &amp; b: precision by recall" in figure
-    assert record.metrics == {f"AP_class/{row[0]}": row[4] for row in shown["data"][:3]}
+    assert record.metrics == {f"AP_class/{row[0]}": row[1] for row in shown["data"][:3]}
 
 
 def test_a_class_with_nothing_to_find_anywhere_leaves_no_figure_and_no_metric(tmp_path: Path) -> None:
