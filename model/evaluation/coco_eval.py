@@ -235,6 +235,7 @@ def precisions(matches: MatchTable) -> NDArray[np.float64]:
         is_true = matches.true[rows] >> bits & 1
         true = np.cumsum(is_true, axis=1, dtype=np.float64)
         wrong = np.cumsum(1 - (is_true | matches.ignored[rows] >> bits & 1), axis=1, dtype=np.float64)
+        # pycocotools adds the last term, so that nothing over nothing is 0; it moves the last bit of others.
         recall, precision = true / positives[category], true / (wrong + true + np.spacing(1))
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         for threshold in range(len(IOU_THRESHOLDS)):

@@ -107,21 +107,25 @@ def measure_classes(
         site: where the data are, to name classes of evaluations that were recorded without their names; None looks
             nowhere.
     """
-    classes: tuple[ClassOf, ...] | None = None
-    first: ClassSamples | None = None
+    first: tuple[RowResult, ClassSamples] | None = None
+    names: Mapping[int, str] = {}
     measured, left_out = [], []
     for row in rows:
         samples = {seed: found[key] for seed, _, key in row_keys(row.row) if seed in row.by_seed and key in found}
-        is_whole = bool(samples) and len(samples) == len(row.by_seed)
-        if not is_whole or not all(_are_alike(first or one, one) for one in samples.values()):
+        own = next(iter(samples.values()), None)
+        pattern = own if first is None else first[1]
+        if own is None or pattern is None or len(samples) < len(row.by_seed):
             left_out += [row.row.label] if row.by_seed else []
             continue
-        if first is None or classes is None:
-            first = next(iter(samples.values()))
-            classes = _classes(first, _names(first, row, site))
+        if not all(_are_alike(pattern, one) for one in samples.values()):
+            left_out.append(row.row.label)
+            continue
+        first = first or (row, own)
+        names = names or dict(zip(own.ids, own.names, strict=True))
         measured.append(_of_row(row, samples, is_reference=row.row.label == experiment.reference))
-    if classes is None:
+    if first is None:
         return None
+    classes = _classes(first[1], names or _names_in_data(*first, site))
     return Classes(title=experiment.title, classes=classes, rows=tuple(measured), left_out=tuple(left_out))
 
 
@@ -187,10 +191,10 @@ def _classes(samples: ClassSamples, names: Mapping[int, str]) -> tuple[ClassOf, 
     )
 
 
-def _names(samples: ClassSamples, row: RowResult, site: Site | None) -> Mapping[int, str]:
-    """Return the names of classes by id, from the data where the evaluation lacks them; empty where these lack, too."""
-    if samples.names or site is None:
-        return dict(zip(samples.ids, samples.names, strict=True))
+def _names_in_data(row: RowResult, samples: ClassSamples, site: Site | None) -> Mapping[int, str]:
+    """Return the names of classes by id, of evaluations that lack them; empty where the data lack, too."""
+    if site is None:
+        return {}
     from model.data.coco import read_for_scoring
     from model.data.faults import DataError
 

@@ -83,10 +83,12 @@ def test_ap_of_each_class_is_pycocotools_and_its_mean_over_classes_is_ap(tmp_pat
 
 def test_the_interval_of_one_seed_is_that_of_the_resamples_around_their_own_mean() -> None:
     """Resamples 28 ... 32 around a value of 31: quantiles 0.025 and 0.975 of -2 ... 2 are -1.9 and 1.9."""
-    classes = measured([BASE], [[samples_of([31.0], [[28.0, 29.0, 30.0, 31.0, 32.0]])]], None)
-    found = classes.estimate(classes.rows[0], 0)
-    assert found is not None
+    drawn = [[28.0, 29.0, 30.0, 31.0, 32.0], [50.0, 60.0, 70.0, 80.0, 90.0]]
+    classes = measured([BASE], [[samples_of([31.0, 70.0], drawn)]], None)
+    found, other = (classes.estimate(classes.rows[0], place) for place in (0, 1))
+    assert found is not None and other is not None
     assert (found.value, found.low, found.high) == pytest.approx((31.0, 29.1, 32.9))
+    assert (other.value, other.low, other.high) == pytest.approx((70.0, 51.0, 89.0))
 
 
 def test_an_interval_ends_where_ap_does() -> None:
@@ -144,6 +146,13 @@ def test_rows_on_other_images_and_rows_with_lost_matches_are_left_out_by_name() 
     results, _ = held(table_of, [[one]])
     assert measure_classes(table_of, results, {}) is None
     assert measure_classes(table_of, measure(table_of, Ledger()), {}) is None
+
+
+def test_names_that_one_row_recorded_are_those_of_an_older_row() -> None:
+    new = samples_of([30.0], [[30.0, 31.0]])
+    for found in ([[replace(new, names=(), ids=())], [new]], [[new], [replace(new, names=(), ids=())]]):
+        classes = measured([BASE, OTHER], found)
+        assert [(one.name, one.id) for one in classes.classes] == [("thing 1", 1)] and len(classes.rows) == 2
 
 
 def test_names_that_two_classes_share_are_told_apart_by_their_ids() -> None:
