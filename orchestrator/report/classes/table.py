@@ -60,7 +60,7 @@ def classes_table(classes: Classes, label: str | None = None, *, by_ap: bool = F
             gain = [_gain(classes, row, place)] if _compares(classes, rows) else []
             lines.append((one.name, one.id, row.label, one.num_objects, one.num_images, *numbers, *gain))
     table = Table(
-        title=f"{classes.title}: AP of each class" + (f", {label}" if label else ""),
+        title=f"{classes.title}: AP of each class" + _whose(classes, rows),
         columns=columns,
         rows=tuple(lines),
         notes=tuple(notes_on(classes, shown)),
@@ -178,6 +178,11 @@ def _gain(classes: Classes, row: RowOfClasses, place: int) -> Cell:
     return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 
+def _whose(classes: Classes, rows: Sequence[RowOfClasses]) -> str:
+    """Name the one row that is shown, unless the title is its label."""
+    return f", {rows[0].label}" if len(rows) == 1 and rows[0].label != classes.title else ""
+
+
 def _compares(classes: Classes, rows: Sequence[RowOfClasses]) -> bool:
     return classes.reference is not None and any(row is not classes.reference for row in rows)
 
@@ -199,10 +204,13 @@ def notes_on(classes: Classes, shown: Sequence[RowOfClasses], *, links: bool = F
         notes += [interval_note([replace(one, variance_images=0.0) for one in known])] if known else []
         if any(one.num_images < FEW_IMAGES for one in held):
             notes.append(f"{FEW} On fewer than {FEW_IMAGES} images: too few to tell, the interval is too narrow.")
-    if compares:
+    gains = [classes.difference(row, one.place) for row in shown for one in held] if compares else []
+    if any(gain is not None and gain.excludes_zero for gain in gains):
         whose = "The interval" if len(shown) == 1 else "The 95 % interval of the difference to the reference"
         notes.append(f"{EXCLUDES_ZERO} {whose} excludes 0.")
         notes.append("Of 20 classes that do not differ, one does so by chance.")
+    elif any(gains):
+        notes.append("No 95 % interval of a difference to the reference excludes 0.")
     if links and len(shown) > 1:
         notes.append("Intervals, class by class: --row LABEL.")
     if len(shown) > 1 and len(classes.rows) > len(shown):

@@ -59,6 +59,14 @@ def test_one_row_has_its_intervals_and_its_difference_to_the_reference() -> None
     assert base[4].split() == ["thing", "1", "20", "15", "30.0", "[28.1,", "31.9]"]
 
 
+def test_notes_say_where_no_difference_is_sure_and_a_row_alone_is_named() -> None:
+    one = samples_of([30.0], [HIGH])
+    lines = classes_table(measured([BASE, OTHER], [[one], [one]])).to_text().splitlines()
+    assert "No 95 % interval of a difference to the reference excludes 0." in lines and "*" not in "".join(lines)
+    alone = classes_table(measured([BASE], [[one]], None)).to_text().splitlines()
+    assert alone[0] == "table: AP of each class, base" and not any("reference" in line for line in alone)
+
+
 def test_programs_get_a_record_for_each_class_and_row() -> None:
     table = classes_table(two_rows())
     frame = table.to_pandas()
