@@ -83,11 +83,13 @@ def _part(
     chunks = [measured[start : start + DOTS_IN_ONE] for start in range(0, len(measured), DOTS_IN_ONE)]
     reference = next((place for place, row in enumerate(rows) if row.is_reference), None)
     dots = [class_dots(chunk, keyed(rows), reference, f"AP of each class: {classes.title}") for chunk in chunks]
+    said = "Precision against recall, as COCO's envelope has it: the highest at that recall or a higher one"
+    has_seeds = any(len(row.row.seeds) > 1 for one in rows for row in one.by_class[:1])
     return page_table(classes, rows, places).html_part() | {
         "summary": summary,
         "dots": to_svg(dots[0]) if len(dots) == 1 else small_multiples(dots),
         "curves": small_multiples([precision_recall(one) for one in measured]),
-        "said": "Precision against recall, as COCO's envelope has it: the highest at that recall or a higher one.",
+        "said": f"{said}{', the mean over seeds' * has_seeds}.",
     }
 
 
