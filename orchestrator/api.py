@@ -198,6 +198,25 @@ class OpenSuite(Suite):
         (report,) = type(self)([experiment], self.site).reports(bootstrap=bootstrap)
         return report.table
 
+    def classes(self, name: str | None = None, *, row: str | None = None, by_ap: bool = False) -> Table:
+        """Return AP, AP50 and AP75 of each class in each row of a table, with intervals and differences.
+
+        Its `to_pandas()` has a record for each class and row; people see rows side by side, or one with intervals.
+
+        Args:
+            name: of the table, or the beginning of it; None where the suite has only one.
+            row: a label; None takes all.
+            by_ap: the classes of least AP first; else they are by id.
+
+        Raises:
+            UserError: there is no such table or row, or no matches of it are known.
+        """
+        from orchestrator.report.classes.table import tables_of
+
+        experiment = self._experiment(name)
+        (report,) = type(self)([experiment], self.site).reports()
+        return tables_of([(experiment.name, report.classes)], row, by_ap=by_ap)[0]
+
     def compare(self, row_a: str, row_b: str, *, table: str | None = None, metric: str = "AP") -> "Comparison":
         """Return by how much one row is above another, between which bounds, and which images decide it.
 

@@ -42,6 +42,8 @@ NO_OBJECTS = "no_objects"
 """Of an evaluation on data without an object to find: that it has no number, and will have none."""
 ROW, TABLE, PAPER = "row.", "table.", "paper."
 """Begin the tags of an evaluation's rows by table, of the tables that want a training, and of the paper's numbers."""
+SHOWN_TABLES = "mlflow.loggedArtifacts"
+"""Of a run: which of its files MLflow's pages show as tables, as JSON."""
 RUN_NAME, DESCRIPTION = "mlflow.runName", "mlflow.note.content"
 
 # Tags of a suite's experiment.
@@ -52,6 +54,10 @@ PRUNE = "prune"
 
 # Artifacts: folders, and the files in them.
 CHECKPOINT, DETECTIONS, LAB = "checkpoint", "detections", "lab"
+CLASSES = "classes"
+"""The folder of tables and curves of an evaluation's classes."""
+AP_CLASS = "AP_class"
+"""Begins the metrics that are AP of a class, and is the section of their charts."""
 MISALIGNMENT = "misalignment"
 """Both a folder of an evaluation's files and the beginning of the metrics that are measured from them."""
 DETECTIONS_FILE, MATCHES_FILE, LAB_FILE = "detections.parquet", "matches.parquet", "lab.json"

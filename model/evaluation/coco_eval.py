@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100
 """Of one image and category; COCO leaves out the rest."""
 ALL = (1 << len(IOU_THRESHOLDS)) - 1
+RECALLS = np.linspace(0, 1, 101)
+"""Those at which COCO reads precision."""
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
 """COCO's least and largest areas in square pixels, both included."""
 Ints = NDArray[np.int64]
@@ -86,6 +89,9 @@ class MatchTable:
 
     num_images: int
     num_categories: int
+    category_ids: tuple[int, ...] = ()
+    """Rising; empty of a file that was written before there were such, as are the names."""
+    category_names: tuple[str, ...] = ()
     images: NDArray[np.int32]
     """[C] an image's place among the rising ids of the data set."""
     categories: NDArray[np.int32]
@@ -138,6 +144,8 @@ def match(data: CocoData, detections: DetectionTable) -> MatchTable:
         return MatchTable(
             num_images=len(data),
             num_categories=len(data.category_ids),
+            category_ids=data.category_ids,
+            category_names=data.category_names,
             images=(cells % max(1, len(data))).astype(np.int32),
             categories=(cells // max(1, len(data))).astype(np.int32),
             num_truths=np.bincount(of_cells[~ignorable], minlength=len(cells)).astype(np.int32),
@@ -217,6 +225,39 @@ def _assign(
     return np.array(true, np.uint16), np.array(ignored, np.uint16)
 
 
+def precisions(matches: MatchTable) -> NDArray[np.float64]:
+    """Return COCO's precision by IoU threshold, recall and category, [10, 101, K], 0 to 1; NaN without an object.
+
+    Of each threshold and category, the highest at that recall or a higher one; 0 where that is never reached. They are
+    the numbers of which all of AP are means, bit for bit those of pycocotools' accumulate().
+    """
+    positives = truths_of(matches)[0]
+    categories = np.repeat(matches.categories, np.diff(matches.offsets))
+    order = np.lexsort((-matches.scores, categories))  # of equal scores the first image comes first
+    starts = np.searchsorted(categories[order], np.arange(matches.num_categories + 1))
+    bits = np.arange(len(IOU_THRESHOLDS))[:, None]
+    found = np.full((len(IOU_THRESHOLDS), len(RECALLS), matches.num_categories), np.nan)
+    for category in np.flatnonzero(positives):
+        rows = order[starts[category] : starts[category + 1]]
+        is_true = matches.true[rows] >> bits & 1
+        true = np.cumsum(is_true, axis=1, dtype=np.float64)
+        wrong = np.cumsum(1 - (is_true | matches.ignored[rows] >> bits & 1), axis=1, dtype=np.float64)
+        # pycocotools adds the last term, so that nothing over nothing is 0; it moves the last bit of others.
+        recall, precision = true / positives[category], true / (wrong + true + np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        for threshold in range(len(IOU_THRESHOLDS)):
+            reached = np.searchsorted(recall[threshold], RECALLS)
+            found[threshold, :, category] = np.append(precision[threshold], 0.0)[reached]
+    return found
+
+
+def truths_of(matches: MatchTable) -> tuple[Ints, Ints]:
+    """Return how many objects there are to find of each category, and on how many images, [K] each; no crowds."""
+    objects = np.bincount(matches.categories, matches.num_truths, minlength=matches.num_categories)
+    images = np.bincount(matches.categories[matches.num_truths > 0], minlength=matches.num_categories)
+    return objects.astype(np.int64), images.astype(np.int64)
+
+
 def write_matches(matches: MatchTable, file: Path) -> None:
     """Write a Parquet file with one row for each cell."""
     import pyarrow as pa
@@ -231,7 +272,8 @@ def write_matches(matches: MatchTable, file: Path) -> None:
         columns |= {f"num_truths_{size}": table.num_truths}
         columns |= {f"{name}_{size}": lists(getattr(table, name)) for name in ("true", "ignored")}
     sizes = {"num_images": str(matches.num_images), "num_categories": str(matches.num_categories)}
-    pq.write_table(pa.table(columns).replace_schema_metadata(sizes), file, compression="zstd")
+    known = {"category_ids": json.dumps(matches.category_ids), "category_names": json.dumps(matches.category_names)}
+    pq.write_table(pa.table(columns).replace_schema_metadata(sizes | known), file, compression="zstd")
 
 
 def read_matches(file: Path) -> MatchTable:
@@ -250,6 +292,8 @@ def read_matches(file: Path) -> MatchTable:
         matches = MatchTable(
             num_images=int(table.schema.metadata[b"num_images"]),
             num_categories=int(table.schema.metadata[b"num_categories"]),
+            category_ids=tuple(json.loads(table.schema.metadata.get(b"category_ids", b"[]"))),
+            category_names=tuple(json.loads(table.schema.metadata.get(b"category_names", b"[]"))),
             offsets=lists["scores"].offsets.to_numpy(),
             **cells,
             **{name: column.flatten().to_numpy() for name, column in lists.items()},

@@ -1,5 +1,6 @@
 """The COCO numbers of a checkpoint or of stored detections, beside those that MLflow or the file has recorded."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from orchestrator.tracking.detections import (
 )
 
 if TYPE_CHECKING:
+    from model.data.split import CocoData
     from model.network.checkpoint import Card
 
 COLUMNS = (Column("", numeric=False), *(Column(name) for name in METRICS))
@@ -48,6 +50,31 @@ class DetectionFiles:
     """As the list that the COCO tools read."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    """What a scoring gives."""
+
+    table: Table
+    """The twelve numbers, beside recorded ones."""
+    data: "CocoData"
+    detections: DetectionTable
+
+    def classes(self, *, by_ap: bool = False) -> Table:
+        """Return AP of each class with its interval, counted by now: about a second on 5000 images."""
+        from model.evaluation.coco_eval import match
+        from orchestrator.report.classes.numbers import of_scoring
+        from orchestrator.report.classes.table import classes_table
+        from orchestrator.report.resamples import class_samples
+
+        samples = class_samples(match(self.data, self.detections))
+        return classes_table(of_scoring(self.table.title, samples), by_ap=by_ap)
+
+    def to_json(self) -> str:
+        """Render for a program: the table, and its classes under `classes`."""
+        content = json.loads(self.table.to_json()) | {"classes": json.loads(self.classes().to_json())}
+        return json.dumps(content, ensure_ascii=False, indent=2)
+
+
 def evaluate(
     folder: Path,
     selection: Selection,
@@ -55,7 +82,7 @@ def evaluate(
     site: Site,
     say: Say,
     progress: Progress = no_progress,
-) -> Table:
+) -> Numbers:
     """Give the twelve numbers of a checkpoint, and say whether they are MLflow's.
 
     Raises:
@@ -72,10 +99,11 @@ def evaluate(
         write_stored(files.parquet, scores.detections, about)
         say(f"{len(scores.detections)} detections written to {files.parquet}")
     _export(scores.detections, files, say)
-    return _beside_mlflow(inputs, scores.metrics)
+    table = _beside_mlflow(inputs, scores.metrics)
+    return Numbers(table=table, data=inputs.data, detections=scores.detections)
 
 
-def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: Site, say: Say) -> Table:
+def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: Site, say: Say) -> Numbers:
     """Give the numbers of stored detections, and say whether they are those that the file records.
 
     Args:
@@ -106,7 +134,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     is_equal, verdict = _compared(here, recorded, f"the numbers recorded in {stored.name}")
     if not is_equal:
         rows.append(_row("recorded", names, recorded))
-    return Table(
+    table = Table(
         title=f"Detections of {stored}",
         columns=(*COLUMNS, *(MISALIGNMENT_COLUMNS[name] for name in statistics)),
         rows=tuple(rows),
@@ -116,6 +144,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
             verdict,
         ),
     )
+    return Numbers(table=table, data=data, detections=detections)
 
 
 def _export(detections: DetectionTable, files: DetectionFiles, say: Say) -> None:

@@ -101,6 +101,8 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as Parquet, for --detections."
 )
 @click.option("--coco-json", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as COCO JSON.")
+@click.option("--classes", is_flag=True, help="Show AP of each class, too, with its interval; JSON always has it.")
+@click.option("--by-ap", is_flag=True, help="With --classes: those of least AP first.")
 @FORMAT
 @when_interrupted(GOES_ON)
 def evaluate(
@@ -110,6 +112,8 @@ def evaluate(
     selection: "Selection",
     save: Path | None,
     coco_json: Path | None,
+    classes: bool,
+    by_ap: bool,
     form: str,
 ) -> None:
     """Score a checkpoint on a COCO-format data set, and compare the numbers with MLflow's.
@@ -139,11 +143,16 @@ def evaluate(
     files = DetectionFiles(parquet=save, coco_json=coco_json)
     if folder is not None:
         with bar("images", "images") as progress:
-            table = evaluate_checkpoint(folder, selection, files, site(), say, progress)
+            numbers = evaluate_checkpoint(folder, selection, files, site(), say, progress)
     else:
         assert detections is not None
-        table = recompute(detections, selection, files, site(), say)
-    show_one(table, form)
+        numbers = recompute(detections, selection, files, site(), say)
+    if form == "json":
+        click.echo(numbers.to_json())
+    elif classes:
+        show([numbers.table, numbers.classes(by_ap=by_ap)], form)
+    else:
+        show_one(numbers.table, form)
 
 
 @click.command()

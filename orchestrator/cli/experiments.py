@@ -198,6 +198,9 @@ def status(experiments: list[Experiment], form: str) -> None:
 )
 @click.option("--rows", is_flag=True, help="Show every row, of tables that would be shown as a matrix, too.")
 @click.option("--misalignment", is_flag=True, help="Show what scores say of placement: correlations, oracles, losses.")
+@click.option("--classes", is_flag=True, help="Show AP of each class, of rows side by side.")
+@click.option("--row", "label", metavar="LABEL", help="With --classes: one row, with intervals.")
+@click.option("--by-ap", is_flag=True, help="With --classes: those of least AP first.")
 def report(
     experiments: list[Experiment],
     form: str,
@@ -206,17 +209,28 @@ def report(
     claims: str | None,
     rows: bool,
     misalignment: bool,
+    classes: bool,
+    label: str | None,
+    by_ap: bool,
 ) -> None:
     """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata.
 
     Files with mistakes are left out and named, and the exit code is 1.
+
+    With --classes, AP of each class: a table with AP of several rows, or of one --row with its intervals and its
+    difference to the reference. --format json has all numbers of each class and row.
     """
     from orchestrator.report.claims.errata import errata, errata_table
     from orchestrator.report.claims.evidence import counts_from, papers_numbers
     from orchestrator.report.claims.file import find_claims, load_claims
     from orchestrator.report.claims.ledger import claims_table, judge
+    from orchestrator.report.classes.table import tables_of
     from orchestrator.report.files import write_reports
 
+    if classes and no_bootstrap:
+        raise UserError("--classes rests on what the intervals are made of; leave out --no-bootstrap")
+    if (label or by_ap) and not classes:
+        raise UserError("--row and --by-ap are for --classes")
     listed, paper = None, None
     judged: dict[str, Table] = {}
     if claims is not None:
@@ -239,6 +253,8 @@ def report(
         found = errata(listed, paper)
         judged |= {"errata": errata_table(found)} if found else {}
         show([*judged.values()], form)
+    elif classes:
+        show(tables_of([(one.experiment.name, one.classes) for one in reports], label, by_ap=by_ap), form)
     elif misalignment:
         show([one.misalignment for one in reports], form)
     else:

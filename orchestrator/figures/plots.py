@@ -1,5 +1,6 @@
-"""Plots: a dot for each of several rows, curves against a setting, a heat map, a forest; laid out as drawings."""
+"""Plots: dots of rows or classes, curves against a setting or recall, a heat map, a forest; laid out as drawings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,8 @@ TALL, SMALL = 148, 84
 """Of the axes of curves: ours, and the paper's where they stand below."""
 LETTER = 6.5
 """About as wide as a digit."""
+CLASS_LEFT, CLASS_STEP = 20, 12
+"""Where the axis of classes begins, right of the rows' letters, and the height of a row."""
 FOREST_WIDTH, FOREST_HEIGHT, FOREST_MARGIN = 200, 26, 12
 
 
@@ -168,6 +171,97 @@ def _add_panel(marks: list[Mark], curves: Sequence[_Styled], top: float, tall: f
         marks.append(Curve(through, curve.dash, curve.kind))
         marks += [Dot(x, y, 2.5, kind=curve.kind) for x, y in through]
     return bottom + 24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassMeasurement:
+    """A class in a plot of classes."""
+
+    name: str
+    said: str
+    """In grey beside it."""
+    values: Sequence[Measurement]
+    """Of each row, in the order of the key; a label is read out."""
+    curves: Sequence[Sequence[Sequence[float]]] = ()
+    """Of each row precision at IoU 0.5 and at 0.75, by recall from 0 to 1, 0 to 1; empty where there is none."""
+
+
+def row_key(labels: Mapping[str, str], title: str) -> Drawing:
+    """Draw which line of the plots of classes is which row's, by the letter that the row is called."""
+    marks: list[Mark] = []
+    for place, (key, label) in enumerate(labels.items()):
+        y = 12 + 17 * place
+        marks += [Text(0, y, key), Line(16, y - 4, 50, y - 4, dash=DASHES[place % 4]), Text(58, y, label)]
+    return Drawing(height=8 + 17 * len(labels), title=title, marks=tuple(marks))
+
+
+def class_dots(classes: Sequence[ClassMeasurement], keys: Sequence[str], reference: int | None, title: str) -> Drawing:
+    """Draw AP of each class as dots, one below the other for each row, their intervals as lines, all on one axis.
+
+    Args:
+        classes: from the top.
+        keys: what each row is called, which a single one need not be.
+        reference: the place of the row that has circles.
+        title: of the drawing.
+    """
+    rows = [value for one in classes for value in one.values]
+    ends = [end for row in rows for end in row.interval or ()] + [row.value for row in rows if row.value is not None]
+    low, high = span(ends)
+
+    def at(value: float) -> float:
+        return CLASS_LEFT + (value - low) / (high - low) * (WIDTH - CLASS_LEFT - MARGIN)
+
+    across = [(tick, at(tick)) for tick in ticks(low, high)]
+    marks: list[Mark] = [Text(0, 12, "AP of each class, and its 95 % interval", "soft")]
+    top = 22.0
+    for one in classes:
+        marks += [Text(0, top + 13, one.name), Text(WIDTH, top + 13, one.said, "soft", "end")]
+        bottom = top + 21 + CLASS_STEP * len(one.values)
+        marks += [Line(x, top + 18, x, bottom, "grid") for _, x in across]
+        for place, row in enumerate(one.values):
+            y = top + 26 + CLASS_STEP * place
+            marks += [Text(0, y + 4, keys[place], "soft")] if len(keys) > 1 else []
+            if row.interval is not None:
+                marks.append(Line(at(row.interval[0]), y, at(row.interval[1]), y))
+            if row.value is not None:
+                marks.append(Dot(at(row.value), y, 3, is_hollow=place == reference))
+        top = bottom + 4
+    marks += [Text(x, top + 12, f"{tick:g}", "soft", "middle") for tick, x in across]
+    return Drawing(height=top + 18, title=title, marks=tuple(marks))
+
+
+def precision_recall(one: ClassMeasurement) -> Drawing:
+    """Draw the precision of a class against recall, at IoU 0.5 to the left and at 0.75 to the right, a line a row."""
+    wide, tall, top = (WIDTH - 26 - 16) / 2, 118.0, 40.0
+    marks: list[Mark] = [Text(0, 13, one.name), Text(WIDTH, 13, one.said, "soft", "end")]
+    for panel, iou in enumerate(("0.5", "0.75")):
+        left = 26 + panel * (wide + 16)
+        marks.append(Text(left, top - 8, f"IoU {iou}", "soft"))
+        for tick in (0.0, 0.5, 1.0):
+            y = top + (1 - tick) * tall
+            marks.append(Line(left, y, left + wide, y, "grid"))
+            marks += [Text(20, y + 4, f"{tick:g}", "soft", "end")] if panel == 0 else []
+            anchor: Literal["start", "middle", "end"] = "start" if tick == 0 else "end" if tick == 1 else "middle"
+            marks.append(Text(left + tick * wide, top + tall + 15, f"{tick:g}", "soft", anchor))
+        for place, of_row in enumerate(one.curves):
+            last = len(of_row[panel]) - 1
+            points = [(left + n / last * wide, top + (1 - p) * tall) for n, p in enumerate(of_row[panel])]
+            marks.append(Curve(_without_needless(points), DASHES[place % 4]))
+    return Drawing(height=top + tall + 20, title=f"Precision by recall: {one.name}", marks=tuple(marks))
+
+
+def _without_needless(points: Sequence[Point], most: float = 0.5) -> tuple[Point, ...]:
+    """Leave out points that lie so near to the line between those that are kept; x rises."""
+    kept = [points[0]]
+    (x0, y0), last = points[0], points[0]
+    low, high = -math.inf, math.inf  # the slopes of lines from (x0, y0) that pass all points since near enough
+    for x, y in points[1:]:
+        if not low <= (y - y0) / (x - x0) <= high:
+            kept.append(last)
+            (x0, y0), low, high = last, -math.inf, math.inf
+        low, high = max(low, (y - most - y0) / (x - x0)), min(high, (y + most - y0) / (x - x0))
+        last = (x, y)
+    return (*kept, points[-1])
 
 
 def heat_map(

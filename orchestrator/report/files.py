@@ -20,9 +20,12 @@ from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import Section, html_page, kept_section, render, table_html
 from orchestrator.figures.table import Table
+from orchestrator.report.classes.numbers import Classes, measure_classes
+from orchestrator.report.classes.section import classes_section
+from orchestrator.report.classes.table import classes_table
 from orchestrator.report.figures import drawings, figures, with_matrix
 from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
-from orchestrator.report.resamples import OF_SIZES, Fetch, resampled
+from orchestrator.report.resamples import OF_SIZES, Fetch, resampled, resampled_classes
 from orchestrator.report.results import RowResult, measure, measured_on, papers_gains, results_table
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
@@ -55,6 +58,8 @@ class Report:
     """The files of the misalignment lab, by row."""
     newest: date | None = None
     """When the newest of its suite's evaluations was made (UTC)."""
+    classes: Classes | None = None
+    """The same rows class by class; None where their matches are not known, or were not asked for."""
 
     def tables(self) -> list[Table]:
         """Return what a page shows of it: the results, and where heads are compared, their misalignment."""
@@ -89,6 +94,12 @@ def make_reports(
     reports = []
     for place, (experiment, rows) in enumerate(measure_suite(suite, bootstrap=bootstrap, by_size=by_size, say=say)):
         labs = fetch_labs(uri, experiment.rows, ledger, folder) if uri and place == 0 else {}
+        classes = None
+        if bootstrap and uri is not None:
+            keys = [seed.evaluation_key for row in experiment.rows for seed in row_keys(row)]
+            classes = measure_classes(
+                experiment, rows, resampled_classes(ledger, keys, matches_from(uri), folder), suite.site
+            )
         table = results_table(experiment, rows, is_resampled=bootstrap and uri is not None)
         reports.append(
             Report(
@@ -99,6 +110,7 @@ def make_reports(
                 misalignment=misalignment_table(experiment, rows),
                 labs=labs,
                 newest=newest,
+                classes=classes,
             )
         )
     return reports
@@ -115,7 +127,7 @@ def measure_suite(
         wanted = list(suite.wanted.evaluations)
         # Whether a row is decided must not hang on who asks: a submit without claims, or a report.
         by_size = by_size or any(one.reference is not None and one.columns[0] in OF_SIZES for one in sound)
-        samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size)
+        samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size, by_class=True)
     return [(experiment, measure(experiment, ledger, samples)) for experiment in sound]
 
 
@@ -129,7 +141,7 @@ def reports_page(reports: Sequence[Report], extra: Sequence[Table] = (), kept: S
             drawn.append(report.figures if table is report.table else "")
     # The first lab alone: one takes up to two megabytes a head.
     lab = next((lab for report in reports if (lab := read_labs(report.labs)) is not None), None)
-    sections = [*kept, *([] if lab is None else [lab_section(lab)])]
+    sections = [*_class_sections(reports), *kept, *([] if lab is None else [lab_section(lab)])]
     title, found, facts = f"retinanet-conf: {suites}", _found(reports), _facts(reports)
     return html_page(title, [*tables, *extra], drawn, sections, found=found, facts=facts, cites=BIBTEX)
 
@@ -157,6 +169,8 @@ def write_reports(
         files |= every_format(report.experiment.name, report.table) | _drawn(report)
         if report.compares_heads:
             files |= every_format(f"{report.experiment.name}_misalignment", report.misalignment)
+        if report.classes is not None:
+            files |= every_format(f"{report.experiment.name}_classes", classes_table(report.classes))
     for name, text in files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +181,10 @@ def write_reports(
 def table_files(report: Report) -> Mapping[str, str]:
     """Return a table in every format, and its figure, by file name."""
     name, table = report.experiment.name, report.table
-    page = html_page(table.title, [table], [report.figures], found=_found([report]), facts=_facts([report]))
-    return every_format(name, table) | {f"{name}.html": page} | _drawn(report)
+    sections, found, facts = _class_sections([report]), _found([report]), _facts([report])
+    page = html_page(table.title, [table], [report.figures], sections, found=found, facts=facts)
+    classes = {} if report.classes is None else every_format(f"{name}_classes", classes_table(report.classes))
+    return every_format(name, table) | {f"{name}.html": page} | _drawn(report) | classes
 
 
 def every_format(name: str, table: Table) -> dict[str, str]:
@@ -256,6 +272,11 @@ def _read_part(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # none yet, or half written when a disk was full: the next submit writes it
         return None
     return part if part.keys() >= {"file", "facts", "tables", "written"} else None
+
+
+def _class_sections(reports: Sequence[Report]) -> list[Section]:
+    held = [(report.experiment.name, report.classes) for report in reports]
+    return [classes_section(classes, f"classes-{name}") for name, classes in held if classes is not None]
 
 
 def _drawn(report: Report) -> dict[str, str]:

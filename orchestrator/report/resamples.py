@@ -3,6 +3,7 @@
 The images are drawn with replacement, as many as there are, some of them twice, some not at all.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Resamples = NDArray[np.float64]
 """[rows, resamples] ROWS, 0 to 100, as far as they are known: three, those that cost no more, or all."""
+Kind = Literal["metrics", "sizes", "classes"]
+"""Of files of what was resampled."""
 Fetch = Callable[[str, Path], Path]
 """Gets the file of matches of a run, by its id, into a folder."""
 NUM_RESAMPLES = 1000
@@ -35,10 +38,12 @@ ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "APs", "ARs", "APm", "ARm",
 """What is known of each resample; of sizes only where that is asked for, and the matches tell."""
 OF_SIZES = ROWS[5:]
 """Those of sizes."""
+CLASS_ARRAYS = ("num_objects", "num_images", "precision", "resampled")
+"""Of ClassSamples."""
 
 
 def resampled(
-    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, *, by_size: bool = False
+    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, *, by_size: bool = False, by_class: bool = False
 ) -> Mapping[str, Resamples]:
     """Return the metrics of each resample, by evaluation key, but of lost matches.
 
@@ -48,24 +53,64 @@ def resampled(
         fetch: gets the matches.
         folder: keeps what was resampled, by that sha256; it may be deleted at any time.
         by_size: whether APs to ARl are wanted, too, which takes as long again.
+        by_class: whether `resampled_classes` will be asked for the same keys: one pass counts both.
     """
-    records = {key: ledger.evaluations[key] for key in dict.fromkeys(keys) if key in ledger.evaluations}
-    wanted = {key: record for key, record in records.items() if record.status == "FINISHED" and record.matches}
-    if not wanted:
-        return {}
-    kinds = ("metrics", "sizes")[: 1 + by_size]
-    files = {
-        (key, kind): folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}-{kind}.npy"
-        for key, record in wanted.items()
-        for kind in kinds
-    }
-    missing = {record.matches: record for key, record in wanted.items() if not _exist(files, key, kinds)}
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
-            list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
-    found = {key: [np.load(files[key, kind]) for kind in kinds] for key in wanted if _exist(files, key, kinds)}
-    return {key: np.concatenate(parts) for key, parts in found.items()}
+    kinds: tuple[Kind, ...] = ("metrics", "sizes") if by_size else ("metrics",)
+    files = _files(ledger, keys, fetch, folder, (*kinds, "classes") if by_class else kinds)
+    return {key: np.concatenate([np.load(of_key[kind]) for kind in kinds]) for key, of_key in files.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClassSamples:
+    """What one evaluation says of each of its K categories, by their rising ids."""
+
+    ids: tuple[int, ...]
+    """Empty of matches that were recorded before they named their categories, as are the names."""
+    names: tuple[str, ...]
+    num_objects: NDArray[np.int64]
+    """[K] objects to find, crowds left out."""
+    num_images: NDArray[np.int64]
+    """[K] images with one."""
+    precision: NDArray[np.float64]
+    """[3, 101, K] at IoU 0.5, at 0.75, and the mean over the ten thresholds, 0 to 1; NaN without an object."""
+    resampled: NDArray[np.float32]
+    """[K, resamples] AP, 0 to 100; NaN where the images that were drawn have no such object."""
+
+    def save(self, file: IO[bytes]) -> None:
+        """Write what `load_classes` reads."""
+        arrays = {name: getattr(self, name) for name in CLASS_ARRAYS}
+        np.savez_compressed(file, ids=json.dumps(self.ids), names=json.dumps(self.names), **arrays)
+
+
+def resampled_classes(ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path) -> Mapping[str, ClassSamples]:
+    """Return what is known of each class, by evaluation key, but of lost matches; see `resampled`."""
+    files = _files(ledger, keys, fetch, folder, ["classes"])
+    return {key: load_classes(file["classes"]) for key, file in files.items()}
+
+
+def load_classes(file: Path) -> ClassSamples:
+    """Read back what `ClassSamples.save` wrote."""
+    with np.load(file) as kept:
+        ids, names = (tuple(json.loads(str(kept[name]))) for name in ("ids", "names"))
+        return ClassSamples(ids=ids, names=names, **{name: kept[name] for name in CLASS_ARRAYS})
+
+
+def class_samples(matches: "MatchTable", resampled: NDArray[np.float64] | None = None) -> ClassSamples:
+    """Return what matches say of each class; `resampled` as `of_classes` gives it, if that is known already."""
+    from model.evaluation.coco_eval import precisions, truths_of
+
+    by_threshold = precisions(matches)
+    num_objects, num_images = truths_of(matches)
+    if resampled is None:
+        resampled = of_classes(matches, _weights(matches.num_images))[1]
+    return ClassSamples(
+        ids=matches.category_ids,
+        names=matches.category_names,
+        num_objects=num_objects,
+        num_images=num_images,
+        precision=np.stack([by_threshold[0], by_threshold[5], by_threshold.mean(axis=0)]),
+        resampled=resampled.astype(np.float32),
+    )
 
 
 def recorded_matches(record: Record, fetch: Fetch) -> "MatchTable | None":
@@ -94,9 +139,18 @@ def resample(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = SE
 def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.float64]:
     """Return AP, AP50, AP75 and AR100 of each resample, [4, resamples], 0 to 100; NaN where there is nothing to find.
 
-    They are COCO's of the data set in which each image stands as often as its weight says: the precision envelope at
-    101 recalls, and the last recall, over the categories of which there is an object. Of equal scores within one image
-    and category, all copies of the first count before those of the second.
+    See `of_classes`.
+    """
+    return of_classes(matches, weights)[0]
+
+
+def of_classes(matches: "MatchTable", weights: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return AP, AP50, AP75 and AR100 of each resample, [4, resamples], and AP of each category, [K, resamples].
+
+    They are 0 to 100, NaN where there is nothing to find, and COCO's of the data set in which each image stands as
+    often as its weight says: the precision envelope at 101 recalls, and the last recall, over the categories of which
+    there is an object. Of equal scores within one image and category, all copies of the first count before those of
+    the second.
 
     Args:
         matches: of one evaluation.
@@ -105,23 +159,28 @@ def precision_and_recall(matches: "MatchTable", weights: Floats) -> NDArray[np.f
     """
     sums = np.zeros((NUM_THRESHOLDS, weights.shape[1]))
     recalls, num_present = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
+    classes = np.full((matches.num_categories, weights.shape[1]), np.nan)
     for category in _categories(matches):
         # Whatever is found lies on images with objects; summed over the thresholds, it is their mean recall.
         places = np.searchsorted(category.truth_images, category.images).clip(max=len(category.truth_images) - 1)
         num_found = np.bincount(places, np.bitwise_count(category.true), minlength=len(category.truth_images))
         drawn = weights[category.truth_images]
         positives, found = category.num_truths.astype(weights.dtype) @ drawn, num_found.astype(weights.dtype) @ drawn
-        num_present += positives > 0
+        is_present = positives > 0
+        num_present += is_present
         np.maximum(positives, 1, out=positives)
         recalls += found.astype(np.float64) / positives
         weighty, counts = _condense(category, len(weights))
+        own = np.zeros_like(sums)
         for columns in _blocks(len(weighty.images), weights.shape[1]):
             total = 100 * (counts.astype(weights.dtype) @ weights[:, columns])
             _scan(np.add, total)
-            _add(weighty, 100 * weights[weighty.images, columns], total, positives[columns], sums[:, columns])
+            _add(weighty, 100 * weights[weighty.images, columns], total, positives[columns], own[:, columns])
+        sums += own
+        classes[category.number, is_present] = 100 / NUM_RECALLS * own[:, is_present].mean(axis=0)
     with np.errstate(invalid="ignore"):
         recall = 100 / NUM_THRESHOLDS * recalls / num_present
-    return np.concatenate([_points(sums, num_present), recall[None]])
+    return np.concatenate([_points(sums, num_present), recall[None]]), classes
 
 
 def leave_one_out(matches: "MatchTable") -> NDArray[np.float64]:
@@ -165,28 +224,57 @@ def _points(sums: NDArray[np.float64], num_present: NDArray[np.float64]) -> NDAr
     return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
 
 
-def _exist(files: Mapping[tuple[str, str], Path], key: str, kinds: Sequence[str]) -> bool:
-    return all(files[key, kind].exists() for kind in kinds)
+def _files(
+    ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, kinds: Sequence[Kind]
+) -> dict[str, dict[Kind, Path]]:
+    """Return the file of each kind of what was resampled, by evaluation key, but of lost matches; new ones are made."""
+    records = {key: ledger.evaluations[key] for key in dict.fromkeys(keys) if key in ledger.evaluations}
+    files = {
+        key: {kind: _file(record, folder, kind) for kind in kinds}
+        for key, record in records.items()
+        if record.status == "FINISHED" and record.matches
+    }
+    missing = {records[key].matches: records[key] for key in files if not _exist(files[key])}
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
+            list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
+    return {key: of_key for key, of_key in files.items() if _exist(of_key)}
 
 
-def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[str]) -> None:
+def _exist(files: Mapping[Kind, Path]) -> bool:
+    return all(file.exists() for file in files.values())
+
+
+def _file(record: Record, folder: Path, kind: Kind) -> Path:
+    return folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}-{kind}.{'npz' if kind == 'classes' else 'npy'}"
+
+
+def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[Kind]) -> None:
     """Resample an evaluation into files; none is written where its matches are lost, or not those recorded."""
-    files = {kind: folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}-{kind}.npy" for kind in kinds}
-    missing = [kind for kind, file in files.items() if not file.exists()]
+    missing = [kind for kind in kinds if not _file(record, folder, kind).exists()]
     matches = recorded_matches(record, fetch)
     if matches is None:
         return
     weights = _weights(matches.num_images)
-    for kind in missing:
-        if kind == "metrics":
-            numbers = np.vstack([precision_and_recall(matches, weights), np.full(NUM_RESAMPLES, matches.num_images)])
-        else:
-            # None of matches that were recorded before there were sizes.
-            sizes = [precision_and_recall(matches.by_size[size], weights)[[0, 3]] for size in matches.by_size]
-            numbers = np.concatenate([np.empty((0, NUM_RESAMPLES)), *sizes])
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-            np.save(part, numbers)
-        os.replace(part.name, files[kind])  # whole or not at all, also where two processes report at once
+    if "metrics" in missing or "classes" in missing:
+        numbers, classes = of_classes(matches, weights)
+        if "metrics" in missing:
+            numbers = np.vstack([numbers, np.full(NUM_RESAMPLES, matches.num_images)])
+            _keep(_file(record, folder, "metrics"), lambda part: np.save(part, numbers))
+        if "classes" in missing:
+            _keep(_file(record, folder, "classes"), class_samples(matches, classes).save)
+    if "sizes" in missing:
+        # None of matches that were recorded before there were sizes.
+        sizes = [precision_and_recall(matches.by_size[size], weights)[[0, 3]] for size in matches.by_size]
+        of_sizes = np.concatenate([np.empty((0, NUM_RESAMPLES)), *sizes])
+        _keep(_file(record, folder, "sizes"), lambda part: np.save(part, of_sizes))
+
+
+def _keep(file: Path, save: Callable[[IO[bytes]], None]) -> None:
+    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as part:
+        save(part)
+    os.replace(part.name, file)  # whole or not at all, also where two processes report at once
 
 
 @cache
@@ -206,6 +294,7 @@ _BLOCK = 2_000_000
 class _Category:
     """The detections of one category, best first, up to the last that is true at any threshold."""
 
+    number: int
     truth_images: NDArray[np.int32]
     num_truths: NDArray[np.int32]
     images: NDArray[np.int32]
@@ -230,6 +319,7 @@ def _categories(matches: "MatchTable") -> Iterator[_Category]:
         chosen = slice(starts[category], starts[category] + (found[-1] + 1 if len(found) else 0))
         if holds.any():
             yield _Category(
+                number=category,
                 truth_images=matches.images[cell][holds],
                 num_truths=matches.num_truths[cell][holds],
                 images=images[chosen],

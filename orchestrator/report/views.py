@@ -88,8 +88,8 @@ def table_view(shown: TableShown) -> View:
         dict.fromkeys(metrics, 130 if shown.is_grouped else 80) | dict.fromkeys(params, 150) | dict.fromkeys(apart, 190)
     )
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, PAPERS_OWN: 3}
-    sections |= {"misalignment": 3, "other COCO numbers": 3}
-    return _view(_table_charts(shown), sections, (PAPERS_OWN, "misalignment", "other COCO numbers")) | {
+    sections |= {"misalignment": 3, "other COCO numbers": 3, names.AP_CLASS: 3}
+    return _view(_table_charts(shown), sections, (PAPERS_OWN, "misalignment", "other COCO numbers", names.AP_CLASS)) | {
         "searchFilter": _filter(shown.table),
         "orderByKey": row,
         "orderByAsc": True,

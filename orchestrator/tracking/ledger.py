@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from model.config import METRICS
 from model.data.cache import file_sha256
@@ -22,7 +22,7 @@ from orchestrator import names
 from orchestrator.experiment.plan import Evaluation, Ledger, TrainRun
 from orchestrator.names import Kind
 from orchestrator.process import this_process
-from orchestrator.tracking.artifacts import store, upload_texts
+from orchestrator.tracking.artifacts import store, upload, upload_texts
 from orchestrator.tracking.recorder import replay
 from orchestrator.tracking.records import (
     beside_paper,
@@ -57,6 +57,9 @@ from orchestrator.tracking.runs import (
     tagged,
     write,
 )
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.classes import ClassRecord
 
 Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
 
@@ -136,13 +139,15 @@ def record_evaluation(
     matches: Path | None = None,
     misalignment: Sequence[Path] = (),
     statistics: Mapping[str, float | None] | None = None,
+    classes: "ClassRecord | None" = None,
     data_fingerprint: str = "",
     data_root: str = "",
 ) -> str:
     """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing.
 
     `misalignment` are files, and `statistics` what model.evaluation.misalignment makes of them; `data_fingerprint` is
-    that of the images which were scored, and `data_root` where they lie.
+    that of the images which were scored, and `data_root` where they lie. The files of
+    `classes` lie under names.CLASSES.
     """
     training = get_run(tracking.uri, train_run_id)
     seed = training.tags.get(names.SEED, "0")
@@ -162,13 +167,18 @@ def record_evaluation(
         digests = {names.MATCHES_SHA256: file_sha256(matches)}
     if misalignment:
         store(tracking.uri, run_id, misalignment, names.MISALIGNMENT)
+    if classes is not None:
+        # Not among the files without which an evaluation is made again: the matches tell all of it.
+        upload(tracking.uri, run_id, classes.files, names.CLASSES)
+        shown = {"path": f"{names.CLASSES}/{classes.files[0].name}", "type": "table"}
+        digests |= {names.SHOWN_TABLES: json.dumps([shown])}
     held = get_run(tracking.uri, run_id).metrics
     numbers = {f"{VAL}{name}": float(value) for name, value in metrics.items() if value is not None}
     if not numbers:  # else it would pass for one whose numbers are lost, and be scored again and again
         digests[names.NO_OBJECTS] = "true"
     is_comparable = measured_where_the_paper_did(params, evaluation.split)
     numbers |= shown_metrics(metrics, evaluation.paper, is_on_papers_data=is_comparable)
-    numbers |= misalignment_metrics(statistics or {})
+    numbers |= misalignment_metrics(statistics or {}) | (classes.metrics if classes else {})
     # MLflow appends a metric that is logged again at the same step, instead of replacing it.
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)

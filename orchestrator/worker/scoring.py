@@ -15,6 +15,7 @@ from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, evaluation_key, why_evaluation_is_missing
 from orchestrator.tracking.artifacts import upload
+from orchestrator.tracking.classes import ClassRecord, record_of
 from orchestrator.tracking.detections import describe, write_stored
 from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.rest import retried
@@ -141,6 +142,7 @@ def _record(
                 matches=files.matches,
                 misalignment=files.misalignment,
                 statistics=files.statistics,
+                classes=files.classes,
                 train_run_id=task.hear_run(),
                 data_fingerprint=data.fingerprint,
                 data_root=str(data.root),
@@ -164,6 +166,7 @@ class EvaluationFiles:
     """
     statistics: Mapping[str, float | None]
     """By the names of model.evaluation.misalignment."""
+    classes: ClassRecord
 
 
 def write_evaluation_files(
@@ -187,7 +190,8 @@ def write_evaluation_files(
     numbers = statistics(data, scores.detections, scores.misalignment)
     about = describe(card, card.config.data, data, scores, numbers)
     write_stored(folder / names.DETECTIONS_FILE, scores.detections, about)
-    write_matches(match(data, scores.detections), folder / names.MATCHES_FILE)
+    matches = match(data, scores.detections)
+    write_matches(matches, folder / names.MATCHES_FILE)
     counts = {label: scores.misalignment}
     misalignment = write_misalignment(folder, scores.misalignment, to_dict(about))
     misalignment += save(score_against_iou(counts), folder, "figure1", ("png",))
@@ -198,6 +202,7 @@ def write_evaluation_files(
         matches=folder / names.MATCHES_FILE,
         misalignment=tuple(misalignment),
         statistics=numbers,
+        classes=record_of(matches, folder, label),
     )
 
 

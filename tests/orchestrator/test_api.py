@@ -112,6 +112,11 @@ def test_a_table_is_named_by_its_beginning_and_by_nothing_where_it_is_alone(suit
     assert alone.table(bootstrap=False).title == "Heads"
 
 
+def test_classes_of_a_table_without_matches_are_refused_by_name(suite: OpenSuite) -> None:
+    with pytest.raises(UserError, match="no matches of any row are known"):
+        suite.classes(suite.experiments[0].name)
+
+
 def test_runs_are_a_frame_of_all_trainings_and_evaluations(suite: OpenSuite) -> None:
     record_all(suite)
     frame = suite.runs()

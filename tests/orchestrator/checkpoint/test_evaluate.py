@@ -98,6 +98,24 @@ def test_the_numbers_are_those_of_score_and_equal_to_mlflows_to_the_last_digit(
         assert value == -1 if metrics[name] is None else metrics[name] == pytest.approx(100 * value, abs=1e-9)
 
 
+def test_ap_of_each_class_is_in_json_and_below_the_numbers_where_it_is_asked_for(
+    folder: Path, data: CocoData, metrics: dict[str, float | None]
+) -> None:
+    words = ("evaluate", folder, "--data", data.root)
+    classes = json.loads(rnc(*words, "--format", "json").stdout)["classes"]["rows"]
+    assert [row["class"] for row in classes] == list(data.category_names)
+    held = [row["AP"] for row in classes if row["objects"]]
+    assert sum(held) / len(held) == pytest.approx(metrics["AP"], rel=1e-12)
+    labels = data.annotation_labels[~data.annotation_crowds].tolist()
+    assert [row["objects"] for row in classes] == [labels.count(place) for place in range(len(classes))]
+    plain, asked = (rnc(*words, *more).stdout for more in ((), ("--classes", "--by-ap")))
+    assert asked.startswith(plain.rstrip("\n")) and "AP of each class" not in plain
+    ranked = [
+        line.split()[0] for line in asked.splitlines() if line.split()[:1] and line.split()[0] in data.category_names
+    ]
+    assert ranked == [row["class"] for row in sorted(classes, key=lambda row: (row["AP"] is None, row["AP"] or 0.0))]
+
+
 def test_a_checkpoint_of_a_gpu_is_scored_on_the_cpu_and_what_may_differ_is_said(
     folder: Path, data: CocoData, metrics: dict[str, float | None]
 ) -> None:

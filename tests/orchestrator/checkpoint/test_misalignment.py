@@ -275,6 +275,14 @@ def test_every_number_follows_from_the_files_that_are_recorded(
     detections, about = read_detections(found.detections)
     assert statistics(data, detections, read_misalignment(tmp_path)) == found.statistics
     assert about["metrics"] == scores.metrics and read_matches(found.matches).num_images == 4
+    assert [file.name for file in found.classes.files] == [
+        "classes.json",
+        "precision_recall.json",
+        "precision_recall.svg",
+    ]
+    by_class = [ap for _, ap, *_ in json.loads(found.classes.files[0].read_text())["data"] if ap is not None]
+    assert list(found.classes.metrics.values()) == by_class
+    assert sum(by_class) / len(by_class) == pytest.approx(scores.metrics["AP"], abs=0.005)
     names = [file.name for file in found.misalignment]
     assert names == [
         "counts.parquet",
@@ -301,5 +309,7 @@ def test_recording_again_gives_the_same_files(conf: Path, data: CocoData, scores
     for name in ("once", "again"):
         (tmp_path / name).mkdir()
         found = write_evaluation_files(tmp_path / name, read_card(conf), data, scores, "any")
-        contents.append([file.read_bytes() for file in (found.detections, found.matches, *found.misalignment)])
+        contents.append(
+            [file.read_bytes() for file in (found.detections, found.matches, *found.misalignment, *found.classes.files)]
+        )
     assert contents[0] == contents[1]

@@ -286,6 +286,13 @@ def test_report_shows_a_matrix_and_its_rows_on_request(rnc: Rnc):
     assert max(map(len, [*shown.splitlines()[3:60], *rows.splitlines()[3:25]])) <= 120
 
 
+def test_report_of_classes_says_what_it_needs(rnc: Rnc):
+    table = MINIATURE / "table1_heads.yaml"
+    assert refused(rnc("report", table, "--classes"), "table1_heads", "submit it first")
+    assert refused(rnc("report", table, "--classes", "--no-bootstrap"), "--no-bootstrap")
+    assert refused(rnc("report", table, "--row", "RetinaNet"), "--row", "--classes")
+
+
 def test_report_shows_misalignment_in_every_format(rnc: Rnc):
     table = MINIATURE / "table1_heads.yaml"
     for form in ("text", "markdown", "latex", "html", "json"):

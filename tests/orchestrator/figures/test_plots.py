@@ -1,11 +1,11 @@
-"""Curves of ours and the paper's, side by side or apart; what is expected is worked out from the points."""
+"""Curves of ours and the paper's, and plots of classes; what is expected is worked out from the points."""
 
 from xml.etree import ElementTree
 
 import pytest
 
 from orchestrator.figures.drawing import to_svg
-from orchestrator.figures.plots import curve_plot
+from orchestrator.figures.plots import ClassMeasurement, Measurement, class_dots, curve_plot, precision_recall, row_key
 
 OURS = {"A": [(0.0, 24.0), (0.5, 25.0)], "B": [(0.0, 23.0), (0.5, 24.0)]}
 PAPERS = {"A: paper": [(0.0, 36.0), (0.5, 37.0)], "B: paper": [(0.0, 35.0), (0.5, 36.0)]}
@@ -45,3 +45,42 @@ def test_where_ours_lack_the_papers_take_their_place() -> None:
     plot = curve_plot("AP", "alpha", nothing, "t", papers=PAPERS, is_apart=True)
     alone = curve_plot("AP", "alpha", nothing, "t", papers=PAPERS)
     assert to_svg(plot) == to_svg(alone) and to_svg(plot).count('<polyline class="paper"') == 2
+
+
+def test_precision_is_drawn_over_recall_at_both_ious_and_needless_points_are_left_out() -> None:
+    step = [1.0] * 50 + [0.25] * 51  # precision 1 up to recall 0.49
+    wavy = [1 - n / 100 + (0.002 if n % 2 else 0.0) for n in range(101)]  # a quarter of a pixel off a line
+    one = ClassMeasurement(name="cat", said="", values=(), curves=[(step, [0.0] * 101), (wavy, wavy)])
+    svg = ElementTree.fromstring(to_svg(precision_recall(one)))
+    assert svg.attrib["aria-label"] == "Precision by recall: cat"
+    lines = [
+        [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+        for line in svg.iter("polyline")
+    ]
+    first, waves, flat, _ = lines
+    (left, top), (right, bottom) = first[0], flat[-1]
+    wide, tall = first[-1][0] - left, flat[0][1] - top
+    assert right > first[-1][0] and bottom == pytest.approx(top + tall, abs=0.1)
+    corners = [(left, top), (left + 0.49 * wide, top), (left + 0.5 * wide, top + 0.75 * tall)]
+    ends = [*corners, (left + wide, top + 0.75 * tall)]
+    assert [value for point in first for value in point] == pytest.approx([v for end in ends for v in end], abs=0.1)
+    assert len(flat) == 2 and len(waves) <= 3
+
+
+def test_classes_share_an_axis_and_the_reference_is_a_circle() -> None:
+    classes = [
+        ClassMeasurement(name=name, said="", values=[Measurement(label="r", value=value, interval=ends), lost])
+        for name, value, ends in (("cat", 10.0, (5.0, 15.0)), ("dog", 20.0, (15.0, 25.0)))
+        for lost in [Measurement(label="s", value=None)]
+    ]
+    svg = ElementTree.fromstring(to_svg(class_dots(classes, ["A", "B"], 0, "t")))
+    at = [float(dot.attrib["cx"]) for dot in svg.iter("circle")]
+    assert [dot.attrib.get("class") for dot in svg.iter("circle")] == ["hollow", "hollow"]
+    spans = [
+        (float(line.attrib["x1"]), float(line.attrib["x2"])) for line in svg.iter("line") if "class" not in line.attrib
+    ]
+    assert spans[0][1] == spans[1][0] and at == pytest.approx([sum(ends) / 2 for ends in spans], abs=0.1)
+    keys = [text.text for text in svg.iter("text")]
+    assert keys.count("A") == keys.count("B") == 2
+    key = ElementTree.fromstring(to_svg(row_key({"A": "one", "B": "two"}, "t")))
+    assert [text.text for text in key.iter("text")] == ["A", "one", "B", "two"]

@@ -160,6 +160,31 @@ def test_rows_know_the_intervals_by_size_where_a_report_asks_for_them(
         assert row.estimate("APm") == (estimates[2] if is_known else None)
 
 
+def test_classes_of_a_table_are_in_its_files_and_on_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations, found = random_scene(0)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    write_matches(match(data, table(found)), tmp_path / "matches")
+    record = replace(finished(AP=30.0), matches=file_sha256(tmp_path / "matches"))
+    monkeypatch.setattr(
+        files, "matches_from", lambda uri: lambda _, into: Path(shutil.copy(tmp_path / "matches", into))
+    )
+    tables = [experiment("one", [OTHER]), experiment("two", [CONF])]
+    held = holding(tables, ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
+    reports = make_reports(held)
+    assert [report.classes is not None for report in reports] == [True, False]
+    page = reports_page(reports)
+    assert page.count('<section id="classes-one">') == 1 and '<a href="#classes-one">one: classes</a>' in page
+    assert "classes-two" not in page
+    write_reports(tmp_path / "out", reports)
+    own = {file.name for file in (tmp_path / "out").glob("*_classes.*")}
+    assert own == {f"one_classes.{suffix}" for suffix in ("txt", "md", "tex", "json")}
+    stored = table_files(reports[0])
+    rows = json.loads(stored["one_classes.json"])["rows"]
+    assert [row["class"] for row in rows] == ["thing 2", "thing 5", "thing 9", "thing 11"]
+    assert '<section id="classes-one">' in stored["one.html"]
+    assert make_reports(held, bootstrap=False)[0].classes is None
+
+
 def test_a_page_shows_the_lab_of_its_first_table_and_none_where_no_training_has_one(tmp_path: Path) -> None:
     ledger = kept([CONF, OTHER], tmp_path / "statistics")
     tables = [experiment("first", [CONF, OTHER]), experiment("second", [OTHER])]

@@ -14,7 +14,7 @@ import pytest
 from model.config import METRICS
 from model.data.cache import file_sha256
 from model.data.coco import read_coco
-from model.evaluation.coco_eval import MatchTable, evaluate, match, read_matches, write_matches
+from model.evaluation.coco_eval import MatchTable, evaluate, match, precisions, read_matches, write_matches
 from model.inference.table import DetectionTable
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
@@ -22,10 +22,13 @@ from orchestrator.report.resamples import (
     NUM_RESAMPLES,
     ROWS,
     Fetch,
+    class_samples,
     leave_one_out,
+    of_classes,
     precision_and_recall,
     resample,
     resampled,
+    resampled_classes,
 )
 from tests.detections import matches_of, pycocotools_numbers, random_scene, table, write
 
@@ -113,6 +116,22 @@ def test_leaving_out_an_image_is_giving_it_no_weight(tmp_path: Path, seed: int) 
     matches = match(data, table(found))
     weights = np.column_stack([1 - np.eye(8), np.ones(8)])
     np.testing.assert_allclose(leave_one_out(matches), precision_and_recall(matches, weights)[:3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ap_is_the_mean_of_its_classes_in_every_resample(tmp_path: Path, seed: int) -> None:
+    annotations, found = random_scene(seed)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    matches = match(data, table(found))
+    drawn = np.column_stack([resample(8, 50).astype(np.float64), np.ones(8), [0, 0, 0, 0, 0, 0, 0, 8]])
+    numbers, classes = of_classes(matches, drawn)
+    assert classes.shape == (4, 52) and np.isnan(classes[3]).all()
+    assert np.isnan(classes[:, -1]).all() and np.isnan(numbers[0, -1])  # image 8 has no object
+    assert numbers[0, :-1] == pytest.approx(np.nanmean(classes[:, :-1], axis=0), rel=1e-12)
+    once = 100 * precisions(matches).mean(axis=(0, 1))
+    assert classes[:, 50] == pytest.approx(once, rel=1e-12, nan_ok=True)
+    counted = class_samples(matches)
+    assert np.array_equal(counted.resampled, of_classes(matches, resample(8))[1].astype(np.float32), equal_nan=True)
 
 
 def test_two_images_by_hand() -> None:
@@ -228,6 +247,26 @@ def test_sizes_are_resampled_when_they_are_asked_for_and_beside_what_is_there(
     ledger = Ledger(evaluations={"old": Record(status="FINISHED", run_id="a", matches=file_sha256(old))})
     without = resampled(ledger, ["old"], fetcher(old, asked), tmp_path / "kept", by_size=True)["old"]
     assert np.array_equal(without, few)
+
+
+def test_classes_are_counted_in_the_same_pass_or_beside_what_is_there(
+    stored: tuple[Path, str, float], tmp_path: Path
+) -> None:
+    file, sha256, _ = stored
+    ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches=sha256)})
+    asked: list[str] = []
+    fetch = fetcher(file, asked)
+    plain = resampled(ledger, ["scored"], fetch, tmp_path / "later")["scored"]
+    later = resampled_classes(ledger, ["scored", "never"], fetch, tmp_path / "later")
+    assert asked == ["a", "a"] and list(later) == ["scored"]
+    both = resampled(ledger, ["scored"], fetch, tmp_path / "at once", by_class=True)["scored"]
+    at_once = resampled_classes(ledger, ["scored"], fetch, tmp_path / "at once")["scored"]
+    assert asked == ["a", "a", "a"] and np.array_equal(plain, both)
+    expected = class_samples(read_matches(file))
+    for found in (later["scored"], at_once):
+        assert (found.ids, found.names) == (expected.ids, expected.names) == ((2, 5, 9, 11), expected.names)
+        for name in ("num_objects", "num_images", "precision", "resampled"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name), equal_nan=True), name
 
 
 def test_nothing_recorded_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from orchestrator.experiment.rows import Resources
 from orchestrator.process import this_process
 from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking
+from orchestrator.tracking.classes import ClassRecord
 from orchestrator.tracking.runs import Run, Tracking, open_tracking, read_runs, tag_experiment
 
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)
@@ -213,6 +214,26 @@ def test_recording_an_evaluation_twice_changes_nothing(suite, checkpoint):
     assert once == twice
     assert len(list(runs.history(suite.uri, once, "val/AP"))) == 1
     assert tracking.read_ledger(suite).evaluations[evaluation().key].metrics == NUMBERS
+
+
+def test_classes_are_recorded_as_metrics_files_and_a_table_and_twice_changes_nothing(suite, checkpoint, tmp_path):
+    (tmp_path / "classes.json").write_text('{"columns": ["class"], "data": [["cat"]]}')
+    classes = ClassRecord(metrics={"AP_class/cat": 12.34}, files=(tmp_path / "classes.json",))
+    training = trained(suite, checkpoint)
+    once, twice = (
+        tracking.record_evaluation(
+            suite, evaluation(), NUMBERS, detections=None, classes=classes, train_run_id=training
+        )
+        for _ in range(2)
+    )
+    assert once == twice and [point["value"] for point in runs.history(suite.uri, once, "AP_class/cat")] == [12.34]
+    assert json.loads(artifact(suite, once, "classes/classes.json"))["data"] == [["cat"]]
+    assert json.loads(tags(suite, once)["mlflow.loggedArtifacts"]) == [
+        {"path": "classes/classes.json", "type": "table"}
+    ]
+    record = tracking.read_ledger(suite).evaluations[evaluation().key]
+    # an evaluation is not made again for want of them
+    assert record.metrics == NUMBERS and record.files == {}
 
 
 def test_what_scores_say_of_placement_is_recorded_beside_the_numbers_and_twice_changes_nothing(
