@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from model.config import DataConfig
 from model.data.annotations import Annotations, Images
 from model.data.cache import shared
 from model.data.faults import DataError, Fault, FaultKind, describe, refuse
+from model.data.files.inspection import OtherSizeError, Traits, inspect, notes
 from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
 from model.data.split import COLUMNS, CocoData, Columns, assemble, read_data, write_data
@@ -29,8 +29,6 @@ SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
 MAX_OVERHANG = 1.0
 """Pixels by which a box may leave its image and count as sound; it is clipped without a report."""
-_END_OF_JPEG = b"\xff\xd9"
-"""Coded pixels cannot hold this pair of bytes."""
 
 
 def read_for_training(root: Path, config: DataConfig, *, check_images: bool = False) -> CocoData:
@@ -75,15 +73,18 @@ def read_coco(
     files = split_files(root, split)
     identity: list[Any] = [num_images, faults]
     data = _shared(files, identity, root, partial(_parse, files, root, num_images, faults, check_images))
-    of_images: list[Fault] = []
-    if check_images:
-        of_images = image_faults(files.images, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
+    of_images, told = _checked(files, data) if check_images else ([], ())
     if faults == "refuse":
         refuse(files.where, of_images)
-    if not of_images:
-        return data
-    identity.append([asdict(fault) for fault in of_images])
-    return _shared(files, identity, root, partial(_without, files.where, data, of_images))
+    if of_images:
+        identity.append([asdict(fault) for fault in of_images])
+        data = _shared(files, identity, root, partial(_without, files.where, data, of_images))
+    object.__setattr__(data, "notes", (*data.notes, *told))  # no copy, which would not claim the file
+    return data
+
+
+def _checked(files: SplitFiles, data: CocoData) -> tuple[list[Fault], tuple[str, ...]]:
+    return check_files(files.images, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
 
 
 def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, check_images: bool) -> CocoData:
@@ -99,7 +100,7 @@ def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, c
     not_chosen = set(ids[len(chosen.ids) :].tolist())
     of_rows = {row: fault for row, fault in of_rows.items() if fault.image_id not in not_chosen}
     if duplicates or (of_rows and faults == "refuse"):
-        of_images = image_faults(files.images, chosen) if check_images else []
+        of_images = check_files(files.images, chosen)[0] if check_images else []
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
     columns = _columns(chosen, _quarantined(annotations, of_rows, chosen), categories)
     return assemble(root, files.name, files.images, columns, categories, tuple(of_rows.values()))
@@ -235,37 +236,27 @@ def _annotation_fault(kind: FaultKind, annotations: Annotations, row: int) -> Fa
     return Fault(kind=kind, image_id=image_id, annotation_id=annotation_id, detail=detail)
 
 
-def image_faults(folder: Path, images: Images, num_threads: int = 16) -> list[Fault]:
-    """Find the images that are missing, cut short, or of another size than annotated; reads headers and ends only."""
+def check_files(folder: Path, images: Images, num_threads: int = 16) -> tuple[list[Fault], tuple[str, ...]]:
+    """Find the images that are missing, cut short, or of another size than annotated, and tell how others are read.
+
+    Returns:
+        Faults, and sentences for people; see model.data.files.inspection.
+    """
     paths = [folder / name for name in images.names]
     with ThreadPoolExecutor(num_threads) as pool:
-        found = pool.map(_image_fault, paths, images.ids.tolist(), images.sizes.tolist())
-        return [fault for fault in found if fault is not None]
+        found = list(pool.map(_check_image, paths, images.ids.tolist(), images.sizes.tolist()))
+    sound = [one for one in found if isinstance(one, Traits)]
+    return [one for one in found if isinstance(one, Fault)], tuple(notes(sound))
 
 
-def _image_fault(path: Path, image_id: int, size: Sequence[int]) -> Fault | None:
+def _check_image(path: Path, image_id: int, size: Sequence[int]) -> Fault | Traits:
+    height, width = size
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            width, height = image.size
-            if [height, width] != list(size):
-                detail = f"{path.name}: {height} x {width}, annotated {size[0]} x {size[1]} (height x width)"
-                return Fault(kind="image_resized", image_id=image_id, detail=detail)
-            _require_whole(file, image)
+        return inspect(path, (height, width))
     except FileNotFoundError:
         return Fault(kind="image_missing", image_id=image_id, detail=path.name)
+    except OtherSizeError as error:
+        return Fault(kind="image_resized", image_id=image_id, detail=f"{path.name}: {error}")
     except Exception as error:  # a decoder raises whatever its format's parser meets
-        return Fault(kind="image_broken", image_id=image_id, detail=f"{path.name}: {type(error).__name__}")
-    return None
-
-
-def _require_whole(file: IO[bytes], image: Image.Image) -> None:
-    """Raise what the decoder raises where the file is cut short, without decoding a sound JPEG."""
-    # A PNG's parts carry checksums, which verify() reads without decoding.
-    if image.format == "PNG":
-        image.verify()
-        return
-    if image.format == "JPEG":
-        file.seek(max(0, file.seek(0, 2) - 4096))
-        if _END_OF_JPEG in file.read():
-            return
-    image.load()
+        reason = str(error) if isinstance(error, DataError) else type(error).__name__
+        return Fault(kind="image_broken", image_id=image_id, detail=f"{path.name}: {reason}")

@@ -60,6 +60,8 @@ class CocoData:
     """sha256 over all of the above but root, split and folder, so over what training and evaluation see."""
     faults: tuple[Fault, ...] = ()
     """What was left out or clipped because it is faulty."""
+    notes: tuple[str, ...] = ()
+    """What is read otherwise than it is written, a sentence each, for people."""
     file: Path | None = field(default=None, init=False)
     """The Arrow file that the columns are views of; pickling sends its path in their stead."""
 

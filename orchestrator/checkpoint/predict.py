@@ -41,8 +41,9 @@ def predict(
     Raises:
         UserError: the checkpoint is damaged, or there is nothing to detect on.
     """
+    from model.data.files.decoding import upright
     from model.inference.drawing import draw
-    from model.inference.predictor import load, upright
+    from model.inference.predictor import load
 
     # A file may be named, and lie in a folder that is named, too.
     files = list(dict.fromkeys(file for image in images for file in _files(image)))

@@ -108,6 +108,26 @@ def test_a_photograph_is_seen_upright(folder: Path, data: CocoData, tmp_path: Pa
     assert (image["height"], image["width"]) == size
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_python_and_the_command_see_the_same_picture(
+    folder: Path, data: CocoData, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(data.path(0)) as image:
+        image.save(tmp_path / "photo.png", exif=exif)
+    rnc("predict", folder, tmp_path / "photo.png", "--out", tmp_path / "out", "--score", 0)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    (found,) = model.load(folder, device="cpu")(tmp_path / "photo.png")
+    assert (written["images"][0]["height"], written["images"][0]["width"]) == found.size
+    assert [row["score"] for row in written["annotations"]] == found.scores.tolist()
+    boxes = found.boxes.astype(float)
+    assert [row["bbox"] for row in written["annotations"]] == np.column_stack(
+        [boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]
+    ).tolist()
+    assert len(boxes) > 3
+
+
 def test_there_has_to_be_something_to_predict_on(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "out")
