@@ -102,8 +102,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}, expected 0 to 4")
+        least = 4 if self.tower_norm == "group" else 1  # a group of a single channel has nothing to compare
         _require(
-            self.channels >= 16 and self.channels % 16 == 0, f"channels is {self.channels}, expected a multiple of 16"
+            self.channels >= least,
+            f"channels is {self.channels}, expected at least {least} with tower_norm {self.tower_norm!r}",
         )
         _require(1 <= self.tower_depth <= 8, f"tower_depth is {self.tower_depth}, expected 1 to 8")
         _require(0.0 <= self.focal_alpha <= 1.0, f"focal_alpha is {self.focal_alpha}, expected 0 to 1")
