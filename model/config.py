@@ -71,6 +71,8 @@ class ModelConfig:
     """A file in the weights folder (RNC_WEIGHTS); None starts from random numbers."""
     detector_weights: str | None = None
     """A file in the weights folder with a whole RetinaNet to start from: our names, torchvision's or MMDetection's."""
+    weights_input: Literal["imagenet", "caffe"] = "imagenet"
+    """What the file's first convolution was trained on: torchvision's RGB / std, or Caffe's BGR from 0 to 255."""
     backbone_stride: Literal["3x3", "1x1"] = "3x3"
     """The convolution that carries a stage's stride: torchvision's, or that of Caffe weights."""
     backbone_norm: Literal["frozen_batch", "group"] = "frozen_batch"
@@ -123,6 +125,10 @@ class ModelConfig:
         _require(
             self.backbone_weights is None or self.detector_weights is None,
             f"detector_weights {self.detector_weights!r} holds a backbone as well; set backbone_weights to null",
+        )
+        _require(
+            self.weights_input == "imagenet" or self.weights is not None,
+            f"weights_input {self.weights_input!r} is that of a file; set backbone_weights or detector_weights as well",
         )
 
     @property
