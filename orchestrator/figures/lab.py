@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.config import InferenceConfig
@@ -95,17 +94,16 @@ def _image(data: "CocoData", index: int) -> dict[str, Any]:
         "id": int(data.image_ids[index]),
         "width": width,
         "height": height,
-        "picture": f"data:image/jpeg;base64,{base64.b64encode(_jpeg(data.path(index))).decode()}",
+        "picture": f"data:image/jpeg;base64,{base64.b64encode(_jpeg(data, index)).decode()}",
         "boxes": _coded(objects.boxes, "<f4"),
         "labels": _coded(objects.labels, "<u2"),
     }
 
 
-def _jpeg(path: Path) -> bytes:
-    from PIL import Image
+def _jpeg(data: "CocoData", index: int) -> bytes:
+    from model.data.files.decoding import decode_image
 
-    with Image.open(path) as image:
-        small = image.convert("RGB")
+    small = decode_image(data, index)
     small.thumbnail((LONGEST, LONGEST))
     coded = io.BytesIO()
     small.save(coded, "JPEG", quality=85)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from model.data.faults import DataError
+from model.data.split import CocoData
 
 Size = tuple[int, int]
 """Height and width."""
@@ -31,6 +32,7 @@ def decode(path: Path, size: Size | None = None) -> Image.Image:
         with open_image(path, size) as image:
             if size is None or (image.height, image.width) == size:
                 return rgb(image)
+            image.load()  # a PNG may have its EXIF data behind its pixels
             if is_turned(image, size):
                 return rgb(ImageOps.exif_transpose(image))
             found = (image.height, image.width)
@@ -43,6 +45,12 @@ def decode(path: Path, size: Size | None = None) -> Image.Image:
         ) from error
 
 
+def decode_image(data: CocoData, index: int) -> Image.Image:
+    """Decode an image of a split to RGB, of its annotated size; see `decode`."""
+    height, width = data.sizes[index].tolist()
+    return decode(data.path(index), (height, width))
+
+
 def upright(source: Path | IO[bytes]) -> Image.Image:
     """Decode a photograph to RGB as people see it: turned as its EXIF orientation says.
 
@@ -51,6 +59,7 @@ def upright(source: Path | IO[bytes]) -> Image.Image:
     """
     try:
         with open_image(source) as image:
+            image.load()  # a PNG may have its EXIF data behind its pixels
             return rgb(image if orientation(image) == 1 else ImageOps.exif_transpose(image))
     except DataError:
         raise
@@ -111,9 +120,11 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or none that makes sense."""
+    """The EXIF orientation, 1 to 8; 1 where there is none, or none that makes sense, or a PNG has not shown it yet."""
     if image.format == "TIFF":
         return 1  # Pillow turns these by itself
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
+        return 1  # or Pillow would decode the whole image, to look behind its pixels
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # EXIF data may be damaged in any way, and the picture sound

@@ -50,8 +50,9 @@ def inspect(path: Path, size: Size) -> Traits:
     """
     with path.open("rb") as file, open_image(file, size) as image:
         other = (image.height, image.width) != size
-        # Only by decoding does Pillow find the EXIF data that a PNG has behind its pixels.
-        turn = orientation(image) if other or image.format != "PNG" or "exif" in image.info else 1
+        if other:
+            image.load()  # a PNG may have its EXIF data behind its pixels
+        turn = orientation(image)
         turned = other and is_turned(image, size)
         if other and not turned:
             annotated = f"annotated {size[0]} x {size[1]} (height x width)"
@@ -62,9 +63,7 @@ def inspect(path: Path, size: Size) -> Traits:
             brightest = int(np.asarray(image).max()) if image.mode.startswith("I;16") else None
         elif image.format != "PNG":
             _require_whole(file, image)
-        elif other:  # and decoded already
-            image.load()
-        else:
+        elif not other:  # and so decoded already
             image.verify()  # a PNG's parts carry checksums
     return Traits(orientation=turn, turned=turned, brightest=brightest, size=size)
 

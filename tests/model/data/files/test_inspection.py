@@ -13,7 +13,9 @@ from PIL import Image
 
 from model.data.coco import read_coco
 from model.data.faults import DataError
+from model.data.files.decoding import decode, upright
 from model.data.files.inspection import Traits, inspect, notes
+from model.data.formats.sizes import image_sizes
 from tests.conftest import MakeCoco
 
 SIZE = (64, 96)
@@ -123,6 +125,31 @@ def test_what_is_read_otherwise_than_stored_is_told_once_for_the_data_set(make_c
     (_, depth) = read_coco(root, "train").notes
     assert depth == "2 of 5 images have 16 bits, of which the upper eight are read"
     assert read_coco(root, "train", check_images=False).notes == ()
+
+
+def test_exif_data_behind_the_pixels_of_a_png_are_found_where_the_size_asks_for_them(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    whole = (tmp_path / "photo.png").read_bytes()
+    start = whole.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(whole[start : start + 4], "big")
+    end = whole.index(b"IEND") - 4
+    (tmp_path / "photo.png").write_bytes(whole[:start] + whole[stop:end] + whole[start:stop] + whole[end:])
+    assert inspect(tmp_path / "photo.png", (4, 3)).turned
+    assert not inspect(tmp_path / "photo.png", (3, 4)).turned
+    for image in (upright(tmp_path / "photo.png"), decode(tmp_path / "photo.png", (4, 3))):
+        assert np.array_equal(np.asarray(image)[..., 0], pixels.T[:, ::-1])
+
+
+def test_a_size_that_no_annotation_says_is_that_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (4, 3)).save(tmp_path / f"{orientation}.jpg", exif=exif)
+    sizes = image_sizes(tmp_path, [f"{orientation}.jpg" for orientation in range(1, 9)])
+    assert sizes.tolist() == [[3, 4]] * 4 + [[4, 3]] * 4
 
 
 def test_pixels_that_nobody_can_read_are_a_fault_before_anything_starts(make_coco: MakeCoco) -> None:
