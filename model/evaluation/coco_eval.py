@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ def evaluate(data: CocoData, detections: DetectionTable) -> dict[str, float | No
 
 def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[str, float | None]]:
     """The twelve numbers of each of several tables, 0 to 100; None where the data set has no object of that size."""
-    from hotcoco import COCO, COCOeval
+    from hotcoco import COCO
 
     truth, numbers = COCO(data.coco_dict()), []
     for table in tables:
@@ -42,15 +42,39 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
         sides = boxes[:, 2:] - boxes[:, :2]
         scores = table.scores.astype(np.float64)
         rows = np.column_stack([table.image_ids, boxes[:, :2], sides, scores, table.category_ids])
-        evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator.evaluate()
-            evaluator.accumulate()
-            evaluator.summarize()
-        stats = zip(METRICS, evaluator.stats, strict=True)
-        # COCO's -1 stands for a mean over nothing.
-        numbers.append({name: 100.0 * float(value) if value > -1 else None for name, value in stats})
+        numbers.append(_twelve(truth, rows))
     return numbers
+
+
+def evaluate_written(
+    data: CocoData, image_ids: Ints, category_ids: Ints, boxes: NDArray[np.float64], scores: NDArray[np.float64]
+) -> dict[str, float | None]:
+    """The twelve numbers of detections that were not made here, bit for bit of the numbers as they are written.
+
+    Args:
+        data: the images.
+        image_ids: [D].
+        category_ids: [D].
+        boxes: [D, 4], x, y, width and height.
+        scores: [D].
+    """
+    from hotcoco import COCO
+
+    return _twelve(COCO(data.coco_dict()), np.column_stack([image_ids, boxes, scores, category_ids]))
+
+
+def _twelve(truth: Any, rows: NDArray[np.float64]) -> dict[str, float | None]:
+    """COCO's evaluation of rows [D, 7]: image, x, y, width, height, score and category."""
+    from hotcoco import COCOeval
+
+    evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    stats = zip(METRICS, evaluator.stats, strict=True)
+    # COCO's -1 stands for a mean over nothing.
+    return {name: 100.0 * float(value) if value > -1 else None for name, value in stats}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

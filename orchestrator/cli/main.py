@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli import checkpoints, data, experiments, suites, train
+from orchestrator.cli import checkpoints, experiments, suites, train
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 
 

@@ -209,9 +209,8 @@ def test_an_input_without_a_file_is_refused() -> None:
         ModelConfig(weights_input="caffe")
 
 
-@pytest.mark.skipif("RNC_WEIGHTS" not in os.environ, reason="RNC_WEIGHTS is not set")
-def test_the_input_of_real_weights_is_told_by_their_first_layers() -> None:
-    (file,) = sorted(Path(os.environ["RNC_WEIGHTS"]).glob("resnet50*.pth"))[:1]
+def test_the_input_of_real_weights_is_told_by_their_first_layers(weights_root: Path) -> None:
+    (file,) = sorted(weights_root.glob("resnet50*.pth"))[:1]
     real = {name: tensor.float() for name, tensor in torch.load(file, weights_only=True).items()}
     for form in (dict, folded):
         assert torch.equal(to_imagenet_input(file, form(real), "imagenet")["conv1.weight"], real["conv1.weight"])

@@ -1,7 +1,6 @@
 """What of an image file is told before anything starts; pixels and bytes are worked out by hand."""
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -163,9 +162,8 @@ def test_pixels_that_nobody_can_read_are_a_fault_before_anything_starts(make_coc
     )
 
 
-@pytest.mark.skipif("RNC_PHOTOS" not in os.environ, reason="RNC_PHOTOS is not set")
-def test_no_photograph_is_taken_for_damaged() -> None:
-    files = sorted(Path(os.environ["RNC_PHOTOS"]).rglob("*.jpg"))
+def test_no_photograph_is_taken_for_damaged(photos_root: Path) -> None:
+    files = sorted(photos_root.rglob("*.jpg"))
     assert len(files) > 1000
     for file in files:
         with Image.open(file) as image:
