@@ -3,6 +3,7 @@
 The text beneath a setting says what it means; experiments/SETTINGS.md and `rnc settings` are made of these texts.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -146,10 +147,12 @@ class ModelConfig:
 class DataConfig:
     """What a training sees, and what it is validated on."""
 
-    dataset: Literal["coco", "shapes"] = "coco"
-    """COCO-format files under RNC_COCO_ROOT, or the scenes that the project draws itself."""
+    dataset: str = "coco"
+    """The name of the data. `shapes` are the scenes that the project draws itself; any other is read from data.root, or
+    else from RNC_COCO_ROOT, in whatever format it is."""
     train_split: str = "train2017"
-    """Images in `<root>/<split>/`, annotations in `<root>/annotations/instances_<split>.json`."""
+    """The split to learn from, by the name that `rnc data` shows; in COCO's layout images are in `<root>/<split>/` and
+    annotations in `<root>/annotations/instances_<split>.json`."""
     val_split: str = "val2017"
     """The split that is scored after an epoch and for the tables."""
     num_train_images: int | None = None
@@ -168,6 +171,14 @@ class DataConfig:
     """Faults of the annotations stop the plan, or leave out what is faulty and report it."""
 
     def __post_init__(self) -> None:
+        _require(
+            bool(re.fullmatch(r"\w[\w.-]*", self.dataset)),
+            f"dataset is {self.dataset!r}, expected a name of letters, digits, '_', '-' and '.'",
+        )
+        _require(
+            self.dataset in ("coco", "shapes") or self.dataset.lower() not in ("coco", "shapes", "shape"),
+            f"dataset is {self.dataset!r}, which is too like coco and shapes, the names of others; give it its own",
+        )
         for name in ("num_train_images", "num_val_images"):
             count = getattr(self, name)
             _require(count is None or count >= 1, f"{name} is {count}, expected at least 1, or null for all")

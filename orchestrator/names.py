@@ -34,6 +34,8 @@ WEIGHTS_SHA256, MATCHES_SHA256, LAB_SHA256, CONTENT_SHA256 = (
 )
 FINGERPRINT = "data_fingerprint"
 """CocoData.fingerprint of the images that a run was trained or scored on."""
+NO_OBJECTS = "no_objects"
+"""Of an evaluation on data without an object to find: that it has no number, and will have none."""
 ROW, TABLE, PAPER = "row.", "table.", "paper."
 """Begin the tags of an evaluation's rows by table, of the tables that want a training, and of the paper's numbers."""
 RUN_NAME, DESCRIPTION = "mlflow.runName", "mlflow.note.content"

@@ -1,11 +1,11 @@
 """Where things are on this machine: results, data, weights, the tracking server and the Ray cluster."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.config import DataConfig
+from model.data.layout import count_images
 from orchestrator.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -69,8 +69,7 @@ class Site:
         if data.dataset == "shapes":
             there: int | None = NUM_SHAPES["train"]
         else:
-            folder = self.coco_root / data.train_split if self.coco_root else None
-            there = len(os.listdir(folder)) if folder is not None and folder.is_dir() else None
+            there = count_images(self.coco_root, data.train_split) if self.coco_root else None
             # The published counts, as a plan may be made where the data are not; a split cut short is counted.
             if data.train_split == "train2017" and there in (None, TRAIN2017["all"]):
                 there = TRAIN2017["all" if data.train_on_empty_images else "with_boxes"]

@@ -20,6 +20,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.split("#")[0].strip()
 ]
+OWN_DATA = [command for command in COMMANDS if re.match(r"rnc (data|train|predict|evaluate) ", command)]
+"""What needs somebody's data, or a detector trained on them."""
 RNC = Path(sys.executable).parent / "rnc"
 
 
@@ -33,7 +35,7 @@ def test_every_make_target_exists(command: str):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "rnc " in command])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "rnc " in command and command not in OWN_DATA])
 def test_every_rnc_command_works(command: str, tmp_path: Path):
     arguments = shlex.split(command)[1:]
     if arguments[0] == "submit":
@@ -42,6 +44,23 @@ def test_every_rnc_command_works(command: str, tmp_path: Path):
     done = subprocess.run([RNC, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "RetinaNet-Conf" in done.stdout
+
+
+def test_what_the_readme_does_with_own_data_works(tmp_path: Path, shapes_root: Path):
+    """Up to the training, which tests/test_wheel.py does, with what comes after it."""
+    (tmp_path / "photos").symlink_to(shapes_root)
+    environment = os.environ | {"RNC_HOME": str(tmp_path / "home")}
+    looked, trained, *after = map(shlex.split, OWN_DATA)
+    assert [words[:3] for words in after] == [["rnc", "predict", "best"], ["rnc", "evaluate", "best"]]
+    assert trained == ["rnc", "train", "photos"]
+    for words, said in (
+        (looked[1:], "6 classes"),
+        (["init", "photos", "--compare", "heads"], ""),
+        (["plan", "photos.yaml"], "3 rows of 1 table"),
+    ):
+        done = subprocess.run([RNC, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
 
 
 def test_the_demo_submits_what_the_readme_says():
@@ -66,7 +85,8 @@ def test_the_experiments_that_the_readme_shows_can_be_planned(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(own_data)
     (tmp_path / "grid.yaml").write_text(own_grid)
     data, grid = load_experiments([tmp_path / "mine.yaml", tmp_path / "grid.yaml"])
-    assert {row.train.data.train_split for row in data.rows} == {"mine_train"}
+    assert {row.train.data.dataset for row in data.rows} == {"photos"}
+    assert data.data.root == str(tmp_path / "photos")
     assert len(grid.rows) == 1 + 2 * 2
 
 

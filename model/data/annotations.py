@@ -3,20 +3,31 @@
 import gc
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.faults import DataError
+from model.data.faults import DataError, named
 
 # Polygons alone: a crowd's run lengths are an object, and are left to the parser.
 _SEGMENTATION = re.compile(rb'"segmentation"\s*:\s*\[[-+\d.,eE\s\[\]]*\]')
+_WHOLE = re.compile(r"[-+]?\d+(\.0*)?", re.ASCII)
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 MAX_SIDE = 2**24
 """Pixels; up to here float32 holds every coordinate."""
+MAX_AREA = 1e10
+"""Square pixels, up to which COCO's evaluation counts an object."""
+EXACT = 2**53
+"""From here on a decimal number has lost the last digits of an id."""
+
+MOST_ROWS = 20
+"""Rows of a column that a refusal names; the rest it counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,10 +55,14 @@ class Annotations:
     """[n, 4], x, y, width and height; NaN where the file has no such four numbers."""
     areas: NDArray[np.float64]
     crowds: NDArray[np.bool_]
+    written: Mapping[int, str] = field(default_factory=dict)
+    """What the file has, by row, in the place of a box that is not four finite numbers."""
 
     def take(self, rows: NDArray[np.int64]) -> "Annotations":
         """These rows, in this order."""
-        return Annotations(**{name: getattr(self, name)[rows] for name in self.__slots__})
+        places = {row: place for place, row in enumerate(rows.tolist()) if row in self.written} if self.written else {}
+        columns = {name: getattr(self, name)[rows] for name in self.__slots__ if name != "written"}
+        return Annotations(**columns, written={place: self.written[row] for row, place in places.items()})
 
 
 class Tables(NamedTuple):
@@ -64,8 +79,10 @@ class Tables(NamedTuple):
 def read_tables(file: Path) -> Tables:
     """Read a COCO file's images, annotations and categories.
 
+    Numbers and flags that are written as text are read where they can mean one thing only, and told in the notes.
+
     Raises:
-        DataError: the file is not JSON, or is not COCO.
+        DataError: the file is not JSON, or is not COCO; whatever cannot be read is named at once.
     """
     return tables_of(file, parse_json(file))
 
@@ -81,39 +98,86 @@ def tables_of(file: Path, content: dict[str, Any]) -> Tables:
         raise DataError(f"{file}: the split is empty: 'images' lists nothing; fetch the file again")
     if not tables["categories"]:
         raise DataError(f"{file}: there is nothing to detect: 'categories' lists nothing; name the categories")
-    ids = _integers(file, tables, "categories", "id").tolist()
-    if len(set(ids)) < len(ids):
-        raise DataError(f"{file}: 'categories' gives one id to several; give every category an id of its own")
-    names = _texts(file, tables, "categories", "name")
-    return Tables(_images(file, tables), _annotations(file, tables), dict(sorted(zip(ids, names, strict=True))))
+    columns = {name: _Columns(name, rows) for name, rows in tables.items()}
+    images = _images(columns["images"])
+    annotations = _annotations(columns["annotations"])
+    categories = _categories(columns["categories"])
+    problems = [problem for table in columns.values() for problem in table.problems]
+    if problems:
+        raise DataError("\n  ".join([f"{file}: not COCO: {problems[0]}", *problems[1:], _way_out(problems)]))
+    notes = [note for table in columns.values() for note in table.notes]
+    return Tables(images, annotations, categories, tuple(notes))
 
 
-def _images(file: Path, tables: "_Tables") -> Images:
-    sizes = np.stack([_integers(file, tables, "images", key) for key in ("height", "width")], axis=1)
-    for place in np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1)).tolist():
-        raise DataError(f"{file}: images[{place}] is {sizes[place].tolist()} (height, width); give its size in pixels")
-    ids, names = _integers(file, tables, "images", "id"), _texts(file, tables, "images", "file_name")
-    return Images(ids=ids, names=names, sizes=sizes.astype(np.int32))
+def _way_out(problems: Sequence[str]) -> str:
+    if any(".id is" in problem or "_id is" in problem for problem in problems):
+        return "mend the file: an id is a whole number; number anew what has names or hashes, alike in all tables"
+    return "mend the file, or export it again"
 
 
-def _annotations(file: Path, tables: "_Tables") -> Annotations:
-    rows = tables["annotations"]
+def _images(table: "_Columns") -> Images:
+    ids, names = table.integers("id"), table.texts("file_name")
+    sizes = np.stack([table.integers(key) for key in ("height", "width")], axis=1)
+    outside = np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1) & ~table.is_bad("height", "width"))
+    if len(outside):
+        found = named([f"images[{row}] is {sizes[row].tolist()} (height, width)" for row in outside.tolist()])
+        table.problems.append(f"{found}; give the size in pixels")
+    return Images(ids=ids, names=names, sizes=sizes.clip(0, MAX_SIDE).astype(np.int32))
+
+
+def _categories(table: "_Columns") -> dict[int, str]:
+    ids, names = table.integers("id").tolist(), table.texts("name", or_number=True)
+    by_id: dict[int, list[str]] = {}
+    for id, name in zip(ids, names, strict=True):
+        by_id.setdefault(id, []).append(name)
+    differing = {id: list(dict.fromkeys(of_id)) for id, of_id in by_id.items() if len(set(of_id)) > 1}
+    if differing and not table.problems:
+        found = named([f"{id} ({', '.join(map(repr, of_id))})" for id, of_id in differing.items()])
+        table.problems.append(f"'categories' gives one id to several: {found}; give every category an id of its own")
+    elif len(by_id) < len(ids):
+        again = named([f"{id} {of_id[0]!r}" for id, of_id in by_id.items() if len(of_id) > 1])
+        table.notes.append(f"categories listed several times with the same name count once: {again}")
+    return {id: by_id[id][0] for id in sorted(by_id)}
+
+
+def _annotations(table: "_Columns") -> Annotations:
+    boxes = table.values("bbox")
     nowhere = [np.nan] * 4
-    boxes = [row.get("bbox") for row in rows]
     flat = [side for box in boxes for side in (box if isinstance(box, list) and len(box) == 4 else nowhere)]
-    sides = _numbers(flat).reshape(-1, 4)
-    areas = _numbers([row.get("area") for row in rows])
-    with np.errstate(over="ignore", invalid="ignore"):
-        # COCO's area is that of the mask; where a file has none, the box's stands for it.
-        areas = np.where(np.isfinite(areas), areas, sides[:, 2] * sides[:, 3])
+    sides = _floats(flat).reshape(-1, 4)
+    odd = np.flatnonzero(~np.isfinite(sides).all(axis=1)).tolist()
     return Annotations(
-        ids=_integers(file, tables, "annotations", "id"),
-        image_ids=_integers(file, tables, "annotations", "image_id"),
-        category_ids=_integers(file, tables, "annotations", "category_id"),
+        ids=table.integers("id", numbered_if_absent=True),
+        image_ids=table.integers("image_id"),
+        category_ids=table.integers("category_id"),
         boxes=sides,
-        areas=areas,
-        crowds=np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=bool),
+        areas=_areas(table, sides),
+        crowds=table.flags("iscrowd"),
+        written={row: _shown(boxes[row]) for row in odd},
     )
+
+
+def _areas(table: "_Columns", sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """COCO's area is that of the mask; where a file has none that can be, the box's stands for it."""
+    values = table.values("area")
+    areas = _floats(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        of_boxes = sides[:, 2] * sides[:, 3]
+        is_box = np.isfinite(of_boxes) & (sides[:, 2:] > 0).all(axis=1)
+    as_text = {row: _number(values[row]) for row in np.flatnonzero(~np.isfinite(areas)).tolist()}
+    as_text = {row: number for row, number in as_text.items() if number is not None}
+    areas[list(as_text)] = list(as_text.values())
+    table.note("area", sorted(as_text), "numbers written as text, read as numbers")
+    odd = ~np.isfinite(areas) | ((areas <= 0) & is_box)
+    told = [row for row in np.flatnonzero(odd & is_box).tolist() if values[row] is not None]
+    table.note("area", told, "no area above 0; the area of the box is taken")
+    # COCO's evaluation would leave out what is larger, and count an area in fractions as small.
+    far = ~odd & is_box & (areas > MAX_AREA)
+    table.note("area", np.flatnonzero(far).tolist(), "beyond any image; the area of the box is taken")
+    fractions = ~odd & is_box & (of_boxes >= 4)
+    fractions &= bool((areas[fractions] <= 1).all())
+    table.note("area", np.flatnonzero(fractions).tolist(), "a fraction of the image; the area of the box is taken")
+    return np.where(odd | far | fractions, of_boxes, areas)
 
 
 def parse_json(file: Path) -> dict[str, Any]:
@@ -142,6 +206,12 @@ def _complain(file: Path, text: bytes) -> Any:
     """Parse the text as it stands, for the true place of the mistake."""
     try:
         return json.loads(text)
+    except UnicodeDecodeError as error:
+        around = error.object[max(0, error.start - 20) : error.start + 20]
+        raise DataError(
+            f"{file}: not JSON in {error.encoding.upper()} at byte {error.start} of {len(text)}, in {around!r}; a name "
+            "there may be in an older encoding such as Latin-1: save the file as UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise DataError(
@@ -165,26 +235,139 @@ def _rows(file: Path, content: dict[str, Any], table: str) -> list[dict[str, Any
     return rows
 
 
-def _integers(file: Path, tables: _Tables, table: str, key: str) -> NDArray[np.int64]:
-    values = [row.get(key) for row in tables[table]]
-    for place, value in enumerate(values):
-        # Not isinstance, to which true is a whole number; int64 ends at 2**63.
-        if not (type(value) is int or (type(value) is float and value.is_integer())) or abs(value) >= 2**63:
-            raise DataError(f"{file}: not COCO: {table}[{place}].{key} is {value!r:.40}, expected a whole number")
-    return np.array(values, dtype=np.int64)
+class _Columns:
+    """The columns of one table; collects what was read otherwise than written, and what cannot be read at all."""
+
+    def __init__(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.table, self.rows = table, rows
+        self.notes: list[str] = []
+        self.problems: list[str] = []
+        self._bad: dict[str, list[int]] = {}
+
+    def values(self, key: str) -> list[Any]:
+        """As they are; None where a row has no such key."""
+        return [row.get(key) for row in self.rows]
+
+    def integers(self, key: str, *, numbered_if_absent: bool = False) -> NDArray[np.int64]:
+        """Whole numbers, exact to the last digit; 0 where there is none, which is a problem then."""
+        values = self.values(key)
+        if set(map(type, values)) <= {int}:  # not isinstance, to which true is a whole number
+            try:
+                return self._in_range(key, np.array(values, dtype=np.int64))
+            except OverflowError:
+                pass
+        if numbered_if_absent and not any(key in row for row in self.rows):
+            self.note(key, range(len(values)), "absent; numbered from 1 in the order of the file")
+            return np.arange(1, len(values) + 1)
+        read = [_whole(value) for value in values]
+        self._complain(key, [row for row, number in enumerate(read) if number is None], "a whole number")
+        far = [row for row, number in enumerate(read) if number is not None and abs(number) >= 2**63]
+        self._complain(key, far, "a whole number of 64 bits, so below 2^63")
+        lost = [row for row in range(len(read)) if isinstance(values[row], float) and EXACT <= abs(values[row]) < 2**63]
+        self._complain(key, lost, "a whole number: a decimal one beyond 2^53 has lost its last digits")
+        texts = [row for row, value in enumerate(values) if isinstance(value, str) and read[row] is not None]
+        self.note(key, texts, "whole numbers written as text, read as numbers")
+        return np.array([0 if number is None or abs(number) >= 2**63 else number for number in read], dtype=np.int64)
+
+    def _in_range(self, key: str, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        least = np.flatnonzero(numbers == -(2**63)).tolist()  # which has no opposite among 64 bits
+        self._complain(key, least, "a whole number of 64 bits, so below 2^63")
+        return numbers
+
+    def flags(self, key: str) -> NDArray[np.bool_]:
+        """Truth values; false where a row has no such key."""
+        values = [row.get(key, 0) for row in self.rows]
+        if set(map(type, values)) <= {int, bool}:
+            numbers = np.array([min(max(value, -1), 2) for value in values], dtype=np.int8)
+            self._complain(key, np.flatnonzero((numbers < 0) | (numbers > 1)).tolist(), "0 or 1")
+            return numbers == 1
+        read = [_flag(value) for value in values]
+        self._complain(key, [row for row, flag in enumerate(read) if flag is None], "0 or 1")
+        texts = [row for row, value in enumerate(values) if isinstance(value, str) and read[row] is not None]
+        self.note(key, texts, "0 and 1 written as text, read as numbers")
+        self.note(key, [row for row, value in enumerate(values) if value is None], "null, read as 0")
+        return np.array([bool(flag) for flag in read], dtype=bool)
+
+    def texts(self, key: str, *, or_number: bool = False) -> list[str]:
+        """Texts that are not empty, and that UTF-8 can write."""
+        values = self.values(key)
+        if or_number:
+            numbers = [row for row, value in enumerate(values) if type(value) is int]
+            self.note(key, numbers, "whole numbers, read as text")
+            values = [str(value) if type(value) is int else value for value in values]
+        bad = [row for row, value in enumerate(values) if not isinstance(value, str) or not value]
+        self._complain(key, bad, "a text")
+        # Python writes a file name that is not UTF-8 with lone surrogates, which nothing can print or store.
+        odd = [row for row, value in enumerate(values) if isinstance(value, str) and not _is_text(value)]
+        self._complain(key, odd, "a text in UTF-8: rename what it names")
+        return [value if isinstance(value, str) and _is_text(value) else "" for value in values]
+
+    def is_bad(self, *keys: str) -> NDArray[np.bool_]:
+        """The rows, [n], of which one of these is a problem already."""
+        bad = np.zeros(len(self.rows), dtype=bool)
+        bad[[row for key in keys for row in self._bad.get(key, [])]] = True
+        return bad
+
+    def note(self, key: str, rows: Sequence[int], what: str) -> None:
+        """Tell of rows that are read otherwise than they are written; nothing of none."""
+        if len(rows):
+            first = f"{self.table}[{rows[0]}].{key}"
+            value = f" {_shown(self.rows[rows[0]][key])}" if key in self.rows[rows[0]] else ""
+            self.notes.append(f"{self.table}.{key} of {len(rows)} of {len(self.rows)} rows: {what} ({first}{value})")
+
+    def _complain(self, key: str, rows: Sequence[int], expected: str) -> None:
+        if rows:
+            self._bad.setdefault(key, []).extend(rows)
+            found = [f"{self.table}[{row}].{key} is {_cut(repr(self.rows[row].get(key)))}" for row in rows]
+            self.problems.append(f"{named(found, MOST_ROWS)}, expected {expected}")
 
 
-def _texts(file: Path, tables: _Tables, table: str, key: str) -> list[str]:
-    values = [row.get(key) for row in tables[table]]
-    for place, value in enumerate(values):
-        if not isinstance(value, str) or not value:
-            raise DataError(f"{file}: not COCO: {table}[{place}].{key} is {value!r:.40}, expected a text")
-    return [str(value) for value in values]
+def _whole(value: Any) -> int | None:
+    """The whole number that this means beyond doubt."""
+    if type(value) is int:
+        return value
+    if type(value) is float:
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and len(value) < 100 and _WHOLE.fullmatch(text := value.strip()):
+        return int(text.partition(".")[0])
+    return None
 
 
-def _numbers(values: list[Any]) -> NDArray[np.float64]:
+def _flag(value: Any) -> bool | None:
+    if value is None:
+        return False
+    if type(value) in (bool, int, float):
+        return {0: False, 1: True}.get(value)
+    return _FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    """The finite number that a text means."""
+    try:
+        number = float(value) if isinstance(value, str) and "_" not in value else np.nan
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _is_text(value: str) -> bool:
+    return _NO_TEXT.search(value) is None
+
+
+def _floats(values: list[Any]) -> NDArray[np.float64]:
     """Floats, with NaN for what is none."""
     try:
-        return np.array([value if type(value) in (int, float) else np.nan for value in values], dtype=np.float64)
+        if not set(map(type, values)) <= {int, float}:
+            values = [value if type(value) in (int, float) else np.nan for value in values]
+        return np.array(values, dtype=np.float64)
     except OverflowError:  # an integer beyond every float
-        return _numbers([None if isinstance(value, int) and abs(value) >= 2**63 else value for value in values])
+        return _floats([None if type(value) is int and abs(value) >= 2**63 else value for value in values])
+
+
+def _shown(value: Any) -> str:
+    """A value as the file has it, cut where it is long."""
+    return _cut(json.dumps(value))
+
+
+def _cut(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."

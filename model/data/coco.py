@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -12,28 +13,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.config import DataConfig
 from model.data.annotations import Annotations, Images
 from model.data.cache import shared
-from model.data.faults import DataError, Fault, FaultKind, describe, refuse
+from model.data.checks import annotation_faults, box_notes, other_form
+from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, refuse
+from model.data.file_names import Found, find_renamed, leads_out, where_it_may_be
 from model.data.files.inspection import OtherSizeError, Traits, inspect, notes
 from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
-from model.data.split import COLUMNS, CocoData, Columns, assemble, read_data, write_data
+from model.data.split import COLUMNS, MIN_SIDE, CocoData, Columns, assemble, read_data, write_data
 
-FORMAT = 1
+FORMAT = 2
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
-MAX_OVERHANG = 1.0
-"""Pixels by which a box may leave its image and count as sound; it is clipped without a report."""
 
 
 def read_for_training(root: Path, config: DataConfig, *, check_images: bool = False) -> CocoData:
-    """Read the split that a training learns from; see read_coco."""
-    return _read_as(root, config, config.train_split, config.num_train_images, check_images)
+    """Read the split that a training learns from; see read_coco.
+
+    Raises:
+        DataError: as read_coco does, and where there is no box to learn.
+    """
+    data = _read_as(root, config, config.train_split, config.num_train_images, check_images)
+    require_boxes(data)
+    return data
 
 
 def read_for_scoring(root: Path, config: DataConfig, split: str, *, check_images: bool = False) -> CocoData:
@@ -73,37 +79,124 @@ def read_coco(
     files = split_files(root, split)
     identity: list[Any] = [num_images, faults]
     data = _shared(files, identity, root, partial(_parse, files, root, num_images, faults, check_images))
-    of_images, told = _checked(files, data) if check_images else ([], ())
+    # Not cached, as it depends on the images that are there; where something is found, so is the data under its name.
+    found = find_renamed(root, files.images, data.file_names)
+    if found.names:
+        identity.append(list(found.names.items()))
+        data = _shared(files, identity, root, partial(_renamed, data, found))
+    of_images, told = _checked(root, files, data) if check_images else ([], ())
     if faults == "refuse":
         refuse(files.where, of_images)
     if of_images:
         identity.append([asdict(fault) for fault in of_images])
         data = _shared(files, identity, root, partial(_without, files.where, data, of_images))
-    object.__setattr__(data, "notes", (*data.notes, *told))  # no copy, which would not claim the file
+    if told:
+        object.__setattr__(data, "notes", (*data.notes, *told))  # no copy, which would not claim the file
     return data
 
 
-def _checked(files: SplitFiles, data: CocoData) -> tuple[list[Fault], tuple[str, ...]]:
-    return check_files(files.images, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
+def _checked(root: Path, files: SplitFiles, data: CocoData) -> tuple[list[Fault], tuple[str, ...]]:
+    return check_files(root, files.images, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
 
 
 def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, check_images: bool) -> CocoData:
     """Read and judge the annotations; images are checked only to tell of their faults as well."""
     file = files.where
-    listed, annotations, categories, _ = read_split(files)
-    ids, first, copies = np.unique(listed.ids, return_index=True, return_counts=True)
+    listed, annotations, categories, notes = read_split(files)
+    annotations, num_repeated = _once(annotations)
+    if num_repeated:
+        notes += (f"annotations: {num_repeated} rows repeat another, id included; each counts once",)
+    ids, first = np.unique(listed.ids, return_index=True)
     images = listed.take(first)
     chosen = images.take(np.arange(len(ids))[:num_images])
 
-    duplicates = [Fault(kind="image_duplicate", image_id=id) for id in ids[copies > 1].tolist()]
+    duplicates = _duplicates(listed, images)
+    if len(ids) < len(listed.ids) and not duplicates:
+        notes += (f"images: {len(listed.ids) - len(ids)} of {len(listed.ids)} rows repeat another; each counts once",)
+    if files.format in ("coco", "lvis") and (form := other_form(annotations, images)) is not None:
+        raise DataError(f"{file}: {form}; no quarantine can mend them")
     of_rows = annotation_faults(annotations, images, tuple(categories))
     not_chosen = set(ids[len(chosen.ids) :].tolist())
     of_rows = {row: fault for row, fault in of_rows.items() if fault.image_id not in not_chosen}
     if duplicates or (of_rows and faults == "refuse"):
-        of_images = check_files(files.images, chosen)[0] if check_images else []
+        of_images = check_files(root, files.images, _found(root, files.images, chosen))[0] if check_images else []
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
-    columns = _columns(chosen, _quarantined(annotations, of_rows, chosen), categories)
-    return assemble(root, files.name, files.images, columns, categories, tuple(of_rows.values()))
+    sound = _quarantined(annotations, of_rows, chosen)
+    notes += tuple(box_notes(sound, chosen))
+    if len(set(chosen.names)) < len(chosen.names):
+        names = [name for name, times in Counter(chosen.names).items() if times > 1]
+        notes += (f"files that several images name, each with objects of its own: {named(names)}",)
+    if len(sound.ids) and sound.crowds.all():
+        notes += ("every box is a crowd (iscrowd is 1): there is nothing to find, and no AP",)
+    columns = _columns(chosen, sound, categories)
+    return assemble(root, files.name, files.images, columns, categories, tuple(of_rows.values()), notes)
+
+
+def _once(annotations: Annotations) -> tuple[Annotations, int]:
+    """The annotations without those that repeat another in everything, and how many these are."""
+    _, first, place = np.unique(annotations.ids, return_index=True, return_inverse=True)
+    if len(first) == len(annotations.ids):
+        return annotations, 0
+    of_id = first[place]
+    same = of_id != np.arange(len(of_id))
+    for name in ("image_ids", "category_ids", "areas", "crowds"):
+        column = getattr(annotations, name)
+        same &= column == column[of_id]
+    same &= (annotations.boxes == annotations.boxes[of_id]).all(axis=1)
+    return annotations.take(np.flatnonzero(~same)), int(same.sum())
+
+
+def _duplicates(listed: Images, images: Images) -> list[Fault]:
+    """The ids that stand for several images; an image that is listed several times alike counts once."""
+    if len(images.ids) == len(listed.ids):
+        return []
+    place = np.searchsorted(images.ids, listed.ids)
+    differs = (listed.sizes != images.sizes[place]).any(axis=1)
+    differs |= np.array([name != images.names[one] for name, one in zip(listed.names, place.tolist(), strict=True)])
+    return [Fault(kind="image_duplicate", image_id=id) for id in np.unique(listed.ids[differs]).tolist()]
+
+
+def _found(root: Path, folder: Path, images: Images) -> Images:
+    """The images under the names of their files."""
+    names = images.names.copy()
+    for place, name in find_renamed(root, folder, names).names.items():
+        names[place] = name
+    return Images(ids=images.ids, names=names, sizes=images.sizes)
+
+
+def _renamed(data: CocoData, found: Found) -> CocoData:
+    """The data with the names under which files were found."""
+    names = data.file_names
+    for place, name in found.names.items():
+        names[place] = name
+    columns = {name: getattr(data, name) for name in COLUMNS}
+    columns["names"] = np.array([name.encode() for name in names])
+    categories = dict(zip(data.category_ids, data.category_names, strict=True))
+    return assemble(data.root, data.split, data.folder, columns, categories, data.faults, (*data.notes, *found.notes))
+
+
+def require_boxes(data: CocoData) -> None:
+    """Refuse a split of which a training would learn nothing.
+
+    Raises:
+        DataError: the message has the count of boxes by the reason why they are not learnt, and the likely cause.
+    """
+    count = data.learnt()
+    if count.boxes:
+        return
+    causes = {
+        "give iscrowd: 1 to groups of objects alone; some exporters set it on every mask": count.crowds,
+        "boxes under a pixel may be written in another unit, such as fractions of the image": count.under_a_pixel,
+        f"images with a side under {MIN_SIDE} pixels do not train; use larger ones": count.in_small_images,
+        "give every annotation an area above 0, or none at all": count.without_area,
+    }
+    way_out = max(causes, key=lambda cause: causes[cause])
+    if not count.total:
+        way_out = "annotate some images, or take more of them (train.data.num_train_images)"
+    if len(data.faults) > count.total:
+        way_out = "mend what is faulty: it is nearly all there is"
+    head = f"{split_files(data.root, data.split).where}: split {data.split!r} has no box to learn: {count}"
+    raise DataError("\n  ".join([head, *data.notes, *describe(data.faults), way_out]))
 
 
 def _without(file: Path, data: CocoData, of_images: Sequence[Fault]) -> CocoData:
@@ -127,7 +220,7 @@ def _without(file: Path, data: CocoData, of_images: Sequence[Fault]) -> CocoData
     columns["names"] = np.array(columns["names"].tolist())  # as wide as the longest that is left
     columns["offsets"] = np.concatenate([[0], counts[keep].cumsum()])
     categories = dict(zip(data.category_ids, data.category_names, strict=True))
-    return assemble(data.root, data.split, data.folder, columns, categories, found)
+    return assemble(data.root, data.split, data.folder, columns, categories, found, data.notes)
 
 
 def _quarantined(annotations: Annotations, faults: dict[int, Fault], images: Images) -> Annotations:
@@ -149,6 +242,7 @@ def _quarantined(annotations: Annotations, faults: dict[int, Fault], images: Ima
 
 def _columns(images: Images, annotations: Annotations, categories: dict[int, str]) -> Columns:
     place = np.searchsorted(images.ids, annotations.image_ids)
+    label = np.int16 if len(categories) <= 2**15 else np.int32  # the fingerprint takes the type in
     return {
         "image_ids": images.ids,
         "names": np.array([name.encode() for name in images.names]),
@@ -157,7 +251,7 @@ def _columns(images: Images, annotations: Annotations, categories: dict[int, str
         "annotation_ids": annotations.ids,
         "annotation_boxes": annotations.boxes,
         "annotation_areas": annotations.areas,
-        "annotation_labels": np.searchsorted(list(categories), annotations.category_ids).astype(np.int16),
+        "annotation_labels": np.searchsorted(list(categories), annotations.category_ids).astype(label),
         "annotation_crowds": annotations.crowds,
     }
 
@@ -174,89 +268,56 @@ def _shared(files: SplitFiles, identity: list[Any], root: Path, make: Callable[[
 
 def _stamps(files: SplitFiles) -> list[Any] | None:
     """What tells a change of any file that the tables depend on; None where one changed too lately."""
-    folders: dict[Path, str] = {}  # resolved once each: there may be 100,000 files in them
+    folders: dict[str, str] = {}  # resolved once each: there may be 100,000 files in them
     stamps: list[Any] = [files.format, files.share]
-    for file in files.sources:
+    latest = time.time_ns() - SETTLED_NS
+    for file in files.sources():
         try:
             status = os.stat(file)
         except FileNotFoundError:  # an image that is listed only: the check of images tells of it
-            stamps.append([str(file)])
+            stamps.append(file)
             continue
-        if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+        if status.st_mtime_ns > latest:
             return None
-        folder = folders.setdefault(file.parent, "") or str(file.parent.resolve())
-        folders[file.parent] = folder
+        folder, _, name = file.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
         # ctime as well: a copy may bring its time of change along, and other content may be as long.
-        stamps.append([f"{folder}/{file.name}", status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+        stamps.append((folders[folder], name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return stamps
 
 
-def annotation_faults(annotations: Annotations, images: Images, category_ids: Sequence[int]) -> dict[int, Fault]:
-    """Find the annotations that no detector should see; each is named for its first fault only.
-
-    Args:
-        annotations: all of a file.
-        images: all of a file, by rising id.
-        category_ids: the categories of the file.
-
-    Returns:
-        The fault of each faulty row.
-    """
-    image = np.searchsorted(images.ids, annotations.image_ids).clip(max=len(images.ids) - 1)
-    stray = images.ids[image] != annotations.image_ids
-    bounds = images.sizes[image, ::-1]
-    low, high = annotations.boxes[:, :2], annotations.boxes[:, :2] + annotations.boxes[:, 2:]
-    first = np.zeros(len(stray), dtype=bool)
-    first[np.unique(annotations.ids, return_index=True)[1]] = True
-    slack = MAX_OVERHANG + 1e-6  # x + width is rounded
-    with np.errstate(invalid="ignore"):
-        found: dict[FaultKind, NDArray[np.bool_] | np.bool_] = {
-            "annotation_duplicate": ~first,
-            "annotation_stray": stray,
-            "category_unknown": ~np.isin(annotations.category_ids, np.array(category_ids)),
-            "box_not_finite": ~np.isfinite(high).all(axis=1),
-            "box_empty": (annotations.boxes[:, 2:] <= 0).any(axis=1),
-            "box_outside": ((low < -slack) | (high > bounds + slack)).any(axis=1),
-        }
-    faults: dict[int, Fault] = {}
-    # An annotation is named for its first fault: one of no listed image has no size to compare its box with.
-    for kind, rows in found.items():
-        for row in np.flatnonzero(rows).tolist():
-            faults.setdefault(row, _annotation_fault(kind, annotations, row))
-    return dict(sorted(faults.items()))
-
-
-def _annotation_fault(kind: FaultKind, annotations: Annotations, row: int) -> Fault:
-    image_id, annotation_id = int(annotations.image_ids[row]), int(annotations.ids[row])
-    detail = f"image {image_id}"
-    if kind.startswith("box"):
-        detail += f", bbox {[round(value, 2) for value in annotations.boxes[row].tolist()]}"
-    elif kind == "category_unknown":
-        detail += f", category {int(annotations.category_ids[row])}"
-    return Fault(kind=kind, image_id=image_id, annotation_id=annotation_id, detail=detail)
-
-
-def check_files(folder: Path, images: Images, num_threads: int = 16) -> tuple[list[Fault], tuple[str, ...]]:
+def check_files(root: Path, folder: Path, images: Images, num_threads: int = 16) -> tuple[list[Fault], tuple[str, ...]]:
     """Find the images that are missing, cut short, or of another size than annotated, and tell how others are read.
 
     Returns:
         Faults, and sentences for people; see model.data.files.inspection.
     """
-    paths = [folder / name for name in images.names]
+    paths = [None if leads_out(root, folder, name) else folder / name for name in images.names]
     with ThreadPoolExecutor(num_threads) as pool:
-        found = list(pool.map(_check_image, paths, images.ids.tolist(), images.sizes.tolist()))
+        found = list(pool.map(_check_file, paths, images.ids.tolist(), images.sizes.tolist()))
+    missing = [place for place, one in enumerate(found) if isinstance(one, Fault) and one.kind == "image_missing"]
+    look = where_it_may_be(root, folder, images.names) if missing else None
+    for number, place in enumerate(missing):
+        name = images.names[place]
+        # A message names the first few alone, and to look for one takes a while.
+        near = look(name) if look is not None and number < MAX_NAMED else ""
+        detail = f"{name}, looked for in {folder}{near}"
+        found[place] = Fault(kind="image_missing", image_id=int(images.ids[place]), detail=detail)
     sound = [one for one in found if isinstance(one, Traits)]
     return [one for one in found if isinstance(one, Fault)], tuple(notes(sound))
 
 
-def _check_image(path: Path, image_id: int, size: Sequence[int]) -> Fault | Traits:
+def _check_file(path: Path | None, image_id: int, size: Sequence[int]) -> Fault | Traits:
+    if path is None:
+        return Fault(kind="image_missing", image_id=image_id)
     height, width = size
     try:
         return inspect(path, (height, width))
     except FileNotFoundError:
-        return Fault(kind="image_missing", image_id=image_id, detail=path.name)
+        return Fault(kind="image_missing", image_id=image_id, detail=str(path))
     except OtherSizeError as error:
-        return Fault(kind="image_resized", image_id=image_id, detail=f"{path.name}: {error}")
+        return Fault(kind="image_resized", image_id=image_id, detail=f"{path}: {error}")
     except Exception as error:  # a decoder raises whatever its format's parser meets
         reason = str(error) if isinstance(error, DataError) else type(error).__name__
-        return Fault(kind="image_broken", image_id=image_id, detail=f"{path.name}: {reason}")
+        return Fault(kind="image_broken", image_id=image_id, detail=f"{path}: {reason}")

@@ -59,12 +59,17 @@ def describe(faults: Iterable[Fault]) -> list[str]:
     by_kind: dict[FaultKind, list[Fault]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, []).append(fault)
-    lines = []
-    for kind in (kind for kind in DESCRIPTIONS if kind in by_kind):
-        found = by_kind[kind]
-        named = ", ".join(str(fault) for fault in found[:MAX_NAMED])
-        lines.append(f"{DESCRIPTIONS[kind]} ({len(found)}): {named}{', ...' if len(found) > MAX_NAMED else ''}")
-    return lines
+    kinds = (kind for kind in DESCRIPTIONS if kind in by_kind)
+    return [f"{DESCRIPTIONS[kind]} ({len(by_kind[kind])}): {_first(by_kind[kind])}" for kind in kinds]
+
+
+def named(found: Sequence[str], most: int = MAX_NAMED) -> str:
+    """The first few, and how many there are where these are not all."""
+    return _first(found, most) + (f" ({len(found)} in all)" if len(found) > most else "")
+
+
+def _first(found: Sequence[object], most: int = MAX_NAMED) -> str:
+    return ", ".join(map(str, found[:most])) + (", ..." if len(found) > most else "")
 
 
 def refuse(file: Path, faults: Sequence[Fault]) -> None:

@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from model.data.faults import DataError
 from model.data.layouts import coco, open_images, voc, yolo
-from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, SplitFiles, find_split, folders, holds, usual_split
+from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, find_split, folders, holds, usual_split
 from model.data.layouts.files import Format as Format
+from model.data.layouts.files import SplitFiles as SplitFiles
 
 FINDERS = (
     (coco.find_coco, coco.LOOKED_FOR),
@@ -82,6 +85,22 @@ def split_files(root: Path, split: str) -> SplitFiles:
             f"or val_split (train.data), or add {split}"
         )
     return replace(found, name=split)
+
+
+def count_images(root: Path, split: str) -> int | None:
+    """How many images a split has, about, without reading annotations; None where the data are not there."""
+    if coco.plain_split(root, split) is None:
+        with suppress(DataError, OSError):
+            return _count(root, split)
+    folder = root / split
+    return len(os.listdir(folder)) if folder.is_dir() else None
+
+
+@lru_cache(maxsize=64)  # a plan asks for each of its rows, and a YOLO folder may have 100,000 files to list
+def _count(root: Path, split: str) -> int:
+    files = split_files(root, split)
+    whole = len(files.listed) if files.listed is not None else coco.num_listed(files.annotations[0])
+    return whole if files.share is None else round(whole * (4 if files.share == "train" else 1) / 5)
 
 
 def _splits(root: Path) -> dict[str, SplitFiles]:

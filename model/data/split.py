@@ -12,6 +12,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from model.data.faults import DataError, Fault
 
+MIN_SIDE = 32
+"""Images with a shorter side do not train, as in the released code."""
 Columns = dict[str, NDArray[Any]]
 """By the names that CocoData gives them."""
 COLUMNS = (
@@ -54,14 +56,15 @@ class CocoData:
     annotation_boxes: NDArray[np.float64]
     """[annotations, 4], x, y, width, height as the file has them."""
     annotation_areas: NDArray[np.float64]
-    annotation_labels: NDArray[np.int16]
+    annotation_labels: NDArray[np.int16] | NDArray[np.int32]
+    """int32 where there are more categories than int16 counts."""
     annotation_crowds: NDArray[np.bool_]
     fingerprint: str
     """sha256 over all of the above but root, split and folder, so over what training and evaluation see."""
     faults: tuple[Fault, ...] = ()
     """What was left out or clipped because it is faulty."""
     notes: tuple[str, ...] = ()
-    """What is read otherwise than it is written, a sentence each, for people."""
+    """What was read otherwise than it is written, or is worth a look, a sentence each; no part of the fingerprint."""
     file: Path | None = field(default=None, init=False)
     """The Arrow file that the columns are views of; pickling sends its path in their stead."""
 
@@ -98,6 +101,17 @@ class CocoData:
         labels: NDArray[np.int64] = self.annotation_labels[self._rows_to_learn(index)].astype(np.int64)
         return labels
 
+    def learnt(self) -> "Learnt":
+        """Count the boxes that a training learns, and the others by the reason."""
+        crowds, areas, sides = self.annotation_crowds, self.annotation_areas, self.annotation_boxes[:, 2:]
+        in_small_images = np.repeat(self.sizes.min(axis=1) < MIN_SIDE, np.diff(self.offsets))
+        left, counts = np.ones(len(crowds), dtype=bool), []
+        # Each box is counted for its first reason.
+        for reason in (crowds, areas <= 0, (sides < 1).any(axis=1), in_small_images):
+            counts.append(int((left & reason).sum()))
+            left &= ~reason
+        return Learnt(int(left.sum()), len(crowds), *counts)
+
     def _rows_to_learn(self, index: int) -> NDArray[np.int64]:
         start, stop = self.offsets[index : index + 2].tolist()
         # The released code's rule: no crowds, an area above 0, and both sides of at least one pixel.
@@ -110,9 +124,10 @@ class CocoData:
         """The selected images and all their annotations, crowds included, as an evaluator takes them."""
         image_ids = np.repeat(self.image_ids, np.diff(self.offsets))
         # COCO's evaluation takes an annotation of id 0 for none at all, so ids start from 1.
-        ids = self.annotation_ids + max(0, 1 - int(self.annotation_ids.min(initial=1)))
+        shift = max(0, 1 - int(self.annotation_ids.min(initial=1)))
         columns = zip(
-            ids.tolist(),
+            # Not in NumPy, where the sum of two ids of 64 bits may be beyond them.
+            [id + shift for id in self.annotation_ids.tolist()],
             image_ids.tolist(),
             np.array(self.category_ids, dtype=np.int64)[self.annotation_labels].tolist(),
             self.annotation_boxes.tolist(),
@@ -130,8 +145,44 @@ class CocoData:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """How many boxes of a split a training learns, and why not the others."""
+
+    boxes: int
+    """That are learnt."""
+    total: int
+    crowds: int
+    without_area: int
+    under_a_pixel: int
+    in_small_images: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.boxes} of {self.total} boxes are learnt: {self.crowds} crowds, {self.without_area} of area 0, "
+            f"{self.under_a_pixel} under a pixel, {self.in_small_images} in images under {MIN_SIDE} px"
+        )
+
+
+def category_differences(first: CocoData, second: CocoData) -> list[str]:
+    """Say of each category that two splits do not share what either has; empty where the lists are the same."""
+    names = [dict(zip(data.category_ids, data.category_names, strict=True)) for data in (first, second)]
+
+    def has(place: int, id: int) -> str:
+        return repr(names[place][id]) if id in names[place] else "missing"
+
+    differing = sorted(id for id in {*names[0], *names[1]} if has(0, id) != has(1, id))
+    return [f"{id} is {has(0, id)} in {first.split} and {has(1, id)} in {second.split}" for id in differing]
+
+
 def assemble(
-    root: Path, split: str, folder: Path, columns: Columns, categories: dict[int, str], faults: tuple[Fault, ...]
+    root: Path,
+    split: str,
+    folder: Path,
+    columns: Columns,
+    categories: dict[int, str],
+    faults: tuple[Fault, ...],
+    notes: tuple[str, ...] = (),
 ) -> CocoData:
     """Data in memory, with the fingerprint of their content."""
     return CocoData(
@@ -142,6 +193,7 @@ def assemble(
         category_names=tuple(categories.values()),
         fingerprint=_fingerprint(columns, categories),
         faults=faults,
+        notes=notes,
         **columns,
     )
 
@@ -152,6 +204,7 @@ def write_data(file: Path, data: CocoData) -> None:
         "categories": list(zip(data.category_ids, data.category_names, strict=True)),
         "faults": [asdict(fault) for fault in data.faults],
         "fingerprint": data.fingerprint,
+        "notes": data.notes,
     }
     write_arrow(file, {name: getattr(data, name) for name in COLUMNS}, card)
 
@@ -177,6 +230,7 @@ def _mapped(file: Path, root: Path, split: str, folder: Path) -> CocoData:
         category_names=tuple(name for _, name in card["categories"]),
         fingerprint=card["fingerprint"],
         faults=tuple(Fault(**fault) for fault in card["faults"]),
+        notes=tuple(card["notes"]),
         **columns,
     )
     object.__setattr__(data, "file", file)  # no argument, so that a changed copy does not claim the file
@@ -245,7 +299,7 @@ def map_arrow(file: Path) -> tuple[Columns, dict[str, Any]]:
         "annotation_ids": _view(fields["id"], np.int64),
         "annotation_boxes": _view(fields["box"].values, np.float64).reshape(-1, 4),
         "annotation_areas": _view(fields["area"], np.float64),
-        "annotation_labels": _view(fields["label"], np.int16),
+        "annotation_labels": _view(fields["label"], f"i{fields['label'].type.bit_width // 8}"),
         "annotation_crowds": _view(fields["crowd"], np.bool_),
     }
     return columns, json.loads(batch.schema.metadata[b"card"])

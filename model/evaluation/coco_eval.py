@@ -33,16 +33,22 @@ def evaluate(data: CocoData, detections: DetectionTable) -> dict[str, float | No
 
 
 def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[str, float | None]]:
-    """The twelve numbers of each of several tables, 0 to 100; None where the data set has no object of that size."""
+    """The twelve numbers of each of several tables, 0 to 100; None where the data set has no object of that size.
+
+    Raises:
+        ValueError: a detection's image or category is none of the data's.
+    """
     from hotcoco import COCO
 
-    truth, numbers = COCO(data.coco_dict()), []
+    truth, numbers = COCO(_numbered(data).coco_dict()), []
     for table in tables:
+        # In a row of floats an id beyond 2^53 would become another; places in the data set never do.
+        images = _places(table.image_ids, data.image_ids, "image")
+        labels = _places(table.category_ids, np.array(data.category_ids, np.int64), "category")
         boxes = table.boxes.astype(np.float64)
         sides = boxes[:, 2:] - boxes[:, :2]
         scores = table.scores.astype(np.float64)
-        rows = np.column_stack([table.image_ids, boxes[:, :2], sides, scores, table.category_ids])
-        numbers.append(_twelve(truth, rows))
+        numbers.append(_twelve(truth, np.column_stack([images, boxes[:, :2], sides, scores, labels])))
     return numbers
 
 
@@ -57,10 +63,15 @@ def evaluate_written(
         category_ids: [D].
         boxes: [D, 4], x, y, width and height.
         scores: [D].
+
+    Raises:
+        ValueError: a detection's image or category is none of the data's.
     """
     from hotcoco import COCO
 
-    return _twelve(COCO(data.coco_dict()), np.column_stack([image_ids, boxes, scores, category_ids]))
+    images = _places(image_ids, data.image_ids, "image")
+    labels = _places(category_ids, np.array(data.category_ids, np.int64), "category")
+    return _twelve(COCO(_numbered(data).coco_dict()), np.column_stack([images, boxes, scores, labels]))
 
 
 def _twelve(truth: Any, rows: NDArray[np.float64]) -> dict[str, float | None]:
@@ -75,6 +86,16 @@ def _twelve(truth: Any, rows: NDArray[np.float64]) -> dict[str, float | None]:
     stats = zip(METRICS, evaluator.stats, strict=True)
     # COCO's -1 stands for a mean over nothing.
     return {name: 100.0 * float(value) if value > -1 else None for name, value in stats}
+
+
+def _numbered(data: CocoData) -> CocoData:
+    """The same data with images and categories numbered from 0, and annotations from 1."""
+    return replace(
+        data,
+        image_ids=np.arange(len(data)),
+        category_ids=tuple(range(len(data.category_ids))),
+        annotation_ids=np.arange(1, len(data.annotation_ids) + 1),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -173,7 +194,7 @@ def _best_detections(
 
 def _places(ids: Ints, known: Ints, what: str) -> Ints:
     places = np.searchsorted(known, ids)
-    strange = ids[(places == len(known)) | (np.append(known, -1)[places] != ids)]
+    strange = ids[(places == len(known)) | (np.append(known, 0)[places] != ids)]
     if len(strange):
         raise ValueError(f"{what} {strange[0]} of a detection is not in the data set")
     return places

@@ -1,20 +1,27 @@
 """Draws detections, and the ground truth if wanted, on a photograph."""
 
 import colorsys
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST = 512
 """Pixels of the longer side; a smaller image is enlarged by a whole factor, or its labels would cover it."""
 NUM_SPOTS = 5
 """Positions, side by side, that are tried for a label that must not cover another."""
+FEW = 12
+"""Boxes of an image up to which labels have their full size."""
+REACH = 6
+"""Lines of text, and half widths of a label, by which it may stand away from its box."""
 DARK, LIGHT = (0, 0, 0), (255, 255, 255)
 HUES = (0, 20, 38, 52, 75, 120, 158, 180, 197, 214, 235, 262, 285, 312, 335)
 """In degrees, in steps that look about equal to the eye."""
+LIGHTNESSES = (0.35, 0.5, 0.7)
+NUM_COLORS = len(HUES) * len(LIGHTNESSES)
 Color = tuple[int, int, int]
 Corners = tuple[float, float, float, float]
 
@@ -26,8 +33,12 @@ def draw(
     scores: ArrayLike | None = None,
     *,
     truth: tuple[ArrayLike, Sequence[str]] | None = None,
+    classes: Sequence[str] = (),
 ) -> Image.Image:
     """A copy of the image with a box for each detection, the best on top, and dashed ones for the ground truth.
+
+    No label covers another: it stands at its box where there is room, or else near by, with a line to it. Where there
+    is no room at all, the label of the worse box is left out.
 
     Args:
         image: of any mode; an image with a longer side below 512 pixels is enlarged by a whole factor.
@@ -35,30 +46,56 @@ def draw(
         labels: the class of each box; one class has one colour in every image.
         scores: [D], 0 to 1; None leaves them out.
         truth: boxes [G, 4] and their classes.
+        classes: all that the data have, in their order: no two of the first 45 have one colour then.
     """
     factor = -(-SMALLEST // max(image.size)) if max(image.size) < SMALLEST else 1
     canvas = image.convert("RGB").resize((image.width * factor, image.height * factor))
-    pen = Pen(canvas)
     real = list(zip(_corners(truth[0], factor), truth[1], strict=True)) if truth else []
     detections = list(zip(_corners(boxes, factor), labels, _numbers(scores, len(labels)), strict=True))
     detections.sort(key=lambda detection: detection[2] or 0.0)
+    pen, colors = Pen(canvas, len(real) + len(detections)), _Palette(classes)
     for corners, label in real:
-        pen.dashed(corners, color_of(label))
+        pen.dashed(corners, colors[label])
     for corners, label, _ in detections:
-        pen.solid(corners, color_of(label))
-    for corners, label in real:
-        # After all lines, so that none runs through a label.
-        pen.text(corners, label, color_of(label), below=True)
-    for corners, label, score in detections:
-        pen.text(corners, label if score is None else f"{label} {score:.2f}", color_of(label))
+        pen.solid(corners, colors[label])
+    # After all lines, so that none runs through a label; the best first, which find the best places.
+    tags = [
+        (corners, label if score is None else f"{label} {score:.2f}", label, False)
+        for corners, label, score in detections
+    ]
+    tags = [*reversed(tags), *((corners, label, label, True) for corners, label in real)]
+    pen.tags([(corners, text, colors[label], below) for corners, text, label, below in tags])
     return canvas
 
 
 def color_of(label: str) -> Color:
     """The colour of a class, which depends on its name alone."""
-    # Not hash(), which gives a text another number in every process.
-    code = zlib.crc32(label.encode())
-    hue, lightness = HUES[code % len(HUES)] / 360, (0.35, 0.5, 0.7)[code // len(HUES) % 3]
+    return _color(_code(label))
+
+
+class _Palette(dict[str, Color]):
+    """Colours by class: those of their names, and the next one where another class has it already."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        taken: set[int] = set()
+        for label in classes:
+            code = _code(label)
+            # 16 has no factor in common with 45, so that these are all colours; each step brings another hue.
+            tried = ((code + step * 16) % NUM_COLORS for step in range(NUM_COLORS))
+            taken.add(code := next((one for one in tried if one not in taken), code))
+            self[label] = _color(code)
+
+    def __missing__(self, label: str) -> Color:
+        return color_of(label)
+
+
+def _code(label: str) -> int:
+    """0 to 44; not by hash(), which gives a text another number in every process."""
+    return zlib.crc32(label.encode()) % NUM_COLORS
+
+
+def _color(code: int) -> Color:
+    hue, lightness = HUES[code % len(HUES)] / 360, LIGHTNESSES[code // len(HUES)]
     red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.9))
     return red, green, blue
 
@@ -66,10 +103,12 @@ def color_of(label: str) -> Color:
 class Pen:
     """Lines and letters as large as the image asks for; every line has a dark rim, to be seen on any background."""
 
-    def __init__(self, canvas: Image.Image) -> None:
+    def __init__(self, canvas: Image.Image, num_tags: int = 1) -> None:
+        """Write smaller where there are to be many tags."""
         self.size = canvas.size
         self.line = max(2, round(max(canvas.size) / 320))
-        self.font = ImageFont.load_default(max(11, round(max(canvas.size) / 48)))
+        crowd = min(1.0, max(0.7, math.sqrt(FEW / max(1, num_tags))))
+        self.font = ImageFont.load_default(max(11, round(max(canvas.size) / 48 * crowd)))
         self.ink = ImageDraw.Draw(canvas)
         self.plates: list[Corners] = []
 
@@ -125,10 +164,78 @@ class Pen:
         self.ink.rectangle((x, y, x + width, y + height), fill=color)
         self.ink.text((x + self.line - left, y + self.line - top), text, fill=_readable_on(color), font=self.font)
 
+    def tags(self, tags: Sequence[tuple[Corners, str, Color, bool]]) -> list[Corners | None]:
+        """Write tags of boxes so that none covers another, the first at the best places.
+
+        Args:
+            tags: of each the box, the text, its colour, and whether it should rather stand under the box.
+
+        Returns:
+            Where each stands; None where there was no room.
+        """
+        taken = np.zeros((0, 4))
+        plates: list[Corners | None] = []
+        bounds = [self.ink.textbbox((0, 0), text, font=self.font) for _, text, _, _ in tags]
+        for (corners, _, _, below), (left, top, right, bottom) in zip(tags, bounds, strict=True):
+            size = math.ceil(right - left) + 2 * self.line, math.ceil(bottom - top) + 2 * self.line
+            plate = None
+            for spots in (_at_edges(corners, size, below), _around(corners, size)):
+                # Whole pixels, so that tags side by side share none.
+                places = np.floor(np.clip(spots, 0, [max(0, self.size[axis] - size[axis]) for axis in (0, 1)]))
+                found = np.hstack([places, places + size])
+                apart = (found[:, None, :2] >= taken[:, 2:]) | (found[:, None, 2:] <= taken[:, :2])
+                free = np.flatnonzero(apart.any(axis=2).all(axis=1))
+                if len(free):
+                    taken = np.vstack([taken, found[free[0]]])
+                    plate = tuple(found[free[0]].tolist())
+                    break
+            plates.append(plate)
+        for (corners, _, color, _), plate in zip(tags, plates, strict=True):
+            if plate is not None:
+                self._lead(corners, plate, color)
+        for (_, text, color, _), plate, (left, top, _, _) in zip(tags, plates, bounds, strict=True):
+            if plate is not None:
+                self.ink.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
+                place = plate[0] + self.line - left, plate[1] + self.line - top
+                self.ink.text(place, text, fill=_readable_on(color), font=self.font)
+        return plates
+
+    def _lead(self, corners: Corners, plate: Corners, color: Color) -> None:
+        """Draw a line from a tag to its box, where they do not touch."""
+        ends = []
+        for low, high, first, last in zip(corners[:2], corners[2:], plate[:2], plate[2:], strict=True):
+            # The nearest points of two spans; where they share some, the middle of that.
+            middle = (max(low, first) + min(high, last)) / 2
+            ends.append((high, first) if high < first else (low, last) if last < low else (middle, middle))
+        (x1, x2), (y1, y2) = ends
+        if abs(x2 - x1) + abs(y2 - y1) > self.line:
+            self.ink.line((x1, y1, x2, y2), fill=DARK, width=self.line + 1)
+            self.ink.line((x1, y1, x2, y2), fill=color, width=max(1, self.line - 1))
+
     def _covers(self, plate: Corners) -> bool:
         """Whether a plate would cover one of those that were put apart."""
         left, top, right, bottom = plate
         return any(left < x2 and x1 < right and top < y2 and y1 < bottom for x1, y1, x2, y2 in self.plates)
+
+
+def _at_edges(corners: Corners, size: tuple[int, int], below: bool) -> NDArray[np.float64]:
+    """[S, 2] where the upper left corner of a tag may be, so that it touches its box; the best first."""
+    left, top, right, bottom = corners
+    width, height = size
+    over = [(left, top - height), (right - width, top - height), (left, top)]
+    under = [(left, bottom), (right - width, bottom), (left, bottom - height)]
+    beside = [(right, top), (left - width, top), (right, bottom - height), (left - width, bottom - height)]
+    return np.array([*under, *over, *beside] if below else [*over, *under, *beside])
+
+
+def _around(corners: Corners, size: tuple[int, int]) -> NDArray[np.float64]:
+    """[S, 2] the same further off, the nearest to its place over the box first."""
+    reach = np.arange(-REACH, REACH + 1)
+    steps = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
+    steps = steps[np.argsort((steps**2).sum(axis=1), kind="stable")]
+    width, height = size
+    spots: NDArray[np.float64] = (corners[0], corners[1] - height) + steps * (width / 2, height)
+    return spots
 
 
 def _readable_on(color: Color) -> Color:

@@ -1,10 +1,12 @@
 """A checkpoint as a function from images to named boxes, and the forward pass of a batch that scoring uses as well."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,8 +34,11 @@ from model.names import INFERENCE
 from model.network.anchors import anchor_grid
 from model.network.checkpoint import Card, read_card
 from model.network.retinanet import Predictions, RetinaNetConf, load_detector
+from model.parallel import map_in_order, one_thread_each
 from model.settings import from_dict, to_dict
 
+T = TypeVar("T")
+R = TypeVar("R")
 Precision = Literal["float32", "bfloat16"]
 Photo = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file, which is turned as its EXIF orientation says, or pixels as they are: a PIL image, or uint8 RGB [h, w, 3]; a
@@ -78,12 +83,15 @@ class Predictor:
     def __init__(self, detector: RetinaNetConf, card: Card, inference: InferenceConfig) -> None:
         """`detector` is on its device already."""
         self.detector, self.card, self.inference = detector, card, inference
+        on_cpu = next(detector.parameters()).device.type == "cpu"
+        # Threads that share a GPU would only queue there, each with the memory of an image.
+        self._device: AbstractContextManager[object] = nullcontext() if on_cpu else threading.Lock()
 
     def __call__(self, images: Photo | Sequence[Photo], **settings: Any) -> list[Found]:
         """Detect on one image or several; one result for each, in their order.
 
-        On the CPU the results are those of `model.evaluation.scoring.score`: bit for bit with one thread, to the last
-        bits with several, which share the work on an image here.
+        On the CPU as many images are worked on at a time as torch has threads, each by one thread: the results are
+        those of `model.evaluation.scoring.score` bit for bit, whatever the number of threads and of images.
 
         Args:
             images: a file, PIL image, array or tensor, or a list of such.
@@ -92,11 +100,40 @@ class Predictor:
         Raises:
             ValueError: an image does not decode or has another form, or a setting has no meaning.
         """
+        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+        photos: Iterable[Photo] = images if several else [images]  # type: ignore[assignment, list-item]
+        return list(self.stream(photos, **settings))
+
+    def stream(self, images: Iterable[Photo], **settings: Any) -> Generator[Found, None, None]:
+        """Detect on images one after the other as they come, such as frames of a camera; a few are read ahead.
+
+        While results are taken from it, torch computes with one thread; its setting comes back at the end.
+
+        Args:
+            images: as many as there are; each as in a call.
+            settings: as in a call.
+
+        Raises:
+            ValueError: as in a call.
+        """
         inference = changed(self.inference, settings)
         require_branch(inference, has_branch=self.card.config.model.confidence is not None)
-        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
-        photos: Iterable[Any] = images if several else [images]  # type: ignore[assignment]
-        return [self._detect(pixels_of(photo), inference) for photo in photos]
+        return self.in_parallel(lambda photo: self._detect(pixels_of(photo), inference), images)
+
+    def in_parallel(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+        """Yield function(item) for each item, in their order: what `stream` does with images, for any work on them.
+
+        Args:
+            function: is called by several threads, each with one thread for torch; it may call `detect`.
+            items: are read ahead by one for each thread, and one more.
+        """
+        # Two threads on one image wait for each other most of the time, and sum in another order than one.
+        with one_thread_each() as num_threads:
+            yield from map_in_order(function, items, num_threads)
+
+    def detect(self, photo: Photo) -> Found:
+        """Detect on one image, in this thread, under the checkpoint's own settings; for `in_parallel`."""
+        return self._detect(pixels_of(photo), self.inference)
 
     def _detect(self, pixels: Tensor, inference: InferenceConfig) -> Found:
         old = (pixels.shape[1], pixels.shape[2])
@@ -112,7 +149,8 @@ class Predictor:
             flipped=False,
         )
         batch = collate([sample], pad_to=padded_shape(*new))
-        ((table,),) = detect_batch(self.detector, batch, self.card.category_ids, [inference], images_per_pass=1)
+        with self._device:
+            ((table,),) = detect_batch(self.detector, batch, self.card.category_ids, [inference], images_per_pass=1)
         names = dict(zip(self.card.category_ids, self.card.category_names, strict=True))
         category_ids = table.category_ids.tolist()
         return Found(

@@ -186,7 +186,7 @@ def _class_rows(tensor: Tensor, num_classes: int, category_ids: Sequence[int] | 
     rows = tensor.reshape(NUM_ANCHORS if len(tensor) % NUM_ANCHORS == 0 else 1, -1, *tensor.shape[1:])
     if rows.shape[1] == num_classes:
         return tensor
-    if category_ids is None or max(category_ids) >= rows.shape[1]:
+    if category_ids is None or min(category_ids) < 0 or max(category_ids) >= rows.shape[1]:
         raise ValueError(
             f"{path} detects {rows.shape[1]} classes, this data set has {num_classes}, and no category ids tell which "
             "are which; name a file with the data set's classes, or start from model.backbone_weights"

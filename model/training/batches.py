@@ -13,11 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from model.config import TrainConfig
 from model.data.faults import DataError
 from model.data.images import Batch, collate, load_sample, padded_shape, resize_shape
-from model.data.split import CocoData
+from model.data.split import MIN_SIDE, CocoData
 from model.parallel import share, world
 
-MIN_SIDE = 32
-"""Images with a shorter side do not train, as in the released code."""
 _PURPOSES = {"images": 1, "batches": 2, "flips": 3}
 
 

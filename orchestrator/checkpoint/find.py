@@ -1,7 +1,7 @@
 """The search for one finished evaluation in MLflow, by table, row, suite or run: what "the best of table 1" means."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.settings import suggestion
 from orchestrator import names
@@ -19,7 +19,7 @@ class Query:
     """Which evaluation is asked for."""
 
     row: str = BEST
-    """The label of a row, or the best one."""
+    """The label of a row, `table:label`, or the best one."""
     table: str | None = None
     """The name of a table, or the beginning of it."""
     suite: str | None = None
@@ -67,8 +67,13 @@ class FinishedEvaluation:
         return place.partition(" ")[2] or str(self.run.name)
 
 
-def find(uri: str, query: Query) -> FinishedEvaluation:
+def find(uri: str, query: Query, here: str | None = None) -> FinishedEvaluation:
     """Find the one evaluation that is asked for.
+
+    Args:
+        uri: of MLflow.
+        query: what is asked for.
+        here: the suite whose best is meant where none is named, and several have one.
 
     Raises:
         UserError: there is none, or several suites could be meant; the message says what there is.
@@ -83,6 +88,8 @@ def find(uri: str, query: Query) -> FinishedEvaluation:
     if not evaluations:
         where = "" if query.suite is None else f" of suite {query.suite}"
         raise UserError(f"nothing{where} is finished in MLflow at {uri} yet; `rnc submit` trains and scores it")
+    if query.suite is None and query.row == BEST and query.table is None and here in {one.suite for one in evaluations}:
+        wanted, evaluations = {here: suites[here]}, [one for one in evaluations if one.suite == here]
     if len(wanted) == 1 and (query.row, query.table, query.metric) == (BEST, None, "AP"):
         # What is registered as the best counts, so that `models:/...@best` and this are one detector.
         registered = best_version(uri, next(iter(wanted))) or {}
@@ -98,26 +105,38 @@ def select(evaluations: Sequence[FinishedEvaluation], query: Query) -> FinishedE
     Raises:
         UserError: the table or the row is unknown, or it stands in more than one suite.
     """
+    query = _split(query, evaluations)
     table = None
     if query.table is not None:
         table = _full_name(query.table, evaluations)
         evaluations = [one for one in evaluations if table in one.places]
-    suites = sorted({one.suite for one in evaluations})
-    if len(suites) > 1:
-        what = f"table {table}" if table else "something finished"
-        raise UserError(f"{what} stands in the suites {', '.join(suites)}; say which with --suite")
     if query.row != BEST:
         by_label = _by_label(evaluations, table)
         if query.row not in by_label:
-            where = f"table {table}" if table else f"suite {suites[0]}"
+            where = f"table {table}" if table else f"suite {', '.join(sorted({one.suite for one in evaluations}))}"
             raise UserError(f"{query.row!r} is no finished row of {where}; {suggestion(query.row, by_label)}")
         evaluations = by_label[query.row]
+    suites = sorted({one.suite for one in evaluations})
+    if len(suites) > 1:
+        what = f"table {table}" if table else "something finished" if query.row == BEST else f"row {query.row!r}"
+        raise UserError(f"{what} stands in the suites {', '.join(suites)}; say which with --suite")
+    if query.row != BEST and table is None:
+        _require_one_result(query, evaluations)
     measured = [one for one in evaluations if query.metric in one.metrics]
     if not measured:
         raise UserError(f"--metric {query.metric}: none of these rows has it, as their data hold no such object")
     # max() takes the first of equals; MLflow gives runs newest first, which would let the answer change over time.
     in_order = sorted(measured, key=lambda one: (one.places.get(table or "", ""), one.seed))
     return max(in_order, key=lambda one: one.metrics[query.metric])
+
+
+def table_of(evaluation: FinishedEvaluation, query: Query) -> str | None:
+    """Return the table in which an evaluation answers a query: one that was named, or the first that has such a row."""
+    query = _split(query, [evaluation])
+    tables = [table for table in sorted(evaluation.places) if table.startswith(query.table or "")]
+    if query.table in tables:
+        return query.table
+    return next((table for table in tables if evaluation.label(table) == query.row), tables[0] if tables else None)
 
 
 def finished(runs: Iterable[Run], suite: str) -> Iterator[FinishedEvaluation]:
@@ -183,6 +202,39 @@ def _full_name(name: str, evaluations: Iterable[FinishedEvaluation]) -> str:
     if longer:
         raise UserError(f"--table {name} may be any of {', '.join(longer)}; write one of them in full")
     raise UserError(f"--table {name}: no finished row stands in such a table; {suggestion(name, tables)}")
+
+
+def _split(query: Query, evaluations: Iterable[FinishedEvaluation]) -> Query:
+    """Read `table:label`, unless that is the label of a row as it stands."""
+    table, colon, label = query.row.partition(":")
+    if not colon or query.table is not None or query.row in _by_label(evaluations, None):
+        return query
+    return replace(query, table=table.strip(), row=label.strip())
+
+
+def _require_one_result(query: Query, evaluations: Sequence[FinishedEvaluation]) -> None:
+    """Refuse a label under which several tables have different results; seeds of one row are no such difference."""
+    by_table: dict[str, list[FinishedEvaluation]] = {}
+    for one in evaluations:
+        for table in one.places:
+            if one.label(table) == query.row:
+                by_table.setdefault(table, []).append(one)
+    if len({frozenset(one.run_id for one in found) for found in by_table.values()}) < 2:
+        return
+    listed = "; ".join(
+        f"{table} ({', '.join(_number(one, query.metric) for one in found)})"
+        for table, found in sorted(by_table.items())
+    )
+    first = min(by_table)
+    raise UserError(
+        f"{query.row!r} is another result in each of the tables {listed}; say which: --table {first}, or "
+        f"'{first}:{query.row}'"
+    )
+
+
+def _number(evaluation: FinishedEvaluation, metric: str) -> str:
+    value = evaluation.metrics.get(metric)
+    return f"no {metric}" if value is None else f"{metric} {value:.1f}"
 
 
 def _by_label(evaluations: Iterable[FinishedEvaluation], table: str | None) -> dict[str, list[FinishedEvaluation]]:

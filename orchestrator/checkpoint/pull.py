@@ -15,7 +15,7 @@ from model.data.cache import file_sha256
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.settings import Settings, from_dict, to_dict
 from orchestrator import names
-from orchestrator.checkpoint.find import FinishedEvaluation, Query, find
+from orchestrator.checkpoint.find import BEST, FinishedEvaluation, Query, find, table_of
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.templating import fill
 from orchestrator.report import views
@@ -89,23 +89,83 @@ def pull(
     Raises:
         UserError: nothing fits, the files are gone or damaged, or the folder holds something else.
     """
+    evaluation, folder, _ = _pull(query, site, output, progress)
+    size = (folder / WEIGHTS).stat().st_size / 1e6
+    say(f"{describe(evaluation, query, site)}, {size:.1f} MB, sha256 verified")
+    return folder
+
+
+def locate(name: str, query: Query, site: Site, say: Say, progress: Progress = lambda done, total: None) -> Path:
+    """Return the folder of a checkpoint by what a user calls it: that folder, or a row, which is pulled if need be.
+
+    A folder goes before a row of the same name, also one that is called `best`.
+
+    Args:
+        name: a folder, `best`, the label of a row, or `table:label`.
+        query: where to look for a row; its own row does not count.
+        site: where MLflow is.
+        say: told which row it is, and where its files are.
+        progress: of the weights, where they are fetched.
+
+    Raises:
+        UserError: there is neither such a folder nor such a row.
+    """
+    path = Path(name).expanduser()
+    if (path / CARD).is_file():
+        if name == BEST:
+            say(f"best: the folder {path.absolute()}, which goes before the best row; remove it if that is meant")
+        return path
+    if name.startswith((".", "~", os.sep)) or (path.exists() and os.sep in name):
+        what = f"holds no {CARD}" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+        raise UserError(
+            f"{name}: no checkpoint, as {path.absolute()} {what}; name a folder that `rnc pull` made, `best`, or a row"
+        )
+    try:
+        evaluation, folder, fetched = _pull(replace(query, row=name), site, None, progress)
+    except UserError as error:
+        if name == BEST:
+            raise
+        what = f"no checkpoint, as it holds no {CARD}" if path.is_dir() else "no such folder"
+        raise UserError(f"{name}: {what} ({path.absolute()}), and as a row: {error}") from error
+    where = "pulled to" if fetched else "in"
+    say(f"{name}: {describe(evaluation, replace(query, row=name), site)}, {where} {folder}")
+    return folder
+
+
+def describe(evaluation: FinishedEvaluation, query: Query, site: Site) -> str:
+    """Say which row was found: suite, table, label, seed and number."""
+    table = table_of(evaluation, query)
+    suite = f"suite {evaluation.suite}"
+    if query.suite is None and query.row == BEST and query.run_id is None and evaluation.suite == last_suite(site):
+        suite += " (the last one submitted here)"
+    value = evaluation.metrics[query.metric]
+    return (
+        f"{suite}, {f'table {table}, ' if table else ''}row {evaluation.label(table)}, seed {evaluation.seed}: "
+        f"{query.metric} {value:.1f} on {evaluation.tags[names.SPLIT]}"
+    )
+
+
+def last_suite(site: Site) -> str | None:
+    """Return the suite that was submitted last from this home; None where none was."""
+    folders = [folder for folder in site.home.glob("submits/*/") if folder.is_dir()]
+    latest = {folder.name: max((file.stat().st_mtime for file in folder.iterdir()), default=0.0) for folder in folders}
+    return max(latest, key=lambda name: latest[name], default=None)
+
+
+def _pull(query: Query, site: Site, output: Path | None, progress: Progress) -> tuple[FinishedEvaluation, Path, bool]:
+    """Find and fetch; the last says whether weights had to be fetched."""
     uri = existing_tracking_server(site)
     if uri is None:
         raise UserError(
             f"nothing was ever recorded under {site.home}; `rnc submit` does so, RNC_HOME or MLFLOW_TRACKING_URI name "
             "another place"
         )
-    evaluation = find(uri, query)
-    table = next((one for one in sorted(evaluation.places) if query.table and one.startswith(query.table)), None)
-    label = evaluation.label(table)
+    evaluation = find(uri, query, last_suite(site))
+    label = evaluation.label(table_of(evaluation, query))
     folder = output or site.home / "pulled" / f"{evaluation.suite}-{slug(label)}-{evaluation.run.key[:6]}"
+    is_there = (folder / WEIGHTS).is_file()
     fetch(uri, evaluation, label, folder, progress, with_detections=True)
-    size = (folder / WEIGHTS).stat().st_size / 1e6
-    say(
-        f"{label}, seed {evaluation.seed}: {query.metric} {evaluation.metrics[query.metric]:.1f} "
-        f"on {evaluation.tags[names.SPLIT]}, {size:.1f} MB, sha256 verified"
-    )
-    return folder
+    return evaluation, folder, not is_there
 
 
 def fetch(

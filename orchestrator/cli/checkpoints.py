@@ -1,13 +1,14 @@
 """The verbs of `rnc` that fetch and use checkpoints: pull, evaluate, predict, misalignment, sweep."""
 
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from model.config import METRICS
 from orchestrator.cli.options import (
-    CHECKPOINT,
     FORMAT,
     SETTINGS,
     bar,
@@ -23,27 +24,58 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.figures.page import render
 
 if TYPE_CHECKING:
+    from orchestrator.checkpoint.find import Query
     from orchestrator.checkpoint.inputs import Selection
 
 RANGE = "START:STOP:STEP|LIST"
+CHECKPOINT = click.argument("checkpoint", metavar="CHECKPOINT")
+TABLE = click.option("--table", help="The table that a row stands in, or the beginning of its name.")
+SUITE = click.option("--suite", help="The suite of a row, where several have such a table or row.")
+
+
+def row_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb --table and --suite, in which it looks for a CHECKPOINT that is no folder; taken as one `query`."""
+
+    @wraps(verb)
+    def collected(*, table: str | None, suite: str | None, **others: Any) -> None:
+        from orchestrator.checkpoint.find import Query
+
+        verb(query=Query(table=table, suite=suite), **others)
+
+    return TABLE(SUITE(collected))
+
+
+def located(names: Sequence[str], query: "Query") -> list[Path]:
+    """Return the folders of checkpoints, after pulling rows that are not there yet."""
+    from orchestrator.checkpoint.pull import locate
+
+    here = site()
+    with bar("weights", "bytes") as progress:
+        return [locate(name, query, here, say, progress) for name in names]
 
 
 @click.command()
 @click.argument("row", default="best")
-@click.option("--table", help="The table that ROW stands in, or the beginning of its name.")
-@click.option("--suite", help="The suite of experiments, where several have such a table.")
+@TABLE
+@SUITE
 @click.option("--run", "run_id", help="A training or an evaluation, by its id in MLflow, instead of ROW.")
 @click.option("--metric", type=click.Choice(METRICS), default="AP", help="What is best; also among a row's seeds.")
 @click.option("--output", type=click.Path(path_type=Path), help="The folder to make; RNC_HOME/pulled/... if not given.")
 def pull(row: str, table: str | None, suite: str | None, run_id: str | None, metric: str, output: Path | None) -> None:
     """Fetch a checkpoint from MLflow: that of ROW, or the best one.
 
+    ROW is `best`, the label of a row as the tables show it, or table:label. `best` is that of the suite that was
+    submitted last from this RNC_HOME, unless --suite names another. A label under which several tables have different
+    results is refused, with their APs.
+
     The folder holds weights, config, inference settings, the detections that were recorded, and a card that says where
     they come from; `model.load`, `rnc evaluate` and `rnc predict` take it. The weights are checked against the recorded
     sha256.
 
     \b
+      rnc pull                              the best of the suite that ran last
       rnc pull best --table table1
+      rnc pull "table5:alpha 0.4"
       rnc pull "RetinaNet-Conf" --table table1 --suite paper --metric AP75
       rnc pull --suite miniature            what is registered as its best
     """
@@ -57,12 +89,11 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 
 
 @click.command()
-@click.argument(
-    "folder", metavar="[DIR]", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument("checkpoint", metavar="[CHECKPOINT]", required=False)
 @click.option(
-    "--detections", type=click.Path(dir_okay=False, path_type=Path), help="A file of detections, instead of DIR."
+    "--detections", type=click.Path(dir_okay=False, path_type=Path), help="A file of detections, instead of CHECKPOINT."
 )
+@row_options
 @settings_options
 @selection_options
 @click.option(
@@ -71,14 +102,17 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 @click.option("--coco-json", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as COCO JSON.")
 @FORMAT
 def evaluate(
-    folder: Path | None,
+    checkpoint: str | None,
     detections: Path | None,
+    query: "Query",
     selection: "Selection",
     save: Path | None,
     coco_json: Path | None,
     form: str,
 ) -> None:
-    """Score the checkpoint in DIR on a COCO-format data set, and compare the numbers with MLflow's.
+    """Score a checkpoint on a COCO-format data set, and compare the numbers with MLflow's.
+
+    CHECKPOINT is a folder, `best`, the label of a row or table:label; a row is pulled first, as `rnc pull` does.
 
     Images lie in <data>/<split>/, annotations in <data>/annotations/instances_<split>.json. Without --data it is
     RNC_COCO_ROOT, or the shapes that the project draws itself.
@@ -88,73 +122,112 @@ def evaluate(
     pycocotools does as well, whatever detector made it: [{image_id, category_id, bbox, score}, ...], as JSON.
 
     \b
+      rnc evaluate best
+      rnc evaluate "RetinaNet-Conf" --table table1 --all
       rnc evaluate DIR --data /data/coco --split val2017
       rnc evaluate DIR --exponent 0.2 --set inference.nms_iou=0.6 --save found.parquet
       rnc evaluate --detections DIR/detections.parquet --data /data/coco --coco-json found.json
       rnc evaluate --detections results.json --data /data/mine --split val
     """
+    if (checkpoint is None) == (detections is None):
+        raise UserError("expected either a CHECKPOINT (a folder, `best` or a row) or --detections FILE")
+    # Before the imports below, which take seconds: a misspelt name is told at once.
+    folder = None if checkpoint is None else located([checkpoint], query)[0]
     from orchestrator.checkpoint.evaluate import DetectionFiles, recompute
     from orchestrator.checkpoint.evaluate import evaluate as evaluate_checkpoint
 
     files = DetectionFiles(parquet=save, coco_json=coco_json)
-    if folder is not None and detections is None:
+    if folder is not None:
         with bar("images", "images") as progress:
             table = evaluate_checkpoint(folder, selection, files, site(), say, progress)
-    elif detections is not None and folder is None:
-        table = recompute(detections, selection, files, site(), say)
     else:
-        raise UserError("expected either the folder DIR of a checkpoint or --detections FILE")
+        assert detections is not None
+        table = recompute(detections, selection, files, site(), say)
     click.echo(render(table, form))
 
 
 @click.command()
 @CHECKPOINT
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder to write to.")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|VIDEO...")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to write to; RNC_HOME/predictions/... if not given.",
+)
 @click.option("--score", type=click.FloatRange(0.0, 1.0), default=0.3, show_default=True, help="The least score shown.")
+@click.option(
+    "--every", type=click.IntRange(min=1), default=1, metavar="N", help="Of a video, take each N-th frame alone."
+)
+@row_options
 @settings_options
-def predict(folder: Path, images: tuple[str, ...], out: Path, score: float, settings: tuple[str, ...]) -> None:
-    """Detect with the checkpoint in DIR on pictures, and write them with their boxes drawn in.
+def predict(
+    checkpoint: str,
+    images: tuple[str, ...],
+    out: Path | None,
+    score: float,
+    every: int,
+    query: "Query",
+    settings: tuple[str, ...],
+) -> None:
+    """Detect with a checkpoint on pictures and videos, and write them with their boxes drawn in.
 
-    An IMAGE is a file, a folder or a pattern such as 'photos/*.jpg'. The detections are written to detections.json in
-    COCO's format, the ids of the images being their places here. What does not decode is named and skipped, and the
-    exit code is then 1.
+    CHECKPOINT is a folder, `best`, the label of a row or table:label; a row is pulled first, as `rnc pull` does. `best`
+    is that of the suite that was submitted last from this RNC_HOME.
+
+    What follows are files, folders, without those inside them, and patterns such as 'photos/**/*.jpg'. Frames of
+    videos (mp4, mov, avi, mkv, webm, ...) need PyAV: pip install 'retinanet-conf[video]'. Animated GIF, WebP and PNG do
+    not, but without PyAV their frames are written as single pictures instead of an MP4. Sound is left out.
+
+    The detections are written to detections.json in COCO's format, the ids of the images being their places here;
+    frames are numbered behind them, and say their video, number and second. What does not decode is named and skipped,
+    and the exit code is then 1. Each core works on one image. The same command again skips what is done already, also
+    after Ctrl-C; a video that was not ended is begun anew.
+
+    \b
+      rnc predict best photos/
+      rnc predict best clip.mp4 --every 5 --score 0.5 --out drawn
+      rnc predict "table1:RetinaNet-Conf" 'photos/**/*.jpg' --suite miniature
+      rnc predict DIR a.jpg b.jpg --set inference.nms_iou=0.6
     """
+    from orchestrator.checkpoint.prediction.files import find_files, plan_job
+
+    files = find_files(images)
+    (folder,) = located([checkpoint], query)
+    job = plan_job(folder, images, files, out, site(), score, every)
+    # All of the above without torch, whose import takes seconds: a misspelt name is told at once.
     from orchestrator.checkpoint.inputs import read_checkpoint
-    from orchestrator.checkpoint.predict import predict as predict_on
+    from orchestrator.checkpoint.prediction.run import predict as predict_on
 
     with bar("images", "images") as progress:
-        broken = predict_on(read_checkpoint(folder, settings), images, out, score, say, progress)
+        broken = predict_on(read_checkpoint(folder, settings), job, say, progress)
     click.get_current_context().exit(1 if broken else 0)
 
 
 @click.command()
-@click.argument(
-    "folders",
-    nargs=-1,
-    required=True,
-    metavar="DIR...",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @click.option(
     "--images", type=click.IntRange(min=1), default=10, show_default=True, help="Images of the table and the pictures."
 )
 @click.option("--image-ids", metavar="ID,...", help="These images instead of the first ones.")
 @click.option("--only", is_flag=True, help="Score these images alone; statistics and figures are of them, too.")
+@row_options
 @settings_options
 @selection_options
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The folder for tables and figures.")
 @FORMAT
 def misalignment(
-    folders: tuple[Path, ...],
+    checkpoints: tuple[str, ...],
     images: int,
     image_ids: str | None,
     only: bool,
+    query: "Query",
     selection: "Selection",
     output: Path | None,
     form: str,
 ) -> None:
-    """Show how well the scores of the checkpoints in DIR... say how well boxes are placed.
+    """Show how well the scores of checkpoints say how well boxes are placed.
+
+    A CHECKPOINT is a folder, `best`, the label of a row or table:label; a row is pulled first, as `rnc pull` does.
 
     For each checkpoint the paper's first Table 1: of the first images, boxes by class score and by IoU before and after
     NMS; beside it the paper's own counts of ten images, line by line, and the shares that NMS changes, image by image.
@@ -169,9 +242,10 @@ def misalignment(
 
     \b
       rnc misalignment DIR --images 10
-      rnc misalignment RETINANET CONF --image-ids 42,57
+      rnc misalignment RetinaNet RetinaNet-Conf --table table1 --image-ids 42,57
       rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --split val2017 --output looked
     """
+    folders = located(checkpoints, query)  # before what follows imports torch, which takes seconds
     from orchestrator.checkpoint.misalignment import Closeup, analyse
     from orchestrator.figures.pictures import parse_image_ids
 
@@ -198,6 +272,7 @@ def misalignment(
     "--min-confidence", metavar=RANGE, help="Object filters: confidences at or below which boxes are dropped."
 )
 @SETTINGS
+@row_options
 @selection_options
 @click.option(
     "--beside",
@@ -213,23 +288,27 @@ def misalignment(
 )
 @FORMAT
 def sweep(
-    folder: Path,
+    checkpoint: str,
+    query: "Query",
     selection: "Selection",
     beside: list[Experiment],
     output: Path | None,
     form: str,
     **ranges: str | None,
 ) -> None:
-    """Score the checkpoint in DIR under a range of inference settings, in one pass over the images.
+    """Score a checkpoint under a range of inference settings, in one pass over the images.
+
+    CHECKPOINT is a folder, `best`, the label of a row or table:label; a row is pulled first, as `rnc pull` does.
 
     One setting of several values gives a curve for each metric, two give a grid. The table is printed, and written in
     every format with a page and a picture of the curves.
 
     \b
-      rnc sweep DIR --exponents 0:1:0.05
+      rnc sweep best --exponents 0:1:0.05
       rnc sweep DIR --exponents 0:1:0.1 --beside experiments/paper/table5_exponents.yaml
       rnc sweep DIR --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05 --set inference.max_detections=300
     """
+    (folder,) = located([checkpoint], query)  # before what follows imports torch, which takes seconds
     from orchestrator.checkpoint.sweep import Grid, parse_axes
     from orchestrator.checkpoint.sweep import sweep as sweep_over
     from orchestrator.checkpoint.sweep_report import sweep_page, sweep_table, write_sweep

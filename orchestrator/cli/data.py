@@ -1,8 +1,15 @@
 """The verb `rnc data`: what a data set holds, and the same data in another format."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from orchestrator.cli.options import say
+from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from model.data.formats.convert import Written
 
 
 class _DataVerbs(click.Group):
@@ -31,6 +38,31 @@ def audit(root: Path) -> None:
 
     for split in find_layout(root).splits.values():
         click.echo(f"{split.name}: {split.format}, images in {split.images}")
+
+
+@data.command()
+@click.argument("root", metavar="DATA", type=click.Path(exists=True, path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(("coco", "yolo", "voc")), default="coco", show_default=True)
+@click.option("--copy", is_flag=True, help="Copy the images, instead of giving their files a second name.")
+def convert(root: Path, out: Path, form: "Written", copy: bool) -> None:
+    """Write DATA into the folder OUT as COCO, YOLO or Pascal VOC.
+
+    OUT must be new or empty. Data without a split to validate on are written as two, train and val. Outlines of masks
+    are left out.
+
+    \b
+      rnc data convert photos/data.yaml photos-coco
+      rnc data convert photos photos-yolo --format yolo
+    """
+    from model.data.faults import DataError
+    from model.data.formats.convert import convert as convert_data
+
+    try:
+        convert_data(root, out, form, say, copy=copy)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    click.echo(out)
 
 
 VERBS = (data,)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli import checkpoints, experiments, suites, train
+from orchestrator.cli import checkpoints, data, experiments, suites, train
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 
 
@@ -51,7 +51,7 @@ def cli() -> None:
     """
 
 
-for verb in (*train.VERBS, *experiments.VERBS, *suites.VERBS, *checkpoints.VERBS):
+for verb in (*train.VERBS, *data.VERBS, *experiments.VERBS, *suites.VERBS, *checkpoints.VERBS):
     cli.add_command(verb)
 
 

@@ -64,9 +64,8 @@ def experiments_argument(*, required: bool = True) -> Callable[[Callable[..., An
 
 EXPERIMENTS = experiments_argument()
 FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
-CHECKPOINT = click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 DATA = click.option(
-    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A COCO-format data set."
+    "--data", type=click.Path(exists=True, path_type=Path), help="A data set: a folder, or a file that describes it."
 )
 SPLIT = click.option("--split", help="Such as val2017; that of the checkpoint's row if not given.")
 EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")

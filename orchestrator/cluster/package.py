@@ -10,6 +10,7 @@ from os.path import normpath, relpath
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.experiment.load import parent_file, placed
 from orchestrator.site import ROOT
 from orchestrator.strict_yaml import read_yaml
 
@@ -42,9 +43,12 @@ def build_package(files: Sequence[Path], folder: Path, root: Path = ROOT) -> Pac
     with what they extend, whose paths are rewritten where they have to be.
 
     Raises:
-        UserError: the project is no git checkout, a file cannot be read, or the package is too large.
+        UserError: the project is neither installed nor a git checkout, a file cannot be read, or the package is too
+            large.
     """
-    tracked = _git(root, "ls-files", "-z", "--", *SOURCES)
+    # A folder of sources without git may hold anything; what a wheel has installed is known.
+    is_checkout = (root / "pyproject.toml").is_file()
+    tracked = _git(root, "ls-files", "-z", "--", *SOURCES) if is_checkout else _installed(root)
     if not any(name.startswith("orchestrator/") for name in tracked):
         raise UserError(f"{root} is no git checkout of the project; only a checkout can be sent to a cluster")
     for name in tracked:
@@ -65,7 +69,9 @@ def build_package(files: Sequence[Path], folder: Path, root: Path = ROOT) -> Pac
         digest=_digest(written, folder),
         left_out=tuple(
             name
-            for name in _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES)
+            for name in (
+                _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES) if is_checkout else ()
+            )
             if name.endswith(".py")
         ),
     )
@@ -77,6 +83,12 @@ def _git(root: Path, *words: str) -> list[str]:
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"{root}: git does not list the files to send ({error}); is it a git checkout?") from error
     return [name for name in done.stdout.split("\0") if name]
+
+
+def _installed(root: Path) -> list[str]:
+    """The files of the project's packages, as a wheel has installed them."""
+    files = (path for package in SOURCES[:2] for path in sorted((root / package).rglob("*")))
+    return [path.relative_to(root).as_posix() for path in files if path.is_file() and path.suffix != ".pyc"]
 
 
 def _places(files: Iterable[Path], root: Path) -> dict[Path, str]:
@@ -103,18 +115,23 @@ def _extended(path: Path) -> Iterator[tuple[str, Path]]:
     """Yield what a file extends, as it says it, and where that is."""
     named = read_yaml(path).get("extends") or ()
     for name in [named] if isinstance(named, str) else named:
-        yield name, _absolute(path.parent / name)
+        yield name, _absolute(parent_file(path, name))
 
 
 def _copy_experiment(path: Path, places: dict[Path, str], target: Path) -> None:
-    """Copy an experiment file; where what it extends lies elsewhere in the package, its paths are rewritten."""
+    """Copy an experiment file; paths that would lead elsewhere from the package are rewritten."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    content = read_yaml(path)
+    # Data do not travel: what counts from the file is looked for at the same place of the cluster's storage.
+    moved = placed(content, path.parent)
     before = [name for name, _ in _extended(path)]
     after = [relpath(places[extended], Path(places[path]).parent) for _, extended in _extended(path)]
-    if [normpath(name) for name in before] == after:
+    if [normpath(name) for name in before] != after:
+        moved = moved | {"extends": after if len(after) > 1 else after[0]}
+    if moved == content:
         shutil.copyfile(path, target)
     else:
-        target.write_text(json.dumps(read_yaml(path) | {"extends": after if len(after) > 1 else after[0]}, indent=1))
+        target.write_text(json.dumps(moved, indent=1))
 
 
 def _absolute(path: Path) -> Path:

@@ -28,8 +28,12 @@ SAFE = {"mlflow": SpecifierSet(">=3.17")}  # CVE-2026-116690
 def declared() -> dict[str, SpecifierSet]:
     """Return the packages that pyproject.toml names, with their bounds, and those of SAFE."""
     # Not importlib.metadata: a job's sources come from a checkout, and may be newer than what its image has installed.
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = map(Requirement, project["dependencies"])
+    file = ROOT / "pyproject.toml"
+    if file.is_file():
+        listed = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:  # installed from a wheel, which brings its metadata instead
+        listed = importlib.metadata.requires("retinanet-conf") or []
+    requirements = map(Requirement, listed)
     return {
         one.name: one.specifier & SAFE.get(one.name, SpecifierSet())
         for one in requirements

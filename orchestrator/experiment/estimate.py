@@ -270,7 +270,7 @@ def num_scored_images(config: TrainConfig, split: str) -> int:
 
 def weights_bytes(config: TrainConfig) -> int:
     """Return the bytes of a detector's weights, which are float32."""
-    return 4 * num_parameters(config.model, NUM_CLASSES[config.data.dataset])
+    return 4 * num_parameters(config.model, NUM_CLASSES.get(config.data.dataset, NUM_CLASSES["coco"]))
 
 
 def checkpoint_bytes(config: TrainConfig) -> int:

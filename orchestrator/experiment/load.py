@@ -25,6 +25,7 @@ from orchestrator.experiment.rows import (
     read_row,
 )
 from orchestrator.experiment.search import Search, SearchForm, Settable, grid_rows, read_search
+from orchestrator.site import ROOT
 from orchestrator.strict_yaml import read_yaml
 
 CLAIMS = "claims.yaml"
@@ -114,7 +115,7 @@ def load_experiments(paths: Sequence[Path | str], overrides: Settings | None = N
     Passed over are, as a shell's *.yaml may name them, parts of experiments (`_*.yaml`) and the claims beside them.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(_ours_if_not_here, map(Path, paths)):
         inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
         experiments_inside = [file for file in inside if not _is_no_experiment(file)]
         if path.is_dir() and not experiments_inside:
@@ -160,6 +161,25 @@ def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = N
     return experiment, row
 
 
+def parent_file(path: Path, name: str) -> Path:
+    """Return the file that `path` extends: beside it, or else among the project's own experiments."""
+    beside, ours = Path(normpath(path.parent / name)), ROOT / "experiments" / name
+    return ours if not beside.exists() and ours.is_file() else beside
+
+
+def placed(own: Settings, folder: Path) -> Settings:
+    """Make paths under `data` absolute, which count from the folder of the file that says them."""
+    data = own.get("data")
+    if not isinstance(data, Mapping):
+        return own
+    named = {
+        name: normpath((folder / Path(value).expanduser()).absolute())
+        for name, value in data.items()
+        if name in ("root", "weights") and isinstance(value, str)
+    }
+    return own | {"data": {**data, **named}}
+
+
 def _is_no_experiment(file: Path) -> bool:
     return file.name.startswith("_") or file.name == CLAIMS
 
@@ -177,31 +197,18 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
         own["extends"] = [own["extends"]]
     # Names are checked here, file by file, since a merged document no longer tells where a misspelt one stands.
     problems = list(_misspelt_names(own))
-    own = _placed(own, path.parent)
+    own = placed(own, path.parent)
     document, _, mistakes_of_form = _document(own)
     if document is None:
         raise _error(path, mistakes_of_form + problems)
-    parents = [_read_parent(Path(normpath(path.parent / name)), (*chain, path)) for name in document.extends]
+    parents = [_read_parent(parent_file(path, name), (*chain, path)) for name in document.extends]
     merged, mistakes = _inherit(parents, own)
     return merged, problems + mistakes
 
 
-def _placed(own: Settings, folder: Path) -> Settings:
-    """Make paths under `data` absolute, which count from the folder of the file that says them."""
-    data = own.get("data")
-    if not isinstance(data, Mapping):
-        return own
-    named = {
-        name: normpath((folder / Path(value).expanduser()).absolute())
-        for name, value in data.items()
-        if name in ("root", "weights") and isinstance(value, str)
-    }
-    return own | {"data": {**data, **named}}
-
-
 def _from_here(overrides: Settings) -> Settings:
     """Paths that a command line sets count from the current folder."""
-    return _placed(overrides, Path.cwd())
+    return placed(overrides, Path.cwd())
 
 
 def _document(raw: Settings) -> tuple[Document | None, SeedRule | None, list[str]]:
@@ -216,6 +223,11 @@ def _document(raw: Settings) -> tuple[Document | None, SeedRule | None, list[str
     if rule is None or document is None:
         return None, None, problems
     return replace(document, seeds=tuple(range(rule.at_least))), rule, []
+
+
+def _ours_if_not_here(path: Path) -> Path:
+    """Return the project's own file or folder of this name, such as experiments/paper, where there is none here."""
+    return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
 def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:

@@ -97,7 +97,7 @@ def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_image
     datasets = {config.dataset for config, _ in _splits(plan)}
     if "shapes" in datasets and not site.data_root("shapes").is_dir():
         say(f"data {site.data_root('shapes')}: drawn by the first submit")
-    elif "coco" in datasets and site.coco_root is None:
+    elif datasets - {"shapes"} and site.coco_root is None:
         say("data: RNC_COCO_ROOT is not set here and no file has `data: {root: ...}`, so that nothing was looked at")
     else:
         # Fingerprints are for `prepare`: here a large split may be read without a look at its images.
@@ -160,11 +160,12 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
 
 
 def describe_split(data: "CocoData") -> str:
-    """Say in a line what a split holds, and beneath it what was left out for its faults."""
+    """Say in a line what a split holds and what of it is learnt, and beneath it what is read otherwise than written."""
     from model.data.faults import describe
 
-    text = f"data {data.root}, split {data.split}: {len(data):,} images, {len(data.annotation_ids):,} boxes"
-    return "\n  ".join([text, *data.notes, *(["left out are", *describe(data.faults)] if data.faults else [])])
+    lines = [f"data {data.root}, split {data.split}: {len(data):,} images; {data.learnt()}", *data.notes]
+    lines += ["left out are", *describe(data.faults)] if data.faults else []
+    return "\n  ".join(lines)
 
 
 def _reader(site: Site, *, check_images: bool) -> Read:
@@ -186,7 +187,7 @@ def _reader(site: Site, *, check_images: bool) -> Read:
 
 def _hasty_reader(site: Site, most_images: int) -> Read:
     """The same, but of a split of more images only the annotations, which takes a second."""
-    from model.data.coco import read_coco
+    from model.data.coco import read_coco, require_boxes
     from model.data.faults import DataError
 
     whole = _reader(site, check_images=True)
@@ -196,6 +197,8 @@ def _hasty_reader(site: Site, most_images: int) -> Read:
         root, num_images = site.data_root(config.dataset), selection.num_images
         try:
             data = read_coco(root, selection.split, num_images=num_images, faults=config.faults, check_images=False)
+            if split is None:
+                require_boxes(data)
         except DataError as error:
             raise UserError(str(error)) from error
         return data if len(data) > most_images else whole(config, split)
@@ -365,10 +368,11 @@ def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
 
 
 def _require_same_categories(data: "CocoData", first: "CocoData") -> None:
-    here = list(zip(data.category_ids, data.category_names, strict=True))
-    there = list(zip(first.category_ids, first.category_names, strict=True))
-    if here != there:
+    from model.data.faults import named
+    from model.data.split import category_differences
+
+    if differing := category_differences(first, data):
         raise UserError(
-            f"{data.root}: split {data.split} has the categories {here[:5]}..., split {first.split} has "
-            f"{there[:5]}...; a detector is scored on the categories that it was trained on"
+            f"{data.root}: split {data.split} has other categories than split {first.split}: {named(differing)}; a "
+            "detector is scored on the categories that it was trained on: give both splits the same list"
         )

@@ -23,6 +23,7 @@ FORMAT = 1
 NUM_IMAGES = 6
 LONGEST = 640
 """Pixels of the longer side of an image on the page."""
+MOST_CLASSES = 2**16
 TITLE = "Misalignment lab"
 Lab = dict[str, Any]
 """What the page reads: `images` with their objects, and `heads` with the candidates of each image."""
@@ -42,6 +43,8 @@ def make_lab(
     """
     from model.evaluation.candidates import EXPONENTS, NMS_IOUS, candidates
 
+    if len(data.category_names) > MOST_CLASSES:
+        raise ValueError(f"the page shows {MOST_CLASSES} classes at most, and these are {len(data.category_names)}")
     found = candidates(detector, data, indices, config)
     has_confidence = detector.config.confidence is not None
     return {
@@ -89,9 +92,10 @@ def _image(data: "CocoData", index: int) -> dict[str, Any]:
     from model.evaluation.counting import objects_of
 
     height, width = (int(side) for side in data.sizes[index])
-    objects = objects_of(data, index)
+    objects, image_id = objects_of(data, index), int(data.image_ids[index])
     return {
-        "id": int(data.image_ids[index]),
+        # JavaScript's numbers are floats of 64 bits, so that the last digits of a larger one would be lost.
+        "id": image_id if abs(image_id) < 2**53 else str(image_id),
         "width": width,
         "height": height,
         "picture": f"data:image/jpeg;base64,{base64.b64encode(_jpeg(data, index)).decode()}",

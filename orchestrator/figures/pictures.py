@@ -42,7 +42,7 @@ def parse_image_ids(text: str) -> tuple[int, ...]:
     """
     words = [word.strip() for word in text.split(",")]
     for word in words:
-        if not word.isdecimal():
+        if not word.removeprefix("-").isdecimal():
             raise UserError(f"--image-ids {text}: {word!r} is no image id, expected numbers such as 42,57")
     return tuple(dict.fromkeys(int(word) for word in words))
 

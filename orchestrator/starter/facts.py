@@ -131,7 +131,8 @@ def _read(root: Path, split: str) -> tuple["CocoData", Literal["refuse", "quaran
     from model.data.faults import DataError, describe
 
     try:
-        return read_coco(root, split), "refuse", ()
+        data = read_coco(root, split)
+        return data, "refuse", tuple(f"split {split}: {note}" for note in data.notes)
     except DataError as refused:
         try:
             data = read_coco(root, split, faults="quarantine")
@@ -141,7 +142,8 @@ def _read(root: Path, split: str) -> tuple["CocoData", Literal["refuse", "quaran
         lost_boxes = len(data.faults) - lost_images
         if lost_images > MOST_FAULTY * len(data) or lost_boxes > MOST_FAULTY * len(data.annotation_ids):
             raise
-        return data, "quarantine", (f"split {split}: left out are {'; '.join(describe(data.faults))}",)
+        found = (*data.notes, f"left out are {'; '.join(describe(data.faults))}")
+        return data, "quarantine", tuple(f"split {split}: {note}" for note in found)
 
 
 def _split(name: str, data: "CocoData") -> Split:

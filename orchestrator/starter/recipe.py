@@ -32,14 +32,20 @@ class Recipe:
     """What limits the result, with the way out."""
 
 
-def choose(data: DataFacts, machine: Machine) -> Recipe:
-    """Choose the settings of a first training."""
+def choose(data: DataFacts, machine: Machine, asked: Settings | None = None) -> Recipe:
+    """Choose the settings of a first training.
+
+    Args:
+        data: what it learns from.
+        machine: what it runs on.
+        asked: settings of `train` that are decided already, nested; the length of warm-up and the like follows them.
+    """
     on_gpu = machine.num_gpus > 0
     train: Settings = {}
     why: dict[str, str] = {}
     warnings = list(_weights(train, why, machine, on_gpu))
     warnings += _data(train, why, data, on_gpu)
-    _schedule(train, why, data, machine, on_gpu)
+    _schedule(train, why, data, machine, asked or {})
     return Recipe(train=train, resources=_resources(why, machine), why=why, warnings=tuple(warnings))
 
 
@@ -89,7 +95,9 @@ def _data(train: Settings, why: dict[str, str], data: DataFacts, on_gpu: bool) -
     )
     if 0 < data.train.num_empty <= data.train.num_images // 2:
         train["data.train_on_empty_images"] = True
-        why["data.train_on_empty_images"] = f"{data.train.num_empty} images without boxes teach what is no object"
+        why["data.train_on_empty_images"] = (
+            f"images without boxes, here {data.train.num_empty}, teach what is no object"
+        )
     if data.faults == "quarantine":
         train["data.faults"] = "quarantine"
         why["data.faults"] = "a few images or boxes are faulty; they are left out and named"
@@ -102,24 +110,24 @@ def _data(train: Settings, why: dict[str, str], data: DataFacts, on_gpu: bool) -
     return []
 
 
-def _schedule(train: Settings, why: dict[str, str], data: DataFacts, machine: Machine, on_gpu: bool) -> None:
-    batch = (8 if data.train.num_images < 2000 else 16) if on_gpu else 4
-    images = data.train.num_images
-    scratch = 1 if machine.weights is not None else 3
-    if on_gpu:
-        epochs = min(max(math.ceil(GPU_UPDATES * batch / images), 12), 72) * scratch
-        why["schedule.epochs"] = f"{math.ceil(epochs * images / batch):,} updates"
-    else:
-        epochs = min(max(round(CPU_IMAGES / images), 2), 24) * scratch
-        why["schedule.epochs"] = f"{epochs * images:,} images, for a CPU; more is better"
+def _schedule(train: Settings, why: dict[str, str], data: DataFacts, machine: Machine, asked: Settings) -> None:
+    on_gpu = machine.num_gpus > 0
+    images = _whole(asked, "data", "num_train_images") or data.train.num_images
+    batch = _whole(asked, "global_batch") or ((8 if images < 2000 else 16) if on_gpu else 4)
+    epochs = _whole(asked, "schedule", "epochs") or _epochs(images, batch, on_gpu, machine.weights is not None)
+    updates = math.ceil(epochs * images / batch)
+    why["schedule.epochs"] = (
+        f"{updates:,} updates" if on_gpu else f"{epochs * images:,} images, for a CPU; more is better"
+    )
     train |= {
         "global_batch": batch,
         "schedule.epochs": epochs,
         "schedule.lr_drop_epochs": moved_drops((8, 11), 12, epochs),
         "schedule.optimizer": "adamw",
-        "schedule.learning_rate": {4: 0.0005, 8: 0.0002, 16: 0.0004}[batch],
+        # In proportion to the root of the batch, from the rate of experiments/photos at 8 on a GPU.
+        "schedule.learning_rate": float(f"{(0.0002 if on_gpu else 0.0007) * math.sqrt(batch / 8):.1g}"),
         "schedule.weight_decay": 0.01,
-        "schedule.warmup_iterations": min(500, max(20, images * epochs // batch // 12)),
+        "schedule.warmup_iterations": min(500, updates // 12),
         "schedule.gradient_clip": 10.0,
         "schedule.validate_every": max(1, epochs // 6),
     }
@@ -127,6 +135,22 @@ def _schedule(train: Settings, why: dict[str, str], data: DataFacts, machine: Ma
     if on_gpu:
         train["precision"] = "bfloat16"
         why["precision"] = "about twice as fast; losses are float32"
+
+
+def _epochs(images: int, batch: int, on_gpu: bool, has_weights: bool) -> int:
+    if on_gpu:
+        epochs = min(max(math.ceil(GPU_UPDATES * batch / images), 12), 72)
+    else:
+        epochs = min(max(round(CPU_IMAGES / images), 2), 24)
+    return epochs if has_weights else 3 * epochs
+
+
+def _whole(settings: Settings, *path: str) -> int | None:
+    """A whole number of nested settings, from 1 on; None where there is none, or a mistake that is told later."""
+    value: Any = settings
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if type(value) is int and value >= 1 else None
 
 
 def _resources(why: dict[str, str], machine: Machine) -> Settings:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import HEADS
+from model.settings import merge
 from orchestrator.errors import Say, UserError
-from orchestrator.experiment.layers import override
+from orchestrator.experiment.layers import lay
 from orchestrator.experiment.load import Experiment, load_experiment
 from orchestrator.site import Site
 from orchestrator.starter.facts import DataFacts, Machine, data_facts, machine_facts
@@ -52,7 +53,7 @@ def start(asked: Start, site: Site, environ: Mapping[str, str], say: Say) -> Exp
     if not asked.root.exists():
         raise UserError(f"{asked.root.absolute()}: is not there; name the folder or the file of a data set")
     data, machine = data_facts(asked.root.absolute()), machine_facts(site, environ)
-    recipe = choose(data, machine)
+    recipe = choose(data, machine, (asked.overrides or {}).get("train"))
     for note in (*data.notes, *recipe.warnings):
         say(note)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,10 +84,21 @@ def suite_name(root: Path) -> str:
     return name or "detector"
 
 
+def dataset_name(name: str) -> str:
+    """Return what tables call the data, which may not be the name of the project's own or of the paper's."""
+    return f"my-{name}" if name.lower() in ("coco", "shapes", "shape") else name
+
+
 def experiment_text(asked: Start, data: DataFacts, machine: Machine, recipe: Recipe) -> str:
     """Return the file, with the reason beside each setting that has one."""
-    document = override(_document(asked, data, machine, recipe), asked.overrides or {})
+    document = _document(asked, data, machine, recipe)
     rows = document.pop("rows")
+    # Below the rows, as all else that is chosen here; what a row says is what it is compared for.
+    of_rows = {
+        name: value for name, value in (asked.overrides or {}).items() if name in ("train", "inference", "split")
+    }
+    of_file = {name: value for name, value in (asked.overrides or {}).items() if name not in of_rows}
+    document = merge(document, {**of_file, "defaults": lay(of_rows, document["defaults"])})
     kept = {name: why for name, why in recipe.why.items() if _stands(document, recipe, name)}
     classes = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
     head = (
@@ -103,7 +115,7 @@ def _document(asked: Start, data: DataFacts, machine: Machine, recipe: Recipe) -
     places = {"root": _place(data.root, folder)}
     if machine.weights is not None:
         places["weights"] = _place(machine.weights.absolute().parent, folder)
-    train: Settings = {}
+    train: Settings = {"data": {"dataset": dataset_name(name)}}
     for path, value in recipe.train.items():
         *parents, last = path.split(".")
         inside = train

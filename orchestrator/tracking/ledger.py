@@ -162,6 +162,8 @@ def record_evaluation(
         store(tracking.uri, run_id, misalignment, names.MISALIGNMENT)
     held = get_run(tracking.uri, run_id).metrics
     numbers = {f"{VAL}{name}": float(value) for name, value in metrics.items() if value is not None}
+    if not numbers:  # else it would pass for one whose numbers are lost, and be scored again and again
+        digests[names.NO_OBJECTS] = "true"
     is_comparable = measured_where_the_paper_did(params, evaluation.split)
     numbers |= shown_metrics(metrics, evaluation.paper, is_on_papers_data=is_comparable)
     numbers |= misalignment_metrics(statistics or {})

@@ -34,7 +34,7 @@ def read_record(run: Run) -> Record:
         metrics = {name.removeprefix(VAL): value for name, value in metrics.items() if name.startswith(VAL)}
     if status == "FINISHED" and kind == "training" and names.WEIGHTS_SHA256 not in tags:
         status, note = "KILLED", note or "its checkpoint is missing"
-    if status == "FINISHED" and kind == "evaluation" and not metrics:
+    if status == "FINISHED" and kind == "evaluation" and not metrics and names.NO_OBJECTS not in tags:
         status, note = "KILLED", "its metrics are missing"
     if status == "KILLED" and tags.get(names.STOPPED_EARLY):
         status, note = "STOPPED", tags[names.STOPPED_EARLY]

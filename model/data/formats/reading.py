@@ -15,7 +15,7 @@ def read_split(files: SplitFiles) -> Tables:
     tables = tables._replace(notes=(*files.notes, *tables.notes))
     if files.share is None:
         return tables
-    return take_share(tables, files.share, files.where)
+    return take_share(tables, files.share, str(files.where))
 
 
 def _read(files: SplitFiles) -> Tables:

@@ -18,17 +18,23 @@ from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, is_image
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_NOTHING = "background"
+"""A class of segmentation masks, which labelmap.txt lists as well; no object is one."""
 _NO_BOX = (np.nan,) * 4
 
 
 def read_voc(files: SplitFiles) -> Tables:
-    """Read the XML files of a split; categories are the names in those of all splits, numbered from 1 as sorted.
+    """Read the XML files of a split; categories are those of labelmap.txt, then the others in files of all splits.
+
+    They are numbered from 1, those of the files by their sorted names.
 
     Raises:
         DataError: a file is not VOC's XML, or no file names an object.
     """
-    trees = {file: read_xml(file) for file in files.annotations}
-    names = sorted({name for file, tree in trees.items() for name in _names(file, tree)})
+    trees = {file: read_xml(file) for file in files.annotations if file.suffix.lower() == ".xml"}
+    used = {name for file, tree in trees.items() for name in _names(file, tree)}
+    mapped = [name for file in files.annotations if file not in trees for name in _mapped(file) if name != _NOTHING]
+    names = list(dict.fromkeys([*mapped, *sorted(used)]))
     if not names:
         raise DataError(f"{files.where}: there is nothing to detect: no XML file names an object")
     ids = {name: place for place, name in enumerate(names, start=1)}
@@ -77,6 +83,12 @@ def read_xml(file: Path) -> Element:
     if root.tag != "annotation":
         raise DataError(f"{file}: not Pascal VOC: the top element is {root.tag!r}, expected 'annotation'")
     return root
+
+
+def _mapped(file: Path) -> list[str]:
+    """The names of labelmap.txt, whose lines are NAME:COLOUR:PARTS:ACTIONS."""
+    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    return [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _names(file: Path, tree: Element) -> list[str]:

@@ -13,13 +13,16 @@ from typing import Any
 from model.data.faults import DataError
 from model.data.layouts.files import WHOLE, SplitFiles, folders, usual_split
 
-_TABLE = re.compile(rb'"(images|annotations)"\s*:\s*\[')
+_IMAGES = re.compile(rb'"images"\s*:\s*\[')
+_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
 _NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _URL = re.compile(rb'"coco_url"\s*:\s*("(?:[^"\\]|\\.)*")')
 _FEDERATED = re.compile(rb'"(neg_category_ids|not_exhaustive_category_ids)"')
 _SPLIT = re.compile(r"(?<![a-z])(train|training|valid|validation|val|test|testing)(\d*)(?![a-z])")
-_NO_BOXES = ("captions_", "image_info_", "panoptic_", "person_keypoints_", "stuff_")
-"""Beginnings of COCO's files that are no detection data, or are it for another task."""
+_NO_BOXES = ("captions_", "image_info_", "panoptic_", "stuff_")
+"""Beginnings of COCO's files that are no detection data."""
+_KEYPOINTS = "person_keypoints_"
+"""The beginning of those that hold people alone, taken where nothing else is there."""
 FEW_FILES = 50
 """JSON files in a folder, above which they are one for each image, and not COCO."""
 LOOKED_FOR = (
@@ -71,14 +74,13 @@ def _candidates(root: Path) -> Iterator[Path]:
         yield from plain
         return
     for folder in (root, *folders(root)):
-        files = sorted(folder.glob("*.json"))
-        boxes = [file for file in files if not file.name.startswith(_NO_BOXES)]
+        files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith(_NO_BOXES)]
         if len(files) <= FEW_FILES:
-            yield from boxes or files
+            yield from [file for file in files if not file.name.startswith(_KEYPOINTS)] or files
 
 
 def _split_name(file: Path, root: Path) -> str:
-    stem = file.stem.removeprefix("instances_")
+    stem = file.stem.removeprefix("instances_").removeprefix(_KEYPOINTS)
     if stem != file.stem:
         return stem
     found = _SPLIT.search(stem.lower())
@@ -129,28 +131,28 @@ def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
         return [json.loads(found[1]) for _, found in zip(range(5), pattern.finditer(text), strict=False)]
 
     try:
-        return _scan(file, first)
+        found: list[str] = _scan(file, first)
     except ValueError:  # bytes that are no UTF-8: the reader tells of them
         return []
+    return found
 
 
 def _is_coco(file: Path) -> bool:
     def tables(text: Any) -> bool:
         if not text[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             return False
-        found: set[bytes] = set()
-        return any(found.add(match[1]) or len(found) == 2 for match in _TABLE.finditer(text))
+        return all(pattern.search(text) for pattern in (_IMAGES, _ANNOTATIONS))
 
-    return _scan(file, tables) or False
+    return bool(_scan(file, tables))
 
 
 def _is_lvis(file: Path) -> bool:
     def federated(text: Any) -> bool:
-        images = next((match.start() for match in _TABLE.finditer(text) if match[1] == b"images"), None)
+        images = _IMAGES.search(text)
         # Every image says it, so that the first ones are enough.
-        return images is not None and _FEDERATED.search(text, images, images + 2**20) is not None
+        return images is not None and _FEDERATED.search(text, images.start(), images.start() + 2**20) is not None
 
-    return _scan(file, federated) or False
+    return bool(_scan(file, federated))
 
 
 def _scan(file: Path, look: Callable[[Any], Any]) -> Any:

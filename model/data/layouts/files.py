@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,10 +48,11 @@ class SplitFiles:
             return self.annotations[0]
         return Path(os.path.commonpath([file.parent for file in self.annotations]))
 
-    @property
-    def sources(self) -> tuple[Path, ...]:
-        """Every file that the tables depend on: the annotations, and images whose sizes only their headers say."""
-        return self.annotations + tuple(self.images / name for name in self.listed or ())
+    def sources(self) -> Iterator[str]:
+        """Every file that the tables depend on: the annotations, and images whose sizes their headers may say."""
+        # Texts, since 200,000 paths would cost more than what is asked about them.
+        yield from map(str, self.annotations)
+        yield from (f"{self.images}/{name}" for name in self.listed or ())
 
 
 def usual_split(name: str) -> str | None:

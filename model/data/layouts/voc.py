@@ -10,6 +10,8 @@ LOOKED_FOR = (
     "Pascal VOC: JPEGImages/, Annotations/ and ImageSets/Main/<split>.txt, images/ and annotations/ of XML files, or "
     "XML files beside their images in the folder or in <split>/"
 )
+LABELMAPS = ("labelmap.txt", "label_map.txt")
+"""What CVAT and Datumaro call the file of class names."""
 _IMAGES = ("JPEGImages", "images", "Images", "data")
 _ANNOTATIONS = ("Annotations", "annotations", "labels", "xmls")
 
@@ -36,25 +38,28 @@ def find_voc(root: Path) -> dict[str, SplitFiles]:
 
 
 def _with_folders(root: Path, images: Path, annotations: Path) -> dict[str, SplitFiles]:
+    labelmap = [root / name for name in LABELMAPS if (root / name).is_file()][:1]
     lists = {file.stem: ids for file in _lists(root) if (ids := _ids(file)) is not None}
     if lists:
-        return _splits({name: (images, annotations, ids) for name, ids in lists.items()})
+        return _splits({name: (images, annotations, ids) for name, ids in lists.items()}, labelmap)
     parts = [folder.name for folder in folders(annotations) if (images / folder.name).is_dir()]
     if parts:
-        return _splits({name: (images / name, annotations / name, None) for name in parts})
-    return _splits({WHOLE: (images, annotations, None)})
+        return _splits({name: (images / name, annotations / name, None) for name in parts}, labelmap)
+    return _splits({WHOLE: (images, annotations, None)}, labelmap)
 
 
-def _splits(places: dict[str, tuple[Path, Path, list[str] | None]]) -> dict[str, SplitFiles]:
+def _splits(
+    places: dict[str, tuple[Path, Path, list[str] | None]], labelmap: Iterable[Path] = ()
+) -> dict[str, SplitFiles]:
     """The splits of image folder, annotation folder and the names in them, without suffix; None for all."""
     of_annotations = dict.fromkeys(place for _, place, _ in places.values())
     xml = {place: {_stem(name): place / name for name in list_files(place, {".xml"})} for place in of_annotations}
+    # All of the data set: the classes are those of all splits.
     every = [file for files in xml.values() for file in files.values()]
     splits = {}
     for split, (images, annotations, ids) in places.items():
         by_stem = {_stem(name): name for name in list_images(images)}
         files = xml[annotations]
-        # All of the data set: the classes are those of all splits.
         chosen = sorted(files if ids is None else set(ids) & set(files))
         without = sorted(set(by_stem if ids is None else ids) - set(files))
         if not chosen:
@@ -64,7 +69,7 @@ def _splits(places: dict[str, tuple[Path, Path, list[str] | None]]) -> dict[str,
             name=split,
             format="voc",
             images=images,
-            annotations=tuple(every),
+            annotations=(*labelmap, *every),
             listed=tuple(name for name, _ in pairs),
             labels=tuple(file for _, file in pairs),
             notes=_unannotated(split, without),

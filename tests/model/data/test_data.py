@@ -74,10 +74,10 @@ def test_crowds_and_boxes_under_a_pixel_are_not_learnt_but_reach_the_evaluator(m
         annotation(5, [1, 1, 1, 1], area=0.6),
     ]
     data = read_coco(make_coco(annotations), "train")
-    assert data.boxes(0).tolist() == [[1, 1, 2, 2]]
+    assert data.boxes(0).tolist() == [[1, 1, 31, 31], [1, 1, 2, 2]]
     truth = data.coco_dict()["annotations"]
     assert [(row["id"], row["iscrowd"]) for row in truth] == [(1, 1), (2, 0), (3, 0), (4, 0), (5, 0)]
-    assert truth[4]["area"] == 0.6
+    assert [row["area"] for row in truth[3:]] == [900, 0.6]
 
 
 def test_a_box_half_a_pixel_outside_is_clipped_for_training_and_kept_for_evaluation(make_coco: MakeCoco) -> None:

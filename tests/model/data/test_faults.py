@@ -100,21 +100,21 @@ FAULTS = [
 def test_every_fault_is_told_at_once_by_kind_and_number(damaged: Path) -> None:
     lines = told(damaged).splitlines()
     assert lines[0] == f"{annotations_file(damaged)}: the data set is faulty in 20 places"
-    assert lines[1].strip() == "images missing (1): image 2 (2.jpg)"
-    assert lines[2].startswith("  images that do not decode (6): image 3 (3.jpg: ")
+    folder = damaged / "train"
+    assert lines[1].strip() == f"images missing (1): image 2 (2.jpg, looked for in {folder})"
+    assert lines[2].startswith(f"  images that do not decode (6): image 3 ({folder / '3.jpg'}: ")
     assert lines[2].endswith(", ...")
     assert [line.strip() for line in lines[3:8]] == [
-        "images of another size than annotated (1): image 8 (8.jpg: 80 x 60, annotated 60 x 80 (height x width))",
+        f"images of another size than annotated (1): image 8 ({folder / '8.jpg'}: 80 x 60, annotated 60 x 80 "
+        "(height x width))",
         "duplicate annotation ids (1): annotation 1 (image 1)",
         "annotations of images that are not listed (1): annotation 9 (image 99)",
         "annotations of unknown categories (1): annotation 8 (image 1, category 4)",
-        "boxes that are not four finite numbers (5): annotation 4 (image 1, bbox [5.0, 5.0, nan, 20.0]), "
-        "annotation 5 (image 1, bbox [5.0, inf, 20.0, 20.0]), annotation 10 (image 1, bbox [nan, nan, nan, nan]), "
-        "annotation 11 (image 1, bbox [nan, nan, nan, nan]), annotation 12 (image 1, bbox [5.0, 5.0, 20.0, nan])",
+        "boxes that are not four finite numbers (5): annotation 4 (image 1, bbox [5, 5, NaN, 20]), "
+        "annotation 5 (image 1, bbox [5, Infinity, 20, 20]), annotation 10 (image 1, bbox [5, 5, 20]), "
+        'annotation 11 (image 1, bbox null), annotation 12 (image 1, bbox [5, 5, 20, "20"])',
     ]
-    assert lines[8].startswith(
-        "  boxes of zero or negative size (2): annotation 2 (image 1, bbox [5.0, 5.0, 0.0, 20.0])"
-    )
+    assert lines[8].startswith("  boxes of zero or negative size (2): annotation 2 (image 1, bbox [5, 5, 0, 20])")
     assert lines[9].startswith("  boxes that leave their image by more than a pixel (2): annotation 6")
     assert "`faults: quarantine` (setting train.data.faults)" in lines[10]
     assert len(lines) == 11
@@ -290,7 +290,7 @@ def test_a_split_of_which_a_quarantine_leaves_nothing_is_refused(make_coco: Make
     (root / "train" / "1.jpg").unlink()
     message = told(root, faults="quarantine")
     assert "no image is left of 1" in message
-    assert "images missing (1): image 1 (1.jpg)" in message
+    assert f"images missing (1): image 1 (1.jpg, looked for in {root / 'train'})" in message
 
 
 def test_an_unknown_way_with_faults_is_a_bad_value(make_coco: MakeCoco) -> None:

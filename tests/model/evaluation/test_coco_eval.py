@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.config import METRICS
 from model.data.coco import read_coco
-from model.evaluation.coco_eval import evaluate
+from model.evaluation.coco_eval import evaluate, match
 from model.inference.table import DetectionTable
 from tests.detections import around, border_scene, pycocotools_numbers, random_scene, table, write
 
@@ -123,6 +123,35 @@ def test_the_order_of_equal_scores_is_the_order_of_the_table(tmp_path: Path) -> 
     backwards = table(found[::-1])
     assert_same_bits(evaluate(data, backwards), pycocotools_numbers(file, backwards))
     assert evaluate(data, backwards) != evaluate(data, table(found))
+
+
+@pytest.mark.parametrize("first", [2**53 + 1, 20230101123045671, -3, -(2**63) + 1, 2**63 - 9])
+def test_numbers_do_not_depend_on_how_large_ids_are(tmp_path: Path, first: int) -> None:
+    """As floats, neighbours of 2^53 + 1 would be one; pycocotools counts the same scene under small numbers."""
+    annotations, found = random_scene(0)
+    _, file = write(tmp_path, annotations, num_images=8)
+    theirs = pycocotools_numbers(file, table(found))
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image["id"] += first - 1
+    for row in content["annotations"]:
+        row |= {"id": row["id"] - 40, "image_id": row["image_id"] + first - 1, "category_id": row["category_id"] - 5}
+    for category in content["categories"]:
+        category["id"] -= 5
+    file.write_text(json.dumps(content))
+    data = read_coco(tmp_path, "val", check_images=False)
+    assert data.image_ids.tolist() == list(range(first, first + 8))
+    moved = table([(image + first - 1, category - 5, box, score) for image, category, box, score in found])
+    assert_same_bits(evaluate(data, moved), theirs)
+    matches = match(data, moved)
+    assert matches.num_truths.sum() == (~data.annotation_crowds).sum()
+
+
+@pytest.mark.parametrize(("image", "category", "what"), [(9, 2, "image 9"), (1, 3, "category 3")])
+def test_a_detection_of_no_image_or_category_is_refused(tmp_path: Path, image: int, category: int, what: str) -> None:
+    data, _ = write(tmp_path, [large(1)], num_images=2)
+    with pytest.raises(ValueError, match=f"{what} of a detection is not in the data set"):
+        evaluate(data, table([(image, category, [0, 0, 20, 20], 0.9)]))
 
 
 def large(id: int, side: float = 200.0) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.inference.drawing import color_of, draw
+from model.inference.drawing import NUM_COLORS, Pen, color_of, draw
 
 GREY = (128, 128, 128)
 
@@ -74,3 +74,52 @@ def test_a_grey_image_is_drawn_upon_in_colour() -> None:
 def test_boxes_without_their_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         draw(grey(), [[1, 2, 3, 4], [5, 6, 7, 8]], ["cat"], [0.5])
+
+
+def crowd(count: int, width: int, height: int) -> list[tuple[float, float, float, float]]:
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, (width - 40, height - 40), (count, 2))
+    return [tuple(row) for row in np.hstack([corners, corners + generator.uniform(5, 40, (count, 2))]).tolist()]
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_no_label_of_a_crowd_covers_another_and_none_leaves_the_image(below: bool) -> None:
+    boxes = crowd(60, 640, 480)
+    plates = Pen(grey(640, 480), 60).tags([(box, f"fish {place}", (9, 9, 9), below) for place, box in enumerate(boxes)])
+    placed = [plate for plate in plates if plate is not None]
+    assert len(placed) == 60
+    for place, (left, top, right, bottom) in enumerate(placed):
+        assert 0 <= left < right <= 640 and 0 <= top < bottom <= 480
+        for x1, y1, x2, y2 in placed[:place]:
+            assert right <= x1 or x2 <= left or bottom <= y1 or y2 <= top
+
+
+def test_the_best_label_stands_over_its_box_and_the_worst_is_left_out_where_there_is_no_room() -> None:
+    box = (100.0, 200.0, 140.0, 230.0)
+    plates = Pen(grey(), 1).tags([(box, "fish", (9, 9, 9), False)] * 300)
+    assert plates[0] is not None and (plates[0][0], plates[0][3]) == (100, 200)
+    assert plates[-1] is None
+    drawn = draw(grey(), [box] * 2, ["cat", "dog"], [0.3, 0.9])
+    assert drawn.getpixel((101, 198)) == color_of("dog")  # the better one, though it comes second
+
+
+def test_a_label_that_stands_off_has_a_line_to_its_box() -> None:
+    canvas = grey()
+    boxes = [(100.0, 200.0, 140.0, 230.0)] * 15
+    plates = Pen(canvas, 1).tags([(box, "fish", (250, 0, 0), False) for box in boxes])
+    off = [plate for plate in plates if plate and plate[3] < 200]
+    assert off
+    between = np.asarray(canvas)[int(max(plate[3] for plate in off)) : 199, 90:200]
+    assert between.shape[0] == 0 or (between == (250, 0, 0)).all(axis=2).any()
+
+
+def test_labels_of_many_boxes_are_smaller() -> None:
+    assert Pen(grey(1024, 1024), 60).font.getlength("fish") < Pen(grey(1024, 1024), 5).font.getlength("fish")
+
+
+def test_classes_that_are_known_have_different_colours() -> None:
+    classes = [f"class {number}" for number in range(NUM_COLORS)]
+    assert len({color_of(label) for label in classes}) < NUM_COLORS
+    drawn = [draw(grey(), [[100, 200, 300, 400]], [label], classes=classes).getpixel((200, 400)) for label in classes]
+    assert len(set(drawn)) == NUM_COLORS
+    assert draw(grey(), [[100, 200, 300, 400]], ["cat"], classes=["cat"]).getpixel((200, 400)) == color_of("cat")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,34 @@ def test_records_are_json_and_a_threshold_keeps_the_best(folder: Path, data: Coc
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, model; model.load; print('torch' in sys.modules, 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["False"] * 2
+
+
+def test_images_in_parallel_give_the_bits_of_one_thread_and_torch_gets_its_threads_back(
+    folder: Path, data: CocoData
+) -> None:
+    paths = [data.path(index) for index in range(len(data))] * 2
+    predictor = model.load(folder, device="cpu")
+    one_by_one = [predictor(path)[0] for path in paths]
+    torch.set_num_threads(3)
+    together = predictor(paths)
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ValueError, match="does not decode"):
+        predictor([*paths, "nowhere.jpg"])
+    assert torch.get_num_threads() == 3
+    assert all(same_bits(one, other) for one, other in zip(together, one_by_one, strict=True))
+
+
+def test_a_stream_of_images_is_read_as_it_is_taken(folder: Path, data: CocoData) -> None:
+    torch.set_num_threads(2)
+    read: list[int] = []
+
+    def camera() -> Iterator[Path]:
+        for index in range(100):
+            read.append(index)
+            yield data.path(index % len(data))
+
+    stream = model.load(folder, device="cpu").stream(camera(), max_detections=2)
+    assert [len(next(stream).scores) for _ in range(3)] == [2, 2, 2]
+    assert len(read) == 3 + 2  # two are worked on
+    stream.close()
+    assert torch.get_num_threads() == 2

@@ -257,7 +257,7 @@ def test_rows_of_a_torchvision_file_are_taken_by_category_id(tmp_path: Path) -> 
         assert torch.equal(getattr(chosen, part).unflatten(0, (9, 3)), rows[:, [1, 2, 5]])
 
 
-@pytest.mark.parametrize("category_ids", [None, (1, 2, 7)])
+@pytest.mark.parametrize("category_ids", [None, (1, 2, 7), (-1, 1, 2)])
 def test_other_classes_that_no_category_id_can_tell_are_refused(
     category_ids: tuple[int, ...] | None, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.checkpoint.find import FinishedEvaluation, Query, select
+from orchestrator.checkpoint.find import FinishedEvaluation, Query, select, table_of
 from orchestrator.errors import UserError
 from orchestrator.tracking.records import inference_params, read_inference, training_params
 from orchestrator.tracking.runs import Run
@@ -70,6 +70,46 @@ def test_a_table_of_several_suites_asks_which():
     ):
         chosen(twin, *ALL, table="table1")
     assert chosen(twin, *ALL, table="table2") is OTHER
+
+
+def test_a_label_of_several_tables_with_different_results_is_refused_with_their_numbers():
+    here = candidate(ap=32.0, table1="02 ours", table5="00 alpha 0.4")
+    there = candidate(ap=35.0, table3="00 ours")
+    with pytest.raises(
+        UserError,
+        match=r"'ours' is another result in each of the tables table1 \(AP 32\.0\); table3 \(AP 35\.0\); say which: "
+        "--table table1, or 'table1:ours'",
+    ):
+        chosen(there, here, row="ours")
+    assert chosen(there, here, row="table1:ours") is here
+    assert chosen(there, here, row="ours", table="table3") is there
+    twice = candidate(ap=31.0, table1="02 ours", table2="00 ours")
+    seed = candidate(ap=33.0, seed=1, table1="02 ours", table2="00 ours")
+    assert chosen(twice, seed, row="ours") is seed  # one result in two tables is one checkpoint
+
+
+def test_a_label_of_several_suites_asks_which():
+    twin = candidate("miniature", ap=90.0, t="00 RetinaNet")
+    with pytest.raises(UserError, match="row 'RetinaNet' stands in the suites miniature, paper; say which with --su"):
+        chosen(twin, PLAIN, row="RetinaNet")
+    with pytest.raises(UserError, match="'RetinaNte' is no finished row of suite miniature, paper; did you mean Ret"):
+        chosen(twin, PLAIN, row="RetinaNte")
+
+
+def test_a_label_with_a_colon_is_taken_as_it_stands():
+    odd = candidate(ap=1.0, table1_heads="04 loss: focal")
+    assert chosen(odd, *ALL, row="loss: focal") is odd
+    assert chosen(odd, *ALL, row="table1:loss: focal") is odd
+    with pytest.raises(UserError, match="--table loss: no finished row stands in such a table"):
+        chosen(*ALL, row="loss: focal")
+
+
+def test_the_table_in_which_a_row_was_found_is_the_one_named_or_the_first_with_the_label():
+    both = candidate(t1="00 a", t2="00 b", t20="00 c")
+    assert table_of(both, Query(row="b")) == "t2"
+    assert table_of(both, Query(row="t20:c")) == "t20"
+    assert table_of(both, Query(table="t2")) == "t2"
+    assert table_of(both, Query()) == "t1"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Pulling from a real MLflow server: what is recorded arrives whole, or nothing does and the reason is told."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import model
 from model.config import METRICS, InferenceConfig, TrainConfig
 from orchestrator.checkpoint import pull as pulling
 from orchestrator.checkpoint.find import Query
-from orchestrator.checkpoint.pull import pull, read_provenance
+from orchestrator.checkpoint.pull import last_suite, locate, pull, read_provenance
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
 from orchestrator.experiment.rows import Resources
@@ -86,7 +87,8 @@ def test_a_pulled_folder_is_a_detector_with_the_rows_settings_and_says_what_it_i
     source = tmp_path / "checkpoint-0" / "model.safetensors"
     assert (folder / "model.safetensors").read_bytes() == source.read_bytes()
     assert told[-1] == (source.stat().st_size,) * 2
-    assert said == [f"row 0, seed 0: AP 33.3 on val, {source.stat().st_size / 1e6:.1f} MB, sha256 verified"]
+    row = f"suite {suite.suite}, table table1_heads, row row 0, seed 0: AP 33.3 on val"
+    assert said == [f"{row}, {source.stat().st_size / 1e6:.1f} MB, sha256 verified"]
     assert model.load(folder).inference == InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)
     card = read_provenance(folder)
     assert card is not None
@@ -233,3 +235,69 @@ def test_without_a_place_it_goes_under_the_home_by_suite_and_label(suite, site, 
     assert folder.name.startswith(f"{suite.suite}-row-0-")
     shutil.rmtree(tmp_path / "checkpoint-0")
     assert json.loads((folder / "config.json").read_text())["category_names"] == ["dog", "cat"]
+
+
+def test_a_row_is_pulled_once_and_its_folder_said(suite, site, tmp_path):
+    record(suite, tmp_path)
+    said: list[str] = []
+    query = Query(suite=suite.suite)
+    for name in ("best", "row 0", "table1_heads:row 0", "table1: row 0"):
+        folder = locate(name, query, site, said.append)
+        assert folder.parent == site.home / "pulled" and model.load(folder).inference.nms_iou == 0.6
+    found = f"suite {suite.suite}, table table1_heads, row row 0, seed 0: AP 33.3 on val"
+    assert said == [
+        f"best: {found}, pulled to {folder}",
+        f"row 0: {found}, in {folder}",
+        f"table1_heads:row 0: {found}, in {folder}",
+        f"table1: row 0: {found}, in {folder}",
+    ]
+    with pytest.raises(
+        UserError, match=r"row 7: no such folder \(.*/row 7\), and as a row: 'row 7' is no finished row"
+    ):
+        locate("row 7", query, site, said.append)
+
+
+def test_a_folder_goes_before_a_row_and_best_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nowhere = Site(home=tmp_path / "home")
+    said: list[str] = []
+    with pytest.raises(UserError, match="nothing was ever recorded under"):
+        locate("best", Query(), nowhere, said.append)
+    (tmp_path / "best").mkdir()
+    with pytest.raises(UserError, match="nothing was ever recorded under"):  # there is no checkpoint in it
+        locate("best", Query(), nowhere, said.append)
+    save_opinionated(tmp_path / "best", CATEGORIES, TrainConfig(model=MODEL, data=SIZES))
+    assert locate("best", Query(), nowhere, said.append) == Path("best")
+    assert said == [f"best: the folder {tmp_path / 'best'}, which goes before the best row; remove it if that is meant"]
+    assert locate("./best", Query(), nowhere, said.append) == Path("best") and len(said) == 1
+    (tmp_path / "photos").mkdir()
+    for name, says in {
+        "./photos": r"^\./photos: no checkpoint, as .*/photos holds no config\.json; name a folder that",
+        "./other": r"other does not exist; name a folder",
+        str(tmp_path / "best" / "config.json"): "config.json is a file; name a folder",
+        "photos": r"^photos: no checkpoint, as it holds no config.json \(.*/photos\), and as a row: nothing was ever",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            locate(name, Query(), nowhere, said.append)
+
+
+def test_the_best_is_that_of_the_suite_that_was_submitted_last_from_here(suite, site, tmp_path):
+    other = open_tracking(suite.uri, f"{suite.suite}-other")
+    record(suite, tmp_path, AP=90.0)
+    record(other, tmp_path / "other", seed=1, AP=10.0)
+    assert last_suite(site) is None
+    with pytest.raises(UserError, match=rf"stands in the suites .*{suite.suite}, .*-other.*; say which with --suite"):
+        locate("best", Query(), site, quiet)
+    for age, one in enumerate((other, suite)):
+        lock = site.home / "submits" / one.suite / "lock"
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+        os.utime(lock, (1e9 - age, 1e9 - age))
+    assert last_suite(site) == other.suite
+    said: list[str] = []
+    folder = locate("best", Query(), site, said.append)
+    card = read_provenance(folder)
+    assert card is not None and card.suite == other.suite
+    assert said[0].startswith(
+        f"best: suite {other.suite} (the last one submitted here), table table1_heads, row row 1, "
+    )

@@ -1,5 +1,6 @@
 """What is found out before anything starts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,38 @@ def test_a_look_ahead_names_data_weights_and_faults_and_writes_nothing(make_coco
     assert "images that do not decode (1)" in ahead(plan, site)[0][0]
     assert ahead(plan, site, most_images=1)[0] == []  # only the annotations of a large split are read
     assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("most_images", [0, 10])
+def test_a_training_that_has_no_box_to_learn_is_refused_however_large_its_split(
+    make_coco: MakeCoco, most_images: int
+) -> None:
+    crowd = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 1}
+    root = make_coco([crowd])
+    plan, site = plan_of(root, LEARNS), Site(home=root / "home", coco_root=root)
+    with pytest.raises(UserError, match="no box to learn: 0 of 1 boxes are learnt: 1 crowds"):
+        prepare(plan, Ledger(), site, lambda _: None)
+    assert "has no box to learn" in ahead(plan, site, most_images)[0][0]
+
+
+def test_splits_of_other_categories_are_told_by_what_differs(make_coco: MakeCoco) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    categories = [{"id": id, "name": f"n{id}"} for id in range(80)]
+    root = make_coco([box], categories=categories)
+    (root / "val").symlink_to("train")
+    other = [*categories[:7], {"id": 7, "name": "other"}, *categories[8:79], {"id": -1, "name": "new"}]
+    content = json.loads((root / "annotations" / "instances_train.json").read_text()) | {"categories": other}
+    (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    data = DataConfig(train_split="train", val_split="val", short_edge=64, long_edge=64)
+    row = Row(label="one", train=TrainConfig(model=LEARNS, data=data), split="val")
+    plan = make_plan([Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")], Ledger())
+    with pytest.raises(UserError) as told:
+        prepare(plan, Ledger(), Site(home=root / "home", coco_root=root), lambda _: None)
+    assert str(told.value) == (
+        f"{root}: split val has other categories than split train: -1 is missing in train and 'new' in val, 7 is 'n7' "
+        "in train and 'other' in val, 79 is 'n79' in train and missing in val; a detector is scored on the categories "
+        "that it was trained on: give both splits the same list"
+    )
 
 
 def test_data_that_changed_under_a_recorded_result_are_refused_and_nothing_is_lost(make_coco: MakeCoco) -> None:

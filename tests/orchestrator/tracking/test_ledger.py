@@ -333,6 +333,14 @@ def test_a_run_that_says_finished_and_lacks_its_results_is_not(suite):
     assert (ledger.evaluations["a"].status, ledger.evaluations["a"].note) == ("KILLED", "its metrics are missing")
 
 
+def test_an_evaluation_on_data_without_an_object_is_finished_without_numbers(suite, checkpoint):
+    training = tracking.begin_training(suite, train_run())
+    tracking.record_checkpoint(suite, training, checkpoint)
+    tracking.record_evaluation(suite, evaluation(), {"AP": None}, detections=None, train_run_id=training)
+    record = tracking.read_ledger(suite).evaluations[evaluation().key]
+    assert (record.status, record.metrics) == ("FINISHED", {})
+
+
 def test_a_training_that_was_stopped_early_says_why_until_it_is_begun_again(suite, tmp_path):
     run_id = tracking.begin_training(suite, train_run())
     journal = tmp_path / "metrics.jsonl"

@@ -142,13 +142,14 @@ def test_exif_data_behind_the_pixels_of_a_png_are_found_where_the_size_asks_for_
         assert np.array_equal(np.asarray(image)[..., 0], pixels.T[:, ::-1])
 
 
-def test_a_size_that_no_annotation_says_is_that_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
+def test_a_size_that_no_annotation_says_is_that_of_the_file_or_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.new("RGB", (4, 3)).save(tmp_path / f"{orientation}.jpg", exif=exif)
-    sizes = image_sizes(tmp_path, [f"{orientation}.jpg" for orientation in range(1, 9)])
-    assert sizes.tolist() == [[3, 4]] * 4 + [[4, 3]] * 4
+    names = [f"{orientation}.jpg" for orientation in range(1, 9)]
+    assert image_sizes(tmp_path, names, as_seen=True).tolist() == [[3, 4]] * 4 + [[4, 3]] * 4
+    assert image_sizes(tmp_path, names).tolist() == [[3, 4]] * 8
 
 
 def test_pixels_that_nobody_can_read_are_a_fault_before_anything_starts(make_coco: MakeCoco) -> None:
@@ -157,8 +158,8 @@ def test_pixels_that_nobody_can_read_are_a_fault_before_anything_starts(make_coc
     with pytest.raises(DataError) as caught:
         read_coco(root, "train")
     assert (
-        "images that do not decode (1): image 1 (1.tif: its grey levels, 7.5 to 7.5, are floats, expected 0 to 1; save "
-        "it with 8 or 16 bits)" in str(caught.value)
+        f"images that do not decode (1): image 1 ({root / 'train' / '1.tif'}: its grey levels, 7.5 to 7.5, are floats, "
+        "expected 0 to 1; save it with 8 or 16 bits)" in str(caught.value)
     )
 
 

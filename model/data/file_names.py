@@ -1,0 +1,222 @@
+"""Finds image files under the names that annotation files have for them, as other systems and tools write names."""
+
+import difflib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote
+
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".tif", ".tiff", ".webp"))
+"""Of image files; a name without any of them may stand for a file with one."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DRIVE = re.compile(r"[A-Za-z]:")
+MOST_FILES = 200_000
+"""Files of the data folder that are looked through for the place of a missing one."""
+MOST_COMPARED = 20_000
+"""Names that a missing one is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Files that lie under other names than the annotations have."""
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    """The name to read instead, counted from the folder, by the place of an image in the list."""
+    notes: tuple[str, ...] = ()
+    """The same for people."""
+
+
+def find_renamed(root: Path, folder: Path, names: Sequence[str]) -> Found:
+    """Find the evident file for each name that is none as it is written.
+
+    That is the one file under the folder that differs in nothing but the folders before it, the form of letters
+    (Unicode, case, URL escapes), or the kind of image; two names never share one.
+
+    Args:
+        root: the data folder; a name that leads out of it is never followed.
+        folder: from which names count.
+        names: of all images of a split.
+    """
+    absent = _absent(root, folder, names)
+    if not absent:
+        return Found()
+    files = _Files(folder)
+    missing = set(absent)
+    taken = {_plain(name) for place, name in enumerate(names) if place not in missing}
+    found: dict[int, str] = {}
+    for level in _LEVELS:
+        hits = {place: file for place in missing if (file := files.evident(names[place], level)) and file not in taken}
+        times = Counter(hits.values())
+        hits = {place: file for place, file in hits.items() if times[file] == 1}
+        found |= hits
+        taken |= set(hits.values())
+        missing -= set(hits)
+    if not found:
+        return Found()
+    first = min(found)
+    note = (
+        f"{len(found)} of {len(names)} images lie under other names than the annotations have, and were found in "
+        f"{folder}: such as {_printable(names[first])!r} at {_printable(found[first])!r}"
+    )
+    return Found(dict(sorted(found.items())), (note,))
+
+
+def where_it_may_be(root: Path, folder: Path, names: Sequence[str]) -> Callable[[str], str]:
+    """Return a function that says of a missing name which file there may be meant; nothing where none is near."""
+    files, elsewhere = _Files(folder), _Files(root if root.is_dir() else root.parent, MOST_FILES)
+    listed = {_plain(name) for name in names}
+
+    def look(name: str) -> str:
+        if leads_out(root, folder, name) and os.path.lexists(folder / name):
+            return "; the name leads out of the data folder, where no file is read"
+        for among in (files, elsewhere):
+            if same := among.alike(name):
+                which = ", ".join(_printable(str(among.folder / file)) for file in same[:3])
+                return f"; there is {which}{', ...' if len(same) > 3 else ''}"
+        free = [file for file in files.paths if file not in listed][:MOST_COMPARED]
+        stems = {_stem(file): file for file in free}
+        near = difflib.get_close_matches(_stem(name), list(stems), n=1)
+        return f"; the nearest is {_printable(str(folder / stems[near[0]]))}" if near else ""
+
+    return look
+
+
+def _absent(root: Path, folder: Path, names: Sequence[str]) -> list[int]:
+    """The places of names that are no file in their folder, or lead out of the data."""
+    if not any("/" in name for name in names):
+        # One listing: to ask for each file takes five times as long, and more over a network.
+        here = _listing(folder)
+        return [place for place, name in enumerate(names) if name not in here]
+    listings: dict[str, set[str]] = {}
+    absent = []
+    for place, name in enumerate(names):
+        parent, _, last = name.rpartition("/")
+        if parent not in listings:
+            listings[parent] = set() if leads_out(root, folder, name) else _listing(folder / parent)
+        if last not in listings[parent]:
+            absent.append(place)
+    return absent
+
+
+def leads_out(root: Path, folder: Path, name: str) -> bool:
+    """Whether a name is absolute, or climbs out of the data folder; links within it are its owner's affair."""
+    if name.startswith("/"):
+        return True
+    path = os.path.abspath(folder / name)
+    inside = [os.path.abspath(place) for place in (root if root.is_dir() else root.parent, folder)]
+    return not any(path.startswith(f"{place.rstrip('/')}/") for place in inside)
+
+
+def _listing(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+class _Files:
+    """The files under a folder, by the last part of their names at each level of likeness."""
+
+    def __init__(self, folder: Path, most: int | None = None) -> None:
+        self.folder, self.most = folder, most
+        self._by_key: dict[Callable[[str], str], dict[str, list[str]]] = {}
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Counted from the folder, sorted."""
+        found = []
+        for file in _walk(self.folder):
+            found.append(file)
+            if len(found) == self.most:
+                break
+        return sorted(found)
+
+    def evident(self, name: str, key: Callable[[str], str]) -> str | None:
+        """The one file whose name is alike and whose folders do not speak against it."""
+        *folders, last = _parts(name) or [""]
+        folders = [key(part) for part in folders]
+        fitting: dict[int, list[str]] = {}
+        for file in self._alike(last, key):
+            others = [key(part) for part in file.split("/")[:-1]]
+            common = min(len(folders), len(others))
+            if not _is_utf8(file):  # no annotation file can name it
+                continue
+            # The folders of another machine say nothing of those here.
+            if _is_elsewhere(name) or folders[len(folders) - common :] == others[len(others) - common :]:
+                shared = next((n for n in range(common, 0, -1) if folders[-n:] == others[-n:]), 0)
+                fitting.setdefault(shared, []).append(file)
+        best = fitting[max(fitting)] if fitting else []
+        return best[0] if len(best) == 1 else None
+
+    def alike(self, name: str) -> list[str]:
+        """All files of such a name, in whatever folder."""
+        *_, last = _parts(name) or [""]
+        return next((found for level in _LEVELS if (found := self._alike(last, level))), [])
+
+    def _alike(self, last: str, key: Callable[[str], str]) -> list[str]:
+        if key not in self._by_key:
+            by_key: dict[str, list[str]] = {}
+            for file in self.paths:
+                by_key.setdefault(key(file.rpartition("/")[2]), []).append(file)
+            self._by_key[key] = by_key
+        return self._by_key[key].get(key(last), []) if last else []
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for where, _, files in os.walk(folder):
+        start = os.path.relpath(where, folder)
+        yield from files if start == "." else (f"{start}/{file}" for file in files)
+
+
+def _parts(name: str) -> list[str]:
+    """The folders and the last part of a name as any system or web server writes it."""
+    if _URL.match(name):
+        # Not urllib's urlsplit, which raises of what is no host.
+        name = re.split("[?#]", _URL.sub("", name, count=1), maxsplit=1)[0].partition("/")[2]
+    name = _DRIVE.sub("", name.replace("\\", "/"), count=1) if _DRIVE.match(name) else name.replace("\\", "/")
+    return [part for part in name.split("/") if part not in ("", ".", "..")]
+
+
+def _is_elsewhere(name: str) -> bool:
+    return bool(name.startswith(("/", "\\")) or _URL.match(name) or _DRIVE.match(name))
+
+
+def _plain(name: str) -> str:
+    return os.path.normpath(name)
+
+
+def _as_text(part: str) -> str:
+    return unicodedata.normalize("NFC", part)
+
+
+def _unescaped(part: str) -> str:
+    return _as_text(unquote(part)).strip()
+
+
+def _any_case(part: str) -> str:
+    return _unescaped(part).casefold()
+
+
+def _stem(name: str) -> str:
+    last = _any_case(name.rpartition("/")[2])
+    start, dot, suffix = last.rpartition(".")
+    return start if f"{dot}{suffix}" in SUFFIXES else last
+
+
+_LEVELS: tuple[Callable[[str], str], ...] = (_as_text, _unescaped, _any_case, _stem)
+"""What two names may differ in, from hardly anything to the kind of image."""
+
+
+def _is_utf8(name: str) -> bool:
+    # What is not UTF-8 on the disk, Python reads with lone surrogates.
+    return name.isascii() or _printable(name) == name
+
+
+def _printable(name: str) -> str:
+    """A name of the disk as text; one that is not UTF-8 with its bytes written out."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

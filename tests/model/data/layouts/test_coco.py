@@ -1,0 +1,109 @@
+"""COCO's JSON as exporters lay it out: where its images are."""
+
+from pathlib import Path
+
+import pytest
+
+from model.data.coco import read_coco
+from model.data.faults import DataError
+from model.data.layouts.coco import find_coco
+from tests.data_folders import coco_json, picture, text
+
+
+def boxes(root: Path, split: str) -> list[list[float]]:
+    """Of the images' only objects, every image being opened."""
+    data = read_coco(root, split)
+    return data.annotation_boxes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "name", "split"),
+    [
+        ("annotations/instances_train.json", "train", "1.jpg", "train"),
+        ("annotations/instances_train.json", "images/train", "1.jpg", "train"),
+        ("annotations/instances_train.json", "images", "train/1.jpg", "train"),
+        ("annotations/instances_default.json", "images", "1.jpg", "default"),  # CVAT
+        ("annotations/instances_default.json", "images/default", "1.jpg", "default"),  # CVAT
+        ("annotations/instances_valid.json", "val", "1.jpg", "valid"),
+        ("train/_annotations.coco.json", "train", "1.jpg", "train"),  # Roboflow
+        ("_annotations.coco.json", "", "1.jpg", "all"),  # Roboflow, without splits
+        ("result.json", "", "images/1.jpg", "all"),  # Label Studio
+        ("result.json", "images", "1.jpg", "all"),  # Label Studio
+        ("result.json", "images", r"images\1.jpg", "all"),  # Label Studio on Windows
+        ("via_project_3May2024_coco.json", "", "1.jpg", "via_project_3May2024_coco"),  # VIA
+        ("labels.json", "data", "1.jpg", "all"),  # FiftyOne
+        ("train/labels.json", "train/data", "1.jpg", "train"),  # FiftyOne
+        ("annotations/train.json", "train", "1.jpg", "train"),
+        ("annotations/coco_train2017_v2.json", "train2017", "1.jpg", "train2017"),
+        ("my_photos.json", "photos", "photos/1.jpg", "my_photos"),
+    ],
+)
+def test_an_exporters_layout_is_found(tmp_path: Path, annotations: str, images: str, name: str, split: str) -> None:
+    root = tmp_path / "data"
+    inner = name if images in ("", "images") and "/" in name else name.replace("\\", "/").rsplit("/", 1)[-1]
+    picture(root / ("" if images == "photos" else images) / (name if images == "photos" else inner))
+    coco_json(root / annotations, [name])
+    splits = find_coco(root)
+    assert list(splits) == [split]
+    assert splits[split].annotations == (root / annotations,)
+    assert (splits[split].images / name).is_file() or "\\" in name
+    if "\\" not in name:
+        assert boxes(root, split) == [[1, 2, 20, 30]]
+
+
+def test_a_folder_of_images_that_two_splits_share_is_that_of_both(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.jpg"), picture(tmp_path / "images" / "2.jpg")
+    for split, name in (("train", "1.jpg"), ("val", "2.jpg")):
+        coco_json(tmp_path / "annotations" / f"instances_{split}.json", [name])
+    assert {split.images for split in find_coco(tmp_path).values()} == {tmp_path / "images"}
+
+
+def test_names_decide_between_two_folders(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "other.jpg"), picture(tmp_path / "images" / "1.jpg")
+    coco_json(tmp_path / "annotations" / "train.json", ["1.jpg"])
+    assert find_coco(tmp_path)["train"].images == tmp_path / "images"
+
+
+def test_files_of_another_task_or_form_are_passed_over(tmp_path: Path) -> None:
+    picture(tmp_path / "train2017" / "1.jpg")
+    for kind in ("instances", "captions", "person_keypoints"):
+        coco_json(tmp_path / "annotations" / f"{kind}_train2017.json", ["1.jpg"])
+    text(tmp_path / "config.json", '{"images": 3, "annotations": "none"}')
+    text(tmp_path / "results.json", '[{"image_id": 1, "bbox": [1, 2, 3, 4]}]')
+    text(tmp_path / "empty.json")
+    assert list(find_coco(tmp_path)) == ["train2017"]
+    (tmp_path / "annotations" / "instances_train2017.json").unlink()
+    keypoints = tmp_path / "annotations" / "person_keypoints_train2017.json"
+    assert find_coco(tmp_path)["train2017"].annotations == (keypoints,)
+    keypoints.unlink()
+    assert find_coco(tmp_path) == {}
+
+
+def test_a_json_file_for_each_image_is_not_coco(tmp_path: Path) -> None:
+    for place in range(51):
+        coco_json(tmp_path / f"{place}.json", [f"{place}.jpg"])
+    assert find_coco(tmp_path) == {}
+
+
+def test_images_that_are_nowhere_are_told_with_the_places_looked_at(tmp_path: Path) -> None:
+    file = coco_json(tmp_path / "photos.json", ["/home/else/1.jpg"])
+    with pytest.raises(DataError) as error:
+        find_coco(tmp_path)
+    assert f"{file}: its images are nowhere (the first is '/home/else/1.jpg'); looked in {tmp_path}" in str(error.value)
+
+
+def test_a_name_with_folders_of_another_machine_is_looked_for_by_its_end(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.jpg")
+    coco_json(tmp_path / "photos.json", ["/home/else/1.jpg"])
+    assert find_coco(tmp_path)["photos"].images == tmp_path / "images"
+
+
+def test_images_outside_of_the_data_folder_are_not_taken(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.jpg")
+    coco_json(tmp_path / "data" / "photos.json", ["1.jpg"])
+    with pytest.raises(DataError, match="its images are nowhere"):
+        find_coco(tmp_path / "data")
+    # A file in annotations/ stands for the folder that holds both.
+    coco_json(tmp_path / "annotations" / "photos.json", ["1.jpg"])
+    found = find_coco(tmp_path / "annotations" / "photos.json")
+    assert found["photos"].images == tmp_path / "images"

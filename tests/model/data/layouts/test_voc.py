@@ -1,0 +1,72 @@
+"""Pascal VOC's folders and lists, and XML files beside images."""
+
+from pathlib import Path
+
+import pytest
+
+from model.data.faults import DataError
+from model.data.layouts.voc import find_voc
+from tests.data_folders import picture, text, voc_xml
+
+XML = voc_xml([("cat", (1, 2, 3, 4))])
+
+
+def listed(root: Path) -> dict[str, tuple[Path, list[str]]]:
+    return {name: (split.images, list(split.listed or ())) for name, split in find_voc(root).items()}
+
+
+def annotated(images: Path, annotations: Path, *names: str) -> None:
+    for name in names:
+        picture(images / f"{name}.jpg"), text(annotations / f"{name}.xml", XML)
+
+
+def test_a_devkits_lists_are_its_splits(tmp_path: Path) -> None:
+    kit = tmp_path / "VOCdevkit" / "VOC2007"
+    annotated(kit / "JPEGImages", kit / "Annotations", "1", "2", "3")
+    main = kit / "ImageSets" / "Main"
+    text(main / "train.txt", "1\n"), text(main / "val.txt", "2 \n"), text(main / "trainval.txt", "1\n2\n")
+    text(main / "cat_train.txt", "1  1\n"), text(main / "dog_train.txt", "1 -1\n")
+    images = kit / "JPEGImages"
+    expected = {"train": (images, ["1.jpg"]), "trainval": (images, ["1.jpg", "2.jpg"]), "val": (images, ["2.jpg"])}
+    assert listed(tmp_path) == listed(tmp_path / "VOCdevkit") == listed(kit) == expected
+    # Classes are those of all files, so that the splits have the same.
+    assert len(find_voc(kit)["val"].annotations) == 3
+    annotated(
+        tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages", tmp_path / "VOCdevkit" / "VOC2012" / "Annotations", "1"
+    )
+    with pytest.raises(DataError, match=r"holds 2 data sets of Pascal VOC; name one of them, such as .*VOC2007"):
+        find_voc(tmp_path)
+
+
+def test_lists_may_name_images_in_folders(tmp_path: Path) -> None:
+    annotated(tmp_path / "JPEGImages" / "a", tmp_path / "Annotations" / "a", "1")
+    text(tmp_path / "ImageSets" / "Main" / "default.txt", "a/1\n")
+    assert listed(tmp_path) == {"default": (tmp_path / "JPEGImages", ["a/1.jpg"])}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "split"),
+    [
+        ("JPEGImages", "Annotations", "all"),
+        ("images", "annotations", "all"),
+        ("data", "labels", "all"),  # FiftyOne
+        ("", "", "all"),  # labelImg
+        ("train", "train", "train"),  # Roboflow
+        ("JPEGImages/val", "Annotations/val", "val"),
+    ],
+)
+def test_folders_without_lists_are_found(tmp_path: Path, images: str, annotations: str, split: str) -> None:
+    annotated(tmp_path / images, tmp_path / annotations, "1")
+    assert listed(tmp_path) == {split: (tmp_path / images, ["1.jpg"])}
+
+
+def test_images_without_an_xml_file_are_left_out_and_told(tmp_path: Path) -> None:
+    annotated(tmp_path, tmp_path, "1"), picture(tmp_path / "2.jpg"), picture(tmp_path / "3.jpg")
+    found = find_voc(tmp_path)["all"]
+    assert found.listed == ("1.jpg",)
+    assert found.notes[0].startswith("2 images of all have no XML file and are left out as not annotated, such as 2;")
+
+
+def test_a_folder_without_xml_is_not_voc(tmp_path: Path) -> None:
+    picture(tmp_path / "JPEGImages" / "1.jpg")
+    assert find_voc(tmp_path) == {}

@@ -1,0 +1,172 @@
+"""Paths in data.yaml, Darknet's files and folders without either; which label file is an image's."""
+
+from pathlib import Path
+
+import pytest
+
+from model.data.faults import DataError
+from model.data.layouts.yolo import find_yolo, read_yaml
+from tests.data_folders import picture, text
+
+BOX = "0 0.5 0.5 0.5 0.5\n"
+
+
+def labelled(folder: Path, *names: str) -> None:
+    """Images in images/ and their labels in labels/."""
+    for name in names:
+        picture(folder / "images" / f"{name}.jpg")
+        text(folder / "labels" / f"{name}.txt", BOX)
+
+
+def listing(root: Path) -> dict[str, tuple[Path, list[str], list[str | None]]]:
+    """Folder, names and the names of label files, by split."""
+    return {
+        name: (split.images, list(split.listed or ()), [label.name if label else None for label in split.labels])
+        for name, split in find_yolo(root).items()
+    }
+
+
+def message(root: Path) -> str:
+    with pytest.raises(DataError) as error:
+        find_yolo(root)
+    return str(error.value)
+
+
+def test_folders_of_a_data_yaml_are_listed_with_the_labels_that_are_there(tmp_path: Path) -> None:
+    labelled(tmp_path, "train/1", "train/deep/2", "val/3")
+    picture(tmp_path / "images" / "train" / "4.PNG"), text(tmp_path / "images" / "train" / "notes.md")
+    text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    images = tmp_path / "images"
+    assert listing(tmp_path) == {
+        "train": (images / "train", ["1.jpg", "4.PNG", "deep/2.jpg"], ["1.txt", None, "2.txt"]),
+        "val": (images / "val", ["3.jpg"], ["3.txt"]),
+    }
+    assert listing(tmp_path / "data.yaml") == listing(tmp_path)
+    train = find_yolo(tmp_path)["train"]
+    labels = tmp_path / "labels" / "train"
+    assert train.annotations == (tmp_path / "data.yaml", labels / "1.txt", labels / "deep" / "2.txt")
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "../", "/content/dataset/", r"C:\data\set\\"[:-1]])
+def test_paths_of_another_machine_and_roboflows_lead_to_the_folder_beside_the_file(tmp_path: Path, prefix: str) -> None:
+    root = tmp_path / "set"
+    labelled(root / "train", "1"), labelled(root / "valid", "2")
+    yaml = f"train: {prefix}train/images\nval: {prefix}valid/images\ntest: {prefix}test/images\nnames: [cat]\n"
+    text(root / "data.yaml", yaml)
+    found = find_yolo(root)
+    assert [(name, split.images) for name, split in found.items()] == [
+        ("train", root / "train" / "images"),
+        ("val", root / "valid" / "images"),
+    ]
+    moved = "content" in prefix or "C:" in prefix
+    assert any("was taken" in note for note in found["val"].notes) is moved
+
+
+def test_roboflows_path_is_not_that_of_another_set_beside_it(tmp_path: Path) -> None:
+    labelled(tmp_path / "train", "other"), labelled(tmp_path / "set" / "train", "own")
+    text(tmp_path / "set" / "data.yaml", "train: ../train/images\nnames: [cat]\n")
+    assert find_yolo(tmp_path / "set")["train"].listed == ("own.jpg",)
+
+
+def test_a_folder_elsewhere_is_taken_where_the_file_names_it_and_nowhere_else(tmp_path: Path) -> None:
+    labelled(tmp_path / "photos", "1"), labelled(tmp_path / "other", "2")
+    text(
+        tmp_path / "set" / "data.yaml", f"path: {tmp_path}/photos\ntrain: images\nval: ../other/images\nnames: [cat]\n"
+    )
+    assert [split.images for split in find_yolo(tmp_path / "set").values()] == [
+        tmp_path / "photos" / "images",
+        tmp_path / "other" / "images",
+    ]
+    # What a list names below the folders that count is taken, and nothing beside them.
+    lists = tmp_path / "listed"
+    text(lists / "data.yaml", "train: train.txt\nnames: [cat]\n"), text(lists / "train.txt", "../other/images/2.jpg\n")
+    assert f"{lists}/train.txt: lists ../other/images/2.jpg, whose folder is nowhere below {lists}" in message(lists)
+
+
+def test_path_of_another_machine_counts_as_the_files_own_folder_and_is_told(tmp_path: Path) -> None:
+    labelled(tmp_path, "train/1")
+    text(tmp_path / "data.yaml", "path: /home/else/mine\ntrain: images/train\nnames: [cat]\n")
+    found = find_yolo(tmp_path)["train"]
+    assert found.listed == ("1.jpg",)
+    assert found.notes == (
+        f"{tmp_path}/data.yaml: path is /home/else/mine, which is not there: paths count from {tmp_path}",
+    )
+
+
+def test_a_split_may_be_several_folders_or_a_list_of_images(tmp_path: Path) -> None:
+    labelled(tmp_path, "a/1", "b/2", "b/3")
+    text(tmp_path / "data.yaml", "train: [images/a, images/b]\nval: val.txt\nnames: [cat]\n")
+    text(tmp_path / "val.txt", "./images/b/3.jpg\nimages/a/1.jpg\n\n")
+    assert listing(tmp_path) == {
+        "train": (tmp_path / "images", ["a/1.jpg", "b/2.jpg", "b/3.jpg"], ["1.txt", "2.txt", "3.txt"]),
+        "val": (tmp_path / "images", ["a/1.jpg", "b/3.jpg"], ["1.txt", "3.txt"]),
+    }
+
+
+def test_darknets_files_lead_to_images_with_their_labels_beside_them(tmp_path: Path) -> None:
+    text(tmp_path / "obj.data", "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    text(tmp_path / "obj.names", "cat\n"), text(tmp_path / "train.txt", "data/obj_train_data/1.jpg\n")
+    picture(tmp_path / "obj_train_data" / "1.jpg"), text(tmp_path / "obj_train_data" / "1.txt", BOX)
+    found = find_yolo(tmp_path)
+    assert listing(tmp_path) == {"train": (tmp_path / "obj_train_data", ["1.jpg"], ["1.txt"])}
+    assert found["train"].annotations[0] == tmp_path / "obj.names"
+    assert find_yolo(tmp_path / "obj.data") == found
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "labels", "split"),
+    [
+        ("classes.txt", "images", "labels", "all"),  # Label Studio
+        ("classes.txt", "images/train", "labels/train", "train"),
+        ("classes.txt", "valid/images", "valid/labels", "valid"),
+        ("classes.txt", "", "", "all"),  # labelImg
+        ("labels/classes.txt", "images", "labels", "all"),  # labelImg, with a folder for labels
+        ("train/classes.txt", "train", "train", "train"),
+        ("obj.names", "train", "train", "train"),
+    ],
+)
+def test_class_names_and_folders_are_enough(tmp_path: Path, classes: str, images: str, labels: str, split: str) -> None:
+    text(tmp_path / classes, "cat\n")
+    picture(tmp_path / images / "1.jpg"), text(tmp_path / labels / "1.txt", BOX)
+    assert listing(tmp_path) == {split: (tmp_path / images, ["1.jpg"], ["1.txt"])}
+
+
+def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.jpg")
+    assert find_yolo(tmp_path) == {}
+    text(tmp_path / "classes.txt", "cat\n")
+    assert find_yolo(tmp_path) == {}
+    text(tmp_path / "recipe.yaml", "names: [soup]\ntime: 3\n")
+    assert find_yolo(tmp_path) == {}
+
+
+def test_images_above_the_set_do_not_turn_its_labels_away(tmp_path: Path) -> None:
+    root = tmp_path / "images" / "set"
+    picture(root / "train" / "1.jpg"), text(root / "train" / "1.txt", BOX)
+    text(root / "data.yaml", "train: train\nnames: [cat]\n")
+    assert listing(root)["train"][2] == ["1.txt"]
+
+
+def test_a_split_without_any_label_is_told_with_the_place_of_the_first(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.jpg")
+    text(tmp_path / "data.yaml", "train: images\nnames: [cat]\n")
+    said = message(tmp_path)
+    assert "data.yaml: train has 1 images and no label file; expected that of" in said
+    assert f"at {tmp_path}/labels/1.txt, or beside it" in said
+
+
+def test_paths_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    labelled(tmp_path, "val/1")
+    text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    assert f"data.yaml: train is images/train, which is nowhere below {tmp_path}; correct the path" in message(tmp_path)
+    text(tmp_path / "data.yaml", "train: {a: 1}\nnames: [cat]\n")
+    assert "train is {'a': '1'}, expected a folder, a list of folders, or a .txt of images" in message(tmp_path)
+
+
+def test_yaml_is_read_as_texts_and_what_is_none_is_told(tmp_path: Path) -> None:
+    assert read_yaml(text(tmp_path / "a.yaml", "names: [no, 1, 'on']\n")) == {"names": ["no", "1", "on"]}
+    assert read_yaml(text(tmp_path / "b.yaml", "- 1\n")) == {}
+    with pytest.raises(DataError, match=r"c\.yaml: not YAML \(.*line 1"):
+        read_yaml(text(tmp_path / "c.yaml", "names: [a\n"))
+    with pytest.raises(DataError, match=r"d\.yaml: not YAML"):
+        read_yaml(text(tmp_path / "d.yaml", "a: !!python/object/apply:os.system [ls]\n}"))
