@@ -268,7 +268,7 @@ def _ids(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int | None],
     """Whole numbers, None for what is none, and how many of them are written as text."""
     ids, num_texts = [], 0
     for row in rows:
-        value = row.get(key)
+        value: Any = row.get(key)
         if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
             value, num_texts = int(value), num_texts + 1
         is_whole = type(value) is int or (type(value) is float and value.is_integer() and abs(value) < 2**53)
@@ -288,7 +288,8 @@ def _numbers(rows: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
     )
 
 
-def _problem(rows: Sequence[Mapping[str, Any]], wrong: Sequence[bool] | NDArray[np.bool_], key: str, what: str) -> str:
+def _problem(rows: Sequence[Mapping[str, Any]], wrong: Any, key: str, what: str) -> str:
+    """Say how many entries are wrong, of which `wrong` has a flag each, and show the first."""
     places = np.flatnonzero(wrong)
     if not len(places):
         return ""
