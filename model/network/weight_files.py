@@ -21,6 +21,8 @@ AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema")
 """The keys of their moving averages."""
 WRAPPERS = ("module.", "model.", "_orig_mod.", "ema.")
 """What data-parallel, compiled and averaged modules put before every name."""
+DETECTRON2 = re.compile(r"^((?:backbone\.)?(?:bottom_up\.)?)((?:stem\.conv1|res[2-5]\.\d+\.(?:conv[1-3]|shortcut))\.)")
+"""The names of Detectron2's ResNets, by themselves or in its detectors."""
 CORRELATION = ((1.0, 0.93, 0.85), (0.93, 1.0, 0.95), (0.85, 0.95, 1.0))
 """Of red, green and blue in photographs, roughly."""
 CORRELATION_LENGTH = 10.0
@@ -55,8 +57,8 @@ def read_weights(path: Path) -> WeightFile:
         if _is_foreign_pickle(path):
             raise ValueError(
                 f"{path} is a pickle, as Detectron2 publishes its weights; to read it could run any code, so it was "
-                "not read, and its names are not torchvision's; take torchvision's file of the same ResNet, or, where "
-                "you trust it, save its arrays as tensors by torchvision's names with torch.save (for MSRA's, set "
+                "not read; take torchvision's file of the same ResNet, or, where you trust it, save its arrays as "
+                "tensors with torch.save, by the names of Detectron2's modules or torchvision's (for MSRA's, set "
                 "model.weights_input to caffe and model.backbone_stride to 1x1)"
             ) from error
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -93,6 +95,9 @@ def resnet_of(path: Path, file: WeightFile) -> WeightFile:
     Raises:
         ValueError: there are several.
     """
+    if any(DETECTRON2.match(name) for name in file.weights):
+        weights = {_from_detectron2(name): tensor for name, tensor in file.weights.items() if DETECTRON2.match(name)}
+        return WeightFile(weights, (*file.notes, f"of {path}, the ResNet by Detectron2's names was taken"))
     ends = ("conv1.weight", "layer1.0.conv1.weight")
     starts = [name.removesuffix(ends[0]) for name in file.weights if name.endswith(ends[0])]
     starts = [start for start in starts if start + ends[1] in file.weights]
@@ -106,6 +111,14 @@ def resnet_of(path: Path, file: WeightFile) -> WeightFile:
         return WeightFile(body, file.notes)
     note = f"of {path}, the backbone alone was taken: {len(body)} tensors under {start!r}, and not {others} others"
     return WeightFile(body, (*file.notes, note))
+
+
+def _from_detectron2(name: str) -> str:
+    """torchvision's name of a tensor of Detectron2's ResNet: res2 is layer1, and norms are named as parts."""
+    name = DETECTRON2.sub(r"\2", name).removeprefix("stem.")
+    name = re.sub(r"^res([2-5])\.", lambda stage: f"layer{int(stage[1]) - 1}.", name)
+    name = re.sub(r"conv([1-3])\.norm\.", r"bn\1.", name)
+    return name.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
 
 
 def require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:

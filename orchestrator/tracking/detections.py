@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card
 
-MAKE_ANOTHER = "make another with `rnc evaluate DIR --save FILE.parquet`, or fetch it from MLflow with `rnc pull`"
+MAKE_ANOTHER = (
+    "make another with `rnc evaluate DIR --save FILE.parquet`, or fetch it from MLflow with `rnc pull`; the results of "
+    "another detector are read as JSON"
+)
 
 MAX_DETECTIONS = 100
 """Of one image and category, that COCO's evaluation counts."""
@@ -269,7 +272,7 @@ def _ids(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int | None],
     ids, num_texts = [], 0
     for row in rows:
         value: Any = row.get(key)
-        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+        if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,19}", value):
             value, num_texts = int(value), num_texts + 1
         is_whole = type(value) is int or (type(value) is float and value.is_integer() and abs(value) < 2**53)
         ids.append(int(value) if is_whole and abs(value) < 2**63 else None)

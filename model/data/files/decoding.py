@@ -5,13 +5,15 @@ from threading import Lock
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from model.data.faults import DataError
 from model.data.split import CocoData
 
 Size = tuple[int, int]
 """Height and width."""
+HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+"""The brands of HEIC files."""
 _limit = Lock()
 
 
@@ -77,6 +79,10 @@ def open_image(source: Path | IO[bytes], size: Size | None = None) -> Image.Imag
     if most is None or size is None or size[0] * size[1] <= most:
         try:
             return Image.open(source)
+        except UnidentifiedImageError as error:
+            if found := _no_image(source):
+                raise DataError(found) from error
+            raise
         except Image.DecompressionBombError as error:
             annotated = "" if size is None else f", annotated {size[0]} x {size[1]} (height x width)"
             raise DataError(
@@ -90,6 +96,24 @@ def open_image(source: Path | IO[bytes], size: Size | None = None) -> Image.Imag
             return Image.open(source)
         finally:
             Image.MAX_IMAGE_PIXELS = most
+
+
+def _no_image(source: Path | IO[bytes]) -> str | None:
+    """What a file is that is often found in the place of an image."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _no_image(file)
+    source.seek(0)
+    begin = source.read(64)
+    if not begin:
+        return "the file is empty; fetch it again"
+    if begin[4:8] == b"ftyp" and begin[8:12] in HEIC:
+        return "a HEIC picture, which is not read here; save it as JPEG"
+    if begin.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS in place of the image; fetch it with `git lfs pull`"
+    if begin.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "a web page in place of the image; fetch it again"
+    return None
 
 
 def rgb(image: Image.Image) -> Image.Image:

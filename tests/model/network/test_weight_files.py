@@ -76,6 +76,36 @@ def test_of_several_resnets_none_is_chosen(weights: dict[str, Tensor], tmp_path:
         loaded(save(both, tmp_path))
 
 
+@pytest.mark.parametrize("start", ["", "backbone.bottom_up."])
+def test_a_resnet_by_detectron2s_names_is_taken(tmp_path: Path, start: str) -> None:
+    body = Backbone(small(backbone="resnet50")).body.state_dict()
+    names = {
+        "conv1.weight": "stem.conv1.weight",
+        "bn1.running_var": "stem.conv1.norm.running_var",
+        "layer1.0.conv1.weight": "res2.0.conv1.weight",
+        "layer1.0.bn3.bias": "res2.0.conv3.norm.bias",
+        "layer2.0.downsample.0.weight": "res3.0.shortcut.weight",
+        "layer2.0.downsample.1.running_mean": "res3.0.shortcut.norm.running_mean",
+        "layer4.2.conv2.weight": "res5.2.conv2.weight",
+    }
+
+    def theirs(name: str) -> str:
+        part, kind = name.rsplit(".", 1)
+        part = re.sub(r"^layer(\d)", lambda layer: f"res{int(layer[1]) + 1}", part)
+        part = re.sub(r"bn(\d)", r"conv\1.norm", part).replace("downsample.0", "shortcut")
+        part = part.replace("downsample.1", "shortcut.norm")
+        return f"{part if part.startswith('res') else f'stem.{part}'}.{kind}"
+
+    assert {name: theirs(name) for name in names} == names
+    weights = {name: tensor.clone() for name, tensor in body.items() if tensor.is_floating_point()}
+    others = {"backbone.fpn_lateral3.weight": torch.zeros(2), "head.bbox_pred.weight": torch.zeros(3)}
+    file = save({start + theirs(name): tensor for name, tensor in weights.items()} | others, tmp_path)
+    backbone = Backbone(small(backbone="resnet50"))
+    notes = load_backbone_weights(backbone, file)
+    assert same(backbone.body.state_dict(), weights)
+    assert notes == (f"of {file}, the ResNet by Detectron2's names was taken",)
+
+
 @pytest.mark.parametrize("part", ["state_dict_ema", "ema_state_dict", "model_ema"])
 def test_a_moving_average_beside_the_weights_is_told(weights: dict[str, Tensor], tmp_path: Path, part: str) -> None:
     average = {name: 2 * tensor for name, tensor in weights.items()}

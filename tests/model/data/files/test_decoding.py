@@ -1,5 +1,8 @@
 """Which pixels an image file stands for; expected ones are worked out by hand, or are those of another file of it."""
 
+import re
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from PIL import Image, ImageSequence
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.files.decoding import decode, upright
+from model.data.files.inspection import inspect
 from model.data.images import load_image, load_sample
 from tests.conftest import MakeCoco
 
@@ -136,6 +140,19 @@ def test_grey_has_the_same_pixels_in_8_and_in_16_bits(tmp_path: Path, name: str)
     assert torch.equal(load_image(tmp_path / name)[0], torch.from_numpy(GREY))
 
 
+def test_colour_has_the_same_pixels_in_8_and_in_16_bits(tmp_path: Path) -> None:
+    rows = (STORED.astype(">u2") * 257).astype(">u2").reshape(3, -1)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", 4, 3, 16, 2, 0, 0, 0)),  # 4 x 3 pixels of 16 bits, RGB
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    (tmp_path / "deep.png").write_bytes(content)
+    assert np.array_equal(array(decode(tmp_path / "deep.png")), STORED)
+
+
 def test_sixteen_bits_are_turned_as_eight_are(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -172,6 +189,26 @@ def test_of_several_frames_the_first_is_read(tmp_path: Path, name: str) -> None:
     with Image.open(tmp_path / name) as image:
         assert len(list(ImageSequence.Iterator(image))) == 2
     assert np.array_equal(array(decode(tmp_path / name)), STORED)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "the file is empty; fetch it again"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture, which is not read here; save it as JPEG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS in place of the image"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page in place of the image; fetch it again"),
+    ],
+)
+def test_what_lies_in_the_place_of_an_image_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"photo\.jpg: {re.escape(says)}"):
+        decode(tmp_path / "photo.jpg")
+    for source in (tmp_path / "photo.jpg", BytesIO(content)):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            upright(source)
+    with pytest.raises(DataError, match=re.escape(says)):
+        inspect(tmp_path / "photo.jpg", (3, 4))
 
 
 def test_a_picture_over_pillows_limit_is_read_where_its_annotated_size_says_so(
