@@ -34,6 +34,8 @@ WEIGHTS_SHA256, MATCHES_SHA256, LAB_SHA256, CONTENT_SHA256 = (
 )
 FINGERPRINT = "data_fingerprint"
 """CocoData.fingerprint of the images that a run was trained or scored on."""
+DATA_ROOT = "data_root"
+"""Of an evaluation: where its data lay; a hint for who scores the checkpoint again, and no part of any identity."""
 NO_OBJECTS = "no_objects"
 """Of an evaluation on data without an object to find: that it has no number, and will have none."""
 ROW, TABLE, PAPER = "row.", "table.", "paper."

@@ -280,7 +280,8 @@ class _Columns:
         if set(map(type, values)) <= {int, bool}:
             numbers = np.array([min(max(value, -1), 2) for value in values], dtype=np.int8)
             self._complain(key, np.flatnonzero((numbers < 0) | (numbers > 1)).tolist(), "0 or 1")
-            return numbers == 1
+            are_one: NDArray[np.bool_] = numbers == 1
+            return are_one
         read = [_flag(value) for value in values]
         self._complain(key, [row for row, flag in enumerate(read) if flag is None], "0 or 1")
         texts = [row for row, value in enumerate(values) if isinstance(value, str) and read[row] is not None]

@@ -28,6 +28,7 @@ OF_FILES = {
     ".csv": open_images.find_open_images,
 }
 """Which files stand for a data set."""
+ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 MAX_NAMED = 8
 """Entries of a folder that a message names."""
 
@@ -106,6 +107,8 @@ def _count(root: Path, split: str) -> int:
 def _splits(root: Path) -> dict[str, SplitFiles]:
     if root.is_file():
         finder = OF_FILES.get(root.suffix.lower())
+        if root.suffix.lower() in ARCHIVES:
+            raise DataError(f"{root}: an archive is not looked into; unpack it, and name the folder")
         if finder is None:
             raise DataError(
                 f"{root}: no data set is described by such a file; name the folder of the data, or one of its files "

@@ -60,6 +60,8 @@ class Provenance:
     weights_bytes: int
     versions: Mapping[str, str]
     """Of the libraries that trained it."""
+    data_root: str = ""
+    """Where the data that it was scored on lay then; empty where that was not recorded."""
     detections: str = ""
     """The file of its detections, beside the checkpoint; empty where MLflow has none."""
 
@@ -276,6 +278,7 @@ def _provenance(
         dataset=card["config"]["data"]["dataset"],
         train_fingerprint=card["data_fingerprint"],
         split_fingerprint=tags.get(names.FINGERPRINT, ""),
+        data_root=tags.get(names.DATA_ROOT, ""),
         train_key=evaluation.run.train_key,
         evaluation_key=evaluation.run.key,
         git_commit=learnt.get(names.COMMIT, ""),

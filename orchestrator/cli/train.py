@@ -27,6 +27,12 @@ SET = click.option(
     metavar="SETTING=VALUE",
     help="Another setting than the one chosen, such as train.schedule.epochs=3; repeat it.",
 )
+NEXT = """\
+What now?
+  rnc predict best IMAGE        draw what it sees: a picture, a folder, a video
+  rnc evaluate best --classes   its numbers again, class by class
+  rnc ui {file} --open          curves, settings and examples in MLflow
+  {file} holds every setting: change one, such as the epochs, and `rnc submit {file}` again"""
 
 
 @click.command()
@@ -90,7 +96,12 @@ def train(
         file = _written(ctx, root, compare, output)
         overrides = ctx.meta[OVERRIDES] = ()  # they stand in the file
     read = [load_experiment(file, parse_overrides(overrides))]
-    ctx.invoke(experiments.submit, experiments=read, form=form, budget=budget, detach=detach)
+    try:
+        ctx.invoke(experiments.submit, experiments=read, form=form, budget=budget, detach=detach)
+    except click.exceptions.Exit as ended:  # as a verb of its own, submit ends with its exit code
+        if ended.exit_code == 0:
+            say(NEXT.format(file=file))
+        raise
 
 
 def _written(ctx: click.Context, root: Path, compare: str | None, output: Path | None) -> Path:

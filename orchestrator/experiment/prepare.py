@@ -160,7 +160,7 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
 
 
 def describe_split(data: "CocoData") -> str:
-    """Say in a line what a split holds and what of it is learnt, and beneath it what is read otherwise than written."""
+    """Say in a line what a split holds and what of it is learnt, and beneath it what was read otherwise."""
     from model.data.faults import describe
 
     lines = [f"data {data.root}, split {data.split}: {len(data):,} images; {data.learnt()}", *data.notes]

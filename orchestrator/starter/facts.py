@@ -13,6 +13,7 @@ from orchestrator.errors import UserError
 from orchestrator.site import Site
 
 if TYPE_CHECKING:
+    from model.data.layout import Layout
     from model.data.split import CocoData
 
 MOST_FAULTY = 0.02
@@ -86,7 +87,7 @@ def data_facts(root: Path) -> DataFacts:
 
     try:
         layout = find_layout(root)
-        train, val = _roles(root, list(layout.splits))
+        train, val = _roles(layout)
         data, faults, notes = _read(root, train)
         held, faults_of_val, notes_of_val = _read(root, val)
     except DataError as error:
@@ -112,15 +113,13 @@ def machine_facts(site: Site, environ: Mapping[str, str]) -> Machine:
     return Machine(num_gpus=count_gpus(), num_cores=os.cpu_count() or 1, weights=_first_weights(site, environ))
 
 
-def _roles(root: Path, splits: list[str]) -> tuple[str, str]:
-    """Return the names of the splits to train on and to validate on."""
-    names = {name.lower(): name for name in splits}
-    train = next((names[name] for name in names if name.startswith("train")), None)
-    val = next((names[name] for start in ("val", "test") for name in names if name.startswith(start)), None)
-    if train is None or val is None or train == val:
+def _roles(layout: "Layout") -> tuple[str, str]:
+    """Return the names of the splits to train on and to validate on: of a whole its two shares, never the whole."""
+    train, val = layout.train, layout.val
+    if train is None or val is None:
         raise UserError(
-            f"{root}: has the splits {', '.join(splits) or 'none'}, but none that is called train, or none beside it "
-            "that is called val or test; rename the folders or files of the splits"
+            f"{layout.root}: has the splits {', '.join(layout.splits)}, but none that is called train, or none beside "
+            "it that is called val; rename the folders or files of the splits"
         )
     return train, val
 

@@ -137,11 +137,12 @@ def record_evaluation(
     misalignment: Sequence[Path] = (),
     statistics: Mapping[str, float | None] | None = None,
     data_fingerprint: str = "",
+    data_root: str = "",
 ) -> str:
     """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing.
 
     `misalignment` are files, and `statistics` what model.evaluation.misalignment makes of them; `data_fingerprint` is
-    that of the images which were scored.
+    that of the images which were scored, and `data_root` where they lie.
     """
     training = get_run(tracking.uri, train_run_id)
     seed = training.tags.get(names.SEED, "0")
@@ -149,6 +150,7 @@ def record_evaluation(
         evaluation
     )
     tags |= {names.FINGERPRINT: data_fingerprint} if data_fingerprint else {}
+    tags |= {names.DATA_ROOT: data_root} if data_root else {}
     params = {**training.params, **inference_params(evaluation.inference)}
     name = run_name(tagged(tags, names.ROW), params, seed)
     run_id = _begin(tracking, "evaluation", evaluation.key, name, tags, params)

@@ -143,6 +143,7 @@ def _record(
                 statistics=files.statistics,
                 train_run_id=task.hear_run(),
                 data_fingerprint=data.fingerprint,
+                data_root=str(data.root),
             )
 
         run_id = retried(record)

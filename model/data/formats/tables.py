@@ -26,6 +26,7 @@ def make_tables(
     crowds: ArrayLike,
     categories: dict[int, str],
     notes: tuple[str, ...] = (),
+    written: dict[int, str] | None = None,
 ) -> Tables:
     """Number images and annotations from 1 in the order given.
 
@@ -38,7 +39,16 @@ def make_tables(
         crowds: [annotations].
         categories: names by id.
         notes: what was read otherwise than it is written.
+        written: what the file has for a box, by the row of one that is not four numbers.
+
+    Raises:
+        DataError: the name of an image file is not UTF-8, which no result could be stored under.
     """
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        name = next(name for name in names if any("\udc80" <= letter <= "\udcff" for letter in name))
+        raise DataError(f"image {name!r}: the name of the file is not UTF-8; rename it") from error
     box = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):
         areas = box[:, 2] * box[:, 3]
@@ -51,6 +61,7 @@ def make_tables(
             boxes=box,
             areas=areas,
             crowds=np.array(crowds, dtype=bool),
+            written=written or {},
         ),
         dict(sorted(categories.items())),
         notes,

@@ -15,7 +15,7 @@ from model.data.annotations import MAX_SIDE, Tables
 from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
-from model.data.layouts.files import SplitFiles, is_image
+from model.data.layouts.files import SplitFiles, is_image, read_lines
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _NOTHING = "background"
@@ -43,17 +43,23 @@ def read_voc(files: SplitFiles) -> Tables:
     objects = [(image, one) for image, (_, tree) in enumerate(own) for one in tree.findall("object")]
     from_devkit = [(tree.findtext("source/database") or "").strip().startswith("The VOC") for _, tree in own]
     difficult = [_is_true(one.findtext("difficult")) for _, one in objects]
+    boxes = [_box(one, from_devkit[image]) for image, one in objects]
     return make_tables(
         listed,
         _sizes(files, listed, [tree for _, tree in own]),
         images=[image for image, _ in objects],
-        boxes=[_box(one, from_devkit[image]) for image, one in objects],
+        boxes=boxes,
         category_ids=[ids[(one.findtext("name") or "").strip()] for _, one in objects],
         # VOC counts a difficult object neither as found nor as missed, and of what COCO's evaluation knows a crowd
         # alone is so; like a crowd it is not learnt.
         crowds=difficult,
         categories={id: name for name, id in ids.items()},
         notes=_notes(sum(difficult), sum(from_devkit), len(own)),
+        written={
+            row: f"{_written(one)} in {own[image][0]}"
+            for row, (image, one) in enumerate(objects)
+            if not np.isfinite(boxes[row]).all()
+        },
     )
 
 
@@ -87,8 +93,7 @@ def read_xml(file: Path) -> Element:
 
 def _mapped(file: Path) -> list[str]:
     """The names of labelmap.txt, whose lines are NAME:COLOUR:PARTS:ACTIONS."""
-    lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    return [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [line.split(":")[0].strip() for line in read_lines(file) if line and not line.startswith("#")]
 
 
 def _names(file: Path, tree: Element) -> list[str]:
@@ -131,6 +136,12 @@ def _sizes(
     unsaid = np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1))
     sizes[unsaid] = image_sizes(files.images, [names[place] for place in unsaid.tolist()])
     return sizes.astype(np.int32)
+
+
+def _written(one: Element) -> str:
+    """What an object has for a box."""
+    found = one.find("bndbox")
+    return "none" if found is None else f"[{', '.join(f'{side.tag} {side.text}' for side in found)}]"
 
 
 def _is_true(text: str | None) -> bool:

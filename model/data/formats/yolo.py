@@ -14,7 +14,7 @@ from model.data.annotations import Tables
 from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
-from model.data.layouts.files import SplitFiles
+from model.data.layouts.files import SplitFiles, read_lines
 from model.data.layouts.yolo import read_yaml
 
 
@@ -59,8 +59,7 @@ def read_yolo(files: SplitFiles) -> Tables:
 def _classes(file: Path) -> tuple[list[str], int]:
     """The names by class number, and how many numbers of a line are keypoints, 0 for none."""
     if file.suffix.lower() not in (".yaml", ".yml"):
-        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        names = [line.strip() for line in text.splitlines()]
+        names = read_lines(file)
         while names and not names[-1]:
             names.pop()
         return _checked(file, names), 0

@@ -40,12 +40,14 @@ def find_coco(root: Path) -> dict[str, SplitFiles]:
     if root.is_file():
         within = root.parent.parent if root.parent.name.lower() in ("annotations", "labels") else root.parent
         split = _split_name(root, within)
-        return {split: _split(within, root, split)}
+        return {split: _split(within, root, split, must_exist=True)}
     files = [file for file in _candidates(root) if _is_coco(file)]
     names = [_split_name(file, root) for file in files]
     if len(set(names)) < len(names):
         names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
-    return {name: _split(root, file, name) for name, file in zip(names, files, strict=True)}
+    # Where others are there, the images of one split may be elsewhere: it is told when that one is asked for.
+    must = len(files) == 1
+    return {name: _split(root, file, name, must_exist=must) for name, file in zip(names, files, strict=True)}
 
 
 def plain_split(root: Path, split: str) -> SplitFiles | None:
@@ -74,7 +76,8 @@ def _candidates(root: Path) -> Iterator[Path]:
         yield from plain
         return
     for folder in (root, *folders(root)):
-        files = [file for file in sorted(folder.glob("*.json")) if not file.name.startswith(_NO_BOXES)]
+        files = [file for file in sorted(folder.glob("*.json")) if file.is_file()]
+        files = [file for file in files if not file.name.startswith(_NO_BOXES)]
         if len(files) <= FEW_FILES:
             yield from [file for file in files if not file.name.startswith(_KEYPOINTS)] or files
 
@@ -91,7 +94,7 @@ def _split_name(file: Path, root: Path) -> str:
     return WHOLE if stem in ("_annotations.coco", "annotations", "coco", "labels", "result") else stem
 
 
-def _split(root: Path, file: Path, split: str) -> SplitFiles:
+def _split(root: Path, file: Path, split: str, *, must_exist: bool) -> SplitFiles:
     plain = plain_split(root, split)
     if plain is not None and plain.annotations == (file,):
         return plain
@@ -101,12 +104,12 @@ def _split(root: Path, file: Path, split: str) -> SplitFiles:
     return SplitFiles(
         name=split,
         format="lvis" if lvis else "coco",
-        images=_image_folder(root, file, split, names),
+        images=_image_folder(root, file, split, names, must_exist),
         annotations=(file,),
     )
 
 
-def _image_folder(root: Path, file: Path, split: str, names: list[str]) -> Path:
+def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exist: bool) -> Path:
     """The folder in which the first names are files; else that in which their last parts are."""
     aliases = [split, *(folder.name for folder in folders(root) if usual_split(folder.name) == usual_split(split))]
     by_name = [place for name in dict.fromkeys(aliases) for place in (root / name, root / "images" / name)]
@@ -119,7 +122,7 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str]) -> Path:
         found = [sum((folder / name).is_file() for name in form) for folder in there]
         if any(found):
             return there[found.index(max(found))]
-    if by_name[0].is_dir():  # the check of images says which are missing
+    if by_name[0].is_dir() or not must_exist:  # the check of images says which are missing
         return by_name[0]
     looked = ", ".join(str(folder) for folder in there)
     shown = f"the first is {names[0]!r}" if names else "it names none"

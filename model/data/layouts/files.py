@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from model.data.faults import DataError
+
 Format = Literal["coco", "lvis", "yolo", "voc", "open_images"]
 """What the annotations are written in; a reader in this folder for each, and `annotations` for COCO."""
 Share = Literal["train", "val"]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 ALIASES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -86,6 +90,20 @@ def list_files(folder: Path, suffixes: Iterable[str]) -> list[str]:
 def list_images(folder: Path) -> list[str]:
     """The names of the images of a folder and of its folders."""
     return list_files(folder, IMAGE_SUFFIXES)
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text, without the space around them.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        around = error.object[max(0, error.start - 20) : error.start + 20]
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}, in {around!r}; save it as UTF-8") from error
+    return [line.strip() for line in text.splitlines()]
 
 
 def holds(folder: Path, suffixes: Iterable[str]) -> bool:

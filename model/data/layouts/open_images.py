@@ -47,6 +47,8 @@ def find_open_images(root: Path) -> dict[str, SplitFiles]:
 
 def is_boxes(file: Path) -> bool:
     """Say whether a CSV file has the columns of Open Images' boxes."""
+    if not file.is_file():
+        return False
     with file.open("rb") as opened:
         head = opened.readline(4096).decode("utf-8-sig", errors="replace")
     return set(COLUMNS) <= {name.strip().strip('"') for name in head.split(",")}

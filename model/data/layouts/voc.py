@@ -4,7 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from model.data.faults import DataError
-from model.data.layouts.files import IMAGE_SUFFIXES, WHOLE, SplitFiles, folders, holds, list_files, list_images
+from model.data.layouts.files import (
+    IMAGE_SUFFIXES,
+    WHOLE,
+    SplitFiles,
+    folders,
+    holds,
+    is_image,
+    list_files,
+    list_images,
+    read_lines,
+)
 
 LOOKED_FOR = (
     "Pascal VOC: JPEGImages/, Annotations/ and ImageSets/Main/<split>.txt, images/ and annotations/ of XML files, or "
@@ -96,11 +106,11 @@ def _lists(root: Path) -> Iterable[Path]:
 
 def _ids(file: Path) -> list[str] | None:
     """The names in a list of images; None for the list of one class, which says -1, 0 or 1 of each."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
-    lines = [line for line in lines if line]
+    lines = [line for line in read_lines(file) if line]
     if lines and all(line.rpartition(" ")[2] in ("-1", "0", "1") and " " in line for line in lines):
         return None
-    return [line.strip('"') for line in lines]
+    names = [line.strip('"') for line in lines]  # CVAT quotes names with spaces
+    return [_stem(name) if is_image(name) else name for name in names]
 
 
 def _any_xml(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from model.data.faults import DataError
-from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, WHOLE, SplitFiles, folders, holds, list_images
+from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, WHOLE, SplitFiles, folders, holds, list_images, read_lines
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
@@ -36,9 +36,8 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
     for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))):
         if file.is_file() and "names" in (document := read_yaml(file)) and set(document) & set(_SPLIT_KEYS):
             return _by_yaml(file)
-    for file in sorted(root.glob("*.data")):
-        return _by_darknet(file)
-    return _by_folders(root)
+    darknet = next((file for file in sorted(root.glob("*.data")) if file.is_file()), None)
+    return _by_folders(root) if darknet is None else _by_darknet(darknet)
 
 
 def read_yaml(file: Path) -> dict[str, object]:
@@ -82,7 +81,7 @@ def _by_yaml(file: Path) -> dict[str, SplitFiles]:
 
 def _by_darknet(file: Path) -> dict[str, SplitFiles]:
     """Darknet's obj.data: lines `train = data/train.txt`, `names = data/obj.names`."""
-    pairs = (line.partition("=") for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    pairs = (line.partition("=") for line in read_lines(file))
     entries = {key.strip(): value.strip() for key, equals, value in pairs if equals and value.strip()}
     paths = _Paths(file, [file.parent])
     names = paths.resolve(entries.get("names", "obj.names"), "names")
@@ -233,15 +232,15 @@ class _Paths:
             return
         lists = _Paths(place, [place.parent, *self.bases])
         known: dict[str, Path | None] = {}
-        for line in place.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines():
-            folder, _, name = line.strip().replace("\\", "/").rpartition("/")
+        for line in read_lines(place):
+            folder, _, name = line.replace("\\", "/").rpartition("/")
             if not name:
                 continue
             if folder not in known:
                 known[folder] = lists.list_folder(folder)
             where = known[folder]
             if where is None:
-                raise DataError(f"{place}: lists {line.strip()}, whose folder is nowhere below {self.bases[-1]}")
+                raise DataError(f"{place}: lists {line}, whose folder is nowhere below {self.bases[-1]}")
             yield f"{where}/{name}"
         self.notes.extend(lists.notes)
 

@@ -75,7 +75,8 @@ def test_data_of_one_split_offer_two_shares_beside_the_whole(tmp_path: Path) -> 
 @pytest.mark.parametrize("there", [("train",), ("train", "test"), ("val",)])
 def test_a_whole_called_train_or_val_keeps_its_name(tmp_path: Path, there: tuple[str, ...]) -> None:
     for split in there:
-        picture(tmp_path / split / "1.jpg"), picture(tmp_path / split / "2.jpg")
+        picture(tmp_path / split / "1.jpg")
+        picture(tmp_path / split / "2.jpg")
         coco_json(tmp_path / "annotations" / f"instances_{split}.json", ["1.jpg", "2.jpg"])
     found = find_layout(tmp_path)
     assert (found.train, found.val) == ("train-part", "val-part")
@@ -86,7 +87,8 @@ def test_a_whole_called_train_or_val_keeps_its_name(tmp_path: Path, there: tuple
 
 
 def test_one_file_stands_for_its_data(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "1.jpg"), picture(tmp_path / "train" / "2.jpg")
+    picture(tmp_path / "train" / "1.jpg")
+    picture(tmp_path / "train" / "2.jpg")
     file = coco_json(tmp_path / "annotations" / "instances_train.json", ["1.jpg", "2.jpg"])
     found = find_layout(file)
     assert (found.root, found.train, found.val) == (file, "train-part", "val-part")
@@ -94,6 +96,27 @@ def test_one_file_stands_for_its_data(tmp_path: Path) -> None:
     assert (data.root, data.folder, len(data)) == (file, tmp_path / "train", 2)
     text(tmp_path / "notes.docx")
     assert "notes.docx: no data set is described by such a file; name the folder" in message(tmp_path / "notes.docx")
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    assert "photos.zip: an archive is not looked into; unpack it" in message(text(tmp_path / "photos.zip"))
+
+
+def test_folders_that_are_called_like_files_do_no_harm(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "1.jpg")
+    for name in ("a.json", "b.csv", "c.data", "d.yaml", "e.txt", "f.xml"):
+        (tmp_path / name).mkdir()
+    assert "no data set was found" in message(tmp_path)
+
+
+def test_a_split_whose_images_are_elsewhere_does_not_stand_in_the_way_of_another(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        coco_json(tmp_path / "annotations" / f"instances_{split}.json", ["1.jpg"])
+    picture(tmp_path / "val2017" / "1.jpg")
+    assert list(find_layout(tmp_path).splits) == ["train2017", "val2017"]
+    assert len(read_coco(tmp_path, "val2017")) == 1
+    with pytest.raises(DataError, match=rf"images missing \(1\): image 1 \(1\.jpg, looked for in {tmp_path}/train2017"):
+        read_coco(tmp_path, "train2017")
 
 
 def test_what_was_looked_for_is_said_and_what_is_there(tmp_path: Path) -> None:
@@ -119,13 +142,16 @@ def test_what_was_looked_for_is_said_and_what_is_there(tmp_path: Path) -> None:
 
 
 def test_near_misses_get_a_hint(tmp_path: Path) -> None:
-    picture(tmp_path / "a" / "1.jpg"), text(tmp_path / "a" / "1.txt", "0 0.5 0.5 0.1 0.1\n")
+    picture(tmp_path / "a" / "1.jpg")
+    text(tmp_path / "a" / "1.txt", "0 0.5 0.5 0.1 0.1\n")
     assert "no classes.txt or data.yaml says what YOLO's numbers mean" in message(tmp_path)
     shutil.rmtree(tmp_path / "a")
-    picture(tmp_path / "b" / "1.jpg"), text(tmp_path / "b" / "1.json", '{"shapes": []}')
+    picture(tmp_path / "b" / "1.jpg")
+    text(tmp_path / "b" / "1.json", '{"shapes": []}')
     assert "none has COCO's lists 'images' and 'annotations' (export as COCO)" in message(tmp_path)
     shutil.rmtree(tmp_path / "b")
-    picture(tmp_path / "c" / "train" / "1.jpg"), text(tmp_path / "c" / "train" / "1.xml", voc_xml([]))
+    picture(tmp_path / "c" / "train" / "1.jpg")
+    text(tmp_path / "c" / "train" / "1.xml", voc_xml([]))
     assert f"c in it would do: name {tmp_path / 'c'}" in message(tmp_path)
 
 
@@ -149,7 +175,9 @@ def test_images_are_counted_in_every_layout(tmp_path: Path, make_coco: MakeCoco)
     text(yolo / "train" / "labels" / "0.txt", "0 0.5 0.5 0.5 0.5\n")
     assert count_images(yolo, "train") == 5
     shared = tmp_path / "shared"
-    picture(shared / "images" / "1.jpg"), picture(shared / "images" / "2.jpg"), picture(shared / "images" / "3.jpg")
+    picture(shared / "images" / "1.jpg")
+    picture(shared / "images" / "2.jpg")
+    picture(shared / "images" / "3.jpg")
     coco_json(shared / "annotations" / "instances_train.json", ["1.jpg", "2.jpg"])
     coco_json(shared / "annotations" / "instances_val.json", ["3.jpg"])
     assert (count_images(shared, "train"), count_images(shared, "val")) == (2, 1)

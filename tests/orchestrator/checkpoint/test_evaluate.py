@@ -165,7 +165,9 @@ def test_what_is_wrong_is_told_in_one_line(folder: Path, data: CocoData, tmp_pat
     refused(rnc(*here, "--set", "nms_iou"), "expected a setting and its value")
     refused(rnc(*here, "--exponent", "1.5"), "inference.confidence_exponent is 1.5, expected 0 to 1")
     refused(rnc(*here, "--split", "nowhere"), "lacks file", "instances_nowhere.json")
-    refused(rnc("evaluate", tmp_path, "--data", data.root), "is not the card of a checkpoint")
+    refused(
+        rnc("evaluate", tmp_path, "--data", data.root), f"{tmp_path}: no checkpoint, as {tmp_path} holds no config.json"
+    )
     others = make_coco([{"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40]}])
     refused(rnc("evaluate", folder, "--data", others, "--split", "train"), "was trained on other classes")
     (folder / "model.safetensors").write_bytes(b"damaged")

@@ -236,7 +236,9 @@ def test_an_exponent_without_a_branch_is_refused_with_the_heads_that_have_one(
 @pytest.mark.usefixtures("no_figures")
 def test_an_empty_selection_is_refused(conf: Path, data: CocoData, make_coco: MakeCoco, tmp_path: Path) -> None:
     refused(rnc(conf, "--images", 0, "--data", data.root), "0 is not in the range")
-    refused(rnc(conf, "--split", "nothing", "--data", data.root), "instances_nothing.json")
+    refused(
+        rnc(conf, "--split", "nothing", "--data", data.root), "there is no split 'nothing'; the data set has train, val"
+    )
     root = make_coco(sizes=())
     other = save_opinionated(tmp_path / "other", ((3, 8), ("dog", "cat")))
     refused(rnc(other, "--split", "train", "--data", root), f"{root}", "images")
@@ -288,7 +290,7 @@ def test_every_number_follows_from_the_files_that_are_recorded(
 def test_a_picture_that_cannot_be_drawn_is_left_out_of_what_is_recorded(
     conf: Path, data: CocoData, scores: Scores, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gone = replace(data, root=tmp_path)
+    gone = replace(data, folder=tmp_path)
     found = write_evaluation_files(tmp_path, read_card(conf), gone, scores, "any")
     assert found.misalignment[-1].name == "figure2.png"
     assert f"boxes-{data.image_ids[0]}.png is left out: " in caplog.text

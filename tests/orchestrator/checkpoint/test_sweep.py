@@ -241,7 +241,9 @@ def test_ranges_that_cannot_be_are_refused(folder: Path, data: CocoData, tmp_pat
     refused(rnc(*here, "--exponents", "0:1:0.01", "--nms-iou", "0.4,0.5,0.6"), "are 303 settings, at most 256")
     refused(rnc(*here, "--exponents", "0,1", "--set", "nms_ious=0.5"), "did you mean inference.nms_iou")
     refused(rnc(*here, "--exponents", "0,1", "--set", "fusion=product"), "has no effect on fusion 'product'")
-    refused(rnc("sweep", tmp_path, "--exponents", "0,1"), "is not the card of a checkpoint")
+    refused(
+        rnc("sweep", tmp_path, "--exponents", "0,1"), f"{tmp_path}: no checkpoint, as {tmp_path} holds no config.json"
+    )
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "below"
     refused(rnc("sweep", folder, "--data", data.root, "--exponents", "0,1", "--output", out), "cannot write to")

@@ -1,5 +1,6 @@
 """The verb data: which word is a verb of it, and converting."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,9 +45,7 @@ def test_convert_prints_the_folder_and_says_what_is_in_it(tmp_path: Path) -> Non
     assert (again.exit_code, again.stderr.startswith(f"error: {out}: exists already")) == (2, True)
 
 
-def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    import subprocess
-
+def test_help_imports_nothing_heavy() -> None:
     code = "import sys, orchestrator.cli.data, model.data.layout; print(*{'numpy', 'torch', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

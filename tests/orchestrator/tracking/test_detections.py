@@ -252,8 +252,8 @@ def test_files_of_other_things_are_refused(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_or_a_file_is_evaluated_and_not_both(folder: Path, file: Path) -> None:
-    refused(rnc("evaluate"), "either the folder DIR of a checkpoint or --detections FILE")
-    refused(rnc("evaluate", folder, "--detections", file), "either the folder DIR")
+    refused(rnc("evaluate"), "either a CHECKPOINT (a folder, `best` or a row) or --detections FILE")
+    refused(rnc("evaluate", folder, "--detections", file), "either a CHECKPOINT")
     for words in (["--exponent", 0.2], ["--set", "nms_iou=0.6"], ["--all"], ["--save", "x.parquet"]):
         refused(rnc("evaluate", "--detections", file, *words), "need a checkpoint DIR")
 

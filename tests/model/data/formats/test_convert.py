@@ -159,7 +159,7 @@ def test_data_of_one_split_are_written_as_train_and_val(tmp_path: Path) -> None:
         picture(tmp_path / "data" / "images" / name)
     coco_json(tmp_path / "data" / "photos.json", names)
     for form in ("coco", "yolo", "voc"):
-        converted(tmp_path / "data", tmp_path / form, form)  # type: ignore[arg-type]
+        converted(tmp_path / "data", tmp_path / form, form)
         assert [len(read_coco(tmp_path / form, split)) for split in ("train", "val")] == [8, 2]
 
 
@@ -171,12 +171,13 @@ def test_what_a_format_cannot_hold_is_refused(make_coco: MakeCoco, tmp_path: Pat
     val = coco_json(root / "annotations" / "instances_val.json", ["1.jpg"], categories=categories, annotations=[])
     for form in ("yolo", "voc"):
         with pytest.raises(DataError, match=r"a\.jpg and a\.png would share one label file; rename either"):
-            converted(root, tmp_path / "out", form)  # type: ignore[arg-type]
+            converted(root, tmp_path / "out", form)
     file = root / "annotations" / "instances_train.json"
     file.write_text(file.read_text().replace("a.png", "../train/a.png"))
     with pytest.raises(DataError, match=r"image \.\./train/a\.png"):
         converted(root, tmp_path / "out", "coco")
-    file.unlink(), val.rename(file)
+    file.unlink()
+    val.rename(file)
     picture(root / "train" / "1.jpg")
     coco_json(root / "annotations" / "instances_valid.json", ["1.jpg"])
     with pytest.raises(DataError, match="its splits have different categories"):

@@ -73,3 +73,9 @@ def test_an_annotation_of_no_image_stays_a_fault_of_both_shares() -> None:
 def test_a_single_image_cannot_be_shared() -> None:
     with pytest.raises(DataError, match="photos: a single image can be learnt from or validated on, not both"):
         take_share(tables(["1.jpg"]), "val", "photos")
+
+
+def test_a_file_name_that_is_not_utf_8_is_named() -> None:
+    with pytest.raises(DataError, match=r"image 'caf\\udce9\.jpg': the name of the file is not UTF-8; rename it"):
+        tables(["1.jpg", b"caf\xe9.jpg".decode(errors="surrogateescape"), "\U0001f600.jpg"])
+    assert tables(["\U0001f600.jpg"]).images.names == ["\U0001f600.jpg"]

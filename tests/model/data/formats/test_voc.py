@@ -19,7 +19,8 @@ CAT = ("cat", (10, 20, 30, 50))
 def data_set(root: Path, *files: str) -> Path:
     """Images 1.jpg, 2.jpg, ... with these XML files."""
     for place, content in enumerate(files, start=1):
-        picture(root / f"{place}.jpg"), text(root / f"{place}.xml", content)
+        picture(root / f"{place}.jpg")
+        text(root / f"{place}.xml", content)
     return root
 
 
@@ -41,7 +42,8 @@ def test_corners_are_the_edges_of_the_box_that_was_drawn(tmp_path: Path) -> None
     assert tables.categories == {1: "ant", 2: "cat"}
     assert tables.annotations.category_ids.tolist() == [2, 1, 2]
     assert (tables.images.names, tables.images.sizes.tolist()) == (["1.jpg", "2.jpg", "3.jpg"], [[60, 80]] * 3)
-    assert (tables.annotations.crowds.any(), tables.notes) == (False, ())
+    assert not tables.annotations.crowds.any()
+    assert tables.notes == ()
 
 
 def test_pixels_of_the_devkit_are_counted_from_1_and_the_last_one_belongs_to_the_box(tmp_path: Path) -> None:
@@ -65,7 +67,8 @@ def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
     for place, name in enumerate(("dog", "ant"), start=1):
         picture(tmp_path / "JPEGImages" / f"{place}.jpg")
         text(tmp_path / "Annotations" / f"{place}.xml", voc_xml([(name, (1, 2, 3, 4))]))
-    text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n"), text(tmp_path / "ImageSets" / "Main" / "val.txt", "2\n")
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n")
+    text(tmp_path / "ImageSets" / "Main" / "val.txt", "2\n")
     train, val = (read_split(split_files(tmp_path, split)) for split in ("train", "val"))
     assert train.categories == val.categories == {1: "ant", 2: "dog"}
     assert (train.annotations.category_ids.tolist(), val.annotations.category_ids.tolist()) == ([2], [1])
@@ -94,7 +97,8 @@ def test_a_size_that_is_not_the_images_is_a_fault(tmp_path: Path) -> None:
 def test_an_image_is_the_one_called_like_its_xml_file_or_else_the_one_that_it_names(tmp_path: Path) -> None:
     root = data_set(tmp_path, voc_xml([CAT], filename="renamed since.jpg"))
     assert read(root).images.names == ["1.jpg"]
-    text(root / "2.xml", voc_xml([CAT], filename=r"C:\photos\other.png")), picture(root / "other.png")
+    text(root / "2.xml", voc_xml([CAT], filename=r"C:\photos\other.png"))
+    picture(root / "other.png")
     assert read(root).images.names == ["1.jpg", "other.png"]
     assert len(read_coco(root, "all")) == 2
     text(root / "3.xml", voc_xml([CAT], filename="../../secret.jpg"))
@@ -105,12 +109,16 @@ def test_an_image_is_the_one_called_like_its_xml_file_or_else_the_one_that_it_na
 @pytest.mark.parametrize("corners", [("", 20, 30, 50), ("left", 20, 30, 50), ("nan", 20, 30, 50)])
 def test_a_box_that_is_no_four_numbers_is_a_fault(tmp_path: Path, corners: Any) -> None:
     root = data_set(tmp_path, voc_xml([CAT]), voc_xml([("cat", corners)]))
-    assert "boxes that are not four finite numbers (1): annotation 2" in message(root)
+    said = message(root)
+    assert "boxes that are not four finite numbers (1): annotation 2" in said
+    assert f"bbox [xmin {corners[0] or None}, ymin 20, xmax 30, ymax 50] in {root}/2.xml" in said
 
 
 def test_an_object_without_box_is_a_fault_and_one_without_name_is_refused(tmp_path: Path) -> None:
     root = data_set(tmp_path, "<annotation><object><name>cat</name></object></annotation>")
-    assert "boxes that are not four finite numbers (1)" in message(root)
+    assert f"boxes that are not four finite numbers (1): annotation 1 (image 1, bbox none in {root}/1.xml)" in message(
+        root
+    )
     text(root / "1.xml", voc_xml([CAT, ("", (1, 2, 3, 4))]))
     assert message(root) == f"{root}/1.xml: object 2 has no <name>; give it one, or take it out"
 

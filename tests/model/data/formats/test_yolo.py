@@ -1,5 +1,7 @@
 """Label files of YOLO to boxes in pixels; images are 80 wide and 60 high, and boxes are worked out by hand."""
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -136,10 +138,11 @@ def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_o
     root = data_set(tmp_path, *["0 0.5 0.5 0.5 0.5\n"] * 3, yaml="")
     text(root / "data.yaml", "train: train.txt\n" + NAMES)
     text(root / "train.txt", "".join(f"images/{place}.jpg\n" for place in (1, 2, 3)))
-    (root / "images" / "2.jpg").unlink(), text(root / "images" / "3.jpg", "no image")
+    (root / "images" / "2.jpg").unlink()
+    text(root / "images" / "3.jpg", "no image")
     said = message(root)
     assert "images missing (1): image 2 (2.jpg" in said
-    assert f"images that do not decode (1): image 3 ({root / 'images' / '3.jpg'}" in said
+    assert f"images that do not decode (1): image 3 ({root}/images/3.jpg" in said
     left = read_coco(root, "train", faults="quarantine")
     assert left.file_names == ["1.jpg"]
 
@@ -167,14 +170,20 @@ def test_class_names_are_read_from_lists_mappings_and_lines(tmp_path: Path) -> N
     assert read(data_set(tmp_path / "a", box, yaml="nc: 2\nnames: [no, dog]\n")).categories == expected
     assert read(data_set(tmp_path / "b", box, yaml="names:\n  1: dog\n  0: no\n")).categories == expected
     root = data_set(tmp_path / "c", box)
-    (root / "data.yaml").unlink(), text(root / "classes.txt", "no\r\ndog\n\n")
+    (root / "data.yaml").unlink()
+    text(root / "classes.txt", "no\r\ndog\n\n")
     assert read_split(split_files(root, "all")).categories == expected
 
 
-def test_a_changed_label_or_image_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import time
+def test_class_names_in_an_older_encoding_are_told(tmp_path: Path) -> None:
+    root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt: not UTF-8 at byte 3, in b'caf"):
+        read_split(split_files(root, "all"))
 
+
+def test_a_changed_label_or_image_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNC_CACHE", str(tmp_path / "cache"))
     root = data_set(tmp_path / "data", "0 0.5 0.5 0.5 0.5\n")
     label, image = root / "labels" / "1.txt", root / "images" / "1.jpg"
@@ -186,8 +195,10 @@ def test_a_changed_label_or_image_is_read_again(tmp_path: Path, monkeypatch: pyt
     settle()
     first = read_coco(root, "train", check_images=False)
     assert first.file is not None and read_coco(root, "train", check_images=False).file == first.file
-    text(label, "1 0.5 0.5 0.5 0.5\n"), settle()
+    text(label, "1 0.5 0.5 0.5 0.5\n")
+    settle()
     second = read_coco(root, "train", check_images=False)
     assert second.labels(0).tolist() == [1]
-    picture(image, 30, 80), settle()
+    picture(image, 30, 80)
+    settle()
     assert read_coco(root, "train", check_images=False).boxes(0).tolist() == [[20, 7.5, 60, 22.5]]

@@ -52,14 +52,16 @@ def test_an_exporters_layout_is_found(tmp_path: Path, annotations: str, images: 
 
 
 def test_a_folder_of_images_that_two_splits_share_is_that_of_both(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "1.jpg"), picture(tmp_path / "images" / "2.jpg")
+    picture(tmp_path / "images" / "1.jpg")
+    picture(tmp_path / "images" / "2.jpg")
     for split, name in (("train", "1.jpg"), ("val", "2.jpg")):
         coco_json(tmp_path / "annotations" / f"instances_{split}.json", [name])
     assert {split.images for split in find_coco(tmp_path).values()} == {tmp_path / "images"}
 
 
 def test_names_decide_between_two_folders(tmp_path: Path) -> None:
-    picture(tmp_path / "train" / "other.jpg"), picture(tmp_path / "images" / "1.jpg")
+    picture(tmp_path / "train" / "other.jpg")
+    picture(tmp_path / "images" / "1.jpg")
     coco_json(tmp_path / "annotations" / "train.json", ["1.jpg"])
     assert find_coco(tmp_path)["train"].images == tmp_path / "images"
 

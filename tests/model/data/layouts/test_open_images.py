@@ -16,11 +16,10 @@ def test_published_files_are_found_with_the_folders_of_their_splits(tmp_path: Pa
         ("train", "oidv6-train-annotations-bbox.csv"),
         ("validation", "validation-annotations-bbox.csv"),
     ):
-        text(tmp_path / file, HEAD), picture(tmp_path / split / "a.jpg")
-    (
-        text(tmp_path / "class-descriptions-boxable.csv", "/m/01,Cat\n"),
-        text(tmp_path / "train-images.csv", "ImageID,URL\n"),
-    )
+        text(tmp_path / file, HEAD)
+        picture(tmp_path / split / "a.jpg")
+    text(tmp_path / "class-descriptions-boxable.csv", "/m/01,Cat\n")
+    text(tmp_path / "train-images.csv", "ImageID,URL\n")
     found = find_open_images(tmp_path)
     assert {name: (split.images, split.listed) for name, split in found.items()} == {
         "train": (tmp_path / "train", ("a.jpg",)),
@@ -34,7 +33,8 @@ def test_published_files_are_found_with_the_folders_of_their_splits(tmp_path: Pa
 
 
 def test_fiftyones_folders_are_found(tmp_path: Path) -> None:
-    text(tmp_path / "train" / "labels" / "detections.csv", HEAD), picture(tmp_path / "train" / "data" / "a.jpg")
+    text(tmp_path / "train" / "labels" / "detections.csv", HEAD)
+    picture(tmp_path / "train" / "data" / "a.jpg")
     text(tmp_path / "train" / "metadata" / "classes.csv", "/m/01,Cat\n")
     found = find_open_images(tmp_path)["train"]
     assert (found.images, len(found.annotations)) == (tmp_path / "train" / "data", 2)

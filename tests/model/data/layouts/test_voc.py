@@ -17,15 +17,19 @@ def listed(root: Path) -> dict[str, tuple[Path, list[str]]]:
 
 def annotated(images: Path, annotations: Path, *names: str) -> None:
     for name in names:
-        picture(images / f"{name}.jpg"), text(annotations / f"{name}.xml", XML)
+        picture(images / f"{name}.jpg")
+        text(annotations / f"{name}.xml", XML)
 
 
 def test_a_devkits_lists_are_its_splits(tmp_path: Path) -> None:
     kit = tmp_path / "VOCdevkit" / "VOC2007"
     annotated(kit / "JPEGImages", kit / "Annotations", "1", "2", "3")
     main = kit / "ImageSets" / "Main"
-    text(main / "train.txt", "1\n"), text(main / "val.txt", "2 \n"), text(main / "trainval.txt", "1\n2\n")
-    text(main / "cat_train.txt", "1  1\n"), text(main / "dog_train.txt", "1 -1\n")
+    text(main / "train.txt", "1\n")
+    text(main / "val.txt", "2 \n")
+    text(main / "trainval.txt", "1\n2\n")
+    text(main / "cat_train.txt", "1  1\n")
+    text(main / "dog_train.txt", "1 -1\n")
     images = kit / "JPEGImages"
     expected = {"train": (images, ["1.jpg"]), "trainval": (images, ["1.jpg", "2.jpg"]), "val": (images, ["2.jpg"])}
     assert listed(tmp_path) == listed(tmp_path / "VOCdevkit") == listed(kit) == expected
@@ -40,7 +44,9 @@ def test_a_devkits_lists_are_its_splits(tmp_path: Path) -> None:
 
 def test_lists_may_name_images_in_folders(tmp_path: Path) -> None:
     annotated(tmp_path / "JPEGImages" / "a", tmp_path / "Annotations" / "a", "1")
-    text(tmp_path / "ImageSets" / "Main" / "default.txt", "a/1\n")
+    text(tmp_path / "ImageSets" / "Main" / "default.txt", "a/1.jpg\n")
+    assert listed(tmp_path) == {"default": (tmp_path / "JPEGImages", ["a/1.jpg"])}
+    text(tmp_path / "ImageSets" / "Main" / "default.txt", '"a/1"\n')
     assert listed(tmp_path) == {"default": (tmp_path / "JPEGImages", ["a/1.jpg"])}
 
 
@@ -61,7 +67,9 @@ def test_folders_without_lists_are_found(tmp_path: Path, images: str, annotation
 
 
 def test_images_without_an_xml_file_are_left_out_and_told(tmp_path: Path) -> None:
-    annotated(tmp_path, tmp_path, "1"), picture(tmp_path / "2.jpg"), picture(tmp_path / "3.jpg")
+    annotated(tmp_path, tmp_path, "1")
+    picture(tmp_path / "2.jpg")
+    picture(tmp_path / "3.jpg")
     found = find_voc(tmp_path)["all"]
     assert found.listed == ("1.jpg",)
     assert found.notes[0].startswith("2 images of all have no XML file and are left out as not annotated, such as 2;")

@@ -34,7 +34,8 @@ def message(root: Path) -> str:
 
 def test_folders_of_a_data_yaml_are_listed_with_the_labels_that_are_there(tmp_path: Path) -> None:
     labelled(tmp_path, "train/1", "train/deep/2", "val/3")
-    picture(tmp_path / "images" / "train" / "4.PNG"), text(tmp_path / "images" / "train" / "notes.md")
+    picture(tmp_path / "images" / "train" / "4.PNG")
+    text(tmp_path / "images" / "train" / "notes.md")
     text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
     images = tmp_path / "images"
     assert listing(tmp_path) == {
@@ -50,7 +51,8 @@ def test_folders_of_a_data_yaml_are_listed_with_the_labels_that_are_there(tmp_pa
 @pytest.mark.parametrize("prefix", ["", "./", "../", "/content/dataset/", r"C:\data\set\\"[:-1]])
 def test_paths_of_another_machine_and_roboflows_lead_to_the_folder_beside_the_file(tmp_path: Path, prefix: str) -> None:
     root = tmp_path / "set"
-    labelled(root / "train", "1"), labelled(root / "valid", "2")
+    labelled(root / "train", "1")
+    labelled(root / "valid", "2")
     yaml = f"train: {prefix}train/images\nval: {prefix}valid/images\ntest: {prefix}test/images\nnames: [cat]\n"
     text(root / "data.yaml", yaml)
     found = find_yolo(root)
@@ -63,13 +65,15 @@ def test_paths_of_another_machine_and_roboflows_lead_to_the_folder_beside_the_fi
 
 
 def test_roboflows_path_is_not_that_of_another_set_beside_it(tmp_path: Path) -> None:
-    labelled(tmp_path / "train", "other"), labelled(tmp_path / "set" / "train", "own")
+    labelled(tmp_path / "train", "other")
+    labelled(tmp_path / "set" / "train", "own")
     text(tmp_path / "set" / "data.yaml", "train: ../train/images\nnames: [cat]\n")
     assert find_yolo(tmp_path / "set")["train"].listed == ("own.jpg",)
 
 
 def test_a_folder_elsewhere_is_taken_where_the_file_names_it_and_nowhere_else(tmp_path: Path) -> None:
-    labelled(tmp_path / "photos", "1"), labelled(tmp_path / "other", "2")
+    labelled(tmp_path / "photos", "1")
+    labelled(tmp_path / "other", "2")
     text(
         tmp_path / "set" / "data.yaml", f"path: {tmp_path}/photos\ntrain: images\nval: ../other/images\nnames: [cat]\n"
     )
@@ -79,7 +83,8 @@ def test_a_folder_elsewhere_is_taken_where_the_file_names_it_and_nowhere_else(tm
     ]
     # What a list names below the folders that count is taken, and nothing beside them.
     lists = tmp_path / "listed"
-    text(lists / "data.yaml", "train: train.txt\nnames: [cat]\n"), text(lists / "train.txt", "../other/images/2.jpg\n")
+    text(lists / "data.yaml", "train: train.txt\nnames: [cat]\n")
+    text(lists / "train.txt", "../other/images/2.jpg\n")
     assert f"{lists}/train.txt: lists ../other/images/2.jpg, whose folder is nowhere below {lists}" in message(lists)
 
 
@@ -105,8 +110,10 @@ def test_a_split_may_be_several_folders_or_a_list_of_images(tmp_path: Path) -> N
 
 def test_darknets_files_lead_to_images_with_their_labels_beside_them(tmp_path: Path) -> None:
     text(tmp_path / "obj.data", "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
-    text(tmp_path / "obj.names", "cat\n"), text(tmp_path / "train.txt", "data/obj_train_data/1.jpg\n")
-    picture(tmp_path / "obj_train_data" / "1.jpg"), text(tmp_path / "obj_train_data" / "1.txt", BOX)
+    text(tmp_path / "obj.names", "cat\n")
+    text(tmp_path / "train.txt", "data/obj_train_data/1.jpg\n")
+    picture(tmp_path / "obj_train_data" / "1.jpg")
+    text(tmp_path / "obj_train_data" / "1.txt", BOX)
     found = find_yolo(tmp_path)
     assert listing(tmp_path) == {"train": (tmp_path / "obj_train_data", ["1.jpg"], ["1.txt"])}
     assert found["train"].annotations[0] == tmp_path / "obj.names"
@@ -127,7 +134,8 @@ def test_darknets_files_lead_to_images_with_their_labels_beside_them(tmp_path: P
 )
 def test_class_names_and_folders_are_enough(tmp_path: Path, classes: str, images: str, labels: str, split: str) -> None:
     text(tmp_path / classes, "cat\n")
-    picture(tmp_path / images / "1.jpg"), text(tmp_path / labels / "1.txt", BOX)
+    picture(tmp_path / images / "1.jpg")
+    text(tmp_path / labels / "1.txt", BOX)
     assert listing(tmp_path) == {split: (tmp_path / images, ["1.jpg"], ["1.txt"])}
 
 
@@ -142,7 +150,8 @@ def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
 
 def test_images_above_the_set_do_not_turn_its_labels_away(tmp_path: Path) -> None:
     root = tmp_path / "images" / "set"
-    picture(root / "train" / "1.jpg"), text(root / "train" / "1.txt", BOX)
+    picture(root / "train" / "1.jpg")
+    text(root / "train" / "1.txt", BOX)
     text(root / "data.yaml", "train: train\nnames: [cat]\n")
     assert listing(root)["train"][2] == ["1.txt"]
 
