@@ -30,8 +30,8 @@ CORRELATION_LENGTH = 10.0
 CAFFE_BELOW = {"measured": 0.02, "folded": 0.004}
 """The variance after the first convolution, as a share of the expected one, below which its input was not divided by
 the standard deviation (58): such files have 1/3400 of others. Expected is what the batch norm has measured; where its
-statistics were folded into scale and shift, 1. The MSRA ResNet-50 has 1.3 and 1.4, and before its conversion to
-torchvision's input 0.0004 and 0.0004."""
+statistics were folded into scale and shift, 1. The MSRA ResNet-50, converted to torchvision's input, has 1.25 and
+1.66; as Caffe has it, 0.0004 and 0.0005."""
 
 
 class WeightFile(NamedTuple):

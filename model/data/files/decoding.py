@@ -75,7 +75,8 @@ def open_image(source: Path | IO[bytes], size: Size | None = None) -> Image.Imag
     Raises:
         DataError: it has more pixels than Pillow takes for harmless, and no size was annotated that says so.
     """
-    most = Image.MAX_IMAGE_PIXELS
+    with _limit:  # which another thread may have lifted
+        most = Image.MAX_IMAGE_PIXELS
     if most is None or size is None or size[0] * size[1] <= most:
         try:
             return Image.open(source)

@@ -73,8 +73,11 @@ def notes(found: Sequence[Traits]) -> Iterator[str]:
     if oriented := [one for one in found if one.orientation > 1]:
         turned = sum(one.turned for one in oriented)
         stored = len(oriented) - turned
-        ways = [f"{stored} are read as stored, since their annotated sizes do not speak of it"] if stored else []
-        ways += [f"{turned} are turned as it says, since they were annotated so"] if turned else []
+        ways = [f"{turned} are turned as it says, since they were annotated so"] if turned else []
+        if stored:
+            ways.append(
+                f"{stored} are read as stored, as pycocotools has it; if boxes lie beside objects, turn the files"
+            )
         yield f"{len(oriented)} of {len(found)} images carry an EXIF orientation: {'; '.join(ways)}"
     if levels := [one.brightest for one in found if one.brightest is not None]:
         text = f"{len(levels)} of {len(found)} images have 16 bits, of which the upper eight are read"

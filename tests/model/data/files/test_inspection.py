@@ -115,8 +115,8 @@ def test_what_is_read_otherwise_than_stored_is_told_once_for_the_data_set(make_c
     Image.new("RGB", (60, 80)).save(folder / "2.jpg", exif=exif)
     Image.new("RGB", (80, 60)).save(folder / "3.jpg", exif=exif)
     assert read_coco(root, "train").notes == (
-        "2 of 5 images carry an EXIF orientation: 1 are read as stored, since their annotated sizes do not speak of "
-        "it; 1 are turned as it says, since they were annotated so",
+        "2 of 5 images carry an EXIF orientation: 1 are turned as it says, since they were annotated so; 1 are read as "
+        "stored, as pycocotools has it; if boxes lie beside objects, turn the files",
         "2 of 5 images have 16 bits, of which the upper eight are read; the brightest pixel of all is 4095 of 65535, "
         "so that they are nearly black: scale them",
     )
