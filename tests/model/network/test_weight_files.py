@@ -49,9 +49,18 @@ def same(found: dict[str, Tensor], weights: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "start", ["", "module.", "backbone.", "model.", "body.", "backbone.body.", "module.model.", "_orig_mod.module."]
+    ("start", "part"),
+    [
+        ("", "state_dict"),
+        ("module.", None),
+        ("backbone.", "state_dict"),
+        ("model.", "model_state_dict"),
+        ("body.", "model"),
+        ("backbone.body.", None),
+        ("module.model.", "ema_state_dict"),
+        ("_orig_mod.module.", "model_ema"),
+    ],
 )
-@pytest.mark.parametrize("part", [None, "state_dict", "model", "ema_state_dict", "model_ema"])
 def test_weights_are_found_whatever_they_are_wrapped_in(
     weights: dict[str, Tensor], tmp_path: Path, start: str, part: str | None
 ) -> None:
