@@ -72,6 +72,8 @@ class ModelConfig:
     """A file in the weights folder (RNC_WEIGHTS); None starts from random numbers."""
     detector_weights: str | None = None
     """A file in the weights folder with a whole RetinaNet to start from: our names, torchvision's or MMDetection's."""
+    weights_input: Literal["imagenet", "caffe"] = "imagenet"
+    """What the file's first convolution was trained on: torchvision's RGB / std, or Caffe's BGR from 0 to 255."""
     backbone_stride: Literal["3x3", "1x1"] = "3x3"
     """The convolution that carries a stage's stride: torchvision's, or that of Caffe weights."""
     backbone_norm: Literal["frozen_batch", "group"] = "frozen_batch"
@@ -103,8 +105,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.frozen_stages <= 4, f"frozen_stages is {self.frozen_stages}, expected 0 to 4")
+        least = 4 if self.tower_norm == "group" else 1  # a group of a single channel has nothing to compare
         _require(
-            self.channels >= 16 and self.channels % 16 == 0, f"channels is {self.channels}, expected a multiple of 16"
+            self.channels >= least,
+            f"channels is {self.channels}, expected at least {least} with tower_norm {self.tower_norm!r}",
         )
         _require(1 <= self.tower_depth <= 8, f"tower_depth is {self.tower_depth}, expected 1 to 8")
         _require(0.0 <= self.focal_alpha <= 1.0, f"focal_alpha is {self.focal_alpha}, expected 0 to 1")
@@ -122,6 +126,10 @@ class ModelConfig:
         _require(
             self.backbone_weights is None or self.detector_weights is None,
             f"detector_weights {self.detector_weights!r} holds a backbone as well; set backbone_weights to null",
+        )
+        _require(
+            self.weights_input == "imagenet" or self.weights is not None,
+            f"weights_input {self.weights_input!r} is that of a file; set backbone_weights or detector_weights as well",
         )
 
     @property

@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from model.config import DataConfig
 from model.data.annotations import Annotations, Images
@@ -21,6 +20,7 @@ from model.data.cache import shared
 from model.data.checks import annotation_faults, box_notes, other_form
 from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, refuse
 from model.data.file_names import Found, find_renamed, leads_out, where_it_may_be
+from model.data.files.inspection import OtherSizeError, Traits, inspect, notes
 from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
 from model.data.split import COLUMNS, MIN_SIDE, CocoData, Columns, assemble, read_data, write_data
@@ -29,8 +29,6 @@ FORMAT = 2
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
-_END_OF_JPEG = b"\xff\xd9"
-"""Coded pixels cannot hold this pair of bytes."""
 
 
 def read_for_training(root: Path, config: DataConfig, *, check_images: bool = False) -> CocoData:
@@ -87,17 +85,20 @@ def read_coco(
         identity.append(list(found.names.items()))
         data = _shared(files, identity, root, partial(_renamed, data, found))
     of_images: list[Fault] = []
+    told: tuple[str, ...] = ()
     if check_images or found.outside:
         images = Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes)
         # What leads out of the data is refused even where nobody asks whether images are there.
         chosen = images if check_images else images.take(np.array(found.outside))
-        of_images = image_faults(root, files.images, chosen)
+        of_images, told = check_files(root, files.images, chosen)
     if faults == "refuse":
         refuse(files.where, of_images)
-    if not of_images:
-        return data
-    identity.append([asdict(fault) for fault in of_images])
-    return _shared(files, identity, root, partial(_without, files.where, data, of_images))
+    if of_images:
+        identity.append([asdict(fault) for fault in of_images])
+        data = _shared(files, identity, root, partial(_without, files.where, data, of_images))
+    if told:
+        object.__setattr__(data, "notes", (*data.notes, *told))  # no copy, which would not claim the file
+    return data
 
 
 def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, check_images: bool) -> CocoData:
@@ -120,7 +121,7 @@ def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, c
     not_chosen = set(ids[len(chosen.ids) :].tolist())
     of_rows = {row: fault for row, fault in of_rows.items() if fault.image_id not in not_chosen}
     if duplicates or (of_rows and faults == "refuse"):
-        of_images = image_faults(root, files.images, _found(root, files.images, chosen)) if check_images else []
+        of_images = check_files(root, files.images, _found(root, files.images, chosen))[0] if check_images else []
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
     sound = _quarantined(annotations, of_rows, chosen)
     columns, notes = _columns(chosen, sound, categories), (*notes, *_worth_a_look(chosen, sound))
@@ -293,12 +294,16 @@ def _stamps(files: SplitFiles) -> list[Any] | None:
     return stamps
 
 
-def image_faults(root: Path, folder: Path, images: Images, num_threads: int = 16) -> list[Fault]:
-    """Find the images that are missing, cut short, or of another size than annotated; reads headers and ends only."""
+def check_files(root: Path, folder: Path, images: Images, num_threads: int = 16) -> tuple[list[Fault], tuple[str, ...]]:
+    """Find the images that are missing, cut short, or of another size than annotated, and tell how others are read.
+
+    Returns:
+        Faults, and sentences for people; see model.data.files.inspection.
+    """
     paths = [None if leads_out(root, folder, name) else folder / name for name in images.names]
     with ThreadPoolExecutor(num_threads) as pool:
-        found = list(pool.map(_image_fault, paths, images.ids.tolist(), images.sizes.tolist()))
-    missing = [place for place, fault in enumerate(found) if fault is not None and fault.kind == "image_missing"]
+        found = list(pool.map(_check_file, paths, images.ids.tolist(), images.sizes.tolist()))
+    missing = [place for place, one in enumerate(found) if isinstance(one, Fault) and one.kind == "image_missing"]
     look = where_it_may_be(root, folder, images.names) if missing else None
     for number, place in enumerate(missing):
         name = images.names[place]
@@ -306,34 +311,20 @@ def image_faults(root: Path, folder: Path, images: Images, num_threads: int = 16
         near = look(name) if look is not None and number < MAX_NAMED else ""
         detail = f"{name}, looked for in {folder}{near}"
         found[place] = Fault(kind="image_missing", image_id=int(images.ids[place]), detail=detail)
-    return [fault for fault in found if fault is not None]
+    sound = [one for one in found if isinstance(one, Traits)]
+    return [one for one in found if isinstance(one, Fault)], tuple(notes(sound))
 
 
-def _image_fault(path: Path | None, image_id: int, size: Sequence[int]) -> Fault | None:
+def _check_file(path: Path | None, image_id: int, size: Sequence[int]) -> Fault | Traits:
     if path is None:
         return Fault(kind="image_missing", image_id=image_id)
+    height, width = size
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            width, height = image.size
-            if [height, width] != list(size):
-                detail = f"{path}: {height} x {width}, annotated {size[0]} x {size[1]} (height x width)"
-                return Fault(kind="image_resized", image_id=image_id, detail=detail)
-            _require_whole(file, image)
+        return inspect(path, (height, width))
     except FileNotFoundError:
         return Fault(kind="image_missing", image_id=image_id, detail=str(path))
+    except OtherSizeError as error:
+        return Fault(kind="image_resized", image_id=image_id, detail=f"{path}: {error}")
     except Exception as error:  # a decoder raises whatever its format's parser meets
-        return Fault(kind="image_broken", image_id=image_id, detail=f"{path}: {type(error).__name__}")
-    return None
-
-
-def _require_whole(file: IO[bytes], image: Image.Image) -> None:
-    """Raise what the decoder raises where the file is cut short, without decoding a sound JPEG."""
-    # A PNG's parts carry checksums, which verify() reads without decoding.
-    if image.format == "PNG":
-        image.verify()
-        return
-    if image.format == "JPEG":
-        file.seek(max(0, file.seek(0, 2) - 4096))
-        if _END_OF_JPEG in file.read():
-            return
-    image.load()
+        reason = str(error) if isinstance(error, DataError) else type(error).__name__
+        return Fault(kind="image_broken", image_id=image_id, detail=f"{path}: {reason}")

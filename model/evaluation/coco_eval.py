@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,9 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
     Raises:
         ValueError: a detection's image or category is none of the data's.
     """
-    from hotcoco import COCO, COCOeval
+    from hotcoco import COCO
 
-    # A category without an object is no part of any mean; of 40,000 they would take 8 GB.
-    present = np.unique(data.annotation_labels).astype(np.int64)
+    present = _present(data)
     truth, numbers = COCO(_numbered(data, present).coco_dict()), []
     for table in tables:
         # In a row of floats an id beyond 2^53 would become another; places in the data set never do.
@@ -53,19 +52,55 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
         boxes = table.boxes.astype(np.float64)
         sides = boxes[:, 2:] - boxes[:, :2]
         scores = table.scores.astype(np.float64)
-        rows = np.column_stack([images, boxes[:, :2], sides, scores, np.searchsorted(present, labels)])
-        rows = rows[np.isin(labels, present)]
-        evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator.evaluate()
-            evaluator.accumulate()
-            # `summarize` would print them, past any redirection where Ray Train has put a print of its own in place:
-            # a training's output then held the AP of its oracles under the same words as its own.
-            evaluator.summary_lines()
-        stats = zip(METRICS, evaluator.stats, strict=True)
-        # COCO's -1 stands for a mean over nothing.
-        numbers.append({name: 100.0 * float(value) if value > -1 else None for name, value in stats})
+        numbers.append(_twelve(truth, np.column_stack([images, boxes[:, :2], sides, scores, labels]), present))
     return numbers
+
+
+def evaluate_written(
+    data: CocoData, image_ids: Ints, category_ids: Ints, boxes: NDArray[np.float64], scores: NDArray[np.float64]
+) -> dict[str, float | None]:
+    """The twelve numbers of detections that were not made here, bit for bit of the numbers as they are written.
+
+    Args:
+        data: the images.
+        image_ids: [D].
+        category_ids: [D].
+        boxes: [D, 4], x, y, width and height.
+        scores: [D].
+
+    Raises:
+        ValueError: a detection's image or category is none of the data's.
+    """
+    from hotcoco import COCO
+
+    images = _places(image_ids, data.image_ids, "image")
+    labels = _places(category_ids, np.array(data.category_ids, np.int64), "category")
+    present = _present(data)
+    truth = COCO(_numbered(data, present).coco_dict())
+    return _twelve(truth, np.column_stack([images, boxes, scores, labels]), present)
+
+
+def _present(data: CocoData) -> Ints:
+    """The labels that have an object: a category without is no part of any mean, and of 40,000 they would take 8 GB."""
+    return np.unique(data.annotation_labels).astype(np.int64)
+
+
+def _twelve(truth: Any, rows: NDArray[np.float64], present: Ints) -> dict[str, float | None]:
+    """COCO's evaluation of rows [D, 7]: image, x, y, width, height, score and label, of which `present` count."""
+    from hotcoco import COCOeval
+
+    labels = rows[:, 6]
+    rows = np.column_stack([rows[:, :6], np.searchsorted(present, labels)])[np.isin(labels, present)]
+    evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+        # `summarize` would print them, past any redirection where Ray Train has put a print of its own in place:
+        # a training's output then held the AP of its oracles under the same words as its own.
+        evaluator.summary_lines()
+    stats = zip(METRICS, evaluator.stats, strict=True)
+    # COCO's -1 stands for a mean over nothing.
+    return {name: 100.0 * float(value) if value > -1 else None for name, value in stats}
 
 
 def _numbered(data: CocoData, present: Ints) -> CocoData:
@@ -76,7 +111,7 @@ def _numbered(data: CocoData, present: Ints) -> CocoData:
         category_ids=tuple(range(len(present))),
         category_names=tuple(data.category_names[label] for label in present.tolist()),
         annotation_ids=np.arange(1, len(data.annotation_ids) + 1),
-        annotation_labels=np.searchsorted(present, data.annotation_labels).astype(data.annotation_labels.dtype),
+        annotation_labels=np.searchsorted(present, data.annotation_labels).astype(np.int32),
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from model.data.files.decoding import decode_image
 from model.data.split import CocoData
 from model.evaluation.misalignment import WELL_PLACED, DroppedTable
 from model.inference.drawing import DARK, LIGHT, Corners, Pen
@@ -67,10 +68,9 @@ def draw_boxes(data: CocoData, index: int, heads: Mapping[str, tuple[DetectionTa
         heads: by name, what NMS kept on all images and what it dropped.
 
     Raises:
-        OSError: the image cannot be read.
+        DataError: the image cannot be read.
     """
-    with Image.open(data.path(index)) as image:
-        photo = ImageOps.contain(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
+    photo = ImageOps.contain(decode_image(data, index), (SIDE, SIDE), Image.Resampling.BICUBIC)
     height, width = data.sizes[index].tolist()
     scales = photo.width / width, photo.height / height
     panels = []

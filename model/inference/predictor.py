@@ -5,20 +5,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from model.config import DataConfig, InferenceConfig, require_branch
+from model.data.files.decoding import upright
 from model.data.images import (
     Batch,
     Sample,
     collate,
-    load_image,
     load_sample,
     normalize,
     padded_shape,
@@ -39,7 +39,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Precision = Literal["float32", "bfloat16"]
 Photo = str | Path | Image.Image | NDArray[np.uint8] | Tensor
-"""A file, a PIL image, or uint8 RGB pixels [h, w, 3]; a tensor may be [3, h, w] as well."""
+"""A file, which is turned as its EXIF orientation says, or pixels as they are: a PIL image, or uint8 RGB [h, w, 3]; a
+tensor may be [3, h, w] as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,7 +48,7 @@ class Found:
     """What was detected on one image, best first."""
 
     boxes: NDArray[np.float32]
-    """[D, 4] xyxy, in pixels of the image as it was given."""
+    """[D, 4] xyxy, in pixels of the image as it was given; of a file, as people see it: turned as its EXIF data say."""
     scores: NDArray[np.float32]
     """[D], 0 to 1."""
     labels: tuple[str, ...]
@@ -249,19 +250,6 @@ def load_batch(data: CocoData, indices: Sequence[int], config: DataConfig) -> Ba
     return collate(samples, pad_to=padded_shape(*samples[0].size))
 
 
-def upright(source: Path | IO[bytes]) -> Image.Image:
-    """Decode a photograph as people see it, turned as its EXIF orientation says; data sets are read without it.
-
-    Raises:
-        ValueError: it does not decode.
-    """
-    try:
-        with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # a decoder raises whatever its format's parser meets
-        raise ValueError(f"the image does not decode ({type(error).__name__}: {error})") from error
-
-
 def pixels_of(photo: Photo) -> Tensor:
     """uint8 RGB [3, h, w] of an image in any of its forms.
 
@@ -269,7 +257,10 @@ def pixels_of(photo: Photo) -> Tensor:
         ValueError: a file does not decode, or pixels have another type or shape.
     """
     if isinstance(photo, str | Path):
-        return load_image(Path(photo))
+        try:
+            return rgb_pixels(upright(Path(photo)))
+        except ValueError as error:
+            raise ValueError(f"{photo}: {error}") from error
     if isinstance(photo, Image.Image):
         return rgb_pixels(photo)
     if not isinstance(photo, np.ndarray | Tensor):

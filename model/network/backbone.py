@@ -201,5 +201,6 @@ def _out_channels(stage: nn.Sequential) -> int:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with at most 32 groups of at least 4 channels; the same for any batch."""
-    return nn.GroupNorm(min(32, channels // 4), channels)
+    """Group norm with at most 32 groups of at least 4 channels, all of one size; the same for any batch."""
+    most = min(32, channels // 4)
+    return nn.GroupNorm(max(groups for groups in range(1, most + 1) if channels % groups == 0), channels)

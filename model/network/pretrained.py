@@ -1,14 +1,9 @@
 """First weights from a file: an ImageNet backbone, or a RetinaNet with our, torchvision's or MMDetection's names."""
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -16,9 +11,12 @@ from model.data.cache import file_sha256
 from model.network.anchors import NUM_ANCHORS
 from model.network.backbone import Backbone
 from model.network.retinanet import RetinaNetConf
+from model.network.weight_files import WeightsInput, read_weights, require_finite, resnet_of, to_imagenet_input
 
 MARKS = {"our": "head.class_logits.", "torchvision's": "head.classification_head.", "MMDetection's": "bbox_head."}
 """The naming schemes of RetinaNet files, each with a prefix that only its names have."""
+BODY = "backbone.body."
+"""What the names of our ResNet's tensors begin with."""
 NORM_EPS = 1e-5
 """What our batch norm adds to the variance."""
 EPS_FREE_SHA256 = "eeacb38b"
@@ -32,29 +30,39 @@ def load_first_weights(detector: RetinaNetConf, path: Path, category_ids: Sequen
         ValueError: the file does not fit.
     """
     if detector.config.detector_weights is None:
-        load_backbone_weights(detector.backbone, path)
+        load_backbone_weights(detector.backbone, path, expects=detector.config.weights_input)
     else:
         load_detector_weights(detector, path, category_ids=category_ids)
 
 
-def load_backbone_weights(backbone: Backbone, path: Path) -> None:
+def load_backbone_weights(backbone: Backbone, path: Path, *, expects: WeightsInput = "imagenet") -> tuple[str, ...]:
     """Put ImageNet weights with torchvision's names (.pth or .safetensors) into the backbone.
 
+    Args:
+        backbone: the ResNet of the file.
+        path: a state dict, or a checkpoint with one; of a whole detector the backbone is taken.
+        expects: the input that the weights were trained with.
+
+    Returns:
+        What was chosen among several things in the file, a sentence each, for people.
+
     Raises:
-        ValueError: the file lacks weights of this ResNet, or holds others.
+        ValueError: the file lacks weights of this ResNet, holds others, was trained with another input, or is damaged.
     """
-    weights = {name: tensor for name, tensor in _read_weights(path).items() if not name.startswith("fc.")}
+    weights, notes = resnet_of(path, read_weights(path))
     if misfits := _misfits(_without_counters(backbone.body.state_dict()), weights):
         raise ValueError(
             f"{path} does not fit this backbone: {misfits}; set model.backbone to the ResNet of the file, or "
             "model.backbone_weights to another file"
         )
-    backbone.body.load_state_dict(weights, strict=False)
+    require_finite(path, weights)
+    backbone.body.load_state_dict(to_imagenet_input(path, weights, expects), strict=False)
+    return notes
 
 
 def load_detector_weights(
     detector: RetinaNetConf, path: Path, *, category_ids: Sequence[int] | None = None, norm_eps: float | None = None
-) -> None:
+) -> tuple[str, ...]:
     """Put a whole RetinaNet into the detector; a confidence branch that the file lacks keeps its random start.
 
     Args:
@@ -65,10 +73,15 @@ def load_detector_weights(
         norm_eps: what the file's batch norms added to the variance; None means 0 for torchvision's COCO_V1 file, as
             torchvision does it, and 1e-5 for every other.
 
+    Returns:
+        What was chosen among several things in the file, a sentence each, for people.
+
     Raises:
-        ValueError: the file is no RetinaNet, or that of another config or other classes.
+        ValueError: the file is no RetinaNet, that of another config or other classes, or damaged.
     """
-    config, weights = detector.config, _read_weights(path)
+    config, (weights, notes) = detector.config, read_weights(path)
+    # MMDetection's moving average, which its checkpoints hold a second time, with points as underscores.
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("ema_")}
     whose = _whose(weights, path)
     if whose == "torchvision's":
         weights = {_current_torchvision_name(name): tensor for name, tensor in weights.items()}
@@ -94,10 +107,14 @@ def load_detector_weights(
         )
     if norm_eps is None:
         norm_eps = 0.0 if file_sha256(path).startswith(EPS_FREE_SHA256) else NORM_EPS
+    require_finite(path, {their: weights[their] for their in theirs.values()})
     for name, their in theirs.items():
         # A norm divides by sqrt(var + eps), so a difference of eps can go into the variance.
         ours[name] = weights[their] + (norm_eps - NORM_EPS) if name.endswith("running_var") else weights[their]
-    detector.load_state_dict(ours, strict=False)
+    body = {name.removeprefix(BODY): tensor for name, tensor in ours.items() if name.startswith(BODY)}
+    body = to_imagenet_input(path, body, config.weights_input)
+    detector.load_state_dict(ours | {BODY + name: tensor for name, tensor in body.items()}, strict=False)
+    return notes
 
 
 def _whose(weights: Mapping[str, Tensor], path: Path) -> str:
@@ -190,26 +207,3 @@ def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> s
     if not (missing or extra or wrong):
         return ""
     return f"lacks {missing[:3]}, has unknown {extra[:3]}, other shapes {wrong[:3]}"
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name; a pickle of anything else is refused unread, since reading could run what it says."""
-    try:
-        if path.suffix == ".safetensors":
-            weights: Any = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(
-                f"{path} holds more than tensors ({found[1]}), and to read that could run any code: it was not read; "
-                "save the state dict alone, or name another file"
-            ) from error
-        name = type(error).__name__
-        raise ValueError(f"{path} holds no weights ({name}); fetch the file again, or name another") from error
-    for name in ("state_dict", "model"):
-        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
-            weights = weights[name]
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} holds no state dict of tensors by name; save one, or name another file")
-    return _without_counters(weights)

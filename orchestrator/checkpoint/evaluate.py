@@ -14,6 +14,7 @@ from orchestrator.checkpoint.inputs import (
     Selection,
     no_progress,
     open_inputs,
+    read_annotations,
     read_checkpoint,
     read_images,
     scoring_device,
@@ -27,6 +28,8 @@ from orchestrator.tracking.artifacts import Progress
 from orchestrator.tracking.detections import (
     About,
     describe,
+    holds_json,
+    read_results,
     read_stored,
     require_same_images,
     write_coco_json,
@@ -107,7 +110,8 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     """Give the numbers of stored detections, and say whether they are those that the file records.
 
     Args:
-        stored: a file of detections, as `rnc evaluate --save`, `rnc pull` and MLflow have them.
+        stored: a file of detections, as `rnc evaluate --save`, `rnc pull` and MLflow have them; or the results of any
+            detector, as COCO's tools exchange them (JSON).
         selection: the data set and the split that they were made on, where these are not where the site has them.
         files: where to write them; the Parquet file is there already.
         site: where data sets are.
@@ -119,6 +123,8 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     from model.evaluation.coco_eval import evaluate
     from model.evaluation.misalignment import of_detections
 
+    if holds_json(stored):
+        return of_results(stored, selection, files, site, say)
     if selection.settings or selection.all_images or files.parquet:
         raise UserError(
             "--exponent, --set, --all and --save need a checkpoint DIR; the detections of a file are what they are"
@@ -145,6 +151,40 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
         ),
     )
     return Numbers(table=table, data=data, detections=detections)
+
+
+def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Site, say: Say) -> Table:
+    """Give the twelve numbers of a results file of COCO's tools, whatever detector made it.
+
+    Args:
+        file: a list of {image_id, category_id, bbox, score}, as JSON.
+        selection: the data set and the split that they were made on; the site's COCO and its validation split if not.
+        files: nothing is written of detections that lie there already.
+        site: where data sets are.
+        say: told what is worth to know of the data.
+
+    Raises:
+        UserError: the file is none, or of other data than these; or the selection asks for other detections.
+    """
+    from model.evaluation.coco_eval import evaluate_written
+
+    if selection.settings or selection.all_images or files.parquet or files.coco_json:
+        raise UserError(
+            "--exponent, --set, --all, --save and --coco-json need a checkpoint DIR; the detections of a file are what "
+            "they are"
+        )
+    data = read_annotations(selection.data, selection.split, site, say)
+    found = read_results(file, data)
+    metrics = evaluate_written(data, found.image_ids, found.category_ids, found.boxes, found.scores)
+    return Table(
+        title=f"Detections of {file}",
+        columns=COLUMNS,
+        rows=(_row("here", METRICS, metrics),),
+        notes=(
+            f"{len(found.scores)} detections on {len(data)} images of {data.root}, split {data.split}.",
+            *(f"{note}." for note in found.notes),
+        ),
+    )
 
 
 def _export(detections: DetectionTable, files: DetectionFiles, say: Say) -> None:

@@ -195,6 +195,34 @@ def read_images(root: Path | None, config: DataConfig, split: str, site: Site, s
         raise UserError(str(error)) from error
     if data.faults:
         say("\n  ".join([f"{root}, split {split}: left out are", *describe(data.faults)]))
+    for note in data.notes:
+        say(f"{root}, split {split}: {note}")
+    return data
+
+
+def read_annotations(root: Path | None, split: str | None, site: Site, say: Say) -> "CocoData":
+    """Read the annotations of a split, from `root` or from where the site has COCO; images need not be there.
+
+    Raises:
+        UserError: there is no such split, or it is faulty.
+    """
+    from model.data.coco import read_coco
+    from model.data.faults import DataError
+    from model.data.layout import find_layout
+
+    root = root or site.data_root("coco")
+    try:
+        if split is None:
+            layout = find_layout(root)
+            whole = [name for name, files in layout.splits.items() if files.share is None]
+            split = whole[0] if len(whole) == 1 else layout.val
+        if split is None:
+            raise UserError(f"{root}: of {', '.join(whole)}, none is called val or the like; name one with --split")
+        data = read_coco(root, split, check_images=False)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    for note in data.notes:
+        say(f"{root}, split {split}: {note}")
     return data
 
 

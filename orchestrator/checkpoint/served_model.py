@@ -48,7 +48,7 @@ class ServedDetector(PythonModel):
 
 
 def _decoded(place: int, text: str) -> Any:
-    from model.inference.predictor import upright
+    from model.data.files.decoding import upright
 
     try:
         # Strict, as b64decode skips what is no base64 by default, and would decode another image.

@@ -124,7 +124,8 @@ def evaluate(
     RNC_COCO_ROOT, or the shapes that the project draws itself.
 
     With --detections, no checkpoint and no GPU are needed: every number is computed again from the stored detections,
-    and compared with what the file records. `rnc pull` fetches such a file, and --save writes one.
+    and compared with what the file records. `rnc pull` fetches such a file, and --save writes one. A results file of
+    pycocotools does as well, whatever detector made it: [{image_id, category_id, bbox, score}, ...], as JSON.
 
     \b
       rnc evaluate best
@@ -132,6 +133,7 @@ def evaluate(
       rnc evaluate DIR --data /data/coco --split val2017
       rnc evaluate DIR --exponent 0.2 --set inference.nms_iou=0.6 --save found.parquet
       rnc evaluate --detections DIR/detections.parquet --data /data/coco --coco-json found.json
+      rnc evaluate --detections results.json --data /data/mine --split val
     """
     if (checkpoint is None) == (detections is None):
         raise UserError("expected either a CHECKPOINT (a folder, `best` or a row) or --detections FILE")

@@ -58,14 +58,14 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
     missing = _missing(plan)
     require_learning(plan)
     for model in dict.fromkeys(config.model for config in missing):
-        _check_backbone_weights(model, site)
+        _check_backbone_weights(model, site, say)
     _require_space(site.home, missing)
     for data, _ in _splits(plan):
         draw(data, site)
     category_ids = check_data(plan, _used_data(plan, ledger), _reader(site, check_images=check_images), say)
     # A whole detector has classes, so that its file can be checked only now that the data's categories are known.
     for model, dataset in dict.fromkeys((config.model, config.data.dataset) for config in missing):
-        _check_detector_weights(model, category_ids[dataset], site)
+        _check_detector_weights(model, category_ids[dataset], site, say)
 
 
 def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_images: int) -> list[str]:
@@ -318,7 +318,7 @@ def _used_data(plan: Plan, ledger: Ledger) -> Iterator[UsedData]:
             yield UsedData(result, scoring_data(data, evaluation.split), record.data_fingerprint)
 
 
-def _check_backbone_weights(model: ModelConfig, site: Site) -> None:
+def _check_backbone_weights(model: ModelConfig, site: Site, say: Callable[[str], None]) -> None:
     file = site.weights_file(model.weights)
     if model.backbone_weights is None or file is None:
         return
@@ -326,12 +326,16 @@ def _check_backbone_weights(model: ModelConfig, site: Site) -> None:
     from model.network.pretrained import load_backbone_weights
 
     try:
-        load_backbone_weights(Backbone(model), file)
+        notes = load_backbone_weights(Backbone(model), file, expects=model.weights_input)
     except ValueError as error:
         raise UserError(f"train.model.backbone_weights: {error}") from error
+    for note in notes:
+        say(note)
 
 
-def _check_detector_weights(model: ModelConfig, category_ids: Sequence[int], site: Site) -> None:
+def _check_detector_weights(
+    model: ModelConfig, category_ids: Sequence[int], site: Site, say: Callable[[str], None]
+) -> None:
     file = site.weights_file(model.detector_weights)
     if file is None:
         return
@@ -339,9 +343,12 @@ def _check_detector_weights(model: ModelConfig, category_ids: Sequence[int], sit
     from model.network.retinanet import build_detector
 
     try:
-        load_detector_weights(build_detector(model, len(category_ids), seed=0), file, category_ids=category_ids)
+        detector = build_detector(model, len(category_ids), seed=0)
+        notes = load_detector_weights(detector, file, category_ids=category_ids)
     except ValueError as error:
         raise UserError(f"train.model.detector_weights: {error}") from error
+    for note in notes:
+        say(note)
 
 
 def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:

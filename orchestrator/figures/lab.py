@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.config import InferenceConfig
@@ -99,17 +98,16 @@ def _image(data: "CocoData", index: int) -> dict[str, Any]:
         "id": image_id if abs(image_id) < 2**53 else str(image_id),
         "width": width,
         "height": height,
-        "picture": f"data:image/jpeg;base64,{base64.b64encode(_jpeg(data.path(index))).decode()}",
+        "picture": f"data:image/jpeg;base64,{base64.b64encode(_jpeg(data, index)).decode()}",
         "boxes": _coded(objects.boxes, "<f4"),
         "labels": _coded(objects.labels, "<u2"),
     }
 
 
-def _jpeg(path: Path) -> bytes:
-    from PIL import Image
+def _jpeg(data: "CocoData", index: int) -> bytes:
+    from model.data.files.decoding import decode_image
 
-    with Image.open(path) as image:
-        small = image.convert("RGB")
+    small = decode_image(data, index)
     small.thumbnail((LONGEST, LONGEST))
     coded = io.BytesIO()
     small.save(coded, "JPEG", quality=85)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from model.data.files.decoding import decode_image
 from model.inference.drawing import draw
 from orchestrator.errors import UserError
 from orchestrator.figures.page import html_image
@@ -136,16 +137,16 @@ def _draw(data: "CocoData", index: int, detections: "DetectionTable | None") -> 
     own = slice(data.offsets[index], data.offsets[index + 1])
     real = data.annotation_boxes[own] + np.pad(data.annotation_boxes[own, :2], ((0, 0), (2, 0)))  # xywh -> xyxy
     truth = real, [data.category_names[label] for label in data.annotation_labels[own]]
-    with Image.open(data.path(index)) as image:
-        if detections is None:
-            picture = draw(image, [], [], truth=truth)
-        else:
-            mine = (detections.image_ids == data.image_ids[index]) & (detections.scores >= MIN_SCORE)
-            best = np.flatnonzero(mine)[np.argsort(-detections.scores[mine], kind="stable")][:MOST]
-            labels = [names[category] for category in detections.category_ids[best].tolist()]
-            picture = draw(image, detections.boxes[best], labels, detections.scores[best], truth=truth)
-    picture.thumbnail((TILE, TILE))
-    return picture
+    image = decode_image(data, index)
+    if detections is None:
+        drawn = draw(image, [], [], truth=truth)
+    else:
+        mine = (detections.image_ids == data.image_ids[index]) & (detections.scores >= MIN_SCORE)
+        best = np.flatnonzero(mine)[np.argsort(-detections.scores[mine], kind="stable")][:MOST]
+        labels = [names[category] for category in detections.category_ids[best].tolist()]
+        drawn = draw(image, detections.boxes[best], labels, detections.scores[best], truth=truth)
+    drawn.thumbnail((TILE, TILE))
+    return drawn
 
 
 def _side_by_side(pictures: Sequence[Image.Image], columns: int = 2, gap: int = 4) -> Image.Image:

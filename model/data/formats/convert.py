@@ -3,13 +3,15 @@
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from model.data.coco import read_coco
 from model.data.faults import DataError
-from model.data.formats.writing import write_coco, write_voc, write_yolo
+from model.data.files.decoding import decode_image, is_turned, open_image, orientation
+from model.data.formats.writing import PlaceImage, write_coco, write_voc, write_yolo
 from model.data.layout import Layout, find_layout
 from model.data.layouts.files import usual_split
 from model.data.split import CocoData
@@ -49,7 +51,8 @@ def convert(root: Path, out: Path, form: Written, say: Callable[[str], None], *,
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         draft.chmod(0o755)  # mkdtemp lets nobody else in
-        written = WRITERS[form](draft, splits, _place_image(copy))
+        place, straightened = _place_image(copy), Counter[str]()
+        written = WRITERS[form](draft, splits, _straightened(place, straightened) if form == "yolo" else place)
         os.rename(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -61,6 +64,11 @@ def convert(root: Path, out: Path, form: Written, say: Callable[[str], None], *,
         say(f"{name}: {len(data):,} images, {len(data.annotation_ids):,} boxes")
         if form == "yolo" and num_crowds:
             say(f"{name}: {num_crowds:,} crowds are left out, which YOLO cannot tell from objects")
+        if straightened[data.split]:
+            say(
+                f"{name}: {straightened[data.split]:,} images were written anew, without the EXIF orientation that "
+                "their boxes do not follow and that readers of YOLO do"
+            )
     for loss in LOSSES[form]:
         say(loss)
 
@@ -73,6 +81,23 @@ def _splits_to_write(layout: Layout) -> dict[str, str]:
     of = next(iter(shares.values()))
     others = {name: name for name, split in layout.splits.items() if split.annotations != of.annotations}
     return {str(usual_split(name)): name for name in shares} | others
+
+
+def _straightened(place: PlaceImage, counts: Counter[str]) -> PlaceImage:
+    """Place images as a reader sees them that turns each by its EXIF orientation, and count those written anew."""
+
+    def straight(data: CocoData, index: int, target: Path) -> None:
+        height, width = data.sizes[index].tolist()
+        with open_image(data.path(index), (height, width)) as image:
+            follows = orientation(image) == 1 or is_turned(image, (height, width))
+        if follows:
+            place(data, index, target)
+            return
+        counts[data.split] += 1
+        target.parent.mkdir(parents=True, exist_ok=True)
+        decode_image(data, index).save(target, quality=95)
+
+    return straight
 
 
 def _place_image(copy: bool) -> Callable[[CocoData, int, Path], None]:

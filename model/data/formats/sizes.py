@@ -2,26 +2,32 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.data.files.decoding import orientation
+
 NO_SIZE = (1, 1)
 """Stands for the size of an image that is missing or has no header: the check of images tells why."""
 
 
-def image_sizes(folder: Path, names: Sequence[str], num_threads: int = 16) -> NDArray[np.int32]:
-    """[n, 2], height and width of the stored pixels: an EXIF orientation is not obeyed, as nowhere here."""
+def image_sizes(
+    folder: Path, names: Sequence[str], *, as_seen: bool = False, num_threads: int = 16
+) -> NDArray[np.int32]:
+    """[n, 2], height and width of the stored pixels; or `as_seen`, once turned as an EXIF orientation says."""
     with ThreadPoolExecutor(num_threads) as pool:
-        sizes = list(pool.map(_size, [folder / name for name in names]))
+        sizes = list(pool.map(partial(_size, as_seen=as_seen), [folder / name for name in names]))
     return np.array(sizes, dtype=np.int32).reshape(-1, 2)
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(path: Path, as_seen: bool) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            is_turned = as_seen and orientation(image) >= 5  # 5 to 8 swap the sides
+            return (image.width, image.height) if is_turned else (image.height, image.width)
     except Exception:  # a decoder raises whatever its format's parser meets
         return NO_SIZE

@@ -44,7 +44,8 @@ def read_yolo(files: SplitFiles) -> Tables:
     listed = list(files.listed or ())
     boxes = np.array(lines.boxes, dtype=np.float64).reshape(-1, 4)
     _require_fractions(files, boxes)
-    sizes = image_sizes(files.images, listed)
+    # Labels are drawn on pictures as people see them, and Ultralytics reads these so.
+    sizes = image_sizes(files.images, listed, as_seen=True)
     return make_tables(
         listed,
         sizes,

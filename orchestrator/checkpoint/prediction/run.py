@@ -132,8 +132,8 @@ class _Run:
 
     def _look(self, item: _Item) -> "tuple[_Item, _Seen | str | None]":
         """Detect and draw; a text says why that cannot be done, None stands for the end of a film."""
+        from model.data.files.decoding import upright
         from model.inference.drawing import draw
-        from model.inference.predictor import upright
 
         source = item.source
         if item.failure or (source.film is not None and item.frame is None):

@@ -18,7 +18,6 @@ from model.data.faults import DataError
 from model.data.images import (
     collate,
     flip_boxes,
-    load_image,
     load_sample,
     normalize,
     padded_shape,
@@ -328,29 +327,6 @@ def test_normalising_centres_each_channel_and_zeroes_the_padding() -> None:
     assert not normal[1, :, :, 3:].any()
     assert normal[0, :, :2].all()
     assert normal[1, :, :, :3].all()
-
-
-def test_images_of_every_mode_become_rgb(tmp_path: Path) -> None:
-    colours = Image.new("RGB", (4, 3), (200, 100, 50))
-    for mode, name, expected in (
-        ("L", "grey.png", [124, 124, 124]),  # 0.299 * 200 + 0.587 * 100 + 0.114 * 50
-        ("P", "palette.png", [200, 100, 50]),
-        ("RGBA", "alpha.png", [200, 100, 50]),
-        ("CMYK", "print.tif", [200, 100, 50]),
-        ("1", "ink.png", [255, 255, 255]),
-    ):
-        image = Image.new("1", (4, 3), 1) if mode == "1" else colours.convert(mode)
-        image.save(tmp_path / name)
-        pixels = load_image(tmp_path / name)
-        assert (pixels.shape, pixels.dtype) == ((3, 3, 4), torch.uint8)
-        assert np.abs(pixels[:, 1, 1].numpy().astype(int) - expected).max() <= 4, mode  # a palette has few colours
-
-
-def test_an_exif_orientation_is_not_obeyed(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    Image.new("RGB", (4, 3)).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").shape == (3, 3, 4)
 
 
 def test_an_image_that_breaks_after_the_check_names_itself(make_coco: MakeCoco) -> None:

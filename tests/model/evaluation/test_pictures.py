@@ -12,6 +12,7 @@ from PIL import Image
 
 from model.config import InferenceConfig
 from model.data.coco import read_coco
+from model.data.faults import DataError
 from model.data.split import CocoData
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import DroppedTable
@@ -172,5 +173,20 @@ def test_among_many_objects_narrow_ones_are_not_covered_by_the_names_of_their_cl
 
 def test_an_image_that_went_away_is_an_error_that_names_it(data: CocoData) -> None:
     Path(data.path(0)).unlink()
-    with pytest.raises(OSError, match=r"1\.jpg"):
+    with pytest.raises(DataError, match=r"1\.jpg"):
         draw_boxes(data, 0, {"RetinaNet-Conf": found(data)})
+
+
+def test_an_image_is_drawn_as_it_is_annotated(make_coco: MakeCoco) -> None:
+    root = make_coco([DOG], sizes=((144, 192),))
+    none = found(read_coco(root, "train"))[0].take(np.zeros(0, np.int64))
+    heads = {"a": (none, dropped_boxes([], []))}
+    upright = draw_boxes(read_coco(root, "train"), 0, heads)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(root / "train" / "1.jpg") as image:
+        turned = image.transpose(Image.Transpose.ROTATE_90)  # counterclockwise, which orientation 6 turns back
+    turned.save(root / "train" / "1.jpg", exif=exif)
+    data = read_coco(root, "train")
+    assert turned.size == (144, 192)
+    assert np.array_equal(np.asarray(draw_boxes(data, 0, heads)), np.asarray(upright))

@@ -8,7 +8,7 @@ from torchvision.models import resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from model.network.anchors import level_sizes
-from model.network.backbone import Backbone, FeaturePyramid, FrozenBatchNorm
+from model.network.backbone import Backbone, FeaturePyramid, FrozenBatchNorm, group_norm
 from model.network.retinanet import RetinaNetConf
 from tests.detectors import images, small
 
@@ -92,6 +92,16 @@ def test_group_norm_replaces_every_batch_norm_and_leaves_images_independent() ->
     batch = images(3, 3, 64, 64)
     for whole, alone in zip(backbone(batch), backbone(batch[1:2]), strict=True):
         assert_close(whole[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    # At least 4 channels each, at most 32, all of one size: 144 are 24 groups of 6, as 32 do not divide them.
+    [(4, 1), (6, 1), (16, 4), (20, 5), (48, 12), (64, 16), (128, 32), (144, 24), (256, 32), (257, 1)],
+)
+def test_group_norm_divides_any_number_of_channels(channels: int, groups: int) -> None:
+    assert group_norm(channels).num_groups == groups
+    assert group_norm(channels)(images(1, channels, 2, 2)).isfinite().all()
 
 
 def test_caffes_stride_sits_in_the_first_1x1_convolution_of_a_stage() -> None:

@@ -68,6 +68,15 @@ def test_channels_run_anchor_by_anchor_and_flatten_to_row_column_anchor() -> Non
     assert torch.equal(flat([level, level], 2), torch.cat([per_anchor(level, 2)] * 2, dim=1))
 
 
+@pytest.mark.parametrize(("channels", "norm"), [(1, "none"), (20, "none"), (4, "group"), (20, "group"), (37, "group")])
+def test_pyramid_and_towers_may_have_any_width(channels: int, norm: Literal["none", "group"]) -> None:
+    config = ModelConfig(backbone="resnet18_quarter", channels=channels, tower_depth=1, tower_norm=norm)
+    detector = build_detector(config, num_classes=3, seed=0)
+    predictions = detector(torch.zeros(1, 3, 64, 64))
+    assert detector.head.box_deltas.weight.shape == (36, channels, 3, 3)
+    assert all(level.isfinite().all() for level in predictions.class_logits + predictions.box_deltas)
+
+
 def weights(seed: int) -> dict[str, Tensor]:
     config = ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=1)
     return build_detector(config, num_classes=3, seed=seed).state_dict()

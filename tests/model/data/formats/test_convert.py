@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from torch.testing import assert_close
 
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.formats.convert import Written, convert
+from model.data.images import load_sample
 from model.data.split import CocoData
 from tests.conftest import MakeCoco
 from tests.data_folders import coco_json, picture
@@ -125,6 +128,29 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(source: Path, tmp_p
         converted(source, tmp_path / "other", "coco")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"annotations", "out", "train", "val"}
+
+
+def test_images_that_yolos_readers_would_turn_are_written_as_their_boxes_lie(
+    make_coco: MakeCoco, tmp_path: Path
+) -> None:
+    boxes = [{"id": id, "image_id": id, "category_id": 3, "bbox": [1, 2, 20, 10], "area": 200} for id in (1, 2, 3)]
+    sizes = [(60, 80), (80, 60), (60, 80)]  # stored are 60 x 80: the second is annotated as people see it
+    root = make_coco(boxes, sizes=sizes)
+    picture(root / "val" / "1.jpg")
+    categories = [{"id": 8, "name": "cat"}, {"id": 3, "name": "dog"}]
+    coco_json(root / "annotations" / "instances_val.json", ["1.jpg"], categories=categories, annotations=[])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for id in (1, 2):
+        Image.new("RGB", (80, 60), (id, 0, 0)).save(root / "train" / f"{id}.jpg", exif=exif)
+    told: list[str] = []
+    convert(root, tmp_path / "yolo", "yolo", told.append)
+    assert any(text.startswith("train: 1 images were written anew, without the EXIF orientation") for text in told)
+    data, before = read_coco(tmp_path / "yolo", "train"), read_coco(root, "train")
+    for index in range(3):
+        old, new = (load_sample(one, index, 60, 80, flip=False) for one in (before, data))
+        assert new.size == old.size and (new.image.int() - old.image.int()).abs().max() <= 2
+        assert_close(new.boxes, old.boxes)
 
 
 def test_data_of_one_split_are_written_as_train_and_val(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from model.data.annotations import Tables
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.formats.reading import read_split
+from model.data.images import load_image
 from model.data.layout import split_files
 from tests.data_folders import picture, text
 
@@ -134,12 +135,15 @@ def test_boxes_that_look_like_pixels_are_refused(tmp_path: Path) -> None:
     assert "they look like pixels" in said
 
 
-def test_an_orientation_in_the_header_is_not_obeyed(tmp_path: Path) -> None:
+def test_labels_are_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
     root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.new("RGB", (80, 60)).save(root / "images" / "1.jpg", exif=exif)
-    assert read(root).images.sizes.tolist() == [[60, 80]]
+    assert read(root).images.sizes.tolist() == [[80, 60]]
+    data = read_coco(root, "train")
+    assert load_image(data.path(0), (80, 60)).shape == (3, 80, 60)
+    assert data.boxes(0).tolist() == [[15, 20, 45, 60]]  # the middle half
 
 
 def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_out(tmp_path: Path) -> None:

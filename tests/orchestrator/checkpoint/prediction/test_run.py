@@ -17,8 +17,8 @@ from PIL import Image
 import model
 from model.config import InferenceConfig, TrainConfig
 from model.data.coco import read_coco
+from model.data.files import decoding
 from model.data.split import CocoData
-from model.inference import predictor as predicting
 from model.inference import video
 from model.inference.video import Frame, VideoWriter, open_film
 from orchestrator.cli.main import cli
@@ -116,6 +116,26 @@ def test_a_photograph_is_seen_upright(folder: Path, data: CocoData, tmp_path: Pa
     assert (image["height"], image["width"]) == size
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_python_and_the_command_see_the_same_picture(
+    folder: Path, data: CocoData, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(data.path(0)) as image:
+        image.save(tmp_path / "photo.png", exif=exif)
+    rnc("predict", folder, tmp_path / "photo.png", "--out", tmp_path / "out", "--score", 0)
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    (found,) = model.load(folder, device="cpu")(tmp_path / "photo.png")
+    assert (written["images"][0]["height"], written["images"][0]["width"]) == found.size
+    assert [row["score"] for row in written["annotations"]] == found.scores.tolist()
+    boxes = found.boxes.astype(float)
+    assert [row["bbox"] for row in written["annotations"]] == np.column_stack(
+        [boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]
+    ).tolist()
+    assert len(boxes) > 3
+
+
 def test_there_has_to_be_something_to_predict_on(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "out")
@@ -178,7 +198,7 @@ def test_an_interrupted_job_keeps_what_is_drawn_and_goes_on_from_there(
     photos = photos_of(data, tmp_path / "photos", 5)
     rnc("predict", folder, tmp_path / "photos", "--out", tmp_path / "whole")
     seen: list[int] = []
-    upright = predicting.upright
+    upright = decoding.upright
 
     def counted(source: Path) -> Image.Image:
         seen.append(photos.index(source))
@@ -190,14 +210,14 @@ def test_an_interrupted_job_keeps_what_is_drawn_and_goes_on_from_there(
         return upright(source)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(predicting, "upright", tired)
+    monkeypatch.setattr(decoding, "upright", tired)
     done = rnc("predict", folder, tmp_path / "photos", "--out", out)
     assert done.exit_code == 130
     kept = content_of(out)["images"]
     assert f"{len(kept)} of 5 files are done: {out / 'detections.json'}" in done.stderr
     assert {f"{Path(image['file_name']).stem}.jpg" for image in kept} == {path.name for path in out.glob("[!.]*.jpg")}
     assert len(kept) in (3, 4)  # the fifth may have been begun beside the fourth
-    monkeypatch.setattr(predicting, "upright", counted)
+    monkeypatch.setattr(decoding, "upright", counted)
     done = rnc("predict", folder, tmp_path / "photos", "--out", out)
     assert f"{len(kept)} of 5 files were done before, and are kept" in done.stderr
     assert len(seen) == 5 - len(kept) and 3 in seen

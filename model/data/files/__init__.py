@@ -1,0 +1,1 @@
+"""Image files: what their pixels are, and whether they are sound."""
