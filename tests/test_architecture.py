@@ -38,7 +38,7 @@ OWNERS = {
     "yaml": {"orchestrator/strict_yaml.py", "model/data/layouts/yolo.py"},
     "mlflow": {
         "orchestrator/tracking/artifacts.py",
-        "orchestrator/tracking/webapp.py",
+        "orchestrator/mlflow_app.py",
         "orchestrator/checkpoint/registry.py",
         "orchestrator/checkpoint/served_model.py",
     },

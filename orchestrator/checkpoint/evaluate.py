@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from model.config import METRICS
 from model.inference.table import DetectionTable
 from model.settings import to_dict
@@ -27,6 +29,7 @@ from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
 from orchestrator.tracking.detections import (
     About,
+    Results,
     describe,
     holds_json,
     read_results,
@@ -153,7 +156,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     return Numbers(table=table, data=data, detections=detections)
 
 
-def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Site, say: Say) -> Table:
+def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Site, say: Say) -> Numbers:
     """Give the twelve numbers of a results file of COCO's tools, whatever detector made it.
 
     Args:
@@ -176,7 +179,7 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
     data = read_annotations(selection.data, selection.split, site, say)
     found = read_results(file, data)
     metrics = evaluate_written(data, found.image_ids, found.category_ids, found.boxes, found.scores)
-    return Table(
+    table = Table(
         title=f"Detections of {file}",
         columns=COLUMNS,
         rows=(_row("here", METRICS, metrics),),
@@ -184,6 +187,25 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
             f"{len(found.scores)} detections on {len(data)} images of {data.root}, split {data.split}.",
             *(f"{note}." for note in found.notes),
         ),
+    )
+    return Numbers(table=table, data=data, detections=_detections(found))
+
+
+def _detections(found: Results) -> DetectionTable:
+    """The detections of a results file as our own have them: sorted by image, best first, in float32."""
+    order = np.lexsort((-found.scores, found.image_ids))
+    scores, boxes = found.scores[order].astype(np.float32), found.boxes[order]
+    count = len(order)
+    return DetectionTable(
+        image_ids=found.image_ids[order],
+        category_ids=found.category_ids[order],
+        boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float32),
+        scores=scores,
+        class_scores=scores,
+        confidences=np.full(count, np.nan, np.float32),
+        ious=np.zeros(count, np.float32),
+        levels=np.zeros(count, np.int8),
+        anchors=np.zeros(count, np.int32),
     )
 
 

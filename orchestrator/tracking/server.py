@@ -162,7 +162,7 @@ def _command(listener: int, nonce: str) -> list[str]:
         "timeout-graceful-shutdown": 5,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "uvicorn", *flags, "orchestrator.tracking.webapp:app"]
+    return [sys.executable, "-m", "uvicorn", *flags, "orchestrator.mlflow_app:app"]
 
 
 def _environment(folder: Path) -> dict[str, str]:
