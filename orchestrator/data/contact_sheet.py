@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from model.data.faults import DataError
+from model.data.files.decoding import decode_image
 from model.inference.drawing import DARK, HUES, LIGHT, Color, Pen
 from orchestrator.data.audit import Audit, boxes_by_class, class_names, class_places
 
@@ -114,11 +116,9 @@ def _tile(data: "CocoData", index: int, colors: Mapping[str, Color]) -> Image.Im
         caption = f"{data.split} …{name}"
     ink.text((0, TILE[1] + 3), caption, fill=GREY, font=font)
     try:
-        with Image.open(data.path(index)) as image:
-            image.draft("RGB", TILE)
-            photo = image.convert("RGB")
-    except Exception as error:  # a decoder raises whatever its format's parser meets
-        ink.text((GAP, GAP), f"does not decode: {type(error).__name__}", fill=GREY, font=font)
+        photo = decode_image(data, index)
+    except DataError:
+        ink.text((GAP, GAP), "does not decode", fill=GREY, font=font)
         return tile
     factor, offset = placement(data, index)
     height, width = (max(1, round(side * factor)) for side in data.sizes[index].tolist())

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.data.files.decoding import open_image, rgb
+
 if TYPE_CHECKING:
     from model.data.split import CocoData
 
@@ -80,11 +82,11 @@ def prints(data: "CocoData", progress: Callable[[int], None] = lambda done: None
         data: the split.
         progress: told how many images are done.
     """
-    paths = [data.path(index) for index in range(len(data))]
+    paths, sizes = [data.path(index) for index in range(len(data))], data.sizes.tolist()
     found = []
     # The decoder and sha256 let other threads run.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, one in enumerate(pool.map(_print, paths), start=1):
+        for done, one in enumerate(pool.map(_print, paths, sizes), start=1):
             found.append(one)
             progress(done)
     names = tuple(data.file_names)
@@ -98,8 +100,8 @@ def prints(data: "CocoData", progress: Callable[[int], None] = lambda done: None
     )
 
 
-def _print(path: Path) -> tuple[bytes, int, int, str]:
-    """sha256, perceptual hash, that of the mirror image, and why the file does not decode."""
+def _print(path: Path, size: tuple[int, int]) -> tuple[bytes, int, int, str]:
+    """sha256, perceptual hash, that of the mirror image, and why the file of that annotated size does not decode."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -107,7 +109,7 @@ def _print(path: Path) -> tuple[bytes, int, int, str]:
     # Not the bytes themselves: NumPy cuts zeros off their end.
     digest = hashlib.sha256(content).hexdigest()[:32].encode()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content), size) as image:
             return digest, *perceptual_hash(image), ""
     except Exception as error:  # a decoder raises whatever its format's parser meets
         return digest, 0, 0, f"{type(error).__name__}: {error}"
@@ -125,7 +127,7 @@ def perceptual_hash(image: Image.Image) -> tuple[int, int]:
     side = SIDE * OVERSAMPLING
     # A JPEG decodes at an eighth of its size or a quarter, if that is enough: two to three times as fast.
     image.draft("L", (2 * side, 2 * side))
-    grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
+    grey = np.asarray(rgb(image).convert("L").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
     low = dctn(grey)[:SIDE, :SIDE].round(2)  # what is left of an even grey is rounding
     mirrored = low * np.where(np.arange(SIDE) % 2, -1, 1)  # frequency k about the middle is even or odd, as k is
     return _bits(low), _bits(mirrored)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from model.inference.drawing import HUES
 from orchestrator.data.audit import audit
@@ -33,6 +33,16 @@ def test_a_portrait_stands_in_the_middle_of_its_tile(make_split: MakeSplit) -> N
     root = make_split("train", {"a.png": photo(1, (300, 600))}, [(1, "cat", [10, 10, 30, 20])])
     factor, (left, top) = placement(audit(root, EDGES, read_images=False).splits[0], 0)
     assert (factor, left, top) == (0.5, (TILE[0] - 150) // 2, 0)
+
+
+def test_an_image_that_is_annotated_as_people_see_it_is_turned(make_split: MakeSplit) -> None:
+    upright = photo(1, (120, 160))
+    root = make_split("train", {"a.png": upright}, [(1, "cat", [10, 10, 30, 20])])
+    before = contact_sheet(audit(root, EDGES, read_images=False)).picture
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter, clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(root / "train" / "a.png", exif=exif)
+    assert contact_sheet(audit(root, EDGES, read_images=False)).picture == before
 
 
 def test_every_class_is_shown_and_the_choice_is_stable(make_split: MakeSplit) -> None:

@@ -57,6 +57,12 @@ def test_what_is_done_to_a_copy_keeps_it_near(change) -> None:
     assert all(distance(photo(seed), change(photo(seed))) <= NEAR for seed in range(5))
 
 
+def test_a_copy_of_16_bits_is_the_same_view() -> None:
+    grey = photo(1).convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert deep.mode == "I;16" and distance(grey, deep) == 0
+
+
 def test_the_mirrored_hash_is_that_of_the_mirror_image() -> None:
     for seed in range(5):
         mirrored = perceptual_hash(photo(seed))[1]
