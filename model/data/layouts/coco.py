@@ -166,4 +166,7 @@ def _scan(file: Path, look: Callable[[Any], Any]) -> Any:
         except ValueError:  # empty
             return look(b"")
         with mapped:
+            encoding = json.detect_encoding(mapped[:4])
+            if not encoding.startswith("utf-8"):  # JSON's other ones, in which no pattern would be found
+                return look(mapped[:].decode(encoding, errors="replace").encode(errors="replace"))
             return look(mapped)

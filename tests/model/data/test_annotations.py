@@ -296,6 +296,15 @@ def test_a_file_may_begin_with_a_mark_and_be_in_any_unicode(make_coco: MakeCoco,
     assert read(root).category_names == ("Möwe 🐦",)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_such_a_file_is_found_beside_its_images_too(make_coco: MakeCoco, encoding: str) -> None:
+    root = make_coco([annotation()])
+    text = (root / "annotations" / "instances_train.json").read_text()
+    (root / "annotations" / "instances_train.json").unlink()
+    (root / "train" / "_annotations.coco.json").write_bytes(text.encode(encoding))
+    assert read_coco(root, "train").labels(0).tolist() == [0]
+
+
 def test_a_file_in_an_older_encoding_is_refused_with_the_place(make_coco: MakeCoco) -> None:
     root = make_coco([annotation()], categories=[{"id": 3, "name": "M_we"}])
     file = root / "annotations" / "instances_train.json"
