@@ -73,7 +73,7 @@ def find(uri: str, query: Query, here: str | None = None) -> FinishedEvaluation:
     Args:
         uri: of MLflow.
         query: what is asked for.
-        here: the suite whose best is meant where none is named, and several have one.
+        here: the suite whose best is meant where neither suite, table nor row is named.
 
     Raises:
         UserError: there is none, or several suites could be meant; the message says what there is.
@@ -88,7 +88,13 @@ def find(uri: str, query: Query, here: str | None = None) -> FinishedEvaluation:
     if not evaluations:
         where = "" if query.suite is None else f" of suite {query.suite}"
         raise UserError(f"nothing{where} is finished in MLflow at {uri} yet; `rnc submit` trains and scores it")
-    if query.suite is None and query.row == BEST and query.table is None and here in {one.suite for one in evaluations}:
+    if here is not None and (query.suite, query.row, query.table) == (None, BEST, None):
+        with_results = {one.suite for one in evaluations}
+        if here not in with_results:  # the best of an older suite would be taken for that of the newest
+            raise UserError(
+                f"suite {here}, the last one submitted here, has no result in MLflow at {uri} yet; --suite takes "
+                f"{', '.join(sorted(with_results))}"
+            )
         wanted, evaluations = {here: suites[here]}, [one for one in evaluations if one.suite == here]
     if len(wanted) == 1 and (query.row, query.table, query.metric) == (BEST, None, "AP"):
         # What is registered as the best counts, so that `models:/...@best` and this are one detector.

@@ -107,8 +107,8 @@ class _Run:
                     if isinstance(outcome, str):
                         self.broken += 1
                         frames = len(self.record.images.get(item.source.place, ()))
-                        what = f"after {frames} frames " if frames else ""
-                        say(f"skipped {what}{item.source.path}: {outcome}")
+                        what = f"the rest of {item.source.path} after {frames} frames" if frames else item.source.path
+                        say(f"skipped {what}: {outcome}")
                     if item.source.film is not None:
                         self._append(item, outcome)
                     if isinstance(outcome, _Seen):

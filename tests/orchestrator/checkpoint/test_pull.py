@@ -301,3 +301,7 @@ def test_the_best_is_that_of_the_suite_that_was_submitted_last_from_here(suite, 
     assert said[0].startswith(
         f"best: suite {other.suite} (the last one submitted here), table table1_heads, row row 1, "
     )
+    (site.home / "submits" / "young").mkdir()
+    (site.home / "submits" / "young" / "lock").touch()
+    with pytest.raises(UserError, match=rf"suite young, the last one submitted here, has no result .* {suite.suite}"):
+        locate("best", Query(), site, quiet)
