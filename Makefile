@@ -44,6 +44,7 @@ check: $(READY)  ## Format, lint, types and the fast tests
 bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (20 minutes)
 	$(PYTHON) experiments/benchmarks/train_step.py
 	$(PYTHON) experiments/benchmarks/inference.py
+	$(PYTHON) experiments/benchmarks/predict.py
 	$(PYTHON) experiments/benchmarks/one_pass.py
 	$(PYTHON) experiments/benchmarks/evaluation.py
 	$(PYTHON) experiments/benchmarks/bootstrap.py

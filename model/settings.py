@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType
@@ -80,6 +80,18 @@ def merge(base: Settings, over: Mapping[str, Any]) -> Settings:
         below = merged.get(name)
         merged[name] = merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
     return merged
+
+
+def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceConfig:
+    """The settings with some of them changed; a change of fusion drops the exponent, which belongs to the other one.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+    """
+    if settings.get("fusion", inference.fusion) != inference.fusion:
+        # By way of the defaults, since InferenceConfig refuses an exponent beside the fusion "product".
+        inference = replace(inference, fusion="power", confidence_exponent=InferenceConfig().confidence_exponent)
+    return from_dict(InferenceConfig, to_dict(inference) | settings, "inference.")
 
 
 def differences(config: Any) -> Settings:

@@ -135,6 +135,7 @@ class OpenSuite(Suite):
         prune: bool = False,
         budget: float | None = None,
         images_per_s: float | None = None,
+        since: int | None = None,
     ) -> "Submitted":
         """Train and score what is missing, on this machine or the cluster at RAY_ADDRESS, and record it in MLflow.
 
@@ -148,6 +149,8 @@ class OpenSuite(Suite):
                 and left missing.
             images_per_s: training throughput of one GPU, or CPU worker, where none was measured; without one, the
                 first training runs whatever the budget, and tells.
+            since: when you began to wait for this, in milliseconds since 1970; what was cancelled since then is left
+                out, as it is where the submit itself waits.
 
         Returns:
             The exit code (0 also where the budget left something out, 1 where a row failed or a table is left out, 130
@@ -159,7 +162,7 @@ class OpenSuite(Suite):
         """
         from orchestrator.driver.submit import Bounds, submit
 
-        return submit(self, say, prune=prune, bounds=Bounds(hours=budget, images_per_s=images_per_s))
+        return submit(self, say, prune=prune, bounds=Bounds(hours=budget, images_per_s=images_per_s), since=since)
 
     def status(self, *, whole: bool = False) -> Table:
         """Show how far each row is, and why not further; `whole` does not cut long reasons."""

@@ -14,6 +14,8 @@ from model.data.shapes import draw_shapes
 from orchestrator.cluster.environment import set_ray_environment
 
 set_ray_environment(is_local=True)
+for _name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(_name, None)  # what a table looks like would follow the shell that runs the tests
 
 MakeCoco = Callable[..., Path]
 

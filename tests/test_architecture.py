@@ -21,6 +21,7 @@ ORDER = (
     "cluster",
     "tracking",
     "experiment",
+    "data",
     "figures",
     "",
 )
@@ -37,6 +38,7 @@ OWNERS = {
     "yaml": {"orchestrator/strict_yaml.py", "model/data/layouts/yolo.py"},
     "mlflow": {
         "orchestrator/tracking/artifacts.py",
+        "orchestrator/tracking/webapp.py",
         "orchestrator/checkpoint/registry.py",
         "orchestrator/checkpoint/served_model.py",
     },
@@ -54,6 +56,7 @@ LIGHT = {
     "orchestrator/errors.py",
     "orchestrator/site.py",
     "orchestrator/experiment/",
+    "orchestrator/figures/screen.py",
     "orchestrator/figures/table.py",
     "orchestrator/report/claims/boxes.py",
     "orchestrator/report/plan_tables.py",

@@ -61,7 +61,7 @@ def _annotation_fault(kind: FaultKind, annotations: Annotations, row: int) -> Fa
     if kind.startswith("box"):
         detail += f", bbox {annotations.written.get(row) or _plain(annotations.boxes[row].tolist())}"
     elif kind == "category_unknown":
-        detail += f", category {int(annotations.category_ids[row])}"
+        detail += f", category {annotations.written.get(row) or int(annotations.category_ids[row])}"
     return Fault(kind=kind, image_id=image_id, annotation_id=annotation_id, detail=detail)
 
 

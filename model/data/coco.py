@@ -84,7 +84,13 @@ def read_coco(
     if found.names:
         identity.append(list(found.names.items()))
         data = _shared(files, identity, root, partial(_renamed, data, found))
-    of_images, told = _checked(root, files, data) if check_images else ([], ())
+    of_images: list[Fault] = []
+    told: tuple[str, ...] = ()
+    if check_images or found.outside:
+        images = Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes)
+        # What leads out of the data is refused even where nobody asks whether images are there.
+        chosen = images if check_images else images.take(np.array(found.outside))
+        of_images, told = check_files(root, files.images, chosen)
     if faults == "refuse":
         refuse(files.where, of_images)
     if of_images:
@@ -93,10 +99,6 @@ def read_coco(
     if told:
         object.__setattr__(data, "notes", (*data.notes, *told))  # no copy, which would not claim the file
     return data
-
-
-def _checked(root: Path, files: SplitFiles, data: CocoData) -> tuple[list[Fault], tuple[str, ...]]:
-    return check_files(root, files.images, Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes))
 
 
 def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, check_images: bool) -> CocoData:
@@ -122,14 +124,19 @@ def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, c
         of_images = check_files(root, files.images, _found(root, files.images, chosen))[0] if check_images else []
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
     sound = _quarantined(annotations, of_rows, chosen)
-    notes += tuple(box_notes(sound, chosen))
-    if len(set(chosen.names)) < len(chosen.names):
-        names = [name for name, times in Counter(chosen.names).items() if times > 1]
-        notes += (f"files that several images name, each with objects of its own: {named(names)}",)
-    if len(sound.ids) and sound.crowds.all():
-        notes += ("every box is a crowd (iscrowd is 1): there is nothing to find, and no AP",)
-    columns = _columns(chosen, sound, categories)
+    columns, notes = _columns(chosen, sound, categories), (*notes, *_worth_a_look(chosen, sound))
     return assemble(root, files.name, files.images, columns, categories, tuple(of_rows.values()), notes)
+
+
+def _worth_a_look(images: Images, annotations: Annotations) -> list[str]:
+    """Tell of what is sound by itself and seldom meant."""
+    notes = box_notes(annotations, images)
+    if len(set(images.names)) < len(images.names):
+        names = [name for name, times in Counter(images.names).items() if times > 1]
+        notes.append(f"files that several images name, each with objects of its own: {named(names)}")
+    if len(annotations.ids) and annotations.crowds.all():
+        notes.append("every box is a crowd (iscrowd is 1): there is nothing to find, and no AP")
+    return notes
 
 
 def _once(annotations: Annotations) -> tuple[Annotations, int]:

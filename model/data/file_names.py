@@ -29,6 +29,8 @@ class Found:
     """The name to read instead, counted from the folder, by the place of an image in the list."""
     notes: tuple[str, ...] = ()
     """The same for people."""
+    outside: tuple[int, ...] = ()
+    """The images whose names lead out of the data folder, and stand for no file in it."""
 
 
 def find_renamed(root: Path, folder: Path, names: Sequence[str]) -> Found:
@@ -56,14 +58,15 @@ def find_renamed(root: Path, folder: Path, names: Sequence[str]) -> Found:
         found |= hits
         taken |= set(hits.values())
         missing -= set(hits)
+    outside = tuple(place for place in sorted(missing) if leads_out(root, folder, names[place]))
     if not found:
-        return Found()
+        return Found(outside=outside)
     first = min(found)
     note = (
         f"{len(found)} of {len(names)} images lie under other names than the annotations have, and were found in "
         f"{folder}: such as {_printable(names[first])!r} at {_printable(found[first])!r}"
     )
-    return Found(dict(sorted(found.items())), (note,))
+    return Found(dict(sorted(found.items())), (note,), outside)
 
 
 def where_it_may_be(root: Path, folder: Path, names: Sequence[str]) -> Callable[[str], str]:
@@ -191,11 +194,11 @@ def _plain(name: str) -> str:
 
 
 def _as_text(part: str) -> str:
-    return unicodedata.normalize("NFC", part)
+    return part if part.isascii() else unicodedata.normalize("NFC", part)
 
 
 def _unescaped(part: str) -> str:
-    return _as_text(unquote(part)).strip()
+    return _as_text(unquote(part) if "%" in part else part).strip()
 
 
 def _any_case(part: str) -> str:

@@ -183,8 +183,8 @@ class Pen:
                 # Whole pixels, so that tags side by side share none.
                 places = np.floor(np.clip(spots, 0, [max(0, self.size[axis] - size[axis]) for axis in (0, 1)]))
                 found = np.hstack([places, places + size])
-                apart = (found[:, None, :2] >= taken[:, 2:]) | (found[:, None, 2:] <= taken[:, :2])
-                free = np.flatnonzero(apart.any(axis=2).all(axis=1))
+                meets = (found[:, None, :2] < taken[:, 2:]) & (found[:, None, 2:] > taken[:, :2])
+                free = np.flatnonzero(~np.any(np.all(meets, axis=2), axis=1))
                 if len(free):
                     taken = np.vstack([taken, found[free[0]]])
                     plate = tuple(found[free[0]].tolist())
@@ -234,7 +234,7 @@ def _around(corners: Corners, size: tuple[int, int]) -> NDArray[np.float64]:
     steps = np.stack(np.meshgrid(reach, reach), axis=-1).reshape(-1, 2)
     steps = steps[np.argsort((steps**2).sum(axis=1), kind="stable")]
     width, height = size
-    spots: NDArray[np.float64] = (corners[0], corners[1] - height) + steps * (width / 2, height)
+    spots: NDArray[np.float64] = np.array((corners[0], corners[1] - height)) + steps * np.array((width / 2, height))
     return spots
 
 

@@ -1,6 +1,5 @@
 """A checkpoint as a function from images to named boxes, and the forward pass of a batch that scoring uses as well."""
 
-import json
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,12 +29,11 @@ from model.data.images import (
 from model.data.split import CocoData
 from model.inference.postprocess import ImagePredictions, pool, shortlist, split, suppress
 from model.inference.table import DetectionTable
-from model.names import INFERENCE
 from model.network.anchors import anchor_grid
-from model.network.checkpoint import Card, read_card
+from model.network.checkpoint import Card, read_card, read_inference
 from model.network.retinanet import Predictions, RetinaNetConf, load_detector
 from model.parallel import map_in_order, one_thread_each
-from model.settings import from_dict, to_dict
+from model.settings import changed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -169,34 +167,6 @@ def load(folder: Path, device: str | torch.device | None, settings: dict[str, An
     require_branch(inference, has_branch=card.config.model.confidence is not None)
     detector = load_detector(folder)
     return Predictor(detector.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), card, inference)
-
-
-def read_inference(folder: Path) -> InferenceConfig:
-    """The inference settings beside a checkpoint; the paper's where there are none, less what needs a missing branch.
-
-    Raises:
-        ValueError: the file is none of ours.
-    """
-    file = folder / INFERENCE
-    if not file.exists():
-        has_branch = read_card(folder).config.model.confidence is not None
-        return InferenceConfig() if has_branch else InferenceConfig(confidence_exponent=0.0)
-    try:
-        return from_dict(InferenceConfig, json.loads(file.read_text()), "inference.")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} holds no inference settings ({error}); fetch the checkpoint again") from error
-
-
-def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceConfig:
-    """The settings with some of them changed; a change of fusion drops the exponent, which belongs to the other one.
-
-    Raises:
-        ValueError: a setting is unknown or out of range.
-    """
-    if settings.get("fusion", inference.fusion) != inference.fusion:
-        # By way of the defaults, since InferenceConfig refuses an exponent beside the fusion "product".
-        inference = replace(inference, fusion="power", confidence_exponent=InferenceConfig().confidence_exponent)
-    return from_dict(InferenceConfig, to_dict(inference) | settings, "inference.")
 
 
 @torch.inference_mode()

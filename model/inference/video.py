@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class VideoWriter:
         if picture.size != (width, height):  # H.264 halves the sides for colours, and takes even ones alone
             picture = picture.crop((0, 0, width, height))
         self.first = frame.seconds if self.first is None else self.first
-        encoded = av.VideoFrame.from_image(picture)
+        encoded = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
         # Times that stand still or run back, as damaged files have them, are refused by the encoder.
         encoded.pts = self.last = max(self.last + 1, round((frame.seconds - self.first) * TICKS))
         encoded.time_base = Fraction(1, TICKS)
@@ -173,7 +174,7 @@ def _of_video(path: Path) -> Iterator[Frame]:
         stream = _stream(container)
         try:
             for number, frame in enumerate(container.decode(stream)):
-                picture = frame.to_image()
+                picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
                 if frame.rotation:  # phones lie on their side, and note it
                     picture = picture.rotate(frame.rotation, expand=True)
                 seconds = frame.time if frame.time is not None else number / float(stream.average_rate or 25)

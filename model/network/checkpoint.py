@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from model.config import TrainConfig
+from model.config import InferenceConfig, TrainConfig
 from model.data.cache import file_sha256
-from model.names import CARD, RESUME, WEIGHTS
+from model.names import CARD, INFERENCE, RESUME, WEIGHTS
 from model.settings import from_dict
+
+if TYPE_CHECKING:
+    # Only where weights are read: torch takes seconds, and what is wrong with a card is told without.
+    import torch
+    from torch import Tensor
 
 Categories = tuple[tuple[int, ...], tuple[str, ...]]
 """Ids and names of the classes, in the order of the labels."""
@@ -45,15 +46,17 @@ class Card:
     """What it was trained on, as `device_name` says; empty where it was not recorded."""
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """The model of a GPU, or the kind of any other device."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def save_checkpoint(
     folder: Path,
     *,
-    weights: Mapping[str, Tensor],
+    weights: "Mapping[str, Tensor]",
     config: TrainConfig,
     epoch: int,
     step: int,
@@ -67,6 +70,9 @@ def save_checkpoint(
     file system has no such step, it is renamed to `.<name>-<8 hex digits>-old` first, and a kill before the next
     rename leaves it there. What earlier saves of this name left behind when they were killed is removed.
     """
+    import torch
+    from safetensors.torch import save_file
+
     _sweep(folder, "")
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
@@ -112,12 +118,30 @@ def read_card(folder: Path) -> Card:
         raise ValueError(f"{path} is not the card of a checkpoint ({error}); expected a folder with {CARD}") from error
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
+def read_inference(folder: Path) -> InferenceConfig:
+    """The inference settings beside a checkpoint; the paper's where there are none, less what needs a missing branch.
+
+    Raises:
+        ValueError: the file is none of ours.
+    """
+    file = folder / INFERENCE
+    if not file.exists():
+        has_branch = read_card(folder).config.model.confidence is not None
+        return InferenceConfig() if has_branch else InferenceConfig(confidence_exponent=0.0)
+    try:
+        return from_dict(InferenceConfig, json.loads(file.read_text()), "inference.")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} holds no inference settings ({error}); fetch the checkpoint again") from error
+
+
+def load_weights(folder: Path) -> "dict[str, Tensor]":
     """The weights, after checking them against the card's sha256.
 
     Raises:
         ValueError: the file is damaged or belongs to another card.
     """
+    from safetensors.torch import load_file
+
     expected, found = read_card(folder).weights_sha256, file_sha256(folder / WEIGHTS)
     if expected != found:
         raise ValueError(
@@ -151,6 +175,8 @@ def load_resume(folder: Path, config: TrainConfig, categories: Categories, data_
     Raises:
         ValueError: the checkpoint belongs to another training, other classes or other data.
     """
+    import torch
+
     card = read_card(folder)
     if card.config != config:
         raise ValueError(

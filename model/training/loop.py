@@ -13,7 +13,8 @@ from torch import Tensor
 
 from model.config import InferenceConfig, ScheduleConfig, TrainConfig
 from model.data.coco import read_for_scoring, read_for_training
-from model.data.split import CocoData
+from model.data.faults import DataError, named
+from model.data.split import CocoData, category_differences
 from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.names import ETA_S, IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
@@ -86,6 +87,8 @@ def train(
     """
     data = read_for_training(data_root, config.data)
     validation = read_for_scoring(data_root, config.data, config.data.val_split)
+    if differing := category_differences(data, validation):  # else the first validation would tell, after an epoch
+        raise DataError(f"{data.root}: both splits need the same categories, but {named(differing)}")
     detector = build_detector(config.model, len(data.category_ids), config.seed)
     if weights_file is not None and resume is None:
         load_first_weights(detector, weights_file, data.category_ids)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from model.config import DataConfig, InferenceConfig, require_branch
 from model.evaluation.shards import Pass, score_missing, scores_of
-from model.settings import Settings, misspelt, read_settings
+from model.network.checkpoint import read_card, read_inference
+from model.settings import Settings, changed, misspelt, read_settings
 from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.prepare import draw
@@ -125,9 +126,6 @@ def read_checkpoint(folder: Path, settings: Sequence[str] = ()) -> CheckpointFol
     Raises:
         UserError: the folder is no checkpoint, or a setting is unknown, of another type or has no meaning for it.
     """
-    from model.inference.predictor import read_inference
-    from model.network.checkpoint import read_card
-
     try:
         card, provenance, inference = read_card(folder), read_provenance(folder), read_inference(folder)
     except ValueError as error:
@@ -136,7 +134,7 @@ def read_checkpoint(folder: Path, settings: Sequence[str] = ()) -> CheckpointFol
         path=folder,
         card=card,
         provenance=provenance,
-        inference=change_settings(card, inference, _typed_changes(settings), str(folder)),
+        inference=change_settings(card, inference, typed_changes(settings), str(folder)),
     )
 
 
@@ -146,8 +144,6 @@ def change_settings(card: "Card", inference: InferenceConfig, changes: Settings,
     Raises:
         UserError: a value is out of range, or asks for a confidence branch that the checkpoint lacks; `where` leads.
     """
-    from model.inference.predictor import changed
-
     try:
         inference = changed(inference, changes)
         require_branch(inference, has_branch=card.config.model.confidence is not None)
@@ -230,7 +226,7 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
     return data
 
 
-def _typed_changes(settings: Sequence[str]) -> Settings:
+def typed_changes(settings: Sequence[str]) -> Settings:
     """Type `name=value` pairs, in which `inference.` before the name may be left out."""
     changes: Settings = {}
     for text in settings:

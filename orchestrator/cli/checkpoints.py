@@ -17,11 +17,12 @@ from orchestrator.cli.options import (
     selection_options,
     settings_options,
     show,
+    show_one,
     site,
 )
+from orchestrator.cli.terminal import GOES_ON, when_interrupted
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
-from orchestrator.figures.page import render
 
 if TYPE_CHECKING:
     from orchestrator.checkpoint.find import Query
@@ -101,6 +102,7 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
 )
 @click.option("--coco-json", type=click.Path(dir_okay=False, path_type=Path), help="Write the detections as COCO JSON.")
 @FORMAT
+@when_interrupted(GOES_ON)
 def evaluate(
     checkpoint: str | None,
     detections: Path | None,
@@ -143,7 +145,7 @@ def evaluate(
     else:
         assert detections is not None
         table = recompute(detections, selection, files, site(), say)
-    click.echo(render(table, form))
+    show_one(table, form)
 
 
 @click.command()
@@ -160,6 +162,7 @@ def evaluate(
 )
 @row_options
 @settings_options
+@when_interrupted(f"{GOES_ON} A video that was not ended is begun anew.")
 def predict(
     checkpoint: str,
     images: tuple[str, ...],
@@ -215,6 +218,7 @@ def predict(
 @selection_options
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The folder for tables and figures.")
 @FORMAT
+@when_interrupted(GOES_ON)
 def misalignment(
     checkpoints: tuple[str, ...],
     images: int,
@@ -287,6 +291,7 @@ def misalignment(
     help="The folder for table, page and figures; RNC_HOME/reports/sweep/... if not given.",
 )
 @FORMAT
+@when_interrupted(GOES_ON)
 def sweep(
     checkpoint: str,
     query: "Query",
@@ -318,7 +323,10 @@ def sweep(
         found = sweep_over(folder, grid, selection, here, say, progress)
     written = output or here.home / "reports" / "sweep" / found.name
     write_sweep(written, found)
-    click.echo(sweep_page(found) if form == "html" else render(sweep_table(found), form))
+    if form == "html":
+        click.echo(sweep_page(found))
+    else:
+        show_one(sweep_table(found), form)
     say(f"written to {written}")
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import say
+from model.config import DataConfig
+from orchestrator.cli.options import FORMAT, bar, say, site
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,12 +33,33 @@ def data() -> None:
 
 @data.command()
 @click.argument("root", metavar="DATA", type=click.Path(exists=True, path_type=Path))
-def audit(root: Path) -> None:
-    """Say what DATA holds."""
-    from model.data.layout import find_layout
+@click.option("--short-edge", type=click.IntRange(min=32), default=DataConfig().short_edge, show_default=True)
+@click.option("--long-edge", type=click.IntRange(min=32), default=DataConfig().long_edge, show_default=True)
+@click.option("--quick", is_flag=True, help="Decode no image: looks for no duplicates.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The folder for sheet and page.")
+@FORMAT
+def audit(root: Path, short_edge: int, long_edge: int, quick: bool, output: Path | None, form: str) -> None:
+    """Say what DATA holds, and what is suspicious about it.
 
-    for split in find_layout(root).splits.values():
-        click.echo(f"{split.name}: {split.format}, images in {split.images}")
+    Splits, images and boxes by class, sizes, boxes that are not learnt and why, images that occur twice (the same
+    bytes, or the same view by a perceptual hash), doubled boxes, classes with few boxes. Boxes are measured at
+    --short-edge and --long-edge, to which images are resized for training. A contact sheet that shows every class with
+    its boxes, and a page with all of it, are written to RNC_HOME/reports/data/, or to --output.
+    """
+    from model.data.faults import DataError
+    from orchestrator.data.audit import audit as look_at
+    from orchestrator.data.screens import SCREENS, speed, write
+
+    try:
+        with bar("images", "images") as progress:
+            found = look_at(root, (short_edge, max(short_edge, long_edge)), progress, read_images=not quick)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    folder = output or site().home / "reports" / "data" / root.absolute().name
+    page, told = write(found, folder)
+    click.echo(page if form == "html" else SCREENS[form](found))
+    say(told)
+    say(speed(found))
 
 
 @data.command()

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, override_words, say, show, show_reports, site, suites
+from orchestrator.cli.options import (
+    EXPERIMENTS,
+    FORMAT,
+    SOUND_EXPERIMENTS,
+    override_words,
+    say,
+    show,
+    show_reports,
+    site,
+    suites,
+)
+from orchestrator.cli.terminal import GOES_ON, when_interrupted
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 from orchestrator.experiment.budget import require_budget
@@ -75,7 +86,9 @@ def plan(
 @IMAGES_PER_S
 @click.option("--prune", is_flag=True, help="First end trainings that no row of these tables asks for any more.")
 @click.option("--detach", is_flag=True, help="Go on in the background, without this terminal.")
+@click.option("--waiting-since", type=int, hidden=True)  # milliseconds since 1970, from a submit that starts a job
 @click.pass_context
+@when_interrupted(GOES_ON)
 def submit(
     ctx: click.Context,
     experiments: list[Experiment],
@@ -86,6 +99,7 @@ def submit(
     images_per_s: float | None,
     prune: bool,
     detach: bool,
+    waiting_since: int | None,
 ) -> None:
     """Train and score what is missing of EXPERIMENT.
 
@@ -142,7 +156,7 @@ def submit(
             say(f"Suite {suite.name}: the budget is spent; nothing was started.")
             reports += suite.reports()
             continue
-        submitted = suite.submit(say, prune=prune, budget=budget, images_per_s=images_per_s)
+        submitted = suite.submit(say, prune=prune, budget=budget, images_per_s=images_per_s, since=waiting_since)
         budget = None if budget is None else budget - submitted.hours
         codes.append(submitted.exit_code)
         reports += submitted.reports
@@ -155,18 +169,19 @@ def submit(
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @FORMAT
 def status(experiments: list[Experiment], form: str) -> None:
     """Show how far each row of EXPERIMENT is, and why not further.
 
-    Long reasons are cut, and the logs with the rest of them named; --format json has them whole.
+    Long reasons are cut, and the logs with the rest of them named; --format json has them whole. Files with mistakes
+    are left out and named, and the exit code is 1.
     """
     show([suite.status(whole=form == "json") for suite in suites(experiments)], form)
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @FORMAT
 @click.option(
     "--output",
@@ -192,7 +207,10 @@ def report(
     rows: bool,
     misalignment: bool,
 ) -> None:
-    """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata."""
+    """Print the results tables of EXPERIMENT, or what they and the paper's own say to its claims, with its errata.
+
+    Files with mistakes are left out and named, and the exit code is 1.
+    """
     from orchestrator.report.claims.errata import errata, errata_table
     from orchestrator.report.claims.evidence import counts_from, papers_numbers
     from orchestrator.report.claims.file import find_claims, load_claims
@@ -238,6 +256,7 @@ def report(
 @click.option("--row", "label", required=True, help="The label of the row to train.")
 @click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
 @FORMAT
+@when_interrupted(GOES_ON)
 def run(experiments: list[Experiment], label: str, seed: int | None, form: str) -> None:
     """Train and score one row in this process, to debug it.
 

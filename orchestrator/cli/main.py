@@ -1,11 +1,13 @@
 """The command `rnc`: its verbs, its help, and how errors are shown and which exit code they give."""
 
-import errno
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from orchestrator.cli import checkpoints, data, experiments, suites, train
+from orchestrator.cli.terminal import interruption, print_error, storage_error, usage_error
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 
 
@@ -16,16 +18,30 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"error: {error}", err=True)
+            print_error(str(error))
             ctx.exit(BAD_INPUT)
         except KeyboardInterrupt:  # click would end with exit code 1
-            click.echo("Interrupted. What is recorded stays; the same command goes on from there.", err=True)
+            click.echo(interruption(ctx), err=True)
             ctx.exit(INTERRUPTED)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if (said := storage_error(error)) is None:
                 raise
-            click.echo(f"error: {error.filename}: the disk is full; free some, or set RNC_HOME to another", err=True)
+            print_error(said)
             ctx.exit(BAD_INPUT)
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
+        """Run a verb; mistakes in the call look like all others, where click would print its usage before them."""
+        if not standalone_mode:
+            return super().main(args, standalone_mode=False, **extra)
+        try:
+            sys.exit(super().main(args, standalone_mode=False, **extra))
+        except click.ClickException as error:
+            print_error(usage_error(error))
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(1)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from model.settings import Settings
 from orchestrator.api import OpenSuite
+from orchestrator.cli.terminal import print_text, say_lines
 from orchestrator.cluster.environment import require_cluster_settings
 from orchestrator.experiment.layers import parse_overrides
-from orchestrator.experiment.load import Experiment, load_experiments
+from orchestrator.experiment.load import Experiment, load_experiments, load_sound
 from orchestrator.figures.page import FORMATS, html_page, render
 from orchestrator.figures.table import Table
 from orchestrator.site import Site, site_from_environment
@@ -24,16 +26,28 @@ if TYPE_CHECKING:
 
 OVERRIDES = "rnc.overrides"
 """Where a call keeps what its `--set` says."""
+SUITE = "rnc.suite"
+"""Where it keeps what its `--suite` says."""
+MISTAKES = "rnc.mistakes"
+"""Where a call keeps what is wrong with the files that it leaves out."""
 
 
 def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
     """Read the files that an argument names, with what --set changes in them."""
-    return load_experiments(paths, parse_overrides(ctx.meta.get(OVERRIDES, ()))) if paths else []
+    return load_experiments(paths, _overrides(ctx)) if paths else []
 
 
 def override_words(ctx: click.Context) -> list[str]:
-    """The --set of this call, as words of another that reads the same files."""
-    return [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
+    """The --set and --suite of this call, as words of another that reads the same files."""
+    suite = ctx.meta.get(SUITE)
+    words = [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
+    return [*words, *([] if suite is None else ["--suite", suite])]
+
+
+def _overrides(ctx: click.Context) -> Settings:
+    suite = ctx.meta.get(SUITE)
+    # Not as one of the pairs, whose values are YAML: a suite may be called 2.
+    return parse_overrides(ctx.meta.get(OVERRIDES, ())) | ({} if suite is None else {"suite": suite})
 
 
 def keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> None:
@@ -41,14 +55,51 @@ def keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[
     ctx.meta[OVERRIDES] = pairs
 
 
-def experiments_argument(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb EXPERIMENT..., and --set, which changes settings of all of them."""
+def _keep_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    ctx.meta[SUITE] = name
+
+
+def _read_sound(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
+    """Read the files that have no mistakes; at the end of the verb name the others, and exit with code 1."""
+    if not paths:
+        return []
+    experiments, mistakes = load_sound(paths, _overrides(ctx))
+    ctx.meta[MISTAKES] = mistakes
+    return experiments
+
+
+def _telling_mistakes(verb: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(verb)
+    def told(*context: Any, **values: Any) -> None:
+        ctx = click.get_current_context()
+        mistakes: list[str] = ctx.meta.get(MISTAKES, [])
+        try:
+            verb(*context, **values)
+        finally:
+            # Last, where they are seen below a long table.
+            for mistake in mistakes:
+                say(f"left out: {mistake}")
+        if mistakes:
+            ctx.exit(1)
+
+    return told
+
+
+def experiments_argument(
+    *, required: bool = True, only_sound: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb EXPERIMENT..., with --set and --suite, which change settings of all of them.
+
+    Args:
+        required: whether one has to be named.
+        only_sound: whether the verb goes on without the files that have mistakes; its exit code is 1 then.
+    """
     argument = click.argument(
         "experiments",
         nargs=-1,
         required=required,
         metavar="EXPERIMENT..." if required else "[EXPERIMENT]...",
-        callback=read_experiments,
+        callback=_read_sound if only_sound else read_experiments,
     )
     option = click.option(
         "--set",
@@ -59,10 +110,19 @@ def experiments_argument(*, required: bool = True) -> Callable[[Callable[..., An
         metavar="SETTING=VALUE",
         help="Another setting in every row, such as train.schedule.epochs=3 or data.root=PATH; repeat it.",
     )
-    return lambda verb: argument(option(verb))
+    suite = click.option(
+        "--suite",
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_suite,
+        metavar="NAME",
+        help="Put the files into a suite of this name, which shares neither results nor turns with their own.",
+    )
+    return lambda verb: argument(option(suite(_telling_mistakes(verb) if only_sound else verb)))
 
 
 EXPERIMENTS = experiments_argument()
+SOUND_EXPERIMENTS = experiments_argument(only_sound=True)
 FORMAT = click.option("--format", "form", type=click.Choice(FORMATS), default="text", help="How tables are printed.")
 DATA = click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="A data set: a folder, or a file that describes it."
@@ -110,7 +170,7 @@ def site() -> Site:
 
 def say(text: str) -> None:
     """Print to standard error, so that the output stays what a program can read."""
-    click.echo(text, err=True)
+    click.echo(say_lines(text), err=True)
 
 
 def suites(experiments: Sequence[Experiment], at: Site | None = None) -> list[OpenSuite]:
@@ -129,7 +189,17 @@ def show(tables: Sequence[Table], form: str) -> None:
     elif form == "json":
         click.echo("[" + ",\n".join(table.to_json() for table in tables) + "]")
     else:
-        click.echo("\n\n".join(render(table, form) for table in tables))
+        for place, table in enumerate(tables):
+            click.echo("\n" if place else "", nl=False)
+            show_one(table, form)
+
+
+def show_one(table: Table, form: str) -> None:
+    """Print one table, of which JSON is no list."""
+    if form == "text":
+        print_text(table)
+    else:
+        click.echo(render(table, form))
 
 
 def show_reports(reports: "Sequence[Report]", form: str) -> None:

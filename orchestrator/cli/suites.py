@@ -1,17 +1,29 @@
 """The verbs of `rnc` that look after a suite: cancel, logs, gc, repair, ui, doctor."""
 
+import sys
 from dataclasses import replace
 
 import click
 
-from orchestrator.cli.options import EXPERIMENTS, FORMAT, experiments_argument, override_words, say, show, site, suites
+from orchestrator.cli.options import (
+    EXPERIMENTS,
+    FORMAT,
+    SOUND_EXPERIMENTS,
+    experiments_argument,
+    override_words,
+    say,
+    show,
+    site,
+    suites,
+)
+from orchestrator.cli.terminal import screen_columns
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @click.option("--row", "label", required=True, help="The label of the row to end.")
 @click.option("--seed", type=int, help="One of the row's seeds; all of them if not given.")
 def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
@@ -25,7 +37,7 @@ def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
 
 
 @click.command()
-@EXPERIMENTS
+@SOUND_EXPERIMENTS
 @click.option("--row", "label", help="The label of the row.")
 @click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
 @click.option("--follow", is_flag=True, help="Go on with what is added, until the training ends.")
@@ -82,7 +94,7 @@ def repair(experiments: list[Experiment], dry_run: bool) -> None:
 
 
 @click.command()
-@experiments_argument(required=False)
+@experiments_argument(required=False, only_sound=True)
 @click.option("--open", "opens", is_flag=True, help="Open the first address in a browser.")
 @click.option("--stop", is_flag=True, help="End the server instead.")
 def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
@@ -130,7 +142,7 @@ def doctor(
     Green is right, yellow deserves a look, red stops trainings or spoils their numbers.
     The exit code is 0 without red, 1 with, and 2 for a mistake in the call.
     """
-    from orchestrator.doctor.finding import exit_code, findings_table
+    from orchestrator.doctor.finding import SEEN_BROKEN, SEEN_WIDTH, exit_code, findings_table
 
     here = site()
     if address:
@@ -150,7 +162,8 @@ def doctor(
     from orchestrator.doctor.diagnose import diagnose
 
     findings = diagnose(experiments, here, say)
-    show([findings_table(findings, for_people=form == "text")], form)
+    most = SEEN_WIDTH if screen_columns(sys.stdout) is None else SEEN_BROKEN
+    show([findings_table(findings, for_people=form == "text", most=most)], form)
     ctx.exit(exit_code(findings))
 
 

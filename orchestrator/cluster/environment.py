@@ -2,7 +2,9 @@
 
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
@@ -53,6 +55,18 @@ def set_ray_environment(*, is_local: bool) -> None:
     """Set the variables that are not set yet; call it before Ray is imported."""
     for name, value in ray_environment(is_local=is_local).items():
         os.environ.setdefault(name, value)
+    if is_local:
+        os.environ.update(own_token(os.environ))
+
+
+def own_token(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return a token for a Ray of our own that has none and cannot write one into HOME, so that it would not start."""
+    if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH"):
+        return {}
+    folder = Path(environ.get("HOME") or os.path.expanduser("~")) / ".ray"
+    if (folder / "auth_token").is_file() or os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        return {}
+    return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def is_jobs_address(address: str | None) -> bool:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +58,9 @@ def submit_job(experiments: Sequence[Experiment], remote: Remote, say: Say, out:
     Raises:
         UserError: the cluster does not answer or does not take the job, or what is sent to it is not right.
     """
-    suite = experiments[0].suite
+    suite, began = experiments[0].suite, round(time.time() * 1000)
     job_environment(remote.env, os.environ, "", None)  # its mistakes are told before anything is sent
+    options = remote.options
     with _asking(remote.address):
         client = _client(remote.address)
         # Each round follows one job: ours, or that of somebody who was quicker, after which ours may still be due.
@@ -85,6 +86,8 @@ def submit_job(experiments: Sequence[Experiment], remote: Remote, say: Say, out:
             if code == INTERRUPTED or (running.metadata or {}).get("package") == package.digest:
                 return code
             say("That job was submitted with other files or sources; this submit goes on with what is still missing.")
+            # What was cancelled meanwhile was meant for this submit as well, though its job starts only now.
+            remote = replace(remote, options=(*options, "--waiting-since", str(began)))
 
 
 def run_job(verb: str, experiments: Sequence[Experiment], remote: Remote, say: Say, out: Say) -> int:

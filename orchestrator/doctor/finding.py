@@ -1,20 +1,21 @@
 """Findings of `rnc doctor`: what was seen of one thing, its colour, the way out, and the table that shows them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.figures.table import Column, Table
+from orchestrator.figures.table import Cell, Column, Table, Tone
 
 Level = Literal["ok", "warn", "fail"]
 # From good to bad, by which findings are sorted.
 COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
+TONES: Mapping[Level, Tone] = {"ok": "good", "warn": "warn", "fail": "bad"}
 DRIVER = "driver"
 """Where a finding belongs that is about the machine that asks."""
 EVERYWHERE = "all"
 """Where a finding belongs that is about all machines together."""
-SEEN_WIDTH = 80
-"""Characters of what was seen that a line of a terminal has room for."""
+SEEN_WIDTH, SEEN_BROKEN = 80, 240
+"""Characters of what was seen that the table has in one line, and where a screen breaks it between words."""
 MOST_NAMED = 4
 """Machines that are named where more were seen alike."""
 
@@ -44,8 +45,11 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return int(any(one.level == "fail" for one in findings))
 
 
-def findings_table(findings: Sequence[Finding], *, for_people: bool) -> Table:
-    """For people what is alike stands once, and the ways out stand below; for programs every finding is a row."""
+def findings_table(findings: Sequence[Finding], *, for_people: bool, most: int = SEEN_WIDTH) -> Table:
+    """For people what is alike stands once, and the ways out stand below; for programs every finding is a row.
+
+    Of what was seen people are shown so many characters, and the rest with the way out.
+    """
     columns = [Column(name, numeric=False) for name in ("check", "where", "state", "seen")]
     title = f"rnc doctor: {_counted(findings)}"
     if not for_people:
@@ -56,9 +60,13 @@ def findings_table(findings: Sequence[Finding], *, for_people: bool) -> Table:
     return Table(
         title=title,
         columns=tuple(columns),
-        rows=tuple((one.check, one.where, COLORS[one.level], _short(one.seen)) for one in shown),
-        notes=tuple(map(_note, ways)),
+        rows=tuple((one.check, one.where, _colored(one.level), _short(one.seen, most)) for one in shown),
+        notes=tuple(_note(one, most) for one in ways),
     )
+
+
+def _colored(level: Level) -> Cell:
+    return Cell(COLORS[level], tone=TONES[level])
 
 
 def merged(findings: Sequence[Finding]) -> list[Finding]:
@@ -81,14 +89,18 @@ def _named(where: Sequence[str]) -> str:
     return f"{', '.join(where[: MOST_NAMED - 1])} and {len(where) - MOST_NAMED + 1} others"
 
 
-def _note(one: Finding) -> str:
-    whole = f"{one.seen}\n    " if one.seen != _short(one.seen) else ""
+def _note(one: Finding, most: int) -> str:
+    whole = f"{one.seen}\n    " if one.seen != _short(one.seen, most) else ""
     return f"{COLORS[one.level]}: {one.check}, {one.where}: {whole}{one.way_out}"
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SEEN_WIDTH else f"{line[: SEEN_WIDTH - 1]}…"
+    if len(line) <= most:
+        return line
+    # Between words, as far as there are any.
+    whole, space, _ = line[: most - 1].rpartition(" ")
+    return f"{whole if space else line[: most - 2]} …"
 
 
 def _counted(findings: Sequence[Finding]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from model.data.cache import file_sha256, own_folder
 from model.data.faults import DataError
-from model.data.layout import split_files
+from model.data.layout import count_images, split_files
 from orchestrator.cluster.gpus import VISIBLE, count_gpus, why_no_cuda
 from orchestrator.doctor.finding import Finding, Level, finding
 from orchestrator.doctor.services import ask_mlflow, judge_listeners, judge_mlflow, listeners
@@ -272,7 +272,7 @@ def split_facts(root: Path, split: str) -> Facts:
     parts = [file_sha256(file) for file in files.annotations]
     # Of one file its own, which `sha256sum` shows as well.
     sha256 = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
-    return {"sha256": sha256[:12], "images": len(os.listdir(files.images))}
+    return {"sha256": sha256[:12], "images": count_images(root, split)}
 
 
 def weights_facts(path: Path) -> Facts:

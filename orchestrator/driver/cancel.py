@@ -11,7 +11,7 @@ from orchestrator.experiment.load import find_row
 from orchestrator.experiment.plan import TrainRun, gather, train_key
 from orchestrator.experiment.seeds import at_most
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger
-from orchestrator.tracking.runs import Tracking, experiment_tags, search_runs, tag_experiment, write
+from orchestrator.tracking.runs import Run, Tracking, experiment_tags, now, read_runs, tag_experiment, write
 from orchestrator.tracking.suite import Suite
 
 
@@ -43,7 +43,10 @@ def cancel_row(suite: Suite, label: str, seed: int | None, say: Say) -> None:
         places = dict.fromkeys(place for scored in plan.evaluations_on(run.key) for place in scored.places)
         rows = ", ".join(f"{place.table}, {place.label}" for place in places)
         say(f"{run.label}: training {run.key} ends within seconds and keeps its checkpoints. Rows on it: {rows}")
-    say("The other rows go on; the next submit takes up what is cancelled from its last checkpoint.")
+    say(
+        "The other rows go on, and submits that wait for their turn leave alone what is cancelled; one that is started"
+        " from now on takes it up from its last checkpoint."
+    )
 
 
 def prune_trainings(suite: Suite, say: Say) -> None:
@@ -94,14 +97,15 @@ def ask_to_cancel(tracking: Tracking, run: TrainRun) -> None:
     record = read_ledger(tracking).trainings.get(run.key)
     # A training that still waits has no run yet; it gets one, which holds the wish.
     run_id = begin_training(tracking, run) if record is None else record.run_id
-    write(tracking.uri, run_id, tags={names.STOP: CANCELLED})
+    write(tracking.uri, run_id, tags={names.STOP: CANCELLED, names.STOP_ASKED: str(now())})
     if record is None or record.status != "RUNNING":
         end_training(tracking, run_id, "KILLED", CANCELLED)
 
 
 def ask_to_prune(tracking: Tracking, prune: Prune) -> None:
     """Ask for the end of all trainings that a prune takes."""
-    tag_experiment(tracking, names.PRUNE, json.dumps({"tables": sorted(prune.tables), "keep": sorted(prune.keep)}))
+    wish = {"tables": sorted(prune.tables), "keep": sorted(prune.keep), "asked": now()}
+    tag_experiment(tracking, names.PRUNE, json.dumps(wish))
 
 
 def prune_asked(tracking: Tracking) -> Prune | None:
@@ -113,11 +117,59 @@ def prune_asked(tracking: Tracking) -> Prune | None:
     return Prune(tables=frozenset(told["tables"]), keep=frozenset(told["keep"]))
 
 
-def forget_stops(tracking: Tracking) -> None:
-    """Drop cancels and prunes that were meant for an earlier submit."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stops:
+    """What was asked to end up to some moment, as a submit finds it when it starts."""
+
+    cancels: frozenset[tuple[str, str]] = frozenset()
+    """The run of a training, and when it was asked: somebody may cancel it again."""
+    prune: str = ""
+    """The tag of the experiment."""
+
+
+def stops_asked(tracking: Tracking, until: int | None = None) -> Stops:
+    """Return the cancels and the prune that stand now.
+
+    Args:
+        tracking: of the suite.
+        until: without those that were asked for later, in milliseconds since 1970; None for all.
+    """
+    cancels = frozenset((run.run_id, run.tags.get(names.STOP_ASKED, "")) for run in _cancelled(tracking))
+    prune = experiment_tags(tracking).get(names.PRUNE, "")
+    if until is not None:
+        cancels = frozenset((run_id, asked) for run_id, asked in cancels if int(asked or 0) <= until)
+        prune = prune if prune and json.loads(prune).get("asked", 0) <= until else ""
+    return Stops(cancels=cancels, prune=prune)
+
+
+def stopped_since(suite: Suite, before: Stops) -> dict[str, str]:
+    """Return the missing trainings that somebody asked to end since then, by key, each with the note of that.
+
+    Whoever asks means every submit that is there, those that wait for their turn as well.
+    """
+    tracking, plan = suite.connection, suite.make_plan()
+    asked = stops_asked(tracking)
+    new = {run_id for run_id, _ in asked.cancels - before.cancels}
+    found = {key: record.stop for key, record in suite.ledger.trainings.items() if record.run_id in new}
+    if asked.prune != before.prune and (prune := prune_asked(tracking)) is not None:
+        found |= {key: PRUNED for key, run in plan.trainings.items() if prune.takes(key, run.tables)}
+    return {key: note for key, note in found.items() if key in plan.missing_trainings}
+
+
+def forget_stops(tracking: Tracking, known: Stops | None = None) -> None:
+    """Drop cancels and prunes that were meant for an earlier submit: those that were known, or all.
+
+    Newer ones stay, for the submits that still wait.
+    """
     if tracking.experiment_id is None:
         return
-    for run in search_runs(tracking.uri, tracking.experiment_id, f"tags.{names.STOP} != ''"):
-        write(tracking.uri, run.run_id, tags={names.STOP: ""})
-    if prune_asked(tracking) is not None:
+    for run in _cancelled(tracking):
+        if known is None or (run.run_id, run.tags.get(names.STOP_ASKED, "")) in known.cancels:
+            write(tracking.uri, run.run_id, tags={names.STOP: ""})
+    prune = experiment_tags(tracking).get(names.PRUNE, "")
+    if prune and (known is None or prune == known.prune):
         tag_experiment(tracking, names.PRUNE, "")
+
+
+def _cancelled(tracking: Tracking) -> list[Run]:
+    return read_runs(tracking, f"tags.{names.STOP} != ''")

@@ -1,10 +1,12 @@
 """Starts a submit that goes on when its terminal is closed."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.driver.lock import holder_of, lock_file, signed
@@ -38,7 +40,8 @@ def submit_detached(suites: Sequence[Suite], options: Sequence[str], say: Say) -
         elif holder := holder_of(suite):
             say(
                 f"Suite {suite.name} is being run by {holder}; nothing was started. What this submit asks for beyond "
-                "that one, submit again once it has ended."
+                f"that one, submit again once it has ended, or now with --suite {suite.name}-2: a suite of its own, "
+                f"which shares no results.{holder.work and f' {holder.work}'}"
             )
         else:
             todo.append(suite)
@@ -64,7 +67,8 @@ def _start(files: Sequence[str], first: Suite, options: Sequence[str], say: Say)
             start_new_session=True,
         )
     _wait_for_lock(process, first, log)
-    shown = " ".join(_relative(file) for file in files)
+    changes = [word for pair in pairwise(options) if pair[0] in ("--set", "--suite") for word in pair]
+    shown = shlex.join([*map(_relative, files), *changes])  # which suite and settings it is about
     say(
         f"Submitted as process {process.pid}, which goes on without this terminal.\n"
         f"  its output:   tail -f {log}\n"

@@ -53,7 +53,7 @@ def collect_garbage(suite: Suite, *, deletes: bool) -> list[Table]:
             if item.free is not None:
                 item.free()
         suite.refresh()
-    return [garbage_table(items)]
+    return [garbage_table(items, is_freed=deletes)]
 
 
 def find_garbage(suite: Suite) -> list[Item]:
@@ -88,21 +88,24 @@ def find_garbage(suite: Suite) -> list[Item]:
     ]
 
 
-def garbage_table(items: list[Item]) -> Table:
-    """Show what may go first, and why everything else stays."""
+def garbage_table(items: list[Item], *, is_freed: bool = False) -> Table:
+    """Show what may go first, or what is gone, and why everything else stays."""
     ordered = sorted(items, key=lambda item: item.free is None)
     going = sum(item.num_bytes for item in items if item.free)
     staying = sum(item.num_bytes for item in items if not item.free)
+    freed = "freed" if is_freed else "free"
+    verb, way = ("were freed", "") if is_freed else ("may go", "; --delete frees them" if going else "")
+    note = f"{going / 1e6:.1f} MB {verb}, {staying / 1e6:.1f} MB stay{way}."
     return Table(
-        title="What takes space",
+        title="What took space" if is_freed else "What takes space",
         columns=(
             Column("what", numeric=False),
             Column("MB"),
             Column("verdict", numeric=False),
             Column("because", numeric=False),
         ),
-        rows=tuple((i.what, i.num_bytes / 1e6, "free" if i.free else "keep", i.reason) for i in ordered),
-        notes=(f"{going / 1e6:.1f} MB may go, {staying / 1e6:.1f} MB stay.",),
+        rows=tuple((i.what, i.num_bytes / 1e6, freed if i.free else "keep", i.reason) for i in ordered),
+        notes=(note,),
     )
 
 

@@ -54,7 +54,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     Raises:
         UserError: a training asks for more than the cluster has.
     """
-    tasks = _tasks(plan, site, tracking_uri)
+    tasks = tasks_of(plan, site, tracking_uri)
     if not tasks:
         return Outcome(endings=())
     cluster = cluster_of_ray()
@@ -66,7 +66,7 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     interrupted = False
     try:
         with _interruptible(), follower.watching():
-            _tune(plan, {task.train_run.key: task for task in tasks}, cluster, follower)
+            _tune(plan, {task.train_run.key: task for task in largest_first(tasks)}, cluster, follower)
     except KeyboardInterrupt:
         interrupted = True
         with _uninterruptible():
@@ -80,8 +80,8 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     return Outcome(endings=tuple(endings[key] for key in plan.trainings if key in endings), interrupted=interrupted)
 
 
-def _tasks(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
-    """Return the missing work, the largest first, as it is the hardest to place; of equals the longest first."""
+def tasks_of(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
+    """Return the missing work, in the order of the files, in which it is shown."""
     tasks = []
     for key, train_run in plan.trainings.items():
         evaluations = tuple(e for e in plan.evaluations_on(key) if e.key in plan.missing_evaluations)
@@ -98,6 +98,11 @@ def _tasks(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
                 judged_by=search.metric if search is not None and search.asha is not None else None,
             )
             tasks.append(task)
+    return tasks
+
+
+def largest_first(tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
+    """Order tasks as they start: the largest first, as it is the hardest to place; of equals the longest first."""
     return sorted(tasks, key=_size, reverse=True)
 
 

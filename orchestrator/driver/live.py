@@ -1,8 +1,9 @@
 """The live view of trainings: a table that redraws itself on a terminal, else a line for each finished epoch."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from model.names import EPOCH, ETA_S, IMAGES_PER_S, LOSS, VAL
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Show = Callable[[Sequence[Status]], None]
+STATE_STYLES: Mapping[State, str] = {
+    "finished": "green",
+    "failed": "red",
+    "interrupted": "yellow",
+    "cancelled": "yellow",
+    "waiting": "dim",
+}
 
 
 @contextmanager
@@ -29,33 +37,93 @@ def live_view(stream: TextIO = sys.stdout) -> Iterator[Show]:
 
     # rich would draw from a thread of its own, too; the states are given to it anew every few seconds.
     with Live(console=Console(file=stream), auto_refresh=False) as live:
-        yield lambda statuses: live.update(_table(statuses), refresh=True)
+        yield lambda statuses: live.update(live_table(statuses), refresh=True)
+
+
+@contextmanager
+def working(text: str, stream: TextIO = sys.stderr) -> Iterator[None]:
+    """Show on a terminal what is being waited for, and for how long; nothing elsewhere, and nothing stays of it."""
+    if not stream.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description} ..."), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=stream), transient=True) as shown:
+        shown.add_task(text, total=None)
+        yield
 
 
 @contextmanager
 def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
     """Yield what tells who runs the suite, once, and draws where its trainings stand, each time it is called."""
     show: Show | None = None
+    told: Holder | None = None
+    seen = ""
     with ExitStack() as stack:
 
-        def look(holder: Holder) -> None:
+        def announce(text: str) -> None:
             nonlocal show
-            if show is None:
-                say(
-                    f"Suite {suite.name} is being run by {holder}. Its progress follows; when it ends, this "
-                    "submit goes on with what is still missing. Ctrl-C leaves that one alone."
-                )
-                show = stack.enter_context(live_view(sys.stderr))
+            if sys.stderr.isatty():  # a text within a table that is redrawn would tear it
+                stack.close()
+                show = None
+            say(text)
+
+        def look(holder: Holder) -> None:
+            nonlocal show, told, seen
+            if told is None or told.driver != holder.driver:  # or somebody else who waited was quicker
+                announce(whose_turn(suite, holder))
+            elif (not told.rows and holder.rows) or (told.until is None and holder.until is not None):
+                announce(holder.work)  # it had not said so yet, or had nothing measured
+            told = holder
+            show = show or stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again
                 suite.refresh()
-                show(statuses(suite.make_plan(), suite.ledger))
+                plan = suite.make_plan()
+                # A terminal has it beside the rows that wait; lines tell of trainings that go on alone.
+                running = _running(suite.ledger, plan)
+                if running != seen and running and not sys.stderr.isatty():
+                    say(f"{holder.process} now trains {running}")
+                seen = running
+                show(statuses(plan, suite.ledger, behind=holder))
 
         yield look
 
 
-def statuses(plan: Plan, ledger: Ledger) -> list[Status]:
-    """Say where each training stands, as far as MLflow knows."""
-    return [_status(plan, run, ledger) for run in plan.trainings.values()]
+def whose_turn(suite: Suite, holder: Holder) -> str:
+    """Say who runs a suite, with which rows and for how long, and what a submit that comes second can do."""
+    name = suite.name
+    return "\n".join(
+        line
+        for line in (
+            f"Suite {name} is being run by {holder}.",
+            holder.work,
+            "One submit of a suite runs at a time: this one waits, and then goes on with what is still missing. Where "
+            "its trainings stand follows; Ctrl-C ends the waiting and leaves the other alone.",
+            f"Not to wait, submit with --suite {name}-2, or another name: a suite of its own, which shares no results "
+            f"with {name}; on one machine both then train on the same cores and GPUs.",
+        )
+        if line
+    )
+
+
+def statuses(plan: Plan, ledger: Ledger, behind: Holder | None = None) -> list[Status]:
+    """Say where each training stands, as far as MLflow knows; those that wait do so `behind` another submit."""
+    found = [_status(plan, run, ledger) for run in plan.trainings.values()]
+    if behind is None:
+        return found
+    running = _running(ledger, plan)
+    note = f"for {behind.process}{f', which trains {running}' if running else ''}"
+    return [replace(one, note=one.note or note) if one.state == "waiting" else one for one in found]
+
+
+def _running(ledger: Ledger, plan: Plan) -> str:
+    """Name the trainings of other tables that somebody runs."""
+    others = [
+        one.label for key, one in ledger.trainings.items() if one.status == "RUNNING" and key not in plan.trainings
+    ]
+    return ", ".join(sorted(others))
 
 
 def _lines(stream: TextIO) -> Show:
@@ -68,7 +136,9 @@ def _lines(stream: TextIO) -> Show:
             old = seen.get(place, (0, "waiting", ""))
             changed = now[1] != old[1] and now[1] not in ("waiting", "training", "scoring")
             if now[0] > old[0] or changed or (now[2] and now[2] != old[2]):
-                print(_line(status), file=stream, flush=True)
+                left = remaining_in_all(statuses)
+                in_all = f", {_duration(left)} left in all" if left is not None and now[0] > old[0] else ""
+                print(f"{_line(status)}{in_all}", file=stream, flush=True)
             seen[place] = now
 
     return show
@@ -80,17 +150,46 @@ def _line(status: Status) -> str:
     return ", ".join([*parts, *([status.note] if status.note else [])])
 
 
-def _table(statuses: Sequence[Status]) -> "Table":
+def live_table(statuses: Sequence[Status]) -> "Table":
+    """Lay out a line for each training, and below them how much is left in all."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("training", "state", "epoch", "loss", "AP", "images/s", "left"):
-        table.add_column(name, justify="left" if name in ("training", "state") else "right")
+    left = remaining_in_all(statuses)
+    caption = None if left is None else f"about {_duration(left)} of training left in all; scoring comes on top"
+    shown = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("training", "state", "epoch", "loss", "val AP", "images/s", "left"):
+        is_text = name in ("training", "state")
+        # Numbers are never broken; texts are, between words.
+        shown.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for status in statuses:
         state = status.note if status.note.startswith(status.state) else _with_reason(status)
         epoch = f"{status.epoch:.1f}/{status.num_epochs}" if status.epoch else f"-/{status.num_epochs}"
-        table.add_row(status.label, state, epoch, *_numbers(status).values())
-    return table
+        # As Text, or a label such as "x [red]" would be read as markup.
+        said = Text(state, STATE_STYLES.get(status.state, ""))
+        shown.add_row(Text(status.label), said, *map(Text, (epoch, *_numbers(status).values())))
+    return shown
+
+
+def remaining_in_all(statuses: Sequence[Status]) -> float | None:
+    """Return about how many seconds of training are left, as many at a time as now; None while no pace is known.
+
+    What waits is taken to be as fast, by the epoch, as the mean of what runs.
+    """
+    known = {n: one.remaining_s for n, one in enumerate(statuses) if one.remaining_s is not None}
+    paces = [left / (statuses[n].num_epochs - statuses[n].epoch) for n, left in known.items() if _epochs(statuses[n])]
+    if not paces:
+        return None
+    pace = sum(paces) / len(paces)
+    unfinished = (*GOES_ON, "waiting")
+    left = [known.get(n, pace * _epochs(one)) for n, one in enumerate(statuses) if one.state in unfinished]
+    at_once = max(1, sum(one.state in GOES_ON for one in statuses))
+    return max([*left, sum(left) / at_once])
+
+
+def _epochs(status: Status) -> float:
+    """Epochs that are left of a training."""
+    return max(0.0, status.num_epochs - status.epoch)
 
 
 def _with_reason(status: Status) -> str:

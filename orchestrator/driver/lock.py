@@ -8,7 +8,8 @@ import fcntl
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import IO
 
 from orchestrator import names
 from orchestrator.errors import UserError
+from orchestrator.experiment.plan import Plan
 from orchestrator.process import exists_here, this_process
 from orchestrator.site import Site
 from orchestrator.tracking.runs import Tracking, experiment_tags, tag_experiment, untag_experiment
@@ -31,6 +33,22 @@ RENEW_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """A claim from another machine that is not renewed for so long is void."""
 
+MOST_SHOWN = 6
+"""So many tables, and rows of each, are named to those who wait; a tag of MLflow holds 5000 characters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a submit does once it is its turn."""
+
+    rows: str = ""
+    """Those that it trains or scores, by table; empty where nobody says."""
+    until: float | None = None
+    """When all of them are trained, about, in seconds since 1970; None where nobody knows."""
+
+
+Tell = Callable[[Work], None]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
@@ -40,25 +58,78 @@ class Holder:
     """Its process, as `this_process` names it."""
     since: float
     """Seconds since 1970."""
+    rows: str = ""
+    """See `Work.rows`."""
+    until: float | None = None
+    """See `Work.until`."""
 
     def __str__(self) -> str:
-        host, _, process = self.driver.partition(" ")
         since = time.strftime("%d %b %H:%M:%S", time.localtime(self.since))
-        return f"process {process.partition(' ')[0]} on {host}, since {since}"
+        return f"{self.process}, since {since}"
+
+    @property
+    def process(self) -> str:
+        """Its number, and its host."""
+        host, _, process = self.driver.partition(" ")
+        return f"process {process.partition(' ')[0]} on {host}"
+
+    @property
+    def work(self) -> str:
+        """What it does and how long that takes, as a sentence; empty where it does not say."""
+        if not self.rows:
+            return ""
+        return f"It trains and scores {self.rows}; {self._how_long()}."
+
+    def _how_long(self) -> str:
+        if self.until is None:
+            return "how long that takes is not known yet, as nothing like it was measured"
+        minutes = (self.until - time.time()) / 60
+        if minutes < 0:
+            return "by the estimate it would have ended by now"
+        left = "less than a minute" if minutes < 1 else f"about {minutes:.0f} min"
+        return f"by the estimate that takes {f'about {minutes / 60:.1f} hours' if minutes >= 90 else left} more"
+
+
+def work_of(plan: Plan, hours: float | None) -> Work:
+    """Say what a plan's missing part is: its rows by table, those of many in part."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for key in plan.missing_evaluations:
+        for place in plan.evaluations[key].places:
+            rows[place.table].append(place.label)
+    tables = [f"{table} ({_some(list(dict.fromkeys(labels)))})" for table, labels in rows.items()]
+    return Work(rows=_some(tables), until=None if hours is None else time.time() + 3600 * hours)
+
+
+def _some(texts: Sequence[str]) -> str:
+    shown = ", ".join(texts[:MOST_SHOWN])
+    return shown if len(texts) <= MOST_SHOWN else f"{shown} and {len(texts) - MOST_SHOWN} more"
 
 
 @contextmanager
-def locked(suite: Suite, waiting: Callable[[Holder], None]) -> Iterator[None]:
-    """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them."""
-    with _opened(lock_file(suite.site, suite.name)) as file:
+def locked(suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], Work] = Work) -> Iterator[Tell]:
+    """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them.
+
+    `work` says what is done then; it is asked once they are ours. Yield what says so anew.
+    """
+    path = lock_file(suite.site, suite.name)
+    with _opened(path) as file:
         # Our own server has only clients of this machine, which the file keeps apart.
         claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
         while holder := _lock(file) or (claim.take() if claim else None):
             waiting(holder)
             time.sleep(LOOK_SECONDS)
+        since = time.time()
+
+        def tell(work: Work) -> None:
+            with suppress(OSError):  # a full disk: only those who wait know less
+                _sign_anew(path, _written(since, work))
+            if claim:
+                claim.work = work  # it is told with the next renewal
+
         try:
+            tell(work())  # after the signature: who looks meanwhile would find a lock that nobody signed
             with claim.renewed() if claim else nullcontext():
-                yield
+                yield tell
         finally:
             file.truncate(0)
 
@@ -112,16 +183,23 @@ def _lock(file: IO[str]) -> Holder | None:
         file.seek(0)
         return _read(file.read()) or Holder(driver="? ?", since=time.time())
     file.truncate(0)
-    file.write(_written(time.time()))
+    file.write(_written(time.time(), Work()))
     file.flush()
     return None
+
+
+def _sign_anew(path: Path, text: str) -> None:
+    """Write over a signature that is held; at any time a reader finds the old one or the new one."""
+    with path.open("r+b", buffering=0) as file:
+        # In one write, and no shorter than before: emptied first, the lock would look free for a moment.
+        file.write(text.encode().ljust(path.stat().st_size))
 
 
 class _Claim:
     """The tag of a suite's experiment that says who runs it."""
 
     def __init__(self, tracking: Tracking) -> None:
-        self._tracking, self._since = tracking, time.time()
+        self._tracking, self._since, self.work = tracking, time.time(), Work()
         self._seen = ("", 0.0)
         self._done = threading.Event()
 
@@ -129,6 +207,7 @@ class _Claim:
         """Claim the suite, or return who has it."""
         if holder := self.holder():
             return holder
+        self._since = time.time()
         self._renew()
         time.sleep(SETTLE_SECONDS)
         return self.holder()
@@ -167,19 +246,27 @@ class _Claim:
                 self._renew()
 
     def _renew(self) -> None:
-        tag_experiment(self._tracking, names.CLAIM, _written(self._since))
+        tag_experiment(self._tracking, names.CLAIM, _written(self._since, self.work))
 
     def _text(self) -> str:
         return experiment_tags(self._tracking).get(names.CLAIM, "")
 
 
-def _written(since: float) -> str:
-    return json.dumps({"driver": this_process(), "since": since, "renewed": time.time()})
+def _written(since: float, work: Work) -> str:
+    told = {"driver": this_process(), "since": since, "renewed": time.time(), "rows": work.rows, "until": work.until}
+    return json.dumps(told)
 
 
 def _read(text: str) -> Holder | None:
     try:
         told = json.loads(text)
-        return Holder(driver=str(told["driver"]), since=float(told["since"]))
-    except (ValueError, KeyError, TypeError):
+        until = told.get("until")
+        return Holder(
+            driver=str(told["driver"]),
+            since=float(told["since"]),
+            # A submit of an older version does not say what it does.
+            rows=str(told.get("rows", "")),
+            until=None if until is None else float(until),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None

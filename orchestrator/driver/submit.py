@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,11 @@ from model.evaluation import warmup
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
-from orchestrator.driver.cancel import forget_stops, prune_trainings
-from orchestrator.driver.live import live_view, onlooker
-from orchestrator.driver.lock import locked
+from orchestrator.driver.cancel import Stops, forget_stops, prune_trainings, stopped_since, stops_asked
+from orchestrator.driver.live import Show, live_view, onlooker, working
+from orchestrator.driver.lock import Tell, Work, locked, work_of
 from orchestrator.driver.repair import repair
-from orchestrator.errors import INTERRUPTED, Say
+from orchestrator.errors import INTERRUPTED, Say, UserError
 from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
 from orchestrator.experiment.estimate import PlanTime, estimate_time
 from orchestrator.experiment.load import Experiment
@@ -34,6 +34,7 @@ from orchestrator.report.results import differences_to_reference
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_seeds, place_evaluations
 from orchestrator.tracking.suite import Suite
+from orchestrator.worker.task import Status
 
 if TYPE_CHECKING:
     from orchestrator.driver.launch import Outcome
@@ -66,10 +67,17 @@ class Bounds:
     """Training throughput of one worker, where none was measured."""
 
 
-def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None = None) -> Submitted:
+def submit(
+    suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None = None, since: int | None = None
+) -> Submitted:
     """Run what a suite lacks, as far as the bounds allow it, record it, write its tables.
 
-    With `prune`, trainings that no row asks for any more are ended first.
+    Args:
+        suite: what is submitted.
+        say: told what happens.
+        prune: first end trainings that no row asks for any more.
+        bounds: how much may run.
+        since: when somebody began to wait for this submit, in milliseconds since 1970; None where nobody did.
 
     Raises:
         UserError: something that must be right before the start is not; nothing was started.
@@ -80,21 +88,24 @@ def submit(suite: Suite, say: Say, *, prune: bool = False, bounds: Bounds | None
     with ExitStack() as stack:
         _note_home(suite, say)
         stack.enter_context(_compiling(suite.site))
-        suite.connect()
+        with working("starting MLflow"):
+            suite.connect()
         if prune:
             prune_trainings(suite, say)
+        before = stops_asked(suite.connection, since)
+        tell: Tell = lambda _: None  # noqa: E731 - nobody waits for a submit that runs nothing
         # With a look at files, as a run whose files were deleted has to be made again.
         if not suite.make_plan(verified=True).is_complete or any(one.seed_rule for one in suite.experiments):
             try:
                 with onlooker(suite, say) as waiting:
-                    stack.enter_context(locked(suite, waiting))
+                    tell = stack.enter_context(locked(suite, waiting, lambda: _work(suite, bounds)))
             except KeyboardInterrupt:
                 suite.refresh()
                 return Submitted(exit_code=INTERRUPTED, reports=make_reports(suite, say=say))
             suite.refresh()  # whoever had the lock before may have done some of it
         repair(suite, say)
         name_seeds(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
-        exit_code, hours = _run(suite, say, bounds)
+        exit_code, hours = _run(suite, say, bounds, before, tell)
         reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
         if len(reports) < len(suite.experiments):
             exit_code = max(exit_code, 1)
@@ -123,10 +134,18 @@ def check(suite: Suite, say: Say) -> Plan:
     return plan
 
 
-def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
-    """Train and score what the suite lacks, part by part; return the exit code and the hours that trainings took."""
-    tried: set[str] = set()  # what failed is left to a later submit
-    exit_code, spent = 0, 0.0
+def _run(suite: Suite, say: Say, bounds: Bounds, before: Stops, tell: Tell) -> tuple[int, float]:
+    """Train and score what the suite lacks, part by part; return the exit code and the hours that trainings took.
+
+    What somebody asked to end since `before`, while this submit waited, is left out. Those who wait now are told what
+    runs, and for how long.
+    """
+    stopped = stopped_since(suite, before)
+    for key, note in stopped.items():
+        label = suite.wanted.trainings[key].label
+        say(f"{label}: {note} while this submit waited for its turn, so left out; a submit started now takes it up.")
+    tried = set(stopped)  # and what failed is left to a later submit
+    exit_code, spent, has_begun = int(bool(stopped)), 0.0, False
     with ExitStack() as stack:
         while True:
             plan, ledger = suite.make_plan(), suite.ledger
@@ -138,13 +157,15 @@ def _run(suite: Suite, say: Say, bounds: Bounds) -> tuple[int, float]:
                 if part.left_out or plan.is_complete:
                     say(_left_out(plan, part, bounds, spent) if part.left_out else _complete(plan))
                 return exit_code, spent
-            if not tried:
-                forget_stops(suite.connection)
+            if not has_begun:
+                forget_stops(suite.connection, before)
             say(_to_do(plan, part))
             _prepare(part.plan, suite, say)
-            if not tried:
+            if not has_begun:
                 stack.enter_context(_ray(suite.site, say))
-            outcome = _launch(part.plan, suite, say)
+            has_begun = True
+            tell(_work(suite, bounds))
+            outcome = _launch(part.plan, suite, say, _estimating(suite, bounds, tell))
             exit_code = max(exit_code, outcome.exit_code)
             tried |= {*part.plan.missing_trainings, *part.plan.missing_evaluations}
             suite.refresh()
@@ -227,6 +248,34 @@ def _time(suite: Suite, plan: Plan, bounds: Bounds) -> PlanTime:
     return estimate_time(plan, suite.ledger, suite.site.num_images, images_per_s=bounds.images_per_s)
 
 
+def _work(suite: Suite, bounds: Bounds) -> Work:
+    """Say what the suite lacks, and how long that takes on this machine; on a cluster nobody knows what is free."""
+    plan, hours = suite.make_plan(), None
+    if suite.site.ray_address is None:
+        here, images = local_cluster(), suite.site.num_images
+        gpus, cpus = here.total("GPU") or None, here.total("CPU")
+        hours = estimate_time(plan, suite.ledger, images, gpus=gpus, cpus=cpus, images_per_s=bounds.images_per_s).hours
+    return work_of(plan, hours)
+
+
+def _estimating(suite: Suite, bounds: Bounds, tell: Tell) -> Show:
+    """Return what tells those who wait how long it takes, once the first training has measured it."""
+    is_known = suite.site.ray_address is not None or _work(suite, bounds).until is not None
+    fresh = Suite(suite.experiments, suite.site)  # called from another thread than the one that owns the suite
+
+    def watch(statuses: Sequence[Status]) -> None:
+        nonlocal is_known
+        if is_known or not any(status.images_per_s for status in statuses):
+            return
+        with suppress(UserError):  # the server is away; the next look asks again
+            fresh.refresh()
+            work = _work(fresh, bounds)
+            is_known = work.until is not None
+            tell(work)
+
+    return watch
+
+
 def _prepare(plan: Plan, suite: Suite, say: Say) -> None:
     """Check what can be checked before Ray, whose start alone takes 8 to 20 s."""
     if suite.site.ray_address is None:
@@ -257,12 +306,13 @@ def _compiling(site: Site) -> Iterator[None]:
 def _ray(site: Site, say: Say) -> Iterator[None]:
     """Start Ray, which all parts of a submit share, and stop it."""
     set_ray_environment(is_local=site.ray_address is None)  # Ray reads it when it is imported
-    from orchestrator.cluster.connect import start_ray, stop_ray
-    from orchestrator.worker.trainer import why_public
-
     started = time.monotonic()
+    with working("starting Ray"):
+        from orchestrator.cluster.connect import start_ray, stop_ray
+        from orchestrator.worker.trainer import why_public
     try:
-        start_ray(site)
+        with working("starting Ray"):
+            start_ray(site)
         say(f"Ray is up after {time.monotonic() - started:.0f} s.")
         if why := why_public():
             say(f"Trainings take Ray's public trainer, which starts some seconds later than the lean one: {why}.")
@@ -271,12 +321,17 @@ def _ray(site: Site, say: Say) -> Iterator[None]:
         stop_ray()
 
 
-def _launch(plan: Plan, suite: Suite, say: Say) -> "Outcome":
-    """Train and score what a plan lacks, and say how each training ended."""
+def _launch(plan: Plan, suite: Suite, say: Say, watch: Show) -> "Outcome":
+    """Train and score what a plan lacks, and say how each training ended; `watch` sees what the live view shows."""
     from orchestrator.driver.launch import launch
 
     with live_view(sys.stderr) as show:
-        outcome = launch(plan, suite.site, suite.connection.uri, show=show)
+
+        def look(statuses: Sequence[Status]) -> None:
+            show(statuses)
+            watch(statuses)
+
+        outcome = launch(plan, suite.site, suite.connection.uri, show=look)
     for ending in outcome.endings:
         if ending.state != "finished":
             reason = ending.error or ending.state
@@ -297,7 +352,7 @@ def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
         suite.refresh()
     reports = make_reports(suite, say=say)
     folder = suite.site.home / "reports" / suite.name
-    write_reports(folder, reports)
+    write_reports(folder, reports, keeps=True)
     logged = {
         log_table(suite.connection, suite.mlflow_runs, report.experiment.name, table_files(report))
         for report in reports

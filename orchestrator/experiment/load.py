@@ -113,29 +113,46 @@ def load_experiments(paths: Sequence[Path | str], overrides: Settings | None = N
     """Read several experiment files; a folder stands for its files.
 
     Passed over are, as a shell's *.yaml may name them, parts of experiments (`_*.yaml`) and the claims beside them.
+
+    Args:
+        paths: of files and folders.
+        overrides: see `load_experiment`.
+
+    Raises:
+        UserError: there is no file, or some have mistakes; all of these are named, and how to go on without them.
     """
-    files: list[Path] = []
-    for path in map(_ours_if_not_here, map(Path, paths)):
-        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
-        experiments_inside = [file for file in inside if not _is_no_experiment(file)]
-        if path.is_dir() and not experiments_inside:
-            raise UserError(f"{path}: no experiment in this folder, expected *.yaml")
-        files.extend(experiments_inside)
-    if not files and {path.name for path in map(Path, paths)} == {CLAIMS}:
-        folder = Path(next(iter(paths))).parent
-        raise UserError(f"{folder / CLAIMS}: claims, no experiment; they are judged by rnc report {folder} --claims")
-    if not files:
-        raise UserError(
-            f"{', '.join(map(str, paths))}: no experiment, but a part of others; name a file that extends it"
-        )
-    # A file may be named by itself and by its folder.
-    experiments = [load_experiment(path, overrides) for path in dict.fromkeys(files)]
-    first: dict[tuple[str, str], Experiment] = {}
-    for experiment in experiments:
-        other = first.setdefault((experiment.suite, experiment.name), experiment)
-        if other is not experiment:
-            raise UserError(f"{experiment.path}: name is {experiment.name!r}, as in {other.path}; rename one of them")
+    experiments, mistakes = load_sound(paths, overrides)
+    if mistakes:
+        sound = " ".join(str(experiment.path) for experiment in experiments)
+        raise UserError("\n".join([*mistakes, f"To go on without them, name the sound files alone: {sound}"]))
     return experiments
+
+
+def load_sound(paths: Sequence[Path | str], overrides: Settings | None = None) -> tuple[list[Experiment], list[str]]:
+    """Like `load_experiments`, but return the files without mistakes, and what is wrong with the others.
+
+    Raises:
+        UserError: no file is sound.
+    """
+    experiments: list[Experiment] = []
+    mistakes: list[str] = []
+    first: dict[tuple[str, str], Experiment] = {}
+    # A file may be named by itself and by its folder.
+    for path in dict.fromkeys(_files(paths)):
+        try:
+            experiment = load_experiment(path, overrides)
+        except UserError as error:
+            mistakes += str(error).splitlines()
+            continue
+        other = first.setdefault((experiment.suite, experiment.name), experiment)
+        if other is experiment:
+            experiments.append(experiment)
+        else:
+            mistakes.append(f"{experiment.path}: name is {experiment.name!r}, as in {other.path}; rename one of them")
+    mistakes = list(dict.fromkeys(mistakes))  # several may extend the broken one
+    if not experiments:
+        raise UserError("\n".join(mistakes))
+    return experiments, mistakes
 
 
 def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = None) -> tuple[Experiment, Row]:
@@ -178,6 +195,24 @@ def placed(own: Settings, folder: Path) -> Settings:
         if name in ("root", "weights") and isinstance(value, str)
     }
     return own | {"data": {**data, **named}}
+
+
+def _files(paths: Sequence[Path | str]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(_ours_if_not_here, map(Path, paths)):
+        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        experiments_inside = [file for file in inside if not _is_no_experiment(file)]
+        if path.is_dir() and not experiments_inside:
+            raise UserError(f"{path}: no experiment in this folder, expected *.yaml")
+        files.extend(experiments_inside)
+    if not files and {path.name for path in map(Path, paths)} == {CLAIMS}:
+        folder = Path(next(iter(paths))).parent
+        raise UserError(f"{folder / CLAIMS}: claims, no experiment; they are judged by rnc report {folder} --claims")
+    if not files:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no experiment, but a part of others; name a file that extends it"
+        )
+    return files
 
 
 def _is_no_experiment(file: Path) -> bool:

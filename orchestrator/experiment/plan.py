@@ -13,6 +13,8 @@ from orchestrator.experiment.search import Search
 
 STOPPED_EARLY = "stopped early"
 """First words of the note of a training whose status is STOPPED."""
+RUNNING = "running"
+"""First word of why something is missing that somebody works on."""
 
 
 class RowKeys(NamedTuple):
@@ -324,5 +326,5 @@ def _why_missing(record: Record | None) -> str | None:
     if record.status == "FAILED":
         return f"failed: {record.note}" if record.note else "failed"
     if record.status == "RUNNING":
-        return f"running: {record.note}" if record.note else "running"
+        return f"{RUNNING}: {record.note}" if record.note else RUNNING
     return record.note or "interrupted"

@@ -66,6 +66,25 @@ def table_part(table: Table) -> dict[str, Any]:
     return shown.html_part(*_forest(shown))
 
 
+def table_html(table: Table, figure: str = "") -> str:
+    """Render a table and its figure without their heading, as a page keeps them for later."""
+    return fill("table_alone.html", **table_part(table), figure=figure)
+
+
+def kept_section(title: str, anchor: str, html: str, *, when: str, note: str) -> Section:
+    """Return the section of a table that was rendered before.
+
+    Args:
+        title: of the table.
+        anchor: of the section.
+        html: what `table_html` gave.
+        when: it was rendered, for the table of contents.
+        note: how old it is, and what it rests on.
+    """
+    html = fill("kept.html", title=title, anchor=anchor, html=html, note=note)
+    return Section(f"{title} ({when})", anchor, html)
+
+
 def _forest(table: Table) -> tuple[dict[int, str], str]:
     """Draw the intervals of a table's rows, by the row's place, on one axis; empty where there are none."""
     place = next((place for place, column in enumerate(table.columns) if column.has_forest), None)

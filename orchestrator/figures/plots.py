@@ -24,6 +24,8 @@ class Measurement:
     value: float | None
     """None where it was not measured."""
     interval: tuple[float, float] | None = None
+    absent: str = "not run"
+    """What is said in the place of a value."""
 
 
 def dot_plot(metric: str, rows: Sequence[Measurement], reference: str | None, title: str) -> Drawing:
@@ -46,7 +48,7 @@ def dot_plot(metric: str, rows: Sequence[Measurement], reference: str | None, ti
     for number, row in enumerate(rows):
         y = 32 + 34 * number
         marks.append(Text(0, y, row.label))
-        marks.append(Text(WIDTH, y, "not run" if row.value is None else f"{row.value:.1f}", "soft", "end"))
+        marks.append(Text(WIDTH, y, row.absent if row.value is None else f"{row.value:.1f}", "soft", "end"))
         if row.interval is not None:
             left, right = (_across(end, low, high) for end in row.interval)
             marks.append(Line(left, y + 10, right, y + 10))

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from orchestrator.figures.texts import for_latex, for_markdown, sentence, width, wrapped
 
 Value = str | int | float | None
+Tone = Literal["", "good", "warn", "bad"]
+"""What a cell says of its row, as a colour where there are colours: green, yellow, red."""
 MOST_DIGITS = 4
 TEXT_WIDTH = 120
 ABSENT = "—"
@@ -33,6 +35,7 @@ class Cell:
     """What an absent value is shown as: a dash where it may still come, NOT_APPLICABLE where it cannot exist."""
     digits: int | None = None
     """Decimals of a float that carries fewer than its column shows."""
+    tone: Tone = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Column:
     """Shown in grey: what stands beside the numbers of the table, and is none of them."""
     has_forest: bool = False
     """Its intervals are also drawn on a page, one to a row."""
+    narrow: Literal["", "heading", "left out"] = ""
+    """What becomes of it on a screen that is too narrow: its values stand as headings above their rows, or it goes."""
 
     @property
     def head(self) -> str:
@@ -90,6 +95,8 @@ class Line:
     bold: frozenset[int] = frozenset()
     soft: frozenset[int] = frozenset()
     """The places of texts in bold, and of those in grey."""
+    tones: Mapping[int, Tone] = field(default_factory=dict)
+    """Those of texts that have one, by place."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +141,8 @@ class Table:
         """
         if self.compact is not None:
             return self.compact.to_text(max_width)
-        folds = self.is_folded(max_width) or (_has_spreads(self) and self._width() > max_width)
-        columns, lines = self.lay_out(folds=folds)
-        if self.is_wrapped:
-            columns = tuple(column for column in self.columns if not column.under)
-            lines = [line for place, row in enumerate(self.cells()) for line in _wrapped(row, self.columns, place)]
-        widths = _widths(columns, [line for line in lines if line.kind != "heading"])
+        columns, lines = self.lay_out_text(max_width)
+        widths = widths_of(columns, lines)
         rule = "  ".join("─" * n for n in widths)
         shown = [self.title, *([self.caption] if self.caption else []), ""]
         shown += [_aligned([column.head for column in columns], widths, columns), rule]
@@ -238,13 +241,21 @@ class Table:
                 lines.append(_line(row, self.columns, place))
         return columns, lines
 
+    def lay_out_text(self, max_width: int = TEXT_WIDTH) -> tuple[tuple[Column, ...], list[Line]]:
+        """Return the columns and lines of a text: folded where they are wider, wrapped where columns say so."""
+        if self.is_wrapped:
+            columns = tuple(column for column in self.columns if not column.under)
+            rows = enumerate(self.cells())
+            return columns, [line for place, row in rows for line in _wrapped(row, self.columns, place)]
+        return self.lay_out(folds=self.is_folded(max_width) or (_has_spreads(self) and self._width() > max_width))
+
     def rule_above(self, lines: Sequence[Line], place: int) -> bool:
         """Whether a rule stands above a line, by its place."""
         row = lines[place].row
         return self.begins_group(row) and (place == 0 or lines[place - 1].row != row)
 
     def _width(self) -> int:
-        widths = _widths(self.columns, [_line(row, self.columns, 0) for row in self.cells()])
+        widths = widths_of(self.columns, [_line(row, self.columns, 0) for row in self.cells()])
         return sum(widths) + 2 * (len(widths) - 1)
 
     def to_json(self) -> str:
@@ -340,6 +351,7 @@ def _line(row: Sequence[Cell], columns: Sequence[Column], place: int) -> Line:
         soft=frozenset(
             n for n, (cell, column) in enumerate(zip(row, columns, strict=True)) if cell.soft or column.is_soft
         ),
+        tones={number: cell.tone for number, cell in enumerate(row) if cell.tone},
     )
 
 
@@ -392,8 +404,13 @@ def _styled(line: Line, escape: Callable[[str], str], forms: Mapping[str, str]) 
     return texts
 
 
-def _widths(columns: Sequence[Column], lines: Sequence[Line]) -> list[int]:
-    indented = [("  " + line.texts[0], *line.texts[1:]) if line.kind == "detail" else line.texts for line in lines]
+def widths_of(columns: Sequence[Column], lines: Sequence[Line]) -> list[int]:
+    """Return the width of each column on a screen, headings of groups left out."""
+    indented = [
+        ("  " + line.texts[0], *line.texts[1:]) if line.kind == "detail" else line.texts
+        for line in lines
+        if line.kind != "heading"
+    ]
     return [max(map(width, texts)) for texts in zip([column.head for column in columns], *indented, strict=True)]
 
 

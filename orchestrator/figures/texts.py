@@ -1,7 +1,6 @@
 """Texts of tables: how wide they are, where they break, and how they are escaped for GitHub and LaTeX."""
 
 import re
-import textwrap
 import unicodedata
 
 
@@ -11,10 +10,16 @@ def width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """Break a text into lines of so many characters."""
-    # Never within a word, and never at a hyphen: "R-CNN" and "1e-4" are words.
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str, most: int) -> list[str]:
+    """Break a text between words into lines of so many terminal columns; a longer word has a line of its own."""
+    lines: list[str] = []
+    # Never within a word, and never at a hyphen: "R-CNN" and "1e-4" are words, and a path can be copied.
+    for word in text.split():
+        if lines and width(f"{lines[-1]} {word}") <= most:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def sentence(text: str) -> str:

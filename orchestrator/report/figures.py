@@ -6,11 +6,11 @@ from numbers import Real
 
 from model.settings import to_dict
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import train_key
+from orchestrator.experiment.plan import RUNNING, STOPPED_EARLY, train_key
 from orchestrator.figures.drawing import Drawing, Point, small_multiples, to_svg
 from orchestrator.figures.page import captioned
 from orchestrator.figures.plots import Measurement, curve_plot, dot_plot
-from orchestrator.figures.table import Cell, Column, Group, Table, Value, show
+from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value, show
 from orchestrator.report.results import PAPER, RowResult, paper_beside
 
 
@@ -52,7 +52,12 @@ def row_dots(experiment: Experiment, rows: Sequence[RowResult]) -> list[Drawing]
     for row in rows:
         known = row.estimate(metric)
         interval = (known.low, known.high) if known else None
-        measurements.append(Measurement(label=row.row.label, value=row.mean(metric), interval=interval))
+        # The table beside says the rest, such as after which epoch it was stopped, or why it failed.
+        absent = next((said for said in (STOPPED_EARLY, RUNNING) if row.state.startswith(said)), "not run")
+        if row.by_seed:
+            absent = NOT_APPLICABLE
+        measured = Measurement(label=row.row.label, value=row.mean(metric), interval=interval, absent=absent)
+        measurements.append(measured)
     if all(one.value is None for one in measurements):
         return []
     return [dot_plot(metric, measurements, experiment.reference, experiment.title)]

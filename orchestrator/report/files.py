@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 from model.data.cache import file_sha256
 from orchestrator import names
@@ -17,12 +18,12 @@ from orchestrator.experiment.prepare import require_one_version
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
-from orchestrator.figures.page import html_page, render
+from orchestrator.figures.page import Section, html_page, kept_section, render, table_html
 from orchestrator.figures.table import Table
 from orchestrator.report.figures import drawings, figures, with_matrix
 from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
 from orchestrator.report.resamples import OF_SIZES, Fetch, resampled
-from orchestrator.report.results import RowResult, data_of, measure, papers_gains, results_table
+from orchestrator.report.results import RowResult, measure, measured_on, papers_gains, results_table
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 
@@ -34,6 +35,8 @@ BIBTEX = """@article{wu2020improvement,
   journal = {arXiv preprint arXiv:2011.10465},
   year    = {2020}
 }"""
+PARTS = "parts"
+"""The folder of what each table looks like on the page of its suite."""
 SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex", "json": "json"}
 
 
@@ -116,8 +119,8 @@ def measure_suite(
     return [(experiment, measure(experiment, ledger, samples)) for experiment in sound]
 
 
-def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
-    """Return one page of all tables and figures, and of the first table's heads at work."""
+def reports_page(reports: Sequence[Report], extra: Sequence[Table] = (), kept: Sequence[Section] = ()) -> str:
+    """Return one page of all tables and figures, what was kept of others, and the first table's heads at work."""
     suites = ", ".join(dict.fromkeys(report.experiment.suite for report in reports))
     tables, drawn = [], []
     for report in reports:
@@ -126,30 +129,37 @@ def reports_page(reports: Sequence[Report], extra: Sequence[Table] = ()) -> str:
             drawn.append(report.figures if table is report.table else "")
     # The first lab alone: one takes up to two megabytes a head.
     lab = next((lab for report in reports if (lab := read_labs(report.labs)) is not None), None)
-    sections = [] if lab is None else [lab_section(lab)]
+    sections = [*kept, *([] if lab is None else [lab_section(lab)])]
     title, found, facts = f"retinanet-conf: {suites}", _found(reports), _facts(reports)
     return html_page(title, [*tables, *extra], drawn, sections, found=found, facts=facts, cites=BIBTEX)
 
 
-def write_reports(folder: Path, reports: Sequence[Report], extra: Mapping[str, Table] | None = None) -> None:
+def write_reports(
+    folder: Path, reports: Sequence[Report], extra: Mapping[str, Table] | None = None, *, keeps: bool = False
+) -> None:
     """Write each table as text, Markdown, LaTeX and JSON, and all as index.html; what stands there already is left.
 
     Args:
         folder: is made.
         reports: of experiments.
         extra: more tables, by the name of their files.
+        keeps: whether the page also shows tables that were written there before with other reports, as they stood;
+            a submit may be of one file of its suite.
     """
     extra = extra or {}
-    files = {"index.html": reports_page(reports, [*extra.values()])}
+    kept = _kept_sections(folder, reports) if keeps else []
+    files = {"index.html": reports_page(reports, [*extra.values()], kept)}
+    if keeps:
+        files |= {f"{PARTS}/{report.experiment.name}.json": _part(folder, report) for report in reports}
     for name, table in extra.items():
         files |= every_format(name, table)
     for report in reports:
         files |= every_format(report.experiment.name, report.table) | _drawn(report)
         if report.compares_heads:
             files |= every_format(f"{report.experiment.name}_misalignment", report.misalignment)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
 
@@ -204,6 +214,50 @@ def matches_from(uri: str) -> Fetch:
     return fetch
 
 
+def _part(folder: Path, report: Report) -> str:
+    """Return what a later page shows of a report, with the time since when it stands so."""
+    drawn = [report.figures, *[""] * (len(report.tables()) - 1)]
+    content = {
+        "file": str(report.experiment.path.absolute()),
+        "facts": _facts([report]),
+        "tables": [
+            [table.title, table_html(table, figure)] for table, figure in zip(report.tables(), drawn, strict=True)
+        ],
+    }
+    held = _read_part(folder / PARTS / f"{report.experiment.name}.json")
+    same = held is not None and all(held.get(name) == value for name, value in content.items())
+    written = held["written"] if held is not None and same else datetime.now(UTC).isoformat(timespec="minutes")
+    return json.dumps(content | {"written": written}, ensure_ascii=False, indent=1) + "\n"
+
+
+def _kept_sections(folder: Path, reports: Sequence[Report]) -> list[Section]:
+    """Return the tables that were written to a folder and are none of these reports."""
+    new, sections = {report.experiment.name for report in reports}, []
+    for file in sorted((folder / PARTS).glob("*.json")):
+        part = None if file.stem in new else _read_part(file)
+        if part is None:
+            continue
+        when = f"as of {datetime.fromisoformat(part['written']):%d %B %Y, %H:%M} UTC"
+        why = (
+            "the last submit did not measure it anew"
+            if Path(part["file"]).is_file()
+            else f"its file {part['file']} is gone"
+        )
+        note = f"{when[0].upper()}{when[1:]}: {why}. {' · '.join(part['facts'])}"
+        for place, (title, html) in enumerate(part["tables"]):
+            anchor = f"kept-{file.stem}" + (f"-{place}" if place else "")
+            sections.append(kept_section(title, anchor, html, when=when, note=note))
+    return sections
+
+
+def _read_part(file: Path) -> dict[str, Any] | None:
+    try:
+        part: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or half written when a disk was full: the next submit writes it
+        return None
+    return part if part.keys() >= {"file", "facts", "tables", "written"} else None
+
+
 def _drawn(report: Report) -> dict[str, str]:
     # SVG, as matplotlib, which makes PNG, takes seconds to import: too long for a submit that finds nothing to do.
     sheet = svg_sheet(drawings(report.experiment, report.rows), report.experiment.title)
@@ -246,7 +300,8 @@ def _facts(reports: Sequence[Report]) -> list[str]:
     rows = [row for report in reports for row in report.experiment.rows]
     seeds = sorted({seed for row in rows for seed in row.seeds})
     listed = ", ".join(map(str, seeds))
-    facts = ["; ".join(dict.fromkeys(map(data_of, rows))), f"seed{'s' if len(seeds) > 1 else ''} {listed}"]
+    data = measured_on([row for report in reports for row in report.rows])
+    facts = ["; ".join(data), f"seed{'s' if len(seeds) > 1 else ''} {listed}"]
     newest = max((report.newest for report in reports if report.newest is not None), default=None)
     return facts if newest is None else [*facts, f"newest evaluation {newest:%d %B %Y}"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from orchestrator import names
 from orchestrator.experiment.load import Experiment
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
-from orchestrator.report.results import RowResult, data_of
+from orchestrator.report.results import RowResult, measured_on
 
 MISALIGNMENT_COLUMNS = {
     "rank_correlation": Column("rank corr.", digits=3),
@@ -38,8 +38,11 @@ def misalignment_table(experiment: Experiment, rows: Sequence[RowResult]) -> Tab
     if any(states):
         columns.append(Column("state", numeric=False))
         lines = [(*line, state) for line, state in zip(lines, states, strict=True)]
-    measured_on = "; ".join(dict.fromkeys(data_of(row) for row in experiment.rows))
-    notes = [f"Measured on {measured_on}.", *MISALIGNMENT_NOTES, "In bold: the best as measured; no interval is asked."]
+    notes = [
+        f"Measured on {'; '.join(measured_on(rows))}.",
+        *MISALIGNMENT_NOTES,
+        "In bold: the best as measured; no interval is asked.",
+    ]
     old = [row.row.label for row in rows if row.by_seed and not is_measured(row)]
     if old:
         notes.append(

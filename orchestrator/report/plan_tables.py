@@ -14,12 +14,13 @@ from orchestrator.experiment.plan import (
     Ledger,
     Place,
     Plan,
+    Record,
     TrainRun,
     why_evaluation_is_missing,
     why_training_is_missing,
 )
 from orchestrator.experiment.rows import Resources
-from orchestrator.figures.table import Column, Table, Value
+from orchestrator.figures.table import Cell, Column, Table, Tone, Value
 from orchestrator.worker.training_log import scoring_of
 
 
@@ -31,9 +32,9 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
         title=f"Plan of suite {plan.suite}",
         columns=(
             Column("training", numeric=False),
-            Column("key", numeric=False),
+            Column("key", numeric=False, narrow="left out"),
             Column("epochs"),
-            Column("on", numeric=False),
+            Column("on", numeric=False, narrow="left out"),
             Column("evaluations"),
             Column("missing"),
             Column("why", numeric=False),
@@ -63,7 +64,7 @@ def costs_table(plan: Plan, estimate: PlanTime) -> Table:
     return Table(
         title=f"Cost of each row of suite {plan.suite}",
         columns=(
-            Column("table", numeric=False),
+            Column("table", numeric=False, narrow="heading"),
             Column("row", numeric=False),
             Column("trainings"),
             Column("evaluations"),
@@ -322,10 +323,14 @@ MAX_CHARACTERS = 60
 def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Table:
     """Show one line for each row of each table, and for each of its seeds.
 
+    The AP is the row's own, as its evaluation found it; the one of a training's last validation, under the inference
+    settings of that training, stands beside the first of its rows alone.
+
     With `storage`, the suite's folder of trainings, long reasons are cut, and the logs that hold the rest are named.
     """
-    rows: list[tuple[Value, ...]] = []
+    rows: list[tuple[Cell | Value, ...]] = []
     notes, rules = [], []
+    told: set[str] = set()
     for experiment in plan.experiments:
         rules.append(len(rows))
         for row in experiment.rows:
@@ -337,18 +342,23 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
                     scored = "" if line[-1] == "yes" else scoring_of(storage / run.key)
                     line = tuple(_cut(value) for value in (*line[:-1], scored or line[-1]))
                     notes += [f"{label}: {log}" for log in _logs(storage / run.key, ledger, run.key)]
-                rows.append((experiment.name, label, *line))
+                if run.key in told:
+                    line = _without_validation(line)
+                told.add(run.key)
+                tone = _tone(ledger.trainings.get(run.key))
+                rows.append((experiment.name, label, Cell(line[0], tone=tone), *line[1:]))
     return Table(
         title=f"Status of suite {plan.suite}",
         columns=(
-            Column("table", numeric=False),
+            Column("table", numeric=False, narrow="heading"),
             Column("row", numeric=False),
             Column("training", numeric=False),
             Column("epoch"),
             Column("loss", digits=3),
-            Column("AP"),
-            Column("images/s"),
+            Column("val AP", narrow="left out"),
+            Column("images/s", narrow="left out"),
             Column("ETA"),
+            Column("AP"),
             Column("scored", numeric=False),
         ),
         rows=tuple(rows),
@@ -364,6 +374,7 @@ def _line(plan: Plan, train_key: str, evaluation_key: str, ledger: Ledger) -> tu
     reason = why_training_is_missing(ledger, train_key)
     not_scored = why_evaluation_is_missing(ledger, train_key, evaluation_key)
     running = record is not None and record.status == "RUNNING"
+    scored = ledger.evaluations.get(evaluation_key)
     return (
         "finished" if reason is None else f"waiting ({reason})" if record is None else reason,
         f"{round(metrics.get('train/epoch', 0.0), 1):g}/{plan.trainings[train_key].config.schedule.epochs}",
@@ -371,8 +382,22 @@ def _line(plan: Plan, train_key: str, evaluation_key: str, ledger: Ledger) -> tu
         metrics.get(f"{VAL}AP"),
         metrics.get(IMAGES_PER_S) if running else None,
         _remaining(metrics.get(ETA_S)) if running else None,
+        scored.metrics.get("AP") if scored is not None and not_scored is None else None,
         "no" if not_scored == "waits for its training" else not_scored or "yes",
     )
+
+
+VALIDATION = 3
+"""The place of a training's own AP in what `_line` returns."""
+
+
+def _without_validation(line: tuple[Value, ...]) -> tuple[Value, ...]:
+    return (*line[:VALIDATION], None, *line[VALIDATION + 1 :])
+
+
+def _tone(record: Record | None) -> Tone:
+    tones: dict[str, Tone] = {"FINISHED": "good", "FAILED": "bad", "KILLED": "warn"}
+    return "" if record is None else tones.get(record.status, "")
 
 
 def _cut(value: Value) -> Value:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from model.config import METRICS
 from model.names import LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import (
+    RUNNING,
     STOPPED_EARLY,
     Ledger,
     row_keys,
@@ -64,7 +66,17 @@ class RowResult:
         from orchestrator.report.intervals import estimate
 
         values = self._seed_values(metric)
-        return estimate(values, level) if values else None
+        found = estimate(values, level) if values else None
+        if found is None or metric not in METRICS:
+            return found
+        # No detector has an AP below 0 or above 100, which the scatter of a small one would reach.
+        return replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
+
+    @property
+    def num_images(self) -> int:
+        """The images that it was scored on; 0 where that is not known, or not the same for all its seeds."""
+        values = self._seed_values("AP")
+        return values.num_images if values else 0
 
     def difference(self, other: "RowResult", metric: str, level: float = 0.95) -> "Estimate | None":
         """Return how far it is above another row, with its interval; None where that is not known.
@@ -211,7 +223,7 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
         rules_before=(len(rows),) if quoted else (),
         groups=tuple(groups),
         notes=(
-            *_notes(experiment, paper, is_begun=any(result.by_seed for result in results)),
+            *_notes(experiment, paper, results),
             *_notes_on_gains(experiment, results, gains, is_resampled),
             *_notes_on_best(results, experiment.columns, best),
         ),
@@ -271,7 +283,22 @@ def data_of(row: Row) -> str:
     is_coco = data.dataset == "coco" and row.split in ("train2017", "val2017", "test-dev2017")
     name = f"{'COCO' if is_coco else data.dataset} {row.split}"
     is_cut = row.split == data.val_split and data.num_val_images is not None
-    return f"{name}, first {data.num_val_images} images" if is_cut else name
+    return f"{name}, at most the first {data.num_val_images} images" if is_cut else name
+
+
+def measured_on(results: Sequence[RowResult]) -> list[str]:
+    """Name what rows are measured on; where it is known of one of them, with the number of images there really are."""
+    seen: dict[str, int] = {}
+    for result in results:
+        seen[data_of(result.row)] = max(seen.get(data_of(result.row), 0), result.num_images)
+    found = []
+    for result in results:
+        name, most = data_of(result.row), result.row.train.data.num_val_images
+        split, cut, _ = name.partition(", at most ")
+        if cut and seen[name] and most is not None:
+            name = f"{split}, all {seen[name]} images" if seen[name] < most else f"{split}, first {most} images"
+        found.append(name)
+    return list(dict.fromkeys(found))
 
 
 def interval_note(estimates: Sequence["Estimate"]) -> str:
@@ -309,7 +336,7 @@ def _state(row: Row, reasons: Mapping[int, str]) -> str:
         why = next(iter(reasons.values()))
     if done := len(row.seeds) - len(reasons):
         return f"{done} of {len(row.seeds)} seeds: {why}"
-    if why.startswith(STOPPED_EARLY):
+    if why.startswith((STOPPED_EARLY, RUNNING)):
         return why
     return "not run" if why == "never run" else f"not run: {why}"
 
@@ -421,12 +448,12 @@ def _notes_on_best(
     ]
 
 
-def _notes(experiment: Experiment, paper: PaperBeside, *, is_begun: bool) -> list[str]:
-    notes = []
+def _notes(experiment: Experiment, paper: PaperBeside, results: Sequence[RowResult]) -> list[str]:
+    notes, is_begun = [], any(result.by_seed for result in results)
     for seeds in dict.fromkeys(row.seeds for row in experiment.rows):
         listed = ", ".join(map(str, seeds))
         notes.append(f"One seed: {listed}." if len(seeds) == 1 else f"Mean ± std over {len(seeds)} seeds: {listed}.")
-    ours = list(dict.fromkeys(data_of(row) for row in experiment.rows))
+    ours = measured_on(results)
     if paper.metrics and ours != [PAPERS_DATA]:
         notes.append(f"paper: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
         notes.append("Numbers of different data have no common level: no difference to the paper is formed of them.")

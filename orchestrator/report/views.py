@@ -83,11 +83,12 @@ def table_view(shown: TableShown) -> View:
     version = [f"tags.`{names.FINGERPRINT}`"] if shown.is_mixed else []
     cells = [*([] if shown.is_grouped else [row]), *metrics, *params, SEED, *version, *apart]
     widths = {RUN_NAME: 330} if shown.is_grouped else {RUN_NAME: 100, row: 260}
-    widths |= dict.fromkeys(metrics, 80) | dict.fromkeys(params, 150) | dict.fromkeys(apart, 190)
+    # The page shows a group's mean with three decimals, and its deviation behind it.
+    widths |= (
+        dict.fromkeys(metrics, 130 if shown.is_grouped else 80) | dict.fromkeys(params, 150) | dict.fromkeys(apart, 190)
+    )
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, PAPERS_OWN: 3}
     sections |= {"misalignment": 3, "other COCO numbers": 3}
-    group = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": shown.row}]}
-    is_folded = shown.is_grouped and len(shown.rows) <= MOST_FOLDED
     return _view(_table_charts(shown), sections, (PAPERS_OWN, "misalignment", "other COCO numbers")) | {
         "searchFilter": _filter(shown.table),
         "orderByKey": row,
@@ -95,13 +96,14 @@ def table_view(shown: TableShown) -> View:
         "selectedColumns": cells,
         "columnOrder": [RUN_NAME, CREATED, *cells],
         "columnWidths": {CREATED: 50, SEED: 60} | widths,
-        "groupBy": group if shown.is_grouped else None,
-        "groupsExpanded": {f"tag.{shown.row}.{name}": False for name in shown.rows} if is_folded else {},
+        **_grouping(shown),
     }
 
 
 def trials_view(shown: TableShown, metric: str) -> View:
-    """Show the trainings of a search, best first, those that were stopped early and never scored included.
+    """Show the trials of a search, best first, those that were stopped early and never scored included.
+
+    A trial of several seeds is one line with their mean, which unfolds to its trainings.
 
     Args:
         shown: the table of the search, with the settings of trainings that were drawn.
@@ -117,15 +119,17 @@ def trials_view(shown: TableShown, metric: str) -> View:
     metrics = [f"metrics.`{name}`" for name in (measured, EPOCH)]
     params = [f"params.`{setting.name}`" for setting in shown.settings]
     row, note = f"tags.`{shown.row}`", f"tags.`{names.NOTE}`"
-    cells = [row, *metrics, *params, note, SEED]
-    widths = {row: 260, SEED: 60, note: 320} | dict.fromkeys((*metrics, *params), 150)
+    cells = [*([] if shown.is_grouped else [row]), *metrics, *params, note, SEED]
+    widths = {RUN_NAME: 330} if shown.is_grouped else {RUN_NAME: 100, row: 260}
+    widths |= {SEED: 60, note: 320} | dict.fromkeys((*metrics, *params), 150)
     return _view(charts, {"settings": 2, "training": 2}) | {
         "searchFilter": _filter(f"{shown.table}{TRIALS}"),
         "orderByKey": metrics[0],
         "orderByAsc": False,
         "selectedColumns": cells,
         "columnOrder": [RUN_NAME, CREATED, *cells],
-        "columnWidths": {RUN_NAME: 100, CREATED: 50} | widths,
+        "columnWidths": {CREATED: 50} | widths,
+        **_grouping(shown),
     }
 
 
@@ -202,6 +206,17 @@ def _filter(view_id: str) -> str:
     if view_id.endswith(TRIALS):
         table, kind = view_id.removesuffix(TRIALS), "training"
     return f"tags.{names.KIND} = '{kind}' and tags.`{names.ROW}{table}` != ''"
+
+
+def _grouping(shown: TableShown) -> View:
+    """Make a line of each row, folded, where a table is shown by its rows."""
+    if not shown.is_grouped:
+        return {"groupBy": None, "groupsExpanded": {}}
+    is_folded = len(shown.rows) <= MOST_FOLDED
+    return {
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": shown.row}]},
+        "groupsExpanded": {f"tag.{shown.row}.{name}": False for name in shown.rows} if is_folded else {},
+    }
 
 
 def _table_charts(shown: TableShown) -> list[View]:

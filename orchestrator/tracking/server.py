@@ -22,7 +22,7 @@ from typing import IO, Any
 import requests
 
 from orchestrator.errors import UserError
-from orchestrator.site import Site
+from orchestrator.site import ROOT, Site
 from orchestrator.tracking import rest
 
 USUAL_PORTS = range(5000, 5100)
@@ -156,11 +156,13 @@ def _command(listener: int, nonce: str) -> list[str]:
         "fd": listener,
         "header": f"{NONCE_HEADER}:{nonce}",
         "log-level": "warning",
+        # The sources need not be installed where a job was sent them.
+        "app-dir": ROOT,
         # By default uvicorn waits without end for a connection whose answer nobody reads.
         "timeout-graceful-shutdown": 5,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "uvicorn", *flags, "mlflow.server.fastapi_app:app"]
+    return [sys.executable, "-m", "uvicorn", *flags, "orchestrator.tracking.webapp:app"]
 
 
 def _environment(folder: Path) -> dict[str, str]:

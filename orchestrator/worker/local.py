@@ -23,6 +23,11 @@ def run_row(
     Raises:
         UserError: there is no such row or seed, or its data cannot be trained on.
     """
+    experiment, row = find_row(experiments, label, seed)
+    config = replace(row.train, seed=row.seeds[0] if seed is None else seed)
+    alone = replace(experiment, rows=(replace(row, seeds=(config.seed,)),), reference=None)
+    prepare(make_plan([alone], Ledger()), Ledger(), site, say)
+    # What is wrong with the call or the data is told before torch is imported, which takes seconds.
     import torch
 
     from model.data.coco import read_for_scoring
@@ -31,10 +36,6 @@ def run_row(
     from model.network.retinanet import load_detector
     from model.training.loop import Progress, TrainingError, train
 
-    experiment, row = find_row(experiments, label, seed)
-    config = replace(row.train, seed=row.seeds[0] if seed is None else seed)
-    alone = replace(experiment, rows=(replace(row, seeds=(config.seed,)),), reference=None)
-    prepare(make_plan([alone], Ledger()), Ledger(), site, say)
     # As many as a worker under Ray has: another number of threads sums in another order.
     torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,13 @@ RATES = Experiment(
         seed=0,
     ),
     path=Path("rates.yaml"),
+)
+SEEDED = replace(
+    RATES,
+    name="seeded",
+    suite="seeded",
+    rows=tuple(replace(row, seeds=(0, 1)) for row in RATES.rows),
+    path=Path("seeded.yaml"),
 )
 ROWS_SHOWN = "[...document.querySelectorAll('.ag-center-cols-container .ag-row')]"
 CELLS = "[...row.querySelectorAll('.ag-cell')].sort((a, b) => a.offsetLeft - b.offsetLeft).map(cell => cell.innerText)"
@@ -221,6 +229,32 @@ def test_a_search_shows_every_trial_stopped_ones_too(browser: Browser, shared: T
     lines = "document.querySelectorAll('.parcoords svg').length"
     charts = link.replace("compareRunsMode=TABLE", "compareRunsMode=CHART")
     assert browser.look(charts, f"{lines} > 0 && {CHARTS}.length > 0", picture=tmp_path / "parallel.png")
+
+
+def test_a_trial_of_several_seeds_is_one_line_with_their_mean(browser: Browser, site: Site, tmp_path: Path):
+    suite = open_tracking(server.tracking_server(site), SEEDED.suite)
+    plan = make_plan([SEEDED], Ledger())
+    for place, run_id in enumerate(trained(suite, plan, tmp_path).values()):
+        runs.write(suite.uri, run_id, metrics={"val/AP": 10.0 + place})
+    browse.show_suite(Suite([SEEDED], site))
+    link = browse.links(suite, [SEEDED])["seeded, all trials"]
+    found = browser.look(link, f"{PINNED}.length == 3", then=f"[{NAMES}, {TEXTS}]", picture=tmp_path / "trials.png")
+    labels = list(DRAWN)
+    assert all(f"Group: 0{2 - line} {labels[2 - line]}\n2" in found[0][line] for line in range(3)), found
+    assert [text[0].split()[0] for text in found[1]] == ["14.5", "12.5", "10.5"]  # of 14 and 15, 12 and 13, 10 and 11
+
+
+def test_the_page_opens_on_trainings_and_without_an_assistant_beside_them(
+    browser: Browser, suite: Tracking, tmp_path: Path
+):
+    shown = "document.body.innerText.includes('retinanet-conf/made-up')"
+    text = "[location.hash, document.body.innerText]"
+    place, said = browser.look(suite.uri, shown, then=text, picture=tmp_path / "front.png")
+    assert place.startswith("#/experiments") and "Model registry" in said and "Prompts" not in said
+    link = browse.links(suite, [TABLE])["table5"]
+    wide = "document.querySelector('.ag-root').getBoundingClientRect().width"
+    width, said = browser.look(link, f"{ROWS_SHOWN}.length >= 20", then=f"[{wide}, document.body.innerText]")
+    assert "Ask questions about" not in said and width > 0.8 * 1600  # of the window; beside the assistant it is 0.58
 
 
 def test_the_curves_and_the_example_detections_of_every_training_are_shown(

@@ -38,8 +38,9 @@ def read_voc(files: SplitFiles) -> Tables:
     if not names:
         raise DataError(f"{files.where}: there is nothing to detect: no XML file names an object")
     ids = {name: place for place, name in enumerate(names, start=1)}
-    own = [(file, trees[file]) for file in files.labels if file is not None]
-    listed = [_image_name(files, name, tree) for name, (_, tree) in zip(files.listed or (), own, strict=True)]
+    nothing = Element("annotation")  # of an image without a file
+    own = [(file, nothing if file is None else trees[file]) for file in files.labels]
+    listed = [_image_name(name, tree) for name, (_, tree) in zip(files.listed or (), own, strict=True)]
     objects = [(image, one) for image, (_, tree) in enumerate(own) for one in tree.findall("object")]
     from_devkit = [(tree.findtext("source/database") or "").strip().startswith("The VOC") for _, tree in own]
     difficult = [_is_true(one.findtext("difficult")) for _, one in objects]
@@ -103,7 +104,7 @@ def _names(file: Path, tree: Element) -> list[str]:
     return names
 
 
-def _image_name(files: SplitFiles, name: str, tree: Element) -> str:
+def _image_name(name: str, tree: Element) -> str:
     """The image of an XML file: the one called like it, else the one that it names."""
     if is_image(name):
         return name

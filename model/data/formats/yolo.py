@@ -22,6 +22,8 @@ class _Lines(NamedTuple):
     """What the lines of all label files say."""
 
     images: list[int]
+    numbers: list[int]
+    """Of the lines in their files."""
     classes: list[int]
     boxes: list[tuple[float, float, float, float]]
     """Centre, width and height, in fractions of the image."""
@@ -35,7 +37,7 @@ def read_yolo(files: SplitFiles) -> Tables:
         DataError: a line is none of YOLO's, the class names are missing, or the boxes are in pixels.
     """
     names, num_keypoints = _classes(files.annotations[0])
-    lines = _Lines([], [], [], Counter())
+    lines = _Lines([], [], [], [], Counter())
     for image, label in enumerate(files.labels):
         if label is not None:
             _read_lines(label, image, num_keypoints, lines)
@@ -53,6 +55,7 @@ def read_yolo(files: SplitFiles) -> Tables:
         crowds=np.zeros(len(boxes), dtype=bool),
         categories=dict(enumerate(names)),
         notes=_notes(files, lines.kinds),
+        written=_written(files, lines, boxes, len(names)),
     )
 
 
@@ -123,6 +126,7 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
         else:
             raise _no_line(file, place, line)
         lines.images.append(image)
+        lines.numbers.append(place)
         lines.classes.append(label)
         lines.boxes.append(box)  # type: ignore[arg-type]
 
@@ -143,6 +147,18 @@ def _require_fractions(files: SplitFiles, boxes: NDArray[np.float64]) -> None:
             f"{files.where}: {int(beyond.sum()):,} of {len(boxes):,} boxes are far outside of 0 to 1, the first is "
             f"{first}: they look like pixels; YOLO's boxes are fractions of the image"
         )
+
+
+def _written(files: SplitFiles, lines: _Lines, boxes: NDArray[np.float64], num_classes: int) -> dict[int, str]:
+    """What a file has, and where, by the rows that the checks may find fault with."""
+    classes = np.array(lines.classes, dtype=np.int64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        centre, half = boxes[:, :2], boxes[:, 2:] / 2
+        inside = ((half > 0) & (centre - half > -1e-3) & (centre + half < 1 + 1e-3)).all(axis=1)
+    odd = np.flatnonzero(~inside | (classes >= num_classes)).tolist()
+    values = {row: lines.classes[row] if lines.classes[row] >= num_classes else list(lines.boxes[row]) for row in odd}
+    where = {row: f"{files.labels[lines.images[row]]}, line {lines.numbers[row]}" for row in odd}
+    return {row: f"{value} in {where[row]}" for row, value in values.items()}
 
 
 def _pixels(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:

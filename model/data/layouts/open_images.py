@@ -10,7 +10,7 @@ LOOKED_FOR = (
     "<split>-annotations-bbox.csv, with images in <split>/"
 )
 COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
-_CLASSES = ("*class-descriptions*.csv", "metadata/classes.csv", "*/metadata/classes.csv")
+_CLASSES = ("*class-descriptions*.csv", "*/*class-descriptions*.csv", "metadata/classes.csv", "*/metadata/classes.csv")
 
 
 def find_open_images(root: Path) -> dict[str, SplitFiles]:

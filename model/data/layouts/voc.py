@@ -70,11 +70,12 @@ def _splits(
     for split, (images, annotations, ids) in places.items():
         by_stem = {_stem(name): name for name in list_images(images)}
         files = xml[annotations]
-        chosen = sorted(files if ids is None else set(ids) & set(files))
-        without = sorted(set(by_stem if ids is None else ids) - set(files))
-        if not chosen:
+        without = sorted(set(by_stem if ids is None else by_stem.keys() & set(ids)) - set(files))
+        # An image that a list names belongs to the split: Datumaro writes no XML file for one without objects.
+        chosen = set(files if ids is None else ids)
+        if not chosen & set(files):
             continue
-        pairs = sorted((by_stem.get(stem, stem), files[stem]) for stem in chosen)
+        pairs = sorted((by_stem.get(stem, stem), files.get(stem)) for stem in chosen)
         splits[split] = SplitFiles(
             name=split,
             format="voc",
@@ -82,18 +83,18 @@ def _splits(
             annotations=(*labelmap, *every),
             listed=tuple(name for name, _ in pairs),
             labels=tuple(file for _, file in pairs),
-            notes=_unannotated(split, without),
+            notes=_unannotated(split, without, ids is not None),
         )
     return splits
 
 
-def _unannotated(split: str, names: list[str]) -> tuple[str, ...]:
+def _unannotated(split: str, names: list[str], are_listed: bool) -> tuple[str, ...]:
     if not names:
         return ()
-    return (
-        f"{len(names):,} images of {split} have no XML file and are left out as not annotated, such as {names[0]}; an "
-        "image without objects has an XML file without them",
-    )
+    found = f"{len(names):,} images of {split} have no XML file, such as {names[0]}"
+    if are_listed:
+        return (f"{found}: they have no objects, as the list names them all the same",)
+    return (f"{found}: they are left out as not annotated; an XML file without objects would say that there are none",)
 
 
 def _lists(root: Path) -> Iterable[Path]:

@@ -32,12 +32,21 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
         DataError: what the file says is not there, or a split has no label file at all.
     """
     if root.is_file():
-        return _by_darknet(root) if root.suffix == ".data" else _by_yaml(root)
-    for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))):
-        if file.is_file() and "names" in (document := read_yaml(file)) and set(document) & set(_SPLIT_KEYS):
+        if root.suffix == ".data":
+            return _by_darknet(root)
+        is_of_splits = bool(set(read_yaml(root)) & set(_SPLIT_KEYS))
+        return _by_yaml(root) if is_of_splits else _by_folders(root.parent, root)
+    files = [file for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))) if file.is_file()]
+    named = {file: document for file in files if "names" in (document := read_yaml(file))}
+    for file, document in named.items():
+        if set(document) & set(_SPLIT_KEYS):
             return _by_yaml(file)
     darknet = next((file for file in sorted(root.glob("*.data")) if file.is_file()), None)
-    return _by_folders(root) if darknet is None else _by_darknet(darknet)
+    if darknet is not None:
+        return _by_darknet(darknet)
+    # supervision's data.yaml names classes alone; a recipe of something else has names as well, and no labels.
+    names = next(iter(named), None) or _class_file(root)
+    return {} if names is None else _by_folders(root, names)
 
 
 def read_yaml(file: Path) -> dict[str, object]:
@@ -73,7 +82,10 @@ def _by_yaml(file: Path) -> dict[str, SplitFiles]:
             paths.notes.append(f"{file}: {key} is {entries}, which is not there: left out")
             continue
         images = [image for place in places if place is not None for image in paths.images(place)]
-        splits |= _labelled(key, images, (file,), tuple(paths.notes), optional=key in ALIASES["test"])
+        whole = all(place is not None and place.is_dir() for place in places)
+        splits |= _labelled(
+            key, images, (file,), tuple(paths.notes), optional=key in ALIASES["test"], whole_folders=whole
+        )
     if not splits:
         raise DataError(f"{file}: names no split with images; give it train: and val:, folders of images")
     return splits
@@ -97,11 +109,8 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
     return splits
 
 
-def _by_folders(root: Path) -> dict[str, SplitFiles]:
-    """Splits of a folder that holds class names and no other description."""
-    names = _class_file(root)
-    if names is None:
-        return {}
+def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
+    """Splits of a folder that holds a file of class names and no other description."""
     lists = [file for file in sorted(root.glob("*.txt")) if file.stem in _SPLIT_KEYS]
     if lists:
         paths = _Paths(names, [root])
@@ -116,7 +125,7 @@ def _by_folders(root: Path) -> dict[str, SplitFiles]:
         found = {folder.name: _absolute(folder) for folder in folders(root)}
     splits: dict[str, SplitFiles] = {}
     for name, images in found.items():
-        splits |= _labelled(name, images, (names,), (), optional=True)
+        splits |= _labelled(name, images, (names,), (), optional=True, whole_folders=not lists)
     return splits
 
 
@@ -129,9 +138,24 @@ def _class_file(root: Path) -> Path | None:
 
 
 def _labelled(
-    name: str, images: Sequence[str], describing: tuple[Path, ...], notes: tuple[str, ...], *, optional: bool
+    name: str,
+    images: Sequence[str],
+    describing: tuple[Path, ...],
+    notes: tuple[str, ...],
+    *,
+    optional: bool,
+    whole_folders: bool = False,
 ) -> dict[str, SplitFiles]:
-    """The split of these images, with the label files that are there; none where it has no image or no label."""
+    """The split of these images, with the label files that are there; none where it has no image or no label.
+
+    Args:
+        name: of the split.
+        images: paths.
+        describing: the files that name classes and images.
+        notes: of the split.
+        optional: whether a split without labels is no split, rather than a mistake.
+        whole_folders: whether a label file in their folders belongs to one of these images.
+    """
     if not images:
         return {}
     label_of = _LabelFiles()
@@ -146,6 +170,8 @@ def _labelled(
             f"{_swapped(first)}, or beside it; put them there"
         )
     folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
+    if whole_folders and (left := label_of.left()):
+        notes += (f"{len(left):,} label files of {name} have no image, such as {left[0]}",)
     start = len(str(folder).rstrip("/")) + 1
     split = SplitFiles(
         name=name,
@@ -160,19 +186,32 @@ def _labelled(
 
 
 class _LabelFiles:
-    """Where an image's labels are: in labels/ for images/, or beside it; each folder is listed once."""
+    """Where an image's labels are: in labels/ for images/, beside it, or in labels/ there; lists each folder once."""
 
     def __init__(self) -> None:
         self._listings: dict[str, frozenset[str]] = {}
+        self._found: dict[str, set[str]] = {}
 
     def __call__(self, image: str) -> Path | None:
-        for place in (_swapped(image), os.path.splitext(image)[0] + ".txt"):
-            folder, _, name = place.rpartition("/")
-            if folder not in self._listings:
-                self._listings[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
-            if name in self._listings[folder]:
-                return Path(place)
+        folder, _, name = os.path.splitext(image)[0].rpartition("/")
+        name += ".txt"
+        for place in dict.fromkeys((_swapped(image).rpartition("/")[0], folder, f"{folder}/labels")):
+            if place not in self._listings:
+                self._listings[place] = frozenset(os.listdir(place) if os.path.isdir(place) else ())
+            if name in self._listings[place]:
+                self._found.setdefault(place, set()).add(name)
+                return Path(f"{place}/{name}")
         return None
+
+    def left(self) -> list[str]:
+        """The label files in folders called labels that are no image's."""
+        return sorted(
+            f"{place}/{name}"
+            for place, found in self._found.items()
+            if "labels" in place.split("/")
+            for name in self._listings[place] - found
+            if name.endswith(".txt") and name not in CLASS_FILES
+        )
 
 
 def _swapped(image: str) -> str:

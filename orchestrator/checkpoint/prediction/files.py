@@ -99,7 +99,7 @@ def plan_job(
     Raises:
         UserError: the folder cannot be written to, or holds what is looked at.
     """
-    absolute = tuple(str(Path(path).absolute()) for path in (checkpoint, *arguments))
+    absolute = tuple(str(Path(path).absolute()) for path in (str(checkpoint), *arguments))
     name = f"{_name(arguments[0], files[0])}-{checkpoint.resolve().name}"
     folder = out or _own_folder(site.home / "predictions", name, absolute)
     sources = _sources(files, folder)

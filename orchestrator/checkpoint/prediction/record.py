@@ -71,7 +71,9 @@ class Record:
 
     def _to_coco(self) -> dict[str, Any]:
         """Images have their places among the files as ids, from 1, frames the numbers behind those."""
-        images, annotations, videos = [], [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        videos: list[dict[str, Any]] = []
         next_id = len(self.job.sources) + 1
         for source in self.job.sources:
             if source.film is not None and source.place in self.images:

@@ -1,7 +1,8 @@
 """The pass over photographs and videos: each is written with its boxes drawn in, on all cores."""
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,29 +39,35 @@ def predict(checkpoint: "CheckpointFolder", job: Job, say: Say, progress: Progre
     """
     from model.inference.predictor import load
 
+    record = Record(job, checkpoint)
+    before = record.num_images
+    left = [source for source in job.sources if source.place not in record.done]
+    if len(left) < len(job.sources):
+        say(f"{len(job.sources) - len(left)} of {len(job.sources)} files were done before, and are kept")
     try:
         predictor = load(checkpoint.path, None, to_dict(checkpoint.inference))
     except ValueError as error:
         raise UserError(str(error)) from error
-    record = Record(job, checkpoint)
-    left = [source for source in job.sources if source.place not in record.done]
-    if len(left) < len(job.sources):
-        say(f"{len(job.sources) - len(left)} of {len(job.sources)} files were done before, and are kept")
     run = _Run(job, predictor, record)
     begin = time.perf_counter()
     try:
         with closing(run.through(left, say)) as steps:
             for done in steps:
-                progress(done, max(done, job.num_images))
+                progress(before + done, max(before + done, job.num_images))
     except BaseException:  # Ctrl-C, a full disk: what is drawn is kept with its boxes
         if record.images:
             record.write()
             say(f"{len(record.done)} of {len(job.sources)} files are done: {job.out / DETECTIONS}")
         raise
-    seconds = time.perf_counter() - begin
+    speed = f", {run.num_images / (time.perf_counter() - begin):.1f} images/s" if run.num_images else ""
     record.write()
-    speed = f", {run.num_images / seconds:.1f} images/s" if run.num_images else ""
-    say(f"{record.num_detections} detections on {record.num_images} images{speed}: {job.out / DETECTIONS}")
+    images = f"{record.num_images} image{'s' * (record.num_images != 1)}"
+    say(f"{record.num_detections} detections on {images}{speed}: {job.out / DETECTIONS}")
+    if run.best_scores and not record.num_detections:
+        best = max(run.best_scores)
+        say(
+            f"no score reaches {job.score:g}; the best is {best:.2f}: --score {math.floor(best * 10) / 10:g} shows more"
+        )
     return run.broken
 
 
@@ -89,9 +96,10 @@ class _Run:
     def __init__(self, job: Job, predictor: "Predictor", record: "Record") -> None:
         self.job, self.predictor, self.record = job, predictor, record
         self.num_images = self.broken = 0
+        self.best_scores: list[float] = []
         self.writer: Writer | None = None
 
-    def through(self, sources: Sequence[Source], say: Say) -> Iterator[int]:
+    def through(self, sources: Sequence[Source], say: Say) -> Generator[int, None, None]:
         """Yield the number of images done, after each."""
         with closing(self.predictor.in_parallel(self._look, self._items(sources))) as results:
             try:
@@ -134,7 +142,9 @@ class _Run:
             picture = item.frame.picture if item.frame else upright(source.path)
         except ValueError as error:
             return item, str(error)
-        found = self.predictor.detect(picture).above(self.job.score)
+        found = self.predictor.detect(picture)
+        self.best_scores.extend(found.scores[:1].tolist())
+        found = found.above(self.job.score)
         classes = self.predictor.card.category_names
         drawn = draw(picture, found.boxes, found.labels, found.scores, classes=classes)
         if item.frame is not None:
@@ -159,7 +169,7 @@ class _Run:
                 self.writer.add(outcome.drawn, item.frame)
                 self.record.add(source, outcome.found, item.frame)
             elif self.writer is not None:
-                self.writer, writer = None, self.writer
+                writer, self.writer = self.writer, None
                 writer.close()
                 if outcome is None:
                     self.record.end(source)

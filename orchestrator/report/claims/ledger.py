@@ -10,7 +10,7 @@ from orchestrator.figures.table import Cell, Column, Table
 from orchestrator.report.claims.evidence import NO_INTERVAL, Fetch, OurNumbers, PapersNumbers
 from orchestrator.report.claims.file import GRADIENTS, TEN_IMAGES, Claim, ClaimsFile
 from orchestrator.report.claims.kinds import Outcome, Verdict, weigh, weigh_part
-from orchestrator.report.results import PAPERS_DATA, RowResult, data_of
+from orchestrator.report.results import PAPERS_DATA, RowResult, measured_on
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Needed
@@ -80,7 +80,7 @@ def claims_table(
     judgements: Sequence[Judgement], tables: Mapping[str, Sequence[RowResult]], experiments: Sequence[Experiment] = ()
 ) -> Table:
     """Show each claim with its verdicts and the numbers behind, and what the tables were measured on."""
-    ours = list(dict.fromkeys(data_of(measured.row) for rows in tables.values() for measured in rows))
+    ours = measured_on([measured for rows in tables.values() for measured in rows])
     notes = [
         f"The paper's tables: {_counted([one.paper.verdict for one in judgements])}. They are printed to 0.1, so that "
         "a difference may be off by 0.1.",

@@ -13,7 +13,6 @@ from PIL import Image
 
 from model.data.coco import read_coco
 from model.data.faults import DataError
-from model.data.file_names import find_renamed
 from model.data.images import load_sample
 from model.data.split import CocoData
 
@@ -114,8 +113,10 @@ def test_no_file_outside_the_data_folder_is_ever_read(make: Make, tmp_path: Path
     message = refused(make([name], ["im0.jpg"]))
     folder = tmp_path / "data" / "train"
     assert f"images missing (1): image 1 ({name}, looked for in {folder}; the name leads out of the data" in message
-    data = read_coco(tmp_path / "data", "train", check_images=False)
-    assert find_renamed(data.root, data.folder, data.file_names).names == {}
+    with pytest.raises(DataError, match="the name leads out of the data folder, where no file is read"):
+        read_coco(tmp_path / "data", "train", check_images=False)
+    with pytest.raises(DataError, match="no image is left of 1"):
+        read_coco(tmp_path / "data", "train", faults="quarantine")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,6 +148,20 @@ def test_numbers_do_not_depend_on_how_large_ids_are(tmp_path: Path, first: int) 
     assert matches.num_truths.sum() == (~data.annotation_crowds).sum()
 
 
+def test_classes_without_an_object_cost_nothing_and_change_nothing(tmp_path: Path) -> None:
+    annotations, found = random_scene(0)
+    _, file = write(tmp_path, annotations, num_images=8)
+    theirs = pycocotools_numbers(file, table(found))
+    content = json.loads(file.read_text())
+    content["categories"] += [{"id": id, "name": str(id)} for id in range(100, 40000)]
+    file.write_text(json.dumps(content))
+    more = read_coco(tmp_path, "val", check_images=False)
+    detected = table([*found, (1, 39999, [0, 0, 30, 30], 0.99)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert_same_bits(evaluate(more, detected), theirs)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500e3  # kB; all of them would take 8 GB
+
+
 @pytest.mark.parametrize(("image", "category", "what"), [(9, 2, "image 9"), (1, 3, "category 3")])
 def test_a_detection_of_no_image_or_category_is_refused(tmp_path: Path, image: int, category: int, what: str) -> None:
     data, _ = write(tmp_path, [large(1)], num_images=2)
@@ -199,3 +214,15 @@ def test_tables_are_joined_by_image_whatever_their_order() -> None:
     )
     nothing = DetectionTable.concatenate([])
     assert nothing.boxes.shape == (0, 4) and nothing.scores.dtype == np.float32
+
+
+def test_nothing_is_printed_even_where_print_is_another_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ray Train has a print of its own in its workers, which does not write to sys.stdout."""
+    annotations, found = random_scene(0)
+    data, _ = write(tmp_path, annotations, num_images=8)
+    printed: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("builtins.print", lambda *texts, **_: printed.append(texts))
+    assert evaluate(data, table(found))["AP"] is not None
+    assert printed == [] and "".join(capfd.readouterr()) == ""

@@ -8,8 +8,9 @@ from typing import Literal
 import pytest
 import torch
 
-from model.config import METRICS, ScheduleConfig, TrainConfig
+from model.config import METRICS, DataConfig, ScheduleConfig, TrainConfig
 from model.data.coco import read_coco
+from model.data.faults import DataError
 from model.data.images import Sample, load_sample
 from model.data.split import CocoData
 from model.network.backbone import Backbone
@@ -17,6 +18,7 @@ from model.network.checkpoint import load_resume, load_weights, read_card
 from model.network.retinanet import build_detector
 from model.training.batches import epoch_batches, flips
 from model.training.loop import Progress, TrainingError, train
+from tests.conftest import MakeCoco
 from tests.processes import run_processes
 from tests.trainings import CONFIG, MODEL, SPEEDS, last, norm, run, same, without_speed
 
@@ -61,6 +63,21 @@ def assert_agree(one: Path, other: Path, config: TrainConfig) -> None:
         assert change.norm() > 0 and differences[name].norm() <= 1e-3 * change.norm(), name
     assert norm(differences) <= 1e-4 * norm(changes)
     assert norm(differences) <= 1e-6 * norm(weights)
+
+
+def test_a_validation_split_of_other_classes_is_refused_before_the_first_update(
+    make_coco: MakeCoco, tmp_path: Path
+) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    root = make_coco([box])
+    (root / "val").symlink_to("train")
+    content = json.loads((root / "annotations" / "instances_train.json").read_text())
+    (root / "annotations" / "instances_val.json").write_text(
+        json.dumps(content | {"categories": [{"id": 3, "name": "dog"}]})
+    )
+    with pytest.raises(DataError, match="need the same categories, but 8 is 'cat' in train and missing in val"):
+        run(replace(CONFIG, data=DataConfig(train_split="train", val_split="val")), root, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("local_batch", [4, 3, 1])

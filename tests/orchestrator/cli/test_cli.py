@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -95,6 +96,59 @@ def test_a_misspelt_setting_is_named_and_nothing_starts(rnc: Rnc, verb: str, tmp
     file.write_text(f"extends: {MINIATURE}/table1_heads.yaml\ndefaults: {{train: {{schedule: {{epoch: 3}}}}}}\n")
     assert refused(rnc(verb, file), "mine.yaml", "train.schedule.epoch", "did you mean", "epochs")
     assert not (tmp_path / "home").exists()
+
+
+@pytest.fixture
+def half_broken(tmp_path: Path) -> Path:
+    """A folder of a sound file and of one that has a mistake."""
+    folder = tmp_path / "half"
+    folder.mkdir()
+    data = "train: {data: {dataset: shapes, train_split: train, val_split: val}}"
+    (folder / "good.yaml").write_text(f"title: Good\nrows: [{{label: A, {data}, split: val}}]")
+    (folder / "bad.yaml").write_text("rows: [{label: B, trian: {}}]")
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("report",), ("report", "--format", "json")])
+def test_a_broken_file_is_named_and_the_rest_of_its_folder_shown(rnc: Rnc, half_broken: Path, arguments: Any):
+    result = rnc(*arguments, half_broken)
+    assert result.exit_code == 1 and "good" in result.stdout.lower()
+    assert f"left out: {half_broken}/bad.yaml, row 'B': trian is not a setting; did you mean train?" in result.stderr
+    assert rnc(*arguments, half_broken / "good.yaml").exit_code == 0
+    assert refused(rnc(*arguments, half_broken / "bad.yaml"), "trian is not a setting")
+
+
+def test_logs_of_a_row_are_looked_for_in_the_sound_files(rnc: Rnc, half_broken: Path):
+    told = refused(rnc("logs", half_broken, "--row", "A"), "row 'A': its training has written nothing in")
+    assert told and refused(rnc("logs", half_broken, "--row", "B"), "--row 'B' is no row", "left out: ")
+
+
+@pytest.mark.parametrize("verb", ["plan", "submit", "gc"])
+def test_a_broken_file_stops_what_needs_the_whole_folder_and_the_way_out_is_named(
+    rnc: Rnc, half_broken: Path, tmp_path: Path, verb: str
+):
+    way = f"To go on without them, name the sound files alone: {half_broken}/good.yaml"
+    assert refused(rnc(verb, half_broken), "trian is not a setting", way)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_suite_of_another_name_has_no_results_of_the_files_own(rnc: Rnc, half_broken: Path):
+    good = half_broken / "good.yaml"
+    assert "Plan of suite half\n" in rnc("plan", good).stdout
+    assert "Plan of suite second\n" in rnc("plan", good, "--suite", "second").stdout
+    assert "Status of suite 2\n" in rnc("status", "--suite", "2", good, "--set", "seeds=[3]").stdout
+    assert refused(rnc("report", good, "--suite", "../up"), "suite is '../up', expected a letter or digit")
+
+
+def test_another_process_that_reads_the_same_files_is_told_their_suite_and_settings(
+    rnc: Rnc, half_broken: Path, monkeypatch: pytest.MonkeyPatch
+):
+    heard: list[str] = []
+    monkeypatch.setattr(
+        "orchestrator.driver.detach.submit_detached", lambda suites, options, say: heard.extend(options)
+    )
+    rnc("submit", half_broken / "good.yaml", "--detach", "--suite", "2", "--set", "seeds=[3]")
+    assert heard == ["--format", "text", "--set", "seeds=[3]", "--suite", "2"]
 
 
 def test_a_file_that_is_not_there_is_named(rnc: Rnc):

@@ -1,8 +1,11 @@
 """What the environment of a job may hold, and what it has to."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from orchestrator.cluster.environment import is_jobs_address, job_environment, require_cluster_settings
+from orchestrator.cluster.environment import is_jobs_address, job_environment, own_token, require_cluster_settings
 from orchestrator.errors import UserError
 
 
@@ -57,3 +60,14 @@ def test_only_http_addresses_take_jobs():
     taken = ["http://head:8265", "https://ray.example"]
     others = ["auto", "head:6379", "ray://head:10001", None]
     assert [is_jobs_address(address) for address in [*taken, *others]] == [True, True, False, False, False, False]
+
+
+def test_a_ray_of_our_own_has_a_token_where_home_cannot_be_written(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    nowhere = own_token({"HOME": str(home)})  # as that of a user without one, or on a disk that is read-only
+    assert re.fullmatch("[0-9a-f]{64}", nowhere["RAY_AUTH_TOKEN"])
+    assert own_token({"HOME": str(home)}) != nowhere
+    assert own_token({"HOME": str(home), "RAY_AUTH_TOKEN": "given"}) == {}
+    assert own_token({"HOME": str(home), "RAY_AUTH_TOKEN_PATH": "/etc/ray/token"}) == {}
+    home.mkdir()
+    assert own_token({"HOME": str(home)}) == {}  # Ray writes one itself, and keeps it

@@ -1,6 +1,7 @@
 """How a suite becomes a job of a cluster: one that a few lines play, and ones that do not answer."""
 
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,15 +104,21 @@ def test_a_finished_job_is_no_obstacle_to_the_next(cluster: Cluster):
 
 def test_a_job_that_runs_the_same_is_joined_and_one_that_runs_other_files_is_waited_for(cluster: Cluster):
     submitted()
+    assert "--waiting-since" not in cluster.sent[0]["entrypoint"]
     package = cluster.sent.pop().pop("metadata")["package"]
     cluster.jobs = {"rnc-miniature-1": Job("rnc-miniature-1", metadata={"package": package})}
     assert submitted()[0] == 0
     assert not cluster.sent
+    before = time.time() - 0.001  # the number that is sent is rounded
     cluster.jobs = {"rnc-miniature-1": Job("rnc-miniature-1", metadata={"package": "another"})}
     code, said, printed = submitted()
     assert (code, len(cluster.sent)) == (0, 1)
     assert "other files" in said
     assert printed.index("rnc-miniature-1 begins") < printed.index("rnc-miniature-2 begins")
+    # the job is told since when this submit waits: what was cancelled meanwhile was meant for it as well
+    words = cluster.sent[0]["entrypoint"].split()
+    since = int(words[words.index("--waiting-since") + 1]) / 1000
+    assert before <= since <= time.time()
 
 
 def test_of_two_submits_at_once_the_later_joins_the_job_of_the_earlier(cluster: Cluster):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.doctor.finding import Finding, findings_table, merged
+from orchestrator.doctor.finding import SEEN_BROKEN, SEEN_WIDTH, Finding, findings_table, merged
 from orchestrator.figures.page import render
 
 
@@ -50,3 +50,18 @@ def test_for_programs_every_finding_is_a_row():
         ("a", "green", None),
         ("b", "yellow", "the way out"),
     ]
+
+
+def test_what_was_seen_is_cut_between_words_and_whole_where_a_screen_has_lines_for_it():
+    long = f"data /runs/data/shapes, split train: {'1,500 images; ' * 4}5420 of 5420 boxes are learnt"
+    seen = [finding("data", "driver", "ok", long)]
+    tables = [findings_table(seen, for_people=True, most=most) for most in (SEEN_WIDTH, SEEN_BROKEN)]
+    cut, whole = (str(table.cells()[0][3].value) for table in tables)
+    assert cut.endswith(" …") and long.startswith(cut[:-2]) and long[len(cut) - 2] == " "
+    assert len(cut) <= SEEN_WIDTH and whole == long
+
+
+def test_levels_are_cells_in_their_colour():
+    found = [finding(check, "driver", level) for check, level in zip("abc", ("ok", "warn", "fail"), strict=True)]
+    cells = [row[2] for row in findings_table(found, for_people=True).cells()]
+    assert [(cell.value, cell.tone) for cell in cells] == [("green", "good"), ("yellow", "warn"), ("red", "bad")]

@@ -1,5 +1,6 @@
 """What one terminal asks of another one's submit: on a real MLflow server, with the lock held as a submit holds it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +8,24 @@ from pathlib import Path
 import pytest
 
 from model.config import TrainConfig
-from orchestrator.driver.cancel import Prune, cancel_row, forget_stops, prune_asked, prune_trainings
+from orchestrator.driver.cancel import (
+    Prune,
+    ask_to_cancel,
+    ask_to_prune,
+    cancel_row,
+    forget_stops,
+    prune_asked,
+    prune_trainings,
+    stopped_since,
+    stops_asked,
+)
 from orchestrator.driver.lock import locked
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.runs import Tracking, now, open_tracking
 from orchestrator.tracking.suite import Suite
 from tests.suites import TRAIN, experiment_of, variant
 
@@ -128,3 +139,46 @@ def test_a_prune_beside_a_running_submit_is_left_to_that_one(suite: Tracking, si
     assert prune_asked(suite) == Prune(tables=frozenset({"tiny"}), keep=frozenset({kept}))
     forget_stops(suite)
     assert prune_asked(suite) is None
+
+
+def test_a_cancel_holds_for_who_was_there_already_and_not_for_who_comes_later(suite: Tracking, site: Site):
+    tiny = experiment_of(suite.suite, TRAIN, OTHER)
+    first, second = make_plan([tiny], tracking.read_ledger(suite)).trainings.values()
+    ask_to_cancel(suite, first)
+    waiter = stops_asked(suite)
+    ask_to_cancel(suite, second)
+    assert stopped_since(connected([tiny], site), waiter) == {second.key: "cancelled"}
+    assert stopped_since(connected([tiny], site), stops_asked(suite)) == {}
+    forget_stops(suite, waiter)  # the waiter takes the first one up; who waits behind it still sees the second
+    held = tracking.read_ledger(suite).trainings
+    assert (held[first.key].stop, held[second.key].stop) == ("", "cancelled")
+    later = stops_asked(suite)
+    ask_to_cancel(suite, second)  # once more, now that somebody waits who would bring it back
+    assert stopped_since(connected([tiny], site), later) == {second.key: "cancelled"}
+
+
+def test_a_submit_that_is_started_late_for_who_waited_elsewhere_leaves_out_the_same(suite: Tracking, site: Site):
+    tiny = experiment_of(suite.suite, TRAIN, OTHER)
+    first, second = make_plan([tiny], tracking.read_ledger(suite)).trainings.values()
+    ask_to_cancel(suite, first)
+    time.sleep(0.002)
+    waits_since = now()
+    time.sleep(0.002)
+    ask_to_cancel(suite, second)
+    assert stopped_since(connected([tiny], site), stops_asked(suite, waits_since)) == {second.key: "cancelled"}
+    ask_to_prune(suite, Prune(tables=frozenset({"tiny"}), keep=frozenset()))
+    found = stopped_since(connected([tiny], site), stops_asked(suite, waits_since))
+    assert found == {first.key: "pruned", second.key: "pruned"}
+    assert stopped_since(connected([tiny], site), stops_asked(suite, now())) == {}
+
+
+def test_a_prune_holds_for_who_waits_as_well(suite: Tracking, site: Site):
+    kept, gone = begun(suite, "tiny", TRAIN, OTHER)
+    waiter = stops_asked(suite)
+    with locked(Suite([experiment_of(suite.suite, TRAIN)], site), nobody):
+        prune_trainings(connected([experiment_of(suite.suite, TRAIN)], site), lambda _: None)
+    old = connected([experiment_of(suite.suite, TRAIN, OTHER)], site)  # read before the row was removed
+    assert stopped_since(old, waiter) == {gone: "pruned"} and kept in old.make_plan().missing_trainings
+    assert stopped_since(old, stops_asked(suite)) == {}
+    forget_stops(suite, waiter)
+    assert prune_asked(suite) is not None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.driver.garbage import CACHE_DAYS, FREED, find_garbage
+from orchestrator.driver.garbage import CACHE_DAYS, FREED, collect_garbage, find_garbage
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan, row_keys
 from orchestrator.experiment.rows import Row
@@ -140,3 +140,15 @@ def test_scored_shards_go_once_nothing_was_scored_there_for_a_month(suite, tmp_p
     assert item.what == f"{old}: scored images" and item.num_bytes == 4 and item.free is not None
     item.free()
     assert not old.exists() and recent.exists()
+
+
+def test_what_was_freed_is_told_as_gone_and_not_as_what_may_go(suite, tmp_path):
+    record(suite, [BOTH], tmp_path)
+    (before,) = collect_garbage(suite_of(suite, [BOTH], tmp_path), deletes=False)
+    (freed,) = collect_garbage(suite_of(suite, [BOTH], tmp_path), deletes=True)
+    assert "MB may go" in before.notes[0] and before.notes[0].endswith("; --delete frees them.")
+    assert "MB were freed" in freed.notes[0] and "may go" not in freed.to_text()
+    assert {row[2] for row in before.rows} == {"free", "keep"} and {row[2] for row in freed.rows} == {"freed", "keep"}
+    assert [row[:2] for row in freed.rows] == [row[:2] for row in before.rows]
+    (after,) = collect_garbage(suite_of(suite, [BOTH], tmp_path), deletes=False)
+    assert after.notes[0].startswith("0.0 MB may go")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 
 from orchestrator import names
 from orchestrator.driver import lock
-from orchestrator.driver.live import statuses
-from orchestrator.driver.lock import Holder, holder_of, locked
+from orchestrator.driver.live import statuses, whose_turn
+from orchestrator.driver.lock import Holder, Work, holder_of, locked, work_of
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan
 from orchestrator.site import Site
@@ -178,6 +179,79 @@ def test_an_onlooker_sees_what_the_ledger_says_of_each_training():
         ("failed", 0.0, "out of memory"),
     ]
     assert {(status.state, status.note) for status in seen[3:]} == {("stopped", "stopped early")}
+
+
+def test_who_waits_is_told_whose_turn_it_is_which_rows_run_for_how_long_and_what_to_do(tmp_path: Path):
+    site, suite = local(tmp_path)
+    experiment = load_experiment(ROOT / "experiments" / "miniature" / "table2_losses.yaml")
+    plan = make_plan([experiment], Ledger())
+    with locked(at(site, suite), lambda _: pytest.fail("waited"), lambda: work_of(plan, 0.2)):
+        holder = holder_of(at(site, suite))
+        assert holder is not None
+        told = whose_turn(at(site, suite), holder).splitlines()
+    assert told[0] == f"Suite mine is being run by {holder}."
+    labels = [row.label for row in experiment.rows]
+    listed = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
+    assert (
+        told[1] == f"It trains and scores {experiment.name} ({listed}); by the estimate that takes about 12 min more."
+    )
+    assert "waits, and then goes on" in told[2] and "Ctrl-C" in told[2]
+    assert "submit with --suite mine-2" in told[3]
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [(None, "not known"), (0.001, "takes less than a minute more"), (2.51, "takes about 2.5 hours more")],
+)
+def test_how_long_the_turn_of_another_takes_is_its_estimate(tmp_path: Path, hours: float | None, said: str):
+    site, suite = local(tmp_path)
+    with locked(
+        at(site, suite),
+        lambda _: pytest.fail("waited"),
+        lambda: Work(rows="t (A)", until=hours and time.time() + 3600 * hours),
+    ):
+        holder = holder_of(at(site, suite))
+    assert holder is not None and said in holder.work
+    late = Holder(driver=holder.driver, since=0.0, rows="t (A)", until=1.0)
+    assert "would have ended by now" in late.work
+
+
+def test_whoever_runs_a_suite_says_anew_what_it_does_and_never_looks_gone(tmp_path: Path):
+    site, suite = local(tmp_path)
+    with locked(at(site, suite), lambda _: pytest.fail("waited"), lambda: Work(rows=f"t ({'A' * 60})")) as tell:
+        first = holder_of(at(site, suite))
+        tell(Work(rows="t (C)", until=time.time() + 600))  # shorter than what stood there
+        second = holder_of(at(site, suite))
+        assert first is not None and second is not None and second.driver == first.driver
+        assert f"t ({'A' * 60}); how long that takes is not known yet" in first.work
+        assert "t (C); by the estimate that takes about 10 min more" in second.work
+        tell(Work(rows=f"t ({'B' * 90})"))
+        third = holder_of(at(site, suite))
+        assert third is not None and f"t ({'B' * 90})" in third.work and third.since == second.since
+    assert holder_of(at(site, suite)) is None
+
+
+def test_a_lock_that_an_older_version_signed_names_its_holder_alone(tmp_path: Path):
+    site, suite = local(tmp_path)
+    with locked(at(site, suite), lambda _: pytest.fail("waited")):
+        file = lock.lock_file(site, suite.suite)
+        held = json.loads(file.read_text())
+        file.write_text(json.dumps({name: held[name] for name in ("driver", "since", "renewed")}))
+        holder = holder_of(at(site, suite))
+        assert holder is not None and holder.driver == held["driver"] and holder.work == ""
+        assert len(whose_turn(at(site, suite), holder).splitlines()) == 3
+
+
+def test_trainings_that_wait_say_behind_whom():
+    experiment = load_experiment(ROOT / "experiments" / "miniature" / "table1_heads.yaml")
+    plan = make_plan([experiment], Ledger())
+    behind = Holder(driver="elsewhere 7 1", since=0.0)
+    assert {one.note for one in statuses(plan, Ledger(), behind)} == {"for process 7 on elsewhere"}
+    other = Ledger(trainings={"of another table": Record(status="RUNNING", run_id="1", label="Focal loss")})
+    assert {one.note for one in statuses(plan, other, behind)} == {
+        "for process 7 on elsewhere, which trains Focal loss"
+    }
+    assert {one.note for one in statuses(plan, other)} == {""}
 
 
 def claim_in(suite: Tracking) -> str:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,7 +18,9 @@ from model.config import ConfidenceConfig, ModelConfig, TrainConfig
 from model.evaluation import warmup
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator import names
+from orchestrator.driver import lock
 from orchestrator.driver import submit as module
+from orchestrator.driver.cancel import cancel_row
 from orchestrator.driver.submit import Bounds, Submitted, submit
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
@@ -29,7 +33,7 @@ from orchestrator.site import Site
 from orchestrator.tracking.ledger import begin_training, finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.runs import open_tracking, write
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.task import JOURNAL
+from orchestrator.worker.task import JOURNAL, Status
 from tests.orchestrator.ledgers import NUMBERS, experiment, keep_checkpoint, record
 
 
@@ -103,8 +107,10 @@ class FakeCluster:
     def __init__(self, suite: Suite, failing: str = "") -> None:
         self.suite, self.failing = suite, failing
         self.launches: list[list[str]] = []
+        self.works: list[str] = []
+        """What those who wait are told, after each evaluation."""
 
-    def launch(self, plan: Plan, suite: Suite, say: Callable[[str], None]) -> Any:
+    def launch(self, plan: Plan, suite: Suite, say: Callable[[str], None], watch: Callable[..., None]) -> Any:
         storage, failed = suite.storage, False
         self.launches.append([plan.trainings[key].label for key in plan.missing_trainings])
         for key in plan.missing_trainings:
@@ -130,6 +136,8 @@ class FakeCluster:
                 train_run_id=trained.run_id,
                 data_fingerprint="val data",
             )
+            watch([Status(label=evaluation.label, state="training", num_epochs=1, images_per_s=1.0)])
+            self.works.append(getattr(lock.holder_of(suite), "work", ""))
         return SimpleNamespace(endings=(), interrupted=False, exit_code=int(failed))
 
 
@@ -237,6 +245,41 @@ def test_what_fails_gets_no_more_seeds_and_the_other_rows_go_on(cluster: Callabl
     assert submit(fake.suite, lambda _: None).exit_code == 1
     assert [label for launch in fake.launches for label in launch].count("dim, seed 1") == 1
     assert not any("dim" in label for launch in fake.launches[1:] for label in launch)
+
+
+def test_what_is_cancelled_while_a_submit_waits_is_left_out_and_a_later_submit_takes_it_up(
+    cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = cluster(None, BASE, CLEAR)
+    tables, site = fake.suite._listed.experiments, fake.suite.site
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.05)
+    said: list[str] = []
+    ended: list[Submitted] = []
+    waiter = threading.Thread(target=lambda: ended.append(submit(fake.suite, said.append)))
+    fake.suite.connect()
+    with lock.locked(Suite(tables, site), lambda _: pytest.fail("waited")):
+        waiter.start()
+        deadline = time.monotonic() + 30.0
+        while not any("is being run by process" in line for line in said) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not fake.launches
+        cancel_row(Suite(tables, site), "clear", None, said.append)
+    waiter.join(30.0)
+    assert fake.launches == [["base"]] and ended[0].exit_code == 1
+    assert (
+        "clear: cancelled while this submit waited for its turn, so left out; a submit started now takes it up." in said
+    )
+    again = Suite(tables, site)
+    assert submit(again, said.append).exit_code == 0 and fake.launches == [["base"], ["clear"]]
+    assert not [record.stop for record in read_ledger(again.connection).trainings.values() if record.stop]
+
+
+def test_those_who_wait_are_told_how_long_once_the_first_training_has_measured_it(cluster: Callable[..., Any]) -> None:
+    fake = cluster(None, BASE, CLEAR)
+    assert submit(fake.suite, lambda _: None).exit_code == 0
+    # one process signs and asks, so the lock's file says it, and no claim
+    assert len(fake.works) == 2 and all("by the estimate" in work for work in fake.works)
+    assert fake.works[0].startswith("It trains and scores heads (")
 
 
 def test_a_budget_leaves_out_what_does_not_fit_and_names_it_with_its_cost(cluster: Callable[..., Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import find_row, load_experiment, load_experiments
+from orchestrator.experiment.load import find_row, load_experiment, load_experiments, load_sound
 from orchestrator.experiment.plan import train_key
 from orchestrator.experiment.rows import Resources, SeedRule
 from orchestrator.report.resamples import ROWS
@@ -507,6 +507,25 @@ def test_a_folder_stands_for_its_files_and_two_of_one_name_are_refused(tmp_path:
     write(tmp_path, "name: a\nrows: [{label: A}]", "b.yaml")
     with pytest.raises(UserError, match=r"b\.yaml: name is 'a', as in .*a\.yaml; rename one of them"):
         load_experiments([tmp_path])
+
+
+def test_files_with_mistakes_are_named_all_at_once_and_the_sound_ones_as_the_way_out(tmp_path: Path) -> None:
+    write(tmp_path, "rows: [{label: A}]", "a.yaml")
+    write(tmp_path, "rowz: []", "b.yaml")
+    write(tmp_path, "extends: b.yaml", "c.yaml")
+    write(tmp_path, "rows: [{label: D}]", "d.yaml")
+    (tmp_path / "e.yaml").write_bytes(b"\xff\xfe")
+    sound, mistakes = load_sound([tmp_path])
+    assert [experiment.name for experiment in sound] == ["a", "d"]
+    assert [line.removeprefix(f"{tmp_path}/").partition(": ")[0] for line in mistakes] == ["b.yaml", "b.yaml", "e.yaml"]
+    assert "did you mean rows?" in mistakes[0]
+    with pytest.raises(UserError) as refused:
+        load_experiments([tmp_path])
+    *told, way = str(refused.value).splitlines()
+    assert told == mistakes
+    assert way == f"To go on without them, name the sound files alone: {tmp_path}/a.yaml {tmp_path}/d.yaml"
+    with pytest.raises(UserError, match="did you mean rows"):  # where nothing is sound, there is nothing to go on with
+        load_sound([tmp_path / "b.yaml"])
 
 
 def test_the_tables_in_miniature_have_the_rows_of_the_paper() -> None:

@@ -211,3 +211,19 @@ def test_the_page_needs_nothing_from_elsewhere_and_stays_small(lab: Lab) -> None
 def test_text_of_the_data_cannot_end_the_script(lab: Lab) -> None:
     named = lab | {"categories": ["</script><b>", *lab["categories"][1:]]}
     assert "</script><b>" not in lab_section(named).html
+
+
+def test_an_image_id_beyond_javascripts_numbers_is_shown_to_its_last_digit(
+    data: CocoData, browser: Browser, tmp_path: Path
+) -> None:
+    moved = replace(data, image_ids=data.image_ids + 2**53)
+    lab = make_lab("RetinaNet", opinionated(len(data.category_ids), MODEL), moved, IMAGES, SIZES)
+    names = "[...document.querySelectorAll('[data-images] img')].map((image) => image.alt)"
+    shown = browser.look(written(lab, tmp_path), READY, then=names)
+    assert shown == [f"image {2**53 + int(data.image_ids[place])}" for place in IMAGES]
+
+
+def test_more_classes_than_the_page_can_count_are_refused(data: CocoData) -> None:
+    many = replace(data, category_names=tuple(map(str, range(2**16 + 1))))
+    with pytest.raises(ValueError, match="the page shows 65536 classes at most, and these are 65537"):
+        make_lab("RetinaNet", opinionated(len(data.category_ids), MODEL), many, IMAGES, SIZES)

@@ -49,6 +49,22 @@ def test_each_row_has_a_dot_at_its_value_and_a_line_as_long_as_its_interval() ->
     assert len(ticks) >= 3 and ticks == sorted(ticks)
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("stopped early by ASHA after epoch 2 (AP 12.3)", "stopped early"),
+        ("running", "running"),
+        ("not run", "not run"),
+        ("not run: failed: out of memory", "not run"),
+    ],
+)
+def test_a_row_without_a_number_is_not_called_not_run_where_its_search_stopped_it(state: str, said: str) -> None:
+    rows = [measured(Row(label="a"), 30.0), replace(measured(Row(label="b"), None), state=state)]
+    (drawing,) = row_dots(experiment(rows), rows)
+    texts = [text.text for text in ElementTree.fromstring(to_svg(drawing)).iter("text")]
+    assert texts[texts.index("b") + 1] == said
+
+
 def test_nothing_measured_draws_nothing() -> None:
     rows = [measured(Row(label="a"), None)]
     assert figures(experiment(rows), rows) == ""

@@ -243,3 +243,42 @@ def test_the_figure_of_a_table_is_a_file_beside_it_here_and_in_mlflow(tmp_path: 
     assert (tmp_path / "out" / "table.svg").read_text() == files["table.svg"]
     (nothing,) = make_reports(holding([table], Ledger(), None, tmp_path))
     assert "table.svg" not in table_files(nothing)
+
+
+def test_the_page_of_a_suite_keeps_the_tables_of_earlier_submits_and_says_how_old_they_are(tmp_path: Path) -> None:
+    held = ledger_of((BASE, [finished(AP=35.0)]), (BETTER, [finished(AP=36.0)]))
+    first, second = (experiment(name, [BASE, BETTER]) for name in ("first", "second"))
+    reports = {}
+    for one in (first, second):
+        file = tmp_path / f"{one.name}.yaml"
+        file.touch()
+        reports[one.name] = make_reports(holding([replace(one, path=file)], held, None, tmp_path))
+    out = tmp_path / "out"
+    write_reports(out, reports["first"], keeps=True)
+    part = json.loads((out / "parts" / "first.json").read_text())
+    (out / "parts" / "first.json").write_text(json.dumps(part | {"written": "2026-01-02T03:04+00:00"}))
+    write_reports(out, reports["second"], keeps=True)
+    page = (out / "index.html").read_text()
+    ElementTree.fromstring(page.split("</style>")[1].split("<body>")[1].split("</body>")[0].replace("&nbsp;", " "))
+    assert "<h2>second</h2>" in page and "<h2>first</h2>" in page and page.count("<figure>") == 2
+    assert page.index("<h2>second</h2>") < page.index("<h2>first</h2>")
+    assert page.count("As of 02 January 2026, 03:04 UTC: the last submit did not measure it anew.") == 1
+    assert '<a href="#kept-first">first (as of 02 January 2026, 03:04 UTC)</a>' in page
+    # what was written again as it was stands since then
+    write_reports(out, reports["first"], keeps=True)
+    assert json.loads((out / "parts" / "first.json").read_text())["written"] == "2026-01-02T03:04+00:00"
+    # one page of all, and nothing of it is older than the rest
+    write_reports(out, [*reports["first"], *reports["second"]], keeps=True)
+    assert "As of" not in (out / "index.html").read_text()
+    (tmp_path / "second.yaml").unlink()
+    write_reports(out, reports["first"], keeps=True)
+    assert f"its file {tmp_path}/second.yaml is gone" in (out / "index.html").read_text()
+    (out / "parts" / "second.json").write_text("{")  # half written
+    write_reports(out, reports["first"], keeps=True)
+    assert "<h2>second</h2>" not in (out / "index.html").read_text()
+
+
+def test_a_page_that_is_written_elsewhere_holds_what_was_asked_for_alone(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_reports(tmp_path, make_reports(holding([experiment(name, [BASE])], Ledger(), None, tmp_path)))
+    assert "<h2>first</h2>" not in (tmp_path / "index.html").read_text() and not (tmp_path / "parts").exists()

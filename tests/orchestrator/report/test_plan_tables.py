@@ -270,22 +270,43 @@ def test_status_shows_how_far_the_training_of_each_row_is_and_how_fast() -> None
         evaluations={keys["IoU-aware"].evaluation_key: finished(AP=30.0)},
     )
     table = status_table(make_plan([experiment(BASE, OURS, BOX)], held), held)
-    nothing = {"loss": "—", "AP": "—", "images/s": "—", "ETA": "—"}
+    nothing = {"loss": "—", "val AP": "—", "images/s": "—", "ETA": "—"}
     assert [line.pop("table") for line in shown(table)] == ["table"] * 3
     assert [{name: value for name, value in line.items() if name != "table"} for line in shown(table)] == [
-        {"row": "RetinaNet", "training": "waiting (never run)", "epoch": "0/12", **nothing, "scored": "no"},
+        {"row": "RetinaNet", "training": "waiting (never run)", "epoch": "0/12", **nothing, "AP": "—", "scored": "no"},
         {
             "row": "RetinaNet-Conf",
             "training": "running",
             "epoch": "3.5/12",
             "loss": "0.123",
-            "AP": "12.3",
+            "val AP": "12.3",
             "images/s": "80.0",
             "ETA": "1 h 05 min",
+            "AP": "—",
             "scored": "no",
         },
-        {"row": "IoU-aware", "training": "finished", "epoch": "12/12", **nothing, "scored": "yes"},
+        {"row": "IoU-aware", "training": "finished", "epoch": "12/12", **nothing, "AP": "30.0", "scored": "yes"},
     ]
+
+
+def test_status_shows_the_ap_of_each_row_and_that_of_a_training_beside_the_first_of_its_rows_alone() -> None:
+    others = [replace(OURS, label=f"alpha {e}", inference=InferenceConfig(confidence_exponent=e)) for e in (0.2, 0.6)]
+    held = ledger_of((OURS, [finished(AP=30.0)]), (others[0], [finished(AP=31.0)]))
+    ((_, train_key, _),) = row_keys(OURS)
+    validated = replace(held.trainings[train_key], metrics={"val/AP": 24.4})
+    held = replace(held, trainings={train_key: validated})
+    lines = shown(status_table(make_plan([experiment(OURS, *others)], held), held))
+    assert [(line["val AP"], line["AP"]) for line in lines] == [("24.4", "30.0"), ("—", "31.0"), ("—", "—")]
+
+
+def test_status_tells_what_is_well_from_what_is_not_by_colours() -> None:
+    def tone(record: Record | None) -> str:
+        ((_, train_key, _),) = row_keys(OURS)
+        held = Ledger(trainings={train_key: record} if record else {})
+        return status_table(make_plan([experiment(OURS)], held), held).cells()[0][2].tone
+
+    records = [Record(status=status, run_id="r") for status in ("FINISHED", "FAILED", "KILLED", "RUNNING")]
+    assert [*map(tone, records), tone(None)] == ["good", "bad", "warn", "", ""]
 
 
 def test_status_has_a_line_for_each_seed_of_each_row_of_each_table() -> None:

@@ -16,9 +16,10 @@ from orchestrator.experiment.rows import Cited, Resources, Row
 from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
 from orchestrator.report import results
+from orchestrator.report.intervals import Estimate
 from orchestrator.report.plan_tables import status_table
-from orchestrator.report.resamples import Resamples
-from orchestrator.report.results import measure
+from orchestrator.report.resamples import ROWS, Resamples
+from orchestrator.report.results import RowResult, measure
 from tests.orchestrator.ledgers import finished, ledger_of
 
 BASE = Row(
@@ -244,6 +245,12 @@ def test_a_row_that_is_not_there_says_why() -> None:
     assert shown(results_table(experiment(BASE), broken))[0]["state"] == "not run: interrupted at epoch 3"
 
 
+def test_a_row_that_somebody_works_on_is_running_and_not_called_not_run() -> None:
+    ((_, train_key, _),) = row_keys(BASE)
+    held = Ledger(trainings={train_key: Record(status="RUNNING", run_id="r")})
+    assert shown(results_table(experiment(BASE), held))[0]["state"] == "running"
+
+
 def test_a_row_that_its_search_stopped_says_so_and_nothing_else() -> None:
     ((_, train_key, _),) = row_keys(BASE)
     note = "stopped early by ASHA after epoch 2 (AP 12.3)"
@@ -252,7 +259,7 @@ def test_a_row_that_its_search_stopped_says_so_and_nothing_else() -> None:
     (line,) = shown(results_table(experiment(BASE, columns=("AP",)), held))
     assert (line["AP"], line["state"]) == ("—", note)
     (line,) = shown(status_table(make_plan([experiment(BASE)], held), held))
-    assert (line["training"], line["epoch"], line["AP"], line["scored"]) == (note, "2/12", "12.3", "no")
+    assert (line["training"], line["epoch"], line["val AP"], line["scored"]) == (note, "2/12", "12.3", "no")
 
 
 def test_a_row_with_some_of_its_seeds_says_how_many() -> None:
@@ -266,14 +273,55 @@ def test_a_row_with_some_of_its_seeds_says_how_many() -> None:
 @pytest.mark.parametrize(
     ("paper", "note"),
     [
-        ({"AP": 35.6}, "paper: COCO val2017, ours: shapes val, first 50 images."),
-        ({}, "Measured on shapes val, first 50 images."),
+        ({"AP": 35.6}, "paper: COCO val2017, ours: shapes val, at most the first 50 images."),
+        ({}, "Measured on shapes val, at most the first 50 images."),
     ],
 )
 def test_another_data_set_than_the_papers_is_noted(paper: dict[str, float], note: str) -> None:
     train = TrainConfig(data=DataConfig(dataset="shapes", val_split="val", num_val_images=50))
     table = results_table(experiment(Row(label="A", train=train, split="val", paper=paper)), Ledger())
     assert note in table.notes
+
+
+def test_a_split_with_fewer_images_than_a_training_validates_on_is_called_whole() -> None:
+    def noted(num_images: int, at_most: int | None) -> str:
+        train = TrainConfig(data=DataConfig(dataset="photos", val_split="val", num_val_images=at_most))
+        row = Row(label="A", train=train, split="val")
+        numbers = np.zeros((len(ROWS), 11))
+        numbers[ROWS.index("num_images")] = num_images
+        held = ledger_of((row, [finished(AP=30.0)]))
+        notes = results_table(experiment(row), held, {row_keys(row)[0].evaluation_key: numbers}).notes
+        return next(note for note in notes if note.startswith("Measured"))
+
+    assert noted(20, 200) == "Measured on photos val, all 20 images."
+    assert noted(200, 200) == "Measured on photos val, first 200 images."
+    assert noted(0, 200) == "Measured on photos val, at most the first 200 images."
+    assert noted(20, None) == "Measured on photos val."
+    # a row that has not run yet is measured on the images that another one was
+    train = TrainConfig(data=DataConfig(dataset="photos", val_split="val", num_val_images=200))
+    first, second = Row(label="A", train=train, split="val"), Row(label="B", train=train, split="val", seeds=(1,))
+    numbers = np.full((len(ROWS), 11), 20.0)
+    held = ledger_of((first, [finished(AP=30.0)]))
+    table = results_table(experiment(first, second), held, {row_keys(first)[0].evaluation_key: numbers})
+    assert "Measured on photos val, all 20 images." in table.notes
+
+
+def test_no_interval_of_an_ap_goes_below_0_or_above_100_and_that_of_a_difference_may() -> None:
+    def row(label: str, ap: float, moved: float) -> RowResult:
+        scatter = np.tile(np.linspace(-moved, moved, 1001), (len(ROWS), 1))
+        scatter[ROWS.index("num_images")] = 100
+        by_seed = {seed: {"AP": ap + seed, "misalignment/ece": seed - 0.5} for seed in (0, 1)}
+        return RowResult(row=Row(label=label), by_seed=by_seed, resampled={0: scatter, 1: scatter}, state="")
+
+    def ends(found: Estimate | None) -> tuple[float, float]:
+        assert found is not None
+        return found.low, found.high
+
+    low, high = row("low", 0.3, 5.0), row("high", 98.9, 5.0)
+    assert ends(low.estimate("AP"))[0] == 0.0 and ends(low.estimate("AP"))[1] > 1.0
+    assert ends(high.estimate("AP"))[1] == 100.0 and ends(high.estimate("AP"))[0] < 99.0
+    assert ends(low.estimate("misalignment/ece"))[0] < 0.0
+    assert ends(low.difference(row("other", 0.2, -5.0), "AP"))[0] < 0.0
 
 
 def test_a_difference_to_the_reference_has_its_interval_and_a_mark_when_it_is_sure() -> None:

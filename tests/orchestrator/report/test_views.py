@@ -18,7 +18,7 @@ from orchestrator.experiment.plan import Evaluation, Ledger, Plan, make_plan
 from orchestrator.experiment.rows import Row
 from orchestrator.report import pages as browse
 from orchestrator.report import views
-from orchestrator.report.views import TableShown, table_view
+from orchestrator.report.views import TableShown, table_view, trials_view
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs
@@ -285,3 +285,14 @@ def test_descriptions_that_stand_are_not_written_again(suite, tmp_path, monkeypa
 
 def note(suite: Tracking, run_id: str) -> str:
     return runs.get_run(suite.uri, run_id).tags["mlflow.note.content"]
+
+
+def test_a_trial_of_several_seeds_is_a_line_that_unfolds_to_its_trainings() -> None:
+    shown = TableShown(table="rates", columns=("AP",), rows=["00 slow", "01 fast"])
+    row = "tags.`row.rates`"
+    single, seeded = (trials_view(replace(shown, is_grouped=one), "AP") for one in (False, True))
+    assert single["groupBy"] is None and single["selectedColumns"][0] == row
+    assert seeded["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "row.rates"}]
+    assert seeded["groupsExpanded"] == {"tag.row.rates.00 slow": False, "tag.row.rates.01 fast": False}
+    assert row not in seeded["selectedColumns"]  # a group is called by it
+    assert (seeded["orderByKey"], seeded["orderByAsc"]) == ("metrics.`val/AP`", False)

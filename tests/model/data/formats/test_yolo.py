@@ -108,17 +108,29 @@ def test_a_line_that_is_none_of_yolos_is_named(tmp_path: Path, line: str) -> Non
 
 
 def test_a_class_beyond_the_names_is_a_fault_of_its_line(tmp_path: Path) -> None:
-    assert "annotations of unknown categories (1): annotation 2 (image 1" in message(
-        data_set(tmp_path, "1 0.5 0.5 0.5 0.5\n2 0.5 0.5 0.5 0.5\n")
-    )
+    said = message(data_set(tmp_path, "1 0.5 0.5 0.5 0.5\n\n2 0.5 0.5 0.5 0.5\n"))
+    where = f"{tmp_path}/labels/1.txt, line 3"
+    assert f"annotations of unknown categories (1): annotation 2 (image 1, category 2 in {where})" in said
 
 
-def test_one_box_that_leaves_its_image_is_a_fault_and_many_look_like_pixels(tmp_path: Path) -> None:
-    inside = "0 0.5 0.5 0.5 0.5\n"
-    assert "boxes that leave their image by more than a pixel (1)" in message(
-        data_set(tmp_path, inside * 2 + "0 3.0 0.5 0.5 0.5\n")
-    )
-    said = message(data_set(tmp_path, inside + "0 40 30 20 10\n" * 2))
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("0 3.0 0.5 0.5 0.5", "boxes that leave their image by more than a pixel"),
+        ("0 0.5 0.5 0 0.5", "boxes of zero or negative size"),
+        ("0 0.5 nan 0.5 0.5", "boxes that are not four finite numbers"),
+        ("0 0.5 inf 0.5 0.5", "boxes that are not four finite numbers"),
+    ],
+)
+def test_a_faulty_box_is_shown_as_its_line_has_it(tmp_path: Path, line: str, kind: str) -> None:
+    root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n" * 2, line)
+    shown = [float(word) for word in line.split()[1:]]
+    assert f"{kind} (1): annotation 3 (image 2, bbox {shown} in {tmp_path}/labels/2.txt, line 1)" in message(root)
+    assert len(read_coco(root, "train", faults="quarantine").annotation_ids) == 2
+
+
+def test_boxes_that_look_like_pixels_are_refused(tmp_path: Path) -> None:
+    said = message(data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n" + "0 40 30 20 10\n" * 2))
     assert said.startswith(f"{tmp_path}: 2 of 3 boxes are far outside of 0 to 1, the first is [40.0, 30.0, 20.0, 10.0]")
     assert "they look like pixels" in said
 
@@ -188,17 +200,17 @@ def test_a_changed_label_or_image_is_read_again(tmp_path: Path, monkeypatch: pyt
     root = data_set(tmp_path / "data", "0 0.5 0.5 0.5 0.5\n")
     label, image = root / "labels" / "1.txt", root / "images" / "1.jpg"
 
-    def settle() -> None:
-        for file in (root / "data.yaml", label, image):
+    def settle(*files: Path) -> None:
+        for file in files:
             os.utime(file, (time.time() - 60,) * 2)
 
-    settle()
+    settle(root / "data.yaml", label, image)
     first = read_coco(root, "train", check_images=False)
     assert first.file is not None and read_coco(root, "train", check_images=False).file == first.file
     text(label, "1 0.5 0.5 0.5 0.5\n")
-    settle()
+    settle(label)
     second = read_coco(root, "train", check_images=False)
     assert second.labels(0).tolist() == [1]
     picture(image, 30, 80)
-    settle()
+    settle(image)
     assert read_coco(root, "train", check_images=False).boxes(0).tolist() == [[20, 7.5, 60, 22.5]]

@@ -40,6 +40,14 @@ def test_fiftyones_folders_are_found(tmp_path: Path) -> None:
     assert (found.images, len(found.annotations)) == (tmp_path / "train" / "data", 2)
 
 
+def test_datumaros_folders_are_found(tmp_path: Path) -> None:
+    text(tmp_path / "annotations" / "val-annotations-bbox.csv", HEAD)
+    text(tmp_path / "annotations" / "class-descriptions.csv", "/m/01,Cat\n")
+    picture(tmp_path / "images" / "val" / "a.jpg")
+    found = find_open_images(tmp_path)["val"]
+    assert (found.images, len(found.annotations)) == (tmp_path / "images" / "val", 2)
+
+
 def test_images_that_are_nowhere_are_told(tmp_path: Path) -> None:
     file = text(tmp_path / "train-annotations-bbox.csv", HEAD)
     with pytest.raises(DataError, match=f"{file}: its images are nowhere; looked in"):

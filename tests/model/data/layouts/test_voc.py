@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.layouts.voc import find_voc
 from tests.data_folders import picture, text, voc_xml
@@ -66,13 +67,27 @@ def test_folders_without_lists_are_found(tmp_path: Path, images: str, annotation
     assert listed(tmp_path) == {split: (tmp_path / images, ["1.jpg"])}
 
 
-def test_images_without_an_xml_file_are_left_out_and_told(tmp_path: Path) -> None:
+def test_images_of_a_folder_without_an_xml_file_are_left_out_and_told(tmp_path: Path) -> None:
     annotated(tmp_path, tmp_path, "1")
     picture(tmp_path / "2.jpg")
     picture(tmp_path / "3.jpg")
     found = find_voc(tmp_path)["all"]
     assert found.listed == ("1.jpg",)
-    assert found.notes[0].startswith("2 images of all have no XML file and are left out as not annotated, such as 2;")
+    assert found.notes[0].startswith("2 images of all have no XML file, such as 2: they are left out as not annotated;")
+
+
+def test_images_of_a_list_without_an_xml_file_have_no_objects(tmp_path: Path) -> None:
+    annotated(tmp_path / "JPEGImages", tmp_path / "Annotations", "1")
+    picture(tmp_path / "JPEGImages" / "2.jpg")
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n2\n")
+    found = find_voc(tmp_path)["train"]
+    assert (found.listed, found.labels) == (("1.jpg", "2.jpg"), (tmp_path / "Annotations" / "1.xml", None))
+    assert found.notes[0].startswith("1 images of train have no XML file, such as 2: they have no objects,")
+    data = read_coco(tmp_path, "train")
+    assert (len(data), len(data.annotation_ids)) == (2, 1)
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n2\nnowhere\n")
+    with pytest.raises(DataError, match=r"images missing \(1\): image 3 \(nowhere\.jpg"):
+        read_coco(tmp_path, "train")
 
 
 def test_a_folder_without_xml_is_not_voc(tmp_path: Path) -> None:

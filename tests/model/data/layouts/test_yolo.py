@@ -130,13 +130,15 @@ def test_darknets_files_lead_to_images_with_their_labels_beside_them(tmp_path: P
         ("labels/classes.txt", "images", "labels", "all"),  # labelImg, with a folder for labels
         ("train/classes.txt", "train", "train", "train"),
         ("obj.names", "train", "train", "train"),
+        ("data.yaml", "train/images", "train/labels", "train"),  # supervision: names, and no splits
     ],
 )
 def test_class_names_and_folders_are_enough(tmp_path: Path, classes: str, images: str, labels: str, split: str) -> None:
-    text(tmp_path / classes, "cat\n")
+    text(tmp_path / classes, "nc: 1\nnames: [cat]\n" if classes == "data.yaml" else "cat\n")
     picture(tmp_path / images / "1.jpg")
     text(tmp_path / labels / "1.txt", BOX)
     assert listing(tmp_path) == {split: (tmp_path / images, ["1.jpg"], ["1.txt"])}
+    assert find_yolo(tmp_path)[split].annotations[0] == tmp_path / classes
 
 
 def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
@@ -154,6 +156,28 @@ def test_images_above_the_set_do_not_turn_its_labels_away(tmp_path: Path) -> Non
     text(root / "train" / "1.txt", BOX)
     text(root / "data.yaml", "train: train\nnames: [cat]\n")
     assert listing(root)["train"][2] == ["1.txt"]
+
+
+def test_label_files_without_an_image_are_told(tmp_path: Path) -> None:
+    labelled(tmp_path, "train/1", "val/2")
+    text(tmp_path / "labels" / "train" / "3.txt", BOX)
+    text(tmp_path / "labels" / "train" / "classes.txt", "cat\n")
+    text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
+    found = find_yolo(tmp_path)
+    labels = tmp_path / "labels" / "train"
+    assert found["train"].notes == (f"1 label files of train have no image, such as {labels}/3.txt",)
+    assert found["val"].notes == ()
+    # Of a list nothing follows: the others may be of another split.
+    text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
+    text(tmp_path / "train.txt", "images/train/1.jpg\n")
+    assert find_yolo(tmp_path)["train"].notes == ()
+
+
+def test_labels_may_lie_in_a_folder_beside_the_images(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "1.jpg")
+    text(tmp_path / "train" / "labels" / "1.txt", BOX)
+    text(tmp_path / "data.yaml", "train: train\nnames: [cat]\n")
+    assert listing(tmp_path) == {"train": (tmp_path / "train", ["1.jpg"], ["1.txt"])}
 
 
 def test_a_split_without_any_label_is_told_with_the_place_of_the_first(tmp_path: Path) -> None:

@@ -225,6 +225,16 @@ def test_an_interrupted_job_keeps_what_is_drawn_and_goes_on_from_there(
         assert content_of(out)[name] == content_of(tmp_path / "whole")[name]
 
 
+def test_where_no_score_is_high_enough_the_best_is_said(folder: Path, data: CocoData, tmp_path: Path) -> None:
+    (found,) = model.load(folder)(data.path(0))
+    best = float(found.scores[0])
+    assert 0.1 < best < 0.999
+    done = rnc("predict", folder, data.path(0), "--out", tmp_path / "out", "--score", 0.999)
+    least = int(best * 10) / 10
+    assert f"no score reaches 0.999; the best is {best:.2f}: --score {least:g} shows more" in done.stderr
+    assert "no score" not in rnc("predict", folder, data.path(0), "--out", tmp_path / "out", "--score", least).stderr
+
+
 def test_what_changed_is_done_again(folder: Path, data: CocoData, tmp_path: Path) -> None:
     photos = photos_of(data, tmp_path / "photos", 2)
     out = ("--out", tmp_path / "out")
@@ -282,27 +292,37 @@ def test_a_video_is_drawn_as_a_video_of_the_same_length(folder: Path, data: Coco
     assert frames[0].picture.size == (576, 384)  # 6 is the first whole factor that brings 96 to 512
 
 
+@pytest.mark.parametrize("kind", [video.PicturesWriter, VideoWriter])
 def test_a_film_that_is_interrupted_is_whole_up_to_there_and_begun_anew(
-    folder: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Any]
 ) -> None:
-    monkeypatch.setattr(video, "find_spec", lambda name: None)  # frames are pictures then
+    if kind is VideoWriter:
+        pytest.importorskip("av")
+    else:
+        monkeypatch.setattr(video, "find_spec", lambda name: None)  # frames are pictures then
     animation(data, tmp_path / "clip.webp")
-    add = video.PicturesWriter.add
+    add = kind.add
 
-    def tired(writer: video.PicturesWriter, picture: Image.Image, frame: Frame) -> None:
-        if frame.number == 1:
+    def tired(writer: Any, picture: Image.Image, frame: Frame) -> None:
+        if frame.number == 2:
             raise KeyboardInterrupt
         add(writer, picture, frame)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(video.PicturesWriter, "add", tired)
+    monkeypatch.setattr(kind, "add", tired)
     assert rnc("predict", folder, tmp_path / "clip.webp", "--out", out).exit_code == 130
-    assert [one["frame"] for one in content_of(out)["images"]] == [0]
+    assert [one["frame"] for one in content_of(out)["images"]] == [0, 1]
     assert [one["complete"] for one in content_of(out)["videos"]] == [False]
-    assert [path.name for path in (out / "clip").iterdir()] == ["000000.jpg"]
-    monkeypatch.setattr(video.PicturesWriter, "add", add)
+    if kind is VideoWriter:
+        film = open_film(out / "clip.mp4")
+        assert film is not None and film.num_frames == 2
+        assert sorted(path.name for path in out.iterdir()) == ["clip.mp4", "detections.json"]
+    else:
+        assert sorted(path.name for path in (out / "clip").iterdir()) == ["000000.jpg", "000001.jpg"]
+    monkeypatch.setattr(kind, "add", add)
     assert "were done" not in rnc("predict", folder, tmp_path / "clip.webp", "--out", out).stderr
     assert [one["frame"] for one in content_of(out)["images"]] == [0, 1, 2]
+    assert [one["complete"] for one in content_of(out)["videos"]] == [True]
 
 
 def test_a_film_that_breaks_off_keeps_its_frames_and_says_so(folder: Path, data: CocoData, tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""How `rnc` writes to a terminal: its width, colours where it has them, errors, and what a Ctrl-C leaves behind."""
+
+import errno
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from orchestrator.figures.screen import Look, on_screen, unstyled
+from orchestrator.figures.table import Table
+from orchestrator.figures.texts import width, wrapped
+
+LOOKS: Mapping[Look, Mapping[str, Any]] = {
+    "good": {"fg": "green"},
+    "warn": {"fg": "yellow"},
+    "bad": {"fg": "red"},
+    "bold": {"bold": True},
+    "soft": {"dim": True},
+    "plain": {},
+}
+GOES_ON = "What is recorded stays; the same command goes on from there."
+DEFAULT_COLUMNS = 80
+STORAGE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Errors of the operating system that mean that a place cannot be written to, or not any more."""
+_INTERRUPTION = "rnc.interruption"
+
+
+def print_text(table: Table) -> None:
+    """Print a table, fitted to the screen; into a file or a pipe as `Table.to_text` has it."""
+    columns = screen_columns(sys.stdout)
+    if columns is None:
+        click.echo(table.to_text())
+        return
+    colors = has_colors(sys.stdout)
+    click.echo(on_screen(table, columns, _styled if colors else unstyled), color=colors)
+
+
+def screen_columns(stream: TextIO) -> int | None:
+    """Return the width of the screen that shows a stream, which COLUMNS overrides; None where it goes elsewhere."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdigit() and int(named):
+        return int(named)
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_COLUMNS
+    except (OSError, ValueError):  # a terminal of no known size, or one without a descriptor
+        return DEFAULT_COLUMNS
+
+
+def has_colors(stream: TextIO) -> bool:
+    """Whether a stream shows colours: a terminal, if NO_COLOR is not set, or anything under FORCE_COLOR."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def print_error(text: str) -> None:
+    """Print what a user can mend to standard error."""
+    colors = has_colors(sys.stderr)
+    word, rest = "error:", say_lines(f"error: {text}").removeprefix("error:")
+    click.echo(f"{_styled(word, 'bad') if colors else word}{rest}", err=True, color=colors)
+
+
+def say_lines(text: str) -> str:
+    """Break lines for standard error between words where a terminal shows it, and set in what goes on."""
+    columns = screen_columns(sys.stderr)
+    return text if columns is None else "\n".join(part for line in text.split("\n") for part in _fitted(line, columns))
+
+
+def usage_error(error: click.ClickException) -> str:
+    """Say a mistake in the call as all others are said."""
+    text = error.format_message().rstrip(".")
+    said, guessed = re.subn(r"\. \(?Did you mean (.+)\?\)?$", r"; did you mean \1?", f"{text[:1].lower()}{text[1:]}")
+    context = getattr(error, "ctx", None)
+    return said if guessed or context is None else f"{said}; `{context.command_path} --help` says what it takes"
+
+
+def storage_error(error: OSError) -> str | None:
+    """Say which place cannot be written to, and the way out; None of an error of another kind."""
+    if error.errno not in STORAGE:
+        return None
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not error.filename:
+        what = "the disk is full" if is_full else error.strerror
+        return f"{what}, where the output goes or in one of RNC_HOME, HOME and TMPDIR; free some, or set them to others"
+    place, setting = str(error.filename), _setting_of(str(error.filename))
+    elsewhere = f", or set {setting} to another place" if setting else ""
+    if is_full:
+        return f"{place}: the disk is full; free some{elsewhere}"
+    return f"{place}: no access ({error.strerror}); change its permissions{elsewhere}"
+
+
+def when_interrupted(says: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb what is said after a Ctrl-C, behind "Interrupted."."""
+
+    def decorated(verb: Callable[..., None]) -> Callable[..., None]:
+        @wraps(verb)
+        def told(*args: Any, **settings: Any) -> None:
+            click.get_current_context().meta[_INTERRUPTION] = says
+            verb(*args, **settings)
+
+        return told
+
+    return decorated
+
+
+def interruption(context: click.Context) -> str:
+    """Return what is said after a Ctrl-C: that it was one, and what the verb leaves behind."""
+    return " ".join(["Interrupted.", *filter(None, [context.meta.get(_INTERRUPTION)])])
+
+
+def _fitted(line: str, columns: int) -> list[str]:
+    if width(line) <= columns:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    first, *others = wrapped(line, columns - len(indent))
+    return [indent + first, *(f"{indent}  {part}" for part in wrapped(" ".join(others), columns - len(indent) - 2))]
+
+
+def _styled(text: str, look: Look) -> str:
+    return click.style(text, **LOOKS[look]) if LOOKS[look] else text
+
+
+def _setting_of(place: str) -> str:
+    """Name the variable that moves a place elsewhere; empty of a place that none moves, or a name without folder."""
+    home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
+    folders = {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path(os.path.expanduser("~")): "HOME"}
+    within = [folder for folder in folders if Path(place).is_relative_to(folder)]
+    # The deepest, as RNC_HOME may lie in HOME.
+    return folders[max(within, key=lambda one: len(one.parts))] if within else ""
