@@ -46,13 +46,10 @@ def evaluate_all(data: CocoData, tables: Sequence[DetectionTable]) -> list[dict[
     present = _present(data)
     truth, numbers = COCO(_numbered(data, present).coco_dict()), []
     for table in tables:
-        # In a row of floats an id beyond 2^53 would become another; places in the data set never do.
-        images = _places(table.image_ids, data.image_ids, "image")
-        labels = _places(table.category_ids, np.array(data.category_ids, np.int64), "category")
         boxes = table.boxes.astype(np.float64)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        scores = table.scores.astype(np.float64)
-        numbers.append(_twelve(truth, np.column_stack([images, boxes[:, :2], sides, scores, labels]), present))
+        sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        rows = _rows(data, present, table.image_ids, table.category_ids, sides, table.scores.astype(np.float64))
+        numbers.append(_twelve(truth, rows))
     return numbers
 
 
@@ -73,24 +70,37 @@ def evaluate_written(
     """
     from hotcoco import COCO
 
-    images = _places(image_ids, data.image_ids, "image")
-    labels = _places(category_ids, np.array(data.category_ids, np.int64), "category")
     present = _present(data)
-    truth = COCO(_numbered(data, present).coco_dict())
-    return _twelve(truth, np.column_stack([images, boxes, scores, labels]), present)
+    rows = _rows(data, present, image_ids, category_ids, boxes, scores)
+    return _twelve(COCO(_numbered(data, present).coco_dict()), rows)
 
 
 def _present(data: CocoData) -> Ints:
-    """The labels that have an object: a category without is no part of any mean, and of 40,000 they would take 8 GB."""
+    """The labels that objects have, rising."""
+    # A category without an object is no part of any mean; of 40,000 they would take 8 GB.
     return np.unique(data.annotation_labels).astype(np.int64)
 
 
-def _twelve(truth: Any, rows: NDArray[np.float64], present: Ints) -> dict[str, float | None]:
-    """COCO's evaluation of rows [D, 7]: image, x, y, width, height, score and label, of which `present` count."""
+def _rows(
+    data: CocoData,
+    present: Ints,
+    image_ids: Ints,
+    category_ids: Ints,
+    boxes: NDArray[np.float64],
+    scores: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """[D, 7] image, x, y, width, height, score and category, of detections of the categories that are present."""
+    # In a row of floats an id beyond 2^53 would become another; places in the data set never do.
+    images = _places(image_ids, data.image_ids, "image")
+    labels = _places(category_ids, np.array(data.category_ids, np.int64), "category")
+    rows = np.column_stack([images, boxes, scores, np.searchsorted(present, labels)])
+    return rows[np.isin(labels, present)]
+
+
+def _twelve(truth: Any, rows: NDArray[np.float64]) -> dict[str, float | None]:
+    """COCO's evaluation of detections as rows."""
     from hotcoco import COCOeval
 
-    labels = rows[:, 6]
-    rows = np.column_stack([rows[:, :6], np.searchsorted(present, labels)])[np.isin(labels, present)]
     evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.evaluate()
