@@ -22,6 +22,10 @@ Read = Callable[[DataConfig, str | None], "CocoData"]
 """Reads what a training of these settings learns from, or a split that it is scored on."""
 
 
+MOST_COMPARED = 20_000
+"""Images of two splits, up to which each file's size is asked for; on network storage more would take minutes."""
+
+
 class Selection(NamedTuple):
     """The settings that decide which images and annotations are read."""
 
@@ -146,17 +150,29 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
     """
     used = list(used)
     first: dict[str, CocoData] = {}
+    learnt: dict[DataConfig, CocoData] = {}
     told: set[str] = set()
     for config, split in _splits(plan):
         data = read(config, split)
         selection = training_data(config) if split is None else scoring_data(config, split)
         require_same_data(selection, data.fingerprint, used)
+        learnt |= {config: data} if split is None else {}
         # Many rows share a split, which is told of once.
-        if (text := describe_split(data)) not in told:
-            say(text)
-        told.add(text)
+        for text in (describe_split(data), *_advice(learnt.get(config), data)):
+            if text not in told:
+                say(text)
+            told.add(text)
         _require_same_categories(data, first.setdefault(config.dataset, data))
     return {dataset: data.category_ids for dataset, data in first.items()}
+
+
+def _advice(train: "CocoData | None", scored: "CocoData") -> list[str]:
+    """Warn of images that are trained and scored on, and of boxes that stand twice, where a look takes a second."""
+    if train is None or train is scored or len(train) + len(scored) > MOST_COMPARED:
+        return []
+    from orchestrator.data.advice import quick_advice
+
+    return [f"warning: {one}" for one in quick_advice(train, scored)]
 
 
 def describe_split(data: "CocoData") -> str:

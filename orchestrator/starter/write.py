@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import relpath
+from os.path import normpath, relpath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,8 +78,8 @@ def is_for(file: Path, root: Path) -> bool:
 
 def suite_name(root: Path) -> str:
     """Return a name for what is trained on a data set, after its folder, or its file's."""
-    resolved = root.resolve()
-    name = resolved.stem if resolved.is_file() else resolved.name
+    named = Path(normpath(root.absolute()))  # a link is called as it is, not as where it leads
+    name = named.stem if named.is_file() else named.name
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")
     return name or "detector"
 

@@ -1,6 +1,7 @@
 """What is found out before anything starts."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,18 @@ def test_what_is_not_measured_or_did_not_note_its_data_counts_for_no_version() -
     require_one_version(table_of(ROW), versions(ROW, trained=("", "new"), scored=("", "new")))
     require_one_version(table_of(ROW), versions(ROW, trained=("one", "one"), scored=("old", "new"), status="RUNNING"))
     require_one_version(table_of(ROW), Ledger())
+
+
+def test_an_image_that_is_trained_and_scored_on_is_told(make_coco: MakeCoco) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    root = make_coco([box, {**box, "id": 2}])
+    (root / "val").mkdir()
+    shutil.copy(root / "train" / "1.jpg", root / "val" / "1.jpg")
+    shutil.copy(root / "annotations" / "instances_train.json", root / "annotations" / "instances_val.json")
+    config = DataConfig(train_split="train", val_split="val", short_edge=64, long_edge=64)
+    row = Row(label="one", train=TrainConfig(model=LEARNS, data=config), split="val")
+    plan = make_plan([Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")], Ledger())
+    _, said = ahead(plan, Site(home=root / "home", coco_root=root))
+    warnings = [text for text in said if text.startswith("warning: ")]
+    assert any("val" in text and "train" in text and "flatter" in text for text in warnings), said
+    assert len(warnings) == len(set(warnings)) >= 2  # the box that stands twice in each split as well
