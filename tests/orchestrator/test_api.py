@@ -171,7 +171,7 @@ def test_the_best_checkpoint_is_fetched_and_detects(suite: OpenSuite, shapes_roo
 
     said: list[str] = []
     pulled = tiny.pull("tiny", table="tiny", say=said.append)
-    assert len(said) == 1 and said[0].startswith("tiny, seed 0: AP 33.3 on val")
+    assert len(said) == 1 and said[0].startswith(f"suite {tiny.name}, table tiny, row tiny, seed 0: AP 33.3 on val, ")
     best = tiny.best()
     assert best.folder == pulled.folder and best.folder.is_relative_to(tmp_path / "home" / "pulled")
     assert best.metrics == NUMBERS and best.provenance.row == "tiny" and best.provenance.suite == tiny.name
