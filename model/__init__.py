@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 def load(folder: "str | Path", *, device: str | None = None, **settings: Any) -> "Predictor":
     """Make a function of a checkpoint: `model.load("pulled")(["a.jpg", "b.jpg"])`.
 
+    Files are seen as `rnc predict` sees them: turned as their EXIF orientation says, and boxes count in turned pixels.
+
     Args:
         folder: with model.safetensors and config.json, as `rnc pull` fetches it.
         device: such as "cuda:1"; None takes the GPU if there is one.

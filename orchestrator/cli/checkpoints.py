@@ -191,7 +191,8 @@ def predict(
     not, but without PyAV their frames are written as single pictures instead of an MP4. Sound is left out.
 
     The detections are written to detections.json in COCO's format, the ids of the images being their places here;
-    frames are numbered behind them, and say their video, number and second. What does not decode is named and skipped,
+    frames are numbered behind them, and say their video, number and second. A photograph is turned as its EXIF
+    orientation says, and its boxes count in turned pixels. What does not decode is named and skipped,
     and the exit code is then 1. Each core works on one image. The same command again skips what is done already, also
     after Ctrl-C; a video that was not ended is begun anew.
 

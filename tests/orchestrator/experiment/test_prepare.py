@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.coco import read_for_training
@@ -34,14 +35,16 @@ MODEL = ModelConfig(
 )
 
 
-def check(model: ModelConfig, root: Path) -> None:
-    """Prepare a training on the two categories of `make_coco`."""
+def check(model: ModelConfig, root: Path) -> list[str]:
+    """Prepare a training on the two categories of `make_coco`, and return what was said."""
     data = DataConfig(train_split="train", val_split="train", short_edge=64, long_edge=64, train_on_empty_images=True)
     config = TrainConfig(model=model, data=data, schedule=ScheduleConfig(epochs=1, lr_drop_epochs=()))
     row = Row(label="one", train=config, split="train")
     experiment = Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")
     site = Site(home=root / "home", coco_root=root, weights_root=root)
-    prepare(make_plan([experiment], Ledger()), Ledger(), site, lambda _: None)
+    said: list[str] = []
+    prepare(make_plan([experiment], Ledger()), Ledger(), site, said.append)
+    return said
 
 
 @pytest.mark.parametrize(("name", "num_images"), [("aquarium", 448), ("blood", 1008)])
@@ -76,6 +79,31 @@ def test_a_detector_of_other_classes_or_another_network_is_refused_before_anythi
     torch.save(build_detector(MODEL, 2, seed=0).state_dict(), root / "retinanet.pth")
     with pytest.raises(UserError, match=r"train\.model\.detector_weights: .*does not fit this detector"):
         check(replace(MODEL, tower_depth=2), root)
+
+
+def test_weights_of_caffes_input_and_broken_ones_are_refused_before_anything_starts(root: Path) -> None:
+    named = replace(MODEL, detector_weights=None, backbone_weights="caffe.pth")
+    body = build_detector(named, 2, seed=0).backbone.body.state_dict()
+    torch.save(body | {"conv1.weight": body["conv1.weight"] / 58}, root / "caffe.pth")
+    says = r"train\.model\.backbone_weights: .*caffe\.pth: by the size of its first convolution .* set it to caffe"
+    with pytest.raises(UserError, match=says):
+        check(named, root)
+    check(replace(named, weights_input="caffe"), root)
+    torch.save(body | {"bn1.bias": body["bn1.bias"] / 0}, root / "caffe.pth")
+    with pytest.raises(UserError, match=r"caffe\.pth: bn1\.bias holds NaN or infinity, 16 of its 16 numbers"):
+        check(named, root)
+
+
+def test_what_was_chosen_of_a_file_and_how_images_are_read_is_told(root: Path) -> None:
+    named = replace(MODEL, detector_weights=None, backbone_weights="all.pth")
+    detector = build_detector(named, 2, seed=0).state_dict()
+    torch.save(detector, root / "all.pth")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (80, 60)).save(root / "train" / "1.jpg", exif=exif)
+    told = "\n".join(check(named, root))
+    assert f"of {root / 'all.pth'}, the backbone alone was taken" in told
+    assert "1 of 1 images carry an EXIF orientation: 1 are read as stored" in told
 
 
 def test_a_file_that_is_not_there_is_named_before_the_data_are_read(root: Path) -> None:
