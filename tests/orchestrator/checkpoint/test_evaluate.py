@@ -182,7 +182,7 @@ def test_what_is_wrong_is_told_in_one_line(folder: Path, data: CocoData, tmp_pat
     refused(rnc(*here, "--set", "nms_iou=high"), '--set inference.nms_iou is "high", expected a number')
     refused(rnc(*here, "--set", "nms_iou"), "expected a setting and its value")
     refused(rnc(*here, "--exponent", "1.5"), "inference.confidence_exponent is 1.5, expected 0 to 1")
-    refused(rnc(*here, "--split", "nowhere"), "lacks file", "instances_nowhere.json")
+    refused(rnc(*here, "--split", "nowhere"), "there is no split 'nowhere'", "the data set has train, val")
     refused(
         rnc("evaluate", tmp_path, "--data", data.root), f"{tmp_path}: no checkpoint, as {tmp_path} holds no config.json"
     )
