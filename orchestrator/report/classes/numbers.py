@@ -77,8 +77,7 @@ class Classes:
         """Return AP of a class with its 95 % interval within 0 to 100; None where that is not known."""
         if (row.label, "alone", place) not in self._known:
             found = row.by_class[place].estimate("AP") if self._has_interval(place) else None
-            bounded = found and replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
-            self._known[row.label, "alone", place] = bounded
+            self._known[row.label, "alone", place] = found
         return self._known[row.label, "alone", place]
 
     def difference(self, row: RowOfClasses, place: int) -> "Estimate | None":
