@@ -52,7 +52,8 @@ def find_layout(root: Path) -> Layout:
     Raises:
         DataError: there is none; the message says what was looked for, and what there is.
     """
-    splits = _splits(root)
+    # Whole paths, since parts of them say where labels lie, and for messages.
+    splits = _splits(Path(os.path.abspath(root)))
     train, val = _usual(splits, "train"), _usual(splits, "val")
     if len(splits) == 1 or (train is not None and val is None):
         whole = splits[train or next(iter(splits))]

@@ -8,13 +8,23 @@ path that exists below the file's folder is taken, and told; nothing else outsid
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import yaml
 
 from model.data.faults import DataError
-from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, WHOLE, SplitFiles, folders, holds, list_images, read_lines
+from model.data.layouts.files import (
+    ALIASES,
+    IMAGE_SUFFIXES,
+    WHOLE,
+    SplitFiles,
+    folders,
+    holds,
+    list_images,
+    read_lines,
+    usual_split,
+)
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
@@ -83,12 +93,10 @@ def _by_yaml(file: Path) -> dict[str, SplitFiles]:
             continue
         images = [image for place in places if place is not None for image in paths.images(place)]
         whole = all(place is not None and place.is_dir() for place in places)
-        splits |= _labelled(
-            key, images, (file,), tuple(paths.notes), optional=key in ALIASES["test"], whole_folders=whole
-        )
+        splits |= _labelled(key, images, (file,), optional=key in ALIASES["test"], whole_folders=whole)
     if not splits:
         raise DataError(f"{file}: names no split with images; give it train: and val:, folders of images")
-    return splits
+    return paths.told(splits)
 
 
 def _by_darknet(file: Path) -> dict[str, SplitFiles]:
@@ -101,12 +109,17 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
     splits: dict[str, SplitFiles] = {}
     for key in _SPLIT_KEYS:
-        if key in entries and (place := paths.resolve(entries[key], key)) is not None:
-            images = list(paths.images(place))
-            splits |= _labelled(key, images, (names, file), tuple(paths.notes), optional=key in ALIASES["test"])
+        if key not in entries:
+            continue
+        place = paths.resolve(entries[key], key)
+        if place is None:
+            paths.notes.append(f"{file}: {key} is {entries[key]}, which is not there: left out")
+            continue
+        images = list(paths.images(place))
+        splits |= _labelled(key, images, (names, file), optional=key in ALIASES["test"])
     if not splits:
         raise DataError(f"{file}: names no list of images that is there; give it train = ..., a file of their paths")
-    return splits
+    return paths.told(splits)
 
 
 def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
@@ -125,7 +138,7 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
         found = {folder.name: _absolute(folder) for folder in folders(root)}
     splits: dict[str, SplitFiles] = {}
     for name, images in found.items():
-        splits |= _labelled(name, images, (names,), (), optional=True, whole_folders=not lists)
+        splits |= _labelled(name, images, (names,), optional=True, whole_folders=not lists)
     return splits
 
 
@@ -141,7 +154,6 @@ def _labelled(
     name: str,
     images: Sequence[str],
     describing: tuple[Path, ...],
-    notes: tuple[str, ...],
     *,
     optional: bool,
     whole_folders: bool = False,
@@ -152,7 +164,6 @@ def _labelled(
         name: of the split.
         images: paths.
         describing: the files that name classes and images.
-        notes: of the split.
         optional: whether a split without labels is no split, rather than a mistake.
         whole_folders: whether a label file in their folders belongs to one of these images.
     """
@@ -170,8 +181,7 @@ def _labelled(
             f"{_swapped(first)}, or beside it; put them there"
         )
     folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
-    if whole_folders and (left := label_of.left()):
-        notes += (f"{len(left):,} label files of {name} have no image, such as {left[0]}",)
+    left = label_of.left() if whole_folders else []
     start = len(str(folder).rstrip("/")) + 1
     split = SplitFiles(
         name=name,
@@ -180,7 +190,7 @@ def _labelled(
         annotations=(*describing, *(label for label in labels if label is not None)),
         listed=tuple(image[start:] for image, _ in pairs),
         labels=labels,
-        notes=notes,
+        notes=(f"{len(left):,} label files of {name} have no image, such as {left[0]}",) if left else (),
     )
     return {name: split}
 
@@ -256,6 +266,9 @@ class _Paths:
         parts = PurePosixPath(written).parts
         for start in range(1, len(parts)):
             place = own.joinpath(*parts[start:])
+            # images/ stands for no other split's images where valid/images is asked for.
+            if _names_split(parts[:start]) and not _names_split(parts[start:]):
+                break
             if ".." not in parts[start:] and place.exists():
                 self.notes.append(f"{self.file}: {key} is {entry}, which is not there: {place} was taken")
                 return place
@@ -283,11 +296,20 @@ class _Paths:
             yield f"{where}/{name}"
         self.notes.extend(lists.notes)
 
+    def told(self, splits: dict[str, SplitFiles]) -> dict[str, SplitFiles]:
+        """The splits with what was found elsewhere, of any of them, or not at all."""
+        notes = tuple(dict.fromkeys(self.notes))
+        return {name: replace(split, notes=(*notes, *split.notes)) for name, split in splits.items()}
+
     def list_folder(self, folder: str) -> Path | None:
         """The folder of a line in a list; never one outside of the folders that count."""
         place = self.resolve(folder or ".", "a line")
         allowed = place is not None and any(_within(place, base) for base in self.bases)
         return place if allowed else None
+
+
+def _names_split(parts: Sequence[str]) -> bool:
+    return any(usual_split(part) for part in parts)
 
 
 def _within(path: Path, folder: Path) -> bool:

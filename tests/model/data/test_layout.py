@@ -98,6 +98,29 @@ def test_one_file_stands_for_its_data(tmp_path: Path) -> None:
     assert "notes.docx: no data set is described by such a file; name the folder" in message(tmp_path / "notes.docx")
 
 
+def test_the_current_folder_is_found_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "images" / "1.jpg")
+    text(tmp_path / "labels" / "1.txt", "0 0.5 0.5 0.5 0.5\n")
+    text(tmp_path / "data.yaml", "train: images\nval: images\nnames: [cat]\n")
+    monkeypatch.chdir(tmp_path)
+    for root in (Path("."), Path("data.yaml"), Path("..") / tmp_path.name):
+        assert find_layout(root).root == root
+        assert split_files(root, "train").images == tmp_path / "images"
+        assert len(read_coco(root, "train").annotation_ids) == 1
+
+
+def test_a_path_of_a_split_that_is_not_there_is_told_with_the_shares_that_stand_for_it(tmp_path: Path) -> None:
+    for place in range(2):
+        picture(tmp_path / "images" / f"{place}.jpg")
+        text(tmp_path / "labels" / f"{place}.txt", "0 0.5 0.5 0.5 0.5\n")
+    text(tmp_path / "data.yaml", "train: images\nval: valid/images\nnames: [cat]\n")
+    found = find_layout(tmp_path)
+    assert found.val == "val-part"
+    notes = read_coco(tmp_path, "val-part").notes
+    assert notes[0] == f"{tmp_path}/data.yaml: val is valid/images, which is not there: left out"
+    assert "val is 1 of the 2 images" in notes[1]
+
+
 def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
     assert "photos.zip: an archive is not looked into; unpack it" in message(text(tmp_path / "photos.zip"))
 

@@ -61,7 +61,9 @@ def test_paths_of_another_machine_and_roboflows_lead_to_the_folder_beside_the_fi
         ("val", root / "valid" / "images"),
     ]
     moved = "content" in prefix or "C:" in prefix
-    assert any("was taken" in note for note in found["val"].notes) is moved
+    for split in found.values():
+        assert any("was taken" in note for note in split.notes) is moved
+        assert split.notes[-1] == f"{root}/data.yaml: test is {prefix}test/images, which is not there: left out"
 
 
 def test_roboflows_path_is_not_that_of_another_set_beside_it(tmp_path: Path) -> None:
@@ -86,6 +88,17 @@ def test_a_folder_elsewhere_is_taken_where_the_file_names_it_and_nowhere_else(tm
     text(lists / "data.yaml", "train: train.txt\nnames: [cat]\n")
     text(lists / "train.txt", "../other/images/2.jpg\n")
     assert f"{lists}/train.txt: lists ../other/images/2.jpg, whose folder is nowhere below {lists}" in message(lists)
+
+
+def test_the_end_of_a_path_is_not_taken_for_another_split(tmp_path: Path) -> None:
+    labelled(tmp_path, "1")
+    text(tmp_path / "data.yaml", "train: /content/photos/images\nval: /content/photos/valid/images\nnames: [cat]\n")
+    found = find_yolo(tmp_path)
+    assert list(found) == ["train"]
+    assert [note.split(": ", 1)[1] for note in found["train"].notes] == [
+        f"train is /content/photos/images, which is not there: {tmp_path}/images was taken",
+        "val is /content/photos/valid/images, which is not there: left out",
+    ]
 
 
 def test_path_of_another_machine_counts_as_the_files_own_folder_and_is_told(tmp_path: Path) -> None:
