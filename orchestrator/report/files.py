@@ -239,6 +239,7 @@ def _part(folder: Path, report: Report) -> str:
         "tables": [
             [table.title, table_html(table, figure)] for table, figure in zip(report.tables(), drawn, strict=True)
         ],
+        "sections": [[section.title, section.anchor, section.html] for section in _class_sections([report])],
     }
     held = _read_part(folder / PARTS / f"{report.experiment.name}.json")
     same = held is not None and all(held.get(name) == value for name, value in content.items())
@@ -263,6 +264,7 @@ def _kept_sections(folder: Path, reports: Sequence[Report]) -> list[Section]:
         for place, (title, html) in enumerate(part["tables"]):
             anchor = f"kept-{file.stem}" + (f"-{place}" if place else "")
             sections.append(kept_section(title, anchor, html, when=when, note=note))
+        sections += [Section(f"{title} ({when})", anchor, html) for title, anchor, html in part["sections"]]
     return sections
 
 
@@ -271,7 +273,7 @@ def _read_part(file: Path) -> dict[str, Any] | None:
         part: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or half written when a disk was full: the next submit writes it
         return None
-    return part if part.keys() >= {"file", "facts", "tables", "written"} else None
+    return part if part.keys() >= {"file", "facts", "tables", "sections", "written"} else None
 
 
 def _class_sections(reports: Sequence[Report]) -> list[Section]:

@@ -37,6 +37,7 @@ from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.training_log import Note, read_log
 from tests.detections import random_scene, table, write
 from tests.orchestrator.ledgers import experiment, finished, ledger_of
+from tests.orchestrator.report.classes.test_numbers import measured, samples_of
 
 CONF = Row(label="ours", seeds=(0, 1))
 OTHER = Row(label="theirs", train=replace(CONF.train, global_batch=8))
@@ -301,6 +302,21 @@ def test_the_page_of_a_suite_keeps_the_tables_of_earlier_submits_and_says_how_ol
     (out / "parts" / "second.json").write_text("{")  # half written
     write_reports(out, reports["first"], keeps=True)
     assert "<h2>second</h2>" not in (out / "index.html").read_text()
+
+
+def test_the_classes_of_a_table_are_kept_with_it(tmp_path: Path) -> None:
+    held = ledger_of((BASE, [finished(AP=35.0)]))
+    (first,), (second,) = (
+        make_reports(holding([experiment(name, [BASE])], held, None, tmp_path)) for name in ("first", "second")
+    )
+    classes = measured([BASE], [[samples_of([30.0], [[29.0, 30.0, 31.0]])]], None)
+    write_reports(tmp_path, [replace(first, classes=classes)], keeps=True)
+    assert '<section id="classes-first">' in (tmp_path / "index.html").read_text()
+    write_reports(tmp_path, [second], keeps=True)
+    page = (tmp_path / "index.html").read_text()
+    section = '<section id="classes-first">'
+    assert page.count(section) == 1 and page.index("<h2>first</h2>") < page.index(section)
+    assert '<a href="#classes-first">table: classes (as of ' in page
 
 
 def test_a_page_that_is_written_elsewhere_holds_what_was_asked_for_alone(tmp_path: Path) -> None:
