@@ -259,13 +259,13 @@ def misalignment(
       rnc misalignment RetinaNet RetinaNet-Conf --table table1 --image-ids 42,57
       rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --split val2017 --output looked
     """
-    folders = located(checkpoints, query)  # before what follows imports torch, which takes seconds
     from orchestrator.checkpoint.misalignment import Closeup, analyse
     from orchestrator.figures.pictures import parse_image_ids
 
     closeup = Closeup(
         num_images=images, image_ids=parse_image_ids(image_ids) if image_ids is not None else (), only=only
     )
+    folders = located(checkpoints, query)  # before torch is imported, which takes seconds
     with bar("images", "images") as progress:
         found = analyse(folders, closeup, selection, output, site(), say, progress)
     if form == "html":
@@ -323,12 +323,13 @@ def sweep(
       rnc sweep DIR --exponents 0:1:0.1 --beside experiments/paper/table5_exponents.yaml
       rnc sweep DIR --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05 --set inference.max_detections=300
     """
-    (folder,) = located([checkpoint], query)  # before what follows imports torch, which takes seconds
     from orchestrator.checkpoint.sweep import Grid, parse_axes
     from orchestrator.checkpoint.sweep import sweep as sweep_over
     from orchestrator.checkpoint.sweep_report import sweep_page, sweep_table, write_sweep
 
+    # Before a checkpoint is fetched, and torch imported: a mistake in the call is told at once.
     grid, here = Grid(axes=parse_axes(ranges), beside=tuple(beside)), site()
+    (folder,) = located([checkpoint], query)
     with bar("images", "images") as progress:
         found = sweep_over(folder, grid, selection, here, say, progress)
     written = output or here.home / "reports" / "sweep" / found.name

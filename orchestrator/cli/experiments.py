@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from model.settings import suggestion
 from orchestrator.cli.options import (
     EXPERIMENTS,
     FORMAT,
@@ -231,6 +232,9 @@ def report(
         raise UserError("--classes rests on what the intervals are made of; leave out --no-bootstrap")
     if (label or by_ap) and not classes:
         raise UserError("--row and --by-ap are for --classes")
+    known = list(dict.fromkeys(row.label for one in experiments for row in one.rows))
+    if label is not None and label not in known:
+        raise UserError(f"--row {label!r} is no row; {suggestion(label, known)}")
     listed, paper = None, None
     judged: dict[str, Table] = {}
     if claims is not None:

@@ -128,9 +128,30 @@ DATA = click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="A data set: a folder, or a file that describes it."
 )
 SPLIT = click.option("--split", help="Such as val2017; that of the checkpoint's row if not given.")
-EXPONENT = click.option("--exponent", type=float, help="Another confidence exponent, 0 to 1.")
+
+
+def check_settings(ctx: click.Context, parameter: click.Parameter, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse inference settings that are none, or have no such value, before a checkpoint is fetched for them."""
+    from orchestrator.checkpoint.inputs import typed_changes
+
+    typed_changes(settings)
+    return settings
+
+
+def check_exponent(ctx: click.Context, parameter: click.Parameter, exponent: float | None) -> float | None:
+    """Refuse an exponent that is none, likewise."""
+    check_settings(ctx, parameter, () if exponent is None else (f"confidence_exponent={exponent}",))
+    return exponent
+
+
+EXPONENT = click.option("--exponent", type=float, callback=check_exponent, help="Another confidence exponent, 0 to 1.")
 SETTINGS = click.option(
-    "--set", "settings", multiple=True, metavar="SETTING=VALUE", help="Another inference setting: inference.nms_iou=0.6"
+    "--set",
+    "settings",
+    multiple=True,
+    callback=check_settings,
+    metavar="SETTING=VALUE",
+    help="Another inference setting: inference.nms_iou=0.6",
 )
 ALL_IMAGES = click.option(
     "--all", "all_images", is_flag=True, help="Score all images, not the first ones as in the training."

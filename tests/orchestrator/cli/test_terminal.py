@@ -110,6 +110,11 @@ def test_mistakes_about_a_checkpoint_are_told_without_torch(tmp_path: Path) -> N
         ["evaluate", folder, "--exponent", "3"],
         ["sweep", folder, "--exponents", "0:1:0.5"],
         ["misalignment", folder],
+        ["evaluate", "best", "--set", "nms=1"],
+        ["sweep", "best", "--exponents", "half"],
+        ["sweep", "best", "--exponents", "0:1:0.5", "--set", "nms=1"],
+        ["misalignment", "best", "--image-ids", "first"],
+        ["report", PAPER, "--classes", "--row", "nowhere"],
         ["run", PAPER, "--row", "nowhere"],
         ["run", f"{PAPER}/table1_heads.yaml", "--row", "RetinaNet"],
     ]
