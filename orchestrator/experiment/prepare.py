@@ -75,7 +75,7 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
 def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_images: int) -> list[str]:
     """Say what `prepare` would find in weights and data, and write nothing; return what would stop a submit.
 
-    What this machine does not have at all, such as a data set that only the cluster sees, is said and stops nothing.
+    What this machine lacks, such as weights or a data set that only the cluster sees, is said and stops nothing.
 
     Args:
         plan: of one suite.
@@ -95,9 +95,11 @@ def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_image
     files = dict.fromkeys(config.model.weights for config in _missing(plan) if config.model.weights)
     if files and site.weights_root is None:
         say(f"weights {', '.join(files)}: RNC_WEIGHTS is not set here, so that they were not looked for")
-    elif files:
-        for file in files:
-            look(lambda file=file: site.weights_file(file))  # type: ignore[misc]
+    for file in files if site.weights_root is not None else ():
+        try:
+            site.weights_file(file)
+        except UserError as error:
+            say(str(error))
     datasets = {config.dataset for config, _ in _splits(plan)}
     if "shapes" in datasets and not site.data_root("shapes").is_dir():
         say(f"data {site.data_root('shapes')}: drawn by the first submit")
