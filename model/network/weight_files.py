@@ -152,7 +152,7 @@ def to_imagenet_input(path: Path, body: Weights, expects: WeightsInput) -> Weigh
     Raises:
         ValueError: the weights say otherwise.
     """
-    seen = _seen_input(body)
+    seen = seen_input(body)
     if seen is not None and seen != expects:
         what = {
             "caffe": "levels from 0 to 255 less their mean, as Caffe's weights do (BGR)",
@@ -169,7 +169,7 @@ def to_imagenet_input(path: Path, body: Weights, expects: WeightsInput) -> Weigh
     return body | {"conv1.weight": first}
 
 
-def _seen_input(body: Mapping[str, Tensor]) -> WeightsInput | None:
+def seen_input(body: Mapping[str, Tensor]) -> WeightsInput | None:
     """The input that the first convolution and its batch norm fit: photographs come out of it as that expects."""
     names = ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.running_var")
     if not all(name in body for name in names):

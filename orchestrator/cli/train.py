@@ -111,7 +111,7 @@ def _written(ctx: click.Context, root: Path, compare: str | None, output: Path |
     overrides = parse_overrides(ctx.meta.get(OVERRIDES, ()))
     asked = Start(root=root, output=output, compare="heads" if compare else None, overrides=overrides)
     experiment = start(asked, site(), os.environ, say)
-    say(experiment.path.read_text(encoding="utf-8"))
+    click.echo(experiment.path.read_text(encoding="utf-8"), err=True)  # as it is, where `say` wraps
     return experiment.path
 
 

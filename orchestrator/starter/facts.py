@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from model.data.layout import Layout
     from model.data.split import CocoData
 
+WeightsInput = Literal["imagenet", "caffe"]
 MOST_FAULTY = 0.02
 """The part of the images or boxes that may be left out as faulty; more is a mistake of the whole file."""
 FIRST_WEIGHTS = ("resnet50", "resnet18", "resnet101")
@@ -63,6 +65,8 @@ class Machine:
     num_cores: int
     weights: Path | None
     """A file of ImageNet weights."""
+    weights_input: WeightsInput = "imagenet"
+    """What they expect of the pixels."""
 
     @property
     def backbone(self) -> str:
@@ -110,7 +114,17 @@ def data_facts(root: Path) -> DataFacts:
 
 def machine_facts(site: Site, environ: Mapping[str, str]) -> Machine:
     """Look at this machine."""
-    return Machine(num_gpus=count_gpus(), num_cores=os.cpu_count() or 1, weights=_first_weights(site, environ))
+    found = Machine(num_gpus=count_gpus(), num_cores=os.cpu_count() or 1, weights=_first_weights(site, environ))
+    return replace(found, weights_input=_input_of(found.weights)) if found.weights and found.is_caffe else found
+
+
+def _input_of(weights: Path) -> WeightsInput:
+    """Look into weights whose name says Caffe: some were brought to torchvision's input, and some were not."""
+    from model.network.weight_files import read_weights, resnet_of, seen_input
+
+    with suppress(ValueError):  # what is wrong with the file, the submit tells
+        return seen_input(resnet_of(weights, read_weights(weights)).weights) or "imagenet"
+    return "imagenet"
 
 
 def _roles(layout: "Layout") -> tuple[str, str]:

@@ -56,6 +56,9 @@ def _weights(train: Settings, why: dict[str, str], machine: Machine, on_gpu: boo
         if machine.is_caffe:
             train["model.backbone_stride"] = "1x1"
             why["model.backbone_stride"] = "as weights that come from Caffe have it, by the file's name"
+        if machine.weights_input != "imagenet":
+            train["model.weights_input"] = machine.weights_input
+            why["model.weights_input"] = "by the size of the file's first convolution"
         if not on_gpu:
             train["model.frozen_stages"] = 3
             why["model.frozen_stages"] = "on a CPU only the last stage of the backbone learns"

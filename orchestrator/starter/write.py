@@ -19,7 +19,8 @@ from orchestrator.starter.recipe import Recipe, Settings, choose
 from orchestrator.strict_yaml import write_value
 
 Compare = Literal["heads"]
-WIDTH = 110
+WIDTH = 78
+"""Characters of a line, so that a terminal of 80 shows the file as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +168,11 @@ def _lines(settings: Settings, prefix: str, why: Mapping[str, str]) -> list[str]
         if isinstance(value, dict) and value:
             lines += [f"{indent}{name}:", *_lines(value, f"{path}.", why)]
         else:
+            line = f"{indent}{name}: {write_value(value)}"
             reason = why.get(path.removeprefix("defaults.train.").removeprefix("resources."))
-            lines.append(f"{indent}{name}: {write_value(value)}{f'  # {reason}' if reason else ''}")
+            if reason and len(f"{line}  # {reason}") > WIDTH:
+                lines += textwrap.wrap(reason, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+            elif reason:
+                line += f"  # {reason}"
+            lines.append(line)
     return lines

@@ -70,7 +70,8 @@ def test_without_weights_all_of_the_backbone_learns_for_longer(machine: Machine)
 def test_weights_decide_the_backbone_and_whose_stride_it_has() -> None:
     chosen = train(machine=replace(GPU, weights=Path("/w/resnet50_imagenet_msra_fp16.pth")))
     assert (chosen["model.backbone"], chosen["model.backbone_stride"]) == ("resnet50", "1x1")
-    assert "model.backbone_stride" not in train()
+    assert "model.backbone_stride" not in train() and "model.weights_input" not in train()
+    assert train(machine=replace(GPU, weights_input="caffe"))["model.weights_input"] == "caffe"
     assert train(machine=replace(GPU, weights=Path("/w/resnet18-f37072fd.pth")))["model.backbone"] == "resnet18"
 
 

@@ -39,7 +39,8 @@ def test_the_file_reads_back_and_names_data_and_suite(shapes_root: Path, here: P
     assert row.train.data.dataset == "my-shapes"  # not the embedded one, which would be drawn
     assert site_of([experiment], Site(home=here)).data_root(row.train.data.dataset) == shapes_root
     text = experiment.path.read_text()
-    assert "# 48 images to train on" in text and "6 classes: disc, square" in text
+    assert "# 48 images to train on" in text and "6 classes: disc, square" in text.replace("\n# ", " ")
+    assert max(len(line) for line in text.splitlines() if str(here.parent) not in line and "root: " not in line) <= 80
     assert "short_edge: 128  # small, for a CPU" in text
 
 
