@@ -31,8 +31,9 @@ NEXT = """\
 What now?
   rnc predict best IMAGE        draw what it sees: a picture, a folder, a video
   rnc evaluate best --classes   its numbers again, class by class
-  rnc ui {file} --open          curves, settings and examples in MLflow
-  {file} holds every setting: change one, such as the epochs, and `rnc submit {file}` again"""
+  rnc ui {file} --open
+                                curves, settings and examples in MLflow
+  {file} holds every setting: change one, such as the epochs, and submit again: rnc submit {file}"""
 
 
 @click.command()

@@ -11,12 +11,12 @@ Settings = dict[str, Any]
 GPU_UPDATES = 3000
 """Updates that carry an ImageNet backbone to a detector on some hundred photographs, about: the aquarium of
 experiments/results/photos took 1,344 to AP 36, and was still rising."""
-CPU_IMAGES = 2400
+CPU_IMAGES = 3600
 """Images that a training on a CPU sees, all epochs together: some minutes on two cores."""
 LEAST_BOX = 24
 """Pixels of a resized box's side: below, fewer and fewer anchors (the smallest have 32) overlap it by half."""
 PAPER_SHORT, MOST_SHORT = 600, 1024
-CPU_SHORT = 192
+CPU_SHORT = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +125,8 @@ def _schedule(train: Settings, why: dict[str, str], data: DataFacts, machine: Ma
     train |= {
         "global_batch": batch,
         "schedule.epochs": epochs,
-        "schedule.lr_drop_epochs": moved_drops((8, 11), 12, epochs),
+        # One drop, and late, where there are few updates: with two the rate is low for as long as it is high.
+        "schedule.lr_drop_epochs": moved_drops((8, 11) if on_gpu else (11,), 12, epochs),
         "schedule.optimizer": "adamw",
         # In proportion to the root of the batch, from the rate of experiments/photos at 8 on a GPU.
         "schedule.learning_rate": float(f"{(0.0002 if on_gpu else 0.0007) * math.sqrt(batch / 8):.1g}"),

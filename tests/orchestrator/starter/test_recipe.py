@@ -38,8 +38,8 @@ def test_a_gpu_trains_the_papers_detector_at_the_size_of_the_images() -> None:
 
 def test_a_cpu_trains_small() -> None:
     chosen = train(machine=CPU)
-    assert (chosen["data.short_edge"], chosen["data.long_edge"]) == (192, 256)
-    assert (chosen["model.channels"], chosen["model.frozen_stages"], chosen["schedule.epochs"]) == (128, 3, 5)
+    assert (chosen["data.short_edge"], chosen["data.long_edge"]) == (256, 352)
+    assert (chosen["model.channels"], chosen["model.frozen_stages"], chosen["schedule.epochs"]) == (128, 3, 8)
     assert choose(PHOTOS, CPU).resources == {"num_workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 2}
 
 
