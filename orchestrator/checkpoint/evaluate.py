@@ -130,7 +130,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
         return of_results(stored, selection, files, site, say)
     if selection.settings or selection.all_images or files.parquet:
         raise UserError(
-            "--exponent, --set, --all and --save need a checkpoint DIR; the detections of a file are what they are"
+            "--exponent, --set, --all and --save need a CHECKPOINT; the detections of a file are what they are"
         )
     detections, about = read_stored(stored)
     data = read_images(selection.data, about.data, selection.split or about.split, site, say)
@@ -148,7 +148,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
         columns=(*COLUMNS, *(MISALIGNMENT_COLUMNS[name] for name in statistics)),
         rows=tuple(rows),
         notes=(
-            f"{len(detections)} detections on {len(data)} images of {data.root / data.split}.",
+            f"{len(detections)} detections on {len(data)} images of {data.root}, split {data.split}.",
             _settings(about),
             verdict,
         ),
@@ -173,7 +173,7 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
 
     if selection.settings or selection.all_images or files.parquet or files.coco_json:
         raise UserError(
-            "--exponent, --set, --all, --save and --coco-json need a checkpoint DIR; the detections of a file are what "
+            "--exponent, --set, --all, --save and --coco-json need a CHECKPOINT; the detections of a file are what "
             "they are"
         )
     data = read_annotations(selection.data, selection.split, site, say)
@@ -220,7 +220,7 @@ def _beside_mlflow(inputs: ScoringInputs, metrics: Mapping[str, float | None]) -
     card, provenance = inputs.checkpoint.card, inputs.checkpoint.provenance
     rows, notes = [_row("here", METRICS, metrics)], [f"{inputs.images}."]
     if len(inputs.data) in (card.config.data.num_val_images, card.config.data.num_train_images):
-        where = inputs.data.root / inputs.data.split
+        where = f"{inputs.data.root}, split {inputs.data.split}"
         notes = [f"The first {len(inputs.data)} images by id of {where}, as in the training; --all takes all."]
     if provenance is not None:
         reasons = list(_why_not_compared(provenance, inputs))

@@ -34,7 +34,8 @@ class Selection:
     """Which images a checkpoint is scored on, and which of its inference settings are changed for it."""
 
     data: Path | None = None
-    """A COCO-format data set; None takes the one that the site has under the checkpoint's name."""
+    """A folder or a file of any format; None takes the data of the row, where they lay when it was scored, or else
+    where the site has it."""
     split: str | None = None
     """None takes the one that the row was scored on."""
     all_images: bool = False
@@ -81,7 +82,7 @@ class ScoringInputs:
     @property
     def images(self) -> str:
         """The images, in words."""
-        return f"{len(self.data)} images of {self.data.root / self.data.split}"
+        return f"{len(self.data)} images of {self.data.root}, split {self.data.split}"
 
     def score(self, settings: Sequence[InferenceConfig], progress: Progress = no_progress) -> "list[Scores]":
         """Score on the GPU of this machine, or else on its CPU, under each setting; many cost hardly more than one.

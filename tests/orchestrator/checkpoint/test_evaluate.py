@@ -173,7 +173,7 @@ def test_settings_are_changed_by_options(folder: Path, data: CocoData) -> None:
 
 def test_all_images_are_scored_when_asked_for(folder: Path, data: CocoData) -> None:
     done = rnc("evaluate", folder, "--data", data.root, "--all")
-    assert f"16 images of {data.root / 'val'}." in done.stdout
+    assert f"16 images of {data.root}, split val." in done.stdout
 
 
 def test_what_is_wrong_is_told_in_one_line(folder: Path, data: CocoData, tmp_path: Path, make_coco) -> None:

@@ -207,7 +207,7 @@ def test_image_ids_that_are_unknown_or_none_are_refused(conf: Path, data: CocoDa
     first, last = data.image_ids[[0, -1]].tolist()
     refused(
         rnc(conf, "--image-ids", f"{first},999", "--data", data.root),
-        f"--image-ids: 999 not among the 4 images of {data.root / 'val'}",
+        f"--image-ids: 999 not among the 4 images of {data.root}, split val",
         f"from {first} to {last}",
     )
     refused(rnc(conf, "--image-ids", "4,a.jpg", "--data", data.root), "'a.jpg' is no image id", "such as 42,57")
