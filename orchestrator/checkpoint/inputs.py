@@ -189,7 +189,7 @@ def read_images(root: Path | None, config: DataConfig, split: str, site: Site, s
 
     if root is None:
         draw(config, site)
-        root = site.data_root(config.dataset)
+        root = _root_of(config.dataset, site)
     try:
         data = read_for_scoring(root, config, split, check_images=True)
     except DataError as error:
@@ -211,7 +211,7 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
     from model.data.faults import DataError
     from model.data.layout import find_layout
 
-    root = root or site.data_root("coco")
+    root = root or _root_of("coco", site)
     try:
         if split is None:
             layout = find_layout(root)
@@ -225,6 +225,13 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
     for note in data.notes:
         say(f"{root}, split {split}: {note}")
     return data
+
+
+def _root_of(dataset: str, site: Site) -> Path:
+    try:
+        return site.data_root(dataset)
+    except UserError as error:
+        raise UserError(f"{error}; here --data does so, too") from error
 
 
 def typed_changes(settings: Sequence[str]) -> Settings:

@@ -120,8 +120,8 @@ def evaluate(
 
     CHECKPOINT is a folder, `best`, the label of a row or table:label; a row is pulled first, as `rnc pull` does.
 
-    --data is a folder or a file in any format that `rnc data` knows. Without it, it is the data set that the row was
-    scored on, where it lay then, or else RNC_COCO_ROOT, or the shapes that the project draws itself.
+    --data is a folder or a file in any format that `rnc data` knows. Without it, data of your own are looked for where
+    they lay when the row was scored, and else, as COCO is, at RNC_COCO_ROOT; shapes are drawn.
 
     With --detections, no checkpoint and no GPU are needed: every number is computed again from the stored detections,
     and compared with what the file records. `rnc pull` fetches such a file, and --save writes one. A results file of

@@ -159,7 +159,7 @@ def test_without_data_the_site_has_them_under_their_name(
     config = replace(CONFIG.data, dataset="coco")
     detections, about = read_stored(file)
     write_stored(file, detections, replace(about, data=config))
-    refused(rnc("evaluate", "--detections", file), "RNC_COCO_ROOT is not set")
+    refused(rnc("evaluate", "--detections", file), "RNC_COCO_ROOT is not set", "here --data does so, too")
     monkeypatch.setenv("RNC_COCO_ROOT", str(data.root))
     assert "to the last digit" in rnc("evaluate", "--detections", file).stdout
 
