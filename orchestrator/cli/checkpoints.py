@@ -131,8 +131,8 @@ def evaluate(
       rnc evaluate best
       rnc evaluate "RetinaNet-Conf" --table table1 --all
       rnc evaluate best --data /data/coco --split val2017
-      rnc evaluate best --exponent 0.2 --set inference.nms_iou=0.6 --save found.parquet
-      rnc evaluate --detections DIR/detections.parquet --data /data/coco --coco-json found.json
+      rnc evaluate best --set inference.nms_iou=0.6 --save found.parquet
+      rnc evaluate --detections found.parquet --coco-json found.json
       rnc evaluate --detections results.json --data /data/mine --split val
     """
     if (checkpoint is None) == (detections is None):
@@ -257,7 +257,7 @@ def misalignment(
     \b
       rnc misalignment best --images 10
       rnc misalignment RetinaNet RetinaNet-Conf --table table1 --image-ids 42,57
-      rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --split val2017 --output looked
+      rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --output looked
     """
     from orchestrator.checkpoint.misalignment import Closeup, analyse
     from orchestrator.figures.pictures import parse_image_ids
@@ -320,8 +320,8 @@ def sweep(
 
     \b
       rnc sweep best --exponents 0:1:0.05
-      rnc sweep best --exponents 0:1:0.1 --beside experiments/paper/table5_exponents.yaml
-      rnc sweep best --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05 --set inference.max_detections=300
+      rnc sweep best --exponents 0:1:0.1 --beside experiments/paper
+      rnc sweep best --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05
     """
     from orchestrator.checkpoint.sweep import Grid, parse_axes
     from orchestrator.checkpoint.sweep import sweep as sweep_over

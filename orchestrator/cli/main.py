@@ -65,7 +65,7 @@ def cli() -> None:
       RNC_HOME             data, records and checkpoints (default: ./runs)
       RNC_COCO_ROOT        COCO 2017, or the data of files that name none
       RNC_WEIGHTS          a folder of pretrained weights
-      MLFLOW_TRACKING_URI  an MLflow server (default: one of our own, on localhost)
+      MLFLOW_TRACKING_URI  an MLflow server (default: our own, on localhost)
       RAY_ADDRESS          a Ray cluster (default: this machine)
     """
 
