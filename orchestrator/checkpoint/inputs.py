@@ -1,6 +1,5 @@
 """Inputs of scoring, for evaluate, sweep and misalignment: a checkpoint's folder and the images to score it on."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.prepare import draw
 from orchestrator.site import Site
+from orchestrator.strict_yaml import read_value
 from orchestrator.tracking.artifacts import Progress
 
 if TYPE_CHECKING:
@@ -241,11 +241,7 @@ def typed_changes(settings: Sequence[str]) -> Settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: expected a setting and its value, such as inference.nms_iou=0.6")
-        name = name.strip().removeprefix("inference.")
-        try:
-            changes[name] = json.loads(value)
-        except ValueError:
-            changes[name] = value.strip()  # text needs no quotes here: fusion=product
+        changes[name.strip().removeprefix("inference.")] = read_value(value, f"--set {text}")
     problems = list(misspelt(InferenceConfig, changes, "inference."))
     problems = problems or read_settings(InferenceConfig, changes, "inference.")[1]
     if problems:
