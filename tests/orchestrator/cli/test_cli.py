@@ -322,13 +322,12 @@ def test_a_claim_on_a_row_that_does_not_exist_is_refused_with_what_was_probably_
 
 
 def test_no_line_of_any_help_is_wider_than_80_columns():
-    def texts(command: click.Command, name: str) -> Iterator[str]:
-        with click.Context(command, info_name=name, terminal_width=80) as context:
-            yield command.get_help(context)
-        for verb, inner in getattr(command, "commands", {}).items():
-            yield from texts(inner, f"{name} {verb}")
+    def texts(context: click.Context) -> Iterator[str]:
+        yield context.get_help()
+        for verb, command in getattr(context.command, "commands", {}).items():
+            yield from texts(click.Context(command, context, verb))
 
-    helps = list(texts(cli, "rnc"))
+    helps = list(texts(click.Context(cli, info_name="rnc", terminal_width=80, **cli.context_settings)))
     assert len(helps) > 20
     assert [line for text in helps for line in text.splitlines() if len(line) > 80] == []
 
