@@ -19,9 +19,10 @@ from orchestrator.checkpoint.inputs import (
     read_annotations,
     read_checkpoint,
     read_images,
+    recorded_root,
     scoring_device,
 )
-from orchestrator.checkpoint.pull import Provenance
+from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
@@ -115,7 +116,8 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     Args:
         stored: a file of detections, as `rnc evaluate --save`, `rnc pull` and MLflow have them; or the results of any
             detector, as COCO's tools exchange them (JSON).
-        selection: the data set and the split that they were made on, where these are not where the site has them.
+        selection: the data set and the split that they were made on, where these are neither where the card beside the
+            file says nor where the site has them.
         files: where to write them; the Parquet file is there already.
         site: where data sets are.
         say: told what stands beside the numbers.
@@ -133,7 +135,8 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
             "--exponent, --set, --all and --save need a CHECKPOINT; the detections of a file are what they are"
         )
     detections, about = read_stored(stored)
-    data = read_images(selection.data, about.data, selection.split or about.split, site, say)
+    root = selection.data or recorded_root(_card_beside(stored), about.data.dataset)
+    data = read_images(root, about.data, selection.split or about.split, site, say)
     require_same_images(stored, about, detections, data)
     metrics, statistics = evaluate(data, detections), of_detections(data, detections)
     _export(detections, files, say)
@@ -189,6 +192,14 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
         ),
     )
     return Numbers(table=table, data=data, detections=_detections(found))
+
+
+def _card_beside(stored: Path) -> Provenance | None:
+    """Read the card that `rnc pull` has put beside detections; of those that lie elsewhere nothing is known."""
+    try:
+        return read_provenance(stored.parent)
+    except ValueError:  # a file of that name and of another kind
+        return None
 
 
 def _detections(found: Results) -> DetectionTable:

@@ -165,17 +165,17 @@ def open_inputs(checkpoint: CheckpointFolder, selection: Selection, site: Site, 
     if selection.first is not None:
         # num_val_images counts for the validation split alone, so that this split is made that.
         config = replace(config, val_split=split, num_val_images=selection.first)
-    data = read_images(selection.data or _recorded_root(checkpoint), config, split, site, say)
+    root = selection.data or recorded_root(checkpoint.provenance, config.dataset)
+    data = read_images(root, config, split, site, say)
     return ScoringInputs(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
 
 
-def _recorded_root(checkpoint: CheckpointFolder) -> Path | None:
+def recorded_root(provenance: Provenance | None, dataset: str) -> Path | None:
     """Return where somebody's own data lay when the row was scored, if they still do; others are the site's to find."""
-    config = checkpoint.card.config.data
-    if checkpoint.provenance is None or config.dataset in ("coco", "shapes"):
+    if provenance is None or dataset in ("coco", "shapes"):
         return None
-    root = Path(checkpoint.provenance.data_root)
-    return root if checkpoint.provenance.data_root and root.exists() else None
+    root = Path(provenance.data_root)
+    return root if provenance.data_root and root.exists() else None
 
 
 def read_images(root: Path | None, config: DataConfig, split: str, site: Site, say: Say) -> "CocoData":
