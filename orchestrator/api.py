@@ -276,8 +276,9 @@ class OpenSuite(Suite):
         """Fetch the checkpoint of a row out of MLflow.
 
         Args:
-            row: its label, or "best".
-            table: of the row, or the beginning of its name; None looks in all.
+            row: its label, `table:label`, or "best".
+            table: of the row, or the beginning of its name; None looks in all, and refuses a label under which they
+                have different results.
             metric: what is best, and which of several seeds is taken.
             output: the folder; None takes one of its own under RNC_HOME/pulled.
             say: is told what was fetched.

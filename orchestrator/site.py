@@ -47,10 +47,10 @@ class Site:
         return self.home / "scored"
 
     def data_root(self, dataset: str) -> Path:
-        """Return the folder of a data set; that of `shapes` may not exist yet.
+        """Return where a data set lies, a folder or a file; that of `shapes` may not exist yet.
 
         Raises:
-            UserError: COCO is asked for and RNC_COCO_ROOT is not set.
+            UserError: any other is asked for, and neither a file nor RNC_COCO_ROOT names it.
         """
         if dataset == "shapes":
             return self.home / "data" / "shapes"
@@ -91,7 +91,10 @@ class Site:
             )
         path = self.weights_root / name
         if not path.is_file():
-            raise UserError(f"RNC_WEIGHTS: {self.weights_root} holds no file {name}; download it there")
+            raise UserError(
+                f"{self.weights_root}: holds no file {name}; download it there, or name the folder that has it by "
+                "`data: {weights: ...}` in the experiment file, or by RNC_WEIGHTS"
+            )
         return path
 
 

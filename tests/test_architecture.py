@@ -188,3 +188,9 @@ def test_a_light_module_may_import_heavy_things_inside_a_function(tmp_path: Path
     (tmp_path / "orchestrator").mkdir()
     (tmp_path / "orchestrator/site.py").write_text("def f():\n    import torch\n")
     assert violations(tmp_path) == []
+
+
+def test_the_image_gets_the_modules_of_every_folder():
+    rules = (ROOT / "deploy/docker/Dockerfile.dockerignore").read_text().splitlines()
+    folders = {path.parent for package in ("model", "orchestrator") for path in (ROOT / package).rglob("__init__.py")}
+    assert {f"!{folder.relative_to(ROOT).as_posix()}/*.py" for folder in folders} <= set(rules)

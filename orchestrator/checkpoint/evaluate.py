@@ -19,9 +19,10 @@ from orchestrator.checkpoint.inputs import (
     read_annotations,
     read_checkpoint,
     read_images,
+    recorded_root,
     scoring_device,
 )
-from orchestrator.checkpoint.pull import Provenance
+from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
@@ -115,7 +116,8 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     Args:
         stored: a file of detections, as `rnc evaluate --save`, `rnc pull` and MLflow have them; or the results of any
             detector, as COCO's tools exchange them (JSON).
-        selection: the data set and the split that they were made on, where these are not where the site has them.
+        selection: the data set and the split that they were made on, where these are neither where the card beside the
+            file says nor where the site has them.
         files: where to write them; the Parquet file is there already.
         site: where data sets are.
         say: told what stands beside the numbers.
@@ -130,10 +132,11 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
         return of_results(stored, selection, files, site, say)
     if selection.settings or selection.all_images or files.parquet:
         raise UserError(
-            "--exponent, --set, --all and --save need a checkpoint DIR; the detections of a file are what they are"
+            "--exponent, --set, --all and --save need a CHECKPOINT; the detections of a file are what they are"
         )
     detections, about = read_stored(stored)
-    data = read_images(selection.data, about.data, selection.split or about.split, site, say)
+    root = selection.data or recorded_root(_card_beside(stored), about.data.dataset)
+    data = read_images(root, about.data, selection.split or about.split, site, say)
     require_same_images(stored, about, detections, data)
     metrics, statistics = evaluate(data, detections), of_detections(data, detections)
     _export(detections, files, say)
@@ -148,7 +151,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
         columns=(*COLUMNS, *(MISALIGNMENT_COLUMNS[name] for name in statistics)),
         rows=tuple(rows),
         notes=(
-            f"{len(detections)} detections on {len(data)} images of {data.root / data.split}.",
+            f"{len(detections)} detections on {len(data)} images of {data.root}, split {data.split}.",
             _settings(about),
             verdict,
         ),
@@ -173,7 +176,7 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
 
     if selection.settings or selection.all_images or files.parquet or files.coco_json:
         raise UserError(
-            "--exponent, --set, --all, --save and --coco-json need a checkpoint DIR; the detections of a file are what "
+            "--exponent, --set, --all, --save and --coco-json need a CHECKPOINT; the detections of a file are what "
             "they are"
         )
     data = read_annotations(selection.data, selection.split, site, say)
@@ -189,6 +192,14 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
         ),
     )
     return Numbers(table=table, data=data, detections=_detections(found))
+
+
+def _card_beside(stored: Path) -> Provenance | None:
+    """Read the card that `rnc pull` has put beside detections; of those that lie elsewhere nothing is known."""
+    try:
+        return read_provenance(stored.parent)
+    except ValueError:  # a file of that name and of another kind
+        return None
 
 
 def _detections(found: Results) -> DetectionTable:
@@ -220,7 +231,7 @@ def _beside_mlflow(inputs: ScoringInputs, metrics: Mapping[str, float | None]) -
     card, provenance = inputs.checkpoint.card, inputs.checkpoint.provenance
     rows, notes = [_row("here", METRICS, metrics)], [f"{inputs.images}."]
     if len(inputs.data) in (card.config.data.num_val_images, card.config.data.num_train_images):
-        where = inputs.data.root / inputs.data.split
+        where = f"{inputs.data.root}, split {inputs.data.split}"
         notes = [f"The first {len(inputs.data)} images by id of {where}, as in the training; --all takes all."]
     if provenance is not None:
         reasons = list(_why_not_compared(provenance, inputs))

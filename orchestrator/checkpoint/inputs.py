@@ -1,6 +1,5 @@
 """Inputs of scoring, for evaluate, sweep and misalignment: a checkpoint's folder and the images to score it on."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.prepare import draw
 from orchestrator.site import Site
+from orchestrator.strict_yaml import read_value
 from orchestrator.tracking.artifacts import Progress
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Selection:
     """Which images a checkpoint is scored on, and which of its inference settings are changed for it."""
 
     data: Path | None = None
-    """A COCO-format data set; None takes the one that the site has under the checkpoint's name."""
+    """A folder or a file of any format; None takes the data of the row, where they lay when it was scored, or else
+    where the site has it."""
     split: str | None = None
     """None takes the one that the row was scored on."""
     all_images: bool = False
@@ -81,7 +82,7 @@ class ScoringInputs:
     @property
     def images(self) -> str:
         """The images, in words."""
-        return f"{len(self.data)} images of {self.data.root / self.data.split}"
+        return f"{len(self.data)} images of {self.data.root}, split {self.data.split}"
 
     def score(self, settings: Sequence[InferenceConfig], progress: Progress = no_progress) -> "list[Scores]":
         """Score on the GPU of this machine, or else on its CPU, under each setting; many cost hardly more than one.
@@ -164,17 +165,17 @@ def open_inputs(checkpoint: CheckpointFolder, selection: Selection, site: Site, 
     if selection.first is not None:
         # num_val_images counts for the validation split alone, so that this split is made that.
         config = replace(config, val_split=split, num_val_images=selection.first)
-    data = read_images(selection.data or _recorded_root(checkpoint), config, split, site, say)
+    root = selection.data or recorded_root(checkpoint.provenance, config.dataset)
+    data = read_images(root, config, split, site, say)
     return ScoringInputs(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
 
 
-def _recorded_root(checkpoint: CheckpointFolder) -> Path | None:
+def recorded_root(provenance: Provenance | None, dataset: str) -> Path | None:
     """Return where somebody's own data lay when the row was scored, if they still do; others are the site's to find."""
-    config = checkpoint.card.config.data
-    if checkpoint.provenance is None or config.dataset in ("coco", "shapes"):
+    if provenance is None or dataset in ("coco", "shapes"):
         return None
-    root = Path(checkpoint.provenance.data_root)
-    return root if checkpoint.provenance.data_root and root.exists() else None
+    root = Path(provenance.data_root)
+    return root if provenance.data_root and root.exists() else None
 
 
 def read_images(root: Path | None, config: DataConfig, split: str, site: Site, say: Say) -> "CocoData":
@@ -188,7 +189,7 @@ def read_images(root: Path | None, config: DataConfig, split: str, site: Site, s
 
     if root is None:
         draw(config, site)
-        root = site.data_root(config.dataset)
+        root = _root_of(config.dataset, site)
     try:
         data = read_for_scoring(root, config, split, check_images=True)
     except DataError as error:
@@ -210,7 +211,7 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
     from model.data.faults import DataError
     from model.data.layout import find_layout
 
-    root = root or site.data_root("coco")
+    root = root or _root_of("coco", site)
     try:
         if split is None:
             layout = find_layout(root)
@@ -226,6 +227,13 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
     return data
 
 
+def _root_of(dataset: str, site: Site) -> Path:
+    try:
+        return site.data_root(dataset)
+    except UserError as error:
+        raise UserError(f"{error}; here --data does so, too") from error
+
+
 def typed_changes(settings: Sequence[str]) -> Settings:
     """Type `name=value` pairs, in which `inference.` before the name may be left out."""
     changes: Settings = {}
@@ -233,11 +241,7 @@ def typed_changes(settings: Sequence[str]) -> Settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: expected a setting and its value, such as inference.nms_iou=0.6")
-        name = name.strip().removeprefix("inference.")
-        try:
-            changes[name] = json.loads(value)
-        except ValueError:
-            changes[name] = value.strip()  # text needs no quotes here: fusion=product
+        changes[name.strip().removeprefix("inference.")] = read_value(value, f"--set {text}")
     problems = list(misspelt(InferenceConfig, changes, "inference."))
     problems = problems or read_settings(InferenceConfig, changes, "inference.")[1]
     if problems:

@@ -132,7 +132,7 @@ def by_image(head: Head, places: Sequence[int]) -> Table:
         "anchors: those that training would match with an object. p: class score. IoU: with the object of its class "
         "that a box overlaps most.",
         "before: every anchor and class that enters NMS; after: the detections. " + _setting(head.scores.inference),
-        f"{chosen} of {len(head.data)} images of {head.data.root / head.data.split}, by id.",
+        f"{chosen} of {len(head.data)} images of {head.data.root}, split {head.data.split}, by id.",
     ]
     empty = [str(counts.image_ids[place]) for place in places if counts.num_objects[place] == 0]
     notes += [f"Without objects: image {', '.join(empty)}."] if empty else []
@@ -176,7 +176,7 @@ def by_head(heads: Sequence[Head]) -> Table:
         caption="How well do scores rank boxes by their placement, and what does NMS throw away?",
         columns=(Column("head", numeric=False), Column("AP"), *MISALIGNMENT_COLUMNS.values()),
         rows=tuple(embolden(lines)),
-        notes=(f"{len(data)} images of {data.root / data.split}.", *_settings(heads), *MISALIGNMENT_NOTES),
+        notes=(f"{len(data)} images of {data.root}, split {data.split}.", *_settings(heads), *MISALIGNMENT_NOTES),
     )
 
 
@@ -184,13 +184,13 @@ def _require_same_images(by_checkpoint: Sequence[ScoringInputs], labels: Mapping
     first, *others = by_checkpoint
     for inputs in by_checkpoint:
         if not len(inputs.data):
-            where = inputs.data.root / inputs.data.split
-            raise UserError(f"{where} has no images to look at; name another with --split")
+            where = f"{inputs.data.root}, split {inputs.data.split}"
+            raise UserError(f"{where}: has no images to look at; name another with --split")
     for other in others:
         if other.data.fingerprint != first.data.fingerprint:
             raise UserError(
                 f"{labels[first.checkpoint.path]} was to be scored on {first.images}, and "
-                f"{labels[other.checkpoint.path]} on {len(other.data)} of {other.data.root / other.data.split}; name "
+                f"{labels[other.checkpoint.path]} on {other.images}; name "
                 "the same for all of them with --data and --split, and --all where one takes the first images only"
             )
 

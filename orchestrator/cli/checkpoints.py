@@ -116,12 +116,12 @@ def evaluate(
     by_ap: bool,
     form: str,
 ) -> None:
-    """Score a checkpoint on a COCO-format data set, and compare the numbers with MLflow's.
+    """Score a checkpoint on a data set, and compare the numbers with MLflow's.
 
     CHECKPOINT is a folder, `best`, the label of a row or table:label; a row is pulled first, as `rnc pull` does.
 
-    Images lie in <data>/<split>/, annotations in <data>/annotations/instances_<split>.json. Without --data it is
-    RNC_COCO_ROOT, or the shapes that the project draws itself.
+    --data is a folder or a file in any format that `rnc data` knows. Without it, data of your own are looked for where
+    they lay when the row was scored, and else, as COCO is, at RNC_COCO_ROOT; shapes are drawn.
 
     With --detections, no checkpoint and no GPU are needed: every number is computed again from the stored detections,
     and compared with what the file records. `rnc pull` fetches such a file, and --save writes one. A results file of
@@ -130,9 +130,9 @@ def evaluate(
     \b
       rnc evaluate best
       rnc evaluate "RetinaNet-Conf" --table table1 --all
-      rnc evaluate DIR --data /data/coco --split val2017
-      rnc evaluate DIR --exponent 0.2 --set inference.nms_iou=0.6 --save found.parquet
-      rnc evaluate --detections DIR/detections.parquet --data /data/coco --coco-json found.json
+      rnc evaluate best --data /data/coco --split val2017
+      rnc evaluate best --set inference.nms_iou=0.6 --save found.parquet
+      rnc evaluate --detections found.parquet --coco-json found.json
       rnc evaluate --detections results.json --data /data/mine --split val
     """
     if (checkpoint is None) == (detections is None):
@@ -200,7 +200,7 @@ def predict(
       rnc predict best photos/
       rnc predict best clip.mp4 --every 5 --score 0.5 --out drawn
       rnc predict "table1:RetinaNet-Conf" 'photos/**/*.jpg' --suite miniature
-      rnc predict DIR a.jpg b.jpg --set inference.nms_iou=0.6
+      rnc predict best a.jpg b.jpg --set inference.nms_iou=0.6
     """
     from orchestrator.checkpoint.prediction.files import find_files, plan_job
 
@@ -255,9 +255,9 @@ def misalignment(
     change those of all.
 
     \b
-      rnc misalignment DIR --images 10
+      rnc misalignment best --images 10
       rnc misalignment RetinaNet RetinaNet-Conf --table table1 --image-ids 42,57
-      rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --split val2017 --output looked
+      rnc misalignment RETINANET IOU_AWARE CONF --data /data/coco --output looked
     """
     from orchestrator.checkpoint.misalignment import Closeup, analyse
     from orchestrator.figures.pictures import parse_image_ids
@@ -320,8 +320,8 @@ def sweep(
 
     \b
       rnc sweep best --exponents 0:1:0.05
-      rnc sweep DIR --exponents 0:1:0.1 --beside experiments/paper/table5_exponents.yaml
-      rnc sweep DIR --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05 --set inference.max_detections=300
+      rnc sweep best --exponents 0:1:0.1 --beside experiments/paper
+      rnc sweep best --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05
     """
     from orchestrator.checkpoint.sweep import Grid, parse_axes
     from orchestrator.checkpoint.sweep import sweep as sweep_over

@@ -49,9 +49,12 @@ class _Verbs(click.Group):
 def cli() -> None:
     """Run the experiments of the RetinaNet-Conf paper, and your own, on a Ray cluster.
 
-    An EXPERIMENT is a YAML file, one table of the paper; a folder stands for the files in it.
+    DATA is a folder or a file of yours, in whatever format its annotations are. An EXPERIMENT is a YAML file, such as
+    one table of the paper; a folder stands for the files in it. A CHECKPOINT is a folder, `best` or the label of a row.
 
     \b
+      rnc train photos                  train a detector on data of your own
+      rnc predict best holiday.jpg      and look what it sees
       rnc plan experiments/paper        what would it cost?
       rnc submit experiments/miniature  train and score what is missing
       rnc report experiments/miniature  print the tables
@@ -60,9 +63,9 @@ def cli() -> None:
     \b
     Environment (everything works with none of it set):
       RNC_HOME             data, records and checkpoints (default: ./runs)
-      RNC_COCO_ROOT        COCO 2017: train2017/ val2017/ annotations/
+      RNC_COCO_ROOT        COCO 2017, or the data of files that name none
       RNC_WEIGHTS          a folder of pretrained weights
-      MLFLOW_TRACKING_URI  an MLflow server (default: one of our own, on localhost)
+      MLFLOW_TRACKING_URI  an MLflow server (default: our own, on localhost)
       RAY_ADDRESS          a Ray cluster (default: this machine)
     """
 

@@ -138,9 +138,8 @@ def doctor(
     the same everywhere, and what listens without a key. With EXPERIMENT, what these need. Everything that is written
     for it is deleted again.
 
-    \b
-    Green is right, yellow deserves a look, red stops trainings or spoils their numbers.
-    The exit code is 0 without red, 1 with, and 2 for a mistake in the call.
+    Green is right, yellow deserves a look, red stops trainings or spoils their numbers. The exit code is 0 without red,
+    1 with, and 2 for a mistake in the call.
     """
     from orchestrator.doctor.finding import SEEN_BROKEN, SEEN_WIDTH, exit_code, findings_table
 

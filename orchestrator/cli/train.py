@@ -50,7 +50,8 @@ def init(ctx: click.Context, root: Path, compare: str | None, output: Path | Non
 
     \b
       rnc init photos
-      rnc init photos --compare heads --set train.schedule.epochs=40 --output experiments/photos.yaml
+      rnc init photos --compare heads --output experiments/photos.yaml
+      rnc init photos --set train.schedule.epochs=40
       rnc plan photos.yaml           what would it cost?
       rnc submit photos.yaml         train it
     """

@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.data.faults import DataError
+from model.data.layout import find_layout
 from orchestrator.cluster.capacity import Cluster, local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.doctor import services, together
@@ -22,7 +24,7 @@ from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.experiment.prepare import look_ahead
 from orchestrator.experiment.rows import Row
 from orchestrator.homes import describe_home, last_home
-from orchestrator.site import Site
+from orchestrator.site import COCO_LAYOUT, Site
 from orchestrator.tracking import server
 from orchestrator.tracking.suite import site_of
 
@@ -145,23 +147,33 @@ def needs_of(experiments: Sequence[Experiment], site: Site) -> Needs:
 
 
 def _data(rows: Sequence[Row], site: Site) -> Iterator[tuple[Path, str] | Finding]:
-    on_coco = [row for row in rows if row.train.data.dataset != "shapes"]
-    if len(on_coco) < len(rows) or not rows:
+    on_outside = [row for row in rows if row.train.data.dataset != "shapes"]
+    if len(on_outside) < len(rows) or not rows:
         shapes = site.data_root("shapes")
         if shapes.is_dir():
             yield from ((shapes, split) for split in ("train", "val"))
         else:
             yield finding("data", DRIVER, "ok", f"shapes are drawn to {shapes} by the first submit that needs them")
     if site.coco_root is not None:
-        of_row = ((row.train.data.train_split, row.train.data.val_split, row.split) for row in on_coco)
-        splits = [split for splits in of_row for split in splits] if rows else COCO_SPLITS
+        of_row = ((row.train.data.train_split, row.train.data.val_split, row.split) for row in on_outside)
+        splits = [split for splits in of_row for split in splits] if rows else _splits_there(site.coco_root)
         yield from ((site.coco_root, split) for split in dict.fromkeys(splits))
-    elif on_coco:
-        seen = "the experiments need COCO, and RNC_COCO_ROOT is not set"
-        way_out = "set RNC_COCO_ROOT to a folder with train2017/ val2017/ annotations/"
+    elif on_outside:
+        named = ", ".join(dict.fromkeys(row.train.data.dataset for row in on_outside))
+        seen = f"the experiments need {named}; no file has `data: {{root: ...}}`, and RNC_COCO_ROOT is not set"
+        way_out = f"name the data set in one of them: a folder, of COCO with {COCO_LAYOUT}, or what `rnc data` knows"
         yield finding("data", DRIVER, "fail", seen, way_out)
     elif not rows:
-        yield finding("data", DRIVER, "ok", "RNC_COCO_ROOT is not set: COCO cannot be used")
+        yield finding("data", DRIVER, "ok", "RNC_COCO_ROOT is not set: files have to name their data (data.root)")
+
+
+def _splits_there(root: Path) -> Sequence[str]:
+    """The splits of a data set that no experiment names; COCO's where it is COCO, or nothing at all."""
+    try:
+        found = [name for name, files in find_layout(root).splits.items() if files.share is None]
+    except DataError:
+        return COCO_SPLITS
+    return COCO_SPLITS if not set(COCO_SPLITS).isdisjoint(found) else found
 
 
 def _weights(rows: Sequence[Row], site: Site) -> Iterator[Path | Finding]:
@@ -175,8 +187,10 @@ def _weights(rows: Sequence[Row], site: Site) -> Iterator[Path | Finding]:
         yield finding("weights", DRIVER, "ok", "RNC_WEIGHTS is not set: trainings start from random weights")
     else:
         for file in files:
-            seen = f"the experiments start from {file}, and RNC_WEIGHTS is not set"
-            yield finding("weights", DRIVER, "fail", seen, f"set RNC_WEIGHTS to a folder that holds {file}")
+            seen = (
+                f"the experiments start from {file}; no file has `data: {{weights: ...}}`, and RNC_WEIGHTS is not set"
+            )
+            yield finding("weights", DRIVER, "fail", seen, f"name a folder that holds {file} in one of them")
 
 
 def judge_homes(experiments: Sequence[Experiment], site: Site) -> Iterator[Finding]:

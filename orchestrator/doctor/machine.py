@@ -39,7 +39,7 @@ class Questions:
 
     home: Path
     splits: tuple[tuple[Path, str], ...] = ()
-    """Roots of data sets in COCO's format, with the splits of them that are used."""
+    """Roots of data sets, folders or files, with the splits of them that are used."""
     weights: tuple[Path, ...] = ()
     tracking_uri: str | None = None
     left: tuple[Path, str] | None = None
@@ -284,7 +284,9 @@ def judge_data(where: str, facts: Facts) -> Iterator[Finding]:
     """Judge whether all splits are there."""
     for name, split in facts.items():
         if "missing" in split:
-            way_out = "set RNC_COCO_ROOT to a folder that holds the data on every node, under the same path"
+            way_out = (
+                "bring the data there; data.root or RNC_COCO_ROOT has to hold them on every node, under the same path"
+            )
             yield finding("data", where, "fail", split["missing"], way_out)
         else:
             yield finding("data", where, "ok", f"{name}: {split['images']} images, annotations {split['sha256']}")
@@ -294,7 +296,7 @@ def judge_weights(where: str, facts: Facts) -> Iterator[Finding]:
     """Judge whether all files of first weights are there."""
     for name, file in facts.items():
         if "missing" in file:
-            way_out = "put the file there, or set RNC_WEIGHTS to a folder that holds it on every node"
+            way_out = "put the file there, or name a folder that holds it on every node (data.weights or RNC_WEIGHTS)"
             yield finding("weights", where, "fail", f"{file['missing']} is not there", way_out)
         else:
             yield finding("weights", where, "ok", f"{name}: sha256 {file['sha256']}")

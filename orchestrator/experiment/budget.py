@@ -64,7 +64,7 @@ def next_part(plan: Plan, time: PlanTime, hours: float | None, tried: Collection
         if cost.num_images is None:
             raise UserError(
                 f"--budget: how many images {plan.trainings[key].label!r} trains on is not known, so that its cost"
-                " cannot be; set RNC_COCO_ROOT to the data"
+                " cannot be; name the data (data.root or RNC_COCO_ROOT)"
             )
     taken: list[str] = []
     left_out: dict[str, float] = {}

@@ -59,8 +59,8 @@ def choose_images(data: "CocoData", count: int, image_ids: Sequence[int] = ()) -
     unknown = [str(id) for id in image_ids if id not in places]
     if unknown:
         raise UserError(
-            f"--image-ids: {', '.join(unknown)} not among the {len(data)} images of {data.root / data.split} that are "
-            f"looked at; their ids run from {data.image_ids[0]} to {data.image_ids[-1]}"
+            f"--image-ids: {', '.join(unknown)} not among the {len(data)} images of {data.root}, split {data.split}, "
+            f"that are looked at; their ids run from {data.image_ids[0]} to {data.image_ids[-1]}"
         )
     return [places[id] for id in image_ids]
 

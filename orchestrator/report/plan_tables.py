@@ -242,7 +242,7 @@ def _notes_on_time(estimate: PlanTime) -> list[str]:
             f" {kind.device}'s as --images-per-s."
         )
     if any(t.num_images is None for t in estimate.trainings):
-        notes.append("How many images there are to train on is not known; set RNC_COCO_ROOT to the data.")
+        notes.append("How many images there are to train on is not known; name the data (data.root or RNC_COCO_ROOT).")
     for device in sorted({t.kind.device for t in estimate.trainings if t.is_cut}):
         notes.append(f"A training asks for more {device}s than there are; its time is that on fewer workers.")
     return notes

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,8 +56,8 @@ def record_of(matches: "MatchTable", folder: Path, label: str) -> ClassRecord:
     rows = [list(row) for row in zip(called, *numbers, objects.tolist(), images.tolist(), ids, strict=True)]
     (folder / TABLE).write_text(json.dumps({"columns": columns, "data": rows}), encoding="utf-8")
     held = [place for place in range(len(called)) if objects[place]]
-    once = {name for name in called if called.count(name) == 1}
-    curves = {called[place] if called[place] in once else f"{called[place]} (id {ids[place]})": place for place in held}
+    shown = told_apart(called, ids)
+    curves = {shown[place]: place for place in held}
     content = {
         "recall": [n / 100 for n in range(101)],
         "classes": {
@@ -83,6 +85,12 @@ def record_of(matches: "MatchTable", folder: Path, label: str) -> ClassRecord:
     (folder / FIGURE).write_text(sheet, encoding="utf-8")
     files = tuple(folder / name for name in (TABLE, CURVES, *([FIGURE] if sheet else [])))
     return ClassRecord(metrics=class_metrics(called, ids, at_all), files=files)
+
+
+def told_apart(called: Sequence[str], ids: Sequence[int | None]) -> list[str]:
+    """Return the names of classes, with its id behind one that several have."""
+    times = Counter(called)
+    return [name if times[name] == 1 else f"{name} (id {own})" for name, own in zip(called, ids, strict=True)]
 
 
 def class_metrics(labels: list[str], ids: list[int], aps: NDArray[np.float64]) -> dict[str, float]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from model.network.checkpoint import Card
 
 MAKE_ANOTHER = (
-    "make another with `rnc evaluate DIR --save FILE.parquet`, or fetch it from MLflow with `rnc pull`; the results of "
-    "another detector are read as JSON"
+    "make another with `rnc evaluate CHECKPOINT --save FILE.parquet`, or fetch it from MLflow with `rnc pull`; the "
+    "results of another detector are read as JSON"
 )
 
 MAX_DETECTIONS = 100
@@ -133,7 +133,7 @@ def require_same_images(file: Path, about: About, detections: DetectionTable, da
         UserError: the images are others, or a detection lies on none of them or in none of their categories.
     """
     if data.fingerprint != about.data_fingerprint:
-        here = _images(len(data), str(data.root / data.split), data.fingerprint)
+        here = _images(len(data), f"{data.root}, split {data.split}", data.fingerprint)
         raise UserError(
             f"{file} holds detections on {about.images}, but the data are {here}; name the data set that they were "
             "made on with --data, and --split if the split has another name there"
@@ -144,7 +144,7 @@ def require_same_images(file: Path, about: About, detections: DetectionTable, da
         if len(strange):
             raise UserError(
                 f"{file}: {len(strange)} detections have {what} id {strange[0]} or others that are not in "
-                f"{data.root / data.split}; the file was changed: {MAKE_ANOTHER}"
+                f"{data.root}, split {data.split}; the file was changed: {MAKE_ANOTHER}"
             )
 
 

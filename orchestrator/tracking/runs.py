@@ -303,7 +303,7 @@ def log_input(uri: str, run_id: str, dataset: str, data: "CocoData", context: Co
         "name": f"{dataset} {data.split}",
         "digest": data.fingerprint[:DIGEST_LENGTH],
         "source_type": "local",
-        "source": json.dumps({"uri": str(data.root / data.split)}),
+        "source": json.dumps({"uri": str(data.folder)}),
         "profile": json.dumps(
             {
                 "num_images": len(data),

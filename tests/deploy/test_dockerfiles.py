@@ -93,12 +93,6 @@ def test_a_dockerfile_has_a_list_of_what_it_may_see(path):
     assert not [rule for rule in rules if re.fullmatch(r"!(\*\*?/?|deploy/?|\.git.*|runs.*)", rule)]
 
 
-def test_the_image_gets_the_modules_of_every_folder():
-    rules = (ROOT / "deploy/docker/Dockerfile.dockerignore").read_text().splitlines()
-    folders = {path.parent for package in ("model", "orchestrator") for path in (ROOT / package).rglob("__init__.py")}
-    assert {f"!{folder.relative_to(ROOT).as_posix()}/*.py" for folder in folders} <= set(rules)
-
-
 @pytest.mark.parametrize("path", SCRIPTS, ids=named)
 def test_a_script_is_right(path):
     done = shellcheck(path)

@@ -61,7 +61,7 @@ def test_weights_are_looked_up_in_their_folder(tmp_path):
     site = Site(home=tmp_path, weights_root=tmp_path)
     assert site.weights_file("resnet50.pth") == tmp_path / "resnet50.pth"
     assert site.weights_file(None) is None
-    with pytest.raises(UserError, match=r"RNC_WEIGHTS: .* holds no file resnet18\.pth"):
+    with pytest.raises(UserError, match=r"holds no file resnet18\.pth; .*data: \{weights.*RNC_WEIGHTS"):
         site.weights_file("resnet18.pth")
     with pytest.raises(UserError, match=r"RNC_WEIGHTS is not set.* the folder that holds resnet18\.pth"):
         Site(home=tmp_path).weights_file("resnet18.pth")

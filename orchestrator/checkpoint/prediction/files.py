@@ -12,13 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from model.data.layouts.files import IMAGE_SUFFIXES
 from model.inference.video import INSTALL, Film, can_read_videos, is_video, open_film
 from model.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from orchestrator.errors import UserError
 from orchestrator.site import Site
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".jfif", ".mpo")
-"""Files of a folder that are taken for images."""
 DETECTIONS, MADE_BY = "detections.json", "rnc predict"
 """The file of results, and how it says what made it."""
 
@@ -140,11 +139,12 @@ def _files(argument: str) -> Iterator[Path]:
 
 def _is_taken(file: Path) -> bool:
     hidden = file.name.startswith(".")  # such as the ._1.jpg that macOS puts beside files on other disks
-    return file.suffix.lower() in (*SUFFIXES, *VIDEO_SUFFIXES) and not hidden and file.is_file()
+    return file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not hidden and file.is_file()
 
 
 def _listed() -> str:
-    return ", ".join((*SUFFIXES, *VIDEO_SUFFIXES))
+    usual_first = sorted(IMAGE_SUFFIXES, key=lambda suffix: (suffix not in (".jpg", ".png"), suffix))
+    return ", ".join((*usual_first, *VIDEO_SUFFIXES))
 
 
 def _sources(files: Sequence[Path], out: Path) -> tuple[Source, ...]:

@@ -14,6 +14,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.report.resamples import ClassSamples
 from orchestrator.report.results import RowResult
 from orchestrator.site import Site
+from orchestrator.tracking.classes import told_apart
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate
@@ -182,11 +183,11 @@ def _classes(samples: ClassSamples, names: Mapping[int, str]) -> tuple[ClassOf, 
         ClassOf(
             place=place,
             id=ids[place],
-            name=name if shown.count(name) == 1 else f"{name} (id {ids[place]})",
+            name=name,
             num_objects=objects,
             num_images=images,
         )
-        for place, (name, (objects, images)) in enumerate(zip(shown, counts, strict=True))
+        for place, (name, (objects, images)) in enumerate(zip(told_apart(shown, ids), counts, strict=True))
     )
 
 

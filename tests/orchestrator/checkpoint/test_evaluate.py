@@ -98,6 +98,22 @@ def test_the_numbers_are_those_of_score_and_equal_to_mlflows_to_the_last_digit(
         assert value == -1 if metrics[name] is None else metrics[name] == pytest.approx(100 * value, abs=1e-9)
 
 
+def test_own_data_are_found_where_they_lay_when_the_row_was_scored(
+    data: CocoData, metrics: dict[str, float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RNC_COCO_ROOT", raising=False)
+    mine = TrainConfig(model=MODEL, data=replace(SIZES, num_val_images=5, dataset="mine"))
+    folder = save_opinionated(tmp_path / "mine", (data.category_ids, data.category_names), mine)
+    write_inference(folder, INFERENCE)
+    certify(folder, metrics, dataset="mine", split_fingerprint=data.fingerprint, data_root=str(data.root))
+    detections = folder / "detections.parquet"
+    assert "Equal to MLflow's numbers" in rnc("evaluate", folder, "--save", detections).stdout
+    assert "Equal to the numbers recorded" in rnc("evaluate", "--detections", detections).stdout
+    certify(folder, metrics, dataset="mine", data_root=str(tmp_path / "gone"))
+    for words in ((folder,), ("--detections", detections)):
+        refused(rnc("evaluate", *words), "RNC_COCO_ROOT is not set", "here --data does so, too")
+
+
 def test_ap_of_each_class_is_in_json_and_below_the_numbers_where_it_is_asked_for(
     folder: Path, data: CocoData, metrics: dict[str, float | None]
 ) -> None:
@@ -173,7 +189,7 @@ def test_settings_are_changed_by_options(folder: Path, data: CocoData) -> None:
 
 def test_all_images_are_scored_when_asked_for(folder: Path, data: CocoData) -> None:
     done = rnc("evaluate", folder, "--data", data.root, "--all")
-    assert f"16 images of {data.root / 'val'}." in done.stdout
+    assert f"16 images of {data.root}, split val." in done.stdout
 
 
 def test_what_is_wrong_is_told_in_one_line(folder: Path, data: CocoData, tmp_path: Path, make_coco) -> None:

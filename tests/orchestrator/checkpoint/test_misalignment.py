@@ -207,7 +207,7 @@ def test_image_ids_that_are_unknown_or_none_are_refused(conf: Path, data: CocoDa
     first, last = data.image_ids[[0, -1]].tolist()
     refused(
         rnc(conf, "--image-ids", f"{first},999", "--data", data.root),
-        f"--image-ids: 999 not among the 4 images of {data.root / 'val'}",
+        f"--image-ids: 999 not among the 4 images of {data.root}, split val",
         f"from {first} to {last}",
     )
     refused(rnc(conf, "--image-ids", "4,a.jpg", "--data", data.root), "'a.jpg' is no image id", "such as 42,57")
@@ -265,7 +265,7 @@ def test_heads_that_would_be_scored_on_other_images_are_not_compared(
 ) -> None:
     config = TrainConfig(model=MODEL, data=replace(SIZES, num_val_images=3))
     other = save_opinionated(tmp_path / "other", (data.category_ids, data.category_names), config)
-    refused(rnc(conf, other, "--data", data.root), "on 4 images", "on 3 of", "--all where one takes the first")
+    refused(rnc(conf, other, "--data", data.root), "on 4 images", "on 3 images", "--all where one takes the first")
 
 
 def test_every_number_follows_from_the_files_that_are_recorded(

@@ -6,10 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -318,6 +319,17 @@ def test_a_claim_on_a_row_that_does_not_exist_is_refused_with_what_was_probably_
     )
     shown = rnc("report", MINIATURE, "--claims", own)
     assert refused(shown, "own.yaml: claim 1, 'CE is best': 'RetinaNet-Con' is no row", "did you mean RetinaNet-Conf?")
+
+
+def test_no_line_of_any_help_is_wider_than_80_columns():
+    def texts(context: click.Context) -> Iterator[str]:
+        yield context.get_help()
+        for verb, command in getattr(context.command, "commands", {}).items():
+            yield from texts(click.Context(command, context, verb))
+
+    helps = list(texts(click.Context(cli, info_name="rnc", terminal_width=80, **cli.context_settings)))
+    assert len(helps) > 20
+    assert [line for text in helps for line in text.splitlines() if len(line) > 80] == []
 
 
 def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):

@@ -16,6 +16,7 @@ from orchestrator.doctor.finding import Finding
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.site import Site
+from tests.data_folders import coco_json, picture
 from tests.suites import TRAIN, experiment_of
 
 
@@ -35,6 +36,21 @@ def test_experiments_need_the_splits_and_files_that_they_name(tmp_path: Path):
     assert needs.splits == ((tmp_path, "train2017"), (tmp_path, "val2017"), (tmp_path, "mine"))
     assert needs.weights == (tmp_path / "r50.pth",)
     assert needs.findings == ()
+
+
+def test_without_experiments_the_splits_that_are_there_are_looked_at_and_of_coco_the_papers(tmp_path: Path):
+    def splits(root: Path) -> list[str]:
+        return [split for _, split in needs_of([], Site(home=tmp_path / "runs", coco_root=root)).splits]
+
+    mine, coco = tmp_path / "mine", tmp_path / "coco"
+    for root, names in ((mine, ("train", "val")), (coco, ("train2017", "minival"))):
+        for name in names:
+            coco_json(root / "annotations" / f"instances_{name}.json", ["1.jpg"])
+            picture(root / name / "1.jpg")
+    assert splits(mine) == ["train", "val"]
+    assert splits(coco) == ["train2017", "val2017"]
+    (tmp_path / "empty").mkdir()
+    assert splits(tmp_path / "empty") == ["train2017", "val2017"]
 
 
 def test_a_site_that_does_not_name_what_experiments_need_is_red(tmp_path: Path):

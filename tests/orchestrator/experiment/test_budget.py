@@ -110,5 +110,5 @@ def test_data_of_unknown_size_have_no_cost_that_a_budget_could_bound() -> None:
     plan = plan_of(replace(SHORT, train=TrainConfig(data=DataConfig(train_split="mine"))))
     time = estimate_time(plan, Ledger(), lambda _: None, images_per_s=1.0)
     assert not next_part(plan, time, None).plan.is_complete
-    with pytest.raises(UserError, match="set RNC_COCO_ROOT"):
+    with pytest.raises(UserError, match=r"name the data \(data.root or RNC_COCO_ROOT\)"):
         next_part(plan, time, 1.0)

@@ -236,7 +236,7 @@ def test_data_of_unknown_size_and_too_few_gpus_are_told() -> None:
     mine = replace(BASE, train=replace(BASE.train, data=DataConfig(train_split="mine")))
     plan = make_plan([experiment(mine)], Ledger())
     notes = plan_table(plan, estimate_time(plan, Ledger(), lambda _: None, gpus=4, images_per_s=1.0)).notes
-    assert "How many images there are to train on is not known; set RNC_COCO_ROOT to the data." in notes
+    assert "How many images there are to train on is not known; name the data (data.root or RNC_COCO_ROOT)." in notes
     assert "A training asks for more GPUs than there are; its time is that on fewer workers." in notes
 
 

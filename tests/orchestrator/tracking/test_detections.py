@@ -159,7 +159,7 @@ def test_without_data_the_site_has_them_under_their_name(
     config = replace(CONFIG.data, dataset="coco")
     detections, about = read_stored(file)
     write_stored(file, detections, replace(about, data=config))
-    refused(rnc("evaluate", "--detections", file), "RNC_COCO_ROOT is not set")
+    refused(rnc("evaluate", "--detections", file), "RNC_COCO_ROOT is not set", "here --data does so, too")
     monkeypatch.setenv("RNC_COCO_ROOT", str(data.root))
     assert "to the last digit" in rnc("evaluate", "--detections", file).stdout
 
@@ -188,7 +188,7 @@ def test_detections_of_another_data_set_are_refused_and_both_are_named(
 ) -> None:
     done = rnc("evaluate", "--detections", file, "--data", shapes_root)
     made_on = f"holds detections on 5 images of shapes val (fingerprint {data.fingerprint[:12]})"
-    refused(done, made_on, f"but the data are 5 images of {shapes_root / 'val'}", "--data", "--split")
+    refused(done, made_on, f"but the data are 5 images of {shapes_root}, split val", "--data", "--split")
 
 
 def of_an_unknown_image(table: DetectionTable) -> DetectionTable:
@@ -214,7 +214,9 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(file: Path) -> None:
     whole = file.read_bytes()
     for length in (len(whole) // 2, len(whole) - 1, 4, 11):
         file.write_bytes(whole[:length])
-        refused(rnc("evaluate", "--detections", file), f"{file} is cut off", "rnc evaluate DIR --save FILE.parquet")
+        refused(
+            rnc("evaluate", "--detections", file), f"{file} is cut off", "rnc evaluate CHECKPOINT --save FILE.parquet"
+        )
     file.write_bytes(whole[:200] + whole[-200:])
     refused(rnc("evaluate", "--detections", file), f"{file} is damaged")
 
@@ -229,7 +231,7 @@ def test_a_byte_that_flipped_is_found(file: Path) -> None:
 def test_an_older_file_says_how_to_get_a_newer_one(file: Path) -> None:
     old = pq.read_table(file).select(["image_id", "category_id", "x1", "y1", "x2", "y2", "score", "anchor"])
     pq.write_table(old.replace_schema_metadata(None), file)
-    refused(rnc("evaluate", "--detections", file), "detections of an earlier form", "rnc evaluate DIR --save")
+    refused(rnc("evaluate", "--detections", file), "detections of an earlier form", "rnc evaluate CHECKPOINT --save")
 
 
 def test_files_of_other_things_are_refused(file: Path, tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_a_checkpoint_or_a_file_is_evaluated_and_not_both(folder: Path, file: Pa
     refused(rnc("evaluate"), "either a CHECKPOINT (a folder, `best` or a row) or --detections FILE")
     refused(rnc("evaluate", folder, "--detections", file), "either a CHECKPOINT")
     for words in (["--exponent", 0.2], ["--set", "nms_iou=0.6"], ["--all"], ["--save", "x.parquet"]):
-        refused(rnc("evaluate", "--detections", file, *words), "need a checkpoint DIR")
+        refused(rnc("evaluate", "--detections", file, *words), "need a CHECKPOINT")
 
 
 def test_a_place_that_cannot_be_written_to_is_named(folder: Path, data: CocoData, file: Path) -> None:
@@ -285,5 +287,5 @@ def test_a_number_that_is_none_is_refused_by_its_row(file: Path, data: CocoData,
     refused(
         rnc("evaluate", "--detections", tmp_path / "nan.parquet", "--data", data.root),
         f"nan.parquet: 1 of {len(detections)} detections have {column} that are NaN or infinite, the first in row 3",
-        "make another with `rnc evaluate DIR --save",
+        "make another with `rnc evaluate CHECKPOINT --save",
     )

@@ -180,6 +180,6 @@ def test_corners_that_leave_no_image_are_left_alone(root: Path) -> None:
 def test_a_results_file_is_what_it_is(root: Path) -> None:
     file = save(root, [result()])
     done = rnc("evaluate", "--detections", file, "--data", root, "--exponent", 0.5)
-    assert done.exit_code == 2 and "need a checkpoint DIR" in done.stderr
+    assert done.exit_code == 2 and "need a CHECKPOINT" in done.stderr
     done = rnc("evaluate", "--detections", file, "--data", root, "--split", "test")
     assert done.exit_code == 2 and "test" in done.stderr
