@@ -7,6 +7,7 @@ import json
 import mmap
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,7 @@ _NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _URL = re.compile(rb'"coco_url"\s*:\s*("(?:[^"\\]|\\.)*")')
 _FEDERATED = re.compile(rb'"(neg_category_ids|not_exhaustive_category_ids)"')
 _SPLIT = re.compile(r"(?<![a-z])(train|training|valid|validation|val|test|testing)(\d*)(?![a-z])")
+_SPACE = b"\xef\xbb\xbf \t\r\n\0"
 _NO_BOXES = ("captions_", "image_info_", "panoptic_", "stuff_")
 """Beginnings of COCO's files that are no detection data."""
 _KEYPOINTS = "person_keypoints_"
@@ -41,13 +43,17 @@ def find_coco(root: Path) -> dict[str, SplitFiles]:
         within = root.parent.parent if root.parent.name.lower() in ("annotations", "labels") else root.parent
         split = _split_name(root, within)
         return {split: _split(within, root, split, must_exist=True)}
-    files = [file for file in _candidates(root) if _is_coco(file)]
+    candidates = list(_candidates(root))
+    files = [file for file in candidates if _is_coco(file)]
     names = [_split_name(file, root) for file in files]
     if len(set(names)) < len(names):
         names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     # Where others are there, the images of one split may be elsewhere: it is told when that one is asked for.
     must = len(files) == 1
-    return {name: _split(root, file, name, must_exist=must) for name, file in zip(names, files, strict=True)}
+    splits = {name: _split(root, file, name, must_exist=must) for name, file in zip(names, files, strict=True)}
+    left = [file for file in candidates if file not in files and _SPLIT.search(file.stem.lower())]
+    notes = tuple(f"{file}: is not COCO, whose lists are 'images' and 'annotations': left out" for file in left)
+    return {name: replace(split, notes=notes) for name, split in splits.items()} if notes else splits
 
 
 def plain_split(root: Path, split: str) -> SplitFiles | None:
@@ -122,11 +128,13 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exi
         found = [sum((folder / name).is_file() for name in form) for folder in there]
         if any(found):
             return there[found.index(max(found))]
-    if by_name[0].is_dir() or not must_exist:  # the check of images says which are missing
+    # The check of images says which are missing, and the reader what is wrong with a file that names none.
+    if by_name[0].is_dir() or not must_exist or not names:
         return by_name[0]
     looked = ", ".join(str(folder) for folder in there)
-    shown = f"the first is {names[0]!r}" if names else "it names none"
-    raise DataError(f"{file}: its images are nowhere ({shown}); looked in {looked}; put them into {by_name[0]}")
+    raise DataError(
+        f"{file}: its images are nowhere (the first is {names[0]!r}); looked in {looked}; put them into {by_name[0]}"
+    )
 
 
 def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
@@ -141,10 +149,20 @@ def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
 
 
 def _is_coco(file: Path) -> bool:
+    """Whether a file is COCO, or was meant to be: to pass over a damaged split would train on another one in its place.
+
+    Without both lists a file is taken for damaged COCO by its name, or where it is no whole JSON and is called like a
+    split or has one of them; its reader says what is wrong.
+    """
+    is_named = file.name.startswith("instances_") or file.name == "_annotations.coco.json"
+
     def tables(text: Any) -> bool:
-        if not text[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            return False
-        return all(pattern.search(text) for pattern in (_IMAGES, _ANNOTATIONS))
+        begin = text[:64].lstrip(_SPACE)
+        found = [pattern.search(text) is not None for pattern in (_IMAGES, _ANNOTATIONS)]
+        if is_named or (all(found) and begin.startswith(b"{")):
+            return True
+        is_whole = begin.startswith((b"{", b"[")) and text[-64:].rstrip(_SPACE).endswith((b"}", b"]"))
+        return not is_whole and (any(found) or _SPLIT.search(file.stem.lower()) is not None)
 
     return bool(_scan(file, tables))
 

@@ -7,6 +7,7 @@ path that exists below the file's folder is taken, and told; nothing else outsid
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -59,6 +60,17 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
     return {} if names is None else _by_folders(root, names)
 
 
+class _Texts(yaml.BaseLoader):
+    """Texts, lists and mappings alone; refuses a key that stands twice, of which others take the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        again = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if again is not None:
+            raise yaml.YAMLError(f"{again!r} stands twice in one mapping{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> dict[str, object]:
     """The top of a YAML file; every scalar is a text, so that a class may be called `no`. Empty where it is no mapping.
 
@@ -66,7 +78,7 @@ def read_yaml(file: Path) -> dict[str, object]:
         DataError: it is not YAML.
     """
     try:
-        document = yaml.load(file.read_bytes(), yaml.BaseLoader)  # texts, lists and mappings alone
+        document = yaml.load(file.read_bytes(), _Texts)
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not YAML ({reason}); mend the file") from error
@@ -92,11 +104,24 @@ def _by_yaml(file: Path) -> dict[str, SplitFiles]:
             paths.notes.append(f"{file}: {key} is {entries}, which is not there: left out")
             continue
         images = [image for place in places if place is not None for image in paths.images(place)]
+        if not _any_image(paths, key, images, entries):
+            continue
         whole = all(place is not None and place.is_dir() for place in places)
         splits |= _labelled(key, images, (file,), optional=key in ALIASES["test"], whole_folders=whole)
     if not splits:
         raise DataError(f"{file}: names no split with images; give it train: and val:, folders of images")
     return paths.told(splits)
+
+
+def _any_image(paths: "_Paths", key: str, images: Sequence[str], entry: object) -> bool:
+    """Whether a split has images; one to validate on that has none is told of, one to train on is refused."""
+    if images:
+        return True
+    found = f"{paths.file}: {key} is {entry}, where there is no image"
+    if key in ALIASES["train"]:
+        raise DataError(f"{found}; correct the path, or put images there")
+    paths.notes.append(f"{found}: left out")
+    return False
 
 
 def _by_darknet(file: Path) -> dict[str, SplitFiles]:
@@ -116,7 +141,8 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
             paths.notes.append(f"{file}: {key} is {entries[key]}, which is not there: left out")
             continue
         images = list(paths.images(place))
-        splits |= _labelled(key, images, (names, file), optional=key in ALIASES["test"])
+        if _any_image(paths, key, images, entries[key]):
+            splits |= _labelled(key, images, (names, file), optional=key in ALIASES["test"])
     if not splits:
         raise DataError(f"{file}: names no list of images that is there; give it train = ..., a file of their paths")
     return paths.told(splits)
@@ -138,7 +164,9 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
         found = {folder.name: _absolute(folder) for folder in folders(root)}
     splits: dict[str, SplitFiles] = {}
     for name, images in found.items():
-        splits |= _labelled(name, images, (names,), optional=True, whole_folders=not lists)
+        # A list is the user's word, as data.yaml is; of a folder without labels `find_layout` tells.
+        optional = not lists or name in ALIASES["test"]
+        splits |= _labelled(name, images, (names,), optional=optional, whole_folders=not lists)
     return splits
 
 
@@ -180,8 +208,16 @@ def _labelled(
             f"{describing[0]}: {name} has {len(pairs):,} images and no label file; expected that of {first} at "
             f"{_swapped(first)}, or beside it; put them there"
         )
-    folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
     left = label_of.left() if whole_folders else []
+    times = Counter(label for label in labels if label is not None)
+    shared = [(image, label) for image, label in pairs if label is not None and times[label] > 1]
+    notes = [f"{len(left):,} label files of {name} have no image, such as {left[0]}"] if left else []
+    if shared:
+        notes.append(
+            f"{len(shared):,} images of {name} share a label file with another of the same name, such as "
+            f"{shared[0][0]} and {shared[1][0]} ({shared[0][1]}): its boxes count in each"
+        )
+    folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
     start = len(str(folder).rstrip("/")) + 1
     split = SplitFiles(
         name=name,
@@ -190,7 +226,7 @@ def _labelled(
         annotations=(*describing, *(label for label in labels if label is not None)),
         listed=tuple(image[start:] for image, _ in pairs),
         labels=labels,
-        notes=(f"{len(left):,} label files of {name} have no image, such as {left[0]}",) if left else (),
+        notes=tuple(notes),
     )
     return {name: split}
 
@@ -199,7 +235,8 @@ class _LabelFiles:
     """Where an image's labels are: in labels/ for images/, beside it, or in labels/ there; lists each folder once."""
 
     def __init__(self) -> None:
-        self._listings: dict[str, frozenset[str]] = {}
+        self._listings: dict[str, dict[str, str]] = {}
+        """By folder, the names there by themselves with a suffix in small letters."""
         self._found: dict[str, set[str]] = {}
 
     def __call__(self, image: str) -> Path | None:
@@ -207,10 +244,13 @@ class _LabelFiles:
         name += ".txt"
         for place in dict.fromkeys((_swapped(image).rpartition("/")[0], folder, f"{folder}/labels")):
             if place not in self._listings:
-                self._listings[place] = frozenset(os.listdir(place) if os.path.isdir(place) else ())
-            if name in self._listings[place]:
+                names = os.listdir(place) if os.path.isdir(place) else ()
+                self._listings[place] = {
+                    stem + suffix.lower(): stem + suffix for stem, suffix in map(os.path.splitext, names)
+                }
+            if (there := self._listings[place].get(name)) is not None:
                 self._found.setdefault(place, set()).add(name)
-                return Path(f"{place}/{name}")
+                return Path(f"{place}/{there}")
         return None
 
     def left(self) -> list[str]:
@@ -219,7 +259,7 @@ class _LabelFiles:
             f"{place}/{name}"
             for place, found in self._found.items()
             if "labels" in place.split("/")
-            for name in self._listings[place] - found
+            for name in self._listings[place].keys() - found
             if name.endswith(".txt") and name not in CLASS_FILES
         )
 
