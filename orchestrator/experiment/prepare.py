@@ -164,7 +164,7 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
             if text not in told:
                 say(text)
             told.add(text)
-        _require_same_categories(data, first.setdefault(config.dataset, data))
+        require_same_categories(data, first.setdefault(config.dataset, data))
     return {dataset: data.category_ids for dataset, data in first.items()}
 
 
@@ -385,7 +385,12 @@ def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
         )
 
 
-def _require_same_categories(data: "CocoData", first: "CocoData") -> None:
+def require_same_categories(data: "CocoData", first: "CocoData") -> None:
+    """Refuse a split of other categories than those that a detector learns.
+
+    Raises:
+        UserError: the message names the differing ones.
+    """
     from model.data.faults import named
     from model.data.split import category_differences
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.annotations import Tables
+from model.data.checks import MANY, MIN_CENTRES, NEARLY_ALL
 from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
@@ -44,6 +45,7 @@ def read_yolo(files: SplitFiles) -> Tables:
     listed = list(files.listed or ())
     boxes = np.array(lines.boxes, dtype=np.float64).reshape(-1, 4)
     _require_fractions(files, boxes)
+    _require_centres(files, boxes)
     # Labels are drawn on pictures as people see them, and Ultralytics reads these so.
     sizes = image_sizes(files.images, listed, as_seen=True)
     return make_tables(
@@ -147,6 +149,30 @@ def _require_fractions(files: SplitFiles, boxes: NDArray[np.float64]) -> None:
             f"{files.where}: {int(beyond.sum()):,} of {len(boxes):,} boxes are far outside of 0 to 1, the first is "
             f"{first}: they look like pixels; YOLO's boxes are fractions of the image"
         )
+
+
+def _require_centres(files: SplitFiles, boxes: NDArray[np.float64]) -> None:
+    """Refuse boxes of another form, where many leave their images: clipped or not, the others would be wrong."""
+    first, second = boxes[:, :2], boxes[:, 2:]
+    slack = 1e-3
+    with np.errstate(invalid="ignore", over="ignore"):
+        leaves = ((first - second / 2 < -slack) | (first + second / 2 > 1 + slack)).any(axis=1)
+        starts = (first > -slack).all(axis=1)
+        corners = starts & ((second > first) & (second < 1 + slack)).all(axis=1)
+        upper_left = starts & ((second > 0) & (first + second < 1 + slack)).all(axis=1)
+    if not len(boxes) or leaves.sum() < MIN_CENTRES or leaves.mean() < MANY:
+        return
+    forms = {
+        "like corners (x1, y1, x2, y2)": corners,
+        "as if x and y were the upper left corner": upper_left,
+    }
+    for form, fits in forms.items():
+        if fits.mean() >= NEARLY_ALL:
+            raise DataError(
+                f"{files.where}: boxes look {form}, and not like centre x, centre y, width and height: as these, "
+                f"{int(leaves.sum()):,} of {len(boxes):,} leave their image, the first is "
+                f"{boxes[int(np.argmax(leaves))].tolist()}; write the centre and the size; no quarantine can mend them"
+            )
 
 
 def _written(files: SplitFiles, lines: _Lines, boxes: NDArray[np.float64], num_classes: int) -> dict[int, str]:
