@@ -17,6 +17,7 @@ from model.data.layouts.files import (
     list_images,
     read_lines,
     usual_split,
+    walk,
 )
 
 LOOKED_FOR = (
@@ -173,7 +174,7 @@ def _ids(file: Path, folder: str) -> list[str] | None:
 
 
 def _any_xml(folder: Path) -> bool:
-    return holds(folder, {".xml"}) or any(holds(place, {".xml"}) for place in folders(folder))
+    return any(name.lower().endswith(".xml") for _, _, names in walk(folder) for name in names)
 
 
 def _stem(name: str) -> str:

@@ -85,6 +85,12 @@ def read_yaml(file: Path) -> dict[str, object]:
     return document if isinstance(document, dict) else {}
 
 
+def label_file(image: str) -> str:
+    """Where an image's labels are, by Ultralytics' rule: the last images/ of the path becomes labels/."""
+    head, images, tail = image.rpartition("/images/")
+    return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
+
+
 def _by_yaml(file: Path) -> dict[str, SplitFiles]:
     document = read_yaml(file)
     paths = _Paths(file, [file.parent])
@@ -206,7 +212,7 @@ def _labelled(
         first = pairs[0][0]
         raise DataError(
             f"{describing[0]}: {name} has {len(pairs):,} images and no label file; expected that of {first} at "
-            f"{_swapped(first)}, or beside it; put them there"
+            f"{label_file(first)}, or beside it; put them there"
         )
     left = label_of.left() if whole_folders else []
     times = Counter(label for label in labels if label is not None)
@@ -242,7 +248,7 @@ class _LabelFiles:
     def __call__(self, image: str) -> Path | None:
         folder, _, name = os.path.splitext(image)[0].rpartition("/")
         name += ".txt"
-        for place in dict.fromkeys((_swapped(image).rpartition("/")[0], folder, f"{folder}/labels")):
+        for place in dict.fromkeys((label_file(image).rpartition("/")[0], folder, f"{folder}/labels")):
             if place not in self._listings:
                 names = os.listdir(place) if os.path.isdir(place) else ()
                 self._listings[place] = {
@@ -262,12 +268,6 @@ class _LabelFiles:
             for name in self._listings[place].keys() - found
             if name.endswith(".txt") and name not in CLASS_FILES
         )
-
-
-def _swapped(image: str) -> str:
-    """Ultralytics' rule: the last images/ of the path becomes labels/, the suffix .txt."""
-    head, images, tail = image.rpartition("/images/")
-    return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
 
 
 @dataclass(frozen=True)
