@@ -279,7 +279,7 @@ def _shared(files: SplitFiles, identity: list[Any], root: Path, make: Callable[[
 def _stamps(files: SplitFiles) -> list[Any] | None:
     """What tells a change of any file that the tables depend on; None where one changed too lately."""
     folders: dict[str, str] = {}  # resolved once each: there may be 100,000 files in them
-    stamps: list[Any] = [files.format, files.share]
+    stamps: list[Any] = [files.format, files.share, files.notes]
     latest = time.time_ns() - SETTLED_NS
     for file in files.sources():
         try:

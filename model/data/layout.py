@@ -163,7 +163,9 @@ def _unused(root: Path, whole: SplitFiles, splits: Mapping[str, SplitFiles]) -> 
     notes = []
     for place in (*folders(root), *folders(root / "images")):
         usual = usual_split(place.name)
-        if usual not in ("train", "val") or usual in known or is_inside(place, whole.images):
+        if usual not in ("train", "val") or usual in known:
+            continue
+        if any(is_inside(place, one.images) or is_inside(one.images, place) for one in splits.values()):
             continue
         if not any(holds(folder, IMAGE_SUFFIXES) for folder in (place, *folders(place))):
             continue
@@ -171,7 +173,8 @@ def _unused(root: Path, whole: SplitFiles, splits: Mapping[str, SplitFiles]) -> 
         if usual == "train" and usual_split(whole.name) is not None:
             raise DataError(
                 f"{found}, only those of {whole.name} ({whole.where}), which would be learnt in their place; add "
-                "them, or move the folder away" + "".join(f"\n  {note}" for note in whole.notes)
+                "them where the others are described, or move the folder away"
+                + "".join(f"\n  {note}" for note in whole.notes)
             )
         notes.append(f"{found}: left out")
     return notes

@@ -18,6 +18,9 @@ from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, read_lines
 from model.data.layouts.yolo import read_yaml
 
+MAX_CLASS = 2**31
+"""Beyond any number of classes, and still a number of 64 bits."""
+
 
 class _Lines(NamedTuple):
     """What the lines of all label files say."""
@@ -99,8 +102,11 @@ def _checked(file: Path, names: list[str]) -> list[str]:
 
 
 def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> None:
-    with open(file, "rb") as opened:
-        text = opened.read()
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read()
+    except IsADirectoryError as error:
+        raise DataError(f"{file}: is a folder, expected a text file of labels; take it away") from error
     for place, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         words = line.split()
         if not words:
@@ -110,7 +116,7 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
             label = int(numbers[0])
         except (ValueError, OverflowError):
             raise _no_line(file, place, line) from None
-        if label != numbers[0] or label < 0:
+        if label != numbers[0] or not 0 <= label < MAX_CLASS:
             raise _no_line(file, place, line)
         if len(numbers) == 5:
             box = tuple(numbers[1:])

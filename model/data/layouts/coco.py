@@ -52,7 +52,7 @@ def find_coco(root: Path) -> dict[str, SplitFiles]:
     must = len(files) == 1
     splits = {name: _split(root, file, name, must_exist=must) for name, file in zip(names, files, strict=True)}
     left = [file for file in candidates if file not in files and _SPLIT.search(file.stem.lower())]
-    notes = tuple(f"{file}: is not COCO, whose lists are 'images' and 'annotations': left out" for file in left)
+    notes = tuple(f"{file}: is not COCO, whose lists are 'images' and 'annotations': left out" for file in left[:3])
     return {name: replace(split, notes=notes) for name, split in splits.items()} if notes else splits
 
 

@@ -1,5 +1,6 @@
 """Pascal VOC's layouts: a devkit's JPEGImages/, Annotations/ and ImageSets/Main/, or XML files beside their images."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -170,7 +171,7 @@ def _ids(file: Path, folder: str) -> list[str] | None:
     if lines and all(line.rpartition(" ")[2] in ("-1", "0", "1") and " " in line for line in lines):
         return None
     names = [line.strip('"').removeprefix("./").removeprefix(f"{folder}/") for line in lines]  # CVAT quotes spaces
-    return [_stem(name) if is_image(name) else name for name in names]
+    return [_stem(name) if is_image(name) else _plain(name) for name in names]
 
 
 def _any_xml(folder: Path) -> bool:
@@ -178,4 +179,9 @@ def _any_xml(folder: Path) -> bool:
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix()
+    return _plain(PurePosixPath(name).with_suffix("").as_posix())
+
+
+def _plain(name: str) -> str:
+    """A name whose letters with accents are one character each, where macOS writes two."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)

@@ -7,6 +7,7 @@ path that exists below the file's folder is taken, and told; nothing else outsid
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -242,18 +243,16 @@ class _LabelFiles:
 
     def __init__(self) -> None:
         self._listings: dict[str, dict[str, str]] = {}
-        """By folder, the names there by themselves with a suffix in small letters."""
+        """By folder, the names there by their plain form."""
         self._found: dict[str, set[str]] = {}
 
     def __call__(self, image: str) -> Path | None:
         folder, _, name = os.path.splitext(image)[0].rpartition("/")
-        name += ".txt"
+        name = _plain(f"{name}.txt")
         for place in dict.fromkeys((label_file(image).rpartition("/")[0], folder, f"{folder}/labels")):
             if place not in self._listings:
                 names = os.listdir(place) if os.path.isdir(place) else ()
-                self._listings[place] = {
-                    stem + suffix.lower(): stem + suffix for stem, suffix in map(os.path.splitext, names)
-                }
+                self._listings[place] = {_plain(name): name for name in names}
             if (there := self._listings[place].get(name)) is not None:
                 self._found.setdefault(place, set()).add(name)
                 return Path(f"{place}/{there}")
@@ -346,6 +345,12 @@ class _Paths:
         place = self.resolve(folder or ".", "a line")
         allowed = place is not None and any(_within(place, base) for base in self.bases)
         return place if allowed else None
+
+
+def _plain(name: str) -> str:
+    """A name with its suffix in small letters, and letters with accents as one character: macOS writes two."""
+    stem, suffix = os.path.splitext(name)
+    return (stem if stem.isascii() else unicodedata.normalize("NFC", stem)) + suffix.lower()
 
 
 def _names_split(parts: Sequence[str]) -> bool:

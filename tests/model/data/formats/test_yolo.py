@@ -232,3 +232,15 @@ def test_boxes_of_another_form_are_refused_by_a_quarantine_as_well(tmp_path: Pat
     # A box or two that leave their image are faults like others.
     text(tmp_path / "1.txt", "\n".join([lines[0], *["0 0.5 0.5 0.2 0.2"] * 9]))
     assert len(read_coco(tmp_path, "all", faults="quarantine").faults) == 1
+
+
+def test_a_class_beyond_64_bits_and_a_folder_in_the_place_of_a_label_file_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    text(tmp_path / "classes.txt", "cat")
+    label = text(tmp_path / "1.txt", "1e30 0.5 0.5 0.2 0.2")
+    with pytest.raises(DataError, match=r"line 1 is '1e30 0\.5"):
+        read_coco(tmp_path, "all")
+    label.unlink()
+    label.mkdir()
+    with pytest.raises(DataError, match="is a folder, expected a text file of labels"):
+        read_coco(tmp_path, "all")

@@ -1,5 +1,6 @@
 """Pascal VOC's folders and lists, and XML files beside images."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,11 @@ def test_of_images_with_one_name_the_one_that_the_xml_file_names_is_its(tmp_path
             "1 XML files of all have several images of their name, such as 1.png: the one that <filename> says is "
             "taken, and others are left out",
         )
+
+
+def test_an_accent_written_as_two_characters_is_the_same_name(tmp_path: Path) -> None:
+    name = f"{unicodedata.normalize('NFC', 'ä')}.jpg"
+    picture(tmp_path / name)
+    file = text(tmp_path / f"{unicodedata.normalize('NFD', 'ä')}.xml", voc_xml([]))
+    found = find_voc(tmp_path)["all"]
+    assert (found.listed, found.labels, found.notes) == ((name,), (file,), ())

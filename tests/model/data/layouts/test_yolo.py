@@ -1,5 +1,6 @@
 """Paths in data.yaml, Darknet's files and folders without either; which label file is an image's."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,10 @@ def test_a_class_number_that_stands_twice_is_refused(tmp_path: Path) -> None:
     text(tmp_path / "data.yaml", "names:\n  0: cat\n  0: dog\n")
     with pytest.raises(DataError, match="'0' stands twice in one mapping"):
         find_yolo(tmp_path)
+
+
+def test_an_accent_written_as_two_characters_is_the_same_name(tmp_path: Path) -> None:
+    text(tmp_path / "classes.txt", "cat")
+    picture(tmp_path / f"{unicodedata.normalize('NFC', 'ä')}.jpg")
+    label = text(tmp_path / f"{unicodedata.normalize('NFD', 'ä')}.txt", BOX)
+    assert find_yolo(tmp_path)["all"].labels == (label,)
