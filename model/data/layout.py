@@ -169,10 +169,10 @@ def _unused(root: Path, whole: SplitFiles, splits: Mapping[str, SplitFiles]) -> 
             continue
         if not any(holds(folder, IMAGE_SUFFIXES) for folder in (place, *folders(place))):
             continue
-        found = f"{place}: holds images, and no annotations of them were found"
+        found = f"{place}: holds images, and nothing that was found annotates them"
         if usual == "train" and usual_split(whole.name) is not None:
             raise DataError(
-                f"{found}, only those of {whole.name} ({whole.where}), which would be learnt in their place; add "
+                f"{found}, but those of {whole.name} ({whole.where}), which would be learnt in their place; add "
                 "them where the others are described, or move the folder away"
                 + "".join(f"\n  {note}" for note in whole.notes)
             )

@@ -53,7 +53,7 @@ def read_voc(files: SplitFiles) -> Tables:
     _require_corners(files, sides, bounds)
     with np.errstate(invalid="ignore", over="ignore"):
         low, high = sides[:, :2], sides[:, :2] + sides[:, 2:]
-        inside = ((sides[:, 2:] > 0) & (low > -0.5) & (high < bounds + 0.5)).all(axis=1)
+        inside = np.all((sides[:, 2:] > 0) & (low > -0.5) & (high < bounds + 0.5), axis=1).tolist()
     return make_tables(
         listed,
         sizes,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from model.data.faults import DataError
 from model.data.layouts.files import WHOLE, SplitFiles, folders, usual_split
@@ -44,7 +44,14 @@ def find_coco(root: Path) -> dict[str, SplitFiles]:
         split = _split_name(root, within)
         return {split: _split(within, root, split, must_exist=True)}
     candidates = list(_candidates(root))
-    files = [file for file in candidates if _is_coco(file)]
+    kinds = {file: _kind(file) for file in candidates}
+    sound = {_split_name(file, root) for file, kind in kinds.items() if kind == "coco"}
+    # Beside sound files alone: a training's log may be called like a split, too, in a folder of another format.
+    files = [
+        file
+        for file, kind in kinds.items()
+        if kind == "coco" or (kind == "damaged" and sound and _split_name(file, root) not in sound)
+    ]
     names = [_split_name(file, root) for file in files]
     if len(set(names)) < len(names):
         names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
@@ -117,7 +124,8 @@ def _split(root: Path, file: Path, split: str, *, must_exist: bool) -> SplitFile
 
 def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exist: bool) -> Path:
     """The folder in which the first names are files; else that in which their last parts are."""
-    aliases = [split, *(folder.name for folder in folders(root) if usual_split(folder.name) == usual_split(split))]
+    usual = usual_split(split)
+    aliases = [split, *(folder.name for folder in folders(root) if usual and usual_split(folder.name) == usual)]
     by_name = [place for name in dict.fromkeys(aliases) for place in (root / name, root / "images" / name)]
     beside = [file.parent, file.parent / "images", file.parent / "data"]
     within = [root / "images", root / "data", root / "images" / "default", root]
@@ -127,10 +135,19 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exi
     for form in (names, evident, last):
         found = [sum((folder / name).is_file() for name in form) for folder in there]
         if any(found):
-            return there[found.index(max(found))]
+            best = [folder for folder, count in zip(there, found, strict=True) if count == max(found)]
+            # Masks or depths have the names of their images.
+            if best[0] in by_name[2:] and len(best) > 1:
+                raise DataError(
+                    f"{file}: its images may be those of {' or '.join(map(str, best))}, which have files of the same "
+                    f"names; call the folder of the images {by_name[0]}"
+                )
+            return best[0]
     # The check of images says which are missing, and the reader what is wrong with a file that names none.
     if by_name[0].is_dir() or not must_exist or not names:
         return by_name[0]
+    if any((folder / name).is_file() for folder in folders(root) for name in last):
+        return root  # each image is found by its name
     looked = ", ".join(str(folder) for folder in there)
     raise DataError(
         f"{file}: its images are nowhere (the first is {names[0]!r}); looked in {looked}; put them into {by_name[0]}"
@@ -148,23 +165,26 @@ def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
     return found
 
 
-def _is_coco(file: Path) -> bool:
-    """Whether a file is COCO, or was meant to be: to pass over a damaged split would train on another one in its place.
+def _kind(file: Path) -> Literal["coco", "damaged"] | None:
+    """Whether a file is COCO, or may be: to pass over a damaged split would train on another one in its place.
 
-    Without both lists a file is taken for damaged COCO by its name, or where it is no whole JSON and is called like a
-    split or has one of them; its reader says what is wrong.
+    Without both lists a file is taken for COCO by its name, or where it is no whole JSON and has one of them, and for
+    damaged where it has none and is called like a split; the reader says what is wrong.
     """
     is_named = file.name.startswith("instances_") or file.name == "_annotations.coco.json"
 
-    def tables(text: Any) -> bool:
+    def tables(text: Any) -> Literal["coco", "damaged"] | None:
         begin = text[:64].lstrip(_SPACE)
         found = [pattern.search(text) is not None for pattern in (_IMAGES, _ANNOTATIONS)]
         if is_named or (all(found) and begin.startswith(b"{")):
-            return True
+            return "coco"
         is_whole = begin.startswith((b"{", b"[")) and text[-64:].rstrip(_SPACE).endswith((b"}", b"]"))
-        return not is_whole and (any(found) or _SPLIT.search(file.stem.lower()) is not None)
+        if is_whole:
+            return None
+        return "coco" if any(found) else "damaged" if _SPLIT.search(file.stem.lower()) else None
 
-    return bool(_scan(file, tables))
+    kind: Literal["coco", "damaged"] | None = _scan(file, tables)
+    return kind
 
 
 def _is_lvis(file: Path) -> bool:

@@ -139,6 +139,9 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
     names = paths.resolve(entries.get("names", "obj.names"), "names")
     if names is None or not names.is_file():
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
+    said, num_names = entries.get("classes", ""), sum(1 for line in read_lines(names) if line)
+    if said.isdigit() and int(said) != num_names:
+        raise DataError(f"{file}: classes is {said}, and {names} lists {num_names}; correct either")
     splits: dict[str, SplitFiles] = {}
     for key in _SPLIT_KEYS:
         if key not in entries:

@@ -211,13 +211,15 @@ def test_images_called_like_a_split_that_nothing_annotates_are_told_of(tmp_path:
         picture(tmp_path / split / "1.jpg")
         picture(tmp_path / split / "2.jpg")
     file = coco_json(tmp_path / "train" / "_annotations.coco.json", ["1.jpg", "2.jpg"])
-    note = f"{tmp_path / 'valid'}: holds images, and no annotations of them were found: left out"
+    note = f"{tmp_path / 'valid'}: holds images, and nothing that was found annotates them: left out"
     found = find_layout(tmp_path)
     assert (found.train, found.val) == ("train-part", "val-part")
     assert note in read_coco(tmp_path, "train-part").notes
     # To learn from the images to be scored on, since those to learn from are not annotated, is nobody's wish.
     file.rename(tmp_path / "valid" / file.name)
-    assert message(tmp_path).startswith(f"{tmp_path / 'train'}: holds images, and no annotations of them were found, ")
+    assert message(tmp_path).startswith(
+        f"{tmp_path / 'train'}: holds images, and nothing that was found annotates them, "
+    )
 
 
 def test_a_folder_of_two_formats_tells_which_is_read(tmp_path: Path) -> None:

@@ -147,3 +147,34 @@ def test_a_file_called_like_a_split_that_is_no_coco_is_told_of(tmp_path: Path) -
     assert find_coco(tmp_path)["train"].notes == (
         f"{tmp_path / 'val.json'}: is not COCO, whose lists are 'images' and 'annotations': left out",
     )
+
+
+def test_a_damaged_log_of_another_kind_does_not_stand_for_a_split(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    text(tmp_path / "train_log.json")
+    assert find_coco(tmp_path) == {}
+    coco_json(tmp_path / "train.json", ["1.jpg"])
+    assert list(find_coco(tmp_path)) == ["train"]
+
+
+def test_images_in_folders_that_one_file_does_not_name_are_found(tmp_path: Path) -> None:
+    for split, name in (("first", "1.jpg"), ("second", "2.jpg")):
+        picture(tmp_path / split / name)
+    coco_json(tmp_path / "annotations.json", ["1.jpg", "2.jpg"])
+    assert read_coco(tmp_path, "all").file_names == ["first/1.jpg", "second/2.jpg"]
+
+
+def test_masks_of_the_same_names_are_not_taken_for_images(tmp_path: Path) -> None:
+    for folder in ("depth", "images", "masks"):
+        picture(tmp_path / folder / "1.jpg")
+    file = coco_json(tmp_path / "annotations.json", ["1.jpg"])
+    assert find_coco(tmp_path)["all"].images == tmp_path / "images"
+    file.rename(tmp_path / "train.json")
+    for folder in ("train_depth", "train_images"):
+        picture(tmp_path / folder / "1.jpg")
+    with pytest.raises(
+        DataError, match=r"its images may be those of .*train_depth or .*train_images or .*images, which have"
+    ):
+        find_coco(tmp_path)
+    picture(tmp_path / "train" / "1.jpg")
+    assert find_coco(tmp_path)["train"].images == tmp_path / "train"

@@ -265,3 +265,11 @@ def test_an_accent_written_as_two_characters_is_the_same_name(tmp_path: Path) ->
     picture(tmp_path / f"{unicodedata.normalize('NFC', 'ä')}.jpg")
     label = text(tmp_path / f"{unicodedata.normalize('NFD', 'ä')}.txt", BOX)
     assert find_yolo(tmp_path)["all"].labels == (label,)
+
+
+def test_a_number_of_classes_that_is_not_that_of_the_names_is_refused(tmp_path: Path) -> None:
+    labelled(tmp_path, "1")
+    text(tmp_path / "obj.names", "cat\n")
+    text(tmp_path / "train.txt", "images/1.jpg")
+    file = text(tmp_path / "obj.data", "classes = 2\ntrain = train.txt\nnames = obj.names\n")
+    assert message(tmp_path).startswith(f"{file}: classes is 2, and {tmp_path / 'obj.names'} lists 1; correct either")
