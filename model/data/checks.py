@@ -1,12 +1,13 @@
 """Checks annotations: each box by itself, and all of them for signs that they are written in another form."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.data.annotations import Annotations, Images
-from model.data.faults import Fault, FaultKind
+from model.data.faults import Fault, FaultKind, named
 
 MAX_OVERHANG = 1.0
 """Pixels by which a box may leave its image and count as sound; it is clipped without a report."""
@@ -114,6 +115,17 @@ def _areas_are_of_corners(boxes: NDArray[np.float64], areas: NDArray[np.float64]
     # Corners from (0, 0) have the same area either way.
     differs = ~np.isclose(as_corners, as_sides, rtol=1e-2, atol=1.0)
     return bool(fits.mean() >= NEARLY_ALL and (fits & differs).mean() >= MANY)
+
+
+def names_alike(categories: Mapping[int, str]) -> list[str]:
+    """Tell of categories that people would take for one: their names differ in case, spaces or accents' form alone."""
+    alike: dict[str, list[int]] = {}
+    for id, name in categories.items():
+        alike.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(id)
+    found = [", ".join(f"{categories[id]!r} ({id})" for id in ids) for ids in alike.values() if len(ids) > 1]
+    if not found:
+        return []
+    return [f"categories have the same name, but for case and spaces: {named(found)}; each is a class of its own"]
 
 
 def box_notes(annotations: Annotations, images: Images) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from model.config import DataConfig
 from model.data.annotations import Annotations, Images
 from model.data.cache import shared
-from model.data.checks import annotation_faults, box_notes, other_form
+from model.data.checks import annotation_faults, box_notes, names_alike, other_form
 from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, refuse
 from model.data.file_names import Found, find_renamed, leads_out, where_it_may_be
 from model.data.files.inspection import OtherSizeError, Traits, inspect, notes
@@ -25,7 +25,7 @@ from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
 from model.data.split import COLUMNS, MIN_SIDE, CocoData, Columns, assemble, read_data, write_data
 
-FORMAT = 2
+FORMAT = 3
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
@@ -124,7 +124,10 @@ def _parse(files: SplitFiles, root: Path, num_images: int | None, faults: str, c
         of_images = check_files(root, files.images, _found(root, files.images, chosen))[0] if check_images else []
         refuse(file, [*duplicates, *of_images, *of_rows.values()])
     sound = _quarantined(annotations, of_rows, chosen)
-    columns, notes = _columns(chosen, sound, categories), (*notes, *_worth_a_look(chosen, sound))
+    columns, notes = (
+        _columns(chosen, sound, categories),
+        (*notes, *names_alike(categories), *_worth_a_look(chosen, sound)),
+    )
     return assemble(root, files.name, files.images, columns, categories, tuple(of_rows.values()), notes)
 
 
@@ -276,7 +279,7 @@ def _shared(files: SplitFiles, identity: list[Any], root: Path, make: Callable[[
 def _stamps(files: SplitFiles) -> list[Any] | None:
     """What tells a change of any file that the tables depend on; None where one changed too lately."""
     folders: dict[str, str] = {}  # resolved once each: there may be 100,000 files in them
-    stamps: list[Any] = [files.format, files.share]
+    stamps: list[Any] = [files.format, files.share, files.notes]
     latest = time.time_ns() - SETTLED_NS
     for file in files.sources():
         try:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from model.data.layouts.files import walk
+
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".tif", ".tiff", ".webp"))
 """Of image files; a name without any of them may stand for a file with one."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -171,7 +173,7 @@ class _Files:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for where, _, files in os.walk(folder):
+    for where, _, files in walk(folder):
         start = os.path.relpath(where, folder)
         yield from files if start == "." else (f"{start}/{file}" for file in files)
 

@@ -1,7 +1,7 @@
 """Where the splits of a data set lie: the layout of a folder, or of one file, is found by looking at it."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.data.faults import DataError
 from model.data.layouts import coco, open_images, voc, yolo
-from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, find_split, folders, holds, usual_split
+from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, find_split, folders, holds, is_inside, usual_split
 from model.data.layouts.files import Format as Format
 from model.data.layouts.files import SplitFiles as SplitFiles
 
@@ -28,6 +28,14 @@ OF_FILES = {
     ".csv": open_images.find_open_images,
 }
 """Which files stand for a data set."""
+FORMATS: Mapping[Format, str] = {
+    "coco": "COCO",
+    "lvis": "LVIS",
+    "yolo": "YOLO",
+    "voc": "Pascal VOC",
+    "open_images": "Open Images",
+}
+"""Their names for people."""
 ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 MAX_NAMED = 8
 """Entries of a folder that a message names."""
@@ -59,6 +67,7 @@ def find_layout(root: Path) -> Layout:
         whole = splits[train or next(iter(splits))]
         # The names train and val, unless the whole is called so.
         train, val = ("train", "val") if usual_split(whole.name) is None else ("train-part", "val-part")
+        whole = replace(whole, notes=(*whole.notes, *_unused(root, whole, splits)))
         splits[train] = replace(whole, name=train, share="train")
         splits[val] = replace(whole, name=val, share="val")
     return Layout(root=root, splits=splits, train=train, val=val)
@@ -121,15 +130,54 @@ def _splits(root: Path) -> dict[str, SplitFiles]:
     elif not root.is_dir():
         raise _NothingFound(f"there is no such folder or file as {root}; correct the path of the data")
     else:
-        for find, _ in FINDERS:
+        for place, (find, _) in enumerate(FINDERS):
             splits = find(root)
             if splits:
-                return splits
+                return _told_of_others(root, splits, [other for other, _ in FINDERS[place + 1 :]])
     raise _NothingFound("\n  ".join([f"no data set was found in {root}", *_looked_for(), *_there(root)]))
+
+
+def _told_of_others(
+    root: Path, splits: dict[str, SplitFiles], others: Sequence[Callable[[Path], dict[str, SplitFiles]]]
+) -> dict[str, SplitFiles]:
+    """The splits, with a note where the folder holds another format as well."""
+    also = [FORMATS[next(iter(found.values())).format] for find in others if (found := _tried(find, root))]
+    if not also:
+        return splits
+    read = FORMATS[next(iter(splits.values())).format]
+    note = f"{root}: holds {' and '.join(also)} as well as {read}; {read} is read, and the other left out"
+    return {name: replace(split, notes=(*split.notes, note)) for name, split in splits.items()}
 
 
 class _NothingFound(DataError):
     """No file is that of a format."""
+
+
+def _unused(root: Path, whole: SplitFiles, splits: Mapping[str, SplitFiles]) -> list[str]:
+    """Tell of folders of images that are called like a split which nothing annotates, where another is shared out.
+
+    Raises:
+        DataError: the images to train on are not annotated, and those of a split to be scored on are.
+    """
+    known = {usual_split(name) for name in splits}
+    notes = []
+    for place in (*folders(root), *folders(root / "images")):
+        usual = usual_split(place.name)
+        if usual not in ("train", "val") or usual in known:
+            continue
+        if any(is_inside(place, one.images) or is_inside(one.images, place) for one in splits.values()):
+            continue
+        if not any(holds(folder, IMAGE_SUFFIXES) for folder in (place, *folders(place))):
+            continue
+        found = f"{place}: holds images, and nothing that was found annotates them"
+        if usual == "train" and usual_split(whole.name) is not None:
+            raise DataError(
+                f"{found}, but those of {whole.name} ({whole.where}), which would be learnt in their place; add "
+                "them where the others are described, or move the folder away"
+                + "".join(f"\n  {note}" for note in whole.notes)
+            )
+        notes.append(f"{found}: left out")
+    return notes
 
 
 def _usual(splits: Mapping[str, SplitFiles], usual: str) -> str | None:
@@ -154,6 +202,8 @@ def _there(root: Path) -> list[str]:
     for place in (root, *folders(root)):
         if holds(place, IMAGE_SUFFIXES):
             lines.append(f"{place} holds images and no annotations that belong to them{_near(place)}")
+    if packed := [name for name in names if name.lower().endswith(ARCHIVES)]:
+        lines.append(f"{packed[0]} is an archive, which is not looked into: unpack it")
     nested = [place.name for place in folders(root) if any(_tried(find, place) for find, _ in FINDERS)]
     if nested:
         lines.append(f"{', '.join(nested)} in it would do: name {root / nested[0]}")
@@ -168,8 +218,8 @@ def _near(place: Path) -> str:
     return ""
 
 
-def _tried(find: Callable[[Path], dict[str, SplitFiles]], place: Path) -> bool:
+def _tried(find: Callable[[Path], dict[str, SplitFiles]], place: Path) -> dict[str, SplitFiles]:
     try:
-        return bool(find(place))
+        return find(place)
     except DataError:
-        return False
+        return {}

@@ -94,7 +94,9 @@ def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_image
     look(lambda: require_learning(plan))
     files = dict.fromkeys(config.model.weights for config in _missing(plan) if config.model.weights)
     if files and site.weights_root is None:
-        say(f"weights {', '.join(files)}: RNC_WEIGHTS is not set here, so that they were not looked for")
+        say(
+            f"weights {', '.join(files)}: RNC_WEIGHTS is not set here and no file has `data: {{weights: ...}}`: not looked for"
+        )
     for file in files if site.weights_root is not None else ():
         try:
             site.weights_file(file)
@@ -164,7 +166,7 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
             if text not in told:
                 say(text)
             told.add(text)
-        _require_same_categories(data, first.setdefault(config.dataset, data))
+        require_same_categories(data, first.setdefault(config.dataset, data))
     return {dataset: data.category_ids for dataset, data in first.items()}
 
 
@@ -385,7 +387,12 @@ def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
         )
 
 
-def _require_same_categories(data: "CocoData", first: "CocoData") -> None:
+def require_same_categories(data: "CocoData", first: "CocoData") -> None:
+    """Refuse a split of other categories than those that a detector learns.
+
+    Raises:
+        UserError: the message names the differing ones.
+    """
     from model.data.faults import named
     from model.data.split import category_differences
 

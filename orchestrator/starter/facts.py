@@ -11,6 +11,7 @@ import numpy as np
 
 from orchestrator.cluster.gpus import count_gpus
 from orchestrator.errors import UserError
+from orchestrator.experiment.prepare import require_same_categories
 from orchestrator.site import Site
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ def data_facts(root: Path) -> DataFacts:
     """Read all of a data set that a training and its validation would see.
 
     Raises:
-        UserError: it is no data set, lacks a split to learn from or to validate on, or is faulty beyond a few boxes.
+        UserError: it is no data set, lacks a split to learn from or to validate on, has no box to learn, other
+            categories in either split, or faults beyond a few boxes.
     """
+    from model.data.coco import require_boxes
     from model.data.faults import DataError
     from model.data.layout import find_layout
 
@@ -93,9 +96,13 @@ def data_facts(root: Path) -> DataFacts:
         layout = find_layout(root)
         train, val = _roles(layout)
         data, faults, notes = _read(root, train)
+        require_boxes(data)
         held, faults_of_val, notes_of_val = _read(root, val)
     except DataError as error:
         raise UserError(str(error)) from error
+    require_same_categories(held, data)
+    if not len(held.annotation_ids):
+        notes_of_val += (f"split {val}: has no box, so that there is no AP; annotate some of its images",)
     short, long = np.sort(data.sizes, axis=1).T
     sides = np.sqrt(np.abs(data.annotation_boxes[:, 2] * data.annotation_boxes[:, 3]))
     of_image = np.repeat(short, np.diff(data.offsets))

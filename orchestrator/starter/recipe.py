@@ -138,7 +138,7 @@ def _schedule(train: Settings, why: dict[str, str], data: DataFacts, machine: Ma
     why["schedule.optimizer"] = "SGD at the paper's rate needs ten times as many updates"
     if on_gpu:
         train["precision"] = "bfloat16"
-        why["precision"] = "about twice as fast; losses are float32"
+        why["precision"] = "fewer bytes and faster; weights and losses are float32"
 
 
 def _epochs(images: int, batch: int, on_gpu: bool, has_weights: bool) -> int:

@@ -104,6 +104,8 @@ def _place_image(copy: bool) -> Callable[[CocoData, int, Path], None]:
     def place(data: CocoData, index: int, target: Path) -> None:
         source = data.path(index)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # that of another image of the same file
+            return
         if not copy:
             try:
                 os.link(os.path.realpath(source), target)  # the file itself, where the data are links

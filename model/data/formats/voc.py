@@ -10,8 +10,10 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.data.annotations import MAX_SIDE, Tables
+from model.data.checks import MANY, NEARLY_ALL
 from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
@@ -45,9 +47,16 @@ def read_voc(files: SplitFiles) -> Tables:
     from_devkit = [(tree.findtext("source/database") or "").strip().startswith("The VOC") for _, tree in own]
     difficult = [_is_true(one.findtext("difficult")) for _, one in objects]
     boxes = [_box(one, from_devkit[image]) for image, one in objects]
+    sizes = _sizes(files, listed, [tree for _, tree in own])
+    sides = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    bounds = sizes[[image for image, _ in objects], ::-1].reshape(-1, 2)
+    _require_corners(files, sides, bounds)
+    with np.errstate(invalid="ignore", over="ignore"):
+        low, high = sides[:, :2], sides[:, :2] + sides[:, 2:]
+        inside = np.all((sides[:, 2:] > 0) & (low > -0.5) & (high < bounds + 0.5), axis=1).tolist()
     return make_tables(
         listed,
-        _sizes(files, listed, [tree for _, tree in own]),
+        sizes,
         images=[image for image, _ in objects],
         boxes=boxes,
         category_ids=[ids[(one.findtext("name") or "").strip()] for _, one in objects],
@@ -57,9 +66,7 @@ def read_voc(files: SplitFiles) -> Tables:
         categories={id: name for name, id in ids.items()},
         notes=_notes(sum(difficult), sum(from_devkit), len(own)),
         written={
-            row: f"{_written(one)} in {own[image][0]}"
-            for row, (image, one) in enumerate(objects)
-            if not np.isfinite(boxes[row]).all()
+            row: f"{_written(one)} in {own[image][0]}" for row, (image, one) in enumerate(objects) if not inside[row]
         },
     )
 
@@ -86,7 +93,10 @@ def read_xml(file: Path) -> Element:
     except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file}: not XML ({error}); the file may be cut short: write it again") from error
+        cause = "the file may be cut short: write it again"
+        if "invalid token" in str(error) or "encoding" in str(error):
+            cause = "a name there may be in another encoding than the first line says: save the file as UTF-8"
+        raise DataError(f"{file}: not XML ({error}); {cause}") from error
     if root.tag != "annotation":
         raise DataError(f"{file}: not Pascal VOC: the top element is {root.tag!r}, expected 'annotation'")
     return root
@@ -124,9 +134,21 @@ def _box(one: Element, from_devkit: bool) -> tuple[float, ...]:
     return left, top, right - left, bottom - top
 
 
-def _sizes(
-    files: SplitFiles, names: list[str], trees: list[Element]
-) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+def _require_corners(files: SplitFiles, boxes: NDArray[np.float64], bounds: NDArray[np.int32]) -> None:
+    """Refuse data whose third and fourth numbers are width and height: some boxes would be read, and be wrong."""
+    first, size = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    with np.errstate(invalid="ignore", over="ignore"):
+        turned = (boxes[:, 2:] <= 0).any(axis=1)
+        fits = ((first > -1.5) & (size > 0) & (first + size < bounds + 1.5)).all(axis=1)
+    if len(boxes) and turned.mean() >= MANY and fits.mean() >= NEARLY_ALL:
+        example = [*first[turned][0].tolist(), *size[turned][0].tolist()]
+        raise DataError(
+            f"{files.where}: xmax and ymax look like a box's width and height (xmin, ymin, xmax, ymax are {example}); "
+            "write its right and lower edge; no quarantine can mend them"
+        )
+
+
+def _sizes(files: SplitFiles, names: list[str], trees: list[Element]) -> NDArray[np.int32]:
     """[n, 2], height and width: as the files say, or from the images where one says none."""
     sizes = np.zeros((len(names), 2), dtype=np.int64)
     for place, tree in enumerate(trees):

@@ -8,7 +8,8 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 import numpy as np
 
 from model.data.faults import DataError
-from model.data.layouts.files import usual_split
+from model.data.layouts.files import is_image, usual_split
+from model.data.layouts.yolo import label_file
 from model.data.split import CocoData
 
 Splits = dict[str, CocoData]
@@ -43,7 +44,8 @@ def write_yolo(folder: Path, splits: Splits, place: PlaceImage) -> set[str]:
             safe = _safe(data, file_name)
             place(data, index, folder / "images" / name / safe)
             height, width = data.sizes[index].tolist()
-            label = (folder / "labels" / name / safe).with_suffix(".txt")
+            # Not simply below labels/: where a name has a folder called images, readers change that one.
+            label = Path(label_file(f"{folder}/images/{name}/{safe}"))
             label.parent.mkdir(parents=True, exist_ok=True)
             lines = [
                 f"{one} {' '.join(_digits(side) for side in _centred(box, height, width))}\n"
@@ -68,6 +70,8 @@ def write_voc(folder: Path, splits: Splits, place: PlaceImage) -> set[str]:
     names = next(iter(splits.values())).category_names
     if bad := [name for name in names if name != name.strip() or not name or ":" in name or "\n" in name]:
         raise DataError(f"class {bad[0]!r} cannot be written to a line of labelmap.txt; give it another name")
+    if len(set(names)) < len(names):
+        raise DataError(f"class {max(names, key=names.count)!r} is listed twice, which VOC would join; rename either")
     labelmap = ["# label:color_rgb:parts:actions", *(f"{name}:::" for name in names)]
     (folder / "labelmap.txt").write_text("\n".join(labelmap) + "\n", encoding="utf-8")
     for data in splits.values():
@@ -140,11 +144,18 @@ def _safe(data: CocoData, name: str) -> str:
 
 
 def _require_own_stems(data: CocoData) -> None:
-    """Two images must not share a label file."""
+    """Two images must not share a label file, and readers have to see each image."""
     seen: dict[str, str] = {}
     for name, stem in zip(data.file_names, _stems(data), strict=True):
+        if seen.get(stem) == name:
+            raise DataError(f"{data.root}: several images are called {name}, and would share one label file; join them")
         if seen.setdefault(stem, name) != name:
             raise DataError(f"{data.root}: {seen[stem]} and {name} would share one label file; rename either")
+        if not is_image(name) or any(part.startswith(".") for part in PurePosixPath(name).parts):
+            raise DataError(
+                f"{data.root}: {name} would be passed over by readers that list a folder's images: they know them by "
+                "suffixes such as .jpg, and pass over names that begin with a dot; rename it"
+            )
 
 
 def _stems(data: CocoData) -> list[str]:

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.annotations import Tables
+from model.data.checks import MANY, MIN_CENTRES, NEARLY_ALL
 from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, read_lines
 from model.data.layouts.yolo import read_yaml
+
+MAX_CLASS = 2**31
+"""Beyond any number of classes, and still a number of 64 bits."""
 
 
 class _Lines(NamedTuple):
@@ -44,6 +48,7 @@ def read_yolo(files: SplitFiles) -> Tables:
     listed = list(files.listed or ())
     boxes = np.array(lines.boxes, dtype=np.float64).reshape(-1, 4)
     _require_fractions(files, boxes)
+    _require_centres(files, boxes)
     # Labels are drawn on pictures as people see them, and Ultralytics reads these so.
     sizes = image_sizes(files.images, listed, as_seen=True)
     return make_tables(
@@ -97,8 +102,11 @@ def _checked(file: Path, names: list[str]) -> list[str]:
 
 
 def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> None:
-    with open(file, "rb") as opened:
-        text = opened.read()
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read()
+    except IsADirectoryError as error:
+        raise DataError(f"{file}: is a folder, expected a text file of labels; take it away") from error
     for place, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         words = line.split()
         if not words:
@@ -108,7 +116,7 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
             label = int(numbers[0])
         except (ValueError, OverflowError):
             raise _no_line(file, place, line) from None
-        if label != numbers[0] or label < 0:
+        if label != numbers[0] or not 0 <= label < MAX_CLASS:
             raise _no_line(file, place, line)
         if len(numbers) == 5:
             box = tuple(numbers[1:])
@@ -147,6 +155,30 @@ def _require_fractions(files: SplitFiles, boxes: NDArray[np.float64]) -> None:
             f"{files.where}: {int(beyond.sum()):,} of {len(boxes):,} boxes are far outside of 0 to 1, the first is "
             f"{first}: they look like pixels; YOLO's boxes are fractions of the image"
         )
+
+
+def _require_centres(files: SplitFiles, boxes: NDArray[np.float64]) -> None:
+    """Refuse boxes of another form, where many leave their images: clipped or not, the others would be wrong."""
+    first, second = boxes[:, :2], boxes[:, 2:]
+    slack = 1e-3
+    with np.errstate(invalid="ignore", over="ignore"):
+        leaves = ((first - second / 2 < -slack) | (first + second / 2 > 1 + slack)).any(axis=1)
+        starts = (first > -slack).all(axis=1)
+        corners = starts & ((second > first) & (second < 1 + slack)).all(axis=1)
+        upper_left = starts & ((second > 0) & (first + second < 1 + slack)).all(axis=1)
+    if not len(boxes) or leaves.sum() < MIN_CENTRES or leaves.mean() < MANY:
+        return
+    forms = {
+        "like corners (x1, y1, x2, y2)": corners,
+        "as if x and y were the upper left corner": upper_left,
+    }
+    for form, fits in forms.items():
+        if fits.mean() >= NEARLY_ALL:
+            raise DataError(
+                f"{files.where}: boxes look {form}, and not like centre x, centre y, width and height: as these, "
+                f"{int(leaves.sum()):,} of {len(boxes):,} leave their image, the first is "
+                f"{boxes[int(np.argmax(leaves))].tolist()}; write the centre and the size; no quarantine can mend them"
+            )
 
 
 def _written(files: SplitFiles, lines: _Lines, boxes: NDArray[np.float64], num_classes: int) -> dict[int, str]:

@@ -7,8 +7,9 @@ import json
 import mmap
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from model.data.faults import DataError
 from model.data.layouts.files import WHOLE, SplitFiles, folders, usual_split
@@ -19,6 +20,7 @@ _NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _URL = re.compile(rb'"coco_url"\s*:\s*("(?:[^"\\]|\\.)*")')
 _FEDERATED = re.compile(rb'"(neg_category_ids|not_exhaustive_category_ids)"')
 _SPLIT = re.compile(r"(?<![a-z])(train|training|valid|validation|val|test|testing)(\d*)(?![a-z])")
+_SPACE = b"\xef\xbb\xbf \t\r\n\0"
 _NO_BOXES = ("captions_", "image_info_", "panoptic_", "stuff_")
 """Beginnings of COCO's files that are no detection data."""
 _KEYPOINTS = "person_keypoints_"
@@ -41,13 +43,24 @@ def find_coco(root: Path) -> dict[str, SplitFiles]:
         within = root.parent.parent if root.parent.name.lower() in ("annotations", "labels") else root.parent
         split = _split_name(root, within)
         return {split: _split(within, root, split, must_exist=True)}
-    files = [file for file in _candidates(root) if _is_coco(file)]
+    candidates = list(_candidates(root))
+    kinds = {file: _kind(file) for file in candidates}
+    sound = {_split_name(file, root) for file, kind in kinds.items() if kind == "coco"}
+    # Beside sound files alone: a training's log may be called like a split, too, in a folder of another format.
+    files = [
+        file
+        for file, kind in kinds.items()
+        if kind == "coco" or (kind == "damaged" and sound and _split_name(file, root) not in sound)
+    ]
     names = [_split_name(file, root) for file in files]
     if len(set(names)) < len(names):
         names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
     # Where others are there, the images of one split may be elsewhere: it is told when that one is asked for.
     must = len(files) == 1
-    return {name: _split(root, file, name, must_exist=must) for name, file in zip(names, files, strict=True)}
+    splits = {name: _split(root, file, name, must_exist=must) for name, file in zip(names, files, strict=True)}
+    left = [file for file in candidates if file not in files and _SPLIT.search(file.stem.lower())]
+    notes = tuple(f"{file}: is not COCO, whose lists are 'images' and 'annotations': left out" for file in left[:3])
+    return {name: replace(split, notes=notes) for name, split in splits.items()} if notes else splits
 
 
 def plain_split(root: Path, split: str) -> SplitFiles | None:
@@ -111,7 +124,8 @@ def _split(root: Path, file: Path, split: str, *, must_exist: bool) -> SplitFile
 
 def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exist: bool) -> Path:
     """The folder in which the first names are files; else that in which their last parts are."""
-    aliases = [split, *(folder.name for folder in folders(root) if usual_split(folder.name) == usual_split(split))]
+    usual = usual_split(split)
+    aliases = [split, *(folder.name for folder in folders(root) if usual and usual_split(folder.name) == usual)]
     by_name = [place for name in dict.fromkeys(aliases) for place in (root / name, root / "images" / name)]
     beside = [file.parent, file.parent / "images", file.parent / "data"]
     within = [root / "images", root / "data", root / "images" / "default", root]
@@ -121,12 +135,23 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exi
     for form in (names, evident, last):
         found = [sum((folder / name).is_file() for name in form) for folder in there]
         if any(found):
-            return there[found.index(max(found))]
-    if by_name[0].is_dir() or not must_exist:  # the check of images says which are missing
+            best = [folder for folder, count in zip(there, found, strict=True) if count == max(found)]
+            # Masks or depths have the names of their images.
+            if best[0] in by_name[2:] and len(best) > 1:
+                raise DataError(
+                    f"{file}: its images may be those of {' or '.join(map(str, best))}, which have files of the same "
+                    f"names; call the folder of the images {by_name[0]}"
+                )
+            return best[0]
+    # The check of images says which are missing, and the reader what is wrong with a file that names none.
+    if by_name[0].is_dir() or not must_exist or not names:
         return by_name[0]
+    if any((folder / name).is_file() for folder in folders(root) for name in last):
+        return root  # each image is found by its name
     looked = ", ".join(str(folder) for folder in there)
-    shown = f"the first is {names[0]!r}" if names else "it names none"
-    raise DataError(f"{file}: its images are nowhere ({shown}); looked in {looked}; put them into {by_name[0]}")
+    raise DataError(
+        f"{file}: its images are nowhere (the first is {names[0]!r}); looked in {looked}; put them into {by_name[0]}"
+    )
 
 
 def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
@@ -140,13 +165,26 @@ def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
     return found
 
 
-def _is_coco(file: Path) -> bool:
-    def tables(text: Any) -> bool:
-        if not text[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            return False
-        return all(pattern.search(text) for pattern in (_IMAGES, _ANNOTATIONS))
+def _kind(file: Path) -> Literal["coco", "damaged"] | None:
+    """Whether a file is COCO, or may be: to pass over a damaged split would train on another one in its place.
 
-    return bool(_scan(file, tables))
+    Without both lists a file is taken for COCO by its name, or where it is no whole JSON and has one of them, and for
+    damaged where it has none and is called like a split; the reader says what is wrong.
+    """
+    is_named = file.name.startswith("instances_") or file.name == "_annotations.coco.json"
+
+    def tables(text: Any) -> Literal["coco", "damaged"] | None:
+        begin = text[:64].lstrip(_SPACE)
+        found = [pattern.search(text) is not None for pattern in (_IMAGES, _ANNOTATIONS)]
+        if is_named or (all(found) and begin.startswith(b"{")):
+            return "coco"
+        is_whole = begin.startswith((b"{", b"[")) and text[-64:].rstrip(_SPACE).endswith((b"}", b"]"))
+        if is_whole:
+            return None
+        return "coco" if any(found) else "damaged" if _SPLIT.search(file.stem.lower()) else None
+
+    kind: Literal["coco", "damaged"] | None = _scan(file, tables)
+    return kind
 
 
 def _is_lvis(file: Path) -> bool:

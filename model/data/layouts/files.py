@@ -79,12 +79,22 @@ def is_image(name: str) -> bool:
 def list_files(folder: Path, suffixes: Iterable[str]) -> list[str]:
     """The names of files with one of these suffixes, sorted, counted from the folder, and of its folders' files."""
     wanted, found = frozenset(suffixes), []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         prefix = os.path.relpath(place, folder).replace(os.sep, "/") + "/"
         prefix = "" if prefix == "./" else prefix
         found += [prefix + name for name in names if _suffix(name) in wanted and not name.startswith(".")]
     return sorted(found)
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """os.walk that follows links to folders, and goes into each of them once on its way."""
+    above: dict[str, tuple[str, ...]] = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        way = (*above.pop(place, ()), os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(f"{place}/{name}") not in way]
+        yield place, folders, names
+        above |= {os.path.join(place, name): way for name in folders}
 
 
 def list_images(folder: Path) -> list[str]:

@@ -27,6 +27,12 @@ def find_open_images(root: Path) -> dict[str, SplitFiles]:
             [file for pattern in ("*.csv", "*/*.csv", "*/*/*.csv") for file in sorted(root.glob(pattern))],
         )
         files = [file for file in files if is_boxes(file)]
+    damaged = [] if root.is_file() else [file for file in _named(home) if file not in files]
+    if damaged:
+        raise DataError(
+            f"{damaged[0]}: is called like the boxes of Open Images and has not their columns ({', '.join(COLUMNS)}); "
+            "the file may be cut short: fetch it again"
+        )
     names = [_split_name(file, home) for file in files]
     if len(set(names)) < len(names):
         names = [file.relative_to(home).with_suffix("").as_posix() for file in files]
@@ -43,6 +49,10 @@ def find_open_images(root: Path) -> dict[str, SplitFiles]:
             listed=tuple(list_images(images)),
         )
     return splits
+
+
+def _named(home: Path) -> list[Path]:
+    return [file for pattern in ("*-annotations-bbox*.csv", "*/*-annotations-bbox*.csv") for file in home.glob(pattern)]
 
 
 def is_boxes(file: Path) -> bool:

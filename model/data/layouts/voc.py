@@ -1,6 +1,9 @@
 """Pascal VOC's layouts: a devkit's JPEGImages/, Annotations/ and ImageSets/Main/, or XML files beside their images."""
 
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from model.data.faults import DataError
@@ -14,6 +17,8 @@ from model.data.layouts.files import (
     list_files,
     list_images,
     read_lines,
+    usual_split,
+    walk,
 )
 
 LOOKED_FOR = (
@@ -49,13 +54,53 @@ def find_voc(root: Path) -> dict[str, SplitFiles]:
 
 def _with_folders(root: Path, images: Path, annotations: Path) -> dict[str, SplitFiles]:
     labelmap = [root / name for name in LABELMAPS if (root / name).is_file()][:1]
-    lists = {file.stem: ids for file in _lists(root) if (ids := _ids(file)) is not None}
+    lists = {file: ids for file in _lists(root) if (ids := _ids(file, images.name)) is not None}
     if lists:
-        return _splits({name: (images, annotations, ids) for name, ids in lists.items()}, labelmap)
+        splits = _splits({file.stem: (images, annotations, ids) for file, ids in lists.items()}, labelmap)
+        return _without_xml(lists, annotations, splits)
     parts = [folder.name for folder in folders(annotations) if (images / folder.name).is_dir()]
     if parts:
         return _splits({name: (images / name, annotations / name, None) for name in parts}, labelmap)
+    if splits := _by_image_folders(images, annotations, labelmap):
+        return splits
     return _splits({WHOLE: (images, annotations, None)}, labelmap)
+
+
+def _without_xml(
+    lists: Mapping[Path, list[str]], annotations: Path, splits: dict[str, SplitFiles]
+) -> dict[str, SplitFiles]:
+    """The splits, with a note on lists that name no image.
+
+    Raises:
+        DataError: a list names images, but for testing, of which none is annotated.
+    """
+    notes = []
+    for file, ids in lists.items():
+        if file.stem in splits or usual_split(file.stem) == "test":
+            continue
+        if ids:
+            raise DataError(
+                f"{file}: names {len(ids):,} images, of which none has an XML file in {annotations}, such as {ids[0]}; "
+                "correct the names, or add the files"
+            )
+        notes.append(f"{file}: names no image: left out")
+    return {name: replace(split, notes=(*notes, *split.notes)) for name, split in splits.items()}
+
+
+def _by_image_folders(images: Path, annotations: Path, labelmap: Iterable[Path]) -> dict[str, SplitFiles]:
+    """The splits of images in a folder for each, whose XML files lie together."""
+    there = {_stem(name) for name in list_files(annotations, {".xml"})}
+    parts = [folder for folder in folders(images) if usual_split(folder.name) and holds(folder, IMAGE_SUFFIXES)]
+    named = {folder: [_stem(name) for name in list_images(folder)] for folder in parts}
+    if sum(map(len, named.values())) > len({name for names in named.values() for name in names}):
+        return {}  # an XML file would be that of images in two splits
+    return _splits(
+        {
+            folder.name: (folder, annotations, [name for name in names if name in there])
+            for folder, names in named.items()
+        },
+        labelmap,
+    )
 
 
 def _splits(
@@ -68,14 +113,17 @@ def _splits(
     every = [file for files in xml.values() for file in files.values()]
     splits = {}
     for split, (images, annotations, ids) in places.items():
-        by_stem = {_stem(name): name for name in list_images(images)}
+        names = list_images(images)
+        by_stem = {_stem(name): name for name in names}
         files = xml[annotations]
+        # Of several images with the same name, the one that the XML file names is its; see `formats.voc`.
+        shared = {stem for stem, times in Counter(map(_stem, names)).items() if times > 1 and stem in files}
         without = sorted(set(by_stem if ids is None else by_stem.keys() & set(ids)) - set(files))
         # An image that a list names belongs to the split: Datumaro writes no XML file for one without objects.
         chosen = set(files if ids is None else ids)
         if not chosen & set(files):
             continue
-        pairs = sorted((by_stem.get(stem, stem), files.get(stem)) for stem in chosen)
+        pairs = sorted((stem if stem in shared else by_stem.get(stem, stem), files.get(stem)) for stem in chosen)
         splits[split] = SplitFiles(
             name=split,
             format="voc",
@@ -83,7 +131,7 @@ def _splits(
             annotations=(*labelmap, *every),
             listed=tuple(name for name, _ in pairs),
             labels=tuple(file for _, file in pairs),
-            notes=_unannotated(split, without, ids is not None),
+            notes=(*_unannotated(split, without, ids is not None), *_shared(split, sorted(shared & chosen), by_stem)),
         )
     return splits
 
@@ -97,6 +145,15 @@ def _unannotated(split: str, names: list[str], are_listed: bool) -> tuple[str, .
     return (f"{found}: they are left out as not annotated; an XML file without objects would say that there are none",)
 
 
+def _shared(split: str, names: list[str], by_stem: Mapping[str, str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (
+        f"{len(names):,} XML files of {split} have several images of their name, such as {by_stem[names[0]]}: the one "
+        "that <filename> says is taken, and others are left out",
+    )
+
+
 def _lists(root: Path) -> Iterable[Path]:
     for folder in (root / "ImageSets" / "Main", root / "ImageSets"):
         files = sorted(folder.glob("*.txt"))
@@ -105,18 +162,26 @@ def _lists(root: Path) -> Iterable[Path]:
     return []
 
 
-def _ids(file: Path) -> list[str] | None:
-    """The names in a list of images; None for the list of one class, which says -1, 0 or 1 of each."""
+def _ids(file: Path, folder: str) -> list[str] | None:
+    """The names in a list of images, which may begin with their folder's.
+
+    None for the list of one class, which says -1, 0 or 1 of each.
+    """
     lines = [line for line in read_lines(file) if line]
     if lines and all(line.rpartition(" ")[2] in ("-1", "0", "1") and " " in line for line in lines):
         return None
-    names = [line.strip('"') for line in lines]  # CVAT quotes names with spaces
-    return [_stem(name) if is_image(name) else name for name in names]
+    names = [line.strip('"').removeprefix("./").removeprefix(f"{folder}/") for line in lines]  # CVAT quotes spaces
+    return [_stem(name) if is_image(name) else _plain(name) for name in names]
 
 
 def _any_xml(folder: Path) -> bool:
-    return holds(folder, {".xml"}) or any(holds(place, {".xml"}) for place in folders(folder))
+    return any(name.lower().endswith(".xml") for _, _, names in walk(folder) for name in names)
 
 
 def _stem(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix()
+    return _plain(PurePosixPath(name).with_suffix("").as_posix())
+
+
+def _plain(name: str) -> str:
+    """A name whose letters with accents are one character each, where macOS writes two."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)

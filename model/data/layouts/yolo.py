@@ -7,6 +7,8 @@ path that exists below the file's folder is taken, and told; nothing else outsid
 
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -59,6 +61,17 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
     return {} if names is None else _by_folders(root, names)
 
 
+class _Texts(yaml.BaseLoader):
+    """Texts, lists and mappings alone; refuses a key that stands twice, of which others take the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        again = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if again is not None:
+            raise yaml.YAMLError(f"{again!r} stands twice in one mapping{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(file: Path) -> dict[str, object]:
     """The top of a YAML file; every scalar is a text, so that a class may be called `no`. Empty where it is no mapping.
 
@@ -66,11 +79,17 @@ def read_yaml(file: Path) -> dict[str, object]:
         DataError: it is not YAML.
     """
     try:
-        document = yaml.load(file.read_bytes(), yaml.BaseLoader)  # texts, lists and mappings alone
+        document = yaml.load(file.read_bytes(), _Texts)
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not YAML ({reason}); mend the file") from error
     return document if isinstance(document, dict) else {}
+
+
+def label_file(image: str) -> str:
+    """Where an image's labels are, by Ultralytics' rule: the last images/ of the path becomes labels/."""
+    head, images, tail = image.rpartition("/images/")
+    return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
 
 
 def _by_yaml(file: Path) -> dict[str, SplitFiles]:
@@ -92,11 +111,24 @@ def _by_yaml(file: Path) -> dict[str, SplitFiles]:
             paths.notes.append(f"{file}: {key} is {entries}, which is not there: left out")
             continue
         images = [image for place in places if place is not None for image in paths.images(place)]
+        if not _any_image(paths, key, images, entries):
+            continue
         whole = all(place is not None and place.is_dir() for place in places)
         splits |= _labelled(key, images, (file,), optional=key in ALIASES["test"], whole_folders=whole)
     if not splits:
         raise DataError(f"{file}: names no split with images; give it train: and val:, folders of images")
     return paths.told(splits)
+
+
+def _any_image(paths: "_Paths", key: str, images: Sequence[str], entry: object) -> bool:
+    """Whether a split has images; one to validate on that has none is told of, one to train on is refused."""
+    if images:
+        return True
+    found = f"{paths.file}: {key} is {entry}, where there is no image"
+    if key in ALIASES["train"]:
+        raise DataError(f"{found}; correct the path, or put images there")
+    paths.notes.append(f"{found}: left out")
+    return False
 
 
 def _by_darknet(file: Path) -> dict[str, SplitFiles]:
@@ -107,6 +139,9 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
     names = paths.resolve(entries.get("names", "obj.names"), "names")
     if names is None or not names.is_file():
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
+    said, num_names = entries.get("classes", ""), sum(1 for line in read_lines(names) if line)
+    if said.isdigit() and int(said) != num_names:
+        raise DataError(f"{file}: classes is {said}, and {names} lists {num_names}; correct either")
     splits: dict[str, SplitFiles] = {}
     for key in _SPLIT_KEYS:
         if key not in entries:
@@ -116,7 +151,8 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
             paths.notes.append(f"{file}: {key} is {entries[key]}, which is not there: left out")
             continue
         images = list(paths.images(place))
-        splits |= _labelled(key, images, (names, file), optional=key in ALIASES["test"])
+        if _any_image(paths, key, images, entries[key]):
+            splits |= _labelled(key, images, (names, file), optional=key in ALIASES["test"])
     if not splits:
         raise DataError(f"{file}: names no list of images that is there; give it train = ..., a file of their paths")
     return paths.told(splits)
@@ -138,7 +174,9 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
         found = {folder.name: _absolute(folder) for folder in folders(root)}
     splits: dict[str, SplitFiles] = {}
     for name, images in found.items():
-        splits |= _labelled(name, images, (names,), optional=True, whole_folders=not lists)
+        # A list is the user's word, as data.yaml is; of a folder without labels `find_layout` tells.
+        optional = not lists or name in ALIASES["test"]
+        splits |= _labelled(name, images, (names,), optional=optional, whole_folders=not lists)
     return splits
 
 
@@ -178,10 +216,18 @@ def _labelled(
         first = pairs[0][0]
         raise DataError(
             f"{describing[0]}: {name} has {len(pairs):,} images and no label file; expected that of {first} at "
-            f"{_swapped(first)}, or beside it; put them there"
+            f"{label_file(first)}, or beside it; put them there"
+        )
+    left = label_of.left() if whole_folders else []
+    times = Counter(label for label in labels if label is not None)
+    shared = [(image, label) for image, label in pairs if label is not None and times[label] > 1]
+    notes = [f"{len(left):,} label files of {name} have no image, such as {left[0]}"] if left else []
+    if shared:
+        notes.append(
+            f"{len(shared):,} images of {name} share a label file with another of the same name, such as "
+            f"{shared[0][0]} and {shared[1][0]} ({shared[0][1]}): its boxes count in each"
         )
     folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
-    left = label_of.left() if whole_folders else []
     start = len(str(folder).rstrip("/")) + 1
     split = SplitFiles(
         name=name,
@@ -190,7 +236,7 @@ def _labelled(
         annotations=(*describing, *(label for label in labels if label is not None)),
         listed=tuple(image[start:] for image, _ in pairs),
         labels=labels,
-        notes=(f"{len(left):,} label files of {name} have no image, such as {left[0]}",) if left else (),
+        notes=tuple(notes),
     )
     return {name: split}
 
@@ -199,18 +245,20 @@ class _LabelFiles:
     """Where an image's labels are: in labels/ for images/, beside it, or in labels/ there; lists each folder once."""
 
     def __init__(self) -> None:
-        self._listings: dict[str, frozenset[str]] = {}
+        self._listings: dict[str, dict[str, str]] = {}
+        """By folder, the names there by their plain form."""
         self._found: dict[str, set[str]] = {}
 
     def __call__(self, image: str) -> Path | None:
         folder, _, name = os.path.splitext(image)[0].rpartition("/")
-        name += ".txt"
-        for place in dict.fromkeys((_swapped(image).rpartition("/")[0], folder, f"{folder}/labels")):
+        name = _plain(f"{name}.txt")
+        for place in dict.fromkeys((label_file(image).rpartition("/")[0], folder, f"{folder}/labels")):
             if place not in self._listings:
-                self._listings[place] = frozenset(os.listdir(place) if os.path.isdir(place) else ())
-            if name in self._listings[place]:
+                names = os.listdir(place) if os.path.isdir(place) else ()
+                self._listings[place] = {_plain(name): name for name in names}
+            if (there := self._listings[place].get(name)) is not None:
                 self._found.setdefault(place, set()).add(name)
-                return Path(f"{place}/{name}")
+                return Path(f"{place}/{there}")
         return None
 
     def left(self) -> list[str]:
@@ -219,15 +267,9 @@ class _LabelFiles:
             f"{place}/{name}"
             for place, found in self._found.items()
             if "labels" in place.split("/")
-            for name in self._listings[place] - found
+            for name in self._listings[place].keys() - found
             if name.endswith(".txt") and name not in CLASS_FILES
         )
-
-
-def _swapped(image: str) -> str:
-    """Ultralytics' rule: the last images/ of the path becomes labels/, the suffix .txt."""
-    head, images, tail = image.rpartition("/images/")
-    return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
 
 
 @dataclass(frozen=True)
@@ -306,6 +348,12 @@ class _Paths:
         place = self.resolve(folder or ".", "a line")
         allowed = place is not None and any(_within(place, base) for base in self.bases)
         return place if allowed else None
+
+
+def _plain(name: str) -> str:
+    """A name with its suffix in small letters, and letters with accents as one character: macOS writes two."""
+    stem, suffix = os.path.splitext(name)
+    return (stem if stem.isascii() else unicodedata.normalize("NFC", stem)) + suffix.lower()
 
 
 def _names_split(parts: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.data.checks import names_alike
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from tests.conftest import MakeCoco
@@ -113,3 +114,13 @@ def test_boxes_that_count_pixels_from_1_are_told(make_coco: MakeCoco) -> None:
     assert "they seem to count pixels from 1, and COCO from 0" in note
     rows[0]["bbox"] = [0, 0, 20, 20]
     assert read_coco(make_coco(rows, sizes=[SIZE]), "train").notes == ()
+
+
+def test_categories_that_people_would_take_for_one_are_told_of() -> None:
+    names = {1: "cat", 2: "Cat ", 3: "big  dog", 4: "big dog", 5: "cats"}
+    (note,) = names_alike(names)
+    assert note == (
+        "categories have the same name, but for case and spaces: 'cat' (1), 'Cat ' (2), 'big  dog' (3), 'big dog' (4); "
+        "each is a class of its own"
+    )
+    assert names_alike({1: "cat", 2: "dog"}) == []

@@ -204,3 +204,47 @@ def test_images_are_counted_in_every_layout(tmp_path: Path, make_coco: MakeCoco)
     coco_json(shared / "annotations" / "instances_train.json", ["1.jpg", "2.jpg"])
     coco_json(shared / "annotations" / "instances_val.json", ["3.jpg"])
     assert (count_images(shared, "train"), count_images(shared, "val")) == (2, 1)
+
+
+def test_images_called_like_a_split_that_nothing_annotates_are_told_of(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        picture(tmp_path / split / "1.jpg")
+        picture(tmp_path / split / "2.jpg")
+    file = coco_json(tmp_path / "train" / "_annotations.coco.json", ["1.jpg", "2.jpg"])
+    note = f"{tmp_path / 'valid'}: holds images, and nothing that was found annotates them: left out"
+    found = find_layout(tmp_path)
+    assert (found.train, found.val) == ("train-part", "val-part")
+    assert note in read_coco(tmp_path, "train-part").notes
+    # To learn from the images to be scored on, since those to learn from are not annotated, is nobody's wish.
+    file.rename(tmp_path / "valid" / file.name)
+    assert message(tmp_path).startswith(
+        f"{tmp_path / 'train'}: holds images, and nothing that was found annotates them, "
+    )
+
+
+def test_a_folder_of_two_formats_tells_which_is_read(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        picture(tmp_path / f"{name}.jpg")
+        text(tmp_path / f"{name}.txt", "0 0.5 0.5 0.2 0.2")
+    text(tmp_path / "classes.txt", "cat")
+    file = coco_json(tmp_path / "result.json", ["1.jpg", "2.jpg"])
+    note = f"{tmp_path}: holds YOLO as well as COCO; COCO is read, and the other left out"
+    assert note in split_files(tmp_path, "train").notes
+    file.unlink()
+    assert split_files(tmp_path, "train").notes == ()
+
+
+def test_an_archive_in_a_folder_is_pointed_at(tmp_path: Path) -> None:
+    text(tmp_path / "photos.zip")
+    assert "photos.zip is an archive, which is not looked into: unpack it" in message(tmp_path)
+
+
+def test_links_to_folders_are_followed_and_not_in_circles(tmp_path: Path) -> None:
+    elsewhere = picture(tmp_path / "elsewhere" / "2.jpg").parent
+    root = text(tmp_path / "data" / "classes.txt", "cat").parent
+    picture(root / "images" / "1.jpg")
+    (root / "images" / "more").symlink_to(elsewhere)
+    (elsewhere / "again").symlink_to(elsewhere)
+    for name in ("1", "more/2"):
+        text(root / "labels" / f"{name}.txt", "0 0.5 0.5 0.2 0.2")
+    assert split_files(root, "all").listed == ("1.jpg", "more/2.jpg")

@@ -41,3 +41,17 @@ def test_splits_whose_names_say_nothing_are_named_in_the_refusal(tmp_path: Path)
     split(tmp_path, "paris", range(2))
     with pytest.raises(UserError, match="has the splits berlin, paris, but none that is called train"):
         data_facts(tmp_path)
+
+
+def test_what_a_submit_would_refuse_is_refused_before_a_file_is_written(tmp_path: Path) -> None:
+    split(tmp_path, "train", range(3))
+    split(tmp_path, "val", range(3, 5))
+    annotations = tmp_path / "annotations"
+    coco_json(annotations / "instances_val.json", ["3.jpg", "4.jpg"], categories=[{"id": 1, "name": "dog"}])
+    with pytest.raises(UserError, match="other categories than split train: 1 is 'cat' in train and 'dog' in val"):
+        data_facts(tmp_path)
+    coco_json(annotations / "instances_val.json", ["3.jpg", "4.jpg"], annotations=[])
+    assert "split val: has no box, so that there is no AP; annotate some of its images" in data_facts(tmp_path).notes
+    coco_json(annotations / "instances_train.json", ["0.jpg", "1.jpg", "2.jpg"], annotations=[])
+    with pytest.raises(UserError, match="split 'train' has no box to learn: 0 of 0"):
+        data_facts(tmp_path)

@@ -197,3 +197,37 @@ def test_photographs_come_back_with_the_same_boxes(photos_root: Path, tmp_path: 
         assert np.array_equal(after.annotation_labels, before.annotation_labels)
         assert np.array_equal(after.sizes, before.sizes)
         assert (names(after), after.category_names) == (before.file_names, before.category_names)
+
+
+def test_names_that_readers_would_lose_are_refused_or_written_where_they_look(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shown = ["images/1.jpg", "x/images/2.jpg", "3.jpg"]
+    for split in ("train", "val"):
+        for name in shown:
+            picture(root / split / name)
+        coco_json(root / "annotations" / f"instances_{split}.json", shown)
+    forms: tuple[Written, ...] = ("coco", "yolo", "voc")
+    for form in forms:
+        converted(root, tmp_path / form, form)
+        data = read_coco(tmp_path / form, "train")
+        assert_close(sorted(data.annotation_boxes[:, 0].tolist()), [1.0, 2.0, 3.0])
+    # A file without suffix, one that is hidden, and one of two images: labels of none would be found.
+    picture(root / "train" / "1.jpg").rename(root / "train" / "1")
+    picture(root / "train" / ".2.jpg")
+    for names, told in (
+        (["1"], "1 would be passed over"),
+        ([".2.jpg"], "2.jpg would be"),
+        (["3.jpg"] * 2, "3.jpg, and"),
+    ):
+        coco_json(root / "annotations" / "instances_train.json", names)
+        converted(root, tmp_path / f"of-{told[0]}", "coco")
+        with pytest.raises(DataError, match=told):
+            converted(root, tmp_path / "out", "yolo")
+    for split in ("train", "val"):
+        coco_json(
+            root / "annotations" / f"instances_{split}.json",
+            ["3.jpg"],
+            categories=[{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}],
+        )
+    with pytest.raises(DataError, match="class 'cat' is listed twice, which VOC would join"):
+        converted(root, tmp_path / "out", "voc")

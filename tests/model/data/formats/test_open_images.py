@@ -45,6 +45,7 @@ def test_rows_of_the_images_that_are_there_become_boxes_in_pixels(root: Path) ->
     assert tables.categories == {1: "/m/03", 2: "Cat, wild", 3: "Zebra"}
     assert tables.annotations.category_ids.tolist() == [2, 3, 2]
     assert tables.notes == (
+        "1 of 3 images have no row, such as 9099.jpg: they have no objects",
         "1 of 4 boxes are of images that are not there, and are left out",
         "1 boxes around a group of objects are read as crowds: not learnt, and not scored",
     )
@@ -67,3 +68,25 @@ def test_a_damaged_file_is_named(root: Path) -> None:
     text(root / "train-annotations-bbox.csv", HEAD + "0011,x,/m/01,1,left,1,0,1,0,0,0,0,0\n")
     with pytest.raises(DataError, match=r"train-annotations-bbox\.csv: not a CSV file of Open Images \(.*left"):
         read_coco(root, "train")
+
+
+def test_two_images_of_one_id_are_refused(root: Path) -> None:
+    (name, *_) = split_files(root, "train").listed or ()
+    picture(root / "train" / f"{Path(name).stem}.png")
+    with pytest.raises(DataError, match="have the same ImageID"):
+        read_coco(root, "train")
+
+
+def test_boxes_in_pixels_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "1.jpg")
+    text(tmp_path / "train-annotations-bbox.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\n1,/m/01,10,20,5,9\n")
+    with pytest.raises(DataError, match="1 of 1 boxes are far outside of 0 to 1: they look like pixels"):
+        read_coco(tmp_path, "train", faults="quarantine")
+
+
+def test_class_names_in_an_older_encoding_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "1.jpg")
+    text(tmp_path / "train-annotations-bbox.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\n1,/m/01,0.1,0.2,0.1,0.9\n")
+    (tmp_path / "class-descriptions-boxable.csv").write_bytes("/m/01,Kätzchen\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not a CSV file of codes and names in UTF-8"):
+        read_coco(tmp_path, "train")

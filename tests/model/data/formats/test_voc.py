@@ -158,3 +158,27 @@ def test_what_is_no_annotation_is_refused_by_its_name(tmp_path: Path, content: s
     with pytest.raises(DataError) as error:
         read_xml(file)
     assert str(error.value).startswith(f"{file}: {reason}")
+
+
+def test_a_faulty_box_is_shown_as_its_file_has_it(tmp_path: Path) -> None:
+    told = message(data_set(tmp_path, voc_xml([CAT, ("cat", (30, 20, 10, 50)), ("cat", (10, 20, 90, 50))])))
+    assert f"bbox [xmin 30, ymin 20, xmax 10, ymax 50] in {tmp_path / '1.xml'}" in told
+    assert f"bbox [xmin 10, ymin 20, xmax 90, ymax 50] in {tmp_path / '1.xml'}" in told
+
+
+def test_width_and_height_in_the_place_of_the_second_corner_are_refused(tmp_path: Path) -> None:
+    data_set(tmp_path, voc_xml([("cat", (10, 10, 30, 20)), ("cat", (50, 40, 20, 15))]))
+    with pytest.raises(DataError, match=r"look like a box's width and height .* are \[50.0, 40.0, 20.0, 15.0\]"):
+        read_coco(tmp_path, "all", faults="quarantine")
+
+
+def test_bytes_of_another_encoding_are_not_taken_for_a_file_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "1.xml"
+    for content, cause in (
+        ("<annotation>ä</annotation>".encode("latin-1"), "save the file as UTF-8"),
+        (b'<?xml version="1.0" encoding="gbk"?><annotation/>', "save the file as UTF-8"),
+        (b"<annotation><size", "cut short"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=cause):
+            read_xml(file)

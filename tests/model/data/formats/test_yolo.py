@@ -214,3 +214,33 @@ def test_a_changed_label_or_image_is_read_again(tmp_path: Path, monkeypatch: pyt
     picture(image, 30, 80)
     settle(image)
     assert read_coco(root, "train", check_images=False).boxes(0).tolist() == [[20, 7.5, 60, 22.5]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "form"),
+    [
+        (["0 0.1 0.1 0.5 0.6", "0 0.4 0.3 0.9 0.8", "0 0.0 0.2 0.3 0.9"], "like corners"),
+        (["0 0.1 0.1 0.5 0.3", "0 0.05 0.7 0.4 0.3", "0 0 0 0.3 0.2"], "as if x and y were the upper left corner"),
+    ],
+)
+def test_boxes_of_another_form_are_refused_by_a_quarantine_as_well(tmp_path: Path, lines: list[str], form: str) -> None:
+    picture(tmp_path / "1.jpg")
+    text(tmp_path / "classes.txt", "cat")
+    text(tmp_path / "1.txt", "\n".join(lines))
+    with pytest.raises(DataError, match=f"boxes look {form}"):
+        read_coco(tmp_path, "all", faults="quarantine")
+    # A box or two that leave their image are faults like others.
+    text(tmp_path / "1.txt", "\n".join([lines[0], *["0 0.5 0.5 0.2 0.2"] * 9]))
+    assert len(read_coco(tmp_path, "all", faults="quarantine").faults) == 1
+
+
+def test_a_class_beyond_64_bits_and_a_folder_in_the_place_of_a_label_file_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    text(tmp_path / "classes.txt", "cat")
+    label = text(tmp_path / "1.txt", "1e30 0.5 0.5 0.2 0.2")
+    with pytest.raises(DataError, match=r"line 1 is '1e30 0\.5"):
+        read_coco(tmp_path, "all")
+    label.unlink()
+    label.mkdir()
+    with pytest.raises(DataError, match="is a folder, expected a text file of labels"):
+        read_coco(tmp_path, "all")

@@ -1,11 +1,13 @@
 """COCO's JSON as exporters lay it out: where its images are."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from model.data.coco import read_coco
 from model.data.faults import DataError
+from model.data.layout import find_layout
 from model.data.layouts.coco import find_coco
 from tests.data_folders import coco_json, picture, text
 
@@ -109,3 +111,70 @@ def test_images_outside_of_the_data_folder_are_not_taken(tmp_path: Path) -> None
     coco_json(tmp_path / "annotations" / "photos.json", ["1.jpg"])
     found = find_coco(tmp_path / "annotations" / "photos.json")
     assert found["photos"].images == tmp_path / "images"
+
+
+WHOLE = '{"images": [{"id": 1, "file_name": "1.jpg", "height": 60, "width": 80}], "annotations": [], "categories": []}'
+
+
+@pytest.mark.parametrize("damage", [WHOLE[:40], "", "version https://git-lfs.github.com/spec/v1", "<html>404</html>"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("annotations/instances_train.json", "annotations/instances_val.json"),
+        ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
+        ("train.json", "val.json"),
+    ],
+)
+def test_a_damaged_file_is_not_passed_over_for_the_shares_of_another(
+    tmp_path: Path, files: tuple[str, str], damage: str
+) -> None:
+    for split in ("train", "valid"):
+        picture(tmp_path / split / "1.jpg")
+    sound, damaged = (tmp_path / file for file in files)
+    for one, other in ((sound, damaged), (damaged, sound)):
+        coco_json(one, ["1.jpg"])
+        text(other, damage)
+        assert {split.share for split in find_layout(tmp_path).splits.values()} == {None}
+        split = next(name for name, found in find_coco(tmp_path).items() if found.annotations == (other,))
+        with pytest.raises(DataError, match=f"{re.escape(str(other))}: not JSON"):
+            read_coco(tmp_path, split)
+
+
+def test_a_file_called_like_a_split_that_is_no_coco_is_told_of(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    coco_json(tmp_path / "train.json", ["1.jpg"])
+    text(tmp_path / "val.json", '{"file": "1.jpg"}\n{"file": "2.jpg"}\n')
+    assert find_coco(tmp_path)["train"].notes == (
+        f"{tmp_path / 'val.json'}: is not COCO, whose lists are 'images' and 'annotations': left out",
+    )
+
+
+def test_a_damaged_log_of_another_kind_does_not_stand_for_a_split(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    text(tmp_path / "train_log.json")
+    assert find_coco(tmp_path) == {}
+    coco_json(tmp_path / "train.json", ["1.jpg"])
+    assert list(find_coco(tmp_path)) == ["train"]
+
+
+def test_images_in_folders_that_one_file_does_not_name_are_found(tmp_path: Path) -> None:
+    for split, name in (("first", "1.jpg"), ("second", "2.jpg")):
+        picture(tmp_path / split / name)
+    coco_json(tmp_path / "annotations.json", ["1.jpg", "2.jpg"])
+    assert read_coco(tmp_path, "all").file_names == ["first/1.jpg", "second/2.jpg"]
+
+
+def test_masks_of_the_same_names_are_not_taken_for_images(tmp_path: Path) -> None:
+    for folder in ("depth", "images", "masks"):
+        picture(tmp_path / folder / "1.jpg")
+    file = coco_json(tmp_path / "annotations.json", ["1.jpg"])
+    assert find_coco(tmp_path)["all"].images == tmp_path / "images"
+    file.rename(tmp_path / "train.json")
+    for folder in ("train_depth", "train_images"):
+        picture(tmp_path / folder / "1.jpg")
+    with pytest.raises(
+        DataError, match=r"its images may be those of .*train_depth or .*train_images or .*images, which have"
+    ):
+        find_coco(tmp_path)
+    picture(tmp_path / "train" / "1.jpg")
+    assert find_coco(tmp_path)["train"].images == tmp_path / "train"

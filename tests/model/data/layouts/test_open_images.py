@@ -53,3 +53,15 @@ def test_images_that_are_nowhere_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{file}: its images are nowhere; looked in"):
         find_open_images(tmp_path)
     assert find_open_images(text(tmp_path / "other.csv", "a,b\n1,2\n")) == {}
+
+
+def test_a_damaged_file_is_not_passed_over_for_another_split(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        picture(tmp_path / split / "1.jpg")
+    text(tmp_path / "train-annotations-bbox.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\n1,/m/01,0.1,0.2,0.1,0.9\n")
+    for damage in ("", "ImageID,Label"):
+        text(tmp_path / "validation-annotations-bbox.csv", damage)
+        with pytest.raises(
+            DataError, match=r"validation-annotations-bbox\.csv: is called like the boxes of Open Images"
+        ):
+            find_open_images(tmp_path)

@@ -1,5 +1,6 @@
 """Pascal VOC's folders and lists, and XML files beside images."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,50 @@ def test_images_of_a_list_without_an_xml_file_have_no_objects(tmp_path: Path) ->
 def test_a_folder_without_xml_is_not_voc(tmp_path: Path) -> None:
     picture(tmp_path / "JPEGImages" / "1.jpg")
     assert find_voc(tmp_path) == {}
+
+
+def test_a_list_of_images_of_which_none_is_annotated_is_refused_and_an_empty_one_told_of(tmp_path: Path) -> None:
+    for name in ("1", "2"):
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+        text(tmp_path / "Annotations" / f"{name}.xml", voc_xml([]))
+    lists = tmp_path / "ImageSets" / "Main"
+    text(lists / "train.txt", "JPEGImages/1.jpg\n2\n")
+    val = text(lists / "val.txt", "3\n4\n")
+    with pytest.raises(DataError, match=r"val.txt: names 2 images, of which none has an XML file in .*, such as 3;"):
+        find_voc(tmp_path)
+    text(val)
+    splits = find_voc(tmp_path)
+    assert list(splits) == ["train"]
+    assert splits["train"].listed == ("1.jpg", "2.jpg")
+    assert splits["train"].notes == (f"{val}: names no image: left out",)
+
+
+def test_folders_of_images_are_splits_of_xml_files_that_lie_together(tmp_path: Path) -> None:
+    for split, name in (("train", "1"), ("train", "2"), ("val", "3")):
+        picture(tmp_path / "images" / split / f"{name}.jpg")
+        text(tmp_path / "annotations" / f"{name}.xml", voc_xml([]))
+    assert {name: found.listed for name, found in find_voc(tmp_path).items()} == {
+        "train": ("1.jpg", "2.jpg"),
+        "val": ("3.jpg",),
+    }
+
+
+def test_of_images_with_one_name_the_one_that_the_xml_file_names_is_its(tmp_path: Path) -> None:
+    for name in ("1.jpg", "1.png"):
+        picture(tmp_path / name)
+    for said in ("1.jpg", "1.png"):
+        text(tmp_path / "1.xml", voc_xml([("cat", (1, 2, 30, 40))], filename=said))
+        data = read_coco(tmp_path, "all")
+        assert data.file_names == [said]
+        assert data.notes == (
+            "1 XML files of all have several images of their name, such as 1.png: the one that <filename> says is "
+            "taken, and others are left out",
+        )
+
+
+def test_an_accent_written_as_two_characters_is_the_same_name(tmp_path: Path) -> None:
+    name = f"{unicodedata.normalize('NFC', 'ä')}.jpg"
+    picture(tmp_path / name)
+    file = text(tmp_path / f"{unicodedata.normalize('NFD', 'ä')}.xml", voc_xml([]))
+    found = find_voc(tmp_path)["all"]
+    assert (found.listed, found.labels, found.notes) == ((name,), (file,), ())

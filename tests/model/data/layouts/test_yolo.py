@@ -1,5 +1,6 @@
 """Paths in data.yaml, Darknet's files and folders without either; which label file is an image's."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,59 @@ def test_yaml_is_read_as_texts_and_what_is_none_is_told(tmp_path: Path) -> None:
         read_yaml(text(tmp_path / "c.yaml", "names: [a\n"))
     with pytest.raises(DataError, match=r"d\.yaml: not YAML"):
         read_yaml(text(tmp_path / "d.yaml", "a: !!python/object/apply:os.system [ls]\n}"))
+
+
+def test_a_split_without_images_is_refused_to_train_on_and_told_of_to_validate_on(tmp_path: Path) -> None:
+    file = text(tmp_path / "data.yaml", "names: [cat]\ntrain: images/train\nval: images/val")
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+    with pytest.raises(DataError, match="train is images/train, where there is no image"):
+        find_yolo(tmp_path)
+    picture(tmp_path / "images" / "train" / "1.jpg")
+    text(tmp_path / "labels" / "train" / "1.txt", "0 0.5 0.5 0.2 0.2")
+    splits = find_yolo(tmp_path)
+    assert list(splits) == ["train"]
+    assert splits["train"].notes == (f"{file}: val is images/val, where there is no image: left out",)
+
+
+def test_a_list_of_images_without_any_label_is_refused(tmp_path: Path) -> None:
+    text(tmp_path / "classes.txt", "cat")
+    for split in ("train", "val"):
+        picture(tmp_path / "images" / f"{split}.jpg")
+        text(tmp_path / f"{split}.txt", f"images/{split}.jpg")
+    text(tmp_path / "labels" / "val.txt", "0 0.5 0.5 0.2 0.2")
+    with pytest.raises(DataError, match="train has 1 images and no label file"):
+        find_yolo(tmp_path)
+
+
+def test_images_that_share_a_label_file_are_told_of(tmp_path: Path) -> None:
+    text(tmp_path / "classes.txt", "cat")
+    first, second = picture(tmp_path / "1.jpg"), picture(tmp_path / "1.png")
+    label = text(tmp_path / "1.TXT", "0 0.5 0.5 0.2 0.2")
+    found = find_yolo(tmp_path)["all"]
+    assert found.labels == (label, label)
+    assert found.notes == (
+        f"2 images of all share a label file with another of the same name, such as {first} and {second} ({label}): "
+        "its boxes count in each",
+    )
+
+
+def test_a_class_number_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    text(tmp_path / "data.yaml", "names:\n  0: cat\n  0: dog\n")
+    with pytest.raises(DataError, match="'0' stands twice in one mapping"):
+        find_yolo(tmp_path)
+
+
+def test_an_accent_written_as_two_characters_is_the_same_name(tmp_path: Path) -> None:
+    text(tmp_path / "classes.txt", "cat")
+    picture(tmp_path / f"{unicodedata.normalize('NFC', 'ä')}.jpg")
+    label = text(tmp_path / f"{unicodedata.normalize('NFD', 'ä')}.txt", BOX)
+    assert find_yolo(tmp_path)["all"].labels == (label,)
+
+
+def test_a_number_of_classes_that_is_not_that_of_the_names_is_refused(tmp_path: Path) -> None:
+    labelled(tmp_path, "1")
+    text(tmp_path / "obj.names", "cat\n")
+    text(tmp_path / "train.txt", "images/1.jpg")
+    file = text(tmp_path / "obj.data", "classes = 2\ntrain = train.txt\nnames = obj.names\n")
+    assert message(tmp_path).startswith(f"{file}: classes is 2, and {tmp_path / 'obj.names'} lists 1; correct either")
