@@ -1,5 +1,6 @@
 """The verb `rnc data`: what a data set holds, and the same data in another format."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import click
 
 from model.config import DataConfig
 from orchestrator.cli.options import FORMAT, bar, say, site
+from orchestrator.cli.terminal import print_text, screen_columns
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def audit(root: Path, short_edge: int, long_edge: int, quick: bool, output: Path
     """
     from model.data.faults import DataError
     from orchestrator.data.audit import audit as look_at
-    from orchestrator.data.screens import SCREENS, speed, write
+    from orchestrator.data.screens import SCREENS, head, speed, tables, write
 
     try:
         with bar("images", "images") as progress:
@@ -57,7 +59,13 @@ def audit(root: Path, short_edge: int, long_edge: int, quick: bool, output: Path
         raise UserError(str(error)) from error
     folder = output or site().home / "reports" / "data" / root.absolute().name
     page, told = write(found, folder)
-    click.echo(page if form == "html" else SCREENS[form](found))
+    if form == "text" and screen_columns(sys.stdout) is not None:
+        click.echo(head(found))
+        for table in tables(found):
+            click.echo()
+            print_text(table)
+    else:
+        click.echo(page if form == "html" else SCREENS[form](found))
     say(told)
     say(speed(found))
 

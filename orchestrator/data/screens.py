@@ -184,13 +184,18 @@ def speed(found: Audit) -> str:
 
 
 def to_text(found: Audit) -> str:
-    """Render for a terminal of 80 columns."""
+    """Render for 80 columns."""
+    return "\n\n".join([head(found), *(table.to_text(WIDTH) for table in tables(found))])
+
+
+def head(found: Audit) -> str:
+    """What stands above the tables in a text: the verdict, what is suspicious, and what was read otherwise."""
     parts = ["\n".join(wrapped(f"{found.root}: {verdict(found)}", WIDTH))]
     told = [_indented(one) for one in advice(found)]
     parts += ["\n".join(told)] if told else []
     read = [line for note in notes(found) for line in _hanging("- ", note)]
     parts += ["\n".join(read)] if read else []
-    return "\n\n".join([*parts, *(table.to_text(WIDTH) for table in tables(found))])
+    return "\n\n".join(parts)
 
 
 def _indented(one: Advice) -> str:

@@ -95,7 +95,8 @@ def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_image
     files = dict.fromkeys(config.model.weights for config in _missing(plan) if config.model.weights)
     if files and site.weights_root is None:
         say(
-            f"weights {', '.join(files)}: RNC_WEIGHTS is not set here and no file has `data: {{weights: ...}}`: not looked for"
+            f"weights {', '.join(files)}: not looked for, as RNC_WEIGHTS is not set here and no file has "
+            "`data: {weights: ...}`"
         )
     for file in files if site.weights_root is not None else ():
         try:
