@@ -221,5 +221,5 @@ def _near(place: Path) -> str:
 def _tried(find: Callable[[Path], dict[str, SplitFiles]], place: Path) -> dict[str, SplitFiles]:
     try:
         return find(place)
-    except DataError:
+    except (DataError, OSError):  # what nobody asked for may be faulty, or not be readable
         return {}
