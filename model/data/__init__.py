@@ -1,1 +1,1 @@
-"""Data sets in COCO's format: read, checked, cached on each node, turned into batches; begin with `split.py`."""
+"""Data sets of any format: found, read, checked, cached on each node, turned into batches; begin with `split.py`."""

@@ -221,9 +221,6 @@ def _complain(file: Path, text: bytes) -> Any:
         raise DataError(f"{file}: not JSON ({error}); fetch the file again") from error
 
 
-_Tables = dict[str, list[dict[str, Any]]]
-
-
 def _rows(file: Path, content: dict[str, Any], table: str) -> list[dict[str, Any]]:
     rows = content.get(table)
     if not isinstance(rows, list):

@@ -11,10 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from model.data.layouts.files import walk
+from model.data.layouts.files import IMAGE_SUFFIXES, walk
 
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".png", ".tif", ".tiff", ".webp"))
-"""Of image files; a name without any of them may stand for a file with one."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:")
 MOST_FILES = 200_000
@@ -210,7 +208,7 @@ def _any_case(part: str) -> str:
 def _stem(name: str) -> str:
     last = _any_case(name.rpartition("/")[2])
     start, dot, suffix = last.rpartition(".")
-    return start if f"{dot}{suffix}" in SUFFIXES else last
+    return start if f"{dot}{suffix}" in IMAGE_SUFFIXES else last
 
 
 _LEVELS: tuple[Callable[[str], str], ...] = (_as_text, _unescaped, _any_case, _stem)

@@ -10,7 +10,7 @@ from typing import Literal
 from model.data.faults import DataError
 
 Format = Literal["coco", "lvis", "yolo", "voc", "open_images"]
-"""What the annotations are written in; a reader in this folder for each, and `annotations` for COCO."""
+"""What the annotations are written in; a reader in formats/ for each, and `annotations` for COCO."""
 Share = Literal["train", "val"]
 
 IMAGE_SUFFIXES = frozenset(
@@ -41,7 +41,7 @@ class SplitFiles:
     labels: tuple[Path | None, ...] = ()
     """The annotation file of each listed image, in a format that has one for each; None where it has no objects."""
     share: Share | None = None
-    """The part of these images that the split holds, where data are one split; see `share`."""
+    """The part of these images that the split holds, where data are one split."""
     notes: tuple[str, ...] = ()
     """What was found elsewhere than it is said to be, a sentence each, for people."""
 

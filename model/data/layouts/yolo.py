@@ -23,6 +23,7 @@ from model.data.layouts.files import (
     SplitFiles,
     folders,
     holds,
+    is_inside,
     list_images,
     read_lines,
     usual_split,
@@ -76,10 +77,14 @@ def read_yaml(file: Path) -> dict[str, object]:
     """The top of a YAML file; every scalar is a text, so that a class may be called `no`. Empty where it is no mapping.
 
     Raises:
-        DataError: it is not YAML.
+        DataError: it is not YAML, or says more than it holds.
     """
     try:
-        document = yaml.load(file.read_bytes(), _Texts)
+        content = file.read_bytes()
+        # Aliases of aliases double with each line: a file of a kilobyte would take all memory.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, _Texts)):
+            raise DataError(f"{file}: has YAML aliases (*name), which no data set needs; write the values out")
+        document = yaml.load(content, _Texts)
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not YAML ({reason}); mend the file") from error
@@ -346,7 +351,7 @@ class _Paths:
     def list_folder(self, folder: str) -> Path | None:
         """The folder of a line in a list; never one outside of the folders that count."""
         place = self.resolve(folder or ".", "a line")
-        allowed = place is not None and any(_within(place, base) for base in self.bases)
+        allowed = place is not None and any(is_inside(place, base) for base in self.bases)
         return place if allowed else None
 
 
@@ -358,10 +363,6 @@ def _plain(name: str) -> str:
 
 def _names_split(parts: Sequence[str]) -> bool:
     return any(usual_split(part) for part in parts)
-
-
-def _within(path: Path, folder: Path) -> bool:
-    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 def _absolute(folder: Path) -> list[str]:

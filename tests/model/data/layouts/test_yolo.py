@@ -273,3 +273,10 @@ def test_a_number_of_classes_that_is_not_that_of_the_names_is_refused(tmp_path: 
     text(tmp_path / "train.txt", "images/1.jpg")
     file = text(tmp_path / "obj.data", "classes = 2\ntrain = train.txt\nnames = obj.names\n")
     assert message(tmp_path).startswith(f"{file}: classes is 2, and {tmp_path / 'obj.names'} lists 1; correct either")
+
+
+def test_aliases_that_would_take_all_memory_are_refused_unread(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    (tmp_path / "data.yaml").write_text(f"{bomb}names: [cat]\ntrain: *a39\n")
+    with pytest.raises(DataError, match=r"data\.yaml: has YAML aliases"):
+        find_yolo(tmp_path)
