@@ -165,7 +165,7 @@ def to_imagenet_input(path: Path, body: Weights, expects: WeightsInput) -> Weigh
         )
     if expects == "imagenet":
         return body
-    first = body["conv1.weight"].float().flip(1) * torch.tensor(STD)[:, None, None]
+    first = body["conv1.weight"].float().flip(1) * torch.tensor(STD, dtype=torch.float32)[:, None, None]
     return body | {"conv1.weight": first}
 
 
@@ -178,7 +178,7 @@ def seen_input(body: Mapping[str, Tensor]) -> WeightsInput | None:
     size = torch.arange(convolution.shape[-1], dtype=torch.float32)
     places = torch.cartesian_prod(size, size)
     neighbours = torch.exp(-torch.cdist(places, places) / CORRELATION_LENGTH)
-    photographs = torch.kron(torch.tensor(CORRELATION), neighbours)
+    photographs = torch.kron(torch.tensor(CORRELATION, dtype=torch.float32), neighbours)
     filters = convolution.flatten(1)
     found = torch.einsum("oi,ij,oj->o", filters, photographs, filters)
     # Detectron's files have a mean of 0 and a variance of 1, with the true ones in scale and shift.

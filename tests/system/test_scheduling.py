@@ -113,8 +113,9 @@ def test_trainings_of_different_sizes_share_a_cluster_the_largest_first(site: Si
     seen: list[list[str]] = []
     outcome = launched(plan, site, lambda statuses: seen.append([status.state for status in statuses]))
     assert [(ending.state, ending.error) for ending in outcome.endings] == [("finished", "")] * 3
-    assert next(states for states in seen if states[0] != "waiting")[1:] == ["waiting", "waiting"]
-    assert not any(states[0] in GOES_ON and set(states[1:]) & set(GOES_ON) for states in seen)
+    # Shown in the order of the files, in which the large one is the last.
+    assert next(states for states in seen if states[-1] != "waiting")[:-1] == ["waiting", "waiting"]
+    assert not any(states[-1] in GOES_ON and set(states[:-1]) & set(GOES_ON) for states in seen)
 
 
 def test_no_more_trainings_run_at_once_than_a_file_allows(site: Site):

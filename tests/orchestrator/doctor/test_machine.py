@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -212,13 +213,15 @@ def test_a_storage_that_cannot_be_written_says_why(tmp_path: Path):
 def test_splits_and_weights_are_told_apart_by_their_content(tmp_path: Path):
     (tmp_path / "annotations").mkdir()
     assert "missing" in machine.split_facts(tmp_path, "val")
-    (tmp_path / "annotations" / "instances_val.json").write_text("{}")
-    assert f"folder {tmp_path / 'val'}" in machine.split_facts(tmp_path, "val")["missing"]
+    image = {"id": 1, "file_name": "1.jpg", "width": 8, "height": 8}
+    content = json.dumps({"images": [image], "annotations": [], "categories": [{"id": 1, "name": "thing"}]})
+    (tmp_path / "annotations" / "instances_val.json").write_text(content)
+    assert f"put them into {tmp_path / 'val'}" in machine.split_facts(tmp_path, "val")["missing"]
     (tmp_path / "val").mkdir()
     before = machine.split_facts(tmp_path, "val")
     (tmp_path / "val" / "1.jpg").write_bytes(b"")
     more = machine.split_facts(tmp_path, "val")
-    (tmp_path / "annotations" / "instances_val.json").write_text("{ }")
+    (tmp_path / "annotations" / "instances_val.json").write_text(f"{content} ")
     other = machine.split_facts(tmp_path, "val")
     assert (before["images"], more["images"]) == (0, 1)
     assert before["sha256"] == more["sha256"] != other["sha256"]
