@@ -70,7 +70,7 @@ def test_a_file_is_made_for_data_and_checked(installed: Path, tmp_path: Path, sh
 
 
 @pytest.mark.slow
-def test_one_line_trains_a_detector_and_the_same_line_goes_on(
+def test_one_line_trains_a_detector_the_same_line_goes_on_and_others_use_it(
     installed: Path, tmp_path: Path, shapes_root: Path
 ) -> None:
     sizes = {"model.backbone": "resnet18_quarter", "model.channels": 16, "model.tower_depth": 1, "data.short_edge": 64}
@@ -85,5 +85,12 @@ def test_one_line_trains_a_detector_and_the_same_line_goes_on(
         assert again.returncode == 0, again.stderr
         assert "is there already, and taken as it stands" in again.stderr
         assert "Nothing is missing" in again.stderr
+        image = min((shapes_root / "val").iterdir())
+        drawn = run(installed, tmp_path, "predict", "best", str(image))
+        assert drawn.returncode == 0, drawn.stderr
+        assert len(list((tmp_path / "runs" / "predictions").rglob(f"{image.stem}.jpg"))) == 1
+        scored = run(installed, tmp_path, "evaluate", "best", "--classes")  # finds its data without --data
+        assert scored.returncode == 0, scored.stderr
+        assert "Equal to MLflow's numbers" in scored.stdout and "disc" in scored.stdout
     finally:
         run(installed, tmp_path, "ui", "--stop")
