@@ -52,7 +52,7 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
         plan: of one suite.
         ledger: what the plan was made from; its results must rest on the data that are there now.
         site: where data, weights and storage are.
-        say: told of faults of the annotations that are left out.
+        say: told of each split, what of it is learnt, and what was left out or read otherwise.
         check_images: read the headers of all images, which takes minutes where there are many.
 
     Raises:
