@@ -28,7 +28,7 @@ from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
-from orchestrator.tracking.detections import (
+from orchestrator.tracking.evaluations.detections import (
     About,
     Results,
     describe,

@@ -59,7 +59,7 @@ from orchestrator.tracking.runs import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.classes import ClassRecord
+    from orchestrator.tracking.evaluations.classes import ClassRecord
 
 Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
 

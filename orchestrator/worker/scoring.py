@@ -15,8 +15,8 @@ from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, evaluation_key, why_evaluation_is_missing
 from orchestrator.tracking.artifacts import upload
-from orchestrator.tracking.classes import ClassRecord, record_of
-from orchestrator.tracking.detections import describe, write_stored
+from orchestrator.tracking.evaluations.classes import ClassRecord, record_of
+from orchestrator.tracking.evaluations.detections import describe, write_stored
 from orchestrator.tracking.ledger import finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import get_run, log_input, open_tracking, write

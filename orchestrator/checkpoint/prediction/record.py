@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from model.inference.video import Frame
 from model.settings import to_dict
 from orchestrator.checkpoint.prediction.files import DETECTIONS, MADE_BY, Job, Source, read_results
-from orchestrator.tracking.detections import write_json
+from orchestrator.tracking.evaluations.detections import write_json
 
 if TYPE_CHECKING:
     from model.inference.predictor import Found

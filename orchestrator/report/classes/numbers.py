@@ -14,7 +14,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.report.resamples import ClassSamples
 from orchestrator.report.results import RowResult
 from orchestrator.site import Site
-from orchestrator.tracking.classes import told_apart
+from orchestrator.tracking.evaluations.classes import told_apart
 
 if TYPE_CHECKING:
     from orchestrator.report.intervals import Estimate

@@ -21,7 +21,7 @@ from model.settings import differences
 from orchestrator.checkpoint.sweep import MOST, combinations, parse_axis
 from orchestrator.cli.main import cli
 from orchestrator.errors import UserError
-from orchestrator.tracking.detections import read_stored
+from orchestrator.tracking.evaluations.detections import read_stored
 from tests.detectors import MODEL, SIZES, save_opinionated, with_objects_where_it_finds_some
 
 CONFIG = TrainConfig(model=MODEL, data=replace(SIZES, num_val_images=5))

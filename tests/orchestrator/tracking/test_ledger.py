@@ -21,7 +21,7 @@ from orchestrator.experiment.rows import Resources
 from orchestrator.process import this_process
 from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.classes import ClassRecord
+from orchestrator.tracking.evaluations.classes import ClassRecord
 from orchestrator.tracking.runs import Run, Tracking, open_tracking, read_runs, tag_experiment
 
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from model.config import METRICS
 from model.data.coco import read_coco
 from orchestrator.cli.main import cli
-from orchestrator.tracking.detections import read_results
+from orchestrator.tracking.evaluations.detections import read_results
 from tests.detections import random_scene, write
 
 BOX = [20.0, 10.0, 40.0, 30.0]

@@ -8,7 +8,7 @@ import pytest
 
 from model.evaluation.coco_eval import match, precisions
 from orchestrator import names
-from orchestrator.tracking.classes import CURVES, FIGURE, MOST_METRICS, TABLE, class_metrics, record_of
+from orchestrator.tracking.evaluations.classes import CURVES, FIGURE, MOST_METRICS, TABLE, class_metrics, record_of
 from orchestrator.tracking.runs import create_run, experiment_id, get_run, open_tracking, write
 from tests.detections import random_scene, table
 from tests.detections import write as write_data

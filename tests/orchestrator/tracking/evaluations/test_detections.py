@@ -24,7 +24,7 @@ from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
 from orchestrator.cli.main import cli
 from orchestrator.experiment.plan import evaluation_key, train_key
-from orchestrator.tracking.detections import About, describe, read_stored, write_stored
+from orchestrator.tracking.evaluations.detections import About, describe, read_stored, write_stored
 from tests.detectors import MODEL, SIZES, save_opinionated, with_objects_where_it_finds_some, write_inference
 
 INFERENCE = InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)
