@@ -22,6 +22,7 @@ from model.settings import suggestion
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.figures.table import Table
+from orchestrator.figures.texts import printable
 from orchestrator.tracking.suite import Suite
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 def tell(text: str) -> None:
     """Print progress to standard error; the `say` of every verb that is given no other."""
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

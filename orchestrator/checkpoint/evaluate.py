@@ -25,6 +25,7 @@ from orchestrator.checkpoint.inputs import (
 from orchestrator.checkpoint.pull import Provenance, read_provenance
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
+from orchestrator.figures.texts import for_json
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
@@ -79,7 +80,7 @@ class Numbers:
     def to_json(self) -> str:
         """Render for a program: the table, and its classes under `classes`."""
         content = json.loads(self.table.to_json()) | {"classes": json.loads(self.classes().to_json())}
-        return json.dumps(content, ensure_ascii=False, indent=2)
+        return for_json(json.dumps(content, ensure_ascii=False, indent=2))
 
 
 def evaluate(

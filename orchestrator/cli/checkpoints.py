@@ -20,7 +20,7 @@ from orchestrator.cli.options import (
     show_one,
     site,
 )
-from orchestrator.cli.terminal import GOES_ON, when_interrupted
+from orchestrator.cli.terminal import GOES_ON, print_line, when_interrupted
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 
@@ -86,7 +86,7 @@ def pull(row: str, table: str | None, suite: str | None, run_id: str | None, met
     query = Query(row=row, table=table, suite=suite, run_id=run_id, metric=metric)
     with bar("weights", "bytes") as progress:
         folder = pull_checkpoint(query, site(), output, say, progress)
-    click.echo(folder)
+    print_line(str(folder))
 
 
 @click.command()

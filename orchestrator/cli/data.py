@@ -8,7 +8,7 @@ import click
 
 from model.config import DataConfig
 from orchestrator.cli.options import FORMAT, bar, say, site
-from orchestrator.cli.terminal import print_text, screen_columns
+from orchestrator.cli.terminal import print_line, print_text, screen_columns
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def convert(root: Path, out: Path, form: "Written", copy: bool) -> None:
         convert_data(root, out, form, say, copy=copy)
     except DataError as error:
         raise UserError(str(error)) from error
-    click.echo(out)
+    print_line(str(out))
 
 
 VERBS = (data,)

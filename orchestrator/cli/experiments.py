@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from orchestrator.cli.options import (
     site,
     suites,
 )
-from orchestrator.cli.terminal import GOES_ON, when_interrupted
+from orchestrator.cli.terminal import GOES_ON, print_log, when_interrupted
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
 from orchestrator.experiment.budget import require_budget
@@ -140,7 +141,7 @@ def submit(
         remote = Remote(address=str(here.ray_address), env=env, options=tuple(passed_on), detach=detach)
         codes = []
         for suite in opened:
-            codes.append(submit_job(suite.experiments, remote, say, lambda text: click.echo(text, nl=False)))
+            codes.append(submit_job(suite.experiments, remote, say, partial(print_log, nl=False)))
             if codes[-1] == INTERRUPTED:
                 break
         ctx.exit(max(codes))

@@ -243,7 +243,7 @@ def bar(text: str, unit: Literal["bytes", "images"]) -> Iterator[Callable[[int, 
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(text, total=None, visible=False)
         yield lambda done, total: shown.update(task, completed=done, total=total, visible=True)

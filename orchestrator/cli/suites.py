@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import click
 
@@ -16,7 +17,7 @@ from orchestrator.cli.options import (
     site,
     suites,
 )
-from orchestrator.cli.terminal import screen_columns
+from orchestrator.cli.terminal import print_line, print_log, screen_columns
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
@@ -33,7 +34,7 @@ def cancel(experiments: list[Experiment], label: str, seed: int | None) -> None:
     """
     experiment, _ = find_row(experiments, label, seed)
     (suite,) = suites([one for one in experiments if one.suite == experiment.suite])
-    suite.cancel(label, seed, say=click.echo)
+    suite.cancel(label, seed, say=print_line)
 
 
 @click.command()
@@ -57,13 +58,11 @@ def logs(experiments: list[Experiment], label: str | None, seed: int | None, fol
         from orchestrator.cluster.jobs import print_job_log
 
         for suite in suites(experiments):
-            print_job_log(
-                suite.experiments, label, str(address), lambda text: click.echo(text, nl=False), follow=follow
-            )
+            print_job_log(suite.experiments, label, str(address), partial(print_log, nl=False), follow=follow)
         return
     if label is None:
         raise UserError("--row is missing; name the row whose training is asked for")
-    print_logs(experiments, label, seed, site(), click.echo, follow=follow)
+    print_logs(experiments, label, seed, site(), print_log, follow=follow)
 
 
 @click.command()
@@ -112,7 +111,7 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     uri = tracking_server(site())
     found = [(name, link) for suite in suites(experiments) for name, link in suite.links().items()]
     for name, link in found:
-        click.echo(f"{name}: {link}")
+        print_line(f"{name}: {link}")
     if not found:
         found = [("", front_page(uri))]
         click.echo(found[0][1])
@@ -151,7 +150,8 @@ def doctor(
 
         remote = Remote(address=str(here.ray_address), env=env, options=("--format", form, *override_words(ctx)))
         printed: list[str] = []
-        code = run_job("doctor", experiments, remote, say, printed.append if form == "json" else _print)
+        tell = printed.append if form == "json" else partial(print_log, nl=False)
+        code = run_job("doctor", experiments, remote, say, tell)
         if printed:  # a job's output and what it says beside it come as one
             beside, _, tables = "".join(printed).partition("\n[{")
             click.echo(f"[{{{tables}" if tables else beside, nl=False, err=not tables)
@@ -164,10 +164,6 @@ def doctor(
     most = SEEN_WIDTH if screen_columns(sys.stdout) is None else SEEN_BROKEN
     show([findings_table(findings, for_people=form == "text", most=most)], form)
     ctx.exit(exit_code(findings))
-
-
-def _print(text: str) -> None:
-    click.echo(text, nl=False)
 
 
 VERBS = (cancel, logs, gc, repair, ui, doctor)

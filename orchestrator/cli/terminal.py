@@ -14,7 +14,7 @@ import click
 
 from orchestrator.figures.screen import Look, on_screen, unstyled
 from orchestrator.figures.table import Table
-from orchestrator.figures.texts import width, wrapped
+from orchestrator.figures.texts import printable, width, wrapped
 
 LOOKS: Mapping[Look, Mapping[str, Any]] = {
     "good": {"fg": "green"},
@@ -28,6 +28,7 @@ GOES_ON = "What is recorded stays; the same command goes on from there."
 DEFAULT_COLUMNS = 80
 STORAGE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 """Errors of the operating system that mean that a place cannot be written to, or not any more."""
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _INTERRUPTION = "rnc.interruption"
 
 
@@ -39,6 +40,16 @@ def print_text(table: Table) -> None:
         return
     colors = has_colors(sys.stdout)
     click.echo(on_screen(table, columns, _styled if colors else unstyled), color=colors)
+
+
+def print_line(text: str, *, nl: bool = True) -> None:
+    """Print a line to standard output."""
+    click.echo(printable(text), nl=nl)
+
+
+def print_log(text: str, *, nl: bool = True) -> None:
+    """Print what a process wrote to a terminal of its own: without its colours."""
+    print_line(COLOR.sub("", text), nl=nl)
 
 
 def screen_columns(stream: TextIO) -> int | None:
@@ -72,7 +83,7 @@ def print_error(text: str) -> None:
 
 def say_lines(text: str) -> str:
     """Break lines for standard error between words where a terminal shows it, and set in what goes on."""
-    columns = screen_columns(sys.stderr)
+    text, columns = printable(text), screen_columns(sys.stderr)
     return text if columns is None else "\n".join(part for line in text.split("\n") for part in _fitted(line, columns))
 
 

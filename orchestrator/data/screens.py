@@ -25,7 +25,7 @@ from orchestrator.data.duplicates import NEAR, double_boxes
 from orchestrator.errors import UserError
 from orchestrator.figures.page import Section, captioned, html_image, html_page
 from orchestrator.figures.table import Cell, Column, Table, Value
-from orchestrator.figures.texts import for_markdown, sentence, wrapped
+from orchestrator.figures.texts import for_json, for_markdown, printable, sentence, wrapped
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
@@ -195,7 +195,7 @@ def head(found: Audit) -> str:
     parts += ["\n".join(told)] if told else []
     read = [line for note in notes(found) for line in _hanging("- ", note)]
     parts += ["\n".join(read)] if read else []
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def _indented(one: Advice) -> str:
@@ -235,7 +235,7 @@ def to_json(found: Audit) -> str:
         "tables": [json.loads(table.to_json()) for table in tables(found)],
         "images_per_second": found.looked and found.looked.num_images / max(found.looked.seconds, 1e-9),
     }
-    return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
+    return for_json(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def to_page(found: Audit, sheet: Sheet) -> str:

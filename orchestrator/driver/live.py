@@ -10,6 +10,7 @@ from model.names import EPOCH, ETA_S, IMAGES_PER_S, LOSS, VAL
 from orchestrator.driver.lock import Holder
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun
+from orchestrator.figures.texts import printable
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import GOES_ON, State, Status
 
@@ -49,7 +50,7 @@ def working(text: str, stream: TextIO = sys.stderr) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description} ..."), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description} ...", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(file=stream), transient=True) as shown:
         shown.add_task(text, total=None)
         yield
@@ -138,7 +139,7 @@ def _lines(stream: TextIO) -> Show:
             if now[0] > old[0] or changed or (now[2] and now[2] != old[2]):
                 left = remaining_in_all(statuses)
                 in_all = f", {_duration(left)} left in all" if left is not None and now[0] > old[0] else ""
-                print(f"{_line(status)}{in_all}", file=stream, flush=True)
+                print(printable(f"{_line(status)}{in_all}"), file=stream, flush=True)
             seen[place] = now
 
     return show
@@ -166,8 +167,8 @@ def live_table(statuses: Sequence[Status]) -> "Table":
         state = status.note if status.note.startswith(status.state) else _with_reason(status)
         epoch = f"{status.epoch:.1f}/{status.num_epochs}" if status.epoch else f"-/{status.num_epochs}"
         # As Text, or a label such as "x [red]" would be read as markup.
-        said = Text(state, STATE_STYLES.get(status.state, ""))
-        shown.add_row(Text(status.label), said, *map(Text, (epoch, *_numbers(status).values())))
+        said = Text(printable(state), STATE_STYLES.get(status.state, ""))
+        shown.add_row(Text(printable(status.label)), said, *map(Text, (epoch, *_numbers(status).values())))
     return shown
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.evaluation.misalignment import BINS, IOUS, SCORES, Misalignment
+from orchestrator.figures.texts import printable
 
 SUFFIXES = ("png", "svg")
 DPI = 120
@@ -79,7 +80,8 @@ def score_against_iou(counts: Counts) -> Figure:
             for ax, (label, density) in zip(axes[row], densities[row].items(), strict=True):
                 _density(ax, density, norm)
                 said = f"{when} NMS: {int(density.sum()):,} on objects"
-                ax.set_title(f"{label}\n{said}" if len(counts) > 1 else said)
+                # A label such as "$5 or $6" is no formula.
+                ax.set_title(printable(f"{label}\n{said}" if len(counts) > 1 else said), parse_math=False)
         for ax in axes[:, 0]:
             ax.set_ylabel("fused score")
         for ax in axes[1]:
@@ -106,8 +108,8 @@ def proportions(counts: Counts) -> Figure:
                 _stack(ax, 2.4 * place, before, int(one.num_before.sum()))
                 _stack(ax, 2.4 * place + 1, after, int(one.num_after.sum()))
             ax.set(title=f"boxes with {what} above 0.5", xlim=(0, 100), xlabel="per cent of them")
-        labels = [f"{label}\n{when} NMS" for label in counts for when in ("before", "after")]
-        axes[0].set_yticks([2.4 * place + k for place in range(len(counts)) for k in (0, 1)], labels)
+        labels = [f"{printable(label)}\n{when} NMS" for label in counts for when in ("before", "after")]
+        axes[0].set_yticks([2.4 * place + k for place in range(len(counts)) for k in (0, 1)], labels, parse_math=False)
         axes[0].invert_yaxis()
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles[:5], names[:5], loc="outside lower center", ncols=5)
@@ -236,7 +238,8 @@ def _image_by_image(ax: Axes, groups: Mapping[str, Shares], papers: str) -> dict
         ax.plot(xs, after, mark, color=AFTER, markersize=size, clip_on=False)
         changes = (after - before)[np.isfinite(after - before)]
         said = f"{label}\n{changes.mean():+.1f} points on average" if len(changes) else label
-        ax.text(xs.mean(), 1.02, said, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
+        middle, above = xs.mean(), ax.get_xaxis_transform()
+        ax.text(middle, 1.02, printable(said), transform=above, ha="center", va="bottom", fontsize=8, parse_math=False)
         ticks |= dict(zip(xs.tolist(), one.images, strict=True))
         start = float(xs[-1]) + 2.5
     ax.set(ylim=(0, None), xlim=(-1, start - 1.5))

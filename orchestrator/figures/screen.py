@@ -31,7 +31,7 @@ def on_screen(table: Table, columns: int, style: Style = unstyled) -> str:
     as `narrow` as headings or left out, and at last its columns in several panels, or a block of lines for each row.
     A word is never broken, so that a path that is longer than a line can still be copied.
     """
-    table = table.compact or table
+    table = (table.compact or table).printable()
     most = min(columns, TEXT_WIDTH)  # longer sentences are hard to read, however wide the screen
     shown = [style(line, "bold") for line in wrapped(table.title, columns)]
     shown += [*(wrapped(table.caption, most) if table.caption else []), ""]

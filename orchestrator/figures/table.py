@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from orchestrator.figures.texts import for_latex, for_markdown, sentence, width, wrapped
+from orchestrator.figures.texts import for_json, for_latex, for_markdown, printable, sentence, width, wrapped
 
 Value = str | int | float | None
 Tone = Literal["", "good", "warn", "bad"]
@@ -141,21 +141,39 @@ class Table:
         """
         if self.compact is not None:
             return self.compact.to_text(max_width)
-        columns, lines = self.lay_out_text(max_width)
+        table = self.printable()
+        columns, lines = table.lay_out_text(max_width)
         widths = widths_of(columns, lines)
         rule = "  ".join("─" * n for n in widths)
-        shown = [self.title, *([self.caption] if self.caption else []), ""]
+        shown = [table.title, *([table.caption] if table.caption else []), ""]
         shown += [_aligned([column.head for column in columns], widths, columns), rule]
         for place, line in enumerate(lines):
-            shown += [rule] if self.rule_above(lines, place) else []
+            shown += [rule] if table.rule_above(lines, place) else []
             begins = place > 0 and lines[place - 1].row != line.row
-            shown += [""] if self.is_wrapped and begins and not self.begins_group(line.row) else []
+            shown += [""] if table.is_wrapped and begins and not table.begins_group(line.row) else []
             first = f"  {line.texts[0]}" if line.kind == "detail" else line.texts[0]
             is_heading = line.kind == "heading"
             shown.append(first if is_heading else _aligned([first, *line.texts[1:]], widths, columns))
-        notes = [line for note in self.notes for line in (wrapped(note, max_width) if self.is_wrapped else [note])]
+        notes = [line for note in table.notes for line in (wrapped(note, max_width) if table.is_wrapped else [note])]
         shown += ["", *notes] if notes else []
         return "\n".join(shown)
+
+    def printable(self) -> "Table":
+        """Return the table as a terminal may be given it: every text `texts.printable`."""
+        return replace(
+            self,
+            title=printable(self.title),
+            caption=printable(self.caption),
+            columns=tuple(replace(one, heading=printable(one.head)) for one in self.columns),
+            rows=tuple(
+                tuple(
+                    replace(cell, value=printable(cell.value)) if isinstance(cell.value, str) else cell for cell in row
+                )
+                for row in self.cells()
+            ),
+            groups=tuple(replace(one, heading=printable(one.heading)) for one in self.groups),
+            notes=tuple(map(printable, self.notes)),
+        )
 
     def to_markdown(self) -> str:
         """Render for GitHub, which knows no grey: what would be grey is in italics."""
@@ -270,7 +288,7 @@ class Table:
             "rows": self._records(),
             "notes": list(self.notes),
         }
-        return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
+        return for_json(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
 
     def to_pandas(self) -> Any:
         """Return the full values as a pandas.DataFrame: numbers as numbers, absent ones as NaN.

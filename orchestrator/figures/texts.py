@@ -1,4 +1,4 @@
-"""Texts of tables: how wide they are, where they break, and how they are escaped for GitHub and LaTeX."""
+"""Texts of tables: how wide they are, where they break, and how they are escaped for screens, GitHub and LaTeX."""
 
 import re
 import unicodedata
@@ -22,6 +22,14 @@ def wrapped(text: str, most: int) -> list[str]:
     return lines
 
 
+def printable(text: str) -> str:
+    """Show as text what a terminal would obey or hide: control characters, and those that turn the order of writing.
+
+    Line ends and tabs stay. Names come from data sets, checkpoints and MLflow, and anybody may have written them.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def sentence(text: str) -> str:
     """End a text as a sentence."""
     return text if text.endswith((".", "?", "!")) else f"{text}."
@@ -29,14 +37,22 @@ def sentence(text: str) -> str:
 
 def for_markdown(text: str) -> str:
     """Escape what GitHub would read as markup."""
-    return re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", printable(" ".join(text.split())))
 
 
 def for_latex(text: str) -> str:
     """Escape what LaTeX would read as a command, and write signs that its fonts lack as mathematics."""
-    return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
+    return "".join(_LATEX.get(c, c) for c in printable(" ".join(text.split())))
 
 
+def for_json(text: str) -> str:
+    """Escape in a JSON document what a terminal would obey or hide; JSON's own escapes are read back as it was."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+# C0 but tab and line feed, DEL and C1; marks, embeddings and isolates of bidirectional text; other line ends; and the
+# halves of characters that stand for bytes which are no UTF-8.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _GREEK = ("alpha", "beta", "gamma", "delta", "epsilon", "lambda", "mu", "sigma")
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},

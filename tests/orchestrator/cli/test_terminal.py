@@ -230,3 +230,13 @@ def test_a_reader_that_goes_away_ends_the_output_without_a_traceback(tmp_path: P
             arguments, env=environment(tmp_path), cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1 and done.stderr == ""
+
+
+def test_names_with_control_characters_are_shown_as_text(tmp_path: Path) -> None:
+    folder = tmp_path / "a\x1b]0;owned\x07b"
+    folder.mkdir()
+    (folder / "one.yaml").write_text('titel: "\\e[31m"\n')
+    run = CliRunner().invoke(cli, ["plan", str(folder)])
+    assert run.exit_code == 2
+    assert "\x1b" not in run.output and "\x07" not in run.output
+    assert r"\x1b]0;owned\x07b" in run.output

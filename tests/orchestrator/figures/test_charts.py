@@ -136,3 +136,16 @@ def test_figures_of_nothing_are_drawn(tmp_path: Path) -> None:
     for name, draw in (("figure1", charts.score_against_iou), ("figure2", charts.proportions)):
         (file,) = charts.save(draw({"only": empty}), tmp_path, name, ("png",))
         assert file.stat().st_size > 1000
+
+
+def test_a_label_is_no_formula(tmp_path: Path) -> None:
+    label = r"costs $\frac{1$ or x^2"
+    counts = {label: misalignment(), "other": misalignment()}
+    ours = charts.Shares(images=("42",), before=(10.0,), after=(5.0,))
+    for figure in (
+        charts.score_against_iou(counts),
+        charts.proportions(counts),
+        charts.shares({"IoU": {label: ours}}, ""),
+    ):
+        _, drawn = charts.save(figure, tmp_path, "figure")  # matplotlib reads formulas when it draws
+        assert label in drawn.read_text()
