@@ -1,5 +1,8 @@
-"""The vocabulary: tags, files and names as MLflow holds them, each spelt here alone."""
+"""The vocabulary: tags, files and names as MLflow holds them, each spelt here alone, and what it takes of others'."""
 
+import re
+import unicodedata
+from collections.abc import Iterator
 from typing import Literal
 
 Kind = Literal["training", "evaluation", "table"]
@@ -10,6 +13,8 @@ KEY: dict[str, str] = {"training": "train_key", "evaluation": "evaluation_key", 
 """The tag that tells the runs of a kind apart."""
 TRAIN_KEY, EVALUATION_KEY = KEY["training"], KEY["evaluation"]
 SUITE, SEED, SPLIT = "suite", "seed", "split"
+SUPERSEDED = "superseded"
+"""The kind of a run that has the key of another one, which counts: set aside, and not looked at any more."""
 DRIVER, BEGUN = "driver", "begun"
 """The process that answers for a running run, and when it began, in milliseconds since 1970."""
 COMMIT, VERSIONS = "git_commit", "versions"
@@ -74,5 +79,50 @@ def experiment_name(suite: str) -> str:
 
 
 def model_name(suite: str) -> str:
-    """Return the name under which a suite's best detector is registered."""
-    return f"retinanet-conf-{suite}"
+    """Return the name under which a suite's best detector is registered; a model's takes neither `/` nor `:`."""
+    return f"retinanet-conf-{re.sub('[/:]', '-', suite)}"
+
+
+MOST_EXPERIMENT_NAME = 256
+"""Characters of an experiment's name: MLflow takes more, its databases do not."""
+MOST_RUN_NAME = 250
+MOST_PARAM = 6000
+"""Characters of a param's value; MLflow cuts longer ones."""
+MOST_TAG = 5000
+"""Characters of a tag's value that all stores of MLflow take; some take longer ones."""
+MOST_EXPERIMENT_TAG = 20_000
+MOST_DATASET_NAME = 500
+MOST_TABLE_NAME = 200
+"""Characters of a table's name, and nearly bytes: it is part of tags of 250, and of file names of 255."""
+
+
+def mistakes_of_table(table: str) -> Iterator[str]:
+    """Say why MLflow takes no tag of a table, whose name is part of the tag's."""
+    refused = sorted(set(re.sub(r"[\w.\- :]", "", table)))
+    if refused:
+        yield f"has {' '.join(map(repr, refused))}, but MLflow's tags take letters, digits, blanks and _ - . : alone"
+    if max(len(table), len(table.encode(errors="replace")) - 20) > MOST_TABLE_NAME:
+        yield f"has {len(table)} characters, expected {MOST_TABLE_NAME} at most"
+
+
+def mistakes_of_suite(suite: str) -> Iterator[str]:
+    """Say why MLflow takes no experiment of a suite, or would not find it again."""
+    if not suite.strip():
+        yield "is empty"
+    if shown := unprintable(suite):
+        yield f"has {shown}, which no database takes in a name"
+    if "'" in suite and '"' in suite:
+        yield "has both ' and \", of which a filter of MLflow takes one"
+    if len(experiment_name(suite)) > MOST_EXPERIMENT_NAME:
+        most = MOST_EXPERIMENT_NAME - len(SUITE_PREFIX)
+        yield f"has {len(suite)} characters, expected {most} at most, as MLflow names of experiments have 256"
+
+
+def unstorable(text: str) -> str:
+    """Name the first character of a text that PostgreSQL or UTF-8 has no room for; empty where there is none."""
+    return next((repr(one) for one in text if one == "\0" or unicodedata.category(one) == "Cs"), "")
+
+
+def unprintable(text: str) -> str:
+    """Name the first control character, or half of one, in a text; empty where there is none."""
+    return next((repr(one) for one in text if unicodedata.category(one) in ("Cc", "Cs")), "")

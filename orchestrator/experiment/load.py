@@ -1,5 +1,6 @@
 """Loads experiment files: YAML, with what it extends, becomes checked and typed rows; mistakes are named by path."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from model.config import METRICS
-from model.settings import Settings, misspelt, read_settings, suggestion
+from model.settings import Settings, flat_differences, misspelt, read_settings, suggestion
+from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.layers import lay, override, with_drops
 from orchestrator.experiment.rows import (
@@ -32,6 +34,8 @@ CLAIMS = "claims.yaml"
 """The file of sentences that rest on the tables of its folder; it is no table itself."""
 JUDGED = tuple(metric for metric in METRICS if metric not in ("AR1", "AR10"))
 """The metrics that have intervals over images; see report.resamples.ROWS."""
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+"""What a file may call itself and its suite."""
 OF_ONE_FILE = ("name", "suite", "extends", "only", "changes", "grid")
 """Keys that say something of their own file alone; all else is inherited."""
 
@@ -366,16 +370,18 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     problems += _mistakes_of_document(document)
     problems += _mistakes_of_rule(document, rows) if rule else []
     problems += mixed_scales([*rows, *cited])
+    problems += _mistakes_of_names(document, path)
+    problems += _beyond_limits(rows, rule)
     # What needs several settings to be sound is compared only where each of them is.
     if resources is not None and not problems:
         problems += [f"resources.{problem}" for problem in contradictions(resources, [row.train for row in rows])]
         problems += _equal_rows(rows, search)
     if problems or resources is None or data is None:
         return None, problems
-    name = document.name or path.stem
+    name, suite = document.name or path.stem, document.suite or path.resolve().parent.name
     experiment = Experiment(
         name=name,
-        suite=document.suite or path.resolve().parent.name,
+        suite=suite,
         title=document.title or name,
         question=document.question,
         rows=tuple(rows),
@@ -455,7 +461,7 @@ def _equal_rows(rows: Sequence[Row], search: Search | None) -> Iterator[str]:
 def _mistakes_of_document(document: Document) -> Iterator[str]:
     for setting in ("name", "suite"):
         value = getattr(document, setting)
-        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", value):
+        if value is not None and not re.fullmatch(NAME, value):
             yield f"{setting} is {value!r}, expected a letter or digit, then also '_', '-', '.'"
     labels = [row["label"] for row in document.rows or () if isinstance(row.get("label"), str)]
     if not document.rows and document.grid is None and document.search is None:
@@ -471,6 +477,52 @@ def _mistakes_of_document(document: Document) -> Iterator[str]:
             yield f"columns: {metric} is no metric; {suggestion(metric, METRICS)}"
     if not document.columns or len(set(document.columns)) < len(document.columns):
         yield f"columns is {list(document.columns)}, expected different metrics: {', '.join(METRICS)}"
+
+
+def _mistakes_of_names(document: Document, path: Path) -> Iterator[str]:
+    """Name what MLflow does not take, all the way to its end: a table, or a suite that may be called after a folder."""
+    name, suite = document.name or path.stem, document.suite or path.resolve().parent.name
+    by_file = "" if document.name else ", after the file"
+    by_folder = "" if document.suite else ", after the folder"
+    # Of a name that is given and has other characters than these, that much is said already.
+    for mistake in names.mistakes_of_table(name) if re.fullmatch(NAME, document.name or "a") else ():
+        yield f"name is {_cut(name)}{by_file}, which {mistake}; {'change' if document.name else 'set'} name: NAME"
+    for setting in ("title", "question"):
+        if shown := names.unstorable(getattr(document, setting) or ""):
+            yield f"{setting} has {shown}, which MLflow's database does not take; leave it out"
+    for mistake in names.mistakes_of_suite(suite) if re.fullmatch(NAME, document.suite or "a") else ():
+        yield f"suite is {_cut(suite)}{by_folder}, which {mistake}; {'change' if document.suite else 'set'} suite: NAME"
+
+
+def _beyond_limits(rows: Sequence[Row], rule: SeedRule | None) -> Iterator[str]:
+    """Name labels and values of which MLflow would keep a part, or nothing."""
+    for row in rows:
+        where, last = f"row {_cut(row.label)}", max([*row.seeds, rule.most - 1 if rule else 0])
+        run = f"{row.label}, seed {last}"
+        if len(run) > names.MOST_RUN_NAME:
+            most = names.MOST_RUN_NAME - (len(run) - len(row.label))
+            yield f"{where}: label has {len(row.label)} characters, expected {most} at most, as it names runs of MLflow"
+        if shown := names.unstorable(row.label):
+            yield f"{where}: label has {shown}, which MLflow's database does not take; leave it out"
+        data = row.train.data
+        values = {f"train.{path}": value for path, value in flat_differences(row.train).items()}
+        values |= {f"inference.{path}": value for path, value in flat_differences(row.inference).items()}
+        for path, value in (values | {"split": row.split}).items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            if len(text) > names.MOST_PARAM:
+                yield f"{where}: {path} has {len(text)} characters, MLflow keeps {names.MOST_PARAM} of them; shorten it"
+            if shown := names.unprintable(text):
+                yield f"{where}: {path} is {_cut(text)}, which has {shown}; no file or database takes that in a name"
+        for path, split in (("train.data.train_split", data.train_split), ("split", row.split)):
+            if len(f"{data.dataset} {split}") > names.MOST_DATASET_NAME:
+                yield (
+                    f"{where}: train.data.dataset and {path} have {len(data.dataset) + len(split)} characters, MLflow "
+                    f"takes less than {names.MOST_DATASET_NAME} in a name of data; shorten one"
+                )
+
+
+def _cut(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else f"{text[:most]}...")
 
 
 def _mistakes_of_rule(document: Document, rows: Sequence[Row]) -> Iterator[str]:

@@ -647,3 +647,50 @@ def test_a_seed_that_may_still_be_added_is_one_of_the_row(tmp_path: Path) -> Non
     assert find_row(found, "ours", 3)[1].label == "ours"
     with pytest.raises(UserError, match="--seed 4 is none of its seeds"):
         find_row(found, "ours", 4)
+
+
+@pytest.mark.parametrize("stem", ["a(1)", "it's", "a, b", "50%", "a\nb", "a\udcff", "é" * 111, "x" * 201])
+def test_a_file_whose_name_no_tag_of_mlflow_may_have_is_refused_before_it_trains(tmp_path: Path, stem: str) -> None:
+    path = write(tmp_path / "suite", "rows: [{label: A}]", f"{stem}.yaml")
+    with pytest.raises(UserError, match=r"name is .*, after the file, which has .*; set name: NAME"):
+        load_experiment(path)
+    path.write_text("name: other\nrows: [{label: A}]", encoding="utf-8")
+    assert load_experiment(path).name == "other"
+
+
+@pytest.mark.parametrize("stem", ["my table", "Tabelle ü-1", "a:b", "x" * 200, ".a"])
+def test_a_file_whose_name_mlflow_takes_is_taken(tmp_path: Path, stem: str) -> None:
+    assert load_experiment(write(tmp_path / "suite", "rows: [{label: A}]", f"{stem}.yaml")).name == stem
+
+
+def test_a_folder_that_no_experiment_of_mlflow_can_be_called_after_is_refused(tmp_path: Path) -> None:
+    for folder, says in (("y" * 242, "242 characters, expected 241 at most"), ('it\'s "x"', "both ' and \"")):
+        path = write(tmp_path / folder, "rows: [{label: A}]")
+        with pytest.raises(
+            UserError, match=f"table.yaml: suite is .*, after the folder, which has {says}.*; set suite"
+        ):
+            load_experiment(path)
+        assert load_experiment(path, {"suite": "other"}).suite == "other"
+    for folder in ("y" * 241, "it's", "p(1), 100% #?"):
+        assert load_experiment(write(tmp_path / folder, "rows: [{label: A}]")).suite == folder
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (f"label: {'q' * 243}", "label has 243 characters, expected 242 at most, as it names runs of MLflow"),
+        (f"label: {'q' * 242}, seeds: [0, 10]", "label has 242 characters, expected 241 at most"),
+        ('label: "a\\0b"', r"label has '\x00', which MLflow's database does not take; leave it out"),
+        ('label: a, split: "a\\0b"', r"split is 'a\x00b', which has '\x00'"),
+        (f"label: a, train: {{data: {{dataset: {'d' * 500}}}}}", "train.data.dataset and train.data.train_split have"),
+        (
+            f"label: a, train: {{model: {{backbone_weights: {'w' * 6001}}}}}",
+            "train.model.backbone_weights has 6001 characters, MLflow keeps 6000 of them; shorten it",
+        ),
+    ],
+)
+def test_what_mlflow_would_cut_or_refuse_is_named_with_its_row_and_limit(tmp_path: Path, row: str, says: str) -> None:
+    told = mistakes(tmp_path, f"rows: [{{{row}}}]")[0]
+    assert told.startswith("table.yaml, row '")
+    assert f": {says}" in told
+    assert len(told) < 300
