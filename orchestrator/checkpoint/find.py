@@ -1,5 +1,6 @@
 """The search for one finished evaluation in MLflow, by table, row, suite or run: what "the best of table 1" means."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,8 +8,9 @@ from model.settings import suggestion
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.tracking import rest
+from orchestrator.tracking.experiments import all_suites, quoted
 from orchestrator.tracking.records import read_record
-from orchestrator.tracking.runs import Run, get_run, search_runs
+from orchestrator.tracking.runs import Run, get_run, read_place, search_runs
 
 BEST = "best"
 """As a row: the one of highest AP."""
@@ -59,12 +61,17 @@ class FinishedEvaluation:
     @property
     def seed(self) -> int:
         """Return the seed of its training."""
-        return int(self.tags.get(names.SEED, "0"))
+        return self.run.seed or 0
+
+    def place(self, table: str | None) -> float:
+        """Return its place in a table, from 0; behind all others where none is known."""
+        place, _ = read_place(self.places.get(table or "", ""))
+        return math.inf if place is None else place
 
     def label(self, table: str | None = None) -> str:
         """Return its label in a table, or in any."""
         place = self.places.get(table or next(iter(self.places), ""), "")
-        return place.partition(" ")[2] or str(self.run.name)
+        return read_place(place)[1] or str(self.run.name)
 
 
 def find(uri: str, query: Query, here: str | None = None) -> FinishedEvaluation:
@@ -78,7 +85,7 @@ def find(uri: str, query: Query, here: str | None = None) -> FinishedEvaluation:
     Raises:
         UserError: there is none, or several suites could be meant; the message says what there is.
     """
-    suites = _suites(uri)
+    suites = all_suites(uri)
     if query.run_id is not None:
         return _of_run(uri, query.run_id, suites, query.metric)
     if query.suite is not None and query.suite not in suites:
@@ -132,7 +139,7 @@ def select(evaluations: Sequence[FinishedEvaluation], query: Query) -> FinishedE
     if not measured:
         raise UserError(f"--metric {query.metric}: none of these rows has it, as their data hold no such object")
     # max() takes the first of equals; MLflow gives runs newest first, which would let the answer change over time.
-    in_order = sorted(measured, key=lambda one: (one.places.get(table or "", ""), one.seed))
+    in_order = sorted(measured, key=lambda one: (one.place(table), one.seed))
     return max(in_order, key=lambda one: one.metrics[query.metric])
 
 
@@ -156,7 +163,7 @@ def best_version(uri: str, suite: str) -> dict[str, str] | None:
     """Return the tags of the registered version that has the alias `best`, if there is one."""
     name = names.model_name(suite)
     # A search, as a user may be forbidden to ask for a model that is not there.
-    asked = {"filter": f"name = '{name}'", "max_results": 1}
+    asked = {"filter": f"name = {quoted(name)}", "max_results": 1}
     for model in rest.pages(uri, "registered-models/search", asked, "registered_models", by_get=True):
         for alias in model.get("aliases", []):
             if alias["alias"] == names.BEST:
@@ -164,13 +171,6 @@ def best_version(uri: str, suite: str) -> dict[str, str] | None:
                 version = rest.get(uri, "model-versions/get", which)["model_version"]
                 return {tag["key"]: tag["value"] for tag in version.get("tags", [])}
     return None
-
-
-def _suites(uri: str) -> dict[str, str]:
-    """Return the id of the MLflow experiment of each suite."""
-    asked = {"max_results": 1000, "filter": f"name LIKE '{names.SUITE_PREFIX}%'"}
-    found = rest.pages(uri, "experiments/search", asked, "experiments")
-    return {experiment["name"].removeprefix(names.SUITE_PREFIX): experiment["experiment_id"] for experiment in found}
 
 
 def _evaluations(uri: str, experiment_id: str) -> Iterable[Run]:

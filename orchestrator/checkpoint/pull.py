@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model.config import InferenceConfig
 from model.data.cache import file_sha256
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.settings import Settings, from_dict, to_dict
@@ -21,6 +22,7 @@ from orchestrator.figures.templating import fill
 from orchestrator.report import views
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Missing, Progress, download
+from orchestrator.tracking.experiments import quoted
 from orchestrator.tracking.records import read_inference, read_record
 from orchestrator.tracking.runs import Run, search_runs
 from orchestrator.tracking.server import existing_tracking_server
@@ -143,7 +145,7 @@ def describe(evaluation: FinishedEvaluation, query: Query, site: Site) -> str:
     value = evaluation.metrics[query.metric]
     return (
         f"{suite}, {f'table {table}, ' if table else ''}row {evaluation.label(table)}, seed {evaluation.seed}: "
-        f"{query.metric} {value:.1f} on {evaluation.tags[names.SPLIT]}"
+        f"{query.metric} {value:.1f} on {evaluation.tags.get(names.SPLIT, '')}"
     )
 
 
@@ -229,10 +231,18 @@ def training_of(uri: str, evaluation: FinishedEvaluation) -> Run:
         UserError: it is gone.
     """
     key = evaluation.run.train_key
-    where = f"tags.{names.KIND} = 'training' and tags.{names.TRAIN_KEY} = '{key}'"
+    where = f"tags.{names.KIND} = 'training' and tags.{names.TRAIN_KEY} = {quoted(key)}"
+    notes = []
     for run in search_runs(uri, evaluation.run.experiment_id, where):
-        if read_record(run).status == "FINISHED":
+        record = read_record(run)
+        if record.status == "FINISHED":
             return run
+        notes.append(f"run {run.run_id}: {record.note or record.status}")
+    if notes:
+        raise UserError(
+            f"the training {key} of {evaluation.label()} is not finished in MLflow ({'; '.join(notes)}); `rnc repair` "
+            "mends what can be mended, `rnc submit` the rest"
+        )
     raise UserError(
         f"the training {key} of {evaluation.label()} is not in MLflow any more; restore it there, or submit again"
     )
@@ -269,12 +279,12 @@ def _provenance(
     tags, learnt = evaluation.tags, training.tags
     return Provenance(
         row=label,
-        tables={table: place.partition(" ")[2] for table, place in evaluation.places.items()},
+        tables={table: evaluation.label(table) for table in evaluation.places},
         suite=evaluation.suite,
         seed=evaluation.seed,
-        split=tags[names.SPLIT],
+        split=tags.get(names.SPLIT, ""),
         metrics=evaluation.metrics,
-        inference=to_dict(read_inference(evaluation.run.params)),
+        inference=to_dict(_inference_of(evaluation)),
         dataset=card["config"]["data"]["dataset"],
         train_fingerprint=card["data_fingerprint"],
         split_fingerprint=tags.get(names.FINGERPRINT, ""),
@@ -286,8 +296,27 @@ def _provenance(
         training_link=views.run_link(uri, evaluation.run.experiment_id, training.run_id),
         weights_sha256=learnt[names.WEIGHTS_SHA256],
         weights_bytes=weights.stat().st_size,
-        versions=json.loads(learnt.get(names.VERSIONS, "{}")),
+        versions=_versions_of(learnt.get(names.VERSIONS, "{}")),
     )
+
+
+def _inference_of(evaluation: FinishedEvaluation) -> InferenceConfig:
+    try:
+        return read_inference(evaluation.run.params)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the params of run {evaluation.run_id} in MLflow were edited: {error}; pull another row, or delete the "
+            "run there, and the next submit scores its row again"
+        ) from error
+
+
+def _versions_of(text: str) -> dict[str, str]:
+    """Read what versions a training ran on; nothing where somebody wrote something else there."""
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {str(name): str(number) for name, number in told.items()} if isinstance(told, dict) else {}
 
 
 def _fetch_detections(uri: str, evaluation: FinishedEvaluation, into: Path) -> str:

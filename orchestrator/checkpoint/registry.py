@@ -22,6 +22,7 @@ from orchestrator.checkpoint.pull import Provenance, fetch, training_of
 from orchestrator.errors import Say, UserError
 from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import client_of, tame_mlflow
+from orchestrator.tracking.experiments import quoted
 from orchestrator.tracking.suite import Suite
 
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pyarrow", "safetensors", "torch", "torchvision")
@@ -39,7 +40,7 @@ def register_best(suite: Suite, say: Say) -> None:
             return
         name, key = names.model_name(suite.name), best.run.key
         held = best_version(tracking.uri, suite.name)
-        if held is not None and held[names.EVALUATION_KEY] == key:
+        if held is not None and held.get(names.EVALUATION_KEY) == key:
             return
         # Each version holds a copy of the weights: one that was best before is not made again.
         number = _version_of(tracking.uri, name, key) or _register(tracking.uri, name, best)
@@ -125,7 +126,7 @@ def _ensure(uri: str, name: str, card: Provenance) -> None:
 
 def _version_of(uri: str, name: str, key: str) -> str | None:
     """Return the number of the version that this evaluation has already, from an earlier time as best."""
-    query = {"filter": f"name = '{name}'", "max_results": 1000}
+    query = {"filter": f"name = {quoted(name)}", "max_results": 1000}
     for one in rest.pages(uri, "model-versions/search", query, "model_versions", by_get=True):
         tags = {tag["key"]: tag["value"] for tag in one.get("tags", [])}
         if tags.get(names.EVALUATION_KEY) == key and one.get("status") == "READY":

@@ -11,7 +11,16 @@ from orchestrator.experiment.load import find_row
 from orchestrator.experiment.plan import TrainRun, gather, train_key
 from orchestrator.experiment.seeds import at_most
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger
-from orchestrator.tracking.runs import Run, Tracking, experiment_tags, now, read_runs, tag_experiment, write
+from orchestrator.tracking.runs import (
+    Run,
+    Tracking,
+    experiment_tags,
+    now,
+    read_runs,
+    tag_experiment,
+    whole_number,
+    write,
+)
 from orchestrator.tracking.suite import Suite
 
 
@@ -110,11 +119,21 @@ def ask_to_prune(tracking: Tracking, prune: Prune) -> None:
 
 def prune_asked(tracking: Tracking) -> Prune | None:
     """Return the prune that was asked for, if any was."""
-    text = experiment_tags(tracking).get(names.PRUNE)
-    if not text:
-        return None
-    told = json.loads(text)
-    return Prune(tables=frozenset(told["tables"]), keep=frozenset(told["keep"]))
+    wish, _ = _read_prune(experiment_tags(tracking).get(names.PRUNE, ""))
+    return wish
+
+
+def _read_prune(text: str) -> tuple[Prune | None, int]:
+    """Read a tag of the experiment, and when that was asked, in milliseconds since 1970; nobody asked for what is odd.
+
+    The next submit empties the tag.
+    """
+    try:
+        told = json.loads(text)
+        wish = Prune(tables=frozenset(map(str, told["tables"])), keep=frozenset(map(str, told["keep"])))
+        return wish, int(told.get("asked", 0))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None, 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,8 +156,8 @@ def stops_asked(tracking: Tracking, until: int | None = None) -> Stops:
     cancels = frozenset((run.run_id, run.tags.get(names.STOP_ASKED, "")) for run in _cancelled(tracking))
     prune = experiment_tags(tracking).get(names.PRUNE, "")
     if until is not None:
-        cancels = frozenset((run_id, asked) for run_id, asked in cancels if int(asked or 0) <= until)
-        prune = prune if prune and json.loads(prune).get("asked", 0) <= until else ""
+        cancels = frozenset((run_id, asked) for run_id, asked in cancels if (whole_number(asked) or 0) <= until)
+        prune = prune if _read_prune(prune)[1] <= until else ""
     return Stops(cancels=cancels, prune=prune)
 
 

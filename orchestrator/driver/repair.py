@@ -5,7 +5,7 @@ checkpoint that Ray kept, and a result whose files are gone is marked, so that t
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,12 +13,15 @@ from orchestrator import names
 from orchestrator.errors import Say
 from orchestrator.experiment.plan import Evaluation, Plan, Record
 from orchestrator.process import exists_here
+from orchestrator.tracking.damage import doubts, find_damage
 from orchestrator.tracking.ledger import card_of, end_run, finish_training
 from orchestrator.tracking.recorder import num_lacking, replay
 from orchestrator.tracking.runs import Run, Tracking, delete_tag, get_run, metrics_target
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL, last_checkpoint
 
+MOST_EDITS = 4
+"""Of a run that are mended in one go; more would be mended again and again, with no effect."""
 SILENT_SECONDS = 3600.0
 """A run of another host that has received nothing for so long is taken for dead."""
 
@@ -34,7 +37,18 @@ class Defect:
 
 def repair(suite: Suite, say: Say, *, dry_run: bool = False) -> int:
     """Mend what is wrong with what MLflow holds, say what it is, and return how much of it there is."""
-    defects = find_defects(suite)
+    for text in doubts(suite.tracking) if suite.tracking is not None else ():
+        say(text)
+    number = 0
+    # First, and until no more is found, as a run that is found again may lack more than its key.
+    while edits := find_edits(suite):
+        number += _mended(suite, edits, say, dry_run=dry_run)
+        if dry_run or number > MOST_EDITS * len(suite.mlflow_runs):
+            break
+    return number + _mended(suite, find_defects(suite), say, dry_run=dry_run)
+
+
+def _mended(suite: Suite, defects: Sequence[Defect], say: Say, *, dry_run: bool) -> int:
     for defect in defects:
         if not dry_run:
             defect.mend()
@@ -48,6 +62,16 @@ def looks_alive(run: Run) -> bool:
     """Say whether a run's driver still exists: by its process on this host, by signs of life from another host."""
     here = exists_here(run.tags.get(names.DRIVER, ""))
     return time.time() - run.last_sign_of_life / 1000 < SILENT_SECONDS if here is None else here
+
+
+def find_edits(suite: Suite, is_alive: Callable[[Run], bool] = looks_alive) -> list[Defect]:
+    """Look for what somebody has edited in the runs of a suite; nothing is written."""
+    tracking, runs = suite.tracking, suite.mlflow_runs
+    if tracking is None:
+        return []
+    alive = {run.run_id for run in runs if run.status == "RUNNING" and is_alive(run)}
+    found = find_damage(tracking, runs, suite.wanted, _titles(suite.wanted), alive)
+    return [Defect(text=one.text, mend=one.mend) for one in found]
 
 
 def find_defects(suite: Suite, is_alive: Callable[[Run], bool] = looks_alive) -> list[Defect]:

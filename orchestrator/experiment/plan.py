@@ -60,6 +60,8 @@ class Evaluation:
     places: tuple[Place, ...]
     """Every row that shows it."""
     paper: Mapping[str, float] = field(default_factory=dict)
+    table_sizes: Mapping[str, int] = field(default_factory=dict)
+    """How many rows each table of `places` has, which decides how many digits a place has in MLflow."""
 
     @property
     def label(self) -> str:
@@ -276,6 +278,7 @@ def _expand(experiments: Sequence[Experiment]) -> Iterator[tuple[TrainRun, Evalu
                         suite=experiment.suite,
                         places=(Place(experiment.name, place, row.label),),
                         paper=row.paper,
+                        table_sizes={experiment.name: len(experiment.rows)},
                     ),
                 )
 
@@ -309,7 +312,12 @@ def _joined_evaluation(known: Evaluation | None, evaluation: Evaluation) -> Eval
                 f"table {place.table}, row {place.label!r}: paper.{metric} is {value:g}, but the same evaluation has"
                 f" {known.paper[metric]:g} in table {first.table}, row {first.label!r}; correct one, or leave it out"
             )
-    return replace(known, places=known.places + evaluation.places, paper={**evaluation.paper, **known.paper})
+    return replace(
+        known,
+        places=known.places + evaluation.places,
+        paper={**evaluation.paper, **known.paper},
+        table_sizes={**known.table_sizes, **evaluation.table_sizes},
+    )
 
 
 def _is_decided(plan: Plan, ledger: Ledger, key: str) -> bool:

@@ -65,8 +65,9 @@ def write_views(tracking: Tracking, experiments: Sequence[Experiment], runs: Seq
     ledger = ledger_of(runs)
     tags = _view_tags(held, experiments, ledger) if views.are_shown(rest.server_version(tracking.uri)) else {}
     for experiment in experiments:
-        tags[f"{names.TABLE}{experiment.name}"] = _table_note(tracking, experiment, files.get(experiment.name))
-    tags[names.DESCRIPTION] = _suite_note(tracking, held | tags)
+        note = _table_note(tracking, experiment, files.get(experiment.name))
+        tags[f"{names.TABLE}{experiment.name}"] = _within(note, names.MOST_EXPERIMENT_TAG)
+    tags[names.DESCRIPTION] = _within(_suite_note(tracking, held | tags), names.MOST_EXPERIMENT_TAG)
     for name, value in tags.items():
         if held.get(name) != value:
             tag_experiment(tracking, name, value)
@@ -87,7 +88,7 @@ def why_no_views(uri: str) -> str:
 def describe_runs(tracking: Tracking, found: Sequence[Run]) -> None:
     """Say of every training and evaluation which rows rest on it; what is said already is not written again."""
     evaluations = [run for run in found if run.kind == "evaluation"]
-    trainings = {run.key: run for run in found if run.kind == "training"}
+    trainings = by_key(found, "training")
     resting: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for run in evaluations:
         for table, label in run.rows.items():
@@ -140,7 +141,7 @@ def _shown(experiment: Experiment, ledger: Ledger) -> views.TableShown:
         table=experiment.name,
         columns=experiment.columns,
         settings=varied_settings(experiment.rows),
-        rows=[place_and_label(place, row.label) for place, row in enumerate(experiment.rows)],
+        rows=[place_and_label(place, row.label, len(experiment.rows)) for place, row in enumerate(experiment.rows)],
         is_grouped=any(len(row.seeds) > 1 for row in experiment.rows) and not is_mixed,
         is_mixed=is_mixed,
         beside_paper=[column for column in experiment.columns if column in beside],
@@ -166,8 +167,7 @@ def _view_tag(held: Mapping[str, str], view_id: str, name: str, view: views.View
 
 def _enter_settings(tracking: Tracking, runs: Sequence[Run], experiments: Sequence[Experiment]) -> None:
     """Give each evaluation a param for all that its tables compare; parallel coordinates leave out who lacks one."""
-    # Runs come newest first; of several with one key the newest counts.
-    held = {run.tags.get(names.EVALUATION_KEY): (run.run_id, dict(run.params)) for run in reversed(runs)}
+    held = {key: (run.run_id, dict(run.params)) for key, run in by_key(runs, "evaluation").items()}
     for experiment in experiments:
         for row, params in zip(experiment.rows, varied_params(experiment.rows), strict=True):
             for keys in row_keys(row):
@@ -187,7 +187,8 @@ def _enter_trials(tracking: Tracking, runs: Sequence[Run], experiments: Sequence
             for place, (row, params) in enumerate(zip(experiment.rows, varied, strict=True)):
                 for keys in row_keys(row):
                     # Of rows that share a training the first counts.
-                    rows.setdefault(keys.train_key, (place_and_label(place, row.label), params))
+                    called = place_and_label(place, row.label, len(experiment.rows))
+                    rows.setdefault(keys.train_key, (called, params))
         tag = names.ROW + experiment.name
         for key, run in held.items():
             if key in rows:
@@ -236,12 +237,21 @@ def _describe(tracking: Tracking, run: Run, rows: Mapping[str, Sequence[str]], *
     note = fill(
         "run_note.md",
         rows=[(table, link_in_page(tracking, table), sorted(set(rows[table]))) for table in sorted(rows)],
-        training=training and training.tags.get(names.RUN_NAME, "its training"),
+        training=training and (training.tags.get(names.RUN_NAME) or "its training"),
         training_link=training and _in_page(views.run_link("", suite, training.run_id)),
         evaluations=evaluations,
     ).rstrip("\n")
+    note = _within(note, names.MOST_TAG)
     if note and run.tags.get(names.DESCRIPTION) != note:
         write(tracking.uri, run.run_id, tags={names.DESCRIPTION: note})
+
+
+def _within(note: str, most: int) -> str:
+    """Leave out the end of a note that MLflow would refuse as a whole, or cut amid a link."""
+    if len(note) <= most:
+        return note
+    lines = note[: most - 2].splitlines(keepends=True)
+    return "".join(lines[:-1]) + "…" if len(lines) > 1 else f"{note[: most - 1]}…"
 
 
 def link_in_page(tracking: Tracking, view_id: str, mode: views.Mode = "TABLE") -> str:

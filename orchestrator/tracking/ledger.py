@@ -51,6 +51,7 @@ from orchestrator.tracking.runs import (
     git_commit,
     metrics_target,
     now,
+    read_place,
     read_runs,
     rename,
     set_status,
@@ -100,7 +101,7 @@ def stop_training(tracking: Tracking, run_id: str, reason: str, journal: Path) -
 def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path) -> bool:
     """Complete the record of a training from its last checkpoint and its journal, unless that stands already."""
     run = get_run(tracking.uri, run_id)
-    if is_finished(run) and run.tags[names.WEIGHTS_SHA256] == card_of(folder).get("weights_sha256"):
+    if is_finished(run) and run.tags.get(names.WEIGHTS_SHA256) == card_of(folder).get("weights_sha256"):
         return False
     replay(journal, metrics_target(tracking.uri, run_id))
     record_checkpoint(tracking, run_id, folder)
@@ -113,8 +114,9 @@ def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
     weights = folder / WEIGHTS
     digest = file_sha256(weights)
+    held = get_run(tracking.uri, run_id)
     # An earlier try may have stored them, 137 MB for ResNet-50.
-    if get_run(tracking.uri, run_id).tags.get(names.WEIGHTS_SHA256) != digest:
+    if held.tags.get(names.WEIGHTS_SHA256) != digest or f"{names.CHECKPOINT}/{WEIGHTS}" not in held.files:
         store(tracking.uri, run_id, [weights, folder / CARD], names.CHECKPOINT)
         # The tag of the checksum comes after the files: it says that they are there.
         fingerprint = str(card_of(folder).get("data_fingerprint", ""))
@@ -150,7 +152,7 @@ def record_evaluation(
     `classes` lie under names.CLASSES.
     """
     training = get_run(tracking.uri, train_run_id)
-    seed = training.tags.get(names.SEED, "0")
+    seed = str(training.seed or 0)
     tags = {names.TRAIN_KEY: evaluation.train_key, names.SPLIT: evaluation.split, names.SEED: seed} | place_tags(
         evaluation
     )
@@ -202,7 +204,7 @@ def place_evaluations(
     has_new = False
     for key, run in by_key(runs, "evaluation").items():
         rows, wrote = _place(tracking, run, wanted.get(key), tables)
-        labels[run.train_key] |= {place.partition(" ")[2] for place in rows.values()}
+        labels[run.train_key] |= {read_place(place)[1] for place in rows.values()}
         has_new = has_new or wrote
     for key, run in by_key(runs, "training").items():
         name = training_name(run.params, run.tags.get(names.SEED, "0"))
@@ -256,8 +258,7 @@ def name_seeds(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[Trai
 def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:
     """End a run of any kind, and say why it did not finish."""
     if note or names.NOTE in get_run(tracking.uri, run_id).tags:
-        # All stores of MLflow take tags of 5000 characters, some take longer ones.
-        write(tracking.uri, run_id, tags={names.NOTE: note[:5000]})
+        write(tracking.uri, run_id, tags={names.NOTE: note[: names.MOST_TAG]})
     set_status(tracking.uri, run_id, status)
 
 

@@ -2,18 +2,19 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from model.config import HEADS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import HEADS, METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
 from orchestrator import names
 from orchestrator.experiment.plan import Evaluation, Ledger, Record
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.names import Kind
-from orchestrator.tracking.runs import Run, tagged
+from orchestrator.tracking.runs import Run, read_place, read_sizes, tagged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +30,16 @@ def read_record(run: Run) -> Record:
     """Read a run; one that lacks what belongs to it is not finished, whatever it says."""
     kind, tags, metrics, status = run.kind, run.tags, run.metrics, run.status
     note = tags.get(names.NOTE, "")
-    misalignment = {name: value for name, value in metrics.items() if name.startswith(f"{names.MISALIGNMENT}/")}
+    section = f"{names.MISALIGNMENT}/"
+    misalignment = {name: value for name, value in metrics.items() if name.startswith(section) and math.isfinite(value)}
     if kind == "evaluation":
         metrics = {name.removeprefix(VAL): value for name, value in metrics.items() if name.startswith(VAL)}
     if status == "FINISHED" and kind == "training" and names.WEIGHTS_SHA256 not in tags:
         status, note = "KILLED", note or "its checkpoint is missing"
     if status == "FINISHED" and kind == "evaluation" and not metrics and names.NO_OBJECTS not in tags:
         status, note = "KILLED", "its metrics are missing"
+    if status == "FINISHED" and (damage := damage_of(run)):
+        status, note = "KILLED", damage
     if status == "KILLED" and tags.get(names.STOPPED_EARLY):
         status, note = "STOPPED", tags[names.STOPPED_EARLY]
     if status not in ("FINISHED", "FAILED", "KILLED", "STOPPED"):
@@ -55,6 +59,32 @@ def read_record(run: Run) -> Record:
         files=run.files,
         data_fingerprint=tags.get(names.FINGERPRINT, ""),
     )
+
+
+def damage_of(run: Run) -> str:
+    """Say what of a run's record somebody has changed so that it cannot be trusted; empty where nothing is."""
+    tags, metrics = run.tags, run.metrics
+    if names.FILES in tags and read_sizes(tags[names.FILES]) is None:
+        return f"its tag {names.FILES} is damaged ({_start(tags[names.FILES])}, expected bytes by path as JSON)"
+    if run.kind not in ("training", "evaluation"):
+        return ""
+    if run.seed is None:
+        return f"its tag {names.SEED} is {_start(tags[names.SEED])}" if names.SEED in tags else "its seed is missing"
+    for name in (names.WEIGHTS_SHA256, names.MATCHES_SHA256):
+        if name in tags and not re.fullmatch("[0-9a-f]{64}", tags[name]):
+            return f"its tag {name} is damaged ({_start(tags[name])}, expected a SHA-256)"
+    if run.kind == "training":
+        return ""
+    for name in (names.TRAIN_KEY, names.SPLIT):
+        if not tags.get(name):
+            return f"its tag {name} is missing"
+    if f"{names.DETECTIONS}/{names.MATCHES_FILE}" in run.files and names.MATCHES_SHA256 not in tags:
+        return "the digest of its matches is missing"
+    for metric in METRICS:
+        value = metrics.get(f"{VAL}{metric}", 0.0)
+        if not 0.0 <= value <= 100.0:  # nor is NaN
+            return f"its metrics are damaged ({VAL}{metric} is {value:g}, expected 0 to 100)"
+    return ""
 
 
 def ledger_of(runs: Iterable[Run]) -> Ledger:
@@ -115,7 +145,7 @@ def run_name(rows: Mapping[str, str], params: Mapping[str, str], seed: str) -> s
         params: of the evaluation.
         seed: of its training.
     """
-    labels = {place.partition(" ")[2] for place in rows.values()}
+    labels = {read_place(place)[1] for place in rows.values()}
     called = next(iter(labels)) if len(labels) == 1 else ", ".join((*_detector(params), *_ranking(params)))
     return f"{called}, seed {seed}"
 
@@ -189,13 +219,18 @@ def place_tags(evaluation: Evaluation) -> dict[str, str]:
     """Tag each table with the row's place and label, which sort in the table's order, and add the paper's numbers."""
     tags = {f"{names.PAPER}{name}": f"{value:g}" for name, value in evaluation.paper.items()}
     for place in reversed(evaluation.places):  # of two places in one table the first counts
-        tags[f"{names.ROW}{place.table}"] = place_and_label(place.place, place.label)
+        tags[f"{names.ROW}{place.table}"] = place_and_label(
+            place.place, place.label, evaluation.table_sizes.get(place.table, 0)
+        )
     return tags
 
 
-def place_and_label(place: int, label: str) -> str:
-    """Return what calls a row in MLflow, which sorts texts: two digits of its place from 0, and its label."""
-    return f"{place:02d} {label}"
+def place_and_label(place: int, label: str, num_rows: int) -> str:
+    """Return what calls a row in MLflow, which sorts texts: its place from 0, and its label.
+
+    A place has two digits; in a table of more than a hundred rows as many as its last one.
+    """
+    return f"{place:0{max(2, len(str(num_rows - 1)))}d} {label}"
 
 
 def _detector(params: Mapping[str, str]) -> Iterator[str]:
@@ -212,7 +247,11 @@ def _detector(params: Mapping[str, str]) -> Iterator[str]:
 
 def _ranking(params: Mapping[str, str]) -> Iterator[str]:
     """Yield by what score an evaluation ranks boxes, and what else of its post-processing is not the paper's."""
-    inference = read_inference(params)
+    try:
+        inference = read_inference(params)
+    except (TypeError, ValueError):  # edited in the database: MLflow itself changes no param
+        yield "unknown score"
+        return
     if inference.fusion == "product":
         yield "product"
     elif params.get("head", "none") != "none":
@@ -257,10 +296,14 @@ def _resources(tags: Mapping[str, str]) -> Resources | None:
         return None
 
 
+def _start(text: str, most: int = 40) -> str:
+    return repr(text if len(text) <= most else f"{text[:most]}...")
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

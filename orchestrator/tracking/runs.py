@@ -20,12 +20,15 @@ from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
 from orchestrator.tracking import rest
+from orchestrator.tracking.experiments import find_experiment
 from orchestrator.tracking.recorder import Metric, Target
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
 
 PAGE = 1000
+MOST_AT_ONCE = 100
+"""Params, and tags, that MLflow takes in one call; of metrics it takes 1,000."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,12 +51,15 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Return names.Kind, or "" for a run that is none of ours."""
-        return self.tags.get(names.KIND, "")
+        """Return names.Kind, or "" for a run that is none of ours, or whose tags contradict its kind."""
+        kind = self.tags.get(names.KIND, "")
+        # An evaluation has the key of its training as well, and would pass for it if its kind were edited.
+        is_other = kind == "training" and names.EVALUATION_KEY in self.tags
+        return kind if self.tags.get(names.KEY.get(kind, "")) and not is_other else ""
 
     @property
     def key(self) -> str:
-        """Return what tells it apart among those of its kind."""
+        """Return what tells it apart among those of its kind; "" where it has no kind."""
         return self.tags.get(names.KEY.get(self.kind, ""), "")
 
     @property
@@ -67,15 +73,20 @@ class Run:
         return tagged(self.tags, names.ROW)
 
     @property
+    def seed(self) -> int | None:
+        """Return the seed of a training, or of the one that is scored; None where no tag says it."""
+        return whole_number(self.tags.get(names.SEED, ""))
+
+    @property
     def files(self) -> dict[str, int]:
-        """Return what its artifacts should be, bytes by path, as far as that was noted."""
-        files: dict[str, int] = json.loads(self.tags.get(names.FILES, "{}"))
-        return files
+        """Return what its artifacts should be, bytes by path, as far as that was noted in a form that can be read."""
+        return read_sizes(self.tags.get(names.FILES, "{}")) or {}
 
     @property
     def last_sign_of_life(self) -> int:
         """Return when it last began or received a metric."""
-        return max(int(self.tags.get(names.BEGUN, self.start_time)), self.last_metric_time)
+        begun = whole_number(self.tags.get(names.BEGUN, ""))
+        return max(self.start_time if begun is None else begun, self.last_metric_time)
 
 
 def read_run(told: Mapping[str, Any]) -> Run:
@@ -93,6 +104,29 @@ def read_run(told: Mapping[str, Any]) -> Run:
         metrics={metric["key"]: float(metric["value"]) for metric in metrics},
         last_metric_time=max((int(metric["timestamp"]) for metric in metrics), default=0),
     )
+
+
+def whole_number(text: str) -> int | None:
+    """Read a tag that holds a count or a time, not negative; None for what somebody else wrote there."""
+    # A time has 13 digits; Python's own limit is 4,300, and a database's is 19.
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def read_sizes(text: str) -> dict[str, int] | None:
+    """Read a tag of bytes by path, as JSON; None for what is no such thing."""
+    try:
+        sizes = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_sound = isinstance(sizes, dict) and all(type(size) is int and size >= 0 for size in sizes.values())
+    return sizes if is_sound else None
+
+
+def read_place(text: str) -> tuple[int | None, str]:
+    """Read place and label of a row, such as `03 RetinaNet`; the place is None where the text begins with none."""
+    place, space, label = text.partition(" ")
+    number = whole_number(place)
+    return (None, text) if number is None or not space or not label else (number, label)
 
 
 def tagged(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
@@ -113,7 +147,7 @@ class Tracking:
 def open_tracking(uri: str, suite: str, *, create: bool = True) -> Tracking:
     """Find the suite's experiment on the server, or make it; without `create`, a missing one is an empty view."""
     name = names.experiment_name(suite)
-    experiment = _experiment_by_name(uri, name)
+    experiment = find_experiment(uri, suite)
     if experiment is None and create:
         tags = pairs({names.SUITE: suite, "mlflow.experimentKind": "custom_model_development"})
         try:
@@ -121,10 +155,19 @@ def open_tracking(uri: str, suite: str, *, create: bool = True) -> Tracking:
         except rest.Refused as error:
             if error.code != "RESOURCE_ALREADY_EXISTS":  # another process may have been quicker
                 raise
-        experiment = _experiment_by_name(uri, name)
-    if experiment is not None and experiment.get("lifecycle_stage") == "deleted":
-        raise UserError(f"MLflow at {uri}: experiment {name} is deleted; restore it, or purge it with `mlflow gc`")
-    return Tracking(uri=uri, suite=suite, experiment_id=experiment["experiment_id"] if experiment else None)
+        experiment = find_experiment(uri, suite)
+        if experiment is None:
+            raise UserError(
+                f"MLflow at {uri}: experiment {name} is in the way of suite {suite}: by its tag {names.SUITE} it is "
+                "another's; rename it back in MLflow, or give the tables another suite (suite: NAME)"
+            )
+    if experiment is not None and experiment.is_deleted:
+        raise UserError(
+            f"MLflow at {uri}: experiment {experiment.name}, id {experiment.id}, of suite {suite} is deleted; restore "
+            f"it (`mlflow experiments restore -x {experiment.id}` with MLFLOW_TRACKING_URI={uri}), purge it with "
+            "`mlflow gc`, or give the tables another suite (suite: NAME)"
+        )
+    return Tracking(uri=uri, suite=suite, experiment_id=experiment.id if experiment else None)
 
 
 def experiment_id(tracking: Tracking) -> str:
@@ -208,11 +251,13 @@ def write(
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Write metrics (at step 0), params and tags in one call, or in none if there are none."""
+    """Write metrics (at step 0), params and tags in one call, or in none if there are none; in several if many."""
     points = [{"key": k, "value": number(v), "step": 0, "timestamp": now()} for k, v in (metrics or {}).items()]
     content = {"metrics": points, "params": pairs(params or {}), "tags": pairs(tags or {})}
-    if any(content.values()):
-        rest.post(uri, "runs/log-batch", {"run_id": run_id, **content})
+    while any(content.values()):
+        batch = {name: values[:MOST_AT_ONCE] for name, values in content.items()}
+        rest.post(uri, "runs/log-batch", {"run_id": run_id, **batch})
+        content = {name: values[MOST_AT_ONCE:] for name, values in content.items()}
 
 
 def delete_tag(uri: str, run_id: str, key: str) -> None:
@@ -316,13 +361,3 @@ def log_input(uri: str, run_id: str, dataset: str, data: "CocoData", context: Co
     }
     tagged = {"dataset": entry, "tags": pairs({"mlflow.data.context": context})}
     rest.post(uri, "runs/log-inputs", {"run_id": run_id, "datasets": [tagged]})
-
-
-def _experiment_by_name(uri: str, name: str) -> dict[str, Any] | None:
-    try:
-        experiment: dict[str, Any] = rest.get(uri, "experiments/get-by-name", {"experiment_name": name})["experiment"]
-    except rest.Refused as error:
-        if error.code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return experiment

@@ -1,18 +1,29 @@
 """What is written of trainings and evaluations, and read back; no server is needed."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import METRICS, ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from orchestrator import names
+from orchestrator.experiment.plan import Evaluation, Place
 from orchestrator.experiment.rows import Row
 from orchestrator.tracking.records import (
+    by_key,
+    damage_of,
     inference_params,
     measured_where_the_paper_did,
+    place_and_label,
+    place_tags,
     read_inference,
+    read_record,
     run_name,
     training_name,
     training_params,
     varied_params,
 )
+from orchestrator.tracking.runs import Run, read_place, read_sizes, whole_number
 
 PLAIN = TrainConfig(model=ModelConfig(confidence=None))
 DEEPER = TrainConfig(model=ModelConfig(backbone="resnet101", confidence=ConfidenceConfig(negative_weight=0.001)))
@@ -75,3 +86,77 @@ def test_the_papers_data_are_the_whole_of_coco_val2017():
     assert not on(dataset="shapes")
     assert not on(num_val_images=100)
     assert not on("test")
+
+
+def test_places_sort_as_texts_in_a_table_of_any_length_and_short_tables_keep_two_digits():
+    assert [place_and_label(place, "a", 100) for place in (0, 7, 99)] == ["00 a", "07 a", "99 a"]
+    assert place_and_label(3, "a", 4) == place_and_label(3, "a", 0) == "03 a"
+    for rows in (101, 1000, 1001, 12_345):
+        called = [place_and_label(place, "a label", rows) for place in range(rows)]
+        assert called == sorted(called)
+        assert [read_place(text) for text in called] == [(place, "a label") for place in range(rows)]
+    places = (Place("long", 7, "a"), Place("short", 7, "b"))
+    evaluation = Evaluation(key="k", train_key="t", inference=InferenceConfig(), split="val", suite="s", places=places)
+    assert place_tags(evaluation) == {"row.short": "07 b", "row.long": "07 a"}
+    sized = replace(evaluation, table_sizes={"long": 101, "short": 99})
+    assert place_tags(sized) == {"row.short": "07 b", "row.long": "007 a"}
+
+
+@pytest.mark.parametrize("text", ["", "ours", "12", "12 ", "-1 ours", "²3 ours", " ours", "9" * 400 + " ours"])
+def test_what_is_no_place_is_the_label_as_a_whole(text):
+    assert read_place(text) == (None, text)
+    assert run_name({"table1": text}, {}, "0") == f"{text}, seed 0"
+
+
+def test_tags_that_somebody_edited_are_read_as_nothing():
+    assert [whole_number(text) for text in ("0", "1764000000000")] == [0, 1764000000000]
+    assert {whole_number(text) for text in ("", "x", "-1", "1.5", "1e3", "²", "٣", "9" * 5000, " 1")} == {None}
+    assert read_sizes('{"a/b": 0}') == {"a/b": 0}
+    odd = ("", "{", "null", "[1]", '"a"', "3", '{"a": "1"}', '{"a": -1}', '{"a": true}', '{"a": 1.5}', "[" * 9000)
+    assert {read_sizes(text) for text in odd} == {None}  # type: ignore[arg-type]
+
+
+def run(kind: str, /, **tags: str | None) -> Run:
+    """A finished run with all that belongs to it, but for these tags, or without those that are None."""
+    sha = "0" * 64
+    held = {names.KIND: kind, names.TRAIN_KEY: "t", names.SEED: "0"}
+    held |= {"evaluation_key": "e", names.SPLIT: "val"} if kind == "evaluation" else {names.WEIGHTS_SHA256: sha}
+    kept = {name: value for name, value in (held | tags).items() if value is not None}
+    metrics = {f"val/{name}": 30.0 for name in METRICS}
+    return Run(run_id="r", name="n", status="FINISHED", tags=kept, metrics=metrics, start_time=5)
+
+
+@pytest.mark.parametrize(
+    ("edited", "note"),
+    [
+        (run("training", files="{no"), "its tag files is damaged ('{no', expected bytes by path as JSON)"),
+        (run("training", seed="x"), "its tag seed is 'x'"),
+        (run("evaluation", seed=None), "its seed is missing"),
+        (run("training", checkpoint_sha256="x"), "its tag checkpoint_sha256 is damaged ('x', expected a SHA-256)"),
+        (run("evaluation", split=""), "its tag split is missing"),
+        (run("evaluation", train_key=None), "its tag train_key is missing"),
+        (run("evaluation", files='{"detections/matches.parquet": 1}'), "the digest of its matches is missing"),
+        (replace(run("evaluation"), metrics={"val/AP": math.nan}), "its metrics are damaged (val/AP is nan, expected"),
+        (replace(run("evaluation"), metrics={"val/AR1": 1.7e308}), "its metrics are damaged (val/AR1 is 1.7e+308"),
+    ],
+)
+def test_a_run_that_somebody_edited_is_not_finished_and_says_why(edited, note):
+    record = read_record(edited)
+    assert record.status == "KILLED"
+    assert record.note.startswith(note)
+    assert record.files == {} or "matches" in note
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_a_run_that_nobody_edited_is_finished_with_or_without_what_later_versions_note(kind):
+    assert damage_of(run(kind)) == ""
+    assert read_record(run(kind)).status == "FINISHED"
+    assert read_record(run(kind, files='{"checkpoint/model.safetensors": 3}', begun="x")).status == "FINISHED"
+    assert run(kind, begun="x").last_sign_of_life == 5
+
+
+def test_a_run_of_the_kind_of_one_and_the_keys_of_another_counts_as_neither():
+    odd = [run("evaluation", kind="training"), run("training", kind="evaluation"), run("training", kind="table")]
+    odd += [run("training", train_key=""), run("evaluation", kind=names.SUPERSEDED), run("evaluation", kind=None)]
+    assert {(one.kind, one.key) for one in odd} == {("", "")}
+    assert [by_key(odd, kind) for kind in ("training", "evaluation", "table")] == [{}, {}, {}]  # type: ignore[arg-type]
