@@ -12,7 +12,8 @@ def exists_here(driver: str) -> bool | None:
     if host != socket.gethostname():
         return None
     pid = process.partition(" ")[0]
-    return pid.isdigit() and process == _process(int(pid))
+    # A tag of MLflow may hold anything; a process's id has seven digits at most.
+    return pid.isascii() and pid.isdigit() and len(pid) < 10 and process == _process(int(pid))
 
 
 def this_process() -> str:

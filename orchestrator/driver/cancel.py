@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orchestrator import names
 from orchestrator.driver.lock import holder_of
@@ -84,6 +85,8 @@ def prune_trainings(suite: Suite, say: Say) -> None:
     suite.refresh()
 
 
+KEYS_OF_A_TAG = 300
+"""Of 12 characters and a blank each."""
 CANCELLED = "cancelled"
 PRUNED = "pruned"
 
@@ -113,27 +116,38 @@ def ask_to_cancel(tracking: Tracking, run: TrainRun) -> None:
 
 def ask_to_prune(tracking: Tracking, prune: Prune) -> None:
     """Ask for the end of all trainings that a prune takes."""
-    wish = {"tables": sorted(prune.tables), "keep": sorted(prune.keep), "asked": now()}
-    tag_experiment(tracking, names.PRUNE, json.dumps(wish))
+    wish, keep = {"tables": sorted(prune.tables), "asked": now()}, sorted(prune.keep)
+    text = json.dumps(wish | {"keep": keep})
+    if len(text) > names.MOST_TAG:
+        parts = [keep[start : start + KEYS_OF_A_TAG] for start in range(0, len(keep), KEYS_OF_A_TAG)]
+        # Before the wish itself, which is read as soon as it stands.
+        for place, part in enumerate(parts):
+            tag_experiment(tracking, f"{names.PRUNE}.{place}", " ".join(part))
+        text = json.dumps(wish | {"parts": len(parts)})
+    tag_experiment(tracking, names.PRUNE, text)
 
 
 def prune_asked(tracking: Tracking) -> Prune | None:
     """Return the prune that was asked for, if any was."""
-    wish, _ = _read_prune(experiment_tags(tracking).get(names.PRUNE, ""))
-    return wish
+    tags = experiment_tags(tracking)
+    told = _told(tags.get(names.PRUNE, ""))
+    tables, keep, parts = told.get("tables"), told.get("keep"), told.get("parts")
+    if isinstance(parts, int) and 0 < parts <= len(tags):
+        named = [f"{names.PRUNE}.{place}" for place in range(parts)]
+        keep = [key for name in named for key in tags[name].split()] if all(name in tags for name in named) else None
+    # Somebody has edited it: what is read in another way than it was meant would end what should stay.
+    if not isinstance(tables, list) or not isinstance(keep, list):
+        return None
+    return Prune(tables=frozenset(map(str, tables)), keep=frozenset(map(str, keep)))
 
 
-def _read_prune(text: str) -> tuple[Prune | None, int]:
-    """Read a tag of the experiment, and when that was asked, in milliseconds since 1970; nobody asked for what is odd.
-
-    The next submit empties the tag.
-    """
+def _told(text: str) -> dict[str, Any]:
+    """Read the wish to prune; an empty one where the tag was edited."""
     try:
         told = json.loads(text)
-        wish = Prune(tables=frozenset(map(str, told["tables"])), keep=frozenset(map(str, told["keep"])))
-        return wish, int(told.get("asked", 0))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None, 0
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +171,8 @@ def stops_asked(tracking: Tracking, until: int | None = None) -> Stops:
     prune = experiment_tags(tracking).get(names.PRUNE, "")
     if until is not None:
         cancels = frozenset((run_id, asked) for run_id, asked in cancels if (whole_number(asked) or 0) <= until)
-        prune = prune if _read_prune(prune)[1] <= until else ""
+        asked = _told(prune).get("asked", 0)
+        prune = prune if isinstance(asked, int) and asked <= until else ""
     return Stops(cancels=cancels, prune=prune)
 
 

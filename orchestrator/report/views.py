@@ -168,7 +168,7 @@ def decode(tag: str) -> tuple[str, View] | None:
         saved = json.loads(tag)
         state = json.loads(zlib.decompress(base64.b64decode(saved["state"].removeprefix("deflate;"))))
         return saved["name"], state
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error):
         return None
 
 

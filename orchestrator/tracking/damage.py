@@ -5,6 +5,7 @@ there is one, without training.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,11 +82,13 @@ def doubts(tracking: Tracking) -> list[str]:
 
 def _identity(tracking: Tracking, run: Run, wanted: Plan, titles: Mapping[str, str]) -> Iterator[Damage]:
     """Find the kind and the key of a run that lacks one of them, as far as the rest of it proves them."""
-    kind = run.tags.get(names.KIND, "")
-    if run.kind or kind == names.SUPERSEDED:
+    is_known = run.kind == "table" or run.key in wanted.trainings or run.key in wanted.evaluations
+    # The settings of a training are in a file, which is fetched only where its key cannot be one.
+    is_known = is_known or (run.kind == "training" and re.fullmatch("[0-9a-f]{12}", run.key) is not None)
+    if is_known or run.tags.get(names.KIND) == names.SUPERSEDED:
         return
     told = _evaluation(run, wanted) or _training(tracking, run, wanted) or _table(run)
-    if told is None:
+    if told is None or told == (run.kind, run.key):
         return
     is_kind, key = told
     tags = {names.KIND: is_kind, names.KEY[is_kind]: key}
@@ -103,6 +106,8 @@ def _identity(tracking: Tracking, run: Run, wanted: Plan, titles: Mapping[str, s
 
 def _evaluation(run: Run, wanted: Plan) -> tuple[str, str] | None:
     """Return that a run is an evaluation, and its key, where its tags and params have a key of the plan."""
+    if names.SPLIT not in run.tags and _trained(run):
+        return None
     key = run.tags.get(names.EVALUATION_KEY, "")
     if key in wanted.evaluations:
         return "evaluation", key
@@ -117,8 +122,7 @@ def _evaluation(run: Run, wanted: Plan) -> tuple[str, str] | None:
 
 def _training(tracking: Tracking, run: Run, wanted: Plan) -> tuple[str, str] | None:
     """Return that a run is a training, and its key, by the settings that it stored when it began."""
-    is_training = names.NUM_WORKERS in run.tags or names.WEIGHTS_SHA256 in run.tags
-    if names.SPLIT in run.tags or not (is_training or run.train_key in wanted.trainings):
+    if names.SPLIT in run.tags or not _trained(run):
         return None
     if run.train_key in wanted.trainings:
         return "training", run.train_key
@@ -131,6 +135,11 @@ def _training(tracking: Tracking, run: Run, wanted: Plan) -> tuple[str, str] | N
     except (UserError, TypeError, ValueError, KeyError, RecursionError):
         return None
     return ("training", key) if key in wanted.trainings else None
+
+
+def _trained(run: Run) -> bool:
+    """Say whether a run has tags that no evaluation has."""
+    return any(name in (names.NUM_WORKERS, names.WEIGHTS_SHA256) or name.startswith(names.TABLE) for name in run.tags)
 
 
 def _table(run: Run) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.config import TrainConfig
+from orchestrator import names
 from orchestrator.driver.cancel import (
     Prune,
     ask_to_cancel,
@@ -25,7 +26,14 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import make_plan
 from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
-from orchestrator.tracking.runs import Tracking, now, open_tracking
+from orchestrator.tracking.runs import (
+    Tracking,
+    experiment_tags,
+    now,
+    open_tracking,
+    tag_experiment,
+    untag_experiment,
+)
 from orchestrator.tracking.suite import Suite
 from tests.suites import TRAIN, experiment_of, variant
 
@@ -170,6 +178,23 @@ def test_a_submit_that_is_started_late_for_who_waited_elsewhere_leaves_out_the_s
     found = stopped_since(connected([tiny], site), stops_asked(suite, waits_since))
     assert found == {first.key: "pruned", second.key: "pruned"}
     assert stopped_since(connected([tiny], site), stops_asked(suite, now())) == {}
+
+
+def test_a_prune_of_a_large_suite_is_told_whole(suite: Tracking):
+    wish = Prune(tables=frozenset({"tiny"}), keep=frozenset(f"{number:012x}" for number in range(2000)))
+    ask_to_prune(suite, wish)
+    assert prune_asked(suite) == wish
+    assert max(map(len, experiment_tags(suite).values())) <= 5000
+    untag_experiment(suite, f"{names.PRUNE}.3")
+    assert prune_asked(suite) is None
+
+
+def test_a_prune_that_somebody_edited_ends_nothing(suite: Tracking):
+    beside = ("", ', "keep": "a"', ', "parts": -1', ', "keep": null, "asked": "noon"')
+    for odd in ("{", "[]", "3", *(f'{{"tables": ["tiny"]{more}}}' for more in beside)):
+        tag_experiment(suite, names.PRUNE, odd)
+        assert prune_asked(suite) is None
+        assert stops_asked(suite, until=0).prune in ("", odd)
 
 
 def test_a_prune_holds_for_who_waits_as_well(suite: Tracking, site: Site):

@@ -138,3 +138,13 @@ def test_seeds_on_two_versions_of_the_data_are_never_averaged(mlflow_uri, tmp_pa
             view = saved_view(tracking, view_id)
             assert (view["groupBy"] is None) == (place == 1)
             assert ("tags.`data_fingerprint`" in view["selectedColumns"]) == (place == 1)
+
+
+def test_a_note_that_is_longer_than_a_tag_ends_after_a_whole_line_and_says_so():
+    note = "\n".join(f"- [table {number}](link): a row" for number in range(500))
+    short = pages._within(note, 5000)
+    assert len(short) <= 5000
+    assert short.endswith(": a row\n…")
+    assert note.startswith(short.removesuffix("…"))
+    assert pages._within(note[:5000], 5000) == note[:5000]
+    assert pages._within("x" * 6000, 5000) == "x" * 4999 + "…"

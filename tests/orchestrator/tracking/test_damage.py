@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -127,7 +127,9 @@ EDITS: dict[str, tuple[Edit, tuple[int, int], str]] = {
     "kind of a training": (tag("evaluation", names.KIND, "training"), ALL_STANDS, "kind 'training': written anew"),
     "kind of an evaluation": (tag("training", names.KIND, "evaluation"), ALL_STANDS, "kind 'evaluation': written anew"),
     "evaluation key gone": (tag("evaluation", names.EVALUATION_KEY, None), ALL_STANDS, "no evaluation_key"),
-    "evaluation key odd": (tag("evaluation", names.EVALUATION_KEY, "it's"), ALL_STANDS, ""),
+    "evaluation key odd": (tag("evaluation", names.EVALUATION_KEY, "it's"), ALL_STANDS, 'evaluation_key "it\'s": '),
+    "train key odd": (tag("training", names.TRAIN_KEY, "../../x"), ALL_STANDS, "train_key '../../x': written anew"),
+    "evaluation key on a training": (tag("training", names.EVALUATION_KEY, "x"), ALL_STANDS, "has tags of two kinds"),
     "train key gone": (tag("training", names.TRAIN_KEY, None), ALL_STANDS, "no train_key: written anew"),
     "train key of an evaluation odd": (tag("evaluation", names.TRAIN_KEY, 'it\'s "it"'), ALL_STANDS, "train_key "),
     "suite gone": (tag("evaluation", names.SUITE, None), ALL_STANDS, "no suite: written anew"),
@@ -196,6 +198,7 @@ def test_what_somebody_edited_stops_no_verb_and_is_named_and_mended(
     # A second look finds nothing, and a submit, here without Ray, goes through.
     assert (find_edits(home.open), find_defects(home.open)) == ([], [])
     monkeypatch.setattr(submit, "_run", lambda *everything: (0, 0.0))
+    monkeypatch.setattr(submit, "_compiling", lambda site: nullcontext())
     assert submit.submit(home.open, said.append).exit_code == 0
     assert home.missing() == remains
 
