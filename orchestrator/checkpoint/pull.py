@@ -338,7 +338,10 @@ def _card(file: Path, digest: str) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(file.read_text())
         _require_same(card["weights_sha256"], digest)
-    except (ValueError, KeyError, TypeError) as error:
+        told = (card["config"]["data"]["dataset"], card["data_fingerprint"])
+        if not all(isinstance(one, str) for one in told):
+            raise TypeError(f"dataset and data_fingerprint are {told}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"MLflow's {CARD} of this training is damaged ({error!r}); pull another row") from error
     return card
 

@@ -57,7 +57,7 @@ def find_damage(
     found = [one for run in runs if run.run_id not in alive for one in _identity(tracking, run, wanted, titles)]
     counting = {kind: by_key(runs, kind) for kind in KINDS}
     for run in runs:
-        if run.kind in KINDS and run.run_id not in alive:
+        if run.kind in KINDS and run.key and run.run_id not in alive:
             title, winner = titles.get(run.key, f"{run.kind} {run.key}"), counting[run.kind][run.key]
             if winner.run_id == run.run_id:
                 edits, mended = _facts(tracking, run, wanted, counting["training"], title)
@@ -82,7 +82,7 @@ def doubts(tracking: Tracking) -> list[str]:
 
 def _identity(tracking: Tracking, run: Run, wanted: Plan, titles: Mapping[str, str]) -> Iterator[Damage]:
     """Find the kind and the key of a run that lacks one of them, as far as the rest of it proves them."""
-    is_known = run.kind == "table" or run.key in wanted.trainings or run.key in wanted.evaluations
+    is_known = run.key != "" and (run.kind == "table" or run.key in wanted.trainings or run.key in wanted.evaluations)
     # The settings of a training are in a file, which is fetched only where its key cannot be one.
     is_known = is_known or (run.kind == "training" and re.fullmatch("[0-9a-f]{12}", run.key) is not None)
     if is_known or run.tags.get(names.KIND) == names.SUPERSEDED:

@@ -54,12 +54,12 @@ class Run:
         """Return names.Kind, or "" for a run that is none of ours, or whose tags contradict its kind."""
         kind = self.tags.get(names.KIND, "")
         # An evaluation has the key of its training as well, and would pass for it if its kind were edited.
-        is_other = kind == "training" and names.EVALUATION_KEY in self.tags
-        return kind if self.tags.get(names.KEY.get(kind, "")) and not is_other else ""
+        is_other = kind == "training" and {names.EVALUATION_KEY, names.SPLIT} <= self.tags.keys()
+        return "" if is_other else kind
 
     @property
     def key(self) -> str:
-        """Return what tells it apart among those of its kind; "" where it has no kind."""
+        """Return what tells it apart among those of its kind; "" where nothing does."""
         return self.tags.get(names.KEY.get(self.kind, ""), "")
 
     @property
@@ -253,7 +253,7 @@ def write(
 ) -> None:
     """Write metrics (at step 0), params and tags in one call, or in none if there are none; in several if many."""
     points = [{"key": k, "value": number(v), "step": 0, "timestamp": now()} for k, v in (metrics or {}).items()]
-    content = {"metrics": points, "params": pairs(params or {}), "tags": pairs(tags or {})}
+    content: dict[str, list[Any]] = {"metrics": points, "params": pairs(params or {}), "tags": pairs(tags or {})}
     while any(content.values()):
         batch = {name: values[:MOST_AT_ONCE] for name, values in content.items()}
         rest.post(uri, "runs/log-batch", {"run_id": run_id, **batch})

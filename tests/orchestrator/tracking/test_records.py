@@ -113,7 +113,7 @@ def test_tags_that_somebody_edited_are_read_as_nothing():
     assert {whole_number(text) for text in ("", "x", "-1", "1.5", "1e3", "²", "٣", "9" * 5000, " 1")} == {None}
     assert read_sizes('{"a/b": 0}') == {"a/b": 0}
     odd = ("", "{", "null", "[1]", '"a"', "3", '{"a": "1"}', '{"a": -1}', '{"a": true}', '{"a": 1.5}', "[" * 9000)
-    assert {read_sizes(text) for text in odd} == {None}  # type: ignore[arg-type]
+    assert [read_sizes(text) for text in odd] == [None] * len(odd)
 
 
 def run(kind: str, /, **tags: str | None) -> Run:
@@ -131,10 +131,7 @@ def run(kind: str, /, **tags: str | None) -> Run:
     [
         (run("training", files="{no"), "its tag files is damaged ('{no', expected bytes by path as JSON)"),
         (run("training", seed="x"), "its tag seed is 'x'"),
-        (run("evaluation", seed=None), "its seed is missing"),
         (run("training", checkpoint_sha256="x"), "its tag checkpoint_sha256 is damaged ('x', expected a SHA-256)"),
-        (run("evaluation", split=""), "its tag split is missing"),
-        (run("evaluation", train_key=None), "its tag train_key is missing"),
         (run("evaluation", files='{"detections/matches.parquet": 1}'), "the digest of its matches is missing"),
         (replace(run("evaluation"), metrics={"val/AP": math.nan}), "its metrics are damaged (val/AP is nan, expected"),
         (replace(run("evaluation"), metrics={"val/AR1": 1.7e308}), "its metrics are damaged (val/AR1 is 1.7e+308"),
@@ -158,5 +155,6 @@ def test_a_run_that_nobody_edited_is_finished_with_or_without_what_later_version
 def test_a_run_of_the_kind_of_one_and_the_keys_of_another_counts_as_neither():
     odd = [run("evaluation", kind="training"), run("training", kind="evaluation"), run("training", kind="table")]
     odd += [run("training", train_key=""), run("evaluation", kind=names.SUPERSEDED), run("evaluation", kind=None)]
-    assert {(one.kind, one.key) for one in odd} == {("", "")}
-    assert [by_key(odd, kind) for kind in ("training", "evaluation", "table")] == [{}, {}, {}]  # type: ignore[arg-type]
+    assert {one.key for one in odd} == {""}
+    kinds: tuple[names.Kind, ...] = ("training", "evaluation", "table")
+    assert [by_key(odd, kind) for kind in kinds] == [{}, {}, {}]
