@@ -504,19 +504,23 @@ def _beyond_limits(rows: Sequence[Row], rule: SeedRule | None) -> Iterator[str]:
             yield f"{where}: label has {len(row.label)} characters, expected {most} at most, as it names runs of MLflow"
         if shown := names.unstorable(row.label):
             yield f"{where}: label has {shown}, which MLflow's database does not take; leave it out"
-        data = row.train.data
-        values = {f"train.{path}": value for path, value in flat_differences(row.train).items()}
-        values |= {f"inference.{path}": value for path, value in flat_differences(row.inference).items()}
-        for path, value in (values | {"split": row.split}).items():
+    # Rows of a grid share most of it.
+    for (model, data, split), label in {
+        (r.train.model, r.train.data, r.split): r.label for r in reversed(rows)
+    }.items():
+        where = f"row {_cut(label)}"
+        values = {f"train.model.{path}": value for path, value in flat_differences(model).items()}
+        values |= {f"train.data.{path}": value for path, value in flat_differences(data).items()}
+        for path, value in (values | {"split": split}).items():
             text = value if isinstance(value, str) else json.dumps(value)
             if len(text) > names.MOST_PARAM:
                 yield f"{where}: {path} has {len(text)} characters, MLflow keeps {names.MOST_PARAM} of them; shorten it"
             if shown := names.unprintable(text):
                 yield f"{where}: {path} is {_cut(text)}, which has {shown}; no file or database takes that in a name"
-        for path, split in (("train.data.train_split", data.train_split), ("split", row.split)):
-            if len(f"{data.dataset} {split}") > names.MOST_DATASET_NAME:
+        for path, called in (("train.data.train_split", data.train_split), ("split", split)):
+            if len(f"{data.dataset} {called}") > names.MOST_DATASET_NAME:
                 yield (
-                    f"{where}: train.data.dataset and {path} have {len(data.dataset) + len(split)} characters, MLflow "
+                    f"{where}: train.data.dataset and {path} have {len(data.dataset) + len(called)} characters, MLflow "
                     f"takes less than {names.MOST_DATASET_NAME} in a name of data; shorten one"
                 )
 

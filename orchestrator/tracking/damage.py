@@ -26,7 +26,7 @@ from orchestrator.tracking.experiments import others_of
 from orchestrator.tracking.ledger import end_run
 from orchestrator.tracking.records import by_key, damage_of, place_tags, read_inference, read_record, training_name
 from orchestrator.tracking.rest import ServerAway
-from orchestrator.tracking.runs import Run, Tracking, delete_tag, read_place, read_sizes, rename, whole_number, write
+from orchestrator.tracking.runs import Run, Tracking, delete_tag, read_place, read_sizes, rename, write
 
 KINDS: tuple[Kind, ...] = ("training", "evaluation", "table")
 FILES = (f"{names.CHECKPOINT}/{WEIGHTS}", f"{names.CHECKPOINT}/{CARD}")
@@ -182,7 +182,7 @@ def _facts(
         called = called or f"{evaluation.label}, seed {seed}"
     elif run.kind == "evaluation" and run.seed is None and (scored := trainings.get(run.train_key)):
         tags |= {} if scored.seed is None else {names.SEED: str(scored.seed)}
-    if names.BEGUN in run.tags and whole_number(run.tags[names.BEGUN]) is None:
+    if names.BEGUN in run.tags and run.begun is None:
         tags[names.BEGUN] = str(run.start_time)
     changed = {name: value for name, value in tags.items() if run.tags.get(name) != value}
     found = []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from orchestrator import names
@@ -47,11 +48,12 @@ def find_experiment(uri: str, suite: str) -> SuiteExperiment | None:
 
 def all_suites(uri: str) -> dict[str, str]:
     """Return the id of MLflow's experiment of each suite, without those in the trash."""
-    by_prefix = list(_search(uri, f"name LIKE '{names.SUITE_PREFIX}%'"))
-    found = {one.suite: one for one in by_prefix}
-    for one in _search(uri, f"tags.{names.SUITE} LIKE '%'"):
-        # A suite of another project may have this tag, too.
-        if one.suite not in found and one not in by_prefix and _is_ours(uri, one):
+    found: dict[str, SuiteExperiment] = {}
+    named, tagged = f"name LIKE '{names.SUITE_PREFIX}%'", f"tags.{names.SUITE} LIKE '%'"
+    for one in (*_search(uri, named), *_search(uri, tagged)):
+        counts = one.suite not in found or one.name == names.experiment_name(one.suite)
+        # Of another project a suite may have this tag, too; and ours are folders, never paths of several.
+        if counts and PurePath(one.suite).name == one.suite != ".." and _is_ours(uri, one):
             found[one.suite] = one
     return {suite: one.id for suite, one in found.items()}
 

@@ -79,7 +79,7 @@ def damage_of(run: Run) -> str:
         return "the digest of its matches is missing"
     for metric in METRICS:
         value = metrics.get(f"{VAL}{metric}", 0.0)
-        if not 0.0 <= value <= 100.0:  # nor is NaN
+        if not -0.001 < value < 100.001:  # nor is NaN
             return f"its metrics are damaged ({VAL}{metric} is {value:g}, expected 0 to 100)"
     return ""
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PAGE = 1000
 MOST_AT_ONCE = 100
 """Params, and tags, that MLflow takes in one call; of metrics it takes 1,000."""
+CLOCKS_APART = 3_600_000
+"""Milliseconds that the clocks of two machines may differ by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,10 +85,15 @@ class Run:
         return read_sizes(self.tags.get(names.FILES, "{}")) or {}
 
     @property
+    def begun(self) -> int | None:
+        """Return when it last began; None where no tag says it, or one names a time that is still to come."""
+        begun = whole_number(self.tags.get(names.BEGUN, ""))
+        return None if begun is None or begun > now() + CLOCKS_APART else begun
+
+    @property
     def last_sign_of_life(self) -> int:
         """Return when it last began or received a metric."""
-        begun = whole_number(self.tags.get(names.BEGUN, ""))
-        return max(self.start_time if begun is None else begun, self.last_metric_time)
+        return max(self.start_time if self.begun is None else self.begun, self.last_metric_time)
 
 
 def read_run(told: Mapping[str, Any]) -> Run:

@@ -67,6 +67,7 @@ def test_of_two_experiments_of_a_suite_the_one_of_its_name_counts_and_the_other_
     named = open_tracking(mlflow_uri, "twice")
     assert named.experiment_id == second
     assert len(read_runs(named)) == 0
+    assert all_suites(mlflow_uri)["twice"] == second
     (doubt,) = doubts(named)
     assert f"experiment an old one (id {tracking.experiment_id}) has the tag suite = twice, too" in doubt
     create_run(mlflow_uri, second, "a run", {names.KIND: "training", names.SUITE: "twice"})
@@ -81,6 +82,8 @@ def test_an_experiment_of_others_that_has_such_a_tag_or_such_a_name_is_left_alon
     assert "shared word" not in all_suites(mlflow_uri)
     ours = open_tracking(mlflow_uri, "shared word")
     assert ours.experiment_id is not None
+    make(mlflow_uri, names.experiment_name("../../outside"), "../../outside")
+    assert "../../outside" not in all_suites(mlflow_uri)
     make(mlflow_uri, names.experiment_name("taken"), "another suite")
     with pytest.raises(UserError, match="experiment retinanet-conf/taken is in the way of suite taken"):
         open_tracking(mlflow_uri, "taken")

@@ -149,7 +149,9 @@ def test_a_run_that_nobody_edited_is_finished_with_or_without_what_later_version
     assert damage_of(run(kind)) == ""
     assert read_record(run(kind)).status == "FINISHED"
     assert read_record(run(kind, files='{"checkpoint/model.safetensors": 3}', begun="x")).status == "FINISHED"
-    assert run(kind, begun="x").last_sign_of_life == 5
+    # What is no time, or a time to come, says nothing of when it began.
+    assert {run(kind, begun=text).last_sign_of_life for text in ("x", "", "9" * 18)} == {5}
+    assert run(kind, begun="1764000000000").last_sign_of_life == 1764000000000
 
 
 def test_a_run_of_the_kind_of_one_and_the_keys_of_another_counts_as_neither():
