@@ -169,7 +169,7 @@ def best_version(uri: str, suite: str) -> dict[str, str] | None:
             if alias["alias"] == names.BEST:
                 which = {"name": name, "version": alias["version"]}
                 version = rest.get(uri, "model-versions/get", which)["model_version"]
-                return {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+                return {tag["key"]: tag.get("value", "") for tag in version.get("tags", [])}
     return None
 
 

@@ -106,10 +106,11 @@ def read_run(told: Mapping[str, Any]) -> Run:
         status=str(info["status"]),
         experiment_id=str(info.get("experiment_id", "")),
         start_time=int(info.get("start_time", 0)),
-        tags={tag["key"]: tag["value"] for tag in data.get("tags", [])},
-        params={param["key"]: param["value"] for param in data.get("params", [])},
-        metrics={metric["key"]: float(metric["value"]) for metric in metrics},
-        last_metric_time=max((int(metric["timestamp"]) for metric in metrics), default=0),
+        # A value that is NULL in the database is left out of the answer.
+        tags={tag["key"]: tag.get("value", "") for tag in data.get("tags", [])},
+        params={param["key"]: param.get("value", "") for param in data.get("params", [])},
+        metrics={metric["key"]: float(metric.get("value", "nan")) for metric in metrics},
+        last_metric_time=max((int(metric.get("timestamp", 0)) for metric in metrics), default=0),
     )
 
 
@@ -191,7 +192,7 @@ def experiment_id(tracking: Tracking) -> str:
 def experiment_tags(tracking: Tracking) -> dict[str, str]:
     """Read the tags of the suite's experiment."""
     answer = rest.get(tracking.uri, "experiments/get", {"experiment_id": experiment_id(tracking)})
-    return {tag["key"]: str(tag["value"]) for tag in answer["experiment"].get("tags", [])}
+    return {tag["key"]: str(tag.get("value", "")) for tag in answer["experiment"].get("tags", [])}
 
 
 def tag_experiment(tracking: Tracking, name: str, value: str) -> None:

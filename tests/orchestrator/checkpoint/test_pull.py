@@ -12,7 +12,7 @@ import torch
 import model
 from model.config import METRICS, InferenceConfig, TrainConfig
 from orchestrator.checkpoint import pull as pulling
-from orchestrator.checkpoint.find import Query
+from orchestrator.checkpoint.find import FinishedEvaluation, Query
 from orchestrator.checkpoint.pull import last_suite, locate, pull, read_provenance
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, Place, TrainRun, evaluation_key, train_key
@@ -21,7 +21,7 @@ from orchestrator.site import Site
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import rest, runs
 from orchestrator.tracking.artifacts import download, upload
-from orchestrator.tracking.runs import Tracking, open_tracking
+from orchestrator.tracking.runs import Run, Tracking, open_tracking
 from tests.detectors import MODEL, SIZES, save_opinionated
 
 CATEGORIES = ((3, 8), ("dog", "cat"))
@@ -305,3 +305,11 @@ def test_the_best_is_that_of_the_suite_that_was_submitted_last_from_here(suite, 
     (site.home / "submits" / "young" / "lock").touch()
     with pytest.raises(UserError, match=rf"suite young, the last one submitted here, has no result .* {suite.suite}"):
         locate("best", Query(), site, quiet)
+
+
+def test_settings_and_versions_that_somebody_edited_are_a_line_or_nothing():
+    edited = Run(run_id="r1", name="ours", status="FINISHED", params={"nms_iou": "half"})
+    with pytest.raises(UserError, match=r"the params of run r1 in MLflow were edited: .*; pull another row, or delete"):
+        pulling._inference_of(FinishedEvaluation(suite="any", run=edited))
+    assert pulling._versions_of('{"torch": "2.9"}') == {"torch": "2.9"}
+    assert [pulling._versions_of(text) for text in ("torch", "[]", "null", "[" * 9000)] == [{}] * 4

@@ -23,7 +23,7 @@ from orchestrator.tracking.records import (
     training_params,
     varied_params,
 )
-from orchestrator.tracking.runs import Run, read_place, read_sizes, whole_number
+from orchestrator.tracking.runs import Run, read_place, read_run, read_sizes, whole_number
 
 PLAIN = TrainConfig(model=ModelConfig(confidence=None))
 DEEPER = TrainConfig(model=ModelConfig(backbone="resnet101", confidence=ConfidenceConfig(negative_weight=0.001)))
@@ -160,3 +160,16 @@ def test_a_run_of_the_kind_of_one_and_the_keys_of_another_counts_as_neither():
     assert {one.key for one in odd} == {""}
     kinds: tuple[names.Kind, ...] = ("training", "evaluation", "table")
     assert [by_key(odd, kind) for kind in kinds] == [{}, {}, {}]
+
+
+def test_a_run_with_empty_fields_in_the_database_is_read():
+    data = {"tags": [{"key": "kind"}], "params": [{"key": "head"}], "metrics": [{"key": "val/AP"}]}
+    told = read_run({"info": {"run_id": "r", "status": "FINISHED"}, "data": data})
+    assert (told.tags, told.params, told.last_metric_time) == ({"kind": ""}, {"head": ""}, 0)
+    assert math.isnan(told.metrics["val/AP"])
+
+
+@pytest.mark.parametrize("value", ["odd", "NaN", "[1]", "{}", "[" * 5000, "9" * 5000])
+@pytest.mark.parametrize("name", ["fusion", "nms_iou", "confidence_exponent"])
+def test_params_that_were_edited_in_the_database_stop_no_name(name, value):
+    assert run_name({}, {name: value}, "0") == "RetinaNet, resnet50, unknown score, seed 0"
