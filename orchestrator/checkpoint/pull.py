@@ -13,11 +13,14 @@ from typing import Any
 
 from model.data.cache import file_sha256
 from model.names import CARD, INFERENCE, WEIGHTS
+from model.paths import inside, one_name
 from model.settings import Settings, from_dict, to_dict
 from orchestrator import names
+from orchestrator.addresses import without_secrets
 from orchestrator.checkpoint.find import BEST, FinishedEvaluation, Query, find, table_of
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.templating import fill
+from orchestrator.homes import make_home
 from orchestrator.report import views
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Missing, Progress, download
@@ -164,7 +167,9 @@ def _pull(query: Query, site: Site, output: Path | None, progress: Progress) -> 
         )
     evaluation = find(uri, query, last_suite(site))
     label = evaluation.label(table_of(evaluation, query))
-    folder = output or site.home / "pulled" / f"{evaluation.suite}-{slug(label)}-{evaluation.run.key[:6]}"
+    # Names of others: whoever may write to MLflow may call an experiment `retinanet-conf/../../x`.
+    name = one_name(f"{evaluation.suite}-{slug(label)}-{evaluation.run.key[:6]}")
+    folder = output or inside(make_home(site.home) / "pulled", name)
     is_there = (folder / WEIGHTS).is_file()
     fetch(uri, evaluation, label, folder, progress, with_detections=True)
     return evaluation, folder, not is_there
@@ -245,7 +250,9 @@ def read_provenance(folder: Path) -> Provenance | None:
         ValueError: the file is no such card.
     """
     try:
-        return from_dict(Provenance, json.loads((folder / PROVENANCE).read_text()))
+        card = from_dict(Provenance, json.loads((folder / PROVENANCE).read_text()))
+        # Earlier versions wrote the address of MLflow as it was given, with a password.
+        return replace(card, link=without_secrets(card.link), training_link=without_secrets(card.training_link))
     except FileNotFoundError:
         return None
     except (OSError, TypeError, ValueError) as error:
