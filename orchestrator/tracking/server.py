@@ -212,7 +212,7 @@ def _answering(folder: Path) -> str | None:
     if not isinstance(pid, int) or not isinstance(port, int) or not (process or nonce):
         return None
     # Without the start of the process, as earlier versions wrote it, another may have its id by now.
-    if (process and process != identity(pid)) or not _listens(pid, port):
+    if (process and process != identity(pid)) or not _listens(pid, port, folder):
         return None
     try:
         with rest.session(uri) as http:
@@ -222,15 +222,17 @@ def _answering(folder: Path) -> str | None:
     return uri if process or response.headers.get(NONCE_HEADER) == nonce else None
 
 
-def _listens(pid: int, port: int) -> bool:
+def _listens(pid: int, port: int, folder: Path) -> bool:
     """Whether a process of this machine listens on a port of localhost."""
-    try:
-        opened = psutil.Process(pid).net_connections("tcp4")
-    except psutil.AccessDenied:  # another user's, in a folder that a group shares
-        return _owner_of_port(port) == psutil.Process(pid).uids().real
-    except psutil.Error:
-        return False
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in opened)
+    with suppress(psutil.Error, OSError):  # it has just ended
+        process = psutil.Process(pid)
+        try:
+            opened = process.net_connections("tcp4")
+        except psutil.AccessDenied:  # another user's, in a folder that a group shares
+            users = {_owner_of_port(port), process.uids().real, (folder / "server.json").stat().st_uid}
+            return len(users) == 1
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in opened)
+    return False
 
 
 def _owner_of_port(port: int) -> int | None:
