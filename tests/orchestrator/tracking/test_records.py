@@ -5,6 +5,7 @@ import pytest
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from orchestrator.experiment.rows import Row
 from orchestrator.tracking.records import (
+    by_key,
     inference_params,
     measured_where_the_paper_did,
     read_inference,
@@ -13,6 +14,7 @@ from orchestrator.tracking.records import (
     training_params,
     varied_params,
 )
+from orchestrator.tracking.runs import Run
 
 PLAIN = TrainConfig(model=ModelConfig(confidence=None))
 DEEPER = TrainConfig(model=ModelConfig(backbone="resnet101", confidence=ConfidenceConfig(negative_weight=0.001)))
@@ -75,3 +77,9 @@ def test_the_papers_data_are_the_whole_of_coco_val2017():
     assert not on(dataset="shapes")
     assert not on(num_val_images=100)
     assert not on("test")
+
+
+def test_a_key_that_is_a_path_is_that_of_no_training():
+    keys = ("0123456789abcdef", "../../x", "/etc", "..", "a/b")
+    runs = [Run(run_id=key, name="x", status="RUNNING", tags={"kind": "training", "train_key": key}) for key in keys]
+    assert list(by_key(runs, "training")) == ["0123456789abcdef"]
