@@ -331,23 +331,18 @@ def _require_same(found: str, recorded: str) -> None:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside the final one, which is gone afterwards, unless it was renamed."""
+    """Yield a folder in a hidden one beside the final one, which is gone afterwards, unless it was renamed."""
     try:
         # Beside it, as a rename is whole or not at all within one file system only.
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise UserError(
             f"cannot write to {folder.parent} ({error.strerror}); name another place with --output"
         ) from error
     try:
-        partial.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else in, and the folder may be a shared one
+        partial = hidden / "checkpoint"
+        partial.mkdir()  # open to whom the umask says, where mkdtemp lets nobody else in: the folder may be shared
         yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
+        shutil.rmtree(hidden, ignore_errors=True)

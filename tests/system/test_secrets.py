@@ -110,7 +110,7 @@ class Guarded:
             env=kept | tokens | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": self.uri} | environment,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,  # a machine that does much else beside
             check=False,
         )
 

@@ -89,6 +89,18 @@ def test_a_suite_of_any_name_is_pulled_below_the_home_and_nowhere_else(mlflow_ur
     model.load(folder)
 
 
+def test_a_folder_that_is_named_is_open_to_whom_the_umask_says(suite, site, tmp_path):
+    record(suite, tmp_path)
+    for mask, mode in ((0o002, 0o775), (0o077, 0o700)):
+        before = os.umask(mask)
+        try:
+            folder = pull(Query(suite=suite.suite), site, tmp_path / f"for {mode:o}", quiet)
+        finally:
+            os.umask(before)
+        assert folder.stat().st_mode & 0o777 == mode
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_card_of_an_earlier_version_is_read_without_its_password(suite, site, tmp_path):
     record(suite, tmp_path)
     folder = pull(Query(suite=suite.suite), site, tmp_path / "ours", quiet)
