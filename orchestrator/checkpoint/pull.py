@@ -168,8 +168,8 @@ def _pull(query: Query, site: Site, output: Path | None, progress: Progress) -> 
     evaluation = find(uri, query, last_suite(site))
     label = evaluation.label(table_of(evaluation, query))
     # Names of others: whoever may write to MLflow may call an experiment `retinanet-conf/../../x`.
-    name = one_name(f"{evaluation.suite}-{slug(label)}-{evaluation.run.key[:6]}")
-    folder = output or inside(make_home(site.home) / "pulled", name)
+    name, key = one_name(f"{evaluation.suite}-{slug(label)}"), one_name(evaluation.run.key[:6])
+    folder = output or inside(make_home(site.home) / "pulled", f"{name}-{key}")
     is_there = (folder / WEIGHTS).is_file()
     fetch(uri, evaluation, label, folder, progress, with_detections=True)
     return evaluation, folder, not is_there

@@ -11,7 +11,6 @@ from model.data.faults import DataError
 from model.data.layouts.files import is_image, usual_split
 from model.data.layouts.yolo import label_file
 from model.data.split import CocoData
-from model.paths import OutsideError, inside
 
 Splits = dict[str, CocoData]
 PlaceImage = Callable[[CocoData, int, Path], None]
@@ -139,11 +138,7 @@ def _quoted(text: str) -> str:
 def _safe(data: CocoData, name: str) -> str:
     """An image's name, which stays below the folder that it is written to."""
     path = PurePosixPath(name)
-    try:
-        inside(data.folder, name)
-    except OutsideError:
-        path = PurePosixPath("..")
-    if ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{data.root}: image {name} leads out of its folder; give it a name below {data.folder}")
     return str(path)
 
