@@ -24,9 +24,11 @@ def open(*experiments: "str | Path", home: "str | Path | None" = None) -> "OpenS
     """
     import os
 
+    from orchestrator.addresses import logins_apart
     from orchestrator.api import OpenSuite
     from orchestrator.experiment.load import load_experiments
     from orchestrator.site import site_from_environment
 
+    os.environ.update(logins_apart(os.environ))
     environment = dict(os.environ) if home is None else {**os.environ, "RNC_HOME": str(home)}
     return OpenSuite(load_experiments(experiments), site_from_environment(environment))

@@ -1,4 +1,7 @@
-"""Which RNC_HOME a suite was last submitted with: a submit from another folder would silently begin everything anew."""
+"""RNC_HOME: makes it, and knows which one a suite was last submitted with.
+
+A submit from another folder would silently begin everything anew.
+"""
 
 import json
 import os
@@ -6,6 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 
 FILE = Path("retinanet-conf") / "homes.json"
+
+
+def make_home(home: Path) -> Path:
+    """Make RNC_HOME, which nobody else may look into, and return it; one that is there keeps its mode.
+
+    A group may share one that somebody made for it; what is made in it follows the umask.
+    """
+    with suppress(OSError):  # who writes there next says what cannot be written, and why
+        home.parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)
+    return home
 
 
 def remember(suite: str, folder: Path, home: Path) -> None:

@@ -13,15 +13,15 @@ def exists_here(driver: str) -> bool | None:
         return None
     pid = process.partition(" ")[0]
     # A tag of MLflow may hold anything; a process's id has seven digits at most.
-    return pid.isascii() and pid.isdigit() and len(pid) < 10 and process == _process(int(pid))
+    return pid.isascii() and pid.isdigit() and len(pid) < 10 and process == identity(int(pid))
 
 
 def this_process() -> str:
     """Name this process by host, id and start, so that a later process with the same id is told apart."""
-    return f"{socket.gethostname()} {_process(os.getpid())}"
+    return f"{socket.gethostname()} {identity(os.getpid())}"
 
 
-def _process(pid: int) -> str | None:
+def identity(pid: int) -> str | None:
     """Return a process's id and its start in clock ticks since boot, or None if it has ended."""
     if not psutil.LINUX:  # elsewhere the start as psutil tells it moves whenever the clock is set
         return f"{pid} ?" if psutil.pid_exists(pid) else None

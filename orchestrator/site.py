@@ -6,6 +6,7 @@ from pathlib import Path
 
 from model.config import DataConfig
 from model.data.layout import count_images
+from orchestrator.addresses import MLFLOW, RAY, require_bare
 from orchestrator.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,11 @@ class Site:
     """An MLflow server (MLFLOW_TRACKING_URI); None runs one of our own under `home`."""
     ray_address: str | None = None
     """A Ray cluster (RAY_ADDRESS); None runs one on this machine."""
+
+    def __post_init__(self) -> None:
+        # They get into links, cards, errors, and the tasks of workers.
+        require_bare(MLFLOW, self.tracking_uri)
+        require_bare(RAY, self.ray_address)
 
     @property
     def storage(self) -> Path:
@@ -102,7 +108,8 @@ def site_from_environment(environ: Mapping[str, str]) -> Site:
     """Read the site from RNC_HOME, RNC_COCO_ROOT, RNC_WEIGHTS, MLFLOW_TRACKING_URI and RAY_ADDRESS; empty is unset.
 
     Raises:
-        UserError: a folder is named that does not exist, or RNC_HOME is a file.
+        UserError: a folder is named that does not exist, RNC_HOME is a file, or an address holds a password;
+            `logins_apart` takes it out.
     """
     # Absolute, since the workers of a training may run in other folders.
     home = _absolute(environ.get("RNC_HOME") or "runs")

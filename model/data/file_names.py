@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from model.data.layouts.files import IMAGE_SUFFIXES, walk
+from model.paths import OutsideError, inside, named_folder
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -108,11 +109,11 @@ def _absent(root: Path, folder: Path, names: Sequence[str]) -> list[int]:
 
 def leads_out(root: Path, folder: Path, name: str) -> bool:
     """Whether a name is absolute, or climbs out of the data folder; links within it are its owner's affair."""
-    if name.startswith("/"):
+    try:
+        inside(folder, name, named_folder(root))
+    except OutsideError:
         return True
-    path = os.path.abspath(folder / name)
-    inside = [os.path.abspath(place) for place in (root if root.is_dir() else root.parent, folder)]
-    return not any(path.startswith(f"{place.rstrip('/')}/") for place in inside)
+    return False
 
 
 def _listing(folder: Path) -> set[str]:

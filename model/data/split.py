@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import DTypeLike, NDArray
 
 from model.data.faults import DataError, Fault
+from model.paths import OutsideError, inside, named_folder
 
 MIN_SIDE = 32
 """Images with a shorter side do not train, as in the released code."""
@@ -83,9 +84,17 @@ class CocoData:
         return [name.decode() for name in self.names.tolist()]
 
     def path(self, index: int) -> Path:
-        """Where an image is."""
+        """Where an image is.
+
+        Raises:
+            DataError: its name leads out of the data set.
+        """
         name: bytes = self.names[index]
-        return self.folder / name.decode()
+        try:
+            # Readers refuse such a name before; here none gets by, whoever made the columns.
+            return inside(self.folder, name.decode(), named_folder(self.root))
+        except OutsideError as error:
+            raise DataError(f"{self.root}: image {int(self.image_ids[index])}: {error}; mend its name") from error
 
     def boxes(self, index: int) -> NDArray[np.float32]:
         """The boxes to learn, xyxy [G, 4], clipped to the image; no crowds, nothing under a pixel."""

@@ -12,6 +12,7 @@ from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section
 from orchestrator.figures.page import html_image, html_page
 from orchestrator.figures.pictures import choose_images, write_pictures
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
+from orchestrator.homes import make_home
 from orchestrator.report.claims.boxes import (
     BOXES,
     SHARES,
@@ -120,7 +121,7 @@ def analyse(
     tables = {name: by_image(head, places) for name, head in zip(names, heads, strict=True)}
     tables |= beside_paper(heads, places, paper) if paper else {}
     tables["statistics"] = by_head(heads)
-    where = output or site.home / "reports" / "misalignment" / _slug([head.label for head in heads])
+    where = output or make_home(site.home) / "reports" / "misalignment" / _slug([head.label for head in heads])
     return _write(where, tables, heads, _lab(heads), places, paper, progress)
 
 

@@ -14,11 +14,14 @@ from typing import Any
 from model.config import InferenceConfig
 from model.data.cache import file_sha256
 from model.names import CARD, INFERENCE, WEIGHTS
+from model.paths import inside, one_name
 from model.settings import Settings, from_dict, to_dict
 from orchestrator import names
+from orchestrator.addresses import without_secrets
 from orchestrator.checkpoint.find import BEST, FinishedEvaluation, Query, find, table_of
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.templating import fill
+from orchestrator.homes import make_home
 from orchestrator.report import views
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Missing, Progress, download
@@ -166,7 +169,9 @@ def _pull(query: Query, site: Site, output: Path | None, progress: Progress) -> 
         )
     evaluation = find(uri, query, last_suite(site))
     label = evaluation.label(table_of(evaluation, query))
-    folder = output or site.home / "pulled" / f"{evaluation.suite}-{slug(label)}-{evaluation.run.key[:6]}"
+    # Names of others: whoever may write to MLflow may call an experiment `retinanet-conf/../../x`.
+    name, key = one_name(f"{evaluation.suite}-{slug(label)}"), one_name(evaluation.run.key[:6])
+    folder = output or inside(make_home(site.home) / "pulled", f"{name}-{key}")
     is_there = (folder / WEIGHTS).is_file()
     fetch(uri, evaluation, label, folder, progress, with_detections=True)
     return evaluation, folder, not is_there
@@ -255,7 +260,9 @@ def read_provenance(folder: Path) -> Provenance | None:
         ValueError: the file is no such card.
     """
     try:
-        return from_dict(Provenance, json.loads((folder / PROVENANCE).read_text()))
+        card = from_dict(Provenance, json.loads((folder / PROVENANCE).read_text()))
+        # Earlier versions wrote the address of MLflow as it was given, with a password.
+        return replace(card, link=without_secrets(card.link), training_link=without_secrets(card.training_link))
     except FileNotFoundError:
         return None
     except (OSError, TypeError, ValueError) as error:
@@ -356,23 +363,18 @@ def _require_same(found: str, recorded: str) -> None:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside the final one, which is gone afterwards, unless it was renamed."""
+    """Yield a folder in a hidden one beside the final one, which is gone afterwards, unless it was renamed."""
     try:
         # Beside it, as a rename is whole or not at all within one file system only.
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise UserError(
             f"cannot write to {folder.parent} ({error.strerror}); name another place with --output"
         ) from error
     try:
-        partial.chmod(0o777 & ~_umask())  # mkdtemp lets nobody else in, and the folder may be a shared one
+        partial = hidden / "checkpoint"
+        partial.mkdir()  # open to whom the umask says, where mkdtemp lets nobody else in: the folder may be shared
         yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -17,6 +17,7 @@ from typing import Any
 import model
 from model.config import DataConfig
 from orchestrator import names
+from orchestrator.addresses import without_secrets
 from orchestrator.checkpoint.find import FinishedEvaluation, Query, best_version, finished, select
 from orchestrator.checkpoint.pull import Provenance, fetch, training_of
 from orchestrator.errors import Say, UserError
@@ -90,7 +91,7 @@ def _register(uri: str, name: str, best: FinishedEvaluation) -> str:
                 name, f"models:/{logged.model_id}", run_id=run_id, tags=_tags(card), model_id=logged.model_id
             )
         except (OSError, MlflowException) as error:
-            raise UserError(f"MLflow at {uri} does not take model {name}: {error}") from error
+            raise UserError(f"MLflow at {uri} does not take model {name}: {without_secrets(str(error))}") from error
     return str(made.version)
 
 

@@ -23,6 +23,7 @@ from orchestrator.cli.options import (
 from orchestrator.cli.terminal import GOES_ON, print_line, when_interrupted
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
+from orchestrator.homes import make_home
 
 if TYPE_CHECKING:
     from orchestrator.checkpoint.find import Query
@@ -332,7 +333,7 @@ def sweep(
     (folder,) = located([checkpoint], query)
     with bar("images", "images") as progress:
         found = sweep_over(folder, grid, selection, here, say, progress)
-    written = output or here.home / "reports" / "sweep" / found.name
+    written = output or make_home(here.home) / "reports" / "sweep" / found.name
     write_sweep(written, found)
     if form == "html":
         click.echo(sweep_page(found))

@@ -1,5 +1,6 @@
 """The verb `rnc data`: what a data set holds, and the same data in another format."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from model.config import DataConfig
 from orchestrator.cli.options import FORMAT, bar, say, site
 from orchestrator.cli.terminal import print_line, print_text, screen_columns
 from orchestrator.errors import UserError
+from orchestrator.homes import make_home
 
 if TYPE_CHECKING:
     from model.data.formats.convert import Written
@@ -57,7 +59,7 @@ def audit(root: Path, short_edge: int, long_edge: int, quick: bool, output: Path
             found = look_at(root, (short_edge, max(short_edge, long_edge)), progress, read_images=not quick)
     except DataError as error:
         raise UserError(str(error)) from error
-    folder = output or site().home / "reports" / "data" / root.absolute().name
+    folder = output or make_home(site().home) / "reports" / "data" / Path(os.path.abspath(root)).name
     page, told = write(found, folder)
     if form == "text" and screen_columns(sys.stdout) is not None:
         click.echo(head(found))

@@ -126,9 +126,7 @@ def submit(
     that wants a token takes it from RAY_AUTH_TOKEN, or from the file at RAY_AUTH_TOKEN_PATH.
     """
     require_budget(budget, name="--budget")
-    here = site()
-    if address:
-        here = replace(here, ray_address=address)
+    here = site(address)
     opened = suites(experiments, here)
     passed_on = ["--format", form, *override_words(ctx), *(["--prune"] if prune else [])]
     passed_on += [] if budget is None else ["--budget", str(budget)]
@@ -150,7 +148,7 @@ def submit(
     if detach:
         from orchestrator.driver.detach import submit_detached
 
-        submit_detached(opened, [*passed_on, *(["--address", address] if address else [])], say)
+        submit_detached(opened, [*passed_on, *(["--address", str(here.ray_address)] if address else [])], say)
         return
     codes, reports = [], []
     for suite in opened:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from model.settings import Settings
+from orchestrator.addresses import RAY, logins_apart
 from orchestrator.api import OpenSuite
 from orchestrator.cli.terminal import print_text, say_lines
 from orchestrator.cluster.environment import require_cluster_settings
@@ -183,10 +184,13 @@ def selection_options(verb: Callable[..., None]) -> Callable[..., None]:
     return DATA(SPLIT(ALL_IMAGES(collected)))
 
 
-def site() -> Site:
-    """Return the site that the environment names."""
+def site(address: str | None = None) -> Site:
+    """Return the site that the environment names, its Ray cluster another where an address says so."""
     require_cluster_settings(os.environ)
-    return site_from_environment(os.environ)
+    named = {RAY: address} if address else {}
+    apart = logins_apart(os.environ | named)
+    os.environ.update(apart)  # for the clients, and for processes that are started from here
+    return site_from_environment(os.environ | named | apart)
 
 
 def say(text: str) -> None:

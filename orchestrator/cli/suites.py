@@ -1,7 +1,6 @@
 """The verbs of `rnc` that look after a suite: cancel, logs, gc, repair, ui, doctor."""
 
 import sys
-from dataclasses import replace
 from functools import partial
 
 import click
@@ -53,7 +52,7 @@ def logs(experiments: list[Experiment], label: str | None, seed: int | None, fol
     """
     from orchestrator.driver.logs import print_logs
 
-    address = address or site().ray_address
+    address = site(address).ray_address
     if is_jobs_address(address):
         from orchestrator.cluster.jobs import print_job_log
 
@@ -142,9 +141,7 @@ def doctor(
     """
     from orchestrator.doctor.finding import SEEN_BROKEN, SEEN_WIDTH, exit_code, findings_table
 
-    here = site()
-    if address:
-        here = replace(here, ray_address=address)
+    here = site(address)
     if is_jobs_address(here.ray_address):
         from orchestrator.cluster.jobs import Remote, run_job
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from orchestrator.addresses import MLFLOW, read_address, without_secrets
 from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
 
@@ -125,7 +126,9 @@ def _open(name: str, value: str) -> str:
     """Return a value of the environment unless it is a secret, which a job's environment would show to everybody."""
     if SECRET.search(name.upper()):
         raise UserError(f"--env {name}: everybody who reads Ray's Jobs API would see it; the cluster has to hold it")
-    if urlsplit(value).password:
+    if name == MLFLOW:
+        read_address(name, value)  # refuses a query, and a password of which a parser finds but a part
+    if without_secrets(value) != value:  # a user alone may be a token
         raise UserError(
             f"{name}: the address holds a password, which everybody who reads Ray's Jobs API would see; give it "
             "without, and let the cluster hold MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from orchestrator.addresses import job_headers
 from orchestrator.cluster.environment import job_environment
 from orchestrator.cluster.package import Package, build_package
 from orchestrator.errors import INTERRUPTED, Say, UserError
@@ -138,8 +139,9 @@ def print_job_log(
 
 def _client(address: str) -> "JobSubmissionClient":
     """Connect to a cluster that answers; Ray itself would wait for ever for one that does not."""
+    headers = job_headers(os.environ)
     try:
-        requests.get(f"{address.rstrip('/')}/api/version", timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+        requests.get(f"{address.rstrip('/')}/api/version", headers=headers, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
     except (requests.RequestException, ValueError) as error:
         cause = str(error).rpartition(": ")[2].rstrip("'\")")
         raise UserError(
@@ -152,7 +154,7 @@ def _client(address: str) -> "JobSubmissionClient":
 
     for name in CHATTY:
         logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
-    return JobSubmissionClient(address)
+    return JobSubmissionClient(address, headers=headers)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.estimate import needed_while_training
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, row_keys, why_evaluation_is_missing
+from orchestrator.homes import make_home
 from orchestrator.site import NUM_SHAPES, Site
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ def draw(config: DataConfig, site: Site) -> None:
         if asked is not None and asked > NUM_SHAPES[split]:
             raise UserError(f"train.data.num_{split}_images is {asked}; the data set shapes has {NUM_SHAPES[split]}")
     try:
+        make_home(site.home)
         draw_shapes(site.data_root("shapes"), **{f"num_{split}": number for split, number in NUM_SHAPES.items()})
     except DataError as error:
         raise UserError(str(error)) from error
@@ -375,7 +377,7 @@ def _check_detector_weights(
 def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
     needed = needed_while_training(configs)
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        make_home(home).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"RNC_HOME: cannot write to {home} ({error.strerror}); set RNC_HOME to another folder"

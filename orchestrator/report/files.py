@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.cache import file_sha256
+from model.paths import inside, one_name
 from orchestrator import names
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
@@ -20,6 +21,7 @@ from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import Section, html_page, kept_section, render, table_html
 from orchestrator.figures.table import Table
+from orchestrator.homes import make_home
 from orchestrator.report.classes.numbers import Classes, measure_classes
 from orchestrator.report.classes.section import classes_section
 from orchestrator.report.classes.table import classes_table
@@ -206,7 +208,7 @@ def fetch_labs(uri: str, rows: Iterable[Row], ledger: Ledger, folder: Path) -> d
         record = ledger.trainings.get(row_keys(row)[0].train_key)
         if record is None or not record.lab or len(files) == MOST_HEADS:
             continue
-        file = folder / f"lab-{record.lab}.json"
+        file = inside(folder, one_name(f"lab-{record.lab}.json"))
         # Rows that share a training share its lab.
         if file not in files.values() and (file.is_file() or _fetch_lab(uri, record.run_id, record.lab, file)):
             files[row.label] = file
@@ -347,6 +349,7 @@ def _sound(experiments: Iterable[Experiment], ledger: Ledger, say: Say | None) -
 
 
 def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:
+    make_home(file.parent.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         try:

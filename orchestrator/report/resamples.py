@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.cache import file_sha256
+from model.paths import inside, one_name
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
+from orchestrator.homes import make_home
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -236,6 +238,7 @@ def _files(
     }
     missing = {records[key].matches: records[key] for key in files if not _exist(files[key])}
     if missing:
+        make_home(folder.parent)
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
             list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
@@ -247,7 +250,8 @@ def _exist(files: Mapping[Kind, Path]) -> bool:
 
 
 def _file(record: Record, folder: Path, kind: Kind) -> Path:
-    return folder / f"{record.matches}-{NUM_RESAMPLES}-{SEED}-{kind}.{'npz' if kind == 'classes' else 'npy'}"
+    suffix = "npz" if kind == "classes" else "npy"
+    return inside(folder, f"{one_name(record.matches)}-{NUM_RESAMPLES}-{SEED}-{kind}.{suffix}")
 
 
 def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[Kind]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from orchestrator import names
+from orchestrator.addresses import without_secrets
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking import rest
@@ -105,7 +106,9 @@ def download(
         with _watched(folder / PurePosixPath(path).name, sizes[path], progress):
             file = Path(client.download_artifacts(run_id, path, str(folder)))
     except (OSError, MlflowException) as error:
-        raise ServerAway(f"MLflow at {uri} does not give {path} of run {run_id}: {error}") from error
+        raise ServerAway(
+            f"MLflow at {uri} does not give {path} of run {run_id}: {without_secrets(str(error))}"
+        ) from error
     if file.stat().st_size != sizes[path]:
         raise UserError(f"MLflow at {uri} sent {file.stat().st_size} of {sizes[path]} bytes of {path}; try again")
     return file
@@ -139,7 +142,7 @@ def _answers(what_not: str) -> Iterator[None]:
     try:
         yield
     except (OSError, MlflowException) as error:
-        raise ServerAway(f"{what_not}: {error}") from error
+        raise ServerAway(f"{what_not}: {without_secrets(str(error))}") from error
 
 
 def client_of(uri: str) -> "MlflowClient":

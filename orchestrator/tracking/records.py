@@ -97,11 +97,10 @@ def by_key(runs: Iterable[Run], kind: Kind) -> dict[str, Run]:
     """Return, of runs that come newest first, the one that counts for each key: a finished one, else the newest."""
     found: dict[str, Run] = {}
     for run in runs:
-        if (
-            run.kind == kind
-            and run.key
-            and (run.key not in found or (is_finished(run) and not is_finished(found[run.key])))
-        ):
+        # A key names a training's folder as well; whoever may write to MLflow may have written a path.
+        if run.kind != kind or not run.key or "/" in run.key or run.key == "..":
+            continue
+        if run.key not in found or (is_finished(run) and not is_finished(found[run.key])):
             found[run.key] = run
     return found
 

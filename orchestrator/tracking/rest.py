@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from orchestrator.addresses import without_secrets
 from orchestrator.errors import UserError
 
 CONNECT_SECONDS = 2.0
@@ -145,7 +146,7 @@ def _call(uri: str, path: str, send: _Send) -> dict[str, Any]:
             if pause is None or (may_have_arrived and path in NOT_TWICE):
                 raise ServerAway(_away(uri, error)) from error
         except (requests.RequestException, ValueError) as error:  # an address that is none, say
-            raise UserError(f"MLFLOW_TRACKING_URI: {error}") from error
+            raise UserError(f"MLFLOW_TRACKING_URI: {without_secrets(str(error))}") from error
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
@@ -170,7 +171,7 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
 
 
 def _away(uri: str, reason: object) -> str:
-    cause = str(reason).rpartition(": ")[2].rstrip("'\")")
+    cause = without_secrets(str(reason)).rpartition(": ")[2].rstrip("'\")")
     return f"the MLflow server at {uri} does not answer ({cause}); start it, or correct MLFLOW_TRACKING_URI"
 
 

@@ -1,15 +1,16 @@
 """Finds the MLflow server of a site, and starts one of our own where none is named.
 
 Our own server lives on after `rnc`, on SQLite under `home/mlflow`. It holds the lock on `server.lock` for as long as it
-lives: whoever gets the lock may start one, and while somebody has it no second one starts.
+lives: whoever gets the lock may start one, and while somebody has it no second one starts. It is known by its process,
+and by the port that this process listens on: what a server says of itself, any other user of the machine could say.
 """
 
 import fcntl
 import json
 import os
-import secrets
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -19,14 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import requests
 
 from orchestrator.errors import UserError
+from orchestrator.homes import make_home
+from orchestrator.process import identity
 from orchestrator.site import ROOT, Site
 from orchestrator.tracking import rest
 
 USUAL_PORTS = range(5000, 5100)
 NONCE_HEADER = "x-rnc-server"
+"""With which servers that earlier versions started say the nonce of their server.json."""
 START_SECONDS = 120.0
 """It starts in 3 s; `mlflow server` took 95 s where Python had to compile all of MLflow first."""
 
@@ -100,8 +105,9 @@ def stop_server(site: Site, seconds: float = 15.0) -> bool:
     folder = site.home / "mlflow"
     if not folder.is_dir() or _is_free(folder):
         return False
-    pid = _state(folder).get("pid")
-    if not isinstance(pid, int):
+    state = _state(folder)
+    pid = state.get("pid")
+    if not isinstance(pid, int) or state.get("process") not in (None, identity(pid)):
         raise UserError(f"{folder} is locked by a server that is just starting; try again")
     for what in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
@@ -134,9 +140,9 @@ def _start(folder: Path, lock: IO[str]) -> Starting:
     port = _state(folder).get("port")
     _write_state(folder, port=port)  # the pid of the server before is no longer ours to end
     with _listen(port) as listener, (folder / "server.log").open("ab") as log:
-        port, nonce = listener.getsockname()[1], secrets.token_hex(8)
+        port = listener.getsockname()[1]
         process = subprocess.Popen(
-            _command(listener.fileno(), nonce),
+            _command(listener.fileno()),
             cwd=folder,
             env=_environment(folder),
             stdin=subprocess.DEVNULL,
@@ -146,15 +152,14 @@ def _start(folder: Path, lock: IO[str]) -> Starting:
             start_new_session=True,
             pass_fds=(lock.fileno(), listener.fileno()),
         )
-    _write_state(folder, port=port, pid=process.pid, nonce=nonce, started=time.time())
+    _write_state(folder, port=port, pid=process.pid, process=identity(process.pid), started=time.time())
     return Starting(uri=f"http://127.0.0.1:{port}", folder=folder)
 
 
-def _command(listener: int, nonce: str) -> list[str]:
+def _command(listener: int) -> list[str]:
     """Return what `mlflow server --workers 1` ends up running: it answers after 3.2 s instead of 7.4 s."""
     options = {
         "fd": listener,
-        "header": f"{NONCE_HEADER}:{nonce}",
         "log-level": "warning",
         # The sources need not be installed where a job was sent them.
         "app-dir": ROOT,
@@ -200,17 +205,44 @@ def _listen(preferred: Any) -> socket.socket:
 
 
 def _answering(folder: Path) -> str | None:
-    """Return the address of this folder's server if it answers; another server on the same port lacks the nonce."""
+    """Return the address of this folder's server if it answers."""
     state = _state(folder)
-    uri = f"http://127.0.0.1:{state.get('port')}"
-    if not state.get("nonce"):
+    pid, port, process, nonce = (state.get(name) for name in ("pid", "port", "process", "nonce"))
+    uri = f"http://127.0.0.1:{port}"
+    if not isinstance(pid, int) or not isinstance(port, int) or not (process or nonce):
+        return None
+    # Without the start of the process, as earlier versions wrote it, another may have its id by now.
+    if (process and process != identity(pid)) or not _listens(pid, port, folder):
         return None
     try:
         with rest.session(uri) as http:
             response = http.get(f"{uri}/health", timeout=1.0)
     except requests.RequestException:
         return None
-    return uri if response.headers.get(NONCE_HEADER) == state["nonce"] else None
+    return uri if process or response.headers.get(NONCE_HEADER) == nonce else None
+
+
+def _listens(pid: int, port: int, folder: Path) -> bool:
+    """Whether a process of this machine listens on a port of localhost."""
+    with suppress(psutil.Error, OSError):  # it has just ended
+        process = psutil.Process(pid)
+        try:
+            opened = process.net_connections("tcp4")
+        except psutil.AccessDenied:  # another user's, in a folder that a group shares
+            users = {_owner_of_port(port), process.uids().real, (folder / "server.json").stat().st_uid}
+            return len(users) == 1
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in opened)
+    return False
+
+
+def _owner_of_port(port: int) -> int | None:
+    """Return the user whose process listens on a port; Linux tells everybody so, and not which process it is."""
+    with suppress(OSError):
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, _, _, _, user, *_ = line.split()
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                return int(user)
+    return None
 
 
 def _make_database(uri: str, folder: Path) -> None:
@@ -233,7 +265,12 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def _write_state(folder: Path, **state: Any) -> None:
     fresh = folder / "server.json.new"
-    fresh.write_text(json.dumps(state | {"inode": folder.stat().st_ino}))
+    fresh.unlink(missing_ok=True)
+    there = folder.stat()
+    # Nobody else's affair, but in a folder that its owner gave to a group on purpose, by the bit that keeps the group.
+    mode = 0o660 if there.st_mode & stat.S_ISGID and there.st_mode & stat.S_IWGRP else 0o600
+    with open(fresh, "x", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+        file.write(json.dumps(state | {"inode": there.st_ino}))
     # Renamed, as others read it at any time.
     fresh.replace(folder / "server.json")
 
@@ -241,6 +278,7 @@ def _write_state(folder: Path, **state: Any) -> None:
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
+        make_home(folder.parent)
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:

@@ -12,6 +12,7 @@ from orchestrator.experiment.load import Experiment, find_row
 from orchestrator.experiment.plan import Ledger, make_plan, train_key
 from orchestrator.experiment.prepare import prepare
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table
+from orchestrator.homes import make_home
 from orchestrator.site import Site
 
 
@@ -41,6 +42,7 @@ def run_row(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # As a worker with all GPUs of this machine would have them.
     resources = replace(experiment.resources, gpus_per_worker=float(torch.cuda.device_count()))
+    make_home(site.home)
     folder = site.home / "local" / train_key(config)
     started = time.perf_counter()
 

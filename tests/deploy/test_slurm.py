@@ -208,6 +208,8 @@ REFUSED = {
     ),
     "no-mlflow": ({"MLFLOW_TRACKING_URI": ""}, "x", "MLFLOW_TRACKING_URI is not set"),
     "local-mlflow": ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}, "x", "which the other nodes do not reach"),
+    # One that would be seen in the log, where nothing is to speak of Ray.
+    "password": ({"MLFLOW_TRACKING_URI": "http://ada:Ray@mlflow:5000"}, "x", "MLFLOW_TRACKING_URI holds a password"),
     "no-password": ({"MLFLOW_TRACKING_PASSWORD_FILE": "/none"}, "x", "/none is empty or cannot be read"),
     "no-programs": ({"PATH": "/usr/bin:/bin", "RNC_VENV": "/none"}, "x", "rnc is not in"),
 }

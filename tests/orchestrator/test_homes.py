@@ -1,10 +1,12 @@
-"""The note of which RNC_HOME a suite was last submitted with."""
+"""RNC_HOME is made for its owner alone; and the note of which one a suite was last submitted with."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from orchestrator.homes import describe_home, last_home, remember
+from orchestrator.homes import describe_home, last_home, make_home, remember
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +54,22 @@ def test_a_home_directory_that_cannot_be_written_stops_nothing(tmp_path: Path, m
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     remember("mine", tmp_path, tmp_path / "home")
     assert last_home("mine", tmp_path) is None
+
+
+def test_a_home_that_is_made_is_its_owners_alone_and_one_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    def mode(folder: Path) -> int:
+        return stat.S_IMODE(folder.stat().st_mode)
+
+    before = os.umask(0o002)
+    try:
+        assert make_home(tmp_path / "parent" / "new") == tmp_path / "parent" / "new"
+        assert (mode(tmp_path / "parent" / "new"), mode(tmp_path / "parent")) == (0o700, 0o775)
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shared.chmod(0o2770)
+        make_home(shared)
+        assert mode(shared) == 0o2770
+    finally:
+        os.umask(before)
+    (tmp_path / "file").touch()
+    make_home(tmp_path / "file" / "home")  # who writes there says why that does not go

@@ -65,3 +65,10 @@ def test_weights_are_looked_up_in_their_folder(tmp_path):
         site.weights_file("resnet18.pth")
     with pytest.raises(UserError, match=r"RNC_WEIGHTS is not set.* the folder that holds resnet18\.pth"):
         Site(home=tmp_path).weights_file("resnet18.pth")
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "RAY_ADDRESS"])
+def test_a_site_holds_no_password_whoever_makes_it(name: str):
+    with pytest.raises(UserError, match=f"{name}: the address holds a user or a password") as refused:
+        site_from_environment({name: "http://ada:geheim@host:5000"})
+    assert "geheim" not in str(refused.value)

@@ -48,14 +48,15 @@ def convert(root: Path, out: Path, form: Written, say: Callable[[str], None], *,
     if len(lists) > 1:
         raise DataError(f"{root}: its splits have different categories; give all of them the same list")
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        draft.chmod(0o755)  # mkdtemp lets nobody else in
+        draft = hidden / "data"
+        draft.mkdir()  # open to whom the umask says, where mkdtemp lets nobody else in
         place, straightened = _place_image(copy), Counter[str]()
         written = WRITERS[form](draft, splits, _straightened(place, straightened) if form == "yolo" else place)
         os.rename(draft, out)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
     for name, data in splits.items():
         num_crowds = int(data.annotation_crowds.sum())
         if name not in written:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data.files.decoding import orientation
+from model.paths import OutsideError, inside
 
 NO_SIZE = (1, 1)
 """Stands for the size of an image that is missing or has no header: the check of images tells why."""
@@ -20,11 +21,20 @@ def image_sizes(
 ) -> NDArray[np.int32]:
     """[n, 2], height and width of the stored pixels; or `as_seen`, once turned as an EXIF orientation says."""
     with ThreadPoolExecutor(num_threads) as pool:
-        sizes = list(pool.map(partial(_size, as_seen=as_seen), [folder / name for name in names]))
+        sizes = list(pool.map(partial(_size, as_seen=as_seen), [_path(folder, name) for name in names]))
     return np.array(sizes, dtype=np.int32).reshape(-1, 2)
 
 
-def _size(path: Path, as_seen: bool) -> tuple[int, int]:
+def _path(folder: Path, name: str) -> Path | None:
+    try:
+        return inside(folder, name)
+    except OutsideError:
+        return None
+
+
+def _size(path: Path | None, as_seen: bool) -> tuple[int, int]:
+    if path is None:  # the check of images tells of it
+        return NO_SIZE
     try:
         with Image.open(path) as image:
             is_turned = as_seen and orientation(image) >= 5  # 5 to 8 swap the sides

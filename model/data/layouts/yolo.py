@@ -1,8 +1,9 @@
 """YOLO's layouts: data.yaml as Ultralytics and Roboflow write it, Darknet's obj.data, or classes.txt and folders.
 
-Paths that such a file writes are taken as written, from its own folder, from its `path`, or absolute, wherever they
-lead: they are the user's word. Where nothing is there, as after a move from another machine, the longest end of the
-path that exists below the file's folder is taken, and told; nothing else outside that folder is ever looked at.
+Paths that such a file writes are taken as written, from its own folder, from its `path`, or absolute. They lead out of
+the file's folder only where the user named the file itself, and not the folder that it was found in, which may be
+anybody's. Where nothing is there, as after a move from another machine, the longest end of the path that exists below
+the file's folder is taken, and told; nothing else outside that folder is ever looked at.
 """
 
 import os
@@ -35,6 +36,7 @@ LOOKED_FOR = (
     "YOLO: data.yaml with names and train, val; obj.data; or classes.txt with images/ and labels/, or with images and "
     "text files side by side"
 )
+_DESCRIBING = (".yaml", ".yml", ".data")
 _SPLIT_KEYS = tuple(name for names in ALIASES.values() for name in names)
 
 
@@ -53,10 +55,10 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
     named = {file: document for file in files if "names" in (document := read_yaml(file))}
     for file, document in named.items():
         if set(document) & set(_SPLIT_KEYS):
-            return _by_yaml(file)
+            return _by_yaml(file, root)
     darknet = next((file for file in sorted(root.glob("*.data")) if file.is_file()), None)
     if darknet is not None:
-        return _by_darknet(darknet)
+        return _by_darknet(darknet, root)
     # supervision's data.yaml names classes alone; a recipe of something else has names as well, and no labels.
     names = next(iter(named), None) or _class_file(root)
     return {} if names is None else _by_folders(root, names)
@@ -97,9 +99,9 @@ def label_file(image: str) -> str:
     return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
 
 
-def _by_yaml(file: Path) -> dict[str, SplitFiles]:
+def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
     document = read_yaml(file)
-    paths = _Paths(file, [file.parent])
+    paths = _Paths(file, [file.parent], within)
     base = document.get("path")
     if isinstance(base, str) and base.strip():
         there = paths.folder_of(base)
@@ -136,11 +138,11 @@ def _any_image(paths: "_Paths", key: str, images: Sequence[str], entry: object) 
     return False
 
 
-def _by_darknet(file: Path) -> dict[str, SplitFiles]:
+def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
     """Darknet's obj.data: lines `train = data/train.txt`, `names = data/obj.names`."""
     pairs = (line.partition("=") for line in read_lines(file))
     entries = {key.strip(): value.strip() for key, equals, value in pairs if equals and value.strip()}
-    paths = _Paths(file, [file.parent])
+    paths = _Paths(file, [file.parent], within)
     names = paths.resolve(entries.get("names", "obj.names"), "names")
     if names is None or not names.is_file():
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
@@ -167,7 +169,7 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
     """Splits of a folder that holds a file of class names and no other description."""
     lists = [file for file in sorted(root.glob("*.txt")) if file.stem in _SPLIT_KEYS]
     if lists:
-        paths = _Paths(names, [root])
+        paths = _Paths(names, [root], root)
         found = {file.stem: list(paths.images(file)) for file in lists}
     elif holds(root / "images", IMAGE_SUFFIXES):
         found = {WHOLE: _absolute(root / "images")}
@@ -284,6 +286,8 @@ class _Paths:
     file: Path
     bases: list[Path]
     """Folders from which they count; the last is the file's own."""
+    within: Path | None = None
+    """The folder that no path may lead out of; None where the user named the file."""
     notes: list[str] = field(default_factory=list)
 
     def folder_of(self, base: str) -> Path:
@@ -292,7 +296,7 @@ class _Paths:
         written = Path(base.replace("\\", "/")).expanduser()
         there = Path(os.path.normpath(own / written))
         if there.is_dir():
-            return there
+            return self._allowed(there, base, "path")
         if written.name not in ("", own.name):
             self.notes.append(f"{self.file}: path is {base}, which is not there: paths count from {own}")
         return own
@@ -309,7 +313,7 @@ class _Paths:
         for base in self.bases:
             place = Path(os.path.normpath(base / Path(written).expanduser()))
             if place.exists():
-                return place
+                return self._allowed(place, entry, key)
         parts = PurePosixPath(written).parts
         for start in range(1, len(parts)):
             place = own.joinpath(*parts[start:])
@@ -320,6 +324,17 @@ class _Paths:
                 self.notes.append(f"{self.file}: {key} is {entry}, which is not there: {place} was taken")
                 return place
         return None
+
+    def _allowed(self, place: Path, entry: str, key: str) -> Path:
+        within = self.within
+        # The folder may be a link, and the file say where that leads.
+        if within is None or is_inside(place, within) or is_inside(place.resolve(), within.resolve()):
+            return place
+        raise DataError(
+            f"{self.file}: {key} is {entry}, which leads out of {within}, the folder that was named; name "
+            f"{self.file if self.file.suffix in _DESCRIBING else 'a file that describes the data'} itself, to let it "
+            "say where data are"
+        )
 
     def images(self, place: Path) -> Iterator[str]:
         """The paths of the images of a folder, or of the list in a file."""

@@ -16,6 +16,7 @@ from model.data.layouts.files import IMAGE_SUFFIXES
 from model.inference.video import INSTALL, Film, can_read_videos, is_video, open_film
 from model.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from orchestrator.errors import UserError
+from orchestrator.homes import make_home
 from orchestrator.site import Site
 
 DETECTIONS, MADE_BY = "detections.json", "rnc predict"
@@ -100,7 +101,7 @@ def plan_job(
     """
     absolute = tuple(str(Path(path).absolute()) for path in (str(checkpoint), *arguments))
     name = f"{_name(arguments[0], files[0])}-{checkpoint.resolve().name}"
-    folder = out or _own_folder(site.home / "predictions", name, absolute)
+    folder = out or _own_folder(make_home(site.home) / "predictions", name, absolute)
     sources = _sources(files, folder)
     _require_writable(folder, "--out" if out else "RNC_HOME")
     return Job(arguments=absolute, sources=sources, out=folder, score=score, every=every)

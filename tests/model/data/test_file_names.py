@@ -5,6 +5,7 @@ import os
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,13 @@ def test_no_file_outside_the_data_folder_is_ever_read(make: Make, tmp_path: Path
         read_coco(tmp_path / "data", "train", check_images=False)
     with pytest.raises(DataError, match="no image is left of 1"):
         read_coco(tmp_path / "data", "train", faults="quarantine")
+
+
+def test_columns_that_nobody_checked_open_no_file_outside(make: Make) -> None:
+    data = read(make(["im0.jpg"], ["im0.jpg"]))
+    for name in (b"../../outside/secret.jpg", b"/etc/passwd", b".."):
+        with pytest.raises(DataError, match=r"image 1: .* leads out of .*; mend its name"):
+            replace(data, names=np.array([name])).path(0)
 
 
 @pytest.mark.parametrize(

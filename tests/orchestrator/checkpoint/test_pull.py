@@ -77,6 +77,40 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("name", ["../../../../x", "..", "a/../../../x", "\x1b[31m/../x", "/etc"])
+def test_a_suite_of_any_name_is_pulled_below_the_home_and_nowhere_else(mlflow_uri, tmp_path, site, name):
+    suite = replace(open_tracking(mlflow_uri, f"{tmp_path.name}/{name}"), suite=f"{tmp_path.name}/{name}")
+    record(suite, tmp_path)
+    before = {path for path in tmp_path.rglob("*")} | set(tmp_path.parent.iterdir())
+    folder = pull(Query(suite=suite.suite), site, None, quiet)
+    assert folder.parent == site.home / "pulled"
+    made = ({path for path in tmp_path.rglob("*")} | set(tmp_path.parent.iterdir())) - before
+    assert all(path.is_relative_to(site.home) for path in made)
+    model.load(folder)
+
+
+def test_a_folder_that_is_named_is_open_to_whom_the_umask_says(suite, site, tmp_path):
+    record(suite, tmp_path)
+    for mask, mode in ((0o002, 0o775), (0o077, 0o700)):
+        before = os.umask(mask)
+        try:
+            folder = pull(Query(suite=suite.suite), site, tmp_path / f"for {mode:o}", quiet)
+        finally:
+            os.umask(before)
+        assert folder.stat().st_mode & 0o777 == mode
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_card_of_an_earlier_version_is_read_without_its_password(suite, site, tmp_path):
+    record(suite, tmp_path)
+    folder = pull(Query(suite=suite.suite), site, tmp_path / "ours", quiet)
+    card = read_provenance(folder)
+    file = folder / "provenance.json"
+    file.write_text(file.read_text().replace('"http://', '"http://ada:geheim@'))
+    assert "geheim" in file.read_text()
+    assert read_provenance(folder) == card
+
+
 def test_a_pulled_folder_is_a_detector_with_the_rows_settings_and_says_what_it_is(suite, site, tmp_path):
     training = record(suite, tmp_path)
     said: list[str] = []

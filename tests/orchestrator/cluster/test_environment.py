@@ -44,6 +44,17 @@ def test_a_password_in_an_address_is_refused_without_being_repeated(given: list[
     assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["http://hunter2@mlflow", "http://me:p/hunter2@mlflow", "http://mlflow?token=hunter2", "http://me:hunter2@m:x"],
+)
+def test_no_form_of_an_address_takes_a_secret_along(value: str):
+    for given, environ in (([f"MLFLOW_TRACKING_URI={value}"], {}), ([], {"MLFLOW_TRACKING_URI": value})):
+        with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as refused:
+            job_environment(given, environ, "", None)
+        assert "hunter2" not in str(refused.value)
+
+
 def test_what_is_no_setting_of_an_environment_is_refused():
     with pytest.raises(UserError, match=r"--env RNC-HOME: expected NAME=VALUE"):
         job_environment(["RNC-HOME=/x"], {}, "", None)

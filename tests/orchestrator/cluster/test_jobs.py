@@ -1,9 +1,12 @@
 """How a suite becomes a job of a cluster: one that a few lines play, and ones that do not answer."""
 
+import json
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +195,27 @@ def test_the_log_of_the_last_job_is_printed_or_the_lines_of_a_row(cluster: Clust
 def test_an_address_where_nobody_answers_is_named():
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 does not answer \(.*refused"):
         submit_job([EXPERIMENT], Remote(address="http://127.0.0.1:9"), print, print)
+
+
+def test_a_proxy_before_the_dashboard_is_given_its_login(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str | None] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            body = json.dumps({"version": "4", "ray_version": "2.0", "ray_commit": "x"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    monkeypatch.setenv("RAY_JOB_HEADERS", '{"Authorization": "Basic YWRhOng6eQ=="}')
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        jobs._client(f"http://127.0.0.1:{proxy.server_address[1]}")
+        proxy.shutdown()
+    assert len(asked) >= 2  # ours, and that of Ray's client
+    assert set(asked) == {"Basic YWRhOng6eQ=="}
 
 
 def test_an_address_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch):

@@ -173,3 +173,9 @@ def test_a_run_with_empty_fields_in_the_database_is_read():
 @pytest.mark.parametrize("name", ["fusion", "nms_iou", "confidence_exponent"])
 def test_params_that_were_edited_in_the_database_stop_no_name(name, value):
     assert run_name({}, {name: value}, "0") == "RetinaNet, resnet50, unknown score, seed 0"
+
+
+def test_a_key_that_is_a_path_is_that_of_no_training():
+    keys = ("0123456789abcdef", "../../x", "/etc", "..", "a/b")
+    runs = [Run(run_id=key, name="x", status="RUNNING", tags={"kind": "training", "train_key": key}) for key in keys]
+    assert list(by_key(runs, "training")) == ["0123456789abcdef"]

@@ -1,10 +1,12 @@
 """The embedded server as other processes see it; expectations follow from what each test starts or ends."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
+from orchestrator.process import identity
 from orchestrator.site import Site
 from orchestrator.tracking import rest
 from orchestrator.tracking.server import (
@@ -41,6 +44,12 @@ def state(site: Site) -> dict[str, Any]:
 
 def start_elsewhere(site: Site) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", START, str(site.home)], stdout=subprocess.PIPE, text=True)
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def ended(pid: int) -> bool:
@@ -106,6 +115,64 @@ def test_a_copied_home_does_not_write_into_the_records_of_the_other(mortal_site,
     file = copied.home / "mlflow" / "server.json"
     file.write_text(json.dumps({name: value for name, value in state(copied).items() if name != "inode"}))
     assert running_server(copied) == running_server(mortal_site)  # an older file says nothing of its folder
+
+
+def test_what_is_known_of_the_server_is_its_owners_affair(mortal_site):
+    tracking_server(mortal_site)
+    file = mortal_site.home / "mlflow" / "server.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "nonce" not in state(mortal_site)
+
+
+def test_a_folder_that_a_group_shares_lets_it_find_the_server(tmp_path, fake_uvicorn):
+    fake_uvicorn("")
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    begin_tracking_server(Site(home=tmp_path))
+    assert stat.S_IMODE((folder / "server.json").stat().st_mode) & 0o666 == 0o660 & ~current_umask()
+
+
+def test_the_server_of_an_earlier_version_is_known_by_its_process_and_its_word(tmp_path):
+    class Earlier(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("x-rnc-server", "ours")
+            self.end_headers()
+
+    (tmp_path / "mlflow").mkdir()
+    other = subprocess.Popen(["sleep", "60"])
+    with other, ThreadingHTTPServer(("127.0.0.1", 0), Earlier) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        port = server.server_address[1]
+
+        def found(**state: Any) -> bool:
+            told = {"port": port, "pid": os.getpid(), "started": 1.0} | state
+            (tmp_path / "mlflow" / "server.json").write_text(json.dumps(told))
+            return running_server(Site(home=tmp_path)) == f"http://127.0.0.1:{port}"
+
+        assert found(nonce="ours")
+        assert not found(nonce="another")
+        assert not found(nonce="ours", pid=other.pid)  # who read the nonce, and has the port, is not that process
+        assert not found()
+        assert found(process=identity(os.getpid()))
+        assert not found(process=f"{os.getpid()} 1", nonce="ours")  # its id is that of another process by now
+        assert not found(process=identity(other.pid), pid=other.pid, nonce="ours")
+        for damaged in ({"pid": "x"}, {"port": None}, {"port": "80@host"}, {"pid": True}, {"process": ["x"]}):
+            assert not found(**({"nonce": "ours"} | damaged))
+        server.shutdown()
+        other.kill()
+
+
+def test_a_process_that_has_the_old_id_is_not_ended(tmp_path):
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    with (folder / "server.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = {"port": 1, "pid": os.getpid(), "process": f"{os.getpid()} 1"}
+        (folder / "server.json").write_text(json.dumps(told))
+        with pytest.raises(UserError, match="locked by a server that is just starting"):
+            stop_server(Site(home=tmp_path))
 
 
 def test_a_stranger_on_the_old_port_is_neither_used_nor_disturbed(tmp_path, fake_uvicorn):

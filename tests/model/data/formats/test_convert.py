@@ -56,6 +56,17 @@ def test_coco_comes_back_whole(source: Path, tmp_path: Path) -> None:
     assert after.folder == tmp_path / "out" / "val"
 
 
+def test_what_is_written_is_open_to_whom_the_umask_says(source: Path, tmp_path: Path) -> None:
+    for mask, mode in ((0o002, 0o775), (0o077, 0o700)):
+        before = os.umask(mask)
+        try:
+            converted(source, tmp_path / f"{mode:o}", "coco")
+        finally:
+            os.umask(before)
+        assert (tmp_path / f"{mode:o}").stat().st_mode & 0o777 == mode
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_yolo_and_back_gives_the_same_boxes_less_crowds(source: Path, tmp_path: Path) -> None:
     said = converted(source, tmp_path / "yolo", "yolo")
     assert "train: 1 crowds are left out, which YOLO cannot tell from objects" in said

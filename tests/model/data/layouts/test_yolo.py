@@ -80,10 +80,18 @@ def test_a_folder_elsewhere_is_taken_where_the_file_names_it_and_nowhere_else(tm
     text(
         tmp_path / "set" / "data.yaml", f"path: {tmp_path}/photos\ntrain: images\nval: ../other/images\nnames: [cat]\n"
     )
-    assert [split.images for split in find_yolo(tmp_path / "set").values()] == [
+    assert [split.images for split in find_yolo(tmp_path / "set" / "data.yaml").values()] == [
         tmp_path / "photos" / "images",
         tmp_path / "other" / "images",
     ]
+    # Whoever names the folder alone may have been given it.
+    said = f"{tmp_path}/set/data.yaml: path is {tmp_path}/photos, which leads out of {tmp_path}/set, the folder that"
+    assert said in message(tmp_path / "set")
+    (tmp_path / "link").symlink_to(tmp_path)
+    text(tmp_path / "data.yaml", f"path: {tmp_path}\ntrain: photos/images\nnames: [cat]\n")
+    (split,) = find_yolo(tmp_path / "link").values()
+    assert split.images == tmp_path / "photos" / "images"
+    (tmp_path / "data.yaml").unlink()
     # What a list names below the folders that count is taken, and nothing beside them.
     lists = tmp_path / "listed"
     text(lists / "data.yaml", "train: train.txt\nnames: [cat]\n")
