@@ -1,10 +1,9 @@
 """Runs what a plan lacks: Ray Tune over the trainings, each of which is one Ray Train run and then its scoring."""
 
+import logging
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,15 @@ from orchestrator.driver.live import Show
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment.estimate import weights_bytes
 from orchestrator.experiment.plan import Plan
+from orchestrator.interrupts import interruptible, uninterruptible
 from orchestrator.site import Site
 from orchestrator.tracking.runs import open_tracking
 from orchestrator.worker.asha import AshaPerSearch
 from orchestrator.worker.gauges import SuiteGauges
 from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.trial import release, run_trial
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,7 @@ class Outcome:
 def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: None) -> Outcome:
     """Train and score what the plan lacks, and wait for it; one failure does not stop the others.
 
-    Ctrl-C and SIGTERM end Ray with all its processes; the next launch goes on from the last checkpoints.
+    Ctrl-C, SIGTERM and a closed terminal end Ray with its processes; the next launch goes on from the last checkpoints.
 
     Args:
         plan: of one suite.
@@ -61,15 +63,16 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     require_plan_fits(plan, cluster)
     suite = open_tracking(tracking_uri, plan.suite)
     for task in tasks:
-        task.stop_file.unlink(missing_ok=True)
+        with suppress(OSError):  # its trial tells what is wrong with its folder
+            task.stop_file.unlink(missing_ok=True)
     follower = Follower(tasks, suite, cluster, show, SuiteGauges(plan, tasks[0].storage).tell)
     interrupted = False
     try:
-        with _interruptible(), follower.watching():
+        with interruptible(), follower.watching():
             _tune(plan, {task.train_run.key: task for task in largest_first(tasks)}, cluster, follower)
     except KeyboardInterrupt:
         interrupted = True
-        with _uninterruptible():
+        with uninterruptible():
             stop_ray()
             follower.interrupted()
     finally:
@@ -162,7 +165,7 @@ def _key(trial: Any) -> str:
 
 
 class _Callback(tune.Callback):
-    """Tells the follower when trials start and end."""
+    """Tells the follower when trials start and end; what fails for one of them must not end Tune, and so the others."""
 
     def __init__(self, follower: Follower, tasks: Mapping[str, TrainingTask]) -> None:
         self._follower, self._tasks = follower, tasks
@@ -176,45 +179,20 @@ class _Callback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial has returned what it tells."""
-        self._follower.ended(_key(trial), error=trial.last_result["error"], log=trial.last_result["log"])
+        told = trial.last_result or {}
+        self._follower.ended(_key(trial), error=told.get("error", "its trial told nothing"), log=told.get("log", ""))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial's process has died, and will be started once more."""
-        release(self._tasks[_key(trial)])
+        self._release(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial's process has died, and again after a second start."""
-        release(self._tasks[_key(trial)])
+        self._release(trial)
         self._follower.ended(_key(trial), error="the process of the trial died", log=str(trial.error_file or ""))
 
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM is to the driver what Ctrl-C is."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with _handlers(stop):
-        yield
-
-
-@contextmanager
-def _uninterruptible() -> Iterator[None]:
-    """A second Ctrl-C does not disturb the cleaning up after the first."""
-    with _handlers(signal.SIG_IGN):
-        yield
-
-
-@contextmanager
-def _handlers(handler: Any) -> Iterator[None]:
-    # Python sets signal handlers in the main thread only; notebooks and tests may run this in another.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
+    def _release(self, trial: Any) -> None:
+        try:
+            release(self._tasks[_key(trial)])
+        except Exception as error:  # what its workers hold stays reserved until Ray ends
+            logger.warning("training %s: its workers' resources are not given back: %s", _key(trial), error)
