@@ -1,5 +1,6 @@
 """Follows trainings from their start to their end: opens and ends their runs in MLflow, and shows where they stand."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
 from orchestrator.worker.training_log import End, EndState, scoring_of, write_event
 
+logger = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
 Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
 """Is given what MLflow holds, None while it is away, and where each training stands, by train key."""
@@ -92,9 +94,10 @@ class Follower:
         """Open the run of a training while its workers start."""
         progress, task = self._progress[key], self._tasks[key]
         progress.state, progress.before = "starting", progress.record
-        task.folder.mkdir(parents=True, exist_ok=True)
-        # Else workers would record to the run that an earlier start was told.
-        task.run_file.unlink(missing_ok=True)
+        with suppress(OSError):  # its trial comes by the same, and tells it as its end
+            task.folder.mkdir(parents=True, exist_ok=True)
+            # Else workers would record to the run that an earlier start was told.
+            task.run_file.unlink(missing_ok=True)
         if not progress.stop:
             self._pool.submit(self._begin, task)
 
@@ -103,7 +106,7 @@ class Follower:
         progress = self._progress[key]
         if not progress.stop:
             progress.stop, progress.is_decided = reason, True
-            self._tasks[key].tell_stop()
+            self._tell_stop(key)
 
     def ended(self, key: str, *, error: str, log: str = "") -> None:
         """Note how a training ended."""
@@ -147,7 +150,8 @@ class Follower:
             with suppress(UserError):  # it went away, or has only just lost the suite
                 self._stop_what_is_asked()
         statuses = {key: self._status(task) for key, task in self._tasks.items()}
-        self._show(list(statuses.values()))
+        with suppress(OSError):  # the terminal is gone, or the pipe; trainings do without
+            self._show(list(statuses.values()))
         self._tell(ledger, statuses)
 
     def ending(self, task: TrainingTask) -> Ending:
@@ -168,6 +172,8 @@ class Follower:
         progress = self._progress[task.train_run.key]
 
         def begin() -> str:
+            if self._closing.is_set():  # else a Ctrl-C while MLflow is away would wait for it to the end
+                raise UserError("interrupted")
             # Looked up each time: a server that comes back empty needs the suite's experiment again.
             self._tracking = open_tracking(self._tracking.uri, self._tracking.suite)
             held = read_ledger(self._tracking).trainings.get(task.train_run.key)
@@ -177,11 +183,13 @@ class Follower:
             return begin_training(self._tracking, task.train_run)
 
         try:
-            task.tell_run()
+            with suppress(OSError):  # a training whose folder takes nothing has a run that says so
+                task.tell_run()
             progress.run_id = retried(begin)
             task.tell_run(run_id=progress.run_id)
         except Exception as error:
-            task.tell_run(error=str(error))
+            with suppress(OSError):
+                task.tell_run(error=str(error))
 
     def _stop_what_is_asked(self) -> None:
         """Tell trials to end that somebody asked for, through MLflow."""
@@ -193,7 +201,11 @@ class Follower:
                 asked = PRUNED
             if asked and not progress.stop and progress.state in ("waiting", "starting"):
                 progress.stop = asked
-                self._tasks[key].tell_stop()
+                self._tell_stop(key)
+
+    def _tell_stop(self, key: str) -> None:
+        with suppress(OSError):  # a training whose folder takes nothing ends by itself at its next checkpoint
+            self._tasks[key].tell_stop()
 
     def _close(self, key: str) -> None:
         progress = self._progress[key]
@@ -212,7 +224,10 @@ class Follower:
 
     def _watch(self) -> None:
         while not self._closing.wait(WATCH_SECONDS):
-            self.draw()
+            try:
+                self.draw()
+            except Exception as error:  # the next look may succeed; without any, nobody could cancel a training
+                logger.warning("the trainings were not looked at: %s", error)
 
     def _status(self, task: TrainingTask) -> Status:
         progress = self._progress[task.train_run.key]

@@ -74,7 +74,8 @@ def run(settings: dict[str, Any]) -> None:
                 retried(lambda: finish(task, folder))
             score(task, folder, _team(), _device(task))
     except Exception:
-        task.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
+        with suppress(OSError):  # or a full disk would hide what it is about
+            task.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
         raise
 
 

@@ -1,0 +1,82 @@
+"""What the operating system refuses to write, in one line: which place, why, what is free there, and the way out."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+REFUSALS = (*FULL, *NO_FOLDER, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors that mean that a place cannot be written to, or not any more; a second try ends like the first."""
+FULL_WORDS = re.compile(r"database or disk is full|no space left on device|disk quota exceeded", re.IGNORECASE)
+"""How SQLite and servers tell of a full disk."""
+
+
+def refusal(error: OSError) -> str | None:
+    """Say which place cannot be written to, and the way out; None of an error of another kind."""
+    number = number_of(error)
+    if number not in REFUSALS:
+        return None
+    place = str(error.filename or "")
+    if not place:
+        # As pyarrow has it, by which Ray copies: "Cannot create directory '/x/y': [Errno 1] ..."
+        place = next((found for found in re.findall(r"'(/[^']+)'", str(error))), "")
+    if not place:
+        what = "the disk is full" if number in FULL else os.strerror(number)
+        return f"{what}, where the output goes or in one of RNC_HOME, HOME and TMPDIR; free some, or set them to others"
+    setting = setting_of(place)
+    elsewhere = f", or set {setting} to another place" if setting else ""
+    if number == errno.EDQUOT:
+        return f"{place}: the quota of the disk is used up; free some of it{elsewhere}"
+    if number == errno.ENOSPC:
+        return f"{place}: the disk is full{_brackets(free_of(place))}; free some{elsewhere}"
+    if number in NO_FOLDER:
+        return f"{_stands_there(place)} stands where another kind is expected; move it away{elsewhere}"
+    immutable = " and attributes (lsattr)" if number == errno.EPERM else ""
+    return f"{place}: no access ({os.strerror(number)}); change its permissions{immutable}{elsewhere}"
+
+
+def number_of(error: OSError) -> int:
+    """Return the errno of an error, which pyarrow tells in words alone; 0 where there is none."""
+    told = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)
+    return error.errno or (int(told[1]) if told else 0)
+
+
+def free_of(place: str | Path) -> str:
+    """Say how much of the disk of a place is free, as "12 MB of 3.4 GB are free"; empty where nobody can tell."""
+    there = next((folder for folder in (Path(place), *Path(place).parents) if folder.exists()), None)
+    if there is None:
+        return ""
+    disk = shutil.disk_usage(there)
+    return f"{_amount(disk.free)} of {_amount(disk.total)} are free"
+
+
+def setting_of(place: str) -> str:
+    """Name the variable that moves a place elsewhere; empty of a place that none moves, or a name without folder."""
+    home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
+    folders = {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path(os.path.expanduser("~")): "HOME"}
+    within = [folder for folder in folders if Path(place).is_relative_to(folder)]
+    # The deepest, as RNC_HOME may lie in HOME.
+    return folders[max(within, key=lambda one: len(one.parts))] if within else ""
+
+
+def _stands_there(place: str) -> str:
+    """Name the file that is in the way of a place below it."""
+    path = Path(place)
+    in_the_way = next((one for one in (*reversed(path.parents), path) if one.is_file()), path)
+    return f"{in_the_way}, {'a file' if in_the_way.is_file() else 'a folder'},"
+
+
+def _brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _amount(number: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
