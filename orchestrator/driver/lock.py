@@ -152,6 +152,17 @@ def holder_of(suite: Suite) -> Holder | None:
     return _Claim(tracking).holder()
 
 
+def last_renewal(suite: Suite) -> dict[str, float]:
+    """Return when the driver that has the claim in MLflow last renewed it, in seconds since 1970, by its name."""
+    if suite.tracking is None or suite.tracking.experiment_id is None:
+        return {}
+    text = experiment_tags(suite.tracking).get(names.CLAIM, "")
+    with suppress(ValueError, KeyError, TypeError):  # a tag that somebody else wrote
+        told = json.loads(text)
+        return {str(told["driver"]): float(told["renewed"])}
+    return {}
+
+
 def signed(site: Site, suite: str) -> Holder | None:
     """Return who signed the lock last, and may still hold it."""
     path = lock_file(site, suite)

@@ -4,7 +4,6 @@ Stale runs are closed, metrics that wait in journals are sent, weights that MLfl
 checkpoint that Ray kept, and a result whose files are gone is marked, so that the next submit makes it again.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +11,12 @@ from functools import partial
 from orchestrator import names
 from orchestrator.errors import Say
 from orchestrator.experiment.plan import Evaluation, Plan, Record
-from orchestrator.process import exists_here
 from orchestrator.tracking.ledger import card_of, end_run, finish_training
+from orchestrator.tracking.liveness import looks_alive
 from orchestrator.tracking.recorder import num_lacking, replay
 from orchestrator.tracking.runs import Run, Tracking, delete_tag, get_run, metrics_target
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL, last_checkpoint
-
-SILENT_SECONDS = 3600.0
-"""A run of another host that has received nothing for so long is taken for dead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +38,6 @@ def repair(suite: Suite, say: Say, *, dry_run: bool = False) -> int:
     if defects and not dry_run:
         suite.refresh()
     return len(defects)
-
-
-def looks_alive(run: Run) -> bool:
-    """Say whether a run's driver still exists: by its process on this host, by signs of life from another host."""
-    here = exists_here(run.tags.get(names.DRIVER, ""))
-    return time.time() - run.last_sign_of_life / 1000 < SILENT_SECONDS if here is None else here
 
 
 def find_defects(suite: Suite, is_alive: Callable[[Run], bool] = looks_alive) -> list[Defect]:
