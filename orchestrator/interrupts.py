@@ -14,14 +14,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGTERM and on SIGHUP, as Python does on SIGINT.
 
-    SIGHUP stays ignored where it is: whoever starts a command by nohup means it to outlive its terminal.
+    The exception holds the number of the signal. SIGHUP stays ignored where it is: whoever starts a command by nohup
+    means it to outlive its terminal.
     """
     screens = [number for number in (1, 2) if _is_screen(number)]
 
     def stop(number: int, *_: Any) -> None:
         if number == signal.SIGHUP:
             _leave(screens)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     with _handlers(stop):
         yield

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from ray import tune
 
 from orchestrator.cluster.capacity import Cluster, needs, per_worker, require_plan_fits
 from orchestrator.cluster.connect import TOKENS, cluster_of_ray, stop_ray
+from orchestrator.cluster.watch import RayWatch
 from orchestrator.driver.follow import Ending, Follower
 from orchestrator.driver.live import Show
 from orchestrator.errors import INTERRUPTED
@@ -33,6 +35,8 @@ class Outcome:
 
     endings: tuple[Ending, ...]
     interrupted: bool = False
+    lost: str = ""
+    """What became of Ray, in one line, where it ended in the middle."""
 
     @property
     def exit_code(self) -> int:
@@ -66,12 +70,16 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
         with suppress(OSError):  # its trial tells what is wrong with its folder
             task.stop_file.unlink(missing_ok=True)
     follower = Follower(tasks, suite, cluster, show, SuiteGauges(plan, tasks[0].storage).tell)
-    interrupted = False
+    interrupted, watch = False, RayWatch(is_local=site.ray_address is None)
     try:
-        with interruptible(), follower.watching():
+        with interruptible(), watch.interrupting(), follower.watching():
             _tune(plan, {task.train_run.key: task for task in largest_first(tasks)}, cluster, follower)
-    except KeyboardInterrupt:
-        interrupted = True
+    except BaseException as error:
+        # Where Ray has ended, Tune raises one thing or another, or is interrupted by the watch.
+        if not isinstance(error, KeyboardInterrupt) and not watch.why:
+            raise
+        # A terminal that closes, or a job that is ended, may have ended Ray's processes by the same signal.
+        interrupted = error.args[:1] in ((signal.SIGTERM,), (signal.SIGHUP,)) or not watch.why
         with uninterruptible():
             stop_ray()
             follower.interrupted()
@@ -80,7 +88,11 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
         shutil.rmtree(tasks[0].storage / "_tune", ignore_errors=True)
     follower.draw()
     endings = {task.train_run.key: follower.ending(task) for task in tasks}
-    return Outcome(endings=tuple(endings[key] for key in plan.trainings if key in endings), interrupted=interrupted)
+    return Outcome(
+        endings=tuple(endings[key] for key in plan.trainings if key in endings),
+        interrupted=interrupted,
+        lost="" if interrupted else watch.why,
+    )
 
 
 def tasks_of(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:

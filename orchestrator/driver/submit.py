@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from model.data.faults import DataError
 from model.evaluation import warmup
 from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
@@ -106,6 +107,8 @@ def submit(
         repair(suite, say)
         name_seeds(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
         exit_code, hours = _run(suite, say, bounds, before, tell)
+        if exit_code != INTERRUPTED:
+            _show_waiting(suite, say)
         try:
             reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
         except (UserError, OSError) as error:
@@ -190,7 +193,9 @@ def _run(suite: Suite, say: Say, bounds: Bounds, before: Stops, tell: Tell) -> t
             except UserError:
                 if not outcome.interrupted:
                     raise
-            if outcome.interrupted:
+            if outcome.lost:
+                say(f"{outcome.lost}. What ran is interrupted; submit again, which goes on from the last checkpoints.")
+            if outcome.interrupted or outcome.lost:
                 return exit_code, spent
 
 
@@ -359,6 +364,27 @@ def _launch(plan: Plan, suite: Suite, say: Say, watch: Show) -> "Outcome":
         elif ending.startup_s is not None:
             say(f"{ending.label}: first update {ending.startup_s:.1f} s after its trial began")
     return outcome
+
+
+def _show_waiting(suite: Suite, say: Say) -> None:
+    """Show the example detections of finished trainings that MLflow lacks: their process was killed, or it was away."""
+    from orchestrator.worker.showcase import show_examples, waiting_examples
+
+    for key, run in suite.wanted.trainings.items():
+        record, folder = suite.ledger.trainings.get(key), suite.storage / key
+        # Those of one that runs are sent by itself.
+        if record is None or record.status != "FINISHED" or not waiting_examples(folder):
+            continue
+        from model.data.coco import read_for_scoring
+
+        config = run.config.data
+        try:
+            data = read_for_scoring(suite.site.data_root(config.dataset), config, config.val_split)
+            number = show_examples(suite.connection.uri, record.run_id, config.dataset, folder, data)
+        except (UserError, DataError, OSError) as error:
+            say(f"{run.label}: its last example detections are not in MLflow yet; a later submit stores them ({error})")
+        else:
+            say(f"{run.label}: example detections of {number} validations were not in MLflow yet, and are shown now")
 
 
 def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
