@@ -13,6 +13,8 @@ REFUSALS = (*FULL, *NO_FOLDER, errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors that mean that a place cannot be written to, or not any more; a second try ends like the first."""
 FULL_WORDS = re.compile(r"database or disk is full|no space left on device|disk quota exceeded", re.IGNORECASE)
 """How SQLite and servers tell of a full disk."""
+FULL_BYTES = 1_000_000
+"""A disk with less than this free takes no record any more."""
 
 
 def refusal(error: OSError) -> str | None:
@@ -25,8 +27,7 @@ def refusal(error: OSError) -> str | None:
         # As pyarrow has it, by which Ray copies: "Cannot create directory '/x/y': [Errno 1] ..."
         place = next((found for found in re.findall(r"'(/[^']+)'", str(error))), "")
     if not place:
-        what = "the disk is full" if number in FULL else os.strerror(number)
-        return f"{what}, where the output goes or in one of RNC_HOME, HOME and TMPDIR; free some, or set them to others"
+        return _nameless(number)
     setting = setting_of(place)
     elsewhere = f", or set {setting} to another place" if setting else ""
     if number == errno.EDQUOT:
@@ -39,6 +40,12 @@ def refusal(error: OSError) -> str | None:
     return f"{place}: no access ({os.strerror(number)}); change its permissions{immutable}{elsewhere}"
 
 
+def is_full(place: str | Path) -> bool:
+    """Whether the disk of a place takes next to nothing any more; a quota does not show."""
+    there = _nearest(place)
+    return there is not None and shutil.disk_usage(there).free < FULL_BYTES
+
+
 def number_of(error: OSError) -> int:
     """Return the errno of an error, which pyarrow tells in words alone; 0 where there is none."""
     told = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)
@@ -47,7 +54,7 @@ def number_of(error: OSError) -> int:
 
 def free_of(place: str | Path) -> str:
     """Say how much of the disk of a place is free, as "12 MB of 3.4 GB are free"; empty where nobody can tell."""
-    there = next((folder for folder in (Path(place), *Path(place).parents) if folder.exists()), None)
+    there = _nearest(place)
     if there is None:
         return ""
     disk = shutil.disk_usage(there)
@@ -56,11 +63,28 @@ def free_of(place: str | Path) -> str:
 
 def setting_of(place: str) -> str:
     """Name the variable that moves a place elsewhere; empty of a place that none moves, or a name without folder."""
-    home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
-    folders = {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path(os.path.expanduser("~")): "HOME"}
+    folders = _folders()
     within = [folder for folder in folders if Path(place).is_relative_to(folder)]
     # The deepest, as RNC_HOME may lie in HOME.
     return folders[max(within, key=lambda one: len(one.parts))] if within else ""
+
+
+def _folders() -> dict[Path, str]:
+    home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
+    return {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path(os.path.expanduser("~")): "HOME"}
+
+
+def _nameless(number: int) -> str:
+    """Say what an error means that names no place, as that of a write has it."""
+    what = "the disk is full" if number in FULL else os.strerror(number)
+    full = [f"{name} ({folder}: {free_of(folder)})" for folder, name in _folders().items() if is_full(folder)]
+    if number in FULL and full:
+        return f"{what}: {', '.join(full)}; free some, or set {'it' if len(full) == 1 else 'them'} to another place"
+    return f"{what}, where the output goes or in one of RNC_HOME, HOME and TMPDIR; free some, or set them to others"
+
+
+def _nearest(place: str | Path) -> Path | None:
+    return next((folder for folder in (Path(place), *Path(place).parents) if folder.exists()), None)
 
 
 def _stands_there(place: str) -> str:

@@ -11,12 +11,13 @@ from typing import Literal
 
 from model.names import EPOCH, IMAGES_PER_S, LOSS, STARTUP_S, VAL
 from orchestrator.cluster.capacity import Cluster, needs
+from orchestrator.disk import free_of, is_full
 from orchestrator.driver.cancel import PRUNED, prune_asked
 from orchestrator.driver.live import Show
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
-from orchestrator.tracking.rest import retried
+from orchestrator.tracking.rest import DiskFull, retried
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
 from orchestrator.worker.training_log import End, EndState, scoring_of, write_event
@@ -58,6 +59,8 @@ class _Progress:
     """As it was read last."""
     before: Record | None = None
     """As it was when the trial started."""
+    refusal: UserError | None = None
+    """Why MLflow does not take its run; None where it does."""
     first: tuple[float, float] | None = None
     """When its first sign of life was seen, and the epoch then."""
 
@@ -71,7 +74,7 @@ class Follower:
         self._tasks = {task.train_run.key: task for task in tasks}
         self._tracking, self._cluster, self._show, self._tell = tracking, cluster, show, tell
         self._progress = {key: _Progress() for key in self._tasks}
-        self._away = False
+        self._away: UserError | None = None
         # One thread: a run is begun before it is ended, and Tune's callbacks do not wait for MLflow.
         self._pool = ThreadPoolExecutor(1)
         self._closing = threading.Event()
@@ -137,10 +140,10 @@ class Follower:
         ledger = None
         try:
             ledger = read_ledger(self._tracking)
-        except UserError:  # the server is away; what it last told stands
-            self._away = True
+        except UserError as error:  # the server is away; what it last told stands
+            self._away = error
         else:
-            self._away = False
+            self._away = None
             for key, progress in self._progress.items():
                 progress.record = ledger.trainings.get(key)
                 if progress.record is None and progress.run_id is not None and progress.state == "starting":
@@ -182,10 +185,14 @@ class Follower:
                 return held.run_id
             return begin_training(self._tracking, task.train_run)
 
+        def refused(error: UserError) -> None:
+            progress.refusal = error
+
         try:
             with suppress(OSError):  # a training whose folder takes nothing has a run that says so
                 task.tell_run()
-            progress.run_id = retried(begin)
+            progress.run_id = retried(begin, waits=refused)
+            progress.refusal = None
             task.tell_run(run_id=progress.run_id)
         except Exception as error:
             with suppress(OSError):
@@ -250,7 +257,7 @@ class Follower:
             state=state,
             note=self._why_waiting(task)
             if state == "waiting"
-            else progress.error or progress.stop or self._why_silent(state) or scored,
+            else progress.error or progress.stop or self._why_silent(progress, state) or scored,
             epoch=epoch,
             num_epochs=task.num_epochs,
             loss=metrics.get(LOSS),
@@ -259,9 +266,16 @@ class Follower:
             remaining_s=_remaining(progress.first, epoch, task.num_epochs) if state == "training" else None,
         )
 
-    def _why_silent(self, state: State) -> str:
-        silent = self._away and state in GOES_ON
-        return f"waiting for MLflow at {self._tracking.uri}; nothing is lost meanwhile" if silent else ""
+    def _why_silent(self, progress: _Progress, state: State) -> str:
+        if state not in GOES_ON:
+            return ""
+        refusal = progress.refusal or self._away
+        if isinstance(refusal, DiskFull):
+            return f"{refusal}; nothing is lost meanwhile"
+        if refusal is not None:
+            return f"waiting for MLflow at {self._tracking.uri}; nothing is lost meanwhile"
+        storage = self._tasks[next(iter(self._tasks))].storage
+        return f"{storage}: the disk is full ({free_of(storage)}); free some" if is_full(storage) else ""
 
     def _why_waiting(self, task: TrainingTask) -> str:
         busy = [
