@@ -69,6 +69,31 @@ def test_a_table_of_two_versions_of_the_data_is_left_out_and_the_others_are_writ
     assert submit(Suite(tables, site), said.append).exit_code == 0 and (folder / "both.txt").is_file()
 
 
+@pytest.mark.parametrize("moment", ["waiting", "training"])
+def test_after_ctrl_c_it_ends_with_130_though_mlflow_has_gone_away(
+    mlflow_uri: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    table = replace(experiment("heads", [Row(label="ours")]), suite=request.node.name)
+    suite = Suite([table], Site(home=tmp_path, tracking_uri=mlflow_uri))
+
+    def away(*_: object, **__: object) -> None:
+        raise UserError("the MLflow server does not answer")
+
+    def interrupted(*_: object) -> Any:
+        monkeypatch.setattr(module, "make_reports", away)
+        monkeypatch.setattr(module, "place_evaluations", away)
+        if moment == "waiting":
+            raise KeyboardInterrupt
+        return nullcontext(lambda _: None)
+
+    monkeypatch.setattr(module, "locked", interrupted)
+    monkeypatch.setattr(module, "_run", lambda *_: (130, 0.0))
+    said: list[str] = []
+    submitted = submit(suite, said.append)
+    assert (submitted.exit_code, submitted.reports) == (130, [])
+    assert said[-1].endswith("the MLflow server does not answer")
+
+
 @pytest.mark.parametrize(
     ("is_compiled", "ray_address", "starts"), [(False, None, 1), (True, None, 0), (False, "head:6379", 0)]
 )
