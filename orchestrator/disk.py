@@ -35,7 +35,7 @@ def refusal(error: OSError) -> str | None:
     if number == errno.ENOSPC:
         return f"{place}: the disk is full{_brackets(free_of(place))}; free some{elsewhere}"
     if number in NO_FOLDER:
-        return f"{_stands_there(place)} stands where another kind is expected; move it away{elsewhere}"
+        return f"{_in_the_way(place)}; move it away{elsewhere}"
     immutable = " and attributes (lsattr)" if number == errno.EPERM else ""
     return f"{place}: no access ({os.strerror(number)}); change its permissions{immutable}{elsewhere}"
 
@@ -87,11 +87,11 @@ def _nearest(place: str | Path) -> Path | None:
     return next((folder for folder in (Path(place), *Path(place).parents) if folder.exists()), None)
 
 
-def _stands_there(place: str) -> str:
+def _in_the_way(place: str) -> str:
     """Name the file that is in the way of a place below it."""
     path = Path(place)
     in_the_way = next((one for one in (*reversed(path.parents), path) if one.is_file()), path)
-    return f"{in_the_way}, {'a file' if in_the_way.is_file() else 'a folder'},"
+    return f"{in_the_way} is a file, expected a folder" if in_the_way.is_file() else f"{in_the_way} is there already"
 
 
 def _brackets(text: str) -> str:

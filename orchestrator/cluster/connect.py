@@ -34,7 +34,7 @@ def start_ray(site: Site) -> None:
         end_leftovers()  # of a driver that was killed; they hold memory, and ports
         machine = local_cluster()
         tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
-        started = ray.init(
+        started: Any = ray.init(  # a context of a driver, which knows its session
             address="local",  # never join a cluster that happens to run here, as no address would
             num_cpus=int(machine.total("CPU")),
             # Left to itself, Ray takes -1 in CUDA_VISIBLE_DEVICES for a GPU, and MIG instances of one board for one.

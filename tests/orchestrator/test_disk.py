@@ -23,7 +23,7 @@ def test_a_full_disk_without_a_name_is_told_and_other_errors_are_not_taken_for_o
 
 def test_a_full_disk_is_named_with_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNC_HOME", str(tmp_path))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(8_000_000_000, 0, 4096))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(8_000_000_000, 0, 4096))
     said = refusal(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a" / "b")))
     assert said == (
         f"{tmp_path}/a/b: the disk is full (4.1 KB of 8 GB are free); free some, or set RNC_HOME to another place"
@@ -39,7 +39,7 @@ def test_a_file_where_a_folder_is_expected_is_named_itself(tmp_path: Path, monke
     monkeypatch.setenv("RNC_HOME", str(tmp_path))
     file = tmp_path / "suite"
     file.write_text("")
-    expected = f"{file}, a file, stands where another kind is expected; move it away, or set RNC_HOME to another place"
+    expected = f"{file} is a file, expected a folder; move it away, or set RNC_HOME to another place"
     assert said_of((file / "key").mkdir) == expected
     assert said_of((file / "key" / "run.json").write_text, "") == expected
     assert said_of(file.mkdir) == expected
@@ -53,7 +53,7 @@ def test_pyarrow_tells_the_number_and_the_place_in_words_alone(tmp_path: Path) -
         LocalFileSystem().create_dir(str(tmp_path / "key" / "epoch-0001"))
     assert number_of(raised.value) == errno.ENOTDIR
     said = refusal(raised.value)
-    assert said is not None and said.startswith(f"{tmp_path}/key, a file, stands where another kind is expected")
+    assert said is not None and said.startswith(f"{tmp_path}/key is a file, expected a folder")
 
 
 def test_what_is_free_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
