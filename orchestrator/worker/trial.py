@@ -45,8 +45,12 @@ def _tidy(task: TrainingTask) -> None:
     task.folder.mkdir(parents=True, exist_ok=True)
     for old in task.folder.glob("error*.log"):
         old.unlink()
-    task.run_file.with_suffix(".try").touch()
-    task.run_file.with_suffix(".try").unlink()
+    attempt = task.folder / "attempt"
+    try:
+        attempt.touch()
+        attempt.unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(task.folder)) from error
 
 
 def _told(task: TrainingTask, error: Exception) -> dict[str, Any]:

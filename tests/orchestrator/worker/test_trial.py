@@ -37,10 +37,8 @@ def ended(task: TrainingTask) -> dict[str, str]:
 def test_a_file_in_the_place_of_its_folder_is_named_with_the_way_out(task: TrainingTask) -> None:
     task.storage.mkdir()
     task.folder.write_text("")
-    expected = (
-        f"{task.folder}, a file, stands where another kind is expected; move it away, or set RNC_HOME to another place"
-    )
-    assert ended(task) == {"error": expected, "log": ""}
+    said = "is a file, expected a folder; move it away, or set RNC_HOME to another place"
+    assert ended(task) == {"error": f"{task.folder} {said}", "log": ""}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def test_a_folder_that_takes_no_file_is_named_before_workers_start(
     monkeypatch.setattr(Path, "touch", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)  # the log of it is not taken either
     told = ended(task)
-    assert told == {"error": f"{task.folder}/run.try: {said}, or set RNC_HOME to another place", "log": ""}
+    assert told == {"error": f"{task.folder}: {said}, or set RNC_HOME to another place", "log": ""}
 
 
 def test_what_fails_elsewhere_leaves_its_log_beside_the_checkpoints(
