@@ -168,9 +168,8 @@ class OpenSuite(Suite):
 
     def status(self, *, whole: bool = False) -> Table:
         """Show how far each row is, and why not further; `whole` does not cut long reasons."""
-        from orchestrator.driver.lock import last_renewal
+        from orchestrator.driver.lock import last_renewal, without_the_dead
         from orchestrator.report.plan_tables import status_table
-        from orchestrator.tracking.liveness import without_the_dead
 
         # A driver that was killed left its runs RUNNING; the next submit closes them.
         ledger = without_the_dead(self.ledger, self.mlflow_runs, lambda: last_renewal(self))

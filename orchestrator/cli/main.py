@@ -8,8 +8,7 @@ import click
 
 from orchestrator.cli import checkpoints, data, experiments, suites, train
 from orchestrator.cli.terminal import interruption, print_error, usage_error
-from orchestrator.disk import refusal
-from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
+from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError, refusal
 
 
 class _Verbs(click.Group):

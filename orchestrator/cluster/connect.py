@@ -10,7 +10,7 @@ import ray
 
 from orchestrator.cluster.capacity import Cluster, local_cluster
 from orchestrator.cluster.environment import ray_environment
-from orchestrator.cluster.leftover import end_leftovers, sign, withdraw
+from orchestrator.cluster.ray_processes import end_leftovers, sign, withdraw
 from orchestrator.errors import UserError
 from orchestrator.site import Site
 

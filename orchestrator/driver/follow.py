@@ -11,10 +11,9 @@ from typing import Literal
 
 from model.names import EPOCH, IMAGES_PER_S, LOSS, STARTUP_S, VAL
 from orchestrator.cluster.capacity import Cluster, needs
-from orchestrator.disk import free_of, is_full
 from orchestrator.driver.cancel import PRUNED, prune_asked
 from orchestrator.driver.live import Show
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, free_of, is_full
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
 from orchestrator.tracking.rest import DiskFull, retried

@@ -12,13 +12,13 @@ from ray import tune
 
 from orchestrator.cluster.capacity import Cluster, needs, per_worker, require_plan_fits
 from orchestrator.cluster.connect import TOKENS, cluster_of_ray, stop_ray
-from orchestrator.cluster.watch import RayWatch
+from orchestrator.cluster.ray_processes import RayWatch
 from orchestrator.driver.follow import Ending, Follower
 from orchestrator.driver.live import Show
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment.estimate import weights_bytes
 from orchestrator.experiment.plan import Plan
-from orchestrator.interrupts import interruptible, uninterruptible
+from orchestrator.process import interruptible, uninterruptible
 from orchestrator.site import Site
 from orchestrator.tracking.runs import open_tracking
 from orchestrator.worker.asha import AshaPerSearch

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from orchestrator import names
+from orchestrator.driver.lock import looks_alive
 from orchestrator.errors import Say
 from orchestrator.experiment.plan import Evaluation, Plan, Record
 from orchestrator.tracking.ledger import card_of, end_run, finish_training
-from orchestrator.tracking.liveness import looks_alive
 from orchestrator.tracking.recorder import num_lacking, replay
 from orchestrator.tracking.runs import Run, Tracking, delete_tag, get_run, metrics_target
 from orchestrator.tracking.suite import Suite

@@ -26,7 +26,7 @@ from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
 from orchestrator.experiment.seeds import Asked, Seed, cheapest_seeds, next_seeds
 from orchestrator.homes import describe_home, last_home, remember
-from orchestrator.interrupts import interruptible
+from orchestrator.process import interruptible
 from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims
 from orchestrator.report.claims.ledger import open_rows
 from orchestrator.report.files import Report, make_reports, measure_suite, table_files, write_reports

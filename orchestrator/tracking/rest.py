@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from orchestrator.disk import FULL_WORDS, free_of, is_full
-from orchestrator.errors import UserError
+from orchestrator.errors import FULL_WORDS, UserError, free_of, is_full
 
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 30.0

@@ -16,7 +16,7 @@ import ray
 import ray.train
 
 from orchestrator.cluster.environment import FAST_PATH
-from orchestrator.disk import REFUSALS, number_of, refusal
+from orchestrator.errors import REFUSALS, errno_of, refusal
 
 TESTED = ("2.60",)
 """Minor versions of Ray whose inner parts the lean trainer was tested with; its public ones serve from 2.52 on."""
@@ -229,7 +229,7 @@ def _kind(error: BaseException) -> Kind:
         return "mistake"
     if names & {"OutOfMemoryError", "MemoryError"}:
         return "memory"
-    if names & MISTAKES or not names & LOSSES or (isinstance(error, OSError) and number_of(error) in LASTING):
+    if names & MISTAKES or not names & LOSSES or (isinstance(error, OSError) and errno_of(error) in LASTING):
         return "mistake"
     return "memory" if any(words in text for words in OUT_OF_MEMORY) else "loss"
 

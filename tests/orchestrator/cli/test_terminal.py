@@ -155,7 +155,7 @@ def test_a_place_that_cannot_be_written_to_is_named_with_what_moves_it(
     monkeypatch.setenv("RNC_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
-    monkeypatch.setattr("orchestrator.disk.free_of", lambda _: "4 KB of 8 GB are free")
+    monkeypatch.setattr("orchestrator.errors.free_of", lambda _: "4 KB of 8 GB are free")
     path = str(tmp_path / place)
 
     def broken(*_: object, **__: object) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from model.config import METRICS, ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.settings import to_dict
+from orchestrator.driver.lock import looks_alive
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, train_key
 from orchestrator.experiment.rows import Resources
@@ -21,7 +22,6 @@ from orchestrator.process import this_process
 from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking.evaluations.classes import ClassRecord
-from orchestrator.tracking.liveness import looks_alive
 from orchestrator.tracking.runs import Run, Tracking, open_tracking, read_runs, tag_experiment
 
 BOX = TrainConfig(model=ModelConfig(confidence=ConfidenceConfig(tower="box", loss="l1")), seed=3)

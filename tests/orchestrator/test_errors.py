@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.disk import free_of, number_of, refusal
+from orchestrator.errors import errno_of, free_of, refusal
 
 
 def said_of(action: object, *arguments: object) -> str:
@@ -51,7 +51,7 @@ def test_pyarrow_tells_the_number_and_the_place_in_words_alone(tmp_path: Path) -
     (tmp_path / "key").write_text("")
     with pytest.raises(OSError, match="Not a directory") as raised:
         LocalFileSystem().create_dir(str(tmp_path / "key" / "epoch-0001"))
-    assert number_of(raised.value) == errno.ENOTDIR
+    assert errno_of(raised.value) == errno.ENOTDIR
     said = refusal(raised.value)
     assert said is not None and said.startswith(f"{tmp_path}/key is a file, expected a folder")
 
