@@ -130,9 +130,13 @@ class Follower:
             progress.state = "interrupted"
             progress.error = f"interrupted; the next submit goes on from epoch {epoch}"
             write_event(task.folder, End(state="interrupted", reason=progress.error))
-            with suppress(UserError):
-                if progress.run_id is not None and self._runs(key):
+            if progress.run_id is None or self._away is not None:
+                continue  # the next submit closes its run; asking for each would take seconds a row
+            try:
+                if self._runs(key):
                     end_training(self._tracking, progress.run_id, "KILLED", progress.error)
+            except UserError as error:
+                self._away = error
 
     def draw(self) -> None:
         """Show where all trainings stand."""
