@@ -384,7 +384,7 @@ def _show_waiting(suite: Suite, say: Say) -> None:
         except (UserError, DataError, OSError) as error:
             say(f"{run.label}: its last example detections are not in MLflow yet; a later submit stores them ({error})")
         else:
-            say(f"{run.label}: example detections of {number} validations were not in MLflow yet, and are shown now")
+            say(f"{run.label}: example detections that MLflow lacked were stored ({number})")
 
 
 def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:
