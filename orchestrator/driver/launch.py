@@ -129,6 +129,8 @@ def _size(task: TrainingTask) -> tuple[float, ...]:
 
 def _tune(plan: Plan, tasks: Mapping[str, TrainingTask], cluster: Cluster, follower: Follower) -> None:
     storage = next(iter(tasks.values())).storage
+    # Its state, which is removed at the end: on a full disk that it is not saved would be told with a traceback.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
 
     def bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
