@@ -57,7 +57,10 @@ def refusal(error: OSError) -> str | None:
 def is_full(place: str | Path) -> bool:
     """Whether the disk of a place takes next to nothing any more; a quota does not show."""
     there = _nearest(place)
-    return there is not None and shutil.disk_usage(there).free < FULL_BYTES
+    if there is None:
+        return False
+    disk = shutil.disk_usage(there)
+    return disk.free < FULL_BYTES <= disk.total  # some file systems over a network tell 0 for both
 
 
 def errno_of(error: OSError) -> int:

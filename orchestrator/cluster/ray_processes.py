@@ -2,8 +2,8 @@
 
 Where its GCS dies, Ray's own library waits a minute and then ends the process; where its raylet dies, Tune waits on.
 After a driver that was killed, the agents of its raylet stay for a minute or more. A driver therefore signs the folder
-of its Ray session. A process belongs to a session if it holds a file of that folder open, or names it in its command
-line; names of processes alone say nothing, as another Ray may run beside ours.
+of its Ray session, and a process of Ray belongs to a session if it writes to a file of that folder; names of processes
+alone say nothing, as another Ray may run beside ours.
 """
 
 import os
@@ -47,7 +47,10 @@ class RayWatch:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """While the context lasts, raise a Ctrl-C in the main thread once Ray has ended."""
+        """While the context lasts, raise a Ctrl-C once Ray has ended; in the main thread, as other threads get none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         thread = threading.Thread(target=self._watch, name="ray", daemon=True)
         thread.start()
         try:
@@ -71,10 +74,10 @@ def sign(session: Path) -> None:
 
 
 def withdraw() -> None:
-    """Take the signatures of this process back, once its Ray has ended with all its processes."""
-    for file in ray_folder().glob(f"session_*/{SIGNATURE}"):
+    """Take the signatures of this process back, of the sessions that have ended with all their processes."""
+    for file in _signatures():
         with suppress(OSError):
-            if file.read_text() == this_process():
+            if file.read_text() == this_process() and not processes_of([file.parent]):
                 file.unlink()
 
 
@@ -85,9 +88,7 @@ def ray_folder() -> Path:
 
 def orphaned_sessions() -> list[Path]:
     """Return the sessions whose drivers, processes of this user and this host, are gone."""
-    # Once each: Ray links the newest as session_latest.
-    signed = {file.resolve() for file in ray_folder().glob(f"session_*/{SIGNATURE}")}
-    return [file.parent for file in sorted(signed) if _is_orphaned(file)]
+    return [file.parent for file in _signatures() if _is_orphaned(file)]
 
 
 def end_leftovers() -> list[str]:
@@ -134,27 +135,42 @@ def _own() -> Callable[[], str]:
 
 def _joined() -> Callable[[], str]:
     address = ray.get_runtime_context().gcs_address
-    host, _, port = address.rpartition(":")
     heard = time.monotonic()
 
     def look() -> str:
         nonlocal heard
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-        except OSError as error:
-            silent = time.monotonic() - heard
-            return f"the Ray cluster at {address} went away ({error})" if silent > SILENT_SECONDS else ""
-        heard = time.monotonic()
-        return ""
+        if not (why := _silence(address)):
+            heard = time.monotonic()
+            return ""
+        return f"the Ray cluster at {address} went away ({why})" if time.monotonic() - heard > SILENT_SECONDS else ""
 
-    return look
+    # Through Ray's client, or a gateway, its GCS may be out of reach from the beginning.
+    return (lambda: "") if _silence(address) else look
+
+
+def _silence(address: str) -> str:
+    """Say why nobody answers at an address; empty where somebody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _signatures() -> list[Path]:
+    # Once each: Ray links the newest as session_latest.
+    return sorted({file.resolve() for file in ray_folder().glob(f"session_*/{SIGNATURE}")})
 
 
 def _belongs(process: psutil.Process, sessions: Sequence[Path]) -> bool:
-    places = [*process.cmdline(), *(file.path for file in process.open_files())]
-    return any(
-        f"{session}{os.sep}" in place or place.endswith(str(session)) for session in sessions for place in places
-    )
+    """Whether a process writes to a file of a session, and is Python or a program of Ray, no editor of an old log."""
+    program = Path(process.exe()).name
+    if program not in PARTS and not program.startswith("python"):
+        return False
+    # Somebody who looks at the logs reads them.
+    written = [file.path for file in process.open_files() if getattr(file, "mode", "w") != "r"]
+    return any(path.startswith(f"{session}{os.sep}") for session in sessions for path in written)
 
 
 def _is_orphaned(signature: Path) -> bool:

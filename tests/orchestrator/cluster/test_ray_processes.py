@@ -72,6 +72,23 @@ def test_the_processes_of_a_dead_driver_are_ended_and_no_others(ray_folder: Path
     assert ray_processes.orphaned_sessions() == []  # looked for once
 
 
+def test_somebody_who_looks_at_the_logs_of_a_dead_driver_is_left_alone(ray_folder: Path) -> None:
+    session = signed(ray_folder / "session_1", dead_driver())
+    log = session / "agent.log"
+    log.write_text("")
+    reads = [sys.executable, "-c", f"import time; file = open({str(log)!r}); time.sleep(60)"]
+    with log.open("a") as file:
+        at_it = [subprocess.Popen(reads), subprocess.Popen([str(shutil.which("sleep")), "60"], stdout=file)]
+    time.sleep(0.5)
+    try:
+        assert ray_processes.end_leftovers() == []
+        assert [process.poll() for process in at_it] == [None, None]
+    finally:
+        for process in at_it:
+            process.kill()
+            process.wait()
+
+
 def test_a_session_whose_name_begins_alike_is_another(ray_folder: Path, agent: Agent) -> None:
     signed(ray_folder / "session_1", dead_driver())
     other = agent(signed(ray_folder / "session_12", this_process()))
@@ -79,10 +96,15 @@ def test_a_session_whose_name_begins_alike_is_another(ray_folder: Path, agent: A
     assert other.is_running()
 
 
-def test_a_driver_takes_its_own_signature_back(ray_folder: Path) -> None:
+def test_a_driver_takes_its_own_signature_back_once_nothing_is_left(ray_folder: Path, agent: Agent) -> None:
     mine, other = ray_folder / "session_1", signed(ray_folder / "session_2", "other 12 345")
     mine.mkdir()
     ray_processes.sign(mine)
+    left = agent(mine)
+    ray_processes.withdraw()
+    assert (mine / ray_processes.SIGNATURE).exists()
+    left.kill()
+    left.wait()
     ray_processes.withdraw()
     assert not (mine / ray_processes.SIGNATURE).exists()
     assert (other / ray_processes.SIGNATURE).exists()
@@ -146,3 +168,9 @@ def test_a_joined_cluster_may_be_silent_for_a_while(monkeypatch: pytest.MonkeyPa
     assert looking.why == ""  # its GCS may be starting again
     monkeypatch.setattr(ray_processes, "SILENT_SECONDS", 0.0)
     assert looking.why.startswith(f"the Ray cluster at {address} went away (")
+
+
+def test_a_cluster_that_is_out_of_reach_from_the_beginning_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_processes.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.setattr(ray_processes, "SILENT_SECONDS", 0.0)
+    assert RayWatch(is_local=False).why == ""
