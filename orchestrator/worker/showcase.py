@@ -108,14 +108,14 @@ def keep_examples(folder: Path, step: int, data: "CocoData", detections: "Detect
     """Write what was detected on the example images of a validation, some KB, to the folder of its training."""
     from orchestrator.figures.pictures import example_indices
 
-    shown = detections.take(np.isin(detections.image_ids, data.image_ids[example_indices(data)]))
     file = folder / WAITING / f"{step:09d}.npz"
     try:
+        shown = detections.take(np.isin(detections.image_ids, data.image_ids[example_indices(data)]))
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.with_suffix(".new").open("wb") as draft:
             np.savez(draft, **{name: getattr(shown, name) for name in shown.types})
         file.with_suffix(".new").replace(file)
-    except OSError as error:
+    except Exception as error:  # a full disk, say
         logger.warning("example detections at step %d: dropped, %s", step, error)
 
 
@@ -144,10 +144,11 @@ def show_examples(uri: str, run_id: str, dataset: str, folder: Path, data: "Coco
         try:
             with np.load(file) as columns:
                 detections = DetectionTable(**{name: columns[name] for name in DetectionTable.types})
+            step = int(file.stem)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             logger.warning("%s: dropped, %s", file, error)
         else:
-            store_picture(uri, run_id, DETECTIONS, int(file.stem), functools.partial(draw_examples, data, detections))
+            store_picture(uri, run_id, DETECTIONS, step, functools.partial(draw_examples, data, detections))
         file.unlink(missing_ok=True)
     return len(waiting)
 
