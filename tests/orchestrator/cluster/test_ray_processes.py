@@ -162,7 +162,7 @@ def test_a_ray_that_is_there_interrupts_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_a_joined_cluster_may_be_silent_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = "{}:{}".format(*server.getsockname())
-        monkeypatch.setattr(ray_processes.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+        monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
         looking = RayWatch(is_local=False)
         assert looking.why == ""
     assert looking.why == ""  # its GCS may be starting again
@@ -171,6 +171,6 @@ def test_a_joined_cluster_may_be_silent_for_a_while(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_cluster_that_is_out_of_reach_from_the_beginning_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_processes.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1"))
     monkeypatch.setattr(ray_processes, "SILENT_SECONDS", 0.0)
     assert RayWatch(is_local=False).why == ""

@@ -59,7 +59,7 @@ def test_the_lab_waits_for_a_server_that_is_away_and_is_left_out_for_anything_el
         return True
 
     monkeypatch.setattr(scoring, "store_lab", store)
-    monkeypatch.setattr(rest.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     data: Any = SimpleNamespace()
     detector: Any = torch.nn.Identity()
     scoring.record_lab(task_in(tmp_path), detector, data)
