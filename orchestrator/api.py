@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from model.settings import suggestion
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import lacking
 from orchestrator.figures.table import Table
 from orchestrator.figures.texts import printable
 from orchestrator.tracking.suite import Suite
@@ -167,9 +168,12 @@ class OpenSuite(Suite):
 
     def status(self, *, whole: bool = False) -> Table:
         """Show how far each row is, and why not further; `whole` does not cut long reasons."""
+        from orchestrator.driver.lock import last_renewal, without_the_dead
         from orchestrator.report.plan_tables import status_table
 
-        return status_table(self.make_plan(), self.ledger, None if whole else self.storage)
+        # A driver that was killed left its runs RUNNING; the next submit closes them.
+        ledger = without_the_dead(self.ledger, self.mlflow_runs, lambda: last_renewal(self))
+        return status_table(lacking(self.wanted, ledger), ledger, None if whole else self.storage)
 
     def reports(self, *, bootstrap: bool = True, by_size: bool = False) -> "list[Report]":
         """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation.

@@ -163,7 +163,8 @@ def submit(
         # Ctrl-C is meant for all suites, not for the first alone.
         if submitted.exit_code == INTERRUPTED:
             break
-    show_reports(reports, form)
+    if reports or form == "json":  # after a Ctrl-C while MLflow is away there are none
+        show_reports(reports, form)
     # The worst of 0, 1 and 130.
     ctx.exit(max(codes))
 

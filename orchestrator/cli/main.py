@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from orchestrator.cli import checkpoints, data, experiments, suites, train
-from orchestrator.cli.terminal import interruption, print_error, storage_error, usage_error
-from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
+from orchestrator.cli.terminal import interruption, print_error, usage_error
+from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError, refusal
 
 
 class _Verbs(click.Group):
@@ -24,7 +24,7 @@ class _Verbs(click.Group):
             click.echo(interruption(ctx), err=True)
             ctx.exit(INTERRUPTED)
         except OSError as error:
-            if (said := storage_error(error)) is None:
+            if (said := refusal(error)) is None:
                 raise
             print_error(said)
             ctx.exit(BAD_INPUT)

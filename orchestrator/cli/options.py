@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -195,7 +195,8 @@ def site(address: str | None = None) -> Site:
 
 def say(text: str) -> None:
     """Print to standard error, so that the output stays what a program can read."""
-    click.echo(say_lines(text), err=True)
+    with suppress(OSError):  # its terminal is gone, or its pipe, or its disk is full; what is being done goes on
+        click.echo(say_lines(text), err=True)
 
 
 def suites(experiments: Sequence[Experiment], at: Site | None = None) -> list[OpenSuite]:

@@ -1,13 +1,10 @@
 """How `rnc` writes to a terminal: its width, colours where it has them, errors, and what a Ctrl-C leaves behind."""
 
-import errno
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import wraps
-from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -26,8 +23,6 @@ LOOKS: Mapping[Look, Mapping[str, Any]] = {
 }
 GOES_ON = "What is recorded stays; the same command goes on from there."
 DEFAULT_COLUMNS = 80
-STORAGE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-"""Errors of the operating system that mean that a place cannot be written to, or not any more."""
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _INTERRUPTION = "rnc.interruption"
 
@@ -95,21 +90,6 @@ def usage_error(error: click.ClickException) -> str:
     return said if guessed or context is None else f"{said}; `{context.command_path} --help` says what it takes"
 
 
-def storage_error(error: OSError) -> str | None:
-    """Say which place cannot be written to, and the way out; None of an error of another kind."""
-    if error.errno not in STORAGE:
-        return None
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if not error.filename:
-        what = "the disk is full" if is_full else error.strerror
-        return f"{what}, where the output goes or in one of RNC_HOME, HOME and TMPDIR; free some, or set them to others"
-    place, setting = str(error.filename), _setting_of(str(error.filename))
-    elsewhere = f", or set {setting} to another place" if setting else ""
-    if is_full:
-        return f"{place}: the disk is full; free some{elsewhere}"
-    return f"{place}: no access ({error.strerror}); change its permissions{elsewhere}"
-
-
 def when_interrupted(says: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb what is said after a Ctrl-C, behind "Interrupted."."""
 
@@ -139,12 +119,3 @@ def _fitted(line: str, columns: int) -> list[str]:
 
 def _styled(text: str, look: Look) -> str:
     return click.style(text, **LOOKS[look]) if LOOKS[look] else text
-
-
-def _setting_of(place: str) -> str:
-    """Name the variable that moves a place elsewhere; empty of a place that none moves, or a name without folder."""
-    home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
-    folders = {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path(os.path.expanduser("~")): "HOME"}
-    within = [folder for folder in folders if Path(place).is_relative_to(folder)]
-    # The deepest, as RNC_HOME may lie in HOME.
-    return folders[max(within, key=lambda one: len(one.parts))] if within else ""

@@ -3,12 +3,14 @@
 import os
 import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from orchestrator.cluster.capacity import Cluster, local_cluster
 from orchestrator.cluster.environment import ray_environment
+from orchestrator.cluster.ray_processes import end_leftovers, sign, withdraw
 from orchestrator.errors import UserError
 from orchestrator.site import Site
 
@@ -29,9 +31,10 @@ def start_ray(site: Site) -> None:
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if site.ray_address is None:
+        end_leftovers()  # of a driver that was killed; they hold memory, and ports
         machine = local_cluster()
         tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
-        ray.init(
+        started: Any = ray.init(  # a context of a driver, which knows its session
             address="local",  # never join a cluster that happens to run here, as no address would
             num_cpus=int(machine.total("CPU")),
             # Left to itself, Ray takes -1 in CUDA_VISIBLE_DEVICES for a GPU, and MIG instances of one board for one.
@@ -41,6 +44,7 @@ def start_ray(site: Site) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             **quiet,
         )
+        sign(Path(started.address_info["session_dir"]))
         return
     _require_answer(site.ray_address)
     try:
@@ -52,6 +56,7 @@ def start_ray(site: Site) -> None:
 def stop_ray() -> None:
     """End the local cluster and everything in it, or leave the one that was joined."""
     ray.shutdown()
+    withdraw()
 
 
 def cluster_of_ray() -> Cluster:

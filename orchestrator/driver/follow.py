@@ -1,5 +1,6 @@
 """Follows trainings from their start to their end: opens and ends their runs in MLflow, and shows where they stand."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +13,15 @@ from model.names import EPOCH, IMAGES_PER_S, LOSS, STARTUP_S, VAL
 from orchestrator.cluster.capacity import Cluster, needs
 from orchestrator.driver.cancel import PRUNED, prune_asked
 from orchestrator.driver.live import Show
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, free_of, is_full
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
-from orchestrator.tracking.rest import retried
+from orchestrator.tracking.rest import DiskFull, retried
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
 from orchestrator.worker.training_log import End, EndState, scoring_of, write_event
 
+logger = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
 Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
 """Is given what MLflow holds, None while it is away, and where each training stands, by train key."""
@@ -56,6 +58,8 @@ class _Progress:
     """As it was read last."""
     before: Record | None = None
     """As it was when the trial started."""
+    refusal: UserError | None = None
+    """Why MLflow does not take its run; None where it does."""
     first: tuple[float, float] | None = None
     """When its first sign of life was seen, and the epoch then."""
 
@@ -69,7 +73,7 @@ class Follower:
         self._tasks = {task.train_run.key: task for task in tasks}
         self._tracking, self._cluster, self._show, self._tell = tracking, cluster, show, tell
         self._progress = {key: _Progress() for key in self._tasks}
-        self._away = False
+        self._away: UserError | None = None
         # One thread: a run is begun before it is ended, and Tune's callbacks do not wait for MLflow.
         self._pool = ThreadPoolExecutor(1)
         self._closing = threading.Event()
@@ -92,9 +96,10 @@ class Follower:
         """Open the run of a training while its workers start."""
         progress, task = self._progress[key], self._tasks[key]
         progress.state, progress.before = "starting", progress.record
-        task.folder.mkdir(parents=True, exist_ok=True)
-        # Else workers would record to the run that an earlier start was told.
-        task.run_file.unlink(missing_ok=True)
+        with suppress(OSError):  # its trial comes by the same, and tells it as its end
+            task.folder.mkdir(parents=True, exist_ok=True)
+            # Else workers would record to the run that an earlier start was told.
+            task.run_file.unlink(missing_ok=True)
         if not progress.stop:
             self._pool.submit(self._begin, task)
 
@@ -103,7 +108,7 @@ class Follower:
         progress = self._progress[key]
         if not progress.stop:
             progress.stop, progress.is_decided = reason, True
-            self._tasks[key].tell_stop()
+            self._tell_stop(key)
 
     def ended(self, key: str, *, error: str, log: str = "") -> None:
         """Note how a training ended."""
@@ -125,19 +130,23 @@ class Follower:
             progress.state = "interrupted"
             progress.error = f"interrupted; the next submit goes on from epoch {epoch}"
             write_event(task.folder, End(state="interrupted", reason=progress.error))
-            with suppress(UserError):
-                if progress.run_id is not None and self._runs(key):
+            if progress.run_id is None or self._away is not None:
+                continue  # the next submit closes its run; asking for each would take seconds a row
+            try:
+                if self._runs(key):
                     end_training(self._tracking, progress.run_id, "KILLED", progress.error)
+            except UserError as error:
+                self._away = error
 
     def draw(self) -> None:
         """Show where all trainings stand."""
         ledger = None
         try:
             ledger = read_ledger(self._tracking)
-        except UserError:  # the server is away; what it last told stands
-            self._away = True
+        except UserError as error:  # the server is away; what it last told stands
+            self._away = error
         else:
-            self._away = False
+            self._away = None
             for key, progress in self._progress.items():
                 progress.record = ledger.trainings.get(key)
                 if progress.record is None and progress.run_id is not None and progress.state == "starting":
@@ -147,7 +156,8 @@ class Follower:
             with suppress(UserError):  # it went away, or has only just lost the suite
                 self._stop_what_is_asked()
         statuses = {key: self._status(task) for key, task in self._tasks.items()}
-        self._show(list(statuses.values()))
+        with suppress(OSError):  # the terminal is gone, or the pipe; trainings do without
+            self._show(list(statuses.values()))
         self._tell(ledger, statuses)
 
     def ending(self, task: TrainingTask) -> Ending:
@@ -168,6 +178,8 @@ class Follower:
         progress = self._progress[task.train_run.key]
 
         def begin() -> str:
+            if self._closing.is_set():  # else a Ctrl-C while MLflow is away would wait for it to the end
+                raise UserError("interrupted")
             # Looked up each time: a server that comes back empty needs the suite's experiment again.
             self._tracking = open_tracking(self._tracking.uri, self._tracking.suite)
             held = read_ledger(self._tracking).trainings.get(task.train_run.key)
@@ -176,12 +188,18 @@ class Follower:
                 return held.run_id
             return begin_training(self._tracking, task.train_run)
 
+        def refused(error: UserError) -> None:
+            progress.refusal = error
+
         try:
-            task.tell_run()
-            progress.run_id = retried(begin)
+            with suppress(OSError):  # a training whose folder takes nothing has a run that says so
+                task.tell_run()
+            progress.run_id = retried(begin, waits=refused)
+            progress.refusal = None
             task.tell_run(run_id=progress.run_id)
         except Exception as error:
-            task.tell_run(error=str(error))
+            with suppress(OSError):
+                task.tell_run(error=str(error))
 
     def _stop_what_is_asked(self) -> None:
         """Tell trials to end that somebody asked for, through MLflow."""
@@ -193,7 +211,11 @@ class Follower:
                 asked = PRUNED
             if asked and not progress.stop and progress.state in ("waiting", "starting"):
                 progress.stop = asked
-                self._tasks[key].tell_stop()
+                self._tell_stop(key)
+
+    def _tell_stop(self, key: str) -> None:
+        with suppress(OSError):  # a training whose folder takes nothing ends by itself at its next checkpoint
+            self._tasks[key].tell_stop()
 
     def _close(self, key: str) -> None:
         progress = self._progress[key]
@@ -212,7 +234,10 @@ class Follower:
 
     def _watch(self) -> None:
         while not self._closing.wait(WATCH_SECONDS):
-            self.draw()
+            try:
+                self.draw()
+            except Exception as error:  # the next look may succeed; without any, nobody could cancel a training
+                logger.warning("the trainings were not looked at: %s", error)
 
     def _status(self, task: TrainingTask) -> Status:
         progress = self._progress[task.train_run.key]
@@ -235,7 +260,7 @@ class Follower:
             state=state,
             note=self._why_waiting(task)
             if state == "waiting"
-            else progress.error or progress.stop or self._why_silent(state) or scored,
+            else progress.error or progress.stop or self._why_silent(progress, state) or scored,
             epoch=epoch,
             num_epochs=task.num_epochs,
             loss=metrics.get(LOSS),
@@ -244,9 +269,16 @@ class Follower:
             remaining_s=_remaining(progress.first, epoch, task.num_epochs) if state == "training" else None,
         )
 
-    def _why_silent(self, state: State) -> str:
-        silent = self._away and state in GOES_ON
-        return f"waiting for MLflow at {self._tracking.uri}; nothing is lost meanwhile" if silent else ""
+    def _why_silent(self, progress: _Progress, state: State) -> str:
+        if state not in GOES_ON:
+            return ""
+        refusal = progress.refusal or self._away
+        if isinstance(refusal, DiskFull):
+            return f"{refusal}; nothing is lost meanwhile"
+        if refusal is not None:
+            return f"waiting for MLflow at {self._tracking.uri}; nothing is lost meanwhile"
+        storage = self._tasks[next(iter(self._tasks))].storage
+        return f"{storage}: the disk is full ({free_of(storage)}); free some" if is_full(storage) else ""
 
     def _why_waiting(self, task: TrainingTask) -> str:
         busy = [

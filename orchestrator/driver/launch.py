@@ -1,10 +1,10 @@
 """Runs what a plan lacks: Ray Tune over the trainings, each of which is one Ray Train run and then its scoring."""
 
+import logging
 import shutil
 import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,21 @@ from ray import tune
 
 from orchestrator.cluster.capacity import Cluster, needs, per_worker, require_plan_fits
 from orchestrator.cluster.connect import TOKENS, cluster_of_ray, stop_ray
+from orchestrator.cluster.ray_processes import RayWatch
 from orchestrator.driver.follow import Ending, Follower
 from orchestrator.driver.live import Show
 from orchestrator.errors import INTERRUPTED
 from orchestrator.experiment.estimate import weights_bytes
 from orchestrator.experiment.plan import Plan
+from orchestrator.process import interruptible, uninterruptible
 from orchestrator.site import Site
 from orchestrator.tracking.runs import open_tracking
 from orchestrator.worker.asha import AshaPerSearch
 from orchestrator.worker.gauges import SuiteGauges
 from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.trial import release, run_trial
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +35,8 @@ class Outcome:
 
     endings: tuple[Ending, ...]
     interrupted: bool = False
+    lost: str = ""
+    """What became of Ray, in one line, where it ended in the middle."""
 
     @property
     def exit_code(self) -> int:
@@ -43,7 +49,7 @@ class Outcome:
 def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: None) -> Outcome:
     """Train and score what the plan lacks, and wait for it; one failure does not stop the others.
 
-    Ctrl-C and SIGTERM end Ray with all its processes; the next launch goes on from the last checkpoints.
+    Ctrl-C, SIGTERM and a closed terminal end Ray with its processes; the next launch goes on from the last checkpoints.
 
     Args:
         plan: of one suite.
@@ -61,15 +67,20 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     require_plan_fits(plan, cluster)
     suite = open_tracking(tracking_uri, plan.suite)
     for task in tasks:
-        task.stop_file.unlink(missing_ok=True)
+        with suppress(OSError):  # its trial tells what is wrong with its folder
+            task.stop_file.unlink(missing_ok=True)
     follower = Follower(tasks, suite, cluster, show, SuiteGauges(plan, tasks[0].storage).tell)
-    interrupted = False
+    interrupted, watch = False, RayWatch(is_local=site.ray_address is None)
     try:
-        with _interruptible(), follower.watching():
+        with interruptible(), watch.interrupting(), follower.watching():
             _tune(plan, {task.train_run.key: task for task in largest_first(tasks)}, cluster, follower)
-    except KeyboardInterrupt:
-        interrupted = True
-        with _uninterruptible():
+    except BaseException as error:
+        # Where Ray has ended, Tune raises one thing or another, or is interrupted by the watch.
+        if not isinstance(error, KeyboardInterrupt) and not watch.why:
+            raise
+        # A terminal that closes, or a job that is ended, may have ended Ray's processes by the same signal.
+        interrupted = error.args[:1] in ((signal.SIGTERM,), (signal.SIGHUP,)) or not watch.why
+        with uninterruptible():
             stop_ray()
             follower.interrupted()
     finally:
@@ -77,7 +88,11 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
         shutil.rmtree(tasks[0].storage / "_tune", ignore_errors=True)
     follower.draw()
     endings = {task.train_run.key: follower.ending(task) for task in tasks}
-    return Outcome(endings=tuple(endings[key] for key in plan.trainings if key in endings), interrupted=interrupted)
+    return Outcome(
+        endings=tuple(endings[key] for key in plan.trainings if key in endings),
+        interrupted=interrupted,
+        lost="" if interrupted else watch.why,
+    )
 
 
 def tasks_of(plan: Plan, site: Site, tracking_uri: str) -> list[TrainingTask]:
@@ -114,6 +129,8 @@ def _size(task: TrainingTask) -> tuple[float, ...]:
 
 def _tune(plan: Plan, tasks: Mapping[str, TrainingTask], cluster: Cluster, follower: Follower) -> None:
     storage = next(iter(tasks.values())).storage
+    # Its state, which is removed at the end: on a full disk that it is not saved would be told with a traceback.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
 
     def bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -162,7 +179,7 @@ def _key(trial: Any) -> str:
 
 
 class _Callback(tune.Callback):
-    """Tells the follower when trials start and end."""
+    """Tells the follower when trials start and end; what fails for one of them must not end Tune, and so the others."""
 
     def __init__(self, follower: Follower, tasks: Mapping[str, TrainingTask]) -> None:
         self._follower, self._tasks = follower, tasks
@@ -176,45 +193,20 @@ class _Callback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial has returned what it tells."""
-        self._follower.ended(_key(trial), error=trial.last_result["error"], log=trial.last_result["log"])
+        told = trial.last_result or {}
+        self._follower.ended(_key(trial), error=told.get("error", "its trial told nothing"), log=told.get("log", ""))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial's process has died, and will be started once more."""
-        release(self._tasks[_key(trial)])
+        self._release(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """The trial's process has died, and again after a second start."""
-        release(self._tasks[_key(trial)])
+        self._release(trial)
         self._follower.ended(_key(trial), error="the process of the trial died", log=str(trial.error_file or ""))
 
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM is to the driver what Ctrl-C is."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with _handlers(stop):
-        yield
-
-
-@contextmanager
-def _uninterruptible() -> Iterator[None]:
-    """A second Ctrl-C does not disturb the cleaning up after the first."""
-    with _handlers(signal.SIG_IGN):
-        yield
-
-
-@contextmanager
-def _handlers(handler: Any) -> Iterator[None]:
-    # Python sets signal handlers in the main thread only; notebooks and tests may run this in another.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
+    def _release(self, trial: Any) -> None:
+        try:
+            release(self._tasks[_key(trial)])
+        except Exception as error:  # what its workers hold stays reserved until Ray ends
+            logger.warning("training %s: its workers' resources are not given back: %s", _key(trial), error)

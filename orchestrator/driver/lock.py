@@ -9,18 +9,19 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from orchestrator import names
 from orchestrator.errors import UserError
-from orchestrator.experiment.plan import Plan
+from orchestrator.experiment.plan import Ledger, Plan
 from orchestrator.process import exists_here, this_process
 from orchestrator.site import Site
-from orchestrator.tracking.runs import Tracking, experiment_tags, tag_experiment, untag_experiment
+from orchestrator.tracking.records import by_key
+from orchestrator.tracking.runs import Run, Tracking, experiment_tags, tag_experiment, untag_experiment
 from orchestrator.tracking.suite import Suite
 
 LOOK_SECONDS = 2.0
@@ -32,6 +33,10 @@ RENEW_SECONDS = 10.0
 """How often a claim is renewed; five in a row may fail."""
 SILENT_SECONDS = 60.0
 """A claim from another machine that is not renewed for so long is void."""
+RUN_SILENT_SECONDS = 3600.0
+"""A run of another host that has received nothing for so long is taken for dead."""
+QUIET_SECONDS = 300.0
+"""For so long a training on another host may tell nothing before `rnc status` says so."""
 
 MOST_SHOWN = 6
 """So many tables, and rows of each, are named to those who wait; a tag of MLflow holds 5000 characters."""
@@ -152,6 +157,60 @@ def holder_of(suite: Suite) -> Holder | None:
     return _Claim(tracking).holder()
 
 
+def looks_alive(run: Run, told: float = 0.0) -> bool:
+    """Say whether a run's driver still exists: by its process on this host, by signs of life from another host.
+
+    Args:
+        run: of any status.
+        told: another sign of life of that driver, in seconds since 1970.
+    """
+    here = exists_here(run.tags.get(names.DRIVER, ""))
+    if here is not None:
+        return here
+    return time.time() - max(told, run.last_sign_of_life / 1000) < RUN_SILENT_SECONDS
+
+
+def without_the_dead(ledger: Ledger, runs: Iterable[Run], heard: Callable[[], Mapping[str, float]]) -> Ledger:
+    """Return the ledger as it is where the drivers of running trainings are gone: these are interrupted.
+
+    A training on another host that tells nothing is named; its driver may be scoring, or its network may be down.
+
+    Args:
+        ledger: what MLflow holds of a suite.
+        runs: of it, newest first, from which the ledger was read.
+        heard: asks for signs of life of drivers beside those of their runs, in seconds since 1970.
+    """
+    running = {
+        key: run
+        for key, run in by_key(runs, "training").items()
+        if run.status == "RUNNING" and key in ledger.trainings and not exists_here(run.tags.get(names.DRIVER, ""))
+    }
+    if not running:
+        return ledger
+    signs, now = heard(), time.time()
+    seen = {}
+    for key, run in running.items():
+        driver = run.tags.get(names.DRIVER, "")
+        told = max(signs.get(driver, 0.0), run.last_sign_of_life / 1000)
+        if not looks_alive(run, told):
+            seen[key] = replace(ledger.trainings[key], status="KILLED", note=_gone(driver, told))
+        elif now - told > QUIET_SECONDS:
+            quiet = f"no sign of life for {(now - told) / 60:.0f} min from {_process_of(driver)}"
+            seen[key] = replace(ledger.trainings[key], note=quiet)
+    return replace(ledger, trainings={**ledger.trainings, **seen})
+
+
+def last_renewal(suite: Suite) -> dict[str, float]:
+    """Return when the driver that has the claim in MLflow last renewed it, in seconds since 1970, by its name."""
+    if suite.tracking is None or suite.tracking.experiment_id is None:
+        return {}
+    text = experiment_tags(suite.tracking).get(names.CLAIM, "")
+    with suppress(ValueError, KeyError, TypeError):  # a tag that somebody else wrote
+        told = json.loads(text)
+        return {str(told["driver"]): float(told["renewed"])}
+    return {}
+
+
 def signed(site: Site, suite: str) -> Holder | None:
     """Return who signed the lock last, and may still hold it."""
     path = lock_file(site, suite)
@@ -270,3 +329,14 @@ def _read(text: str) -> Holder | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _gone(driver: str, told: float) -> str:
+    # The first 60 characters are what a table has room for.
+    since = time.strftime("%d %b %H:%M", time.localtime(told))
+    return f"interrupted: driver gone since {since}; submit goes on from its checkpoint (it was {_process_of(driver)})"
+
+
+def _process_of(driver: str) -> str:
+    host, _, process = driver.partition(" ")
+    return f"process {process.partition(' ')[0]} on {host}" if process else "a process that is not known"

@@ -4,15 +4,14 @@ Stale runs are closed, metrics that wait in journals are sent, weights that MLfl
 checkpoint that Ray kept, and a result whose files are gone is marked, so that the next submit makes it again.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from orchestrator import names
+from orchestrator.driver.lock import looks_alive
 from orchestrator.errors import Say
 from orchestrator.experiment.plan import Evaluation, Plan, Record
-from orchestrator.process import exists_here
 from orchestrator.tracking.damage import doubts, find_damage
 from orchestrator.tracking.ledger import card_of, end_run, finish_training
 from orchestrator.tracking.recorder import num_lacking, replay
@@ -22,8 +21,6 @@ from orchestrator.worker.task import JOURNAL, last_checkpoint
 
 MOST_EDITS = 4
 """Of a run that are mended in one go; more would be mended again and again, with no effect."""
-SILENT_SECONDS = 3600.0
-"""A run of another host that has received nothing for so long is taken for dead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,12 +53,6 @@ def _mended(suite: Suite, defects: Sequence[Defect], say: Say, *, dry_run: bool)
     if defects and not dry_run:
         suite.refresh()
     return len(defects)
-
-
-def looks_alive(run: Run) -> bool:
-    """Say whether a run's driver still exists: by its process on this host, by signs of life from another host."""
-    here = exists_here(run.tags.get(names.DRIVER, ""))
-    return time.time() - run.last_sign_of_life / 1000 < SILENT_SECONDS if here is None else here
 
 
 def find_edits(suite: Suite, is_alive: Callable[[Run], bool] = looks_alive) -> list[Defect]:

@@ -25,6 +25,7 @@ from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
 from orchestrator.experiment.seeds import Asked, Seed, cheapest_seeds, next_seeds
 from orchestrator.homes import describe_home, last_home, remember
+from orchestrator.process import interruptible
 from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims
 from orchestrator.report.claims.ledger import open_rows
 from orchestrator.report.files import Report, make_reports, measure_suite, table_files, write_reports
@@ -85,7 +86,7 @@ def submit(
     bounds = bounds or Bounds()
     require_budget(bounds.hours)
     _claims(suite)  # a mistake in them should not wait for the first trainings
-    with ExitStack() as stack:
+    with interruptible(), ExitStack() as stack:
         _note_home(suite, say)
         stack.enter_context(_compiling(suite.site))
         with working("starting MLflow"):
@@ -100,16 +101,33 @@ def submit(
                 with onlooker(suite, say) as waiting:
                     tell = stack.enter_context(locked(suite, waiting, lambda: _work(suite, bounds)))
             except KeyboardInterrupt:
-                suite.refresh()
-                return Submitted(exit_code=INTERRUPTED, reports=make_reports(suite, say=say))
+                return Submitted(exit_code=INTERRUPTED, reports=_measured(suite, say))
             suite.refresh()  # whoever had the lock before may have done some of it
         repair(suite, say)
         name_seeds(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
         exit_code, hours = _run(suite, say, bounds, before, tell)
-        reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
+        if exit_code != INTERRUPTED:
+            _show_waiting(suite, say)
+        try:
+            reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
+        except (UserError, OSError) as error:
+            if exit_code != INTERRUPTED:
+                raise
+            say(f"No tables are written: {error}")
+            reports = []
         if len(reports) < len(suite.experiments):
             exit_code = max(exit_code, 1)
         return Submitted(exit_code=exit_code, reports=reports, hours=hours)
+
+
+def _measured(suite: Suite, say: Say) -> list[Report]:
+    """Measure the tables after an interruption, which is all that counts where MLflow does not answer any more."""
+    try:
+        suite.refresh()
+        return make_reports(suite, say=say)
+    except UserError as error:
+        say(f"No tables are shown: {error}")
+        return []
 
 
 def _note_home(suite: Suite, say: Say) -> None:
@@ -169,8 +187,14 @@ def _run(suite: Suite, say: Say, bounds: Bounds, before: Stops, tell: Tell) -> t
             exit_code = max(exit_code, outcome.exit_code)
             tried |= {*part.plan.missing_trainings, *part.plan.missing_evaluations}
             suite.refresh()
-            spent += spent_hours(part.plan, ledger, suite.ledger, suite.site.num_images)
-            if outcome.interrupted:
+            try:
+                spent += spent_hours(part.plan, ledger, suite.ledger, suite.site.num_images)
+            except UserError:
+                if not outcome.interrupted:
+                    raise
+            if outcome.lost:
+                say(f"{outcome.lost}. What ran is interrupted; submit again, which goes on from the last checkpoints.")
+            if outcome.interrupted or outcome.lost:
                 return exit_code, spent
 
 
@@ -339,6 +363,27 @@ def _launch(plan: Plan, suite: Suite, say: Say, watch: Show) -> "Outcome":
         elif ending.startup_s is not None:
             say(f"{ending.label}: first update {ending.startup_s:.1f} s after its trial began")
     return outcome
+
+
+def _show_waiting(suite: Suite, say: Say) -> None:
+    """Show the example detections of finished trainings that MLflow lacks: their process was killed, or it was away."""
+    from orchestrator.worker.showcase import show_examples, waiting_examples
+
+    for key, run in suite.wanted.trainings.items():
+        record, folder = suite.ledger.trainings.get(key), suite.storage / key
+        # Those of one that runs are sent by itself.
+        if record is None or record.status != "FINISHED" or not waiting_examples(folder):
+            continue
+        from model.data.coco import read_for_scoring
+
+        config = run.config.data
+        try:
+            data = read_for_scoring(suite.site.data_root(config.dataset), config, config.val_split)
+            number = show_examples(suite.connection.uri, record.run_id, config.dataset, folder, data)
+        except Exception as error:  # good to have, and the numbers stand
+            say(f"{run.label}: its last example detections are not in MLflow yet; a later submit stores them ({error})")
+        else:
+            say(f"{run.label}: example detections that MLflow lacked were stored ({number})")
 
 
 def _conclude(suite: Suite, say: Say, *, registers: bool) -> list[Report]:

@@ -15,7 +15,7 @@ from orchestrator.addresses import without_secrets
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking import rest
-from orchestrator.tracking.rest import ServerAway
+from orchestrator.tracking.rest import DiskFull, ServerAway, full_disk
 from orchestrator.tracking.runs import get_run, write
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = No
     """
     client = client_of(uri)
     for file in files:
-        with _answers(f"MLflow at {uri} does not take {file} for run {run_id}"):
+        with _answers(f"MLflow at {uri} does not take {file} for run {run_id}", uri):
             client.log_artifact(run_id, str(file), folder)
 
 
@@ -135,13 +135,15 @@ def _watched(file: Path, total: int, progress: Progress, seconds: float = 0.2) -
 
 
 @contextmanager
-def _answers(what_not: str) -> Iterator[None]:
-    """Turn an error of mlflow into ServerAway, which says what does not work."""
+def _answers(what_not: str, uri: str = "") -> Iterator[None]:
+    """Turn an error of mlflow into ServerAway, which says what does not work, or of a server that its disk is full."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (OSError, MlflowException) as error:
+        if uri and (full := full_disk(uri, str(error))):
+            raise DiskFull(full) from error
         raise ServerAway(f"{what_not}: {without_secrets(str(error))}") from error
 
 

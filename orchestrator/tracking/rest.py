@@ -1,17 +1,19 @@
 """Calls of the REST API of an MLflow server, with retries; importing mlflow takes longer than a whole `rnc plan`."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
 
 from orchestrator.addresses import without_secrets
-from orchestrator.errors import UserError
+from orchestrator.errors import FULL_WORDS, UserError, free_of, is_full
 
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 30.0
@@ -24,6 +26,10 @@ NOT_TWICE = ("runs/create",)  # every other call may arrive twice and have the e
 
 class ServerAway(UserError):
     """The tracking server does not answer now; it may later."""
+
+
+class DiskFull(ServerAway):
+    """The tracking server has no room; it takes records again once there is some."""
 
 
 class Refused(UserError):
@@ -161,6 +167,8 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
         answer = response.json()
     except requests.JSONDecodeError:
         answer = {"message": response.text.strip()[:200]}
+    if response.status_code >= 500 and (full := full_disk(uri, str(answer))):
+        raise DiskFull(full)
     if response.status_code in (429, 502, 503, 504):
         raise ServerAway(_away(uri, f"status {response.status_code}"))
     if not isinstance(answer, dict) or response.status_code != 200:
@@ -168,6 +176,29 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
         code = str(answer.get("error_code", "")) if isinstance(answer, dict) else ""
         raise Refused(f"MLflow at {uri} answers {path} with {response.status_code}: {message}", code)
     return answer
+
+
+def full_disk(uri: str, told: str) -> str:
+    """Say that the server's disk is full, if its answer tells so, or is an error while that of our own server is."""
+    folder = _own_folder(uri)
+    if folder is not None and (is_full(folder) or FULL_WORDS.search(told)):
+        return (
+            f"{folder}: the disk is full ({free_of(folder)}), so that MLflow at {uri} takes nothing; free some, or set "
+            "RNC_HOME to another place"
+        )
+    if FULL_WORDS.search(told):
+        return f"the disk of the MLflow server at {uri} is full, so that it takes nothing; free some of it there"
+    return ""
+
+
+def _own_folder(uri: str) -> Path | None:
+    """Return where the server keeps its records if it is the one under RNC_HOME."""
+    folder = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute() / "mlflow"
+    try:
+        port = json.loads((folder / "server.json").read_text()).get("port")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return folder if uri.rstrip("/") == f"http://127.0.0.1:{port}" else None
 
 
 def _away(uri: str, reason: object) -> str:
@@ -181,12 +212,15 @@ LONGEST_PAUSE = 10.0
 T = TypeVar("T")
 
 
-def retried(action: Callable[[], T], seconds: float | None = None) -> T:
+def retried(
+    action: Callable[[], T], seconds: float | None = None, waits: Callable[[UserError], None] = lambda _: None
+) -> T:
     """Do something again and again until the server takes it.
 
     Args:
         action: may be done twice; it has to ask for the run each time.
         seconds: how long, instead of RETRY_SECONDS.
+        waits: is told why the server did not take it.
 
     Raises:
         UserError: the server refuses it for good, or did not answer in time.
@@ -201,6 +235,7 @@ def retried(action: Callable[[], T], seconds: float | None = None) -> T:
                 raise
             if time.monotonic() + pause > deadline:
                 raise UserError(given_up(seconds, error)) from error
+            waits(error)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 

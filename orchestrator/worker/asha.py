@@ -5,6 +5,7 @@ ASHA only decides; the follower of the trainings ends them in the way of `rnc ca
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,8 +68,9 @@ class AshaPerSearch(FIFOScheduler):
         for run in own:
             self._judges[run.key], self._metrics[run.key] = judge, search.metric
             judge.on_trial_add(None, _trial(run.key))  # type: ignore[arg-type]
-            for result in _earlier(storage / run.key / JOURNAL, search.metric, run.config.schedule.epochs):
-                self._decision(run.key, result)
+            with suppress(OSError):  # a journal that cannot be read; its training tells what is wrong with its folder
+                for result in _earlier(storage / run.key / JOURNAL, search.metric, run.config.schedule.epochs):
+                    self._decision(run.key, result)
 
     def _decision(self, key: str, result: Mapping[str, Any]) -> str:
         return self._judges[key].on_trial_result(None, _trial(key), dict(result))  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     TakeReport = Callable[[Mapping[str, float], Progress], None]
 
 SHOW_SECONDS = 20.0
-"""How long the end of a training waits for the last example detections; they are dropped then."""
+"""How long the end of a training waits for the last example detections; the submit shows them then."""
 
 
 def run(settings: dict[str, Any]) -> None:
@@ -74,7 +74,8 @@ def run(settings: dict[str, Any]) -> None:
                 retried(lambda: finish(task, folder))
             score(task, folder, _team(), _device(task))
     except Exception:
-        task.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
+        with suppress(OSError):  # or a full disk would hide what it is about
+            task.error_log(context.get_world_rank()).write_text(traceback.format_exc())  # Ray cuts it
         raise
 
 
@@ -210,7 +211,12 @@ def _showcase(task: TrainingTask) -> Iterator[Showcase]:
 
     data = task.train_run.config.data
     showcase = Showcase(
-        task.tracking_uri, task.hear_run(), data, lambda: read_for_training(task.data_root, data), _device(task)
+        task.tracking_uri,
+        task.hear_run(),
+        data,
+        lambda: read_for_training(task.data_root, data),
+        _device(task),
+        task.folder,
     )
     try:
         yield showcase

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SCORED = "scored"
 """The folder, in a training's folder, of the shards that are scored and not yet recorded."""
+LAB_SECONDS = 300.0
+"""How long the misalignment lab waits for MLflow; RETRY_SECONDS may follow, and other workers wait for 30 minutes."""
 
 
 def finish(task: TrainingTask, folder: Path) -> None:
@@ -76,11 +78,12 @@ def score(task: TrainingTask, folder: Path, team: Team, device: "torch.device") 
         # All splits before the first is scored, which may take hours.
         require_categories(folder, (data[split].category_ids, data[split].category_names), f"split {split}")
     detector = load_detector(folder).to(device)
-    for split in data:
-        _score_split(task, folder, detector, data[split], team)
     if team.rank == 0:
+        # First: whoever is killed before it stands leaves evaluations missing, and a later submit comes by again.
         # The split of the training's own validation, so that trainings of different tables can be compared.
         record_lab(task, detector, data.get(config.val_split, next(iter(data.values()))))
+    for split in data:
+        _score_split(task, folder, detector, data[split], team)
 
 
 def _score_split(task: TrainingTask, folder: Path, detector: "RetinaNetConf", data: "CocoData", team: Team) -> None:
@@ -216,7 +219,7 @@ def record_lab(task: TrainingTask, detector: "RetinaNetConf", data: "CocoData") 
         return make_lab(task.train_run.label, detector, data, indices, task.train_run.config.data)
 
     try:
-        store_lab(task.tracking_uri, task.hear_run(), make)
+        retried(lambda: store_lab(task.tracking_uri, task.hear_run(), make), LAB_SECONDS)
     except Exception as error:  # good to have, and the numbers stand
         write_event(task.folder, Note(text=f"nothing for the misalignment lab: {error}"))
 

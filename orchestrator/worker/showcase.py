@@ -1,19 +1,23 @@
 """What a training's run shows in MLflow beside its curves: its data, example detections, and the load of its machine.
 
 All of it is good to have and may cost a training neither time nor life: uploads run in a background thread, and one
-that fails is a warning.
+that fails is a warning. What is to be shown lies in the training's folder until it is: after a killed process, or a
+server that was away, the next start of the training or the next submit shows it.
 """
 
+import functools
 import logging
 import queue
 import tempfile
 import threading
 import time
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import psutil
 from PIL import Image
 
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 DETECTIONS = f"{VAL}detections"
 """Under which name MLflow shows the pictures of a validation, with a slider over their steps."""
+WAITING = "pictures"
+"""The folder, in a training's folder, of detections whose pictures MLflow does not have yet."""
 IMAGES_FOLDER = "images"
 """Where MLflow's own log_image puts pictures, among the files of a run."""
 PREVIEW_SIZE = 1024
@@ -47,7 +53,13 @@ class Showcase:
     """Sends data, pictures and the machine's load of a training to its run; what fails is left out with a warning."""
 
     def __init__(
-        self, uri: str, run_id: str, config: "DataConfig", read: "Callable[[], CocoData]", device: "torch.device"
+        self,
+        uri: str,
+        run_id: str,
+        config: "DataConfig",
+        read: "Callable[[], CocoData]",
+        device: "torch.device",
+        folder: Path,
     ) -> None:
         """Begin.
 
@@ -57,8 +69,9 @@ class Showcase:
             config: of the data.
             read: gives the images that are trained on; called once the training has read them itself.
             device: on which the process trains.
+            folder: of the training, which keeps what is not shown yet.
         """
-        self._uri, self._run_id, self._dataset = uri, run_id, config.dataset
+        self._uri, self._run_id, self._dataset, self._folder = uri, run_id, config.dataset, folder
         self._read: Callable[[], CocoData] | None = read
         self._metrics, self._background = SystemMetrics(device), BackgroundTasks()
 
@@ -70,8 +83,9 @@ class Showcase:
             self._background.add("the data as an input of the run", lambda: self._log_data(read(), "training"))
         if progress.validation is not None:
             data, detections = progress.validation
-            step = progress.step
-            self._background.add(f"example detections at step {step}", lambda: self._show(step, data, detections))
+            # At once, and so before the checkpoint, after which nobody would make this validation again.
+            keep_examples(self._folder, progress.step, data, detections)
+            self._background.add(f"example detections at step {progress.step}", lambda: self._show(data))
         return self._metrics.sample()
 
     def close(self, timeout: float) -> None:
@@ -81,13 +95,62 @@ class Showcase:
     def _log_data(self, data: "CocoData", context: Context) -> None:
         log_input(self._uri, self._run_id, self._dataset, data, context)
 
-    def _show(self, step: int, data: "CocoData", detections: "DetectionTable") -> None:
-        from orchestrator.figures.pictures import draw_examples
+    def _show(self, data: "CocoData") -> None:
+        show_examples(self._uri, self._run_id, self._dataset, self._folder, data)
 
-        self._log_data(data, "validation")
+
+def waiting_examples(folder: Path) -> list[Path]:
+    """Return the files of a training's folder that hold detections which MLflow does not show yet, oldest first."""
+    return sorted((folder / WAITING).glob("*.npz"))
+
+
+def keep_examples(folder: Path, step: int, data: "CocoData", detections: "DetectionTable") -> None:
+    """Write what was detected on the example images of a validation, some KB, to the folder of its training."""
+    from orchestrator.figures.pictures import example_indices
+
+    file = folder / WAITING / f"{step:09d}.npz"
+    try:
+        shown = detections.take(np.isin(detections.image_ids, data.image_ids[example_indices(data)]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_suffix(".new").open("wb") as draft:
+            np.savez(draft, **{name: getattr(shown, name) for name in shown.types})
+        file.with_suffix(".new").replace(file)
+    except Exception as error:  # a full disk, say
+        logger.warning("example detections at step %d: dropped, %s", step, error)
+
+
+def show_examples(uri: str, run_id: str, dataset: str, folder: Path, data: "CocoData") -> int:
+    """Draw and store what waits in a training's folder, and return how many validations that were.
+
+    Args:
+        uri: of the server.
+        run_id: of the training's run.
+        dataset: the name of the data.
+        folder: of the training.
+        data: the images of its validations.
+
+    Raises:
+        UserError: the server does not take it; what was not stored waits on.
+    """
+    from model.inference.table import DetectionTable
+    from orchestrator.figures.pictures import draw_examples
+
+    waiting = waiting_examples(folder)
+    if waiting:
+        log_input(uri, run_id, dataset, data, "validation")
         # Step 0, where nothing is detected yet, shows the ground truth.
-        store_picture(self._uri, self._run_id, DETECTIONS, 0, lambda: draw_examples(data, None))
-        store_picture(self._uri, self._run_id, DETECTIONS, step, lambda: draw_examples(data, detections))
+        store_picture(uri, run_id, DETECTIONS, 0, lambda: draw_examples(data, None))
+    for file in waiting:
+        try:
+            with np.load(file) as columns:
+                detections = DetectionTable(**{name: columns[name] for name in DetectionTable.types})
+            step = int(file.stem)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            logger.warning("%s: dropped, %s", file, error)
+        else:
+            store_picture(uri, run_id, DETECTIONS, step, functools.partial(draw_examples, data, detections))
+        file.unlink(missing_ok=True)
+    return len(waiting)
 
 
 def store_picture(uri: str, run_id: str, key: str, step: int, draw: Callable[[], Image.Image]) -> bool:

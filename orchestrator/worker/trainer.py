@@ -16,6 +16,7 @@ import ray
 import ray.train
 
 from orchestrator.cluster.environment import FAST_PATH
+from orchestrator.errors import REFUSALS, errno_of, refusal
 
 TESTED = ("2.60",)
 """Minor versions of Ray whose inner parts the lean trainer was tested with; its public ones serve from 2.52 on."""
@@ -121,7 +122,7 @@ LOSSES = {"RayError", "RayTrainError", "RuntimeError", "OSError", "ServerAway"}
 """Classes of errors that come with lost workers, nodes, connections and servers."""
 MISTAKES = {"TrainingError"}
 """Classes of errors that come again, though their base class is one of LOSSES."""
-LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC}
+LASTING = {errno.ENOENT, *REFUSALS} - {errno.EEXIST}  # what two at once make of one folder
 """What the operating system refuses the second time as well."""
 OUT_OF_MEMORY = (
     "out of memory",  # CUDA, and torch.OutOfMemoryError
@@ -183,6 +184,8 @@ def explain(
             "a loader process died, as it does where /dev/shm is full: give the container more (--shm-size=4g), or "
             f"lower resources.loader_processes ({words[:MAX_CHARACTERS]})"
         )
+    if isinstance(error, OSError) and (said := refusal(error)):
+        return said
     if failure.kind != "memory":
         return words
     part = ""
@@ -226,7 +229,7 @@ def _kind(error: BaseException) -> Kind:
         return "mistake"
     if names & {"OutOfMemoryError", "MemoryError"}:
         return "memory"
-    if names & MISTAKES or not names & LOSSES or getattr(error, "errno", None) in LASTING:
+    if names & MISTAKES or not names & LOSSES or (isinstance(error, OSError) and errno_of(error) in LASTING):
         return "mistake"
     return "memory" if any(words in text for words in OUT_OF_MEMORY) else "loss"
 

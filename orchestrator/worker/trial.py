@@ -4,6 +4,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -26,24 +27,48 @@ def run_trial(config: dict[str, Any], tasks: Mapping[str, TrainingTask]) -> dict
     """Train and score one training; the body of its Tune trial. What fails is told, not raised."""
     task = tasks[config["key"]]
     settings = {"task": task, "picked_up": time.time()}
-    release(task)
-    for old in task.folder.glob("error*.log"):
-        old.unlink()
     try:
+        _tidy(task)
         _run_workers(task, settings)
     except Exception as error:
+        return _told(task, error)
+    return {"error": "", "log": ""}
+
+
+def _tidy(task: TrainingTask) -> None:
+    """Remove what an earlier start left, and find out whether the folder takes files before workers are started.
+
+    Raises:
+        OSError: it does not.
+    """
+    release(task)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    for old in task.folder.glob("error*.log"):
+        old.unlink()
+    attempt = task.folder / "attempt"
+    try:
+        attempt.touch()
+        attempt.unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(task.folder)) from error
+
+
+def _told(task: TrainingTask, error: Exception) -> dict[str, Any]:
+    """Say in one line why a training failed, and where the rest stands; a folder that takes nothing holds no log."""
+    failure = failure_of(error)
+    log = ""
+    with suppress(OSError):
         if task.hears_stop():
             return {"error": "", "log": ""}
-        failure = failure_of(error)
-        log = task.error_log(failure.rank)
-        if failure.kind == "loss" or not log.exists():
-            log = task.error_log()
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(f"{error}\n\n{traceback.format_exc()}")
-        resources = task.train_run.resources
-        advice = explain(failure, resources.local_batch, resources.gpus_per_worker, cuda_graphs=resources.cuda_graphs)
-        return {"error": advice, "log": str(log)}
-    return {"error": "", "log": ""}
+        file = task.error_log(failure.rank)
+        if failure.kind == "loss" or not file.exists():
+            file = task.error_log()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{error}\n\n{traceback.format_exc()}")
+        log = str(file)
+    resources = task.train_run.resources
+    advice = explain(failure, resources.local_batch, resources.gpus_per_worker, cuda_graphs=resources.cuda_graphs)
+    return {"error": advice, "log": log}
 
 
 def release(task: TrainingTask) -> None:

@@ -55,6 +55,21 @@ def test_a_row_that_fails_is_told_with_its_reason_and_does_not_stop_the_others(s
     assert launched(again, site) == launch.Outcome(endings=())
 
 
+def test_a_row_whose_folder_takes_nothing_fails_alone_and_trains_once_it_does(site: Site):
+    plan = plan_of(site, "blocked", TRAIN, DIVERGES)
+    in_the_way = site.storage / "blocked" / train_key(TRAIN)
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where a folder is expected")
+    blocked, other = launched(plan, site).endings
+    assert blocked.error.startswith(f"{in_the_way} is a file, expected a folder; move it away")
+    assert "\n" not in blocked.error
+    assert "lower train.schedule.learning_rate" in other.error  # it went its own way
+    record = ledger_of(site, "blocked").trainings[blocked.key]
+    assert (record.status, record.note) == ("FAILED", blocked.error)
+    in_the_way.unlink()
+    assert launched(plan_of(site, "blocked", TRAIN), site).exit_code == 0
+
+
 def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_neither_interrupted_nor_under_ray(
     site: Site, tmp_path: Path
 ):

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from model.data.shapes import draw_shapes
@@ -18,8 +20,8 @@ from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking import runs, server
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.runs import Tracking, open_tracking
-from orchestrator.worker.task import Status
-from tests.suites import TRAIN, plan_of
+from orchestrator.worker.task import Status, epochs_done
+from tests.suites import TRAIN, launched, ledger_of, plan_of
 from tests.system.test_submit import EXPERIMENT, RNC, surroundings
 
 pytestmark = pytest.mark.slow
@@ -80,6 +82,31 @@ def test_a_training_whose_server_comes_back_empty_ends_with_its_whole_history(si
     run = runs.get_run(uri, ledger.trainings[key].run_id)
     assert run.params["backbone"] == "resnet18_quarter"
     assert run.tags["mlflow.runName"] == "row 0"
+
+
+def test_a_training_whose_ray_dies_is_told_in_one_line_and_goes_on_with_the_next_launch(site: Site):
+    draw_shapes(site.data_root("shapes"), num_train=32, num_val=8, image_size=64)
+    long = replace(TRAIN, schedule=replace(TRAIN.schedule, epochs=12))
+    (key,) = plan_of(site, "died", long).trainings
+    folder = site.storage / "died" / key
+
+    def kill(statuses: Sequence[Status]) -> None:
+        parts = [one for one in psutil.Process().children() if one.name() == "gcs_server"]
+        if statuses[0].state == "training" and epochs_done(folder) >= 1 and parts:
+            parts[0].kill()
+
+    connect.start_ray(site)
+    outcome = launched(plan_of(site, "died", long), site, kill)
+    assert outcome.lost.startswith("Ray has ended: its gcs_server, process ")
+    assert (outcome.exit_code, outcome.interrupted) == (1, False)
+    done = epochs_done(folder)
+    assert 1 <= done < 12
+    record = ledger_of(site, "died").trainings[key]
+    assert (record.status, record.note) == ("KILLED", f"interrupted; the next submit goes on from epoch {done}")
+    connect.start_ray(site)
+    assert launched(plan_of(site, "died", long), site).exit_code == 0
+    lines, _ = read_journal(folder / "metrics.jsonl")
+    assert len([m for line in lines for m in line if m.name == "perf/startup_s"]) == 2
 
 
 def test_a_suite_whose_driver_was_killed_goes_on_without_doubled_points(tmp_path: Path):

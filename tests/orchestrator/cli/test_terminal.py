@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli.main import cli
-from orchestrator.cli.terminal import storage_error, when_interrupted
+from orchestrator.cli.terminal import when_interrupted
 from orchestrator.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -145,7 +145,7 @@ def test_mistakes_about_a_checkpoint_are_told_without_torch(tmp_path: Path) -> N
             "me/x",
             "no access (Read-only file system); change its permissions, or set HOME to another place",
         ),
-        (errno.ENOSPC, "t/part", "the disk is full; free some, or set TMPDIR to another place"),
+        (errno.ENOSPC, "t/part", "the disk is full (4 KB of 8 GB are free); free some, or set TMPDIR to another place"),
         (errno.EACCES, "photos/1.jpg", "no access (Permission denied); change its permissions"),
     ],
 )
@@ -155,6 +155,7 @@ def test_a_place_that_cannot_be_written_to_is_named_with_what_moves_it(
     monkeypatch.setenv("RNC_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
+    monkeypatch.setattr("orchestrator.errors.free_of", lambda _: "4 KB of 8 GB are free")
     path = str(tmp_path / place)
 
     def broken(*_: object, **__: object) -> None:
@@ -163,12 +164,6 @@ def test_a_place_that_cannot_be_written_to_is_named_with_what_moves_it(
     monkeypatch.setattr("orchestrator.worker.local.run_row", broken)
     result = CliRunner().invoke(cli, ["run", PAPER, "--row", "RetinaNet"])
     assert (result.exit_code, result.stderr) == (2, f"error: {path}: {said}\n")
-
-
-def test_a_full_disk_without_a_name_is_told_and_other_errors_are_not_taken_for_one() -> None:
-    said = storage_error(OSError(errno.ENOSPC, "No space left on device"))
-    assert said is not None and said.startswith("the disk is full, where the output goes or in one of RNC_HOME")
-    assert storage_error(OSError(errno.ENOENT, "No such file", "x")) is None
 
 
 @pytest.mark.parametrize(

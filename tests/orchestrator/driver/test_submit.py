@@ -69,6 +69,59 @@ def test_a_table_of_two_versions_of_the_data_is_left_out_and_the_others_are_writ
     assert submit(Suite(tables, site), said.append).exit_code == 0 and (folder / "both.txt").is_file()
 
 
+def test_pictures_that_a_killed_training_left_are_shown_by_the_next_submit_without_training(
+    mlflow_uri: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, site = open_tracking(mlflow_uri, request.node.name[:60]), Site(home=tmp_path, tracking_uri=mlflow_uri)
+    site = replace(site, coco_root=tmp_path)
+    table = replace(experiment("heads", [Row(label="ours", seeds=(0, 7))]), suite=suite.suite)
+    plan = record(suite, [table], site.storage / suite.suite)
+    left, _ = plan.trainings
+    waiting = site.storage / suite.suite / left / "pictures" / "000000006.npz"
+    waiting.parent.mkdir()
+    waiting.write_bytes(b"")
+    shown: list[str] = []
+
+    def show(uri: str, run_id: str, dataset: str, folder: Path, data: object) -> int:
+        shown.append(run_id)
+        waiting.unlink()
+        return 1
+
+    monkeypatch.setattr("model.data.coco.read_for_scoring", lambda *_: None)
+    monkeypatch.setattr("orchestrator.worker.showcase.show_examples", show)
+    said: list[str] = []
+    assert submit(Suite([table], site), said.append).exit_code == 0
+    assert shown == [read_ledger(suite).trainings[left].run_id]
+    assert any("example detections that MLflow lacked were stored (1)" in line for line in said)
+    assert submit(Suite([table], site), said.append).exit_code == 0
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize("moment", ["waiting", "training"])
+def test_after_ctrl_c_it_ends_with_130_though_mlflow_has_gone_away(
+    mlflow_uri: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    table = replace(experiment("heads", [Row(label="ours")]), suite=request.node.name)
+    suite = Suite([table], Site(home=tmp_path, tracking_uri=mlflow_uri))
+
+    def away(*_: object, **__: object) -> None:
+        raise UserError("the MLflow server does not answer")
+
+    def interrupted(*_: object) -> Any:
+        monkeypatch.setattr(module, "make_reports", away)
+        monkeypatch.setattr(module, "place_evaluations", away)
+        if moment == "waiting":
+            raise KeyboardInterrupt
+        return nullcontext(lambda _: None)
+
+    monkeypatch.setattr(module, "locked", interrupted)
+    monkeypatch.setattr(module, "_run", lambda *_: (130, 0.0))
+    said: list[str] = []
+    submitted = submit(suite, said.append)
+    assert (submitted.exit_code, submitted.reports) == (130, [])
+    assert said[-1].endswith("the MLflow server does not answer")
+
+
 @pytest.mark.parametrize(
     ("is_compiled", "ray_address", "starts"), [(False, None, 1), (True, None, 0), (False, "head:6379", 0)]
 )

@@ -61,6 +61,33 @@ def test_a_server_that_stays_busy_is_away(server):
     assert len(server.asked) == 3
 
 
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_full_disk_of_a_server_is_told_as_one_that_may_pass(server, status):
+    server.script = [status] * 3
+    server.body = {"error_code": "TEMPORARILY_UNAVAILABLE", "message": "(sqlite3) database or disk is full [SQL: x]"}
+    with pytest.raises(rest.DiskFull, match=rf"the disk of the MLflow server at {server.uri} is full"):
+        rest.post(server.uri, "runs/update", {})
+    waited: list[UserError] = []
+    server.script = [status] * (3 if status in rest.BUSY else 1)  # one answer, which asking again gave
+    assert rest.retried(lambda: rest.post(server.uri, "runs/update", {}), waits=waited.append)
+    assert [type(error) for error in waited] == [rest.DiskFull]
+
+
+def test_of_our_own_server_the_folder_and_what_is_free_are_named(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RNC_HOME", str(tmp_path))
+    monkeypatch.setattr(rest, "free_of", lambda _: "4 KB of 8 GB are free")
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "server.json").write_text(json.dumps({"port": server.server_address[1]}))
+    expected = (
+        f"{tmp_path}/mlflow: the disk is full (4 KB of 8 GB are free), so that MLflow at {server.uri} takes nothing"
+    )
+    assert rest.full_disk(server.uri, "too many 500 error responses") == ""
+    assert rest.full_disk(server.uri, "No space left on device").startswith(expected)
+    monkeypatch.setattr(rest, "is_full", lambda _: True)  # a file that it does not take is told as an error alone
+    assert rest.full_disk(server.uri, "too many 500 error responses").startswith(expected)
+    assert rest.full_disk("http://127.0.0.1:1", "too many 500 error responses") == ""
+
+
 def test_a_lost_answer_is_asked_for_again_unless_that_could_make_a_second_run(server):
     server.script = [None]
     assert rest.post(server.uri, "runs/update", {}) == {"ok": True}

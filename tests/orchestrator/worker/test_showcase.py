@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from orchestrator.figures.pictures import draw_examples, example_indices
 from orchestrator.tracking import rest, runs
 from orchestrator.tracking.artifacts import list_files
 from orchestrator.tracking.runs import log_input, open_tracking
-from orchestrator.worker.showcase import BackgroundTasks, Showcase, SystemMetrics, store_picture
+from orchestrator.worker.showcase import (
+    BackgroundTasks,
+    Showcase,
+    SystemMetrics,
+    keep_examples,
+    show_examples,
+    store_picture,
+    waiting_examples,
+)
 from tests.conftest import MakeCoco
 
 SHAPES = DataConfig(dataset="shapes", train_split="train", val_split="val", short_edge=64, long_edge=96)
@@ -175,9 +184,11 @@ def test_a_data_set_that_is_named_twice_is_one_input_with_its_fingerprint_and_si
     assert held["tags"] == [{"key": "mlflow.data.context", "value": "validation"}]
 
 
-def test_a_training_that_is_resumed_shows_nothing_twice(run: tuple[str, str], validation: CocoData, shapes_root: Path):
+def test_a_training_that_is_resumed_shows_nothing_twice(
+    run: tuple[str, str], validation: CocoData, shapes_root: Path, tmp_path: Path
+):
     for steps in ((6, 12), (12, 18)):  # killed before its second checkpoint was kept
-        showcase = Showcase(*run, SHAPES, lambda: read_for_training(shapes_root, SHAPES), CPU)
+        showcase = Showcase(*run, SHAPES, lambda: read_for_training(shapes_root, SHAPES), CPU, tmp_path)
         machine = [showcase.look(Progress(step=steps[0] - 1, num_steps=18, epoch=0.9))]
         machine += [showcase.look(at_end_of_epoch(validation, step)) for step in steps]
         showcase.close(30.0)
@@ -188,9 +199,52 @@ def test_a_training_that_is_resumed_shows_nothing_twice(run: tuple[str, str], va
     assert sorted(held["dataset"]["name"] for held in inputs) == ["shapes train", "shapes val"]
 
 
-def test_where_mlflow_is_away_nothing_is_shown_and_nothing_fails(validation: CocoData, caplog):
-    showcase = Showcase("http://127.0.0.1:9", "a run", SHAPES, lambda: validation, CPU)
+def test_where_mlflow_is_away_nothing_fails_and_what_was_to_be_shown_comes_later(
+    run: tuple[str, str], validation: CocoData, tmp_path: Path, caplog
+):
+    showcase = Showcase("http://127.0.0.1:9", "a run", SHAPES, lambda: validation, CPU, tmp_path)
     showcase.look(at_end_of_epoch(validation, 6))
     showcase.close(30.0)
     assert "the data as an input of the run: dropped, the MLflow server at http://127.0.0.1:9 does not" in caplog.text
     assert "example detections at step 6: dropped" in caplog.text
+    assert [file.name for file in waiting_examples(tmp_path)] == ["000000006.npz"]
+    assert show_examples(*run, "shapes", tmp_path, validation) == 1
+    assert waiting_examples(tmp_path) == []
+    stored = [Path(path).name.split("+") for path in list_files(*run, "images")]
+    assert sorted(int(parts[2]) for parts in stored) == [0, 0, 6, 6]
+    assert [held["dataset"]["name"] for held in inputs_of(*run)] == ["shapes val"]
+
+
+def test_a_picture_in_flight_when_its_process_is_killed_is_drawn_as_it_would_have_been(
+    run: tuple[str, str], validation: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[bytes] = []
+
+    def keep(uri: str, run_id: str, key: str, step: int, draw: Callable[[], Image.Image]) -> bool:
+        drawn.append(draw().tobytes())
+        return True
+
+    monkeypatch.setattr("orchestrator.worker.showcase.store_picture", keep)
+    keep_examples(tmp_path, 6, validation, perfect(validation, 0.9))  # and the process is killed
+    show_examples(*run, "shapes", tmp_path, validation)
+    assert drawn[1:] == [draw_examples(validation, perfect(validation, 0.9)).tobytes()]
+
+
+def test_a_file_that_a_kill_has_damaged_is_dropped_and_the_others_are_shown(
+    run: tuple[str, str], validation: CocoData, tmp_path: Path, caplog
+):
+    keep_examples(tmp_path, 6, validation, perfect(validation, 0.9))
+    keep_examples(tmp_path, 12, validation, perfect(validation, 0.9))
+    (first, _) = waiting_examples(tmp_path)
+    first.write_bytes(first.read_bytes()[:100])
+    show_examples(*run, "shapes", tmp_path, validation)
+    assert f"{first}: dropped" in caplog.text
+    assert waiting_examples(tmp_path) == []
+    assert sorted({Path(path).name.split("+")[2] for path in list_files(*run, "images")}) == ["0", "12"]
+
+
+def test_a_folder_that_takes_nothing_costs_the_pictures_alone(validation: CocoData, tmp_path: Path, caplog):
+    (tmp_path / "pictures").write_text("")
+    keep_examples(tmp_path, 6, validation, perfect(validation, 0.9))
+    assert "example detections at step 6: dropped" in caplog.text
+    assert waiting_examples(tmp_path) == []
