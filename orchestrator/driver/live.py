@@ -80,7 +80,7 @@ def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
             told = holder
             show = show or stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again
-                suite.refresh()
+                suite.look_again()
                 plan = suite.make_plan()
                 # A terminal has it beside the rows that wait; lines tell of trainings that go on alone.
                 running = _running(suite.ledger, plan)

@@ -429,7 +429,8 @@ def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, lis
     problems = []
     if search.metric not in METRICS:
         problems.append(f"search.metric: {search.metric} is no metric; {suggestion(search.metric, METRICS)}")
-    drawn = [row for row in rows if row.label in search.labels]
+    labels = frozenset(search.labels)
+    drawn = [row for row in rows if row.label in labels]
     shortest = min((row.train.schedule.epochs for row in drawn), default=0)
     if drawn and search.asha and search.asha.grace_epochs >= shortest:
         problems.append(
@@ -444,8 +445,9 @@ def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, lis
 def _equal_rows(rows: Sequence[Row], search: Search | None) -> Iterator[str]:
     """Name listed rows that are one and the same; rows that a search drew may be equal to others by chance."""
     first: dict[Any, str] = {}
+    drawn = frozenset(search.labels if search is not None else ())
     for row in rows:
-        if search is None or row.label not in search.labels:
+        if row.label not in drawn:
             for seed in row.seeds:
                 other = first.setdefault((row.train, row.inference, row.split, seed), row.label)
                 if other != row.label:

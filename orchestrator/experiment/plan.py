@@ -122,6 +122,12 @@ class Plan:
     """The reason by evaluation key."""
     stopped_trainings: Mapping[str, str] = field(default_factory=dict)
     """What its search stopped early and nothing else needs, by train key, and why; neither trained nor scored."""
+    _by_training: dict[str, list[Evaluation]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _by_row: dict[tuple[str, str], list[Evaluation]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    _drawn: dict[int, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def is_complete(self) -> bool:
@@ -130,12 +136,19 @@ class Plan:
 
     def evaluations_of(self, table: str, label: str) -> tuple[Evaluation, ...]:
         """Return the evaluations behind one row, one for each seed."""
-        rows = [row for e in self.experiments if e.name == table for row in e.rows if row.label == label]
-        return tuple(self.evaluations[keys.evaluation_key] for row in rows for keys in row_keys(row))
+        if not self._by_row:  # once, as a table of thousands of rows asks for each of them
+            for experiment in self.experiments:
+                for row in experiment.rows:
+                    of_row = [self.evaluations[keys.evaluation_key] for keys in row_keys(row)]
+                    self._by_row.setdefault((experiment.name, row.label), []).extend(of_row)
+        return tuple(self._by_row.get((table, label), ()))
 
     def evaluations_on(self, train_key: str) -> tuple[Evaluation, ...]:
         """Return the evaluations that score one training."""
-        return tuple(e for e in self.evaluations.values() if e.train_key == train_key)
+        if not self._by_training:  # once, as each of thousands of trainings asks
+            for evaluation in self.evaluations.values():
+                self._by_training.setdefault(evaluation.train_key, []).append(evaluation)
+        return tuple(self._by_training.get(train_key, ()))
 
     @property
     def max_concurrent(self) -> int | None:
@@ -148,9 +161,14 @@ class Plan:
         places = [place for evaluation in self.evaluations_on(train_key) for place in evaluation.places]
         search = searches[places[0].table]
         is_of_one_table = len({place.table for place in places}) == 1
-        if search is None or not is_of_one_table or any(place.label not in search.labels for place in places):
+        if search is None or not is_of_one_table or any(place.label not in self._labels_of(search) for place in places):
             return None
         return search
+
+    def _labels_of(self, search: Search) -> frozenset[str]:
+        if id(search) not in self._drawn:
+            self._drawn[id(search)] = frozenset(search.labels)
+        return self._drawn[id(search)]
 
 
 def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
