@@ -87,7 +87,7 @@ def _values(connection: sqlalchemy.Connection, table: Any, run_ids: Sequence[str
     column = table.__table__.c
     asked = sqlalchemy.select(column.run_uuid, column.key, column.value).where(column.run_uuid.in_(run_ids))
     found: dict[str, dict[str, str]] = {}
-    for run_id, key, value in connection.execute(asked):
+    for run_id, key, value in connection.execute(asked).all():
         found.setdefault(run_id, {})[key] = value
     return found
 
@@ -97,9 +97,8 @@ def _metrics(connection: sqlalchemy.Connection, run_ids: Sequence[str]) -> dict[
     column = SqlLatestMetric.__table__.c
     columns = (column.run_uuid, column.key, column.value, column.timestamp, column.is_nan)
     found: dict[str, tuple[dict[str, float], int]] = {}
-    for run_id, key, value, timestamp, is_nan in connection.execute(
-        sqlalchemy.select(*columns).where(column.run_uuid.in_(run_ids))
-    ):
+    asked = sqlalchemy.select(*columns).where(column.run_uuid.in_(run_ids))
+    for run_id, key, value, timestamp, is_nan in connection.execute(asked).all():
         values, newest = found.get(run_id, ({}, 0))
         values[key] = math.nan if is_nan else value
         found[run_id] = values, max(newest, timestamp or 0)

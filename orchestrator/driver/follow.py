@@ -16,7 +16,6 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
 from orchestrator.tracking.live_runs import LiveRuns
-from orchestrator.tracking.records import ledger_of
 from orchestrator.tracking.rest import retried
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
@@ -140,7 +139,7 @@ class Follower:
         """Show where all trainings stand."""
         ledger, began = None, time.monotonic()
         try:
-            ledger = ledger_of(self._live.look(self._tracking))
+            ledger = self._live.ledger(self._tracking)
         except UserError:  # the server is away; what it last told stands
             self._away = True
         else:

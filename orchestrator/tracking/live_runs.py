@@ -2,6 +2,8 @@
 
 import time
 
+from orchestrator.experiment.plan import Ledger, Record
+from orchestrator.tracking.records import ledger_of
 from orchestrator.tracking.runs import Run, Tracking, now, read_changes, read_runs
 
 MARGIN_MS = 120_000
@@ -18,10 +20,13 @@ class LiveRuns:
         """Nothing is read yet."""
         self._tracking: Tracking | None = None
         self._runs: dict[str, Run] = {}
+        self._records: dict[str, tuple[Run, Record]] = {}
         self._asked = 0
         self._whole_again = 0.0
-        self.seconds = 0.0
-        """What the last look took."""
+
+    def ledger(self, tracking: Tracking) -> Ledger:
+        """Return what the runs hold by now; see `look`."""
+        return ledger_of(self.look(tracking), self._records)
 
     def look(self, tracking: Tracking) -> list[Run]:
         """Return the runs of all kinds, newest first; those that had ended before the last look are as they were then.
@@ -35,8 +40,8 @@ class LiveRuns:
             self._tracking = tracking
             ended = time.monotonic()
             self._whole_again = ended + (ended - began) / WHOLE_SHARE
+            self._records.clear()
         self._asked = asked
-        self.seconds = time.monotonic() - began
         return sorted(self._runs.values(), key=lambda run: (-run.start_time, run.run_id))
 
     def _follow(self, tracking: Tracking) -> bool:
