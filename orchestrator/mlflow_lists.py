@@ -35,7 +35,7 @@ async def list_runs(request: Request) -> StreamingResponse:
     With `since`, in milliseconds since 1970, only those that run, or that began or ended since then.
     """
     experiment_id, since = int(request.query_params["experiment_id"]), request.query_params.get("since")
-    engine = handlers._get_tracking_store().engine
+    engine = _engine()
     lines = _lines(engine, experiment_id, None if since is None else int(since))
     return StreamingResponse(lines, media_type="application/x-ndjson")
 
@@ -47,13 +47,20 @@ async def list_files(request: Request) -> JSONResponse:
     run.
     """
     asked = await request.json()
-    return JSONResponse(await run_in_threadpool(_sizes, handlers._get_tracking_store().engine, asked))
+    return JSONResponse(await run_in_threadpool(_sizes, _engine(), asked))
 
 
 ROUTES = (
     Route(names.LISTED_RUNS, list_runs, methods=["GET"]),
     Route(names.LISTED_FILES, list_files, methods=["POST"]),
 )
+
+
+def _engine() -> sqlalchemy.Engine:
+    """Return that of the server's database."""
+    store: Any = handlers._get_tracking_store()
+    engine: sqlalchemy.Engine = store.engine
+    return engine
 
 
 def _lines(engine: sqlalchemy.Engine, experiment_id: int, since: int | None) -> Iterator[bytes]:
@@ -74,11 +81,13 @@ def _lines(engine: sqlalchemy.Engine, experiment_id: int, since: int | None) -> 
         with engine.connect() as connection:
             told = [_values(connection, table, [one.run_uuid for one in some]) for table in (SqlTag, SqlParam)]
             metrics = _metrics(connection, [one.run_uuid for one in some])
+        lines = []
         for one in some:
             tags, params = (values.get(one.run_uuid, {}) for values in told)
             latest, times = metrics.get(one.run_uuid, ({}, 0))
             line = [*one[:3], one.start_time or 0, one.end_time or 0, tags, params, latest, times]
-            yield json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+        yield "".join(lines).encode()  # together, as each piece goes to another thread and back
     yield json.dumps(len(runs)).encode() + b"\n"
 
 

@@ -2,7 +2,8 @@
 
 A database of MLflow is filled with finished stand-ins, half of them trainings and half evaluations, with as many tags,
 params, metrics and files as real ones have; then each line is measured in a process of its own: seconds, CPU seconds of
-that process and of the server, and the most memory that the process held.
+that process and of the server, and the most memory that the process held. With --trials, what a submit costs its driver
+for each trial instead: Ray Tune runs trials that do nothing, and their runs are begun in MLflow.
 """
 
 import json
@@ -59,11 +60,19 @@ CONTENT = b"stand-in\n"
 @click.option("--runs", default=2000, show_default=True, help="Runs that stand in MLflow.")
 @click.option("--database", help="Of a server that is not ours, as postgresql+psycopg2://...; else our own on SQLite.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work, and to leave it; else a temporary one.")
+@click.option("--trials", multiple=True, type=int, help="Numbers of stand-in trials, each in a submit of its own.")
 @click.option("--measure", hidden=True, help="One line, in this process.")
-def main(runs: int, database: str | None, folder: Path | None, measure: str | None) -> None:
+def main(runs: int, database: str | None, folder: Path | None, trials: tuple[int, ...], measure: str | None) -> None:
     """Fill, measure, print a table."""
     if measure is not None and folder is not None:
         _measure_here(folder, measure)
+        return
+    if trials:
+        for number in trials:
+            with tempfile.TemporaryDirectory() as scratch:
+                _write_files(Path(scratch), number)
+                command = [sys.executable, __file__, "--folder", scratch, "--measure", "trials"]
+                subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
         return
     with tempfile.TemporaryDirectory() as scratch:
         here = (folder or Path(scratch)).absolute()
@@ -126,6 +135,8 @@ def _measure_here(here: Path, what: str) -> None:
         uri = site.tracking_uri or running_server(site)
         assert uri is not None
         click.echo(f"note: {len(read_runs(open_tracking(uri, 'scale', create=False)))} runs")
+    elif what == "trials":
+        _submit_stand_ins(experiments, site)
     elif what == "files":
         suite = Suite(experiments, site)
         click.echo(f"note: {len(suite.make_plan(verified=True).missing_trainings)} of the files are lost")
@@ -177,6 +188,43 @@ def _look(experiments: Sequence[Experiment], site: Site) -> None:
         cpu.append(time.process_time() - used)
     each = f"{min(seconds):.2f} to {max(seconds):.2f} s, {1e3 * sum(cpu) / NUM_LOOKS:.0f} ms of the driver's CPU"
     click.echo(f"note: a look at {len(tasks)} trainings, {RUNNING} running: {each}")
+
+
+def _submit_stand_ins(experiments: Sequence[Experiment], site: Site) -> None:
+    """Let Tune run trials that do nothing, with all that a driver does around them."""
+    from orchestrator.cluster.environment import set_ray_environment
+    from orchestrator.experiment.plan import Ledger, lacking
+    from orchestrator.tracking.runs import open_tracking
+
+    set_ray_environment(is_local=True)
+    from orchestrator.cluster.connect import start_ray, stop_ray
+    from orchestrator.driver import launch
+
+    launch.run_trial = _stand_in
+    plan, uri = lacking(gather(experiments), Ledger()), tracking_server(site)
+    open_tracking(uri, plan.suite)
+    start_ray(site)
+    try:
+        began, used, before = time.monotonic(), time.process_time(), _resident_mb()
+        outcome = launch.launch(plan, site, uri)
+        seconds, cpu = time.monotonic() - began, time.process_time() - used
+    finally:
+        stop_ray()
+        stop_server(site)
+    number = len(outcome.endings)
+    click.echo(
+        f"{number:5} trials: {seconds:6.1f} s; driver's CPU {cpu:6.1f} s, {1e3 * cpu / number:5.1f} ms a trial; "
+        f"memory {before:4.0f} MB before, {_resident_mb():4.0f} MB after; exit code {outcome.exit_code}"
+    )
+
+
+def _stand_in(config: dict[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    return {"error": "", "log": ""}
+
+
+def _resident_mb() -> float:
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * resource.getpagesize() / 1024**2
 
 
 def _site(here: Path) -> Site:

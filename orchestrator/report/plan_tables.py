@@ -316,6 +316,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+MANY_LINES = 100
+"""Beyond so many lines a status counts them as well."""
 MAX_CHARACTERS = 60
 """Of a reason; longer ones are cut to keep the table narrow."""
 
@@ -330,6 +332,7 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
     """
     rows: list[tuple[Cell | Value, ...]] = []
     notes, rules = [], []
+    states: Counter[str] = Counter()
     told: set[str] = set()
     for experiment in plan.experiments:
         rules.append(len(rows))
@@ -347,6 +350,9 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
                 told.add(run.key)
                 tone = _tone(ledger.trainings.get(run.key))
                 rows.append((experiment.name, label, Cell(line[0], tone=tone), *line[1:]))
+                states[_state(ledger.trainings.get(run.key), is_scored=line[-1] == "yes")] += 1
+    if len(rows) > MANY_LINES:
+        notes.insert(0, f"{len(rows)} lines: {', '.join(f'{n} {state}' for state, n in states.most_common())}.")
     return Table(
         title=f"Status of suite {plan.suite}",
         columns=(
@@ -366,6 +372,14 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
         notes=tuple(dict.fromkeys(notes)),
         rules_before=tuple(rules),
     )
+
+
+def _state(record: Record | None, *, is_scored: bool) -> str:
+    """Say in a word where a row stands, to be counted."""
+    if record is None:
+        return "waiting"
+    words = {"FINISHED": "measured" if is_scored else "to be scored", "KILLED": "interrupted"}
+    return words.get(record.status, record.status.lower())
 
 
 def _line(plan: Plan, train_key: str, evaluation_key: str, ledger: Ledger) -> tuple[Value, ...]:
