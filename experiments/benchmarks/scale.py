@@ -54,6 +54,8 @@ FILES = {
     "evaluation": ("detections/detections.parquet", "detections/matches.parquet"),
 }
 CONTENT = b"stand-in\n"
+SERVER = "SCALE_SERVER"
+"""Tells a process that measures a line which one is the server."""
 
 
 @click.command(help=__doc__)
@@ -107,6 +109,7 @@ def _lines(here: Path, files: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def _measure(line: str, command: Sequence[str], environment: Mapping[str, str], pid: int) -> None:
+    environment = {**environment, SERVER: str(pid)}
     before, began, used = _cpu_seconds(pid), time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     # A process between, as the most memory of all children is kept for good.
     code = "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True); "
@@ -147,7 +150,7 @@ def _measure_here(here: Path, what: str) -> None:
 def _look(experiments: Sequence[Experiment], site: Site) -> None:
     """Follow trainings as a submit does, without Ray: RUNNING of them run, the others wait."""
     from orchestrator.cluster.capacity import Cluster
-    from orchestrator.driver.follow import Follower
+    from orchestrator.driver.follow import Follower, watch_seconds
     from orchestrator.experiment.plan import Ledger, lacking
     from orchestrator.tracking.ledger import begin_training
     from orchestrator.tracking.server import tracking_server
@@ -180,13 +183,17 @@ def _look(experiments: Sequence[Experiment], site: Site) -> None:
     for task in tasks[:RUNNING]:
         follower._progress[task.train_run.key].state = "starting"
     follower.draw()
-    seconds, cpu = [], []
+    pid = int(os.environ[SERVER])
+    seconds, cpu, server = [], [], _cpu_seconds(pid)
     for _ in range(NUM_LOOKS):
         began, used = time.monotonic(), time.process_time()
         follower.draw()
         seconds.append(time.monotonic() - began)
         cpu.append(time.process_time() - used)
-    each = f"{min(seconds):.2f} to {max(seconds):.2f} s, {1e3 * sum(cpu) / NUM_LOOKS:.0f} ms of the driver's CPU"
+    server = (_cpu_seconds(pid) - server) / NUM_LOOKS
+    pause = watch_seconds(sum(seconds) / NUM_LOOKS)
+    each = f"{min(seconds):.2f} to {max(seconds):.2f} s, {1e3 * sum(cpu) / NUM_LOOKS:.0f} ms of the driver's CPU, "
+    each += f"{1e3 * server:.0f} ms of the server's; every {pause:.1f} s: {server / pause:.1%} of a core"
     click.echo(f"note: a look at {len(tasks)} trainings, {RUNNING} running: {each}")
 
 
@@ -204,18 +211,27 @@ def _submit_stand_ins(experiments: Sequence[Experiment], site: Site) -> None:
     plan, uri = lacking(gather(experiments), Ledger()), tracking_server(site)
     open_tracking(uri, plan.suite)
     start_ray(site)
+    began, used, total = time.monotonic(), time.process_time(), len(plan.trainings)
+    told = 0
+
+    def tell(statuses: Sequence[Any]) -> None:
+        nonlocal told
+        done = sum(status.state == "finished" for status in statuses)
+        if done >= told + total // 8 or done == total > told:
+            told = done
+            cpu = time.process_time() - used
+            click.echo(
+                f"{done:5} of {total} trials: {time.monotonic() - began:6.1f} s; driver's CPU {cpu:6.1f} s, "
+                f"{1e3 * cpu / done:5.1f} ms a trial; memory {_resident_mb():4.0f} MB"
+            )
+
+    click.echo(f"{total} trials, {_resident_mb():.0f} MB before the first")
     try:
-        began, used, before = time.monotonic(), time.process_time(), _resident_mb()
-        outcome = launch.launch(plan, site, uri)
-        seconds, cpu = time.monotonic() - began, time.process_time() - used
+        outcome = launch.launch(plan, site, uri, show=tell)
     finally:
         stop_ray()
         stop_server(site)
-    number = len(outcome.endings)
-    click.echo(
-        f"{number:5} trials: {seconds:6.1f} s; driver's CPU {cpu:6.1f} s, {1e3 * cpu / number:5.1f} ms a trial; "
-        f"memory {before:4.0f} MB before, {_resident_mb():4.0f} MB after; exit code {outcome.exit_code}"
-    )
+    click.echo(f"exit code {outcome.exit_code}")
 
 
 def _stand_in(config: dict[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.names import EPOCH, IMAGES_PER_S
-from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, gather, lacking, row_keys
+from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, gather, lacking
 from orchestrator.experiment.seeds import at_most
 from orchestrator.site import NUM_SHAPES
 
@@ -197,9 +197,9 @@ def row_costs(plan: Plan, time: PlanTime) -> list[RowCost]:
     missing: dict[Place, int] = {}  # its missing evaluations
     for experiment in plan.experiments:
         for number, row in enumerate(experiment.rows):
-            place, keys = Place(experiment.name, number, row.label), row_keys(row)
-            needed[place] = [one.train_key for one in keys if one.train_key in plan.missing_trainings]
-            missing[place] = sum(one.evaluation_key in plan.missing_evaluations for one in keys)
+            place, own = Place(experiment.name, number, row.label), plan.evaluations_of(experiment.name, row.label)
+            needed[place] = [one.train_key for one in own if one.train_key in plan.missing_trainings]
+            missing[place] = sum(one.key in plan.missing_evaluations for one in own)
     rows_of: dict[str, list[Place]] = {}  # by training
     for place, trainings in needed.items():
         for key in trainings:

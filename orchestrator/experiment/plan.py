@@ -122,11 +122,9 @@ class Plan:
     """The reason by evaluation key."""
     stopped_trainings: Mapping[str, str] = field(default_factory=dict)
     """What its search stopped early and nothing else needs, by train key, and why; neither trained nor scored."""
+    keys_by_row: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict, repr=False, compare=False)
+    """The evaluations of each row, by table and label, as `gather` found them; hashing thousands takes a second."""
     _by_training: dict[str, list[Evaluation]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _by_row: dict[tuple[str, str], list[Evaluation]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
     _drawn: dict[int, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -136,12 +134,11 @@ class Plan:
 
     def evaluations_of(self, table: str, label: str) -> tuple[Evaluation, ...]:
         """Return the evaluations behind one row, one for each seed."""
-        if not self._by_row:  # once, as a table of thousands of rows asks for each of them
-            for experiment in self.experiments:
-                for row in experiment.rows:
-                    of_row = [self.evaluations[keys.evaluation_key] for keys in row_keys(row)]
-                    self._by_row.setdefault((experiment.name, row.label), []).extend(of_row)
-        return tuple(self._by_row.get((table, label), ()))
+        found = self.keys_by_row.get((table, label))
+        if found is None:
+            rows = [row for e in self.experiments if e.name == table for row in e.rows if row.label == label]
+            found = [keys.evaluation_key for row in rows for keys in row_keys(row)]
+        return tuple(self.evaluations[key] for key in found)
 
     def evaluations_on(self, train_key: str) -> tuple[Evaluation, ...]:
         """Return the evaluations that score one training."""
@@ -188,7 +185,10 @@ def gather(experiments: Sequence[Experiment]) -> Plan:
     """
     trainings: dict[str, TrainRun] = {}
     evaluations: dict[str, Evaluation] = {}
+    keys_by_row: dict[tuple[str, str], list[str]] = {}
     for run, evaluation in _expand(experiments):
+        (place,) = evaluation.places
+        keys_by_row.setdefault((place.table, place.label), []).append(evaluation.key)
         trainings[run.key] = _joined_training(trainings.get(run.key), run)
         evaluations[evaluation.key] = _joined_evaluation(evaluations.get(evaluation.key), evaluation)
     return Plan(
@@ -198,6 +198,7 @@ def gather(experiments: Sequence[Experiment]) -> Plan:
         evaluations=evaluations,
         missing_trainings={},
         missing_evaluations={},
+        keys_by_row=keys_by_row,
     )
 
 
