@@ -360,7 +360,8 @@ def test_a_status_of_many_lines_counts_them_by_where_they_stand() -> None:
         replace(OURS, label=f"row {n}", train=replace(OURS.train, seed=n), seeds=(n,)) for n in range(MANY_LINES + 1)
     ]
     stopped = Record(status="STOPPED", run_id="s", note="stopped early")
-    held = ledger_of(*((row, [finished(AP=30.0)]) for row in rows[:60]))
+    measured: list[Record | None] = [finished(AP=30.0)]
+    held = ledger_of(*((row, measured) for row in rows[:60]))
     trained, running, early = (row_keys(row)[0].train_key for row in rows[60:63])
     trainings = {trained: finished(), running: Record(status="RUNNING", run_id="r"), early: stopped}
     held = replace(held, trainings={**held.trainings, **trainings})
