@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # A third of all sources: tests, and parts that a training does not import. Python compiles them when it meets them.
 UNCOMPILED := /(tests?|_inductor|databricks|fontTools|llm|mypyc?|networkx|pip|rllib|serve|sklearn)/
 
-.PHONY: help setup demo test test-public test-deploy check bench ui lock clean
+.PHONY: help setup demo test test-public test-deploy check bench bench-scale ui lock clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, an
 	$(PYTHON) experiments/benchmarks/loading/loading.py
 	$(PYTHON) experiments/benchmarks/sharded_scoring.py
 	$(PYTHON) experiments/benchmarks/overhead.py
+
+bench-scale: $(READY)  ## Measure what a suite of 2,000 runs costs to read, plan and look at (2 minutes)
+	$(PYTHON) experiments/benchmarks/scale.py
 
 ui: $(READY)  ## Open the MLflow UI on what was recorded
 	$(RNC) ui

@@ -204,6 +204,8 @@ def _differences(config: Any, default: Any) -> Settings:
     for f in fields(config):
         value: Any = getattr(config, f.name)
         usual: Any = getattr(default, f.name)
+        if value is usual:  # most settings of most of thousands of rows
+            continue
         if is_dataclass(value):
             inside = _differences(value, cast(Any, type(value))() if usual is None else usual)
             if inside or usual is None:

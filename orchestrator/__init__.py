@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from orchestrator.api import OpenSuite
 
 
-def open(*experiments: "str | Path", home: "str | Path | None" = None) -> "OpenSuite":
+def open(*experiments: "str | Path", home: "str | Path | None" = None, yes: bool = False) -> "OpenSuite":
     """Open the suite of some experiment files; nothing is started or written.
 
     Args:
         experiments: YAML files, or folders of them.
         home: where data, records and checkpoints are; None takes RNC_HOME, or ./runs. The other variables of the
             environment (RNC_COCO_ROOT, RNC_WEIGHTS, MLFLOW_TRACKING_URI, RAY_ADDRESS) count as for `rnc`.
+        yes: take files of more than 1,000 rows, which may be a slip in a grid, as --yes of `rnc` does.
 
     Raises:
         UserError: a file has mistakes, or the files belong to several suites.
@@ -27,8 +28,10 @@ def open(*experiments: "str | Path", home: "str | Path | None" = None) -> "OpenS
     from orchestrator.addresses import logins_apart
     from orchestrator.api import OpenSuite
     from orchestrator.experiment.load import load_experiments
+    from orchestrator.experiment.search import MOST_ROWS, MOST_ROWS_EVER
     from orchestrator.site import site_from_environment
 
     os.environ.update(logins_apart(os.environ))
     environment = dict(os.environ) if home is None else {**os.environ, "RNC_HOME": str(home)}
-    return OpenSuite(load_experiments(experiments), site_from_environment(environment))
+    read = load_experiments(experiments, most_rows=MOST_ROWS_EVER if yes else MOST_ROWS)
+    return OpenSuite(read, site_from_environment(environment))

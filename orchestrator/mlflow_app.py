@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from orchestrator import mlflow_lists
+
 __all__ = ["app"]
 
 SCRIPT = """<script>
@@ -37,4 +39,4 @@ async def _front(_: Request) -> HTMLResponse:
 
 
 # Before MLflow's own, which takes every path.
-app.router.routes.insert(0, Route("/", _front, methods=["GET"]))
+app.router.routes[:0] = [Route("/", _front, methods=["GET"]), *mlflow_lists.ROUTES]

@@ -39,6 +39,7 @@ OWNERS = {
     "mlflow": {
         "orchestrator/tracking/artifacts.py",
         "orchestrator/mlflow_app.py",
+        "orchestrator/mlflow_lists.py",
         "orchestrator/checkpoint/registry.py",
         "orchestrator/checkpoint/served_model.py",
     },

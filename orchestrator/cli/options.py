@@ -17,6 +17,7 @@ from orchestrator.cli.terminal import print_text, say_lines
 from orchestrator.cluster.environment import require_cluster_settings
 from orchestrator.experiment.layers import parse_overrides
 from orchestrator.experiment.load import Experiment, load_experiments, load_sound
+from orchestrator.experiment.search import MOST_ROWS, MOST_ROWS_EVER
 from orchestrator.figures.page import FORMATS, html_page, render
 from orchestrator.figures.table import Table
 from orchestrator.site import Site, site_from_environment
@@ -29,19 +30,22 @@ OVERRIDES = "rnc.overrides"
 """Where a call keeps what its `--set` says."""
 SUITE = "rnc.suite"
 """Where it keeps what its `--suite` says."""
+MANY_ROWS = "rnc.many_rows"
+"""Whether a file may have more than MOST_ROWS, by its `--yes`."""
 MISTAKES = "rnc.mistakes"
 """Where a call keeps what is wrong with the files that it leaves out."""
 
 
 def read_experiments(ctx: click.Context, parameter: click.Parameter, paths: Sequence[str]) -> list[Experiment]:
     """Read the files that an argument names, with what --set changes in them."""
-    return load_experiments(paths, _overrides(ctx)) if paths else []
+    return load_experiments(paths, _overrides(ctx), _most_rows(ctx)) if paths else []
 
 
 def override_words(ctx: click.Context) -> list[str]:
-    """The --set and --suite of this call, as words of another that reads the same files."""
+    """The --set, --suite and --yes of this call, as words of another that reads the same files."""
     suite = ctx.meta.get(SUITE)
     words = [word for pair in ctx.meta.get(OVERRIDES, ()) for word in ("--set", pair)]
+    words += ["--yes"] if ctx.meta.get(MANY_ROWS) else []
     return [*words, *([] if suite is None else ["--suite", suite])]
 
 
@@ -51,9 +55,17 @@ def _overrides(ctx: click.Context) -> Settings:
     return parse_overrides(ctx.meta.get(OVERRIDES, ())) | ({} if suite is None else {"suite": suite})
 
 
+def _most_rows(ctx: click.Context) -> int:
+    return MOST_ROWS_EVER if ctx.meta.get(MANY_ROWS) else MOST_ROWS
+
+
 def keep_overrides(ctx: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]) -> None:
     """Keep what --set says in the context, where whoever reads experiment files finds it."""
     ctx.meta[OVERRIDES] = pairs
+
+
+def _keep_many_rows(ctx: click.Context, parameter: click.Parameter, is_meant: bool) -> None:
+    ctx.meta[MANY_ROWS] = is_meant
 
 
 def _keep_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> None:
@@ -64,7 +76,7 @@ def _read_sound(ctx: click.Context, parameter: click.Parameter, paths: Sequence[
     """Read the files that have no mistakes; at the end of the verb name the others, and exit with code 1."""
     if not paths:
         return []
-    experiments, mistakes = load_sound(paths, _overrides(ctx))
+    experiments, mistakes = load_sound(paths, _overrides(ctx), _most_rows(ctx))
     ctx.meta[MISTAKES] = mistakes
     return experiments
 
@@ -89,7 +101,7 @@ def _telling_mistakes(verb: Callable[..., Any]) -> Callable[..., Any]:
 def experiments_argument(
     *, required: bool = True, only_sound: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a verb EXPERIMENT..., with --set and --suite, which change settings of all of them.
+    """Give a verb EXPERIMENT..., with --set and --suite, which change settings of all of them, and --yes.
 
     Args:
         required: whether one has to be named.
@@ -119,7 +131,15 @@ def experiments_argument(
         metavar="NAME",
         help="Put the files into a suite of this name, which shares neither results nor turns with their own.",
     )
-    return lambda verb: argument(option(suite(_telling_mistakes(verb) if only_sound else verb)))
+    many_rows = click.option(
+        "--yes",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_many_rows,
+        help=f"Take files of more than {MOST_ROWS} rows, which may be a slip in a grid.",
+    )
+    return lambda verb: argument(option(suite(many_rows(_telling_mistakes(verb) if only_sound else verb))))
 
 
 EXPERIMENTS = experiments_argument()

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import wraps
 from typing import Any, TextIO
 
@@ -34,7 +35,7 @@ def print_text(table: Table) -> None:
         click.echo(table.to_text())
         return
     colors = has_colors(sys.stdout)
-    click.echo(on_screen(table, columns, _styled if colors else unstyled), color=colors)
+    click.echo(on_screen(beginning(table), columns, _styled if colors else unstyled), color=colors)
 
 
 def print_line(text: str, *, nl: bool = True) -> None:
@@ -45,6 +46,26 @@ def print_line(text: str, *, nl: bool = True) -> None:
 def print_log(text: str, *, nl: bool = True) -> None:
     """Print what a process wrote to a terminal of its own: without its colours."""
     print_line(COLOR.sub("", text), nl=nl)
+
+
+MOST_ON_SCREEN = 500
+"""Rows of a table that a terminal shows, which is about what it keeps to scroll back to."""
+
+
+def beginning(table: Table, most: int = MOST_ON_SCREEN) -> Table:
+    """Return a table with its first rows and all of its notes, and say how the others are seen."""
+    if len(table.rows) <= most or table.compact is not None:
+        return table
+    note = (
+        f"{len(table.rows) - most} rows more: all are printed into a file or a pipe, as | less, and by --format json."
+    )
+    return replace(
+        table,
+        rows=table.rows[:most],
+        rules_before=tuple(place for place in table.rules_before if place < most),
+        groups=tuple(group for group in table.groups if group.first < most),
+        notes=(note, *table.notes),
+    )
 
 
 def screen_columns(stream: TextIO) -> int | None:

@@ -106,7 +106,7 @@ class Prune:
 
 def ask_to_cancel(tracking: Tracking, run: TrainRun) -> None:
     """Ask for the end of one training; where it waits, its run says at once that it is cancelled."""
-    record = read_ledger(tracking).trainings.get(run.key)
+    record = read_ledger(tracking, run.key).trainings.get(run.key)
     # A training that still waits has no run yet; it gets one, which holds the wish.
     run_id = begin_training(tracking, run) if record is None else record.run_id
     write(tracking.uri, run_id, tags={names.STOP: CANCELLED, names.STOP_ASKED: str(now())})

@@ -68,6 +68,7 @@ def _start(files: Sequence[str], first: Suite, options: Sequence[str], say: Say)
         )
     _wait_for_lock(process, first, log)
     changes = [word for pair in pairwise(options) if pair[0] in ("--set", "--suite") for word in pair]
+    changes += ["--yes"] if "--yes" in options else []
     shown = shlex.join([*map(_relative, files), *changes])  # which suite and settings it is about
     say(
         f"Submitted as process {process.pid}, which goes on without this terminal.\n"

@@ -16,6 +16,7 @@ from orchestrator.driver.live import Show
 from orchestrator.errors import UserError, free_of, is_full
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
+from orchestrator.tracking.live_runs import LiveRuns
 from orchestrator.tracking.rest import DiskFull, retried
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
@@ -23,6 +24,9 @@ from orchestrator.worker.training_log import End, EndState, scoring_of, write_ev
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
+MOST_OF_SERVER = 0.05
+"""The share of its time that a server may need for the driver's looks; one that answers slowly is asked less often."""
+LONGEST_WATCH_SECONDS = 60.0
 Tell = Callable[[Ledger | None, Mapping[str, Status]], None]
 """Is given what MLflow holds, None while it is away, and where each training stands, by train key."""
 
@@ -74,13 +78,15 @@ class Follower:
         self._tracking, self._cluster, self._show, self._tell = tracking, cluster, show, tell
         self._progress = {key: _Progress() for key in self._tasks}
         self._away: UserError | None = None
+        self._live = LiveRuns()
+        self._look_seconds = 0.0
         # One thread: a run is begun before it is ended, and Tune's callbacks do not wait for MLflow.
         self._pool = ThreadPoolExecutor(1)
         self._closing = threading.Event()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Draw every WATCH_SECONDS; on leaving without an error, wait until MLflow knows of every end."""
+        """Draw every few seconds; on leaving without an error, wait until MLflow knows of every end."""
         self.draw()
         thread = threading.Thread(target=self._watch, name="live", daemon=True)
         thread.start()
@@ -140,9 +146,9 @@ class Follower:
 
     def draw(self) -> None:
         """Show where all trainings stand."""
-        ledger = None
+        ledger, began = None, time.monotonic()
         try:
-            ledger = read_ledger(self._tracking)
+            ledger = self._live.ledger(self._tracking)
         except UserError as error:  # the server is away; what it last told stands
             self._away = error
         else:
@@ -155,7 +161,9 @@ class Follower:
                     self._pool.submit(self._begin, self._tasks[key])
             with suppress(UserError):  # it went away, or has only just lost the suite
                 self._stop_what_is_asked()
-        statuses = {key: self._status(task) for key, task in self._tasks.items()}
+            self._look_seconds = time.monotonic() - began
+        free = self._free()
+        statuses = {key: self._status(task, free) for key, task in self._tasks.items()}
         with suppress(OSError):  # the terminal is gone, or the pipe; trainings do without
             self._show(list(statuses.values()))
         self._tell(ledger, statuses)
@@ -182,7 +190,7 @@ class Follower:
                 raise UserError("interrupted")
             # Looked up each time: a server that comes back empty needs the suite's experiment again.
             self._tracking = open_tracking(self._tracking.uri, self._tracking.suite)
-            held = read_ledger(self._tracking).trainings.get(task.train_run.key)
+            held = read_ledger(self._tracking, task.train_run.key).trainings.get(task.train_run.key)
             # Only scored: the finished run stays finished.
             if held is not None and task.is_trained:
                 return held.run_id
@@ -229,17 +237,17 @@ class Follower:
 
     def _runs(self, key: str) -> bool:
         """Whether the training is unfinished in MLflow; its scoring may have failed after it finished."""
-        record = read_ledger(self._tracking).trainings.get(key)
+        record = read_ledger(self._tracking, key).trainings.get(key)
         return record is not None and record.status == "RUNNING"
 
     def _watch(self) -> None:
-        while not self._closing.wait(WATCH_SECONDS):
+        while not self._closing.wait(watch_seconds(self._look_seconds)):
             try:
                 self.draw()
             except Exception as error:  # the next look may succeed; without any, nobody could cancel a training
                 logger.warning("the trainings were not looked at: %s", error)
 
-    def _status(self, task: TrainingTask) -> Status:
+    def _status(self, task: TrainingTask, free: Mapping[str, float]) -> Status:
         progress = self._progress[task.train_run.key]
         metrics = progress.record.metrics if progress.record else {}
         epoch, state = metrics.get(EPOCH, 0.0), progress.state
@@ -258,7 +266,7 @@ class Follower:
         return Status(
             label=task.train_run.label,
             state=state,
-            note=self._why_waiting(task)
+            note=_why_waiting(task, free)
             if state == "waiting"
             else progress.error or progress.stop or self._why_silent(progress, state) or scored,
             epoch=epoch,
@@ -280,15 +288,25 @@ class Follower:
         storage = self._tasks[next(iter(self._tasks))].storage
         return f"{storage}: the disk is full ({free_of(storage)}); free some" if is_full(storage) else ""
 
-    def _why_waiting(self, task: TrainingTask) -> str:
+    def _free(self) -> dict[str, float]:
+        """What of the cluster no training of this submit takes, by name."""
         busy = [
             needs(self._tasks[key].train_run.resources) for key, p in self._progress.items() if p.state == "starting"
         ]
-        for name, need in needs(task.train_run.resources).items():
-            free = self._cluster.total(name) - sum(taken[name] for taken in busy)
-            if need > free:
-                return f"for {need:g} {name}s, {max(0.0, free):g} free"
-        return "for its turn"
+        all_names = {name for task in self._tasks.values() for name in needs(task.train_run.resources)}
+        return {name: self._cluster.total(name) - sum(taken[name] for taken in busy) for name in all_names}
+
+
+def watch_seconds(look: float) -> float:
+    """Return how long to wait after a look that took the server at most so many seconds."""
+    return min(max(WATCH_SECONDS, look / MOST_OF_SERVER), LONGEST_WATCH_SECONDS)
+
+
+def _why_waiting(task: TrainingTask, free: Mapping[str, float]) -> str:
+    for name, need in needs(task.train_run.resources).items():
+        if need > free[name]:
+            return f"for {need:g} {name}s, {max(0.0, free[name]):g} free"
+    return "for its turn"
 
 
 def _has_moved(progress: _Progress) -> bool:

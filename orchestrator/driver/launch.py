@@ -133,8 +133,12 @@ def _tune(plan: Plan, tasks: Mapping[str, TrainingTask], cluster: Cluster, follo
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     tokens = {name: token for name, token in TOKENS.items() if cluster.total(token) > 0.0}
 
+    # Ray pickles this function with what it names, and Tune reads it anew for each trial: not thousands of tasks.
+    usual = next(iter(tasks.values())).train_run.resources
+    others = {key: own for key, task in tasks.items() if (own := task.train_run.resources) != usual}
+
     def bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        resources = tasks[config["key"]].train_run.resources
+        resources = others.get(config["key"], usual)
         bundle = {tokens[name]: amount for name, amount in per_worker(resources).items() if name in tokens}
         # A trial takes next to no CPU: by default it takes one, and two trials on two CPUs would wait for ever for
         # their workers' (0 is refused). One bundle for each worker, as a bundle has to fit on one node.

@@ -1,9 +1,11 @@
 """The live view of trainings: a table that redraws itself on a terminal, else a line for each finished epoch."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
 from model.names import EPOCH, ETA_S, IMAGES_PER_S, LOSS, VAL
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Show = Callable[[Sequence[Status]], None]
+MOST_LINES = 40
+"""Of a table that redraws itself, which cannot be scrolled."""
 STATE_STYLES: Mapping[State, str] = {
     "finished": "green",
     "failed": "red",
@@ -80,7 +84,7 @@ def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
             told = holder
             show = show or stack.enter_context(live_view(sys.stderr))
             with suppress(UserError):  # the server is away; it is asked again
-                suite.refresh()
+                suite.look_again()
                 plan = suite.make_plan()
                 # A terminal has it beside the rows that wait; lines tell of trainings that go on alone.
                 running = _running(suite.ledger, plan)
@@ -132,14 +136,15 @@ def _lines(stream: TextIO) -> Show:
     seen: dict[int, tuple[int, State, str]] = {}
 
     def show(statuses: Sequence[Status]) -> None:
+        in_all = cache(lambda: remaining_in_all(statuses))  # of thousands at most once
         for place, status in enumerate(statuses):
             now = (int(status.epoch), status.state, status.note if status.state in GOES_ON else "")
             old = seen.get(place, (0, "waiting", ""))
             changed = now[1] != old[1] and now[1] not in ("waiting", "training", "scoring")
             if now[0] > old[0] or changed or (now[2] and now[2] != old[2]):
-                left = remaining_in_all(statuses)
-                in_all = f", {_duration(left)} left in all" if left is not None and now[0] > old[0] else ""
-                print(printable(f"{_line(status)}{in_all}"), file=stream, flush=True)
+                left = in_all() if now[0] > old[0] else None
+                rest = f", {_duration(left)} left in all" if left is not None else ""
+                print(printable(f"{_line(status)}{rest}"), file=stream, flush=True)
             seen[place] = now
 
     return show
@@ -152,24 +157,37 @@ def _line(status: Status) -> str:
 
 
 def live_table(statuses: Sequence[Status]) -> "Table":
-    """Lay out a line for each training, and below them how much is left in all."""
+    """Lay out a line for each training, and below them how much is left in all; what finds no room is counted."""
     from rich.table import Table
     from rich.text import Text
 
     left = remaining_in_all(statuses)
-    caption = None if left is None else f"about {_duration(left)} of training left in all; scoring comes on top"
+    told = [f"about {_duration(left)} of training left in all; scoring comes on top"] if left is not None else []
+    lines, others = _weightiest(statuses)
+    told = [*([f"and {others}"] if others else []), *told]
+    caption = "\n".join(told) or None
     shown = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
     for name in ("training", "state", "epoch", "loss", "val AP", "images/s", "left"):
         is_text = name in ("training", "state")
         # Numbers are never broken; texts are, between words.
         shown.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
-    for status in statuses:
+    for status in lines:
         state = status.note if status.note.startswith(status.state) else _with_reason(status)
         epoch = f"{status.epoch:.1f}/{status.num_epochs}" if status.epoch else f"-/{status.num_epochs}"
         # As Text, or a label such as "x [red]" would be read as markup.
         said = Text(printable(state), STATE_STYLES.get(status.state, ""))
         shown.add_row(Text(printable(status.label)), said, *map(Text, (epoch, *_numbers(status).values())))
     return shown
+
+
+def _weightiest(statuses: Sequence[Status]) -> tuple[list[Status], str]:
+    """Return those that have room on a screen, in their order, and how many others there are by state."""
+    order: tuple[State, ...] = (*GOES_ON, "failed", "interrupted", "cancelled", "waiting", "stopped", "finished")
+    ranked = sorted(range(len(statuses)), key=lambda place: order.index(statuses[place].state))
+    others = Counter(statuses[place].state for place in ranked[MOST_LINES:])
+    return [statuses[place] for place in sorted(ranked[:MOST_LINES])], ", ".join(
+        f"{number} more {state}" for state, number in others.items()
+    )
 
 
 def remaining_in_all(statuses: Sequence[Status]) -> float | None:

@@ -292,7 +292,7 @@ def _estimating(suite: Suite, bounds: Bounds, tell: Tell) -> Show:
         if is_known or not any(status.images_per_s for status in statuses):
             return
         with suppress(UserError):  # the server is away; the next look asks again
-            fresh.refresh()
+            fresh.look_again()
             work = _work(fresh, bounds)
             is_known = work.until is not None
             tell(work)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from statistics import fmean
 from typing import Literal, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.names import EPOCH, IMAGES_PER_S
-from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, gather, lacking, row_keys
+from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, gather, lacking
 from orchestrator.experiment.seeds import at_most
 from orchestrator.site import NUM_SHAPES
 
@@ -196,9 +197,9 @@ def row_costs(plan: Plan, time: PlanTime) -> list[RowCost]:
     missing: dict[Place, int] = {}  # its missing evaluations
     for experiment in plan.experiments:
         for number, row in enumerate(experiment.rows):
-            place, keys = Place(experiment.name, number, row.label), row_keys(row)
-            needed[place] = [one.train_key for one in keys if one.train_key in plan.missing_trainings]
-            missing[place] = sum(one.evaluation_key in plan.missing_evaluations for one in keys)
+            place, own = Place(experiment.name, number, row.label), plan.evaluations_of(experiment.name, row.label)
+            needed[place] = [one.train_key for one in own if one.train_key in plan.missing_trainings]
+            missing[place] = sum(one.key in plan.missing_evaluations for one in own)
     rows_of: dict[str, list[Place]] = {}  # by training
     for place, trainings in needed.items():
         for key in trainings:
@@ -243,20 +244,22 @@ def makespan(jobs: Sequence[tuple[float, float]], capacity: float) -> float:
 
     Whatever still fits beside those that run starts at once, so that a large one may be overtaken, as Ray does it.
     """
-    waiting = sorted(jobs, key=lambda job: (-job[1], -job[0]))
+    waiting: dict[float, list[float]] = {}  # durations by amount, the longest last
+    for duration, amount in sorted(jobs):
+        waiting.setdefault(amount, []).append(duration)
     running: list[tuple[float, float]] = []
     now, free = 0.0, capacity
     while waiting or running:
-        for job in list(waiting):
-            if job[1] <= free + 1e-9:  # ten tenths of a GPU are not exactly 1 in floats
-                waiting.remove(job)
-                running.append((now + job[0], job[1]))
-                free -= job[1]
+        for amount in sorted(waiting, reverse=True):
+            while waiting[amount] and amount <= free + 1e-9:  # ten tenths of a GPU are not exactly 1 in floats
+                heappush(running, (now + waiting[amount].pop(), amount))
+                free -= amount
+            if not waiting[amount]:
+                del waiting[amount]
         if not running:
-            raise ValueError(f"a job of {waiting[0][1]} can never start on {capacity}")
-        ended = min(running)
-        running.remove(ended)
-        now, free = ended[0], free + ended[1]
+            raise ValueError(f"a job of {max(waiting)} can never start on {capacity}")
+        now, amount = heappop(running)
+        free += amount
     return now
 
 

@@ -26,7 +26,16 @@ from orchestrator.experiment.rows import (
     read_cited,
     read_row,
 )
-from orchestrator.experiment.search import Search, SearchForm, Settable, grid_rows, read_search
+from orchestrator.experiment.search import (
+    MOST_ROWS,
+    MOST_ROWS_EVER,
+    Search,
+    SearchForm,
+    Settable,
+    grid_rows,
+    read_search,
+    too_many,
+)
 from orchestrator.site import ROOT
 from orchestrator.strict_yaml import read_yaml
 
@@ -93,18 +102,19 @@ class Document:
     """Where data and first weights lie."""
 
 
-def load_experiment(path: Path | str, overrides: Settings | None = None) -> Experiment:
+def load_experiment(path: Path | str, overrides: Settings | None = None, most_rows: int = MOST_ROWS) -> Experiment:
     """Read an experiment file, with what it extends, into checked and typed rows.
 
     Args:
         path: of the file.
         overrides: settings that rule over those of the file and of each row; see layers.parse_overrides.
+        most_rows: more are taken for a slip.
 
     Raises:
         UserError: the file has mistakes, or they come of the overrides; all of them, one to a line.
     """
     path = Path(path)
-    merged, problems = _read(path, ())
+    merged, problems = _read(path, (), most_rows)
     experiment, mistakes = _experiment(path, override(merged, _from_here(overrides or {})))
     if experiment is None or problems + mistakes:
         if overrides and not problems and not _experiment(path, merged)[1]:
@@ -113,7 +123,9 @@ def load_experiment(path: Path | str, overrides: Settings | None = None) -> Expe
     return experiment
 
 
-def load_experiments(paths: Sequence[Path | str], overrides: Settings | None = None) -> list[Experiment]:
+def load_experiments(
+    paths: Sequence[Path | str], overrides: Settings | None = None, most_rows: int = MOST_ROWS
+) -> list[Experiment]:
     """Read several experiment files; a folder stands for its files.
 
     Passed over are, as a shell's *.yaml may name them, parts of experiments (`_*.yaml`) and the claims beside them.
@@ -121,18 +133,21 @@ def load_experiments(paths: Sequence[Path | str], overrides: Settings | None = N
     Args:
         paths: of files and folders.
         overrides: see `load_experiment`.
+        most_rows: of each file; see `load_experiment`.
 
     Raises:
         UserError: there is no file, or some have mistakes; all of these are named, and how to go on without them.
     """
-    experiments, mistakes = load_sound(paths, overrides)
+    experiments, mistakes = load_sound(paths, overrides, most_rows)
     if mistakes:
         sound = " ".join(str(experiment.path) for experiment in experiments)
         raise UserError("\n".join([*mistakes, f"To go on without them, name the sound files alone: {sound}"]))
     return experiments
 
 
-def load_sound(paths: Sequence[Path | str], overrides: Settings | None = None) -> tuple[list[Experiment], list[str]]:
+def load_sound(
+    paths: Sequence[Path | str], overrides: Settings | None = None, most_rows: int = MOST_ROWS
+) -> tuple[list[Experiment], list[str]]:
     """Like `load_experiments`, but return the files without mistakes, and what is wrong with the others.
 
     Raises:
@@ -144,7 +159,7 @@ def load_sound(paths: Sequence[Path | str], overrides: Settings | None = None) -
     # A file may be named by itself and by its folder.
     for path in dict.fromkeys(_files(paths)):
         try:
-            experiment = load_experiment(path, overrides)
+            experiment = load_experiment(path, overrides, most_rows)
         except UserError as error:
             mistakes += str(error).splitlines()
             continue
@@ -223,7 +238,7 @@ def _is_no_experiment(file: Path) -> bool:
     return file.name.startswith("_") or file.name == CLAIMS
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
+def _read(path: Path, chain: tuple[Path, ...], most_rows: int) -> tuple[Settings, list[str]]:
     """Return a file merged with what it extends, and its own mistakes of form; `chain` are the files that led here.
 
     Raises:
@@ -240,8 +255,8 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Settings, list[str]]:
     document, _, mistakes_of_form = _document(own)
     if document is None:
         raise _error(path, mistakes_of_form + problems)
-    parents = [_read_parent(parent_file(path, name), (*chain, path)) for name in document.extends]
-    merged, mistakes = _inherit(parents, own)
+    parents = [_read_parent(parent_file(path, name), (*chain, path), most_rows) for name in document.extends]
+    merged, mistakes = _inherit(parents, own, most_rows)
     return merged, problems + mistakes
 
 
@@ -269,9 +284,9 @@ def _ours_if_not_here(path: Path) -> Path:
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
-def _read_parent(path: Path, chain: tuple[Path, ...]) -> Settings:
+def _read_parent(path: Path, chain: tuple[Path, ...], most_rows: int) -> Settings:
     """Read a file that another extends; one without rows is a part of experiments, which is checked within them."""
-    merged, problems = _read(path, chain)
+    merged, problems = _read(path, chain, most_rows)
     if merged.get("rows"):
         problems += _experiment(path, merged)[1]
     if problems:
@@ -296,7 +311,7 @@ def _misspelt_names(own: Settings) -> Iterator[str]:
             yield f"cited.{place}: {problem}"
 
 
-def _inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list[str]]:
+def _inherit(parents: Sequence[Settings], own: Settings, most_rows: int) -> tuple[Settings, list[str]]:
     """Lay a checked document on those that it extends, and return the whole with the mistakes of doing so.
 
     Defaults and resources merge deeply. Rows are the document's own, then those of its grid, then those of its search.
@@ -310,11 +325,13 @@ def _inherit(parents: Sequence[Settings], own: Settings) -> tuple[Settings, list
         inherited = _lay(passed_on, inherited)
     rows, problems = _listed_rows(inherited.get("rows") or [], own)
     if own.get("grid") is not None:
-        combinations, mistakes = grid_rows(own["grid"])
+        combinations, mistakes = grid_rows(own["grid"], most_rows)
         rows, problems = rows + combinations, problems + mistakes
     if own.get("search") is not None:
-        _, drawn, mistakes = read_search(own["search"])
+        _, drawn, mistakes = read_search(own["search"], most_rows)
         rows, problems = rows + drawn, problems + mistakes
+    if told := too_many(len(rows), most_rows):
+        rows, problems = [], [*problems, f"there are {told}; list fewer"]
     return _lay(own, inherited) | {"rows": rows}, problems
 
 
@@ -429,13 +446,14 @@ def _cited(document: Document) -> tuple[list[Cited], list[str]]:
 
 def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, list[str]]:
     """Return the search, if rows that it drew are still there."""
-    search = read_search(document.search)[0] if document.search is not None else None
+    search = read_search(document.search, MOST_ROWS_EVER)[0] if document.search is not None else None
     if search is None:
         return None, []
     problems = []
     if search.metric not in METRICS:
         problems.append(f"search.metric: {search.metric} is no metric; {suggestion(search.metric, METRICS)}")
-    drawn = [row for row in rows if row.label in search.labels]
+    labels = frozenset(search.labels)
+    drawn = [row for row in rows if row.label in labels]
     shortest = min((row.train.schedule.epochs for row in drawn), default=0)
     if drawn and search.asha and search.asha.grace_epochs >= shortest:
         problems.append(
@@ -450,8 +468,9 @@ def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, lis
 def _equal_rows(rows: Sequence[Row], search: Search | None) -> Iterator[str]:
     """Name listed rows that are one and the same; rows that a search drew may be equal to others by chance."""
     first: dict[Any, str] = {}
+    drawn = frozenset(search.labels if search is not None else ())
     for row in rows:
-        if search is None or row.label not in search.labels:
+        if row.label not in drawn:
             for seed in row.seeds:
                 other = first.setdefault((row.train, row.inference, row.split, seed), row.label)
                 if other != row.label:

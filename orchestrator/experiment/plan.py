@@ -124,6 +124,10 @@ class Plan:
     """The reason by evaluation key."""
     stopped_trainings: Mapping[str, str] = field(default_factory=dict)
     """What its search stopped early and nothing else needs, by train key, and why; neither trained nor scored."""
+    keys_by_row: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict, repr=False, compare=False)
+    """The evaluations of each row, by table and label, as `gather` found them; hashing thousands takes a second."""
+    _by_training: dict[str, list[Evaluation]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _drawn: dict[int, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def is_complete(self) -> bool:
@@ -132,12 +136,18 @@ class Plan:
 
     def evaluations_of(self, table: str, label: str) -> tuple[Evaluation, ...]:
         """Return the evaluations behind one row, one for each seed."""
-        rows = [row for e in self.experiments if e.name == table for row in e.rows if row.label == label]
-        return tuple(self.evaluations[keys.evaluation_key] for row in rows for keys in row_keys(row))
+        found = self.keys_by_row.get((table, label))
+        if found is None:
+            rows = [row for e in self.experiments if e.name == table for row in e.rows if row.label == label]
+            found = [keys.evaluation_key for row in rows for keys in row_keys(row)]
+        return tuple(self.evaluations[key] for key in found)
 
     def evaluations_on(self, train_key: str) -> tuple[Evaluation, ...]:
         """Return the evaluations that score one training."""
-        return tuple(e for e in self.evaluations.values() if e.train_key == train_key)
+        if not self._by_training:  # once, as each of thousands of trainings asks
+            for evaluation in self.evaluations.values():
+                self._by_training.setdefault(evaluation.train_key, []).append(evaluation)
+        return tuple(self._by_training.get(train_key, ()))
 
     @property
     def max_concurrent(self) -> int | None:
@@ -150,9 +160,14 @@ class Plan:
         places = [place for evaluation in self.evaluations_on(train_key) for place in evaluation.places]
         search = searches[places[0].table]
         is_of_one_table = len({place.table for place in places}) == 1
-        if search is None or not is_of_one_table or any(place.label not in search.labels for place in places):
+        if search is None or not is_of_one_table or any(place.label not in self._labels_of(search) for place in places):
             return None
         return search
+
+    def _labels_of(self, search: Search) -> frozenset[str]:
+        if id(search) not in self._drawn:
+            self._drawn[id(search)] = frozenset(search.labels)
+        return self._drawn[id(search)]
 
 
 def make_plan(experiments: Sequence[Experiment], ledger: Ledger) -> Plan:
@@ -172,7 +187,10 @@ def gather(experiments: Sequence[Experiment]) -> Plan:
     """
     trainings: dict[str, TrainRun] = {}
     evaluations: dict[str, Evaluation] = {}
+    keys_by_row: dict[tuple[str, str], list[str]] = {}
     for run, evaluation in _expand(experiments):
+        (place,) = evaluation.places
+        keys_by_row.setdefault((place.table, place.label), []).append(evaluation.key)
         trainings[run.key] = _joined_training(trainings.get(run.key), run)
         evaluations[evaluation.key] = _joined_evaluation(evaluations.get(evaluation.key), evaluation)
     return Plan(
@@ -182,6 +200,7 @@ def gather(experiments: Sequence[Experiment]) -> Plan:
         evaluations=evaluations,
         missing_trainings={},
         missing_evaluations={},
+        keys_by_row=keys_by_row,
     )
 
 

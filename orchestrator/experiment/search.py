@@ -17,7 +17,9 @@ from model.settings import Settings, merge, misspelt, read_settings, short_names
 Distribution = Mapping[str, Sequence[Any]]
 """One of Ray Tune's by name, with its arguments: {"loguniform": [1e-4, 1e-1]}."""
 MOST_ROWS = 1000
-"""The most rows that one grid or search may make; more are taken for a mistake."""
+"""The most rows of a file, unless somebody says that more are meant; they may be a slip in a grid."""
+MOST_ROWS_EVER = 100_000
+"""And then; they take ten seconds and a gigabyte to read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,23 +83,32 @@ class SearchForm:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_samples <= MOST_ROWS:
+        if not 1 <= self.num_samples <= MOST_ROWS_EVER:
             raise ValueError(f"num_samples is {self.num_samples}, expected 1 to {MOST_ROWS}")
 
 
-def grid_rows(grid: Mapping[str, list[Any]]) -> tuple[list[Settings], list[str]]:
+def too_many(number: int, most: int) -> str:
+    """Say what is the matter with so many rows, and the way out; empty where there are no more than that."""
+    if number <= most:
+        return ""
+    way = " without --yes" if number <= MOST_ROWS_EVER else ""
+    return f"{number} rows, at most {most if way else MOST_ROWS_EVER} are taken{way}"
+
+
+def grid_rows(grid: Mapping[str, list[Any]], most: int = MOST_ROWS) -> tuple[list[Settings], list[str]]:
     """Return a row for each combination, the last setting varying fastest, or the mistakes.
 
     Args:
         grid: values by dotted setting, as in {"train.model.tower_depth": [2, 4]}.
+        most: rows that it may make.
     """
-    problems = list(_grid_mistakes(grid))
+    problems = list(_grid_mistakes(grid, most))
     if problems:
         return [], problems
     return [_varied_row(dict(zip(grid, values, strict=True))) for values in product(*grid.values())], []
 
 
-def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]]:
+def read_search(raw: Settings, most: int = MOST_ROWS) -> tuple[Search | None, list[Settings], list[str]]:
     """Return the search, the rows that it draws and its mistakes; None and no rows where there are any.
 
     More samples begin with the same rows, and one setting more leaves the draws of the others alone.
@@ -105,7 +116,7 @@ def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]
     form, problems = read_settings(SearchForm, raw, "search.")
     if form is None:
         return None, [], problems
-    problems = list(_search_mistakes(form))
+    problems = list(_search_mistakes(form, most))
     if problems:
         return None, [], problems
     draws = {path: _draws(path, distribution, form) for path, distribution in form.space.items()}
@@ -126,7 +137,7 @@ def read_search(raw: Settings) -> tuple[Search | None, list[Settings], list[str]
     return search, rows, []
 
 
-def _grid_mistakes(grid: Mapping[str, list[Any]]) -> Iterator[str]:
+def _grid_mistakes(grid: Mapping[str, list[Any]], most: int) -> Iterator[str]:
     if not grid:
         yield "grid is empty; name a setting and its values, or leave grid out"
     for path, values in grid.items():
@@ -136,12 +147,13 @@ def _grid_mistakes(grid: Mapping[str, list[Any]]) -> Iterator[str]:
             if count > 1:
                 yield f"grid.{path} lists {text} {count} times"
     yield from _unsettable(grid, "grid.")
-    number = math.prod(map(len, grid.values()))
-    if number > MOST_ROWS:
-        yield f"grid makes {number} rows, at most {MOST_ROWS} are taken; list fewer values"
+    if told := too_many(math.prod(map(len, grid.values())), most):
+        yield f"grid makes {told}; list fewer values"
 
 
-def _search_mistakes(form: SearchForm) -> Iterator[str]:
+def _search_mistakes(form: SearchForm, most: int) -> Iterator[str]:
+    if told := too_many(form.num_samples, most):
+        yield f"search.num_samples makes {told}; draw fewer"
     if not form.space:
         yield "search.space is empty; name a setting and its distribution"
     for path, distribution in form.space.items():

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def costs_table(plan: Plan, estimate: PlanTime) -> Table:
     costs = row_costs(plan, estimate)
     devices = [device for device in DEVICES if any(t.kind.device == device for t in estimate.trainings)]
     shown = devices if estimate.speeds else []
-    order = [cost.place for cost in costs]
+    order = {cost.place: number for number, cost in enumerate(costs)}
     return Table(
         title=f"Cost of each row of suite {plan.suite}",
         columns=(
@@ -78,9 +78,9 @@ def costs_table(plan: Plan, estimate: PlanTime) -> Table:
                 cost.num_trainings,
                 cost.num_evaluations,
                 *(cost.hours[device] for device in shown),
-                _shared(cost, order[:place]),
+                _shared(cost, order),
             )
-            for place, cost in enumerate(costs)
+            for cost in costs
         ),
         notes=("What is missing of each row, as if it were submitted alone; rows that share a training pay it once.",),
         rules_before=tuple(place for place, cost in enumerate(costs) if cost.place.place == 0),
@@ -271,9 +271,9 @@ def _with_hours(table: Table, plan: Plan, estimate: PlanTime) -> Table:
     return replace(table, columns=columns, rows=tuple(rows))
 
 
-def _shared(cost: RowCost, earlier: Collection[Place]) -> str:
+def _shared(cost: RowCost, order: Mapping[Place, int]) -> str:
     """Name the earlier row that a training is shared with; where there is none, say how many rows follow."""
-    first = next((place for place in cost.shared_with if place in earlier), None)
+    first = next((place for place in cost.shared_with if order[place] < order[cost.place]), None)
     if first is not None:
         return f"{first.label} of {first.table}"
     return f"{_count(len(cost.shared_with), 'row')} below" if cost.shared_with else ""
@@ -316,6 +316,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+MANY_LINES = 100
+"""Beyond so many lines a status counts them as well."""
 MAX_CHARACTERS = 60
 """Of a reason; longer ones are cut to keep the table narrow."""
 
@@ -330,6 +332,7 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
     """
     rows: list[tuple[Cell | Value, ...]] = []
     notes, rules = [], []
+    states: Counter[str] = Counter()
     told: set[str] = set()
     for experiment in plan.experiments:
         rules.append(len(rows))
@@ -347,6 +350,9 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
                 told.add(run.key)
                 tone = _tone(ledger.trainings.get(run.key))
                 rows.append((experiment.name, label, Cell(line[0], tone=tone), *line[1:]))
+                states[_state(ledger.trainings.get(run.key), is_scored=line[-1] == "yes")] += 1
+    if len(rows) > MANY_LINES:
+        notes.insert(0, f"{len(rows)} lines: {', '.join(f'{n} {state}' for state, n in states.most_common())}.")
     return Table(
         title=f"Status of suite {plan.suite}",
         columns=(
@@ -366,6 +372,14 @@ def status_table(plan: Plan, ledger: Ledger, storage: Path | None = None) -> Tab
         notes=tuple(dict.fromkeys(notes)),
         rules_before=tuple(rules),
     )
+
+
+def _state(record: Record | None, *, is_scored: bool) -> str:
+    """Say in a word where a row stands, to be counted."""
+    if record is None:
+        return "waiting"
+    words = {"FINISHED": "measured" if is_scored else "to be scored", "KILLED": "interrupted"}
+    return words.get(record.status, record.status.lower())
 
 
 def _line(plan: Plan, train_key: str, evaluation_key: str, ledger: Ledger) -> tuple[Value, ...]:

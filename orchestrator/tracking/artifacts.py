@@ -14,7 +14,7 @@ from orchestrator import names
 from orchestrator.addresses import without_secrets
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.tracking import rest
+from orchestrator.tracking import listing, rest
 from orchestrator.tracking.rest import DiskFull, ServerAway, full_disk
 from orchestrator.tracking.runs import get_run, write
 
@@ -182,7 +182,8 @@ def store(uri: str, run_id: str, files: Sequence[Path], folder: str) -> None:
 def check_files(uri: str, ledger: Ledger, keys: Iterable[str]) -> Ledger:
     """Look whether the finished runs of these keys still hold their files; those that do not are no longer finished.
 
-    Nothing is written. A question for each folder, several at once: 50 take about 0.2 seconds.
+    Nothing is written. Our own server looks at all in one question; another one is asked for each folder, several at
+    once: 50 take about 0.2 seconds.
     """
     wanted = set(keys)
     records = {**ledger.trainings, **ledger.evaluations}
@@ -202,10 +203,19 @@ def _lost(uri: str, records: Iterable[Record]) -> dict[str, list[str]]:
     """Return, by run, the folders that lack a file or hold one of another size."""
     records = list(records)
     folders = [(r, folder) for r in records for folder in dict.fromkeys(path.rpartition("/")[0] for path in r.files)]
-    queries = [{"run_id": record.run_id, "path": folder} for record, folder in folders]
+    asked: dict[str, list[str]] = {}
+    for record, folder in folders:
+        asked.setdefault(record.run_id, []).append(folder)
+    listed = listing.listed_files(uri, asked)
+    unknown = [(record, folder) for record, folder in folders if record.run_id not in listed]
+    queries = [{"run_id": record.run_id, "path": folder} for record, folder in unknown]
+    answers = rest.get_many(uri, "artifacts/list", queries) if queries else []
+    for (record, folder), answer in zip(unknown, answers, strict=True):
+        sizes = {file["path"]: int(file.get("file_size", 0)) for file in answer.get("files", [])}
+        listed.setdefault(record.run_id, {})[folder] = sizes
     lost: dict[str, list[str]] = {}
-    for (record, folder), answer in zip(folders, rest.get_many(uri, "artifacts/list", queries), strict=True):
-        there = {file["path"]: int(file.get("file_size", 0)) for file in answer.get("files", [])}
+    for record, folder in folders:
+        there = listed[record.run_id][folder]
         noted = {path: size for path, size in record.files.items() if path.rpartition("/")[0] == folder}
         if not noted.items() <= there.items():
             lost.setdefault(record.run_id, []).append(folder)

@@ -65,9 +65,10 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "RUNNING", "FAILED", "KILLED"]
 
 
-def read_ledger(tracking: Tracking) -> Ledger:
-    """Read what the suite holds."""
-    return ledger_of(read_runs(tracking))
+def read_ledger(tracking: Tracking, train_key: str = "") -> Ledger:
+    """Read what the suite holds, or of it one training and its evaluations alone."""
+    where = f"tags.{names.TRAIN_KEY} = '{train_key}'" if train_key else ""
+    return ledger_of(read_runs(tracking, where))
 
 
 def begin_training(tracking: Tracking, train_run: TrainRun) -> str:

@@ -84,12 +84,21 @@ def damage_of(run: Run) -> str:
     return ""
 
 
-def ledger_of(runs: Iterable[Run]) -> Ledger:
-    """Return what the runs of a suite hold; of several with one key a finished one counts, else the newest."""
-    runs = list(runs)
+def ledger_of(runs: Iterable[Run], known: dict[str, tuple[Run, Record]] | None = None) -> Ledger:
+    """Return what the runs of a suite hold; of several with one key a finished one counts, else the newest.
+
+    `known` keeps what was read of each run, by its id, for the next time.
+    """
+    runs, known = list(runs), {} if known is None else known
+
+    def record(run: Run) -> Record:
+        if run.run_id not in known or known[run.run_id][0] is not run:
+            known[run.run_id] = run, read_record(run)
+        return known[run.run_id][1]
+
     return Ledger(
-        trainings={key: read_record(run) for key, run in by_key(runs, "training").items()},
-        evaluations={key: read_record(run) for key, run in by_key(runs, "evaluation").items()},
+        trainings={key: record(run) for key, run in by_key(runs, "training").items()},
+        evaluations={key: record(run) for key, run in by_key(runs, "evaluation").items()},
     )
 
 

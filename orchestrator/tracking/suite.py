@@ -10,6 +10,7 @@ from orchestrator.experiment.plan import Ledger, Plan, gather, lacking
 from orchestrator.experiment.seeds import Asked, grown
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import check_files
+from orchestrator.tracking.live_runs import LiveRuns
 from orchestrator.tracking.records import ledger_of
 from orchestrator.tracking.runs import Run, Tracking, open_tracking, read_runs
 from orchestrator.tracking.server import existing_tracking_server, tracking_server
@@ -63,6 +64,7 @@ class Suite:
         self._wanted: Plan | None = None
         self._tracking: Tracking | None = None
         self._runs: list[Run] | None = None
+        self._live = LiveRuns()
         self._ledger: Ledger | None = None
         self._verified: Ledger | None = None
 
@@ -152,6 +154,16 @@ class Suite:
     def make_plan(self, *, verified: bool = False) -> Plan:
         """Return what these tables need, and what of it is missing; `verified` looks at files as well."""
         return lacking(self.wanted, self.verified if verified else self.ledger)
+
+    def look_again(self) -> None:
+        """Read what runs, began or ended since the last such look; for who looks every few seconds.
+
+        Raises:
+            UserError: the server does not answer; what was read before is forgotten.
+        """
+        self.refresh()
+        if self.tracking is not None:
+            self._runs = self._live.look(self.tracking)
 
     def refresh(self) -> None:
         """Forget what was read, because something was written or time has passed."""

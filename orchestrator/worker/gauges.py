@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.experiment.plan import Ledger, Plan, why_evaluation_is_missing
-from orchestrator.worker.task import Status
+from orchestrator.worker.task import GOES_ON, State, Status
 from orchestrator.worker.training_log import losses_of
 
 GAUGES = {
@@ -47,6 +47,7 @@ class SuiteGauges:
     def __init__(self, plan: Plan, storage: Path) -> None:
         """Take the plan, and the suite's folder of trainings."""
         self._suite, self._storage, self._ledger = plan.suite, storage, Ledger()
+        self._losses: dict[str, tuple[State, tuple[int, int]]] = {}  # of each training, and its state when it was read
         self._rows = [
             [(evaluation.train_key, evaluation.key) for evaluation in plan.evaluations_of(experiment.name, row.label)]
             for experiment in plan.experiments
@@ -75,7 +76,10 @@ class SuiteGauges:
         )
         for key, status in statuses.items():
             tags = suite | {"train_key": key}
-            num_restarts, num_images = losses_of(self._storage / key)
+            # The log of a training that nobody works on stays as it is: with thousands of them most files are spared.
+            if status.state in GOES_ON or self._losses.get(key, ("", ()))[0] != status.state:
+                self._losses[key] = status.state, losses_of(self._storage / key)
+            num_restarts, num_images = self._losses[key][1]
             yield GaugeValue("rnc_training_active", float(status.state in ("starting", "training")), tags)
             yield GaugeValue("rnc_images_per_second", status.images_per_s or 0.0, tags)
             # Totals are gauges, too: Ray's counters cannot begin at 0, so Prometheus would not see their first step.

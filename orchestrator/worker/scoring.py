@@ -117,7 +117,7 @@ def _free_shards(task: TrainingTask, scoring: Pass) -> None:
     """Delete the shards whose scores stand in MLflow; where it is away, they stay until `rnc gc`."""
     key, split = task.train_run.key, scoring.data.split
     with suppress(UserError):
-        ledger = read_ledger(open_tracking(task.tracking_uri, task.train_run.suite))
+        ledger = read_ledger(open_tracking(task.tracking_uri, task.train_run.suite), key)
 
         def is_recorded(inference: "InferenceConfig") -> bool:
             return why_evaluation_is_missing(ledger, key, evaluation_key(key, inference, split)) is None

@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from orchestrator.cli.main import cli
-from orchestrator.cli.terminal import when_interrupted
+from orchestrator.cli.terminal import MOST_ON_SCREEN, beginning, when_interrupted
 from orchestrator.errors import UserError
+from orchestrator.figures.table import Column, Table
 
 ROOT = Path(__file__).parents[3]
 PAPER = str(ROOT / "experiments" / "paper")
@@ -235,3 +237,20 @@ def test_names_with_control_characters_are_shown_as_text(tmp_path: Path) -> None
     assert run.exit_code == 2
     assert "\x1b" not in run.output and "\x07" not in run.output
     assert r"\x1b]0;owned\x07b" in run.output
+
+
+def test_a_terminal_is_shown_the_first_rows_of_thousands_and_how_to_see_the_others(tmp_path: Path) -> None:
+    columns = (Column("row"), Column("of", numeric=False))
+    table = Table(
+        title="Many",
+        columns=columns,
+        rows=tuple((n, "x") for n in range(5000)),
+        rules_before=(0, 400, 4000),
+        notes=("n",),
+    )
+    shown = beginning(table)
+    assert len(shown.rows) == MOST_ON_SCREEN and shown.rules_before == (0, 400)
+    assert shown.notes[0].startswith(f"{5000 - MOST_ON_SCREEN} rows more: all are printed into a file or a pipe")
+    assert shown.notes[1:] == ("n",)
+    few = replace(table, rows=table.rows[:MOST_ON_SCREEN], rules_before=())
+    assert beginning(few) is few

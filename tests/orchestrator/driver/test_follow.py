@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.cluster.capacity import local_cluster
 from orchestrator.driver import follow
-from orchestrator.driver.follow import Follower
+from orchestrator.driver.follow import LONGEST_WATCH_SECONDS, WATCH_SECONDS, Follower, watch_seconds
 from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.experiment.rows import Row
 from orchestrator.tracking import runs
@@ -118,3 +118,9 @@ def test_a_training_that_is_only_scored_says_how_many_images_are_done(mlflow_uri
         ("scoring", "64 of 200 images of val, 2 settings"),
         ("finished", ""),
     ]
+
+
+def test_a_server_is_left_alone_for_twenty_times_as_long_as_it_took_to_answer() -> None:
+    assert watch_seconds(0.05) == WATCH_SECONDS == 2.0
+    assert watch_seconds(0.5) == pytest.approx(10.0)
+    assert watch_seconds(40.0) == LONGEST_WATCH_SECONDS

@@ -75,3 +75,15 @@ def test_a_terminal_shows_what_is_waited_for_and_keeps_nothing_of_it() -> None:
         assert file.getvalue() == ""
     assert "starting Ray ..." in terminal.getvalue() and terminal.getvalue().endswith("\x1b[2K")
     assert file.getvalue() == ""
+
+
+def test_of_a_thousand_trainings_those_are_shown_that_run_or_failed_and_the_others_counted() -> None:
+    waiting = [replace(WAITING, label=f"waits {place}") for place in range(600)]
+    over = [replace(WAITING, label=f"over {place}", state="finished", note="") for place in range(398)]
+    failed = replace(WAITING, label="broken", state="failed", note="a mistake")
+    text = shown([*over, *waiting, failed, replace(TRAINING, label="runs")], 120)
+    lines = text.splitlines()
+    assert len(lines) < 50 and text.index("waits 0") < text.index("broken") < text.index("runs")
+    assert "waits 37" in text and "waits 38" not in text and "over" not in text
+    assert "and 562 more waiting, 398 more finished" in text
+    assert "more" not in shown([TRAINING, WAITING], 120)

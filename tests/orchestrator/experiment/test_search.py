@@ -1,5 +1,6 @@
 """Rows that a product or a drawing makes, and how a wrong one is told."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import pytest
 
 from model.config import ConfidenceConfig
+from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Ledger, make_plan, train_key
-from orchestrator.experiment.search import Asha, grid_rows, read_search
+from orchestrator.experiment.search import MOST_ROWS_EVER, Asha, grid_rows, read_search
 from tests.experiment_files import load, mistake, write
 
 
@@ -91,7 +93,7 @@ def test_a_grid_stands_behind_rows_of_its_file_or_behind_those_that_only_picks(t
         ("{nms_iou: [0.5]}", "grid.nms_iou is not a setting; expected one of: train, inference, split"),
         (
             f"{{train.model.channels: {list(range(40))}, train.model.tower_depth: {list(range(40))}}}",
-            "grid makes 1600 rows, at most 1000 are taken; list fewer values",
+            "grid makes 1600 rows, at most 1000 are taken without --yes; list fewer values",
         ),
     ],
 )
@@ -252,3 +254,19 @@ def test_only_a_training_that_nobody_else_needs_may_be_stopped_by_its_search(tmp
 )
 def test_a_search_that_cannot_be_meant_is_refused(tmp_path: Path, settings: str, says: str) -> None:
     assert mistake(tmp_path, f"search: {settings}") == f"table.yaml: {says}"
+
+
+def test_thousands_of_rows_are_taken_where_they_are_meant_and_a_million_never(tmp_path: Path) -> None:
+    file, rates = tmp_path / "table.yaml", [place / 1000 for place in range(1, 401)]
+    file.write_text(f"grid: {{train.model.tower_depth: [1, 2, 3], train.schedule.learning_rate: {rates}}}")
+    with pytest.raises(UserError, match="grid makes 1200 rows, at most 1000 are taken without --yes"):
+        load_experiment(file)
+    assert len(load_experiment(file, most_rows=MOST_ROWS_EVER).rows) == 1200
+    file.write_text("".join(f"- {{label: {place}}}\n" for place in range(1001)).join(("rows:\n", "")))
+    with pytest.raises(UserError, match="there are 1001 rows, at most 1000 are taken without --yes; list fewer"):
+        load_experiment(file)
+    file.write_text(f"grid: {{train.model.tower_depth: {list(range(2500))}, train.schedule.learning_rate: {rates}}}")
+    began = time.monotonic()
+    with pytest.raises(UserError, match="grid makes 1000000 rows, at most 100000 are taken; list fewer values"):
+        load_experiment(file, most_rows=MOST_ROWS_EVER)
+    assert time.monotonic() - began < 5.0  # told before they are made

@@ -13,6 +13,7 @@ from orchestrator.experiment.rows import Resources, Row, SeedRule
 from orchestrator.experiment.search import Asha, Search
 from orchestrator.figures.table import Table, show
 from orchestrator.report.plan_tables import (
+    MANY_LINES,
     costs_table,
     evaluations_table,
     plan_json,
@@ -352,3 +353,19 @@ def test_the_time_left_is_rounded_to_minutes(seconds: float, shown_as: str) -> N
     record = Record(status="RUNNING", run_id="r", metrics={"perf/eta_s": seconds})
     held = Ledger(trainings={train_key: record})
     assert shown(status_table(make_plan([experiment(OURS)], held), held))[0]["ETA"] == shown_as
+
+
+def test_a_status_of_many_lines_counts_them_by_where_they_stand() -> None:
+    rows = [
+        replace(OURS, label=f"row {n}", train=replace(OURS.train, seed=n), seeds=(n,)) for n in range(MANY_LINES + 1)
+    ]
+    stopped = Record(status="STOPPED", run_id="s", note="stopped early")
+    measured: list[Record | None] = [finished(AP=30.0)]
+    held = ledger_of(*((row, measured) for row in rows[:60]))
+    trained, running, early = (row_keys(row)[0].train_key for row in rows[60:63])
+    trainings = {trained: finished(), running: Record(status="RUNNING", run_id="r"), early: stopped}
+    held = replace(held, trainings={**held.trainings, **trainings})
+    table = status_table(make_plan([experiment(*rows)], held), held)
+    assert table.notes[0] == "101 lines: 60 measured, 38 waiting, 1 to be scored, 1 running, 1 stopped."
+    fewer = status_table(make_plan([experiment(*rows[:MANY_LINES])], held), held)
+    assert not [note for note in fewer.notes if "lines:" in note]
