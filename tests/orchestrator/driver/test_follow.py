@@ -82,7 +82,7 @@ def test_while_a_disk_is_full_that_is_what_is_shown(tmp_path: Path, monkeypatch:
     def refuse(*_: object) -> Ledger:
         raise DiskFull("x/mlflow: the disk is full (4 KB of 8 GB are free)")
 
-    monkeypatch.setattr(follow, "read_ledger", refuse)
+    monkeypatch.setattr(follow.LiveRuns, "ledger", refuse)
     shown: list[Status] = []
     task = task_of("http://127.0.0.1:9", tmp_path)
     away = Tracking(uri="http://127.0.0.1:9", suite="follow-full", experiment_id="1")
