@@ -119,7 +119,7 @@ WRAPPED_IN = ("controller_failure", "health_check_failure", "_base_exc", "cause"
 """Where Ray keeps the error that it reports."""
 LOSSES = {"RayError", "RayTrainError", "RuntimeError", "OSError", "ServerAway"}
 """Classes of errors that come with lost workers, nodes, connections and servers."""
-MISTAKES = {"TrainingError"}
+MISTAKES = {"TrainingError", "NonFiniteError"}
 """Classes of errors that come again, though their base class is one of LOSSES."""
 LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC}
 """What the operating system refuses the second time as well."""
