@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from model.foreign import NoFileError, require_file
+
 if TYPE_CHECKING:
     import av
 
@@ -85,6 +87,12 @@ def open_film(path: Path) -> Film | None:
     Raises:
         ValueError: it should be a video, and is damaged or something else.
     """
+    try:
+        require_file(path)
+    except NoFileError as error:
+        raise ValueError(f"{error.strerror}") from error
+    except OSError:  # missing: whoever opens it says so
+        pass
     if is_video(path):
         with _opened(path) as container:
             stream = _stream(container)

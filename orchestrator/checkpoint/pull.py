@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.cache import file_sha256
+from model.foreign import read_json
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.settings import Settings, from_dict, to_dict
 from orchestrator import names
@@ -245,7 +246,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         ValueError: the file is no such card.
     """
     try:
-        return from_dict(Provenance, json.loads((folder / PROVENANCE).read_text()))
+        return from_dict(Provenance, read_json(folder / PROVENANCE))
     except FileNotFoundError:
         return None
     except (OSError, TypeError, ValueError) as error:
@@ -307,7 +308,7 @@ def _held(folder: Path) -> str | None:
 
 def _card(file: Path, digest: str) -> dict[str, Any]:
     try:
-        card: dict[str, Any] = json.loads(file.read_text())
+        card: dict[str, Any] = read_json(file)
         _require_same(card["weights_sha256"], digest)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"MLflow's {CARD} of this training is damaged ({error!r}); pull another row") from error

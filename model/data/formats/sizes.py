@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data.files.decoding import orientation
+from model.foreign import require_file
 
 NO_SIZE = (1, 1)
 """Stands for the size of an image that is missing or has no header: the check of images tells why."""
@@ -26,6 +27,7 @@ def image_sizes(
 
 def _size(path: Path, as_seen: bool) -> tuple[int, int]:
     try:
+        require_file(path)
         with Image.open(path) as image:
             is_turned = as_seen and orientation(image) >= 5  # 5 to 8 swap the sides
             return (image.width, image.height) if is_turned else (image.height, image.width)

@@ -17,6 +17,7 @@ from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, read_lines
 from model.data.layouts.yolo import read_yaml
+from model.foreign import NoFileError, require_file
 
 MAX_CLASS = 2**31
 """Beyond any number of classes, and still a number of 64 bits."""
@@ -103,10 +104,12 @@ def _checked(file: Path, names: list[str]) -> list[str]:
 
 def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> None:
     try:
+        require_file(file)
         with open(file, "rb") as opened:
             text = opened.read()
-    except IsADirectoryError as error:
-        raise DataError(f"{file}: is a folder, expected a text file of labels; take it away") from error
+    except NoFileError as error:
+        kind = str(error.strerror).partition(",")[0]
+        raise DataError(f"{file}: {kind}, expected a text file of labels; take it away") from error
     for place, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         words = line.split()
         if not words:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from model.data.faults import DataError
 from model.data.layouts.files import WHOLE, SplitFiles, folders, usual_split
+from model.foreign import NoFileError, require_file
 
 _IMAGES = re.compile(rb'"images"\s*:\s*\[')
 _ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
@@ -198,6 +199,10 @@ def _is_lvis(file: Path) -> bool:
 
 def _scan(file: Path, look: Callable[[Any], Any]) -> Any:
     """What `look` finds in a mapped file; an empty one is looked at as well."""
+    try:
+        require_file(file)
+    except NoFileError as error:
+        raise DataError(f"{file}: {error.strerror} of annotations; take it away") from error
     with file.open("rb") as opened:
         try:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)

@@ -28,6 +28,7 @@ from model.data.layouts.files import (
     read_lines,
     usual_split,
 )
+from model.foreign import NoFileError, read_yaml_text
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
@@ -66,10 +67,11 @@ class _Texts(yaml.BaseLoader):
     """Texts, lists and mappings alone; refuses a key that stands twice, of which others take the last in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        again = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if again is not None:
-            raise yaml.YAMLError(f"{again!r} stands twice in one mapping{node.start_mark}")
+        seen: set[str] = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
+                raise yaml.YAMLError(f"{key!r} stands twice in one mapping{node.start_mark}")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -80,12 +82,16 @@ def read_yaml(file: Path) -> dict[str, object]:
         DataError: it is not YAML, or says more than it holds.
     """
     try:
-        content = file.read_bytes()
+        content = read_yaml_text(file)
         # Aliases of aliases double with each line: a file of a kilobyte would take all memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, _Texts)):
             raise DataError(f"{file}: has YAML aliases (*name), which no data set needs; write the values out")
         document = yaml.load(content, _Texts)
-    except (yaml.YAMLError, ValueError) as error:
+    except DataError:
+        raise
+    except NoFileError as error:
+        raise DataError(f"{file}: {error.strerror} of YAML; take it away") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not YAML ({reason}); mend the file") from error
     return document if isinstance(document, dict) else {}
