@@ -49,8 +49,8 @@ def require_file(path: Path) -> int:
     return status.st_size
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """Read a file of at most so many bytes.
+def read_bounded(path: Path, most: int, way_out: str) -> bytes:
+    """Read a file of at most so many bytes; `way_out` ends the refusal of a larger one.
 
     Raises:
         ValueError: it is larger.
@@ -58,7 +58,9 @@ def read_bounded(path: Path, most: int) -> bytes:
     """
     size = require_file(path)
     if size > most:
-        raise ValueError(f"has {size / 2**20:,.1f} MiB, more than any such file needs (at most {most / 2**20:g} MiB)")
+        raise ValueError(
+            f"has {size / 2**20:,.1f} MiB, more than any such file needs (at most {most / 2**20:g} MiB); {way_out}"
+        )
     with path.open("rb") as file:
         return file.read(most)
 
@@ -70,7 +72,7 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
         ValueError: it is too large, no JSON, not UTF-8, or nested beyond all use.
         OSError: it is no file, or cannot be read.
     """
-    return parse_json(read_bounded(path, most))
+    return parse_json(read_bounded(path, most, "fetch it again"))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -85,14 +87,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("is nested too deeply for any file of settings or results") from None
 
 
-def read_yaml_text(path: Path) -> bytes:
-    """Read a YAML file, unparsed, after a look at how much it holds.
+def read_yaml_text(path: Path, way_out: str) -> bytes:
+    """Read a YAML file, unparsed, after a look at how much it holds; `way_out` ends the refusal of a larger one.
 
     Raises:
         ValueError: it is too large, or has too many values to be parsed in a reasonable time.
         OSError: it is no file, or cannot be read.
     """
-    content = read_bounded(path, MOST_YAML)
+    content = read_bounded(path, MOST_YAML, way_out)
     # libyaml's events come 30 times as fast as PyYAML's own, which has the words for mistakes.
     loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     number = depth = 0
@@ -101,8 +103,7 @@ def read_yaml_text(path: Path) -> bytes:
             number += isinstance(event, yaml.NodeEvent)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if number > MOST_NODES:
-                said = f"more than {MOST_NODES:,} values; write a grid or a search in place of rows, or divide the file"
-                raise _TooManyError(f"holds {said}")
+                raise _TooManyError(f"holds more than {MOST_NODES:,} values; {way_out}")
             if depth > MOST_DEPTH:  # PyYAML looks through all lists that are open at each word
                 raise _TooManyError(f"is nested more than {MOST_DEPTH} deep; mend the file")
     except _TooManyError as error:
@@ -131,18 +132,15 @@ def open_parquet(path: Path) -> "pq.ParquetFile":
     size = require_file(path)
     opened = pq.ParquetFile(path, page_checksum_verification=True)
     metadata = opened.metadata
-    values = [0] * metadata.num_columns
-    unpacked = 0
-    for group in range(metadata.num_row_groups):
-        columns = metadata.row_group(group)
-        for place in range(columns.num_columns):
-            values[place] += columns.column(place).num_values
-            unpacked += columns.column(place).total_uncompressed_size
-    most = max([metadata.num_rows, *values])
-    if most > FREE_VALUES + size or unpacked > 64 * (FREE_VALUES + size):
+    # Not by column: to ask for one whose statistics are damaged ends the whole process (pyarrow 25, an exception of
+    # C++ that nobody catches).
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    rows = max(metadata.num_rows, sum(max(group.num_rows, 0) for group in groups))
+    unpacked = sum(max(group.total_byte_size, 0) for group in groups)
+    if rows > FREE_VALUES + size or unpacked > 64 * (FREE_VALUES + size):
         opened.close()
         raise ValueError(
-            f"holds {most:,} values a column in {size:,} bytes, {unpacked:,} once unpacked, more than measured numbers "
+            f"holds {rows:,} values a column in {size:,} bytes, {unpacked:,} once unpacked, more than measured numbers "
             "can be"
         )
     return opened

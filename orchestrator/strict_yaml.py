@@ -11,6 +11,9 @@ from model.foreign import MOST_NODES, read_yaml_text
 from model.settings import Settings
 from orchestrator.errors import UserError
 
+SHORTER = "write a grid or a search in place of rows, or divide the file"
+"""What makes an experiment file shorter."""
+
 
 def read_yaml(
     path: Path, *, named_by: Path | None = None, kind: str = "an experiment file", holds: str = "title, rows and so on"
@@ -27,7 +30,7 @@ def read_yaml(
         UserError: it cannot be read, or is no such mapping.
     """
     try:
-        content = yaml.load(read_yaml_text(path), _Loader)
+        content = yaml.load(read_yaml_text(path, SHORTER), _Loader)
     except OSError as error:
         reason = f"{error.strerror or error}".lower()
         named = f", named by extends in {named_by}" if named_by else ""

@@ -168,7 +168,7 @@ def read_part(file: Path, row: int) -> Part:
                 }
                 for name, kind in TABLES.items()
             }
-    except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no scored shard, or cut off or damaged ({error})") from error
     misalignment = Misalignment(
         **found["misalignment"],

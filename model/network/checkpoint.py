@@ -46,6 +46,11 @@ class Card:
     device: str = ""
     """What it was trained on, as `device_name` says; empty where it was not recorded."""
 
+    def __post_init__(self) -> None:
+        if len(self.category_ids) != len(self.category_names):
+            count = len(self.category_names)
+            raise ValueError(f"category_ids has {len(self.category_ids)} classes, category_names {count}")
+
 
 def device_name(device: "torch.device") -> str:
     """The model of a GPU, or the kind of any other device."""

@@ -58,7 +58,7 @@ def read_weights(path: Path) -> WeightFile:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # whatever an unpickler meets in a file that is damaged in some way
         if _is_foreign_pickle(path):
@@ -117,11 +117,11 @@ def _require_modest(path: Path) -> None:
                     f"{path} holds no weights: its header has {header / 2**20:,.1f} MiB, those of the largest networks "
                     f"have less than {MOST_HEADER / 2**20:g}; save the tensors without metadata, or name another file"
                 )
-        elif zipfile.is_zipfile(file):
+        else:
             try:
                 unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
-            except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-                return  # torch says what is wrong
+            except Exception:  # no archive, as old files are none, or a damaged one, of which torch says what is wrong
+                return
             if unpacked > 2 * size + 2**20:  # torch.save compresses nothing
                 raise ValueError(
                     f"{path} holds no weights that torch.save wrote: its {size:,} bytes unpack to {unpacked:,}; fetch "

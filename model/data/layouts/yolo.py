@@ -82,7 +82,7 @@ def read_yaml(file: Path) -> dict[str, object]:
         DataError: it is not YAML, or says more than it holds.
     """
     try:
-        content = read_yaml_text(file)
+        content = read_yaml_text(file, "data sets need names and folders alone")
         # Aliases of aliases double with each line: a file of a kilobyte would take all memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, _Texts)):
             raise DataError(f"{file}: has YAML aliases (*name), which no data set needs; write the values out")
@@ -295,9 +295,9 @@ class _Paths:
     def folder_of(self, base: str) -> Path:
         """The folder that `path` names, or the file's own, where it names that of another machine."""
         own = self.file.parent
-        written = Path(base.replace("\\", "/")).expanduser()
+        written = Path(os.path.expanduser(base.replace("\\", "/")))
         there = Path(os.path.normpath(own / written))
-        if there.is_dir():
+        if os.path.isdir(there):
             return there
         if written.name not in ("", own.name):
             self.notes.append(f"{self.file}: path is {base}, which is not there: paths count from {own}")
@@ -310,11 +310,12 @@ class _Paths:
         climbing = re.sub(r"^(\.\./)+", "", written)
         # Roboflow writes ../train/images for the train/images beside its data.yaml.
         beside = own / climbing
-        if climbing != written and beside.exists():
+        if climbing != written and os.path.exists(beside):
             return Path(os.path.normpath(beside))
         for base in self.bases:
-            place = Path(os.path.normpath(base / Path(written).expanduser()))
-            if place.exists():
+            place = Path(os.path.normpath(base / os.path.expanduser(written)))
+            # Not Path.exists, which raises where a name is too long for a file.
+            if os.path.exists(place):
                 return place
         parts = PurePosixPath(written).parts
         for start in range(1, len(parts)):
@@ -322,7 +323,7 @@ class _Paths:
             # images/ stands for no other split's images where valid/images is asked for.
             if _names_split(parts[:start]) and not _names_split(parts[start:]):
                 break
-            if ".." not in parts[start:] and place.exists():
+            if ".." not in parts[start:] and os.path.exists(place):
                 self.notes.append(f"{self.file}: {key} is {entry}, which is not there: {place} was taken")
                 return place
         return None

@@ -117,8 +117,8 @@ def read_stored(file: Path) -> tuple[DetectionTable, About]:
     about, problems = read_settings(About, said)
     if about is None:
         raise UserError(f"{file} does not say what its detections are ({'; '.join(problems)}); {MAKE_ANOTHER}")
-    for name in ("boxes", "scores"):
-        wrong = np.flatnonzero(~np.isfinite(getattr(detections, name)).reshape(len(detections), -1).all(axis=1))
+    for name, width in (("boxes", 4), ("scores", 1)):
+        wrong = np.flatnonzero(~np.isfinite(getattr(detections, name).reshape(len(detections), width)).all(axis=1))
         if len(wrong):
             raise UserError(
                 f"{file}: {len(wrong)} of {len(detections)} detections have {name} that are NaN or infinite, the first "
