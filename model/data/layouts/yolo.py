@@ -97,6 +97,11 @@ def read_yaml(file: Path) -> dict[str, object]:
     return document if isinstance(document, dict) else {}
 
 
+def other_count(said: str, count: int) -> bool:
+    """Whether a text is a whole number and another one, of however many digits, which Python reads 4,300 of."""
+    return said.isdigit() and (said.lstrip("0") or "0") != str(count)
+
+
 def label_file(image: str) -> str:
     """Where an image's labels are, by Ultralytics' rule: the last images/ of the path becomes labels/."""
     head, images, tail = image.rpartition("/images/")
@@ -151,8 +156,8 @@ def _by_darknet(file: Path) -> dict[str, SplitFiles]:
     if names is None or not names.is_file():
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
     said, num_names = entries.get("classes", ""), sum(1 for line in read_lines(names) if line)
-    if said.isdigit() and int(said) != num_names:
-        raise DataError(f"{file}: classes is {said}, and {names} lists {num_names}; correct either")
+    if other_count(said, num_names):
+        raise DataError(f"{file}: classes is {said:.40}, and {names} lists {num_names}; correct either")
     splits: dict[str, SplitFiles] = {}
     for key in _SPLIT_KEYS:
         if key not in entries:
