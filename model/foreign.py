@@ -16,7 +16,7 @@ MOST_JSON = 16 * 2**20
 MOST_YAML = 2**20
 """Bytes of a YAML file."""
 MOST_NODES = 100_000
-"""Values, keys, lists and mappings of a YAML file; PyYAML takes about 10 s to read as many."""
+"""Values, keys, lists and mappings of a YAML file; PyYAML takes about 3 s to read as many."""
 MOST_DEPTH = 64
 """Lists and mappings within each other in a YAML file."""
 FREE_VALUES = 1_000_000

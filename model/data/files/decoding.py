@@ -87,8 +87,8 @@ def open_image(source: Path | IO[bytes], size: Size | None = None) -> Image.Imag
     if most is None or size is None or size[0] * size[1] <= most:
         try:
             image = Image.open(source)
-            # Pillow refuses twice its limit. Nobody has said that these pixels are meant, and 179 million of them take
-            # 3 GB until they are a tensor; photographs of 108 million pixels pass.
+            # Pillow refuses twice its limit. Nobody has said that these pixels are meant, and 169 million of them take
+            # 1.6 GB until they are a tensor; photographs of 108 million pixels pass.
             if size is None and most is not None and image.width * image.height > most * 4 / 3:
                 image.close()
                 raise Image.DecompressionBombError
