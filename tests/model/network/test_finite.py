@@ -135,7 +135,7 @@ def test_a_prediction_names_the_checkpoint(tmp_path: Path) -> None:
 def test_a_training_ends_where_its_validation_is_not_finite_and_keeps_no_checkpoint_of_that_epoch(
     shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil = predictor.require_finite_outputs
+    spoil = require_finite_outputs
 
     def spoilt(
         detector: RetinaNetConf, predictions: Predictions
