@@ -7,8 +7,12 @@ from typing import Any
 
 import yaml
 
+from model.foreign import MOST_NODES, read_yaml_text
 from model.settings import Settings
 from orchestrator.errors import UserError
+
+SHORTER = "write a grid or a search in place of rows, or divide the file"
+"""What makes an experiment file shorter."""
 
 
 def read_yaml(
@@ -26,7 +30,7 @@ def read_yaml(
         UserError: it cannot be read, or is no such mapping.
     """
     try:
-        content = yaml.load(path.read_bytes(), _Loader)
+        content = yaml.load(read_yaml_text(path, SHORTER), _Loader)
     except OSError as error:
         reason = f"{error.strerror or error}".lower()
         named = f", named by extends in {named_by}" if named_by else ""
@@ -35,8 +39,12 @@ def read_yaml(
         mark = error.problem_mark or error.context_mark
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}{at}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply for {kind}; mend the file") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # too large; or a number of more digits than Python reads
+        raise UserError(f"{path}: {error}") from error
     if content is None:
         raise UserError(f"{path}: is empty; expected {holds}, as in experiments/README.md")
     if not isinstance(content, dict):
@@ -52,7 +60,7 @@ def read_value(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         if text.strip()[:1] in ("[", "{", '"', "'"):
             problem = getattr(error, "problem", None) or "no YAML"
             raise UserError(f"{where}: the value cannot be read ({problem}); write a list as [1, 2]") from error
@@ -69,6 +77,14 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML with the scalars of YAML 1.2: 1e-4 is a number; yes, 12:30 and 2024-01-01 are text."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  (add_implicit_resolver fills it below)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Refuse aliases of aliases, which double with each line: a file of 600 bytes would take all memory."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None and _written_out(root, {}, ()) > MOST_NODES:
+            problem = f"its aliases (*name) stand for more than {MOST_NODES:,} values; write the values out"
+            raise yaml.constructor.ConstructorError(None, None, problem, root.start_mark)
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that stands twice."""
@@ -87,6 +103,18 @@ class _Loader(yaml.SafeLoader):
         if not math.isfinite(value):
             raise yaml.constructor.ConstructorError(None, None, f"{node.value} is too large", node.start_mark)
         return value
+
+
+def _written_out(node: yaml.Node, known: dict[yaml.Node, int], within: tuple[yaml.Node, ...]) -> int:
+    """How many values a node has with all of its aliases written out; `within` are those that it stands in."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if node in within:
+        raise yaml.constructor.ConstructorError(None, None, "found unconstructable recursive node", node.start_mark)
+    if node not in known:
+        inside = [part for pair in node.value for part in (pair if isinstance(node, yaml.MappingNode) else (pair,))]
+        known[node] = 1 + sum(_written_out(one, known, (*within, node)) for one in inside)
+    return known[node]
 
 
 # PyYAML knows YAML 1.1 alone, which takes 1e-4 for text, `no` for false and 12:30 for 750. It looks for a scalar's kind

@@ -35,7 +35,7 @@ OWNERS = {
     "matplotlib": {"orchestrator/figures/"},
     "jinja2": {"orchestrator/figures/templating.py"},
     "markupsafe": {"orchestrator/figures/templating.py"},
-    "yaml": {"orchestrator/strict_yaml.py", "model/data/layouts/yolo.py"},
+    "yaml": {"orchestrator/strict_yaml.py", "model/data/layouts/yolo.py", "model/foreign.py"},
     "mlflow": {
         "orchestrator/tracking/artifacts.py",
         "orchestrator/mlflow_app.py",

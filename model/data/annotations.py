@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.faults import DataError, named
+from model.foreign import NoFileError, require_file
 
 # Polygons alone: a crowd's run lengths are an object, and are left to the parser.
 _SEGMENTATION = re.compile(rb'"segmentation"\s*:\s*\[[-+\d.,eE\s\[\]]*\]')
@@ -186,6 +187,10 @@ def parse_json(file: Path) -> dict[str, Any]:
     Raises:
         DataError: it is not JSON, or no object.
     """
+    try:
+        require_file(file)
+    except NoFileError as error:
+        raise DataError(f"{file}: {error.strerror} of annotations; take it away, or name another") from error
     text = file.read_bytes()
     collecting = gc.isenabled()
     gc.disable()  # millions of new objects, none of them garbage
@@ -217,7 +222,9 @@ def _complain(file: Path, text: bytes) -> Any:
         raise DataError(
             f"{file}: not JSON at {place} of {len(text)} bytes ({error.msg}); the file may be cut short: fetch it again"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise DataError(f"{file}: not JSON of annotations (nested too deeply); fetch the file again") from error
+    except ValueError as error:  # as a number of more digits than Python reads
         raise DataError(f"{file}: not JSON ({error}); fetch the file again") from error
 
 

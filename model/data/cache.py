@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from model.foreign import require_file
+
 T = TypeVar("T")
 
 
@@ -74,6 +76,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Hex sha256 of a file's bytes.
+
+    Raises:
+        OSError: it is no file, or cannot be read.
+    """
+    require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

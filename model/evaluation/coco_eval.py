@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from model.config import METRICS
 from model.data.split import CocoData
+from model.foreign import open_parquet
 from model.inference.table import DetectionTable
 
 if TYPE_CHECKING:
@@ -328,10 +329,10 @@ def read_matches(file: Path) -> MatchTable:
         ValueError: the file is no such table.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file)
+        with open_parquet(file) as opened:
+            table = opened.read()
         cells = {name: table[name].to_numpy() for name in ("images", "categories", "num_truths")}
         lists = {name: table[name].combine_chunks() for name in ("scores", "true", "ignored")}
         matches = MatchTable(
@@ -345,7 +346,7 @@ def read_matches(file: Path) -> MatchTable:
         )
         sizes = [size for size in SIZES if f"true_{size}" in table.column_names]
         return replace(matches, by_size={size: _of_size(matches, table, size) for size in sizes})
-    except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} holds no matches: {error}") from error
 
 

@@ -247,7 +247,10 @@ def count_detections(class_scores: Floats, scores: Floats, ious: Floats) -> tupl
 
 @njit(nogil=True, cache=True, error_model="numpy", inline="always")
 def _bin(value: np.float32) -> int:
-    return min(int(value * BINS), BINS - 1)
+    # NaN and infinity are no whole numbers: what a conversion makes of them lies far outside of any array.
+    if not value < 1:
+        return BINS - 1
+    return min(int(value * BINS), BINS - 1) if value > 0 else 0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

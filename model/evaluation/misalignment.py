@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate
+from model.foreign import open_parquet
 from model.inference.table import (
     CORNERS,
     TYPES,
@@ -224,12 +225,12 @@ def _above(name: str, threshold: float) -> str:
 
 def _read(file: Path, types: Mapping[str, type[np.generic]]) -> Columns:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file, page_checksum_verification=True)
+        with open_parquet(file) as opened:
+            table = opened.read(columns=[name for name in opened.schema_arrow.names if name in types])
         columns: Columns = {name: table[name].to_numpy() for name in types}
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} holds no counts of a scoring pass, or is cut off or damaged: {error}") from error
     wrong = [name for name, kind in types.items() if columns[name].dtype != kind]
     if wrong:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.evaluation.misalignment import BINS, IOUS, PER_IMAGE, SCORES, DroppedTable, Misalignment
+from model.foreign import open_parquet, parse_json
 from model.inference.table import ABOUT, DetectionTable
 
 TABLES: dict[str, type[Any]] = {
@@ -135,11 +136,10 @@ def read_about(file: Path, *, whole: bool = False) -> dict[str, Any]:
         ValueError: the file is not there, cut off, damaged, or none of ours.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
-            about: dict[str, Any] = json.loads(opened.schema_arrow.metadata[ABOUT])
+        with open_parquet(file) as opened:
+            about: dict[str, Any] = parse_json(opened.schema_arrow.metadata[ABOUT])
             if whole:
                 opened.read()
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
@@ -158,10 +158,9 @@ def read_part(file: Path, row: int) -> Part:
         ValueError: the file is not there, cut off, damaged, or none of ours.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+        with open_parquet(file) as opened:
             table = opened.read_row_group(row)
             found = {
                 name: {
@@ -169,7 +168,7 @@ def read_part(file: Path, row: int) -> Part:
                 }
                 for name, kind in TABLES.items()
             }
-    except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no scored shard, or cut off or damaged ({error})") from error
     misalignment = Misalignment(
         **found["misalignment"],

@@ -32,6 +32,7 @@ from model.inference.predictor import Precision, forward_passes, load_batch, pre
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.assignment import GroundTruth, assign
+from model.network.finite import NonFiniteError, refusal
 from model.network.retinanet import RetinaNetConf, for_inference
 from model.parallel import gather, map_in_order, one_thread_each, world
 
@@ -80,6 +81,9 @@ def score(
         batch_size: as in `score_shards`.
         num_loader_processes: as in `score_shards`.
         progress: called with (images done, images in all) of this process.
+
+    Raises:
+        NonFiniteError: the network's outputs are NaN or infinite.
     """
     rank, num_processes = world()
     share = [tuple(indices) for indices in _batches(data, config, range(rank, len(data), num_processes), SHARD)]
@@ -140,6 +144,9 @@ def score_shards(
             takes 16 on CUDA (8 on a GPU with less than 15 GiB), and 1 on the CPU.
         num_loader_processes: processes that decode images; 0 decodes in this one.
         progress: called with (images done, images in all).
+
+    Raises:
+        NonFiniteError: the network's outputs are NaN or infinite.
     """
     on_cuda, device = _on_cuda(detector), next(detector.parameters()).device
     batch_size = batch_size or (_images_that_fit(device) if on_cuda else 1)
@@ -229,9 +236,12 @@ def _score_on_device(
     with lane:
         batch = batch.to(next(detector.parameters()).device)
         numbers = _num_positive_anchors(detector, batch) if counting else None
-        found = _find_on_device(
-            networks, batch, settings, images_per_pass, image_ids, category_ids, objects if counting else None
-        )
+        try:
+            found = _find_on_device(
+                networks, batch, settings, images_per_pass, image_ids, category_ids, objects if counting else None
+            )
+        except NonFiniteError as error:  # told of outputs alone, which do not know whose they are
+            raise refusal(detector, str(error)) from error
         positives = None if numbers is None else to_host([numbers])[0]
     parts: dict[int, Part] = {}
     for one in found:

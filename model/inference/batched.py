@@ -20,6 +20,7 @@ from model.inference.fusion import exponents
 from model.inference.postprocess import FIRST_LOOK
 from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL, NUM_ANCHORS, AnchorGrid, clip, decode
+from model.network.finite import PARTS, NonFiniteError, are_finite
 from model.network.retinanet import Predictions, flat
 
 MOST_PAIRS = 2**26
@@ -40,6 +41,8 @@ class BatchPredictions:
     """[B, N, 4] xyxy, in pixels of the original images."""
     level_lengths: tuple[int, ...]
     """Anchors of each level; they add up to N."""
+    finite: Tensor | None = None
+    """[2 or 3] whether class logits, box deltas and confidence logits are; None where nobody has looked."""
 
 
 def of_batch(predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor) -> BatchPredictions:
@@ -52,13 +55,17 @@ def of_batch(predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: 
         scales: [B, 2] resized size over original size, (y, x).
     """
     num_classes = predictions.class_logits[0].shape[1] // NUM_ANCHORS
-    boxes = clip(decode(grid.boxes, flat(predictions.box_deltas, 4).float()), sizes[:, None])
+    class_logits, box_deltas = flat(predictions.class_logits, num_classes), flat(predictions.box_deltas, 4)
+    boxes = clip(decode(grid.boxes, box_deltas.float()), sizes[:, None])
     confidences = predictions.confidence_logits
+    confidence_logits = None if confidences is None else flat(confidences, 1)[..., 0].float()
+    outputs = [class_logits, box_deltas, *([] if confidence_logits is None else [confidence_logits])]
     return BatchPredictions(
-        class_logits=flat(predictions.class_logits, num_classes),
-        confidence_logits=None if confidences is None else flat(confidences, 1)[..., 0].float(),
+        class_logits=class_logits,
+        confidence_logits=confidence_logits,
         boxes=boxes / scales.flip(1).repeat(1, 2)[:, None],
         level_lengths=tuple(grid.level_lengths),
+        finite=are_finite(outputs),
     )
 
 
@@ -166,17 +173,38 @@ def detect(
 
     Raises:
         ValueError: a setting reads a confidence branch, and the detector has none.
+        NonFiniteError: an output is NaN or infinite; it says which, as `finite.refusal` wants it.
     """
+    unseen = [] if images.finite is None else [images.finite]
     for scored in score_settings(images, settings):
         look = FIRST_LOOK
         kept = suppress(images, scored, look)
-        values, count, complete = to_host([kept.values, kept.count, kept.complete])
+        # With the first group, so that nobody waits for the device once more.
+        values, count, complete, *finite = to_host([kept.values, kept.count, kept.complete, *unseen])
+        if unseen and not finite[0].all():
+            raise NonFiniteError(_not_finite(images, finite[0]))
+        unseen = []
         # With a detector whose boxes overlap much, the 100th detection may be beyond the 2,400th candidate.
         while not complete.all():
             look *= 4
             kept = suppress(images, scored, look)
             values, count, complete = to_host([kept.values, kept.count, kept.complete])
         yield scored, tables(values, count, image_ids, category_ids, images.level_lengths), count
+
+
+def _not_finite(images: BatchPredictions, finite: NDArray[np.int32]) -> str:
+    """The outputs that are NaN or infinite, and the level of the first such number, where it can still be seen."""
+    # Infinite deltas are cut to the image with their boxes.
+    kept = (images.class_logits, images.boxes, images.confidence_logits)
+    place = int(np.flatnonzero(finite == 0)[0])
+    output = kept[place]
+    assert output is not None
+    anchors = (~output.isfinite()).flatten(2).any(dim=2) if output.ndim == 3 else ~output.isfinite()
+    wrong = anchors.any(dim=0).nonzero()
+    if not len(wrong):
+        return f"{PARTS[place]} are NaN or infinite"
+    level = np.searchsorted(np.cumsum(images.level_lengths), int(wrong[0]), side="right")
+    return f"{PARTS[place]} of level P{FIRST_LEVEL + int(level)} are NaN or infinite"
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[NDArray[np.int32]]:

@@ -43,17 +43,22 @@ def keep(boxes: Floats, labels: Ints, iou: np.float32, limit: int) -> Ints:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def largest(values: Floats, kth: np.float32, count: int) -> Ints:
-    """Places of the `count` largest values, of which `kth` is the least, rising; of equal ones the first."""
+    """Places of the `count` largest values, of which `kth` is the least, rising; of equal ones the first.
+
+    NaN is no large value, and fewer are found where it takes the place of some.
+    """
     equal = count
     for value in values:
         equal -= value > kth
     found, number = np.empty(count, np.int64), 0
     for i in range(len(values)):
+        if number == count:  # a `kth` that is not the least of them, as among NaN, must not write behind the end
+            break
         if values[i] > kth or (values[i] == kth and equal > 0):
             equal -= values[i] == kth
             found[number] = i
             number += 1
-    return found
+    return found[:number]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

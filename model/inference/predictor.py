@@ -31,6 +31,7 @@ from model.inference.postprocess import ImagePredictions, pool, shortlist, split
 from model.inference.table import DetectionTable
 from model.network.anchors import anchor_grid
 from model.network.checkpoint import Card, read_card, read_inference
+from model.network.finite import require_finite_outputs
 from model.network.retinanet import Predictions, RetinaNetConf, load_detector
 from model.parallel import map_in_order, one_thread_each
 from model.settings import changed
@@ -96,7 +97,8 @@ class Predictor:
             settings: inference settings to change for this call, such as confidence_exponent=0.2.
 
         Raises:
-            ValueError: an image does not decode or has another form, or a setting has no meaning.
+            ValueError: an image does not decode or has another form, a setting has no meaning, or the network's
+                outputs are NaN or infinite.
         """
         several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
         photos: Iterable[Photo] = images if several else [images]  # type: ignore[assignment, list-item]
@@ -201,12 +203,16 @@ def predict_batch(
         category_ids: [K] of the detector's classes, rising.
         images_per_pass: of a forward pass; the last is filled up with copies of its last image.
         precision: of the forward pass.
+
+    Raises:
+        NonFiniteError: an output is NaN or infinite.
     """
     batch = batch.to(next(detector.parameters()).device)
     grid = anchor_grid(batch.shape, batch.images.device, detector.config.anchor_rule)
     scales = batch.sizes / batch.original_sizes
     image_ids = batch.image_ids.tolist()
     for chosen, predictions in forward_passes(detector, batch, images_per_pass, precision):
+        require_finite_outputs(detector, predictions)
         sizes = batch.sizes[chosen]
         yield from split(predictions.float(), grid, sizes, scales[chosen], image_ids[chosen], category_ids)
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from model.foreign import open_parquet, parse_json
+
 TYPES: dict[str, type[np.generic]] = {
     "image_ids": np.int64,
     "category_ids": np.int64,
@@ -131,19 +133,21 @@ def read_detections(file: Path) -> tuple[DetectionTable, dict[str, Any]]:
         ValueError: the file is not there, cut off, damaged, of an earlier form, or none of ours.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         _require_whole(file)
-        arrow = pq.read_table(file, page_checksum_verification=True)
-        said = (arrow.schema.metadata or {}).get(ABOUT)
-        if said is None:
-            _refuse_strangers(file, arrow.column_names)
-        about: dict[str, Any] = json.loads(said)
+        with open_parquet(file) as opened:
+            said = (opened.schema_arrow.metadata or {}).get(ABOUT)
+            if said is None:
+                _refuse_strangers(file, opened.schema_arrow.names)
+            about: dict[str, Any] = parse_json(said)
+            arrow = opened.read(columns=[name for name in opened.schema_arrow.names if name in _COLUMNS])
         columns = {name: arrow[_singular(name)].to_numpy() for name in TYPES if name != "boxes"}
         boxes = np.column_stack([arrow[corner].to_numpy() for corner in CORNERS])
-    except (pa.ArrowException, OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
+    except _StrangerError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())})") from error
     table = DetectionTable(boxes=boxes, **columns)
     wrong = [name for name, kind in TYPES.items() if getattr(table, name).dtype != kind]
     if wrong:
@@ -151,26 +155,34 @@ def read_detections(file: Path) -> tuple[DetectionTable, dict[str, Any]]:
     return table, about
 
 
+class _StrangerError(ValueError):
+    """A file that is no table of detections, or no file at all."""
+
+
 def _require_whole(file: Path) -> None:
     if not file.is_file():
-        raise ValueError(f"{file} is not there, or no file")
+        raise _StrangerError(f"{file} is not there, or no file")
     with file.open("rb") as stream:
         begin = stream.read(len(MAGIC))
         stream.seek(-min(len(MAGIC), file.stat().st_size), os.SEEK_END)
         end = stream.read()
     if begin != MAGIC:
-        raise ValueError(f"{file} is no Parquet file, so it holds no detections")
+        raise _StrangerError(f"{file} is no Parquet file, so it holds no detections")
     if end != MAGIC or file.stat().st_size < 3 * len(MAGIC):
-        raise ValueError(f"{file} is cut off: it begins as a Parquet file and does not end as one")
+        raise _StrangerError(f"{file} is cut off: it begins as a Parquet file and does not end as one")
 
 
 def _refuse_strangers(file: Path, columns: list[str]) -> NoReturn:
     if {"image_id", "category_id", *CORNERS, "score"} <= set(columns):
-        raise ValueError(
+        raise _StrangerError(
             f"{file} holds detections of an earlier form, which does not say of which data and settings they are"
         )
-    raise ValueError(f"{file} holds no detections, but columns {', '.join(columns)}")
+    raise _StrangerError(f"{file} holds no detections, but columns {', '.join(columns)}")
 
 
 def _singular(name: str) -> str:
     return {"category_ids": "category_id", "boxes": "box"}.get(name, name.removesuffix("s"))
+
+
+_COLUMNS = {*CORNERS, *(_singular(name) for name in TYPES)}
+"""Of a file of detections; what else stands there is not read."""

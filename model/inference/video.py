@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from model.foreign import NoFileError, require_file
+
 if TYPE_CHECKING:
     import av
 
@@ -85,6 +87,12 @@ def open_film(path: Path) -> Film | None:
     Raises:
         ValueError: it should be a video, and is damaged or something else.
     """
+    try:
+        require_file(path)
+    except NoFileError as error:
+        raise ValueError(f"{error.strerror}") from error
+    except OSError:  # missing: whoever opens it says so
+        pass
     if is_video(path):
         with _opened(path) as container:
             stream = _stream(container)
@@ -98,7 +106,7 @@ def open_film(path: Path) -> Film | None:
             if not getattr(image, "is_animated", False):
                 return None
             return Film(path=path, num_frames=image.n_frames, frames_per_s=1000 / _milliseconds(image))  # type: ignore[attr-defined]
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         return None  # whoever decodes it as a picture says why it is none
 
 
@@ -192,7 +200,7 @@ def _of_animation(path: Path) -> Iterator[Frame]:
                 image.load()  # some formats know how long a frame is shown only now
                 yield Frame(number=number, seconds=milliseconds / 1000, picture=image.convert("RGB"))
                 milliseconds += _milliseconds(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"the animation does not decode ({type(error).__name__}: {error})") from error
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import InferenceConfig, TrainConfig
 from model.data.cache import file_sha256
+from model.foreign import read_json
 from model.names import CARD, INFERENCE, RESUME, WEIGHTS
 from model.settings import from_dict
 
@@ -44,6 +45,11 @@ class Card:
     weights_sha256: str
     device: str = ""
     """What it was trained on, as `device_name` says; empty where it was not recorded."""
+
+    def __post_init__(self) -> None:
+        if len(self.category_ids) != len(self.category_names):
+            count = len(self.category_names)
+            raise ValueError(f"category_ids has {len(self.category_ids)} classes, category_names {count}")
 
 
 def device_name(device: "torch.device") -> str:
@@ -113,7 +119,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        return from_dict(Card, json.loads(path.read_text()))
+        return from_dict(Card, read_json(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not the card of a checkpoint ({error}); expected a folder with {CARD}") from error
 
@@ -129,7 +135,7 @@ def read_inference(folder: Path) -> InferenceConfig:
         has_branch = read_card(folder).config.model.confidence is not None
         return InferenceConfig() if has_branch else InferenceConfig(confidence_exponent=0.0)
     try:
-        return from_dict(InferenceConfig, json.loads(file.read_text()), "inference.")
+        return from_dict(InferenceConfig, read_json(file), "inference.")
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} holds no inference settings ({error}); fetch the checkpoint again") from error
 

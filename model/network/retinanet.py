@@ -52,6 +52,8 @@ class RetinaNetConf(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
+        self.source = "the detector"
+        """Where the weights come from, in words for messages."""
         self.backbone = Backbone(config)
         self.pyramid = FeaturePyramid(
             self.backbone.out_channels, config.channels, config.pyramid_extra_from, config.pyramid_extra_relu
@@ -80,6 +82,7 @@ def load_detector(folder: Path) -> RetinaNetConf:
     card = read_card(folder)
     detector = RetinaNetConf(card.config.model, len(card.category_ids))
     detector.load_state_dict(load_weights(folder))
+    detector.source = str(folder)
     return detector.eval()
 
 

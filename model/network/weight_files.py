@@ -1,17 +1,17 @@
 """Reads files of weights: tensors by name, out of whatever they are wrapped in, and the input that they expect."""
 
-import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from model.data.images import STD
+from model.foreign import NoFileError, require_file
 
 Weights = dict[str, Tensor]
 WeightsInput = Literal["imagenet", "caffe"]
@@ -23,6 +23,10 @@ WRAPPERS = ("module.", "model.", "_orig_mod.", "ema.")
 """What data-parallel, compiled and averaged modules put before every name."""
 DETECTRON2 = re.compile(r"^((?:backbone\.)?(?:bottom_up\.)?)((?:stem\.conv1|res[2-5]\.\d+\.(?:conv[1-3]|shortcut))\.)")
 """The names of Detectron2's ResNets, by themselves or in its detectors."""
+MOST_WRAPPERS = 8
+"""Dicts within dicts in which a state dict is looked for."""
+MOST_HEADER = 8 * 2**20
+"""Bytes of the header of a safetensors file: 100,000 tensors have as many."""
 CORRELATION = ((1.0, 0.93, 0.85), (0.93, 1.0, 0.95), (0.85, 0.95, 1.0))
 """Of red, green and blue in photographs, roughly."""
 CORRELATION_LENGTH = 10.0
@@ -48,12 +52,15 @@ def read_weights(path: Path) -> WeightFile:
     Raises:
         ValueError: it is none, or to read it could run what it says.
     """
+    _require_modest(path)
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # whatever an unpickler meets in a file that is damaged in some way
         if _is_foreign_pickle(path):
             raise ValueError(
                 f"{path} is a pickle, as Detectron2 publishes its weights; to read it could run any code, so it was "
@@ -69,7 +76,9 @@ def read_weights(path: Path) -> WeightFile:
         name = type(error).__name__
         raise ValueError(f"{path} holds no weights ({name}); fetch the file again, or name another") from error
     notes = []
-    while isinstance(content, dict) and not _is_state_dict(content):
+    for _ in range(MOST_WRAPPERS):  # a pickle's dict may hold itself
+        if not isinstance(content, dict) or _is_state_dict(content):
+            break
         parts = [key for key in (*PARTS, *AVERAGES) if isinstance(content.get(key), dict)]
         if not parts:
             break
@@ -82,11 +91,57 @@ def read_weights(path: Path) -> WeightFile:
     if not isinstance(content, dict) or not _is_state_dict(content):
         keys = f" (its keys: {', '.join(map(str, list(content)[:6]))})" if isinstance(content, dict) else ""
         raise ValueError(f"{path} holds no state dict of tensors by name{keys}; save one, or name another file")
+    _require_own_numbers(path, content)
     # A batch norm that never updates its statistics needs no count of the updates; not every file has it.
     weights = {name: tensor for name, tensor in content.items() if not name.endswith("num_batches_tracked")}
     for wrapper in _wrappers(weights):
         weights = {name.removeprefix(wrapper): tensor for name, tensor in weights.items()}
     return WeightFile(weights, tuple(notes))
+
+
+def _require_modest(path: Path) -> None:
+    """Refuse what is no file, or unpacks to far more than it holds, before it is read.
+
+    Raises:
+        ValueError: it says so.
+    """
+    try:
+        size = require_file(path)
+    except NoFileError as error:
+        raise ValueError(f"{path} holds no weights: it {error.strerror}; name another") from error
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            header = int.from_bytes(file.read(8), "little")
+            if size >= 8 and MOST_HEADER < header <= size:
+                raise ValueError(
+                    f"{path} holds no weights: its header has {header / 2**20:,.1f} MiB, those of the largest networks "
+                    f"have less than {MOST_HEADER / 2**20:g}; save the tensors without metadata, or name another file"
+                )
+        else:
+            try:
+                unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+            except Exception:  # no archive, as old files are none, or a damaged one, of which torch says what is wrong
+                return
+            if unpacked > 2 * size + 2**20:  # torch.save compresses nothing
+                raise ValueError(
+                    f"{path} holds no weights that torch.save wrote: its {size:,} bytes unpack to {unpacked:,}; fetch "
+                    "the file again, or name another"
+                )
+
+
+def _require_own_numbers(path: Path, weights: Weights) -> None:
+    """Refuse tensors that are no plain numbers, or views of fewer numbers than they seem to have.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, tensor in weights.items():
+        plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: {name}, of shape {list(tensor.shape)}, is no tensor with numbers of its own; save it as a "
+                "contiguous one, or name another file"
+            )
 
 
 def resnet_of(path: Path, file: WeightFile) -> WeightFile:

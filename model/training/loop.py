@@ -19,6 +19,7 @@ from model.evaluation.scoring import score
 from model.inference.table import DetectionTable
 from model.names import ETA_S, IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
 from model.network.checkpoint import load_resume, load_weights, save_checkpoint
+from model.network.finite import NonFiniteError
 from model.network.pretrained import load_first_weights
 from model.network.retinanet import RetinaNetConf, build_detector
 from model.parallel import total, world
@@ -83,7 +84,7 @@ def train(
     Raises:
         DataError: the data set cannot be trained on.
         ValueError: weights or checkpoint belong to something else.
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss, or what the network says in a validation, is no longer finite.
     """
     data = read_for_training(data_root, config.data)
     validation = read_for_scoring(data_root, config.data, config.data.val_split)
@@ -127,7 +128,10 @@ def train(
         done = epoch + 1
         metrics, detections = {}, None
         if done % config.schedule.validate_every == 0 or done == config.schedule.epochs:
-            metrics, detections = _validate(config, detector, validation, num_loader_processes)
+            try:
+                metrics, detections = _validate(config, detector, validation, num_loader_processes)
+            except NonFiniteError as error:  # the last update may spoil weights whose loss was finite
+                raise TrainingError(f"after update {step} and epoch {done}, {error}") from error
         checkpoint = None
         if world()[0] == 0:
             checkpoint = save_checkpoint(

@@ -88,9 +88,10 @@ class ScoringInputs:
         """Score on the GPU of this machine, or else on its CPU, under each setting; many cost hardly more than one.
 
         Raises:
-            UserError: the checkpoint is damaged, or learnt other categories than the images have.
+            UserError: the checkpoint is damaged, learnt other categories than the images have, or says NaN.
         """
         from model.network.checkpoint import require_categories
+        from model.network.finite import NonFiniteError
         from model.network.retinanet import load_detector
 
         folder, card = self.checkpoint.path, self.checkpoint.card
@@ -110,7 +111,10 @@ class ScoringInputs:
             # On a CPU the pass itself takes every core; processes that decode would only get in its way.
             num_loader_processes=min(8, os.cpu_count() or 1) if device.type == "cuda" else 0,
         )
-        score_missing(work, progress=progress)
+        try:
+            score_missing(work, progress=progress)
+        except NonFiniteError as error:
+            raise UserError(str(error)) from error
         return list(scores_of(work, settings))
 
 

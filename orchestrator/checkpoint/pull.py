@@ -13,6 +13,7 @@ from typing import Any
 
 from model.config import InferenceConfig
 from model.data.cache import file_sha256
+from model.foreign import read_json
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.paths import inside, one_name
 from model.settings import Settings, from_dict, to_dict
@@ -260,7 +261,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         ValueError: the file is no such card.
     """
     try:
-        card = from_dict(Provenance, json.loads((folder / PROVENANCE).read_text()))
+        card = from_dict(Provenance, read_json(folder / PROVENANCE))
         # Earlier versions wrote the address of MLflow as it was given, with a password.
         return replace(card, link=without_secrets(card.link), training_link=without_secrets(card.training_link))
     except FileNotFoundError:
@@ -343,7 +344,7 @@ def _held(folder: Path) -> str | None:
 
 def _card(file: Path, digest: str) -> dict[str, Any]:
     try:
-        card: dict[str, Any] = json.loads(file.read_text())
+        card: dict[str, Any] = read_json(file)
         _require_same(card["weights_sha256"], digest)
         told = (card["config"]["data"]["dataset"], card["data_fingerprint"])
         if not all(isinstance(one, str) for one in told):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data.files.decoding import open_image, rgb
+from model.foreign import require_file
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
@@ -103,6 +104,7 @@ def prints(data: "CocoData", progress: Callable[[int], None] = lambda done: None
 def _print(path: Path, size: tuple[int, int]) -> tuple[bytes, int, int, str]:
     """sha256, perceptual hash, that of the mirror image, and why the file of that annotated size does not decode."""
     try:
+        require_file(path)
         content = path.read_bytes()
     except OSError as error:
         return b"", 0, 0, error.strerror or type(error).__name__

@@ -34,6 +34,7 @@ def run_row(
     from model.data.coco import read_for_scoring
     from model.evaluation.scoring import score
     from model.network.checkpoint import require_categories
+    from model.network.finite import NonFiniteError
     from model.network.retinanet import load_detector
     from model.training.loop import Progress, TrainingError, train
 
@@ -69,7 +70,10 @@ def run_row(
     checkpoint = folder / f"epoch-{config.schedule.epochs:04d}"
     data = read_for_scoring(site.data_root(config.data.dataset), config.data, row.split)
     require_categories(checkpoint, (data.category_ids, data.category_names), f"split {row.split}")
-    (scores,) = score(load_detector(checkpoint).to(device), data, [row.inference], config.data)
+    try:
+        (scores,) = score(load_detector(checkpoint).to(device), data, [row.inference], config.data)
+    except NonFiniteError as error:
+        raise UserError(f"row {label!r}: {error}") from error
     say(f"checkpoint: {checkpoint}")
     return Table(
         title=label,

@@ -120,7 +120,7 @@ WRAPPED_IN = ("controller_failure", "health_check_failure", "_base_exc", "cause"
 """Where Ray keeps the error that it reports."""
 LOSSES = {"RayError", "RayTrainError", "RuntimeError", "OSError", "ServerAway"}
 """Classes of errors that come with lost workers, nodes, connections and servers."""
-MISTAKES = {"TrainingError"}
+MISTAKES = {"TrainingError", "NonFiniteError"}
 """Classes of errors that come again, though their base class is one of LOSSES."""
 LASTING = {errno.ENOENT, *REFUSALS} - {errno.EEXIST}  # what two at once make of one folder
 """What the operating system refuses the second time as well."""

@@ -9,11 +9,14 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from model.data.faults import DataError
 from model.data.split import CocoData
+from model.foreign import NoFileError, require_file
 
 Size = tuple[int, int]
 """Height and width."""
 HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 """The brands of HEIC files."""
+MODEST = 50_000_000
+"""Pixels up to which an image of another size than annotated is decoded, only to say more of it."""
 _limit = Lock()
 
 
@@ -34,7 +37,8 @@ def decode(path: Path, size: Size | None = None) -> Image.Image:
         with open_image(path, size) as image:
             if size is None or (image.height, image.width) == size:
                 return rgb(image)
-            image.load()  # a PNG may have its EXIF data behind its pixels
+            if may_be_turned(image, size):
+                image.load()  # a PNG may have its EXIF data behind its pixels
             if is_turned(image, size):
                 return rgb(ImageOps.exif_transpose(image))
             found = (image.height, image.width)
@@ -73,13 +77,22 @@ def open_image(source: Path | IO[bytes], size: Size | None = None) -> Image.Imag
     """Open a file and read its header; a file as large as its annotated size may have any number of pixels.
 
     Raises:
-        DataError: it has more pixels than Pillow takes for harmless, and no size was annotated that says so.
+        DataError: it is no file but a pipe or a folder, or it has more pixels than Pillow takes for harmless, and no
+            size was annotated that says so.
     """
+    if isinstance(source, Path):
+        require_image_file(source)
     with _limit:  # which another thread may have lifted
         most = Image.MAX_IMAGE_PIXELS
     if most is None or size is None or size[0] * size[1] <= most:
         try:
-            return Image.open(source)
+            image = Image.open(source)
+            # Pillow refuses twice its limit. Nobody has said that these pixels are meant, and 169 million of them take
+            # 1.6 GB until they are a tensor; photographs of 108 million pixels pass.
+            if size is None and most is not None and image.width * image.height > most * 4 / 3:
+                image.close()
+                raise Image.DecompressionBombError
+            return image
         except UnidentifiedImageError as error:
             if found := _no_image(source):
                 raise DataError(found) from error
@@ -87,7 +100,8 @@ def open_image(source: Path | IO[bytes], size: Size | None = None) -> Image.Imag
         except Image.DecompressionBombError as error:
             annotated = "" if size is None else f", annotated {size[0]} x {size[1]} (height x width)"
             raise DataError(
-                f"too large: more than {2 * (most or 0) / 1e6:.0f} million pixels{annotated}; scale it down, cut it "
+                f"too large: more than {(4 / 3 if size is None else 2) * (most or 0) / 1e6:.0f} million "
+                f"pixels{annotated}; scale it down, cut it "
                 "into tiles, or say its true size in the annotations"
             ) from error
     # Pillow has one limit for the whole process, of which only those who come with a size are to be free.
@@ -97,6 +111,19 @@ def open_image(source: Path | IO[bytes], size: Size | None = None) -> Image.Imag
             return Image.open(source)
         finally:
             Image.MAX_IMAGE_PIXELS = most
+
+
+def require_image_file(path: Path) -> None:
+    """Refuse what is no file, before anything opens it: a named pipe would be waited for.
+
+    Raises:
+        DataError: it is a named pipe, a socket, a device or a folder.
+        OSError: it is not there.
+    """
+    try:
+        require_file(path)
+    except NoFileError as error:
+        raise DataError(f"{error.strerror}; take it away") from error
 
 
 def _no_image(source: Path | IO[bytes]) -> str | None:
@@ -155,6 +182,11 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # EXIF data may be damaged in any way, and the picture sound
         return 1
     return int(value) if value in range(1, 9) else 1
+
+
+def may_be_turned(image: Image.Image, size: Size) -> bool:
+    """Whether to decode an image of another size, whose pixels may hide an EXIF orientation: by its header alone."""
+    return (image.width, image.height) == size or image.width * image.height <= MODEST
 
 
 def is_turned(image: Image.Image, size: Size) -> bool:

@@ -9,7 +9,16 @@ import numpy as np
 from PIL import Image
 
 from model.data.faults import DataError
-from model.data.files.decoding import Size, if_turned, is_turned, open_image, orientation, rgb
+from model.data.files.decoding import (
+    Size,
+    if_turned,
+    is_turned,
+    may_be_turned,
+    open_image,
+    orientation,
+    require_image_file,
+    rgb,
+)
 
 READABLE = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 """Pillow's modes of which every image becomes RGB; of another, its pixels tell."""
@@ -48,9 +57,10 @@ def inspect(path: Path, size: Size) -> Traits:
         OtherSizeError: it is of another size.
         Exception: whatever a decoder raises where it is damaged, cut short, or of a kind that nobody can read.
     """
+    require_image_file(path)
     with path.open("rb") as file, open_image(file, size) as image:
         other = (image.height, image.width) != size
-        if other:
+        if other and may_be_turned(image, size):
             image.load()  # a PNG may have its EXIF data behind its pixels
         turn = orientation(image)
         turned = other and is_turned(image, size)

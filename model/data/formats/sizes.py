@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data.files.decoding import orientation
+from model.foreign import require_file
 from model.paths import OutsideError, inside
 
 NO_SIZE = (1, 1)
@@ -36,6 +37,7 @@ def _size(path: Path | None, as_seen: bool) -> tuple[int, int]:
     if path is None:  # the check of images tells of it
         return NO_SIZE
     try:
+        require_file(path)
         with Image.open(path) as image:
             is_turned = as_seen and orientation(image) >= 5  # 5 to 8 swap the sides
             return (image.width, image.height) if is_turned else (image.height, image.width)

@@ -18,6 +18,7 @@ from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, is_image, read_lines
+from model.foreign import NoFileError, require_file
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _NOTHING = "background"
@@ -88,8 +89,11 @@ def read_xml(file: Path) -> Element:
 
     parser.StartDoctypeDeclHandler = refuse
     try:
+        require_file(file)
         parser.Parse(file.read_bytes(), True)
         root = builder.close()
+    except NoFileError as error:
+        raise DataError(f"{file}: {error.strerror} of XML; take it away") from error
     except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
         if isinstance(error, DataError):
             raise

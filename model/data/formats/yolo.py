@@ -3,6 +3,7 @@
 Oriented boxes (eight numbers) and polygons become the upright boxes around them; of poses the box is taken.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, read_lines
-from model.data.layouts.yolo import read_yaml
+from model.data.layouts.yolo import other_count, read_yaml
+from model.foreign import NoFileError, require_file
 
 MAX_CLASS = 2**31
 """Beyond any number of classes, and still a number of 64 bits."""
@@ -74,7 +76,7 @@ def _classes(file: Path) -> tuple[list[str], int]:
     document = read_yaml(file)
     names_by_id = document.get("names")
     if isinstance(names_by_id, dict):
-        if not all(str(key).isdigit() for key in names_by_id):
+        if not all(_is_class(key) for key in names_by_id):
             raise DataError(f"{file}: names is {names_by_id!r:.80}, expected a name for each class number from 0")
         by_id = {int(key): name for key, name in names_by_id.items()}
         if sorted(by_id) != list(range(len(by_id))):
@@ -83,14 +85,19 @@ def _classes(file: Path) -> tuple[list[str], int]:
     if not isinstance(names_by_id, list) or not all(isinstance(name, str) for name in names_by_id):
         raise DataError(f"{file}: names is {names_by_id!r:.80}, expected a list of class names")
     said = document.get("nc")
-    if isinstance(said, str) and said.strip().isdigit() and int(said) != len(names_by_id):
-        raise DataError(f"{file}: nc is {said}, and there are {len(names_by_id)} names; correct either")
+    if isinstance(said, str) and other_count(said.strip(), len(names_by_id)):
+        raise DataError(f"{file}: nc is {said:.40}, and there are {len(names_by_id)} names; correct either")
     shape = document.get("kpt_shape")
     try:
         num_keypoints = int(np.prod([int(str(side)) for side in shape])) if isinstance(shape, list) else 0
     except ValueError:
         raise DataError(f"{file}: kpt_shape is {shape!r:.40}, expected two numbers") from None
     return _checked(file, names_by_id), num_keypoints
+
+
+def _is_class(text: object) -> bool:
+    """Whether a text is the number of a class; Python itself reads no number of more than 4,300 digits."""
+    return re.fullmatch(r"[0-9]{1,10}", str(text)) is not None
 
 
 def _checked(file: Path, names: list[str]) -> list[str]:
@@ -103,10 +110,12 @@ def _checked(file: Path, names: list[str]) -> list[str]:
 
 def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> None:
     try:
+        require_file(file)
         with open(file, "rb") as opened:
             text = opened.read()
-    except IsADirectoryError as error:
-        raise DataError(f"{file}: is a folder, expected a text file of labels; take it away") from error
+    except NoFileError as error:
+        kind = str(error.strerror).partition(",")[0]
+        raise DataError(f"{file}: {kind}, expected a text file of labels; take it away") from error
     for place, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         words = line.split()
         if not words:

@@ -5,6 +5,7 @@ Which folder holds the images is found by looking where the first names of the f
 
 import json
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from model.data.faults import DataError
 from model.data.layouts.files import WHOLE, SplitFiles, folders, usual_split
+from model.foreign import NoFileError, require_file
 
 _IMAGES = re.compile(rb'"images"\s*:\s*\[')
 _ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
@@ -133,7 +135,8 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exi
     evident = [name.replace("\\", "/") for name in names]
     last = [name.rsplit("/", 1)[-1] for name in evident]
     for form in (names, evident, last):
-        found = [sum((folder / name).is_file() for name in form) for folder in there]
+        # Not Path.is_file, which raises where a name is too long for a file.
+        found = [sum(os.path.isfile(folder / name) for name in form) for folder in there]
         if any(found):
             best = [folder for folder, count in zip(there, found, strict=True) if count == max(found)]
             # Masks or depths have the names of their images.
@@ -146,7 +149,7 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exi
     # The check of images says which are missing, and the reader what is wrong with a file that names none.
     if by_name[0].is_dir() or not must_exist or not names:
         return by_name[0]
-    if any((folder / name).is_file() for folder in folders(root) for name in last):
+    if any(os.path.isfile(folder / name) for folder in folders(root) for name in last):
         return root  # each image is found by its name
     looked = ", ".join(str(folder) for folder in there)
     raise DataError(
@@ -155,14 +158,15 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exi
 
 
 def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
-    def first(text: Any) -> list[str]:
-        return [json.loads(found[1]) for _, found in zip(range(5), pattern.finditer(text), strict=False)]
+    def first(text: Any) -> list[bytes]:
+        return [found[1] for _, found in zip(range(5), pattern.finditer(text), strict=False)]
 
+    # Not within the scan: an error's traceback would hold the matches, and they the mapped file, which must be closed.
+    written: list[bytes] = _scan(file, first)
     try:
-        found: list[str] = _scan(file, first)
+        return [json.loads(name) for name in written]
     except ValueError:  # bytes that are no UTF-8: the reader tells of them
         return []
-    return found
 
 
 def _kind(file: Path) -> Literal["coco", "damaged"] | None:
@@ -198,6 +202,10 @@ def _is_lvis(file: Path) -> bool:
 
 def _scan(file: Path, look: Callable[[Any], Any]) -> Any:
     """What `look` finds in a mapped file; an empty one is looked at as well."""
+    try:
+        require_file(file)
+    except NoFileError as error:
+        raise DataError(f"{file}: {error.strerror} of annotations; take it away") from error
     with file.open("rb") as opened:
         try:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)

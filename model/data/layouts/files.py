@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.data.faults import DataError
+from model.foreign import NoFileError, require_file
 
 Format = Literal["coco", "lvis", "yolo", "voc", "open_images"]
 """What the annotations are written in; a reader in formats/ for each, and `annotations` for COCO."""
@@ -106,10 +107,13 @@ def read_lines(file: Path) -> list[str]:
     """The lines of a text, without the space around them.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: it is not UTF-8, or no file.
     """
     try:
+        require_file(file)
         text = file.read_text(encoding="utf-8-sig")
+    except NoFileError as error:
+        raise DataError(f"{file}: {error.strerror} of text; take it away") from error
     except UnicodeDecodeError as error:
         around = error.object[max(0, error.start - 20) : error.start + 20]
         raise DataError(f"{file}: not UTF-8 at byte {error.start}, in {around!r}; save it as UTF-8") from error

@@ -29,6 +29,7 @@ from model.data.layouts.files import (
     read_lines,
     usual_split,
 )
+from model.foreign import NoFileError, read_yaml_text
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
@@ -68,10 +69,11 @@ class _Texts(yaml.BaseLoader):
     """Texts, lists and mappings alone; refuses a key that stands twice, of which others take the last in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        again = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-        if again is not None:
-            raise yaml.YAMLError(f"{again!r} stands twice in one mapping{node.start_mark}")
+        seen: set[str] = set()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
+                raise yaml.YAMLError(f"{key!r} stands twice in one mapping{node.start_mark}")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -82,15 +84,24 @@ def read_yaml(file: Path) -> dict[str, object]:
         DataError: it is not YAML, or says more than it holds.
     """
     try:
-        content = file.read_bytes()
+        content = read_yaml_text(file, "data sets need names and folders alone")
         # Aliases of aliases double with each line: a file of a kilobyte would take all memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, _Texts)):
             raise DataError(f"{file}: has YAML aliases (*name), which no data set needs; write the values out")
         document = yaml.load(content, _Texts)
-    except (yaml.YAMLError, ValueError) as error:
+    except DataError:
+        raise
+    except NoFileError as error:
+        raise DataError(f"{file}: {error.strerror} of YAML; take it away") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{file}: not YAML ({reason}); mend the file") from error
     return document if isinstance(document, dict) else {}
+
+
+def other_count(said: str, count: int) -> bool:
+    """Whether a text is a whole number and another one, of however many digits, which Python reads 4,300 of."""
+    return said.isdigit() and (said.lstrip("0") or "0") != str(count)
 
 
 def label_file(image: str) -> str:
@@ -147,8 +158,8 @@ def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]
     if names is None or not names.is_file():
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
     said, num_names = entries.get("classes", ""), sum(1 for line in read_lines(names) if line)
-    if said.isdigit() and int(said) != num_names:
-        raise DataError(f"{file}: classes is {said}, and {names} lists {num_names}; correct either")
+    if other_count(said, num_names):
+        raise DataError(f"{file}: classes is {said:.40}, and {names} lists {num_names}; correct either")
     splits: dict[str, SplitFiles] = {}
     for key in _SPLIT_KEYS:
         if key not in entries:
@@ -293,9 +304,9 @@ class _Paths:
     def folder_of(self, base: str) -> Path:
         """The folder that `path` names, or the file's own, where it names that of another machine."""
         own = self.file.parent
-        written = Path(base.replace("\\", "/")).expanduser()
+        written = Path(os.path.expanduser(base.replace("\\", "/")))
         there = Path(os.path.normpath(own / written))
-        if there.is_dir():
+        if os.path.isdir(there):
             return self._allowed(there, base, "path")
         if written.name not in ("", own.name):
             self.notes.append(f"{self.file}: path is {base}, which is not there: paths count from {own}")
@@ -308,11 +319,12 @@ class _Paths:
         climbing = re.sub(r"^(\.\./)+", "", written)
         # Roboflow writes ../train/images for the train/images beside its data.yaml.
         beside = own / climbing
-        if climbing != written and beside.exists():
+        if climbing != written and os.path.exists(beside):
             return Path(os.path.normpath(beside))
         for base in self.bases:
-            place = Path(os.path.normpath(base / Path(written).expanduser()))
-            if place.exists():
+            place = Path(os.path.normpath(base / os.path.expanduser(written)))
+            # Not Path.exists, which raises where a name is too long for a file.
+            if os.path.exists(place):
                 return self._allowed(place, entry, key)
         parts = PurePosixPath(written).parts
         for start in range(1, len(parts)):
@@ -320,7 +332,7 @@ class _Paths:
             # images/ stands for no other split's images where valid/images is asked for.
             if _names_split(parts[:start]) and not _names_split(parts[start:]):
                 break
-            if ".." not in parts[start:] and place.exists():
+            if ".." not in parts[start:] and os.path.exists(place):
                 self.notes.append(f"{self.file}: {key} is {entry}, which is not there: {place} was taken")
                 return place
         return None

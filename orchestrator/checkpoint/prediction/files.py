@@ -4,7 +4,6 @@ Nothing here imports torch, so that a misspelt name is told at once.
 """
 
 import glob
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,6 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from model.data.layouts.files import IMAGE_SUFFIXES
+from model.foreign import parse_json, require_file
 from model.inference.video import INSTALL, Film, can_read_videos, is_video, open_film
 from model.inference.video import SUFFIXES as VIDEO_SUFFIXES
 from orchestrator.errors import UserError
@@ -110,7 +110,8 @@ def plan_job(
 def read_results(folder: Path) -> dict[str, Any]:
     """What an earlier run has written there; nothing where there is none, or another's file."""
     try:
-        content = json.loads((folder / DETECTIONS).read_text())
+        require_file(folder / DETECTIONS)
+        content = parse_json((folder / DETECTIONS).read_bytes())
     except (OSError, ValueError):
         return {}
     ours = isinstance(content, dict) and isinstance(content.get("info"), dict)

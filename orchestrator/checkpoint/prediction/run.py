@@ -35,9 +35,10 @@ def predict(checkpoint: "CheckpointFolder", job: Job, say: Say, progress: Progre
         progress: of the images and frames.
 
     Raises:
-        UserError: the checkpoint is damaged, or the disk is full.
+        UserError: the checkpoint is damaged or says NaN, or the disk is full.
     """
     from model.inference.predictor import load
+    from model.network.finite import NonFiniteError
 
     record = Record(job, checkpoint)
     before = record.num_images
@@ -54,10 +55,12 @@ def predict(checkpoint: "CheckpointFolder", job: Job, say: Say, progress: Progre
         with closing(run.through(left, say)) as steps:
             for done in steps:
                 progress(before + done, max(before + done, job.num_images))
-    except BaseException:  # Ctrl-C, a full disk: what is drawn is kept with its boxes
+    except BaseException as error:  # Ctrl-C, a full disk: what is drawn is kept with its boxes
         if record.images:
             record.write()
             say(f"{len(record.done)} of {len(job.sources)} files are done: {job.out / DETECTIONS}")
+        if isinstance(error, NonFiniteError):
+            raise UserError(str(error)) from error
         raise
     speed = f", {run.num_images / (time.perf_counter() - begin):.1f} images/s" if run.num_images else ""
     record.write()

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import DataConfig, InferenceConfig
+from model.foreign import parse_json, require_file
 from model.inference.table import DetectionTable, read_detections, write_detections
 from model.settings import read_settings, to_dict
 from orchestrator.errors import UserError
@@ -116,8 +117,8 @@ def read_stored(file: Path) -> tuple[DetectionTable, About]:
     about, problems = read_settings(About, said)
     if about is None:
         raise UserError(f"{file} does not say what its detections are ({'; '.join(problems)}); {MAKE_ANOTHER}")
-    for name in ("boxes", "scores"):
-        wrong = np.flatnonzero(~np.isfinite(getattr(detections, name)).reshape(len(detections), -1).all(axis=1))
+    for name, width in (("boxes", 4), ("scores", 1)):
+        wrong = np.flatnonzero(~np.isfinite(getattr(detections, name).reshape(len(detections), width)).all(axis=1))
         if len(wrong):
             raise UserError(
                 f"{file}: {len(wrong)} of {len(detections)} detections have {name} that are NaN or infinite, the first "
@@ -193,6 +194,7 @@ class Results:
 def holds_json(file: Path) -> bool:
     """Whether a file begins as JSON of objects and lists does."""
     try:
+        require_file(file)
         with file.open("rb") as stream:
             return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"[", b"{")
     except OSError:
@@ -246,8 +248,9 @@ def read_results(file: Path, data: "CocoData") -> Results:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        require_file(file)
+        content = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} does not read as JSON ({error}); fetch or write it again") from error
     if isinstance(content, dict):
         keys = ", ".join(map(repr, list(content)[:5]))

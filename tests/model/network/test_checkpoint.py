@@ -114,6 +114,15 @@ def test_a_card_with_a_setting_of_another_version_is_refused(tmp_path: Path) -> 
         read_card(file.parent)
 
 
+def test_a_card_whose_classes_have_other_names_than_ids_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path / "one") / "config.json"
+    card = json.loads(file.read_text())
+    card["category_names"].append("one more")
+    file.write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"config\.json .*category_ids has \d+ classes, category_names \d+"):
+        read_card(file.parent)
+
+
 @pytest.mark.parametrize(
     ("other", "difference"),
     [

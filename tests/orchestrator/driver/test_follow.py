@@ -90,7 +90,7 @@ def test_while_a_disk_is_full_that_is_what_is_shown(tmp_path: Path, monkeypatch:
     follower._progress[task.train_run.key].state = "starting"
     follower.draw()
     assert shown[-1].note == "x/mlflow: the disk is full (4 KB of 8 GB are free); nothing is lost meanwhile"
-    monkeypatch.setattr(follow, "read_ledger", lambda _: Ledger())
+    monkeypatch.setattr(follow.LiveRuns, "ledger", lambda *_: Ledger())
     monkeypatch.setattr(follow, "prune_asked", lambda _: None)
     monkeypatch.setattr(follow, "is_full", lambda _: True)
     monkeypatch.setattr(follow, "free_of", lambda _: "0 bytes of 8 GB are free")
