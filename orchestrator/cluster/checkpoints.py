@@ -78,14 +78,24 @@ def last_committed(folder: Path) -> Path | None:
     return folder / names[-1] if names else None
 
 
-def examine(folder: Path, config: TrainConfig) -> Recovery | None:
+def committed(folder: Path) -> list[Path]:
+    """Return the checkpoints that Ray Train has committed, oldest first; where its snapshot is damaged, all of them."""
+    try:
+        names = [name for name in _listed(_read_snapshot(folder)) if (folder / name).is_dir()]
+    except (OSError, ValueError):
+        names = _present(folder)
+    return [folder / name for name in names]
+
+
+def examine(folder: Path, config: TrainConfig | None, *, thorough: bool = False) -> Recovery | None:
     """Find what hinders a training from going on from its last checkpoint; None if nothing does, or it has none.
 
-    That checkpoint is read whole, and older ones where it is damaged. Nothing is written.
+    That checkpoint is read whole, and older ones where it is damaged, or all of them if `thorough`. Nothing is written.
 
     Args:
         folder: of the training.
-        config: of the training.
+        config: of the training; None where that is not known.
+        thorough: whether older checkpoints beside a sound one are looked at.
 
     Raises:
         UserError: a file cannot be read for now, or is of another version or training.
@@ -110,24 +120,20 @@ def examine(folder: Path, config: TrainConfig) -> Recovery | None:
     # With a sound snapshot, what it does not list may be half copied, which is no damage: nobody was told of it.
     known = {*listed} if not losses else {*listed, *there}
     aside: list[str] = []
-    sound: str | None = None
+    sound: list[str] = []
     for name in sorted(known, key=epoch_of, reverse=True):
         if name not in there:
             losses.append(f"{name} is gone")
+        elif sound and not thorough:
+            sound.append(name)
         elif why := _why_unfit(folder / name, config):
             losses.append(why)
             aside.append(name)
         else:
-            sound = name
-            break
-    if sound is None and not is_noted:
-        return None  # a first one was on its way when all ended
-    if sound is not None:
-        losses += [f"{name} is gone" for name in listed if name not in there and epoch_of(name) < epoch_of(sound)]
-    if not losses:
+            sound.append(name)
+    if not losses or (not sound and not is_noted):  # a first one was on its way when all ended
         return None
-    kept = [name for name in there if sound is not None and name in known and epoch_of(name) <= epoch_of(sound)]
-    return Recovery(folder=folder, losses=tuple(losses), aside=tuple(aside), kept=tuple(kept))
+    return Recovery(folder=folder, losses=tuple(losses), aside=tuple(aside), kept=tuple(reversed(sound)))
 
 
 def recover(recovery: Recovery) -> None:
@@ -160,12 +166,12 @@ def _present(folder: Path) -> list[str]:
     return sorted(names, key=epoch_of)
 
 
-def _why_unfit(checkpoint: Path, config: TrainConfig) -> str:
+def _why_unfit(checkpoint: Path, config: TrainConfig | None) -> str:
     """Say why a training cannot go on from a checkpoint, nor be scored by its last one; empty where it can."""
-    epoch, num_epochs = epoch_of(checkpoint.name), config.schedule.epochs
+    epoch = epoch_of(checkpoint.name)
     try:
         # Nothing goes on from the last one; it is scored.
-        damage = next(damages(checkpoint, with_resume=epoch < num_epochs), None)
+        damage = next(damages(checkpoint, with_resume=config is None or epoch < config.schedule.epochs), None)
     except OSError as error:
         raise UserError(_cannot_read(checkpoint, error)) from error
     except ValueError as error:
@@ -175,7 +181,7 @@ def _why_unfit(checkpoint: Path, config: TrainConfig) -> str:
     card = read_card(checkpoint)
     if card.epoch != epoch:
         return f"{checkpoint.name} holds the checkpoint of epoch {card.epoch}"
-    if card.config != config:
+    if config is not None and card.config != config:
         if card.card_sha256:
             raise UserError(
                 f"{checkpoint} belongs to another training ({first_difference(card.config, config)}); move "

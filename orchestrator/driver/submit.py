@@ -17,7 +17,7 @@ from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.driver.cancel import Stops, forget_stops, prune_trainings, stopped_since, stops_asked
 from orchestrator.driver.live import Show, live_view, onlooker, working
 from orchestrator.driver.lock import Tell, Work, locked, work_of
-from orchestrator.driver.repair import repair
+from orchestrator.driver.repair.defects import repair
 from orchestrator.errors import INTERRUPTED, Say, UserError
 from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
 from orchestrator.experiment.estimate import PlanTime, estimate_time

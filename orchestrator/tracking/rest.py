@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import requests
 
 from orchestrator.errors import UserError
+from orchestrator.tracking.database import MALFORMED, damaged_database
 
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 30.0
@@ -165,6 +166,8 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
     if not isinstance(answer, dict) or response.status_code != 200:
         message = answer.get("message", "") if isinstance(answer, dict) else "its answer is none of MLflow's"
         code = str(answer.get("error_code", "")) if isinstance(answer, dict) else ""
+        if any(words in str(message) for words in MALFORMED):  # which does not pass, though MLflow's code says so
+            raise Refused(damaged_database(uri))
         raise Refused(f"MLflow at {uri} answers {path} with {response.status_code}: {message}", code)
     return answer
 

@@ -24,6 +24,7 @@ import requests
 from orchestrator.errors import UserError
 from orchestrator.site import ROOT, Site
 from orchestrator.tracking import rest
+from orchestrator.tracking.database import require_sound_database
 
 USUAL_PORTS = range(5000, 5100)
 NONCE_HEADER = "x-rnc-server"
@@ -131,6 +132,7 @@ def _begin(folder: Path) -> Starting:
 
 def _start(folder: Path, lock: IO[str]) -> Starting:
     """Start the server; it inherits the lock and the listening socket, so that nobody can take its port meanwhile."""
+    require_sound_database(folder)
     port = _state(folder).get("port")
     _write_state(folder, port=port)  # the pid of the server before is no longer ours to end
     with _listen(port) as listener, (folder / "server.log").open("ab") as log:

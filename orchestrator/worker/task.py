@@ -138,18 +138,19 @@ def epochs_done(folder: Path) -> int:
     return epoch_of(checkpoint.name) if checkpoint else 0
 
 
-def take_up(folder: Path, config: TrainConfig, *, is_trained: bool) -> str:
+def take_up(folder: Path, config: TrainConfig | None, *, is_trained: bool, thorough: bool = False) -> str:
     """Let a training start from its newest sound checkpoint, log what was lost, and return that; empty if nothing was.
 
     Args:
         folder: of the training.
-        config: of the training.
+        config: of the training; None where that is not known.
         is_trained: whether it is finished, and only scored.
+        thorough: whether older checkpoints beside a sound one are looked at as well.
 
     Raises:
         UserError: a file cannot be read or moved for now, or is of another version or training.
     """
-    found = examine(folder, config)
+    found = examine(folder, config, thorough=thorough)
     if found is not None:
         recover(found)
         lost = Lost(text=found.describe(is_trained=is_trained), epoch=found.epoch)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from ray.train import CheckpointConfig
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
@@ -25,6 +24,7 @@ from orchestrator.cluster.checkpoints import FILES, SNAPSHOT, examine, recover
 from orchestrator.errors import UserError
 from orchestrator.worker.task import epochs_done, take_up
 from orchestrator.worker.training_log import Epoch, Lost, Start, read_log, sentence, write_event
+from tests.orchestrator.ledgers import write_snapshot
 from tests.trainings import CONFIG, run
 
 Harm = Callable[[Path], None]
@@ -47,24 +47,6 @@ def folder(whole: Path, tmp_path: Path) -> Path:
         shutil.copytree(whole / name, folder / name)
     write_snapshot(folder, "epoch-0001", "epoch-0002")
     return folder
-
-
-def write_snapshot(folder: Path, *names: str) -> None:
-    """What Ray Train 2.60 writes."""
-    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {"train/epoch": 1.0}} for name in names]
-    content = {
-        "ray_version": ray.__version__,
-        "checkpoint_results": results,
-        "checkpoint_report_indices": list(range(len(names))),
-        "latest_checkpoint_result": results[-1],
-        "pending_training_results": [],
-        "pending_validation_specs": [],
-        "current_report_index": 6,
-        "validated_checkpoint_dir_names": [],
-        "timed_out_validation_checkpoint_dir_names": [],
-        "failed_validation_checkpoint_dir_names": [],
-    }
-    (folder / SNAPSHOT).write_text(json.dumps(content))
 
 
 def taken_by_ray(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ import pytest
 
 from model.config import METRICS, ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.settings import to_dict
-from orchestrator.driver.repair import looks_alive
+from orchestrator.driver.repair.defects import looks_alive
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Evaluation, Ledger, Place, TrainRun, evaluation_key, train_key
 from orchestrator.experiment.rows import Resources
