@@ -323,11 +323,16 @@ class OpenSuite(Suite):
             deep: whether every file is read against its digest, as `verify` does.
             progress: is given bytes read and bytes in all.
         """
-        from orchestrator.driver.repair.defects import mend, repair
+        from orchestrator.driver.repair.defects import find_defects, mend
         from orchestrator.driver.repair.verify import verify
 
-        number = repair(self, say, dry_run=dry_run)
-        return number + mend(self, verify(self, progress).defects, say, dry_run=dry_run) if deep else number
+        found = find_defects(self)
+        number = mend(self, found, say, dry_run=dry_run)
+        if not deep:
+            return number
+        told = {defect.key for defect in found} if dry_run else set()  # they are mended by now
+        damaged = [defect for defect in verify(self, progress).defects if defect.key not in told]
+        return number + mend(self, damaged, say, dry_run=dry_run)
 
     def verify(self, *, say: Say = tell, progress: "Progress" = quiet) -> bool:
         """Read every file of the suite, on the storage and in MLflow, against its digest; nothing is written.

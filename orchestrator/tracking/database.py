@@ -33,7 +33,7 @@ def require_sound_database(folder: Path) -> None:
     except FileNotFoundError:
         return
     except IsADirectoryError:
-        raise UserError(_way_out(folder, "it is a folder")) from None
+        raise UserError(way_out(folder, "it is a folder")) from None
     except OSError as error:
         raise UserError(
             f"{file} cannot be read and written ({error.strerror}); give this user access to it, or set RNC_HOME to "
@@ -42,10 +42,10 @@ def require_sound_database(folder: Path) -> None:
     if size == 0:
         # SQLite makes an empty file first; one beside artifacts once held their records.
         if any((folder / "artifacts").glob("*")):
-            raise UserError(_way_out(folder, "it is empty"))
+            raise UserError(way_out(folder, "it is empty"))
         return
     if header != HEADER:
-        raise UserError(_way_out(folder, f"it is no SQLite database, but {size:,} bytes of something else"))
+        raise UserError(way_out(folder, f"it is no SQLite database, but {size:,} bytes of something else"))
     try:
         connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=5.0)
         try:
@@ -55,7 +55,18 @@ def require_sound_database(folder: Path) -> None:
     except sqlite3.OperationalError:
         return  # locked, or with a transaction to be undone, which the server does
     except sqlite3.DatabaseError as error:
-        raise UserError(_way_out(folder, f"{error}; it has {size:,} bytes")) from error
+        raise UserError(way_out(folder, f"{error}; it has {size:,} bytes")) from error
+
+
+def way_out(folder: Path, why: str) -> str:
+    """Say that the embedded server's database is damaged, and how to go on."""
+    file, beside = folder / FILE, sorted(folder.glob(f"{FILE}-*"))
+    moved = " ".join(str(path) for path in (file, *beside))
+    return (
+        f"{file} is damaged ({why}): it holds all that was recorded in this RNC_HOME. Bring it back from a backup, or "
+        f"move it away: mkdir -p {folder}/damaged && mv {moved} {folder}/damaged. Then the next `rnc submit` records "
+        f"everything again from the checkpoints in {folder.parent / 'storage'}, and trains only what has none there"
+    )
 
 
 def damaged_database(uri: str) -> str:
@@ -64,14 +75,4 @@ def damaged_database(uri: str) -> str:
         f"MLflow at {uri} cannot read its database, which is damaged; bring it back from a backup. The own one of an "
         f"RNC_HOME is mlflow/{FILE} there: `rnc ui --stop`, then move it away, and the next `rnc submit` records "
         "everything again from the checkpoints in RNC_HOME/storage, and trains only what has none there"
-    )
-
-
-def _way_out(folder: Path, why: str) -> str:
-    file, beside = folder / FILE, sorted(folder.glob(f"{FILE}-*"))
-    moved = " ".join(str(path) for path in (file, *beside))
-    return (
-        f"{file} is damaged ({why}): it holds all that was recorded in this RNC_HOME. Bring it back from a backup, or "
-        f"move it away: mkdir -p {folder}/damaged && mv {moved} {folder}/damaged. Then the next `rnc submit` records "
-        f"everything again from the checkpoints in {folder.parent / 'storage'}, and trains only what has none there"
     )

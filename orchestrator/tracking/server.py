@@ -24,7 +24,7 @@ import requests
 from orchestrator.errors import UserError
 from orchestrator.site import ROOT, Site
 from orchestrator.tracking import rest
-from orchestrator.tracking.database import require_sound_database
+from orchestrator.tracking.database import MALFORMED, require_sound_database, way_out
 
 USUAL_PORTS = range(5000, 5100)
 NONCE_HEADER = "x-rnc-server"
@@ -220,7 +220,10 @@ def _make_database(uri: str, folder: Path) -> None:
     try:
         rest.post(uri, "experiments/search", {"max_results": 1}, read_seconds=60.0)
     except UserError as error:
-        raise UserError(f"{error}{_log_tail(folder)}") from error
+        tail = _log_tail(folder)
+        if any(words in tail for words in MALFORMED):  # a page of it has changed, and the server tells its log alone
+            raise UserError(way_out(folder, "SQLite calls it malformed")) from error
+        raise UserError(f"{error}{tail}") from error
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Defect:
     """What it is, and what mending it comes to."""
     mend: Callable[[], object] | None
     """None where only somebody else can mend it."""
+    key: str = ""
+    """Of the training or evaluation that it is about."""
 
 
 def repair(suite: Suite, say: Say, *, dry_run: bool = False) -> int:
@@ -105,6 +107,7 @@ def _evaluation_title(plan: Plan, evaluation: Evaluation) -> str:
 
 def _stale(tracking: Tracking, run: Run, titles: Mapping[str, str]) -> Defect:
     return Defect(
+        key=run.key,
         text=f"{titles.get(run.key, run.key)} says RUNNING, and its process is gone: closed as interrupted",
         mend=partial(end_run, tracking, run.run_id, "KILLED", "interrupted"),
     )
@@ -116,7 +119,7 @@ def _waiting_metrics(suite: Suite, tracking: Tracking, alive: set[str], titles: 
         # A journal has one sender at a time: a training that runs sends its own.
         if record.run_id not in alive and (number := num_lacking(journal, target)):
             text = f"{titles.get(key, f'training {key}')}: MLflow lacks {number} metrics of {journal}: sent"
-            yield Defect(text=text, mend=partial(replay, journal, target))
+            yield Defect(key=key, text=text, mend=partial(replay, journal, target))
 
 
 def _lost(before: Mapping[str, Record], after: Mapping[str, Record]) -> Iterator[tuple[str, Record]]:
@@ -133,11 +136,11 @@ def _lost_checkpoints(suite: Suite, alive: set[str], titles: Mapping[str, str]) 
         try:
             found = examine(folder, run.config)
         except UserError as error:
-            yield Defect(text=f"{titles[key]}: {error}", mend=None)
+            yield Defect(key=key, text=f"{titles[key]}: {error}", mend=None)
             continue
         if found is not None:
             again = partial(take_up, folder, run.config, is_trained=False)
-            yield Defect(text=f"{titles[key]}: {found.describe()}", mend=again)
+            yield Defect(key=key, text=f"{titles[key]}: {found.describe()}", mend=again)
 
 
 def lost_training(suite: Suite, tracking: Tracking, key: str, lost: Record, titles: Mapping[str, str]) -> Defect:
@@ -152,15 +155,16 @@ def lost_training(suite: Suite, tracking: Tracking, key: str, lost: Record, titl
             _mark_lost(tracking, lost)
             finish_training(tracking, lost.run_id, checkpoint, folder / JOURNAL)
 
-        return Defect(text=f"{title}: {lost.note} in MLflow: stored again from {checkpoint}", mend=store_again)
+        text = f"{title}: {lost.note} in MLflow: stored again from {checkpoint}"
+        return Defect(key=key, text=text, mend=store_again)
     text = f"{title}: {lost.note} in MLflow, and not in {folder} either: to be trained again"
-    return Defect(text=text, mend=partial(_mark_lost, tracking, lost))
+    return Defect(key=key, text=text, mend=partial(_mark_lost, tracking, lost))
 
 
 def lost_evaluation(tracking: Tracking, key: str, lost: Record, titles: Mapping[str, str]) -> Defect:
     """Return what becomes of an evaluation whose files are not in MLflow as they were recorded."""
     text = f"{titles.get(key, f'evaluation {key}')}: {lost.note} in MLflow: to be scored again"
-    return Defect(text=text, mend=partial(_mark_lost, tracking, lost))
+    return Defect(key=key, text=text, mend=partial(_mark_lost, tracking, lost))
 
 
 def _is_sound(checkpoint: Path) -> bool:

@@ -23,7 +23,7 @@ from orchestrator.errors import UserError
 from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import Missing, Progress, digests, download
 from orchestrator.tracking.records import by_key, is_finished, read_record
-from orchestrator.tracking.runs import Run, Tracking, delete_tag
+from orchestrator.tracking.runs import Run, Tracking, delete_tag, get_run
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import take_up
 
@@ -124,21 +124,22 @@ def _storage(
         found = examine(folder, config, thorough=True)
         if found is not None:
             again = partial(take_up, folder, config, is_trained=is_trained, thorough=True)
-            yield Defect(text=f"{title}: in {folder}, {found.describe(is_trained=is_trained)}", mend=again)
+            text = f"{title}: in {folder}, {found.describe(is_trained=is_trained)}"
+            yield Defect(key=key, text=text, mend=again)
         for checkpoint in committed(folder):
             if config is not None and epoch_of(checkpoint.name) == config.schedule.epochs:
-                yield from _needless(title, checkpoint)
+                yield from _needless(title, key, checkpoint)
     except UserError as error:
-        yield Defect(text=f"{title}: {error}", mend=None)
+        yield Defect(key=key, text=f"{title}: {error}", mend=None)
 
 
-def _needless(title: str, checkpoint: Path) -> Iterator[Defect]:
+def _needless(title: str, key: str, checkpoint: Path) -> Iterator[Defect]:
     """Look at the state of a last epoch, from which nothing goes on, so that it may as well be missing."""
     state = checkpoint / RESUME
     for damage in damages(checkpoint) if state.exists() else ():
         if damage.file == state:
             text = f"{title}: in {checkpoint.parent}, {damage}; nothing goes on from it: removed"
-            yield Defect(text=text, mend=partial(state.unlink, missing_ok=True))
+            yield Defect(key=key, text=text, mend=partial(state.unlink, missing_ok=True))
 
 
 def _artifacts(
@@ -154,7 +155,7 @@ def _artifacts(
     lab = f"{names.LAB}/{names.LAB_FILE}"
     if why := damaged.pop(lab, ""):
         text = f"{titles.get(run.key, run.key)}: {lab} {why} in MLflow: to be made again when it is next scored"
-        yield Defect(text=text, mend=partial(delete_tag, tracking.uri, run.run_id, names.LAB_SHA256))
+        yield Defect(key=run.key, text=text, mend=partial(delete_tag, tracking.uri, run.run_id, names.LAB_SHA256))
     if damaged:
         note = f"its {' and '.join(f'{path} {why}' for path, why in damaged.items())}"
         lost = replace(read_record(run), status="KILLED", note=note)
@@ -172,6 +173,10 @@ def _damage(uri: str, run: Run, path: str, digest: str | None, count: _Count) ->
         except Missing:
             count.add(0)
             return "is missing"
+        except UserError as error:
+            get_run(uri, run.run_id)  # if the server is away, this says so
+            count.add(0)
+            return f"is not given whole ({error})"
         size = file.stat().st_size
         count.add(size, is_signed=digest is not None)
         if size != run.files.get(path, size):

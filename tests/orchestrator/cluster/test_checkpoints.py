@@ -53,7 +53,7 @@ def taken_by_ray(folder: Path) -> str | None:
     """The checkpoint from which Ray Train itself starts a run of this folder."""
     storage = StorageContext(storage_path=str(folder.parent), experiment_dir_name=folder.name)
     latest = CheckpointManager(CheckpointConfig(num_to_keep=2), storage).latest_checkpoint_result
-    return Path(latest.checkpoint.path).name if latest else None
+    return Path(latest.checkpoint.path).name if latest and latest.checkpoint else None
 
 
 def cut(file: Path) -> None:

@@ -16,7 +16,7 @@ from orchestrator.site import Site
 from orchestrator.tracking import rest
 from orchestrator.tracking.database import require_sound_database
 from orchestrator.tracking.rest import Refused
-from orchestrator.tracking.server import begin_tracking_server, running_server
+from orchestrator.tracking.server import begin_tracking_server, running_server, stop_server, tracking_server
 
 
 @pytest.fixture
@@ -124,3 +124,21 @@ def test_a_server_whose_database_is_damaged_while_it_runs_says_so_at_once(monkey
     ) as caught:
         rest.retried(lambda: rest.post("http://127.0.0.1:5000", "experiments/search", {}))
     assert "SELECT" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_page_of_the_schema_that_changed_is_told_in_the_same_words(tmp_path: Path):
+    """The server starts, and finds it at the first question."""
+    site = Site(home=tmp_path)
+    tracking_server(site)
+    stop_server(site)
+    file = tmp_path / "mlflow" / "mlflow.db"
+    content = bytearray(file.read_bytes())
+    content[100:4096] = bytes(3996)
+    file.write_bytes(content)
+    try:
+        with pytest.raises(UserError, match=r"mlflow\.db is damaged \(.*malformed.*\): it holds all") as caught:
+            tracking_server(site)
+        assert "\n" not in str(caught.value)
+    finally:
+        stop_server(site)

@@ -16,7 +16,7 @@ from orchestrator.driver.repair.defects import find_defects, mend, repair
 from orchestrator.driver.repair.verify import Verified, verify
 from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.experiment.rows import Row
-from orchestrator.tracking import artifacts, runs
+from orchestrator.tracking import artifacts, rest, runs
 from orchestrator.tracking import ledger as tracking
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.tracking.suite import Suite
@@ -206,6 +206,23 @@ def test_a_repair_without_deep_sets_back_an_unfinished_training_whose_last_check
     )
     assert not folder.exists()
     assert repair(suite_of(suite, [TABLE], tmp_path), said.append) == 0
+
+
+def test_a_file_that_the_server_does_not_give_whole_is_damaged_and_the_others_are_read(
+    suite: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    record(suite, [TABLE], tmp_path)
+    usual = artifacts.download
+
+    def refuse(uri: str, run_id: str, path: str, into: Path) -> Path:
+        if path.endswith("detections.parquet"):
+            raise rest.ServerAway("status 500")
+        return usual(uri, run_id, path, into)
+
+    monkeypatch.setattr("orchestrator.driver.repair.verify.download", refuse)
+    verified = read(suite, tmp_path)
+    assert (verified.num_files, len(verified.defects)) == (ALL_FILES, 3)
+    assert "its detections/detections.parquet is not given whole (status 500) in MLflow" in texts(verified)[0]
 
 
 def test_a_training_that_somebody_works_on_is_left_alone(suite: Tracking, tmp_path: Path):
