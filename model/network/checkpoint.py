@@ -185,7 +185,7 @@ def read_card(folder: Path) -> Card:
     path = folder / CARD
     try:
         return from_dict(Card, json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not the card of a checkpoint ({error}); expected a folder with {CARD}") from error
 
 
@@ -259,7 +259,11 @@ def load_resume(folder: Path, config: TrainConfig, categories: Categories, data_
             f"{folder} was trained on other data (fingerprint {card.data_fingerprint[:12]}, now "
             f"{data_fingerprint[:12]}); bring the old data back, or remove the checkpoint to start anew"
         )
-    if card.resume_sha256 and (why := _unreadable(folder / RESUME) or _differs(folder / RESUME, card.resume_sha256)):
+    try:
+        why = _unreadable(folder / RESUME) or (card.resume_sha256 and _differs(folder / RESUME, card.resume_sha256))
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    if why:
         # torch.load reads past a flipped byte, and the training would end with other weights.
         raise ValueError(
             f"{folder / RESUME} is no state to resume from (it {why}); remove {folder} to start from an earlier "
