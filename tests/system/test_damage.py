@@ -13,8 +13,9 @@ from orchestrator.cluster.checkpoints import SNAPSHOT
 from orchestrator.driver.repair.verify import verify
 from orchestrator.site import Site
 from orchestrator.tracking import server
+from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.task import Status, epochs_done, last_checkpoint
+from orchestrator.worker.task import JOURNAL, Status, epochs_done, last_checkpoint
 from orchestrator.worker.training_log import Lost, Start, read_log
 from tests.suites import TRAIN, experiment_of, launched, ledger_of, plan_of
 
@@ -78,7 +79,7 @@ def test_a_lost_database_is_filled_again_from_the_checkpoints_without_training(s
     (ending,) = launched(plan_of(site, "lost", TRAIN), site).endings
     folder = site.storage / "lost" / ending.key
     before = ledger_of(site, "lost")
-    journal = (folder / "metrics.jsonl").read_bytes()
+    journal, _ = read_journal(folder / JOURNAL)
     server.stop_server(site)
     for file in (site.home / "mlflow").glob("mlflow.db*"):
         file.rename(file.with_name(f"damaged-{file.name}"))
@@ -89,7 +90,7 @@ def test_a_lost_database_is_filled_again_from_the_checkpoints_without_training(s
     )
     assert launched(plan, site).exit_code == 0
     after = ledger_of(site, "lost")
-    assert (folder / "metrics.jsonl").read_bytes() == journal  # an update would have been noted there
+    assert read_journal(folder / JOURNAL)[0] == journal  # an update would have been noted there
     assert after.trainings[ending.key].metrics == before.trainings[ending.key].metrics
     assert {key: record.metrics for key, record in after.evaluations.items()} == {
         key: record.metrics for key, record in before.evaluations.items()
