@@ -92,7 +92,7 @@ def verify(ctx: click.Context, experiments: list[Experiment]) -> None:
     The exit code is 0 if all are sound, 1 if any is damaged, and 2 for a mistake in the call.
     """
     with bar("files", "bytes") as progress:
-        sound = [suite.verify(say=click.echo, progress=progress) for suite in suites(experiments)]
+        sound = [suite.verify(say=print_line, progress=progress) for suite in suites(experiments)]
     if not all(sound):
         say("`rnc repair --deep` with the same files does what the lines say; the next submit makes the rest again.")
         ctx.exit(1)
