@@ -117,7 +117,7 @@ def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
     """
     weights = folder / WEIGHTS
     digest = file_sha256(weights)
-    if card_of(folder).get("weights_sha256") != digest:
+    if card_of(folder).get("weights_sha256", digest) != digest:
         raise ValueError(
             f"{weights} is damaged: its card says another sha256; submit again, which looks for a sound one"
         )
