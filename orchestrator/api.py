@@ -36,11 +36,16 @@ if TYPE_CHECKING:
     from orchestrator.experiment.plan import Plan
     from orchestrator.report.compare import Comparison
     from orchestrator.report.files import Report
+    from orchestrator.tracking.artifacts import Progress
 
 
 def tell(text: str) -> None:
     """Print progress to standard error; the `say` of every verb that is given no other."""
     print(printable(text), file=sys.stderr)
+
+
+def quiet(done: int, total: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,11 +316,45 @@ class OpenSuite(Suite):
 
         cancel_row(self, row, seed, say)
 
-    def repair(self, *, say: Say = tell, dry_run: bool = False) -> int:
-        """Mend what killed processes and deleted files left behind in MLflow; returns how much of it there was."""
-        from orchestrator.driver.repair import repair
+    def repair(
+        self, *, say: Say = tell, dry_run: bool = False, deep: bool = False, progress: "Progress" = quiet
+    ) -> int:
+        """Mend what killed processes and damaged files left behind; returns how much of it there was.
 
-        return repair(self, say, dry_run=dry_run)
+        Args:
+            say: told what it is.
+            dry_run: whether nothing is mended.
+            deep: whether every file is read against its digest, as `verify` does.
+            progress: is given bytes read and bytes in all.
+        """
+        from orchestrator.driver.repair.defects import find_defects, mend
+        from orchestrator.driver.repair.verify import verify
+
+        found = find_defects(self)
+        number = mend(self, found, say, dry_run=dry_run)
+        if not deep:
+            return number
+        told = {defect.key for defect in found} if dry_run else set()  # they are mended by now
+        damaged = [defect for defect in verify(self, progress).defects if defect.key not in told]
+        return number + mend(self, damaged, say, dry_run=dry_run)
+
+    def verify(self, *, say: Say = tell, progress: "Progress" = quiet) -> bool:
+        """Read every file of the suite, on the storage and in MLflow, against its digest; nothing is written.
+
+        Args:
+            say: told of each that is damaged, and at the end how many were read.
+            progress: is given bytes read and bytes in all.
+
+        Returns:
+            Whether all are sound.
+        """
+        from orchestrator.driver.repair.verify import verify
+
+        verified = verify(self, progress)
+        for defect in verified.defects:
+            say(defect.text)
+        say(f"suite {self.name}: {verified}")
+        return not verified.defects
 
     def gc(self, *, delete: bool = False) -> list[Table]:
         """Show which checkpoints and caches nothing needs, and free them if told so.

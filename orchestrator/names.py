@@ -33,6 +33,8 @@ PIN = "pin"
 """Of a training, set in MLflow's user interface with any value: its checkpoints stay."""
 FILES = "files"
 """What a run's artifacts should be: bytes by path, as JSON."""
+FILES_SHA256 = "files_sha256"
+"""Their digests by path, as JSON, and those of further files; runs of earlier versions have none."""
 WEIGHTS_SHA256, MATCHES_SHA256, LAB_SHA256, CONTENT_SHA256 = (
     "checkpoint_sha256",
     "matches_sha256",

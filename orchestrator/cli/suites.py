@@ -1,4 +1,4 @@
-"""The verbs of `rnc` that look after a suite: cancel, logs, gc, repair, ui, doctor."""
+"""The verbs of `rnc` that look after a suite: cancel, logs, gc, verify, repair, ui, doctor."""
 
 import sys
 from functools import partial
@@ -9,6 +9,7 @@ from orchestrator.cli.options import (
     EXPERIMENTS,
     FORMAT,
     SOUND_EXPERIMENTS,
+    bar,
     experiments_argument,
     override_words,
     say,
@@ -79,15 +80,39 @@ def gc(experiments: list[Experiment], form: str, deletes: bool) -> None:
 
 @click.command()
 @EXPERIMENTS
+@click.pass_context
+def verify(ctx: click.Context, experiments: list[Experiment]) -> None:
+    """Read every file of the suites of EXPERIMENT against its digest.
+
+    Checkpoints on the storage (weights, state to resume from, card), and all that MLflow holds of finished trainings
+    and evaluations. Nothing is written; what somebody trains just now is left out. Each damaged file is named with what
+    mends it: `rnc repair --deep`. Files that an earlier version recorded without a digest are compared by size.
+
+    The exit code is 0 if all are sound, 1 if any is damaged, and 2 for a mistake in the call.
+    """
+    with bar("files", "bytes") as progress:
+        sound = [suite.verify(say=print_line, progress=progress) for suite in suites(experiments)]
+    if not all(sound):
+        say("`rnc repair --deep` with the same files does what the lines say; the next submit makes the rest again.")
+        ctx.exit(1)
+
+
+@click.command()
+@EXPERIMENTS
 @click.option("--dry-run", is_flag=True, help="Only say what is wrong.")
-def repair(experiments: list[Experiment], dry_run: bool) -> None:
-    """Mend what killed processes and deleted files left behind in MLflow.
+@click.option("--deep", is_flag=True, help="Also read every file against its digest, as `rnc verify` does.")
+def repair(experiments: list[Experiment], dry_run: bool, deep: bool) -> None:
+    """Mend what killed processes, damaged and deleted files left behind.
 
     Runs that say RUNNING and that nobody works on are closed; metrics that wait on this side are sent; weights that
-    MLflow lost are stored again from the last checkpoint; what else lost its files is marked, and made again by the
-    next submit. Every submit does the same by itself.
+    MLflow lost are stored again from the last checkpoint; trainings whose last checkpoint is damaged are set back to
+    the newest sound one; what else lost its files is marked, and made again by the next submit. Every submit does the
+    same by itself, but for --deep, which finds files that changed and kept their size.
     """
-    number = sum(suite.repair(say=say, dry_run=dry_run) for suite in suites(experiments))
+    with bar("files", "bytes") as progress:
+        number = sum(
+            suite.repair(say=say, dry_run=dry_run, deep=deep, progress=progress) for suite in suites(experiments)
+        )
     click.echo(f"{number} to mend." if dry_run else f"{number} mended." if number else "Nothing to mend.")
 
 
@@ -163,4 +188,4 @@ def doctor(
     ctx.exit(exit_code(findings))
 
 
-VERBS = (cancel, logs, gc, repair, ui, doctor)
+VERBS = (cancel, logs, gc, verify, repair, ui, doctor)

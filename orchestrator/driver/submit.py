@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from model.evaluation import warmup
@@ -16,7 +17,7 @@ from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.driver.cancel import Stops, forget_stops, prune_trainings, stopped_since, stops_asked
 from orchestrator.driver.live import Show, live_view, onlooker, working
 from orchestrator.driver.lock import Tell, Work, locked, work_of
-from orchestrator.driver.repair import repair
+from orchestrator.driver.repair.defects import repair
 from orchestrator.errors import INTERRUPTED, Say, UserError
 from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
 from orchestrator.experiment.estimate import PlanTime, estimate_time
@@ -36,6 +37,7 @@ from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_seeds, place_evaluations
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import Status
+from orchestrator.worker.training_log import losses_since
 
 if TYPE_CHECKING:
     from orchestrator.driver.launch import Outcome
@@ -355,8 +357,11 @@ def _launch(plan: Plan, suite: Suite, say: Say, watch: Show) -> "Outcome":
             show(statuses)
             watch(statuses)
 
+        begun = datetime.now(UTC)
         outcome = launch(plan, suite.site, suite.connection.uri, show=look)
     for ending in outcome.endings:
+        for lost in losses_since(suite.storage / ending.key, begun):
+            say(f"{ending.label}: {lost}")
         if ending.state != "finished":
             reason = ending.error or ending.state
             say(f"{ending.label}: {reason}{f' (log: {ending.log})' if ending.log else ''}")

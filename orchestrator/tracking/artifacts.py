@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from model.data.cache import file_sha256
+from model.names import WEIGHTS
 from orchestrator import names
 from orchestrator.addresses import without_secrets
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking import listing, rest
 from orchestrator.tracking.rest import DiskFull, ServerAway, full_disk
-from orchestrator.tracking.runs import get_run, write
+from orchestrator.tracking.runs import Run, get_run, write
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -172,11 +174,38 @@ def tame_mlflow() -> None:
         os.environ["no_proxy"] = f"{direct},127.0.0.1,localhost".lstrip(",")
 
 
-def store(uri: str, run_id: str, files: Sequence[Path], folder: str) -> None:
-    """Store files in a folder of a run's artifacts, and note their sizes with the run."""
+def store(uri: str, run_id: str, files: Sequence[Path], folder: str, *, needed: bool = True) -> None:
+    """Store files in a folder of a run's artifacts, and note their sizes and digests with the run.
+
+    Of files without which a run is complete, not `needed`, the digests alone.
+    """
     upload(uri, run_id, files, folder)
-    sizes = {f"{folder}/{file.name}": file.stat().st_size for file in files}
-    write(uri, run_id, tags={names.FILES: json.dumps(get_run(uri, run_id).files | sizes)})
+    run = get_run(uri, run_id)
+    tags = {
+        names.FILES_SHA256: json.dumps(digests(run) | {f"{folder}/{file.name}": file_sha256(file) for file in files})
+    }
+    if needed:
+        sizes = {f"{folder}/{file.name}": file.stat().st_size for file in files}
+        tags[names.FILES] = json.dumps(run.files | sizes)
+    write(uri, run_id, tags=tags)
+
+
+def digests(run: Run) -> dict[str, str]:
+    """Return the sha256 of a run's artifacts by path, as far as they were recorded."""
+    known = {
+        f"{names.CHECKPOINT}/{WEIGHTS}": run.tags.get(names.WEIGHTS_SHA256),
+        f"{names.DETECTIONS}/{names.MATCHES_FILE}": run.tags.get(names.MATCHES_SHA256),
+        f"{names.LAB}/{names.LAB_FILE}": run.tags.get(names.LAB_SHA256),
+    }
+    return _noted_digests(run) | {path: digest for path, digest in known.items() if digest}
+
+
+def _noted_digests(run: Run) -> dict[str, str]:
+    try:
+        noted = json.loads(run.tags.get(names.FILES_SHA256, "{}"))
+    except (ValueError, RecursionError):  # somebody has edited it
+        return {}
+    return {path: one for path, one in noted.items() if isinstance(one, str)} if isinstance(noted, dict) else {}
 
 
 def check_files(uri: str, ledger: Ledger, keys: Iterable[str]) -> Ledger:

@@ -22,7 +22,7 @@ from orchestrator import names
 from orchestrator.experiment.plan import Evaluation, Ledger, TrainRun
 from orchestrator.names import Kind
 from orchestrator.process import this_process
-from orchestrator.tracking.artifacts import store, upload, upload_texts
+from orchestrator.tracking.artifacts import store, upload_texts
 from orchestrator.tracking.recorder import replay
 from orchestrator.tracking.records import (
     beside_paper,
@@ -112,9 +112,17 @@ def finish_training(tracking: Tracking, run_id: str, folder: Path, journal: Path
 
 
 def record_checkpoint(tracking: Tracking, run_id: str, folder: Path) -> str:
-    """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights."""
+    """Store the weights and the config of a checkpoint with its training, and return the sha256 of the weights.
+
+    Raises:
+        ValueError: the weights are not those of the card.
+    """
     weights = folder / WEIGHTS
     digest = file_sha256(weights)
+    if card_of(folder).get("weights_sha256", digest) != digest:
+        raise ValueError(
+            f"{weights} is damaged: its card says another sha256; submit again, which looks for a sound one"
+        )
     held = get_run(tracking.uri, run_id)
     # An earlier try may have stored them, 137 MB for ResNet-50.
     if held.tags.get(names.WEIGHTS_SHA256) != digest or f"{names.CHECKPOINT}/{WEIGHTS}" not in held.files:
@@ -172,7 +180,7 @@ def record_evaluation(
         store(tracking.uri, run_id, misalignment, names.MISALIGNMENT)
     if classes is not None:
         # Not among the files without which an evaluation is made again: the matches tell all of it.
-        upload(tracking.uri, run_id, classes.files, names.CLASSES)
+        store(tracking.uri, run_id, classes.files, names.CLASSES, needed=False)
         shown = {"path": f"{names.CLASSES}/{classes.files[0].name}", "type": "table"}
         digests |= {names.SHOWN_TABLES: json.dumps([shown])}
     held = get_run(tracking.uri, run_id).metrics

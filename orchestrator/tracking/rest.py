@@ -14,6 +14,7 @@ import requests
 
 from orchestrator.addresses import without_secrets
 from orchestrator.errors import FULL_WORDS, UserError, free_of, is_full
+from orchestrator.tracking.database import MALFORMED, damaged_database
 
 CONNECT_SECONDS = 2.0
 READ_SECONDS = 30.0
@@ -174,6 +175,8 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
     if not isinstance(answer, dict) or response.status_code != 200:
         message = answer.get("message", "") if isinstance(answer, dict) else "its answer is none of MLflow's"
         code = str(answer.get("error_code", "")) if isinstance(answer, dict) else ""
+        if any(words in str(message) for words in MALFORMED):  # which does not pass, though MLflow's code says so
+            raise Refused(damaged_database(uri))
         raise Refused(f"MLflow at {uri} answers {path} with {response.status_code}: {message}", code)
     return answer
 

@@ -28,6 +28,7 @@ from orchestrator.homes import make_home
 from orchestrator.process import identity
 from orchestrator.site import ROOT, Site
 from orchestrator.tracking import rest
+from orchestrator.tracking.database import MALFORMED, require_sound_database, way_out
 
 USUAL_PORTS = range(5000, 5100)
 NONCE_HEADER = "x-rnc-server"
@@ -137,6 +138,7 @@ def _begin(folder: Path) -> Starting:
 
 def _start(folder: Path, lock: IO[str]) -> Starting:
     """Start the server; it inherits the lock and the listening socket, so that nobody can take its port meanwhile."""
+    require_sound_database(folder)
     port = _state(folder).get("port")
     _write_state(folder, port=port)  # the pid of the server before is no longer ours to end
     with _listen(port) as listener, (folder / "server.log").open("ab") as log:
@@ -250,7 +252,10 @@ def _make_database(uri: str, folder: Path) -> None:
     try:
         rest.post(uri, "experiments/search", {"max_results": 1}, read_seconds=60.0)
     except UserError as error:
-        raise UserError(f"{error}{_log_tail(folder)}") from error
+        tail = _log_tail(folder)
+        if any(words in tail for words in MALFORMED):  # a page of it has changed, and the server tells its log alone
+            raise UserError(way_out(folder, "SQLite calls it malformed")) from error
+        raise UserError(f"{error}{tail}") from error
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ray.util.placement_group import get_current_placement_group
 
 from model.evaluation.shards import Team
 from model.names import CARD, EPOCH, PEAK_MEMORY_MIB, STARTUP_S, VAL, WEIGHTS
+from model.network.checkpoint import damages
 from orchestrator.cluster.capacity import cores_of_worker, loader_processes
 from orchestrator.cluster.connect import node_here
 from orchestrator.cluster.gpus import peak_memory, worker_device
@@ -277,6 +278,11 @@ def _checkpoint(task: TrainingTask) -> Iterator[Path]:
                 download(task.tracking_uri, task.hear_run(), f"{CHECKPOINT}/{name}", Path(scratch))
 
         retried(fetch)
+        if damage := next(damages(Path(scratch), with_resume=False), None):
+            raise UserError(
+                f"MLflow's checkpoint of this training is damaged: {damage.file.name} {damage.why}; `rnc repair "
+                "--deep` stores it again from the storage, or lets the next submit train it again"
+            )
         yield Path(scratch)
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from model.config import TrainConfig
+from orchestrator.cluster.checkpoints import epoch_of, examine, last_committed, recover
 from orchestrator.experiment.plan import Evaluation, TrainRun
+from orchestrator.worker.training_log import Lost, epoch_reached, write_event
 
 JOURNAL = "metrics.jsonl"
 """The file, in a training's folder, of the metrics that it reported; what happened to it is in its training.jsonl."""
@@ -126,18 +129,38 @@ class TrainingTask:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that Ray Train has committed in a training's folder."""
-    # Of the folders of checkpoints, one may be half copied; Ray Train writes this file once one is whole.
-    try:
-        latest = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())["latest_checkpoint_result"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return folder / latest["checkpoint_dir_name"] if latest else None
+    return last_committed(folder)
 
 
 def epochs_done(folder: Path) -> int:
     """Return how many epochs a training goes on from."""
-    checkpoint = last_checkpoint(folder)
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    checkpoint = last_committed(folder)
+    return epoch_of(checkpoint.name) if checkpoint else 0
+
+
+def take_up(folder: Path, config: TrainConfig | None, *, is_trained: bool, thorough: bool = False) -> str:
+    """Let a training start from its newest sound checkpoint, log what was lost, and return that; empty if nothing was.
+
+    Args:
+        folder: of the training.
+        config: of the training; None where that is not known.
+        is_trained: whether it is finished, and only scored.
+        thorough: whether older checkpoints beside a sound one are looked at as well.
+
+    Raises:
+        UserError: a file cannot be read or moved for now, or is of another version or training.
+    """
+    found = examine(folder, config, thorough=thorough)
+    if found is not None:
+        recover(found)
+        lost = Lost(text=found.describe(is_trained=is_trained), epoch=found.epoch)
+    elif not is_trained and last_committed(folder) is None and (epoch := epoch_reached(folder)):
+        text = f"no checkpoint is left, though its log tells of epoch {epoch}; it begins anew"
+        lost = Lost(text=text, epoch=0)
+    else:
+        return ""
+    write_event(folder, lost)
+    return lost.text
 
 
 State = Literal[

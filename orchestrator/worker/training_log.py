@@ -55,6 +55,15 @@ class Again:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """Checkpoints were damaged or gone when the training was to go on."""
+
+    text: str
+    epoch: int
+    """From which it goes on; 0 at the beginning."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch:
     """An epoch ended."""
 
@@ -104,11 +113,12 @@ class Note:
     text: str
 
 
-Event = Start | CutOff | Again | Epoch | Scoring | Scored | End | Note
+Event = Start | CutOff | Again | Lost | Epoch | Scoring | Scored | End | Note
 KINDS: dict[str, type[Event]] = {
     "start": Start,
     "cut_off": CutOff,
     "again": Again,
+    "lost": Lost,
     "epoch": Epoch,
     "scoring": Scoring,
     "scored": Scored,
@@ -201,6 +211,21 @@ def losses_of(folder: Path) -> tuple[int, int]:
     return num_cut_off, sum(event.num_images for event in events if isinstance(event, Again))
 
 
+def losses_since(folder: Path, since: datetime) -> list[str]:
+    """Return what was lost of a training's checkpoints after a time."""
+    return [entry.event.text for entry in read_log(folder) if entry.time > since and isinstance(entry.event, Lost)]
+
+
+def epoch_reached(folder: Path) -> int:
+    """Return the last epoch that ended since the last start; 0 where none did."""
+    for entry in reversed(read_log(folder)):
+        if isinstance(entry.event, Start | Lost):
+            return 0
+        if isinstance(entry.event, Epoch):
+            return entry.event.epoch
+    return 0
+
+
 def scoring_of(folder: Path) -> str:
     """Say how far the scoring is that a training is in; empty where it is not being scored."""
     last = _last_event(folder)
@@ -243,6 +268,8 @@ def sentence(event: Event) -> str:
             return f"scored under {_count(event.num_settings, 'setting')} on {event.split}"
         case End():
             return " ".join(f"{'failed: ' if event.state == 'failed' else ''}{event.reason}".split())
+        case Lost():
+            return f"checkpoints were lost: {' '.join(event.text.split())}"
         case Note():
             return " ".join(event.text.split())
 
@@ -258,9 +285,11 @@ def _entry(line: str) -> Entry | None:
 
 
 def _last_event(folder: Path) -> Event | None:
-    """Return the last event that is no note."""
+    """Return the last event that is no note, nor tells of lost checkpoints, which may be noticed at any time."""
     entries = (_entry(line) for line in reversed(_lines(folder)))
-    return next((entry.event for entry in entries if entry is not None and not isinstance(entry.event, Note)), None)
+    return next(
+        (entry.event for entry in entries if entry is not None and not isinstance(entry.event, Note | Lost)), None
+    )
 
 
 def _lines(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from orchestrator.cluster.capacity import per_worker, placement
 from orchestrator.experiment.rows import Resources
 from orchestrator.worker.run import run
-from orchestrator.worker.task import TrainingTask
+from orchestrator.worker.task import TrainingTask, take_up
 from orchestrator.worker.trainer import explain, failure_of, make_trainer
 
 MAX_FAILURES = 2
@@ -92,6 +92,8 @@ def _run_workers(task: TrainingTask, settings: dict[str, Any]) -> None:
     for failures_left in reversed(range(MAX_FAILURES + 1)):
         if task.hears_stop():
             return
+        # Ray refuses, or takes for sound, what a disk or somebody has damaged since.
+        take_up(task.folder, task.train_run.config, is_trained=task.is_trained)
         with ThreadPoolExecutor(1) as pool:
             # A Ray Train run of the same name and storage goes on from its last checkpoint by itself.
             workers = pool.submit(_trainer(task, settings).fit)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,10 +70,28 @@ def keep_checkpoint(
         "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
     (folder / "config.json").write_text(json.dumps(card))
-    (folder / "resume.pt").write_bytes(bytes(1000))
-    note = {"latest_checkpoint_result": {"checkpoint_dir_name": folder.name}}
-    (folder.parent / "checkpoint_manager_snapshot.json").write_text(json.dumps(note))
+    with zipfile.ZipFile(folder / "resume.pt", "w") as archive:  # as torch.save writes
+        archive.writestr("resume/data.pkl", bytes(1000))
+    write_snapshot(folder.parent, folder.name)
     return folder
+
+
+def write_snapshot(folder: Path, *names: str) -> None:
+    """What Ray Train 2.60 notes of a training's checkpoints."""
+    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {"train/epoch": 1.0}} for name in names]
+    content = {
+        "ray_version": "2.60.0",
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(names))),
+        "latest_checkpoint_result": results[-1],
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": 6,
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    (folder / "checkpoint_manager_snapshot.json").write_text(json.dumps(content))
 
 
 def record(suite: Tracking, experiments: Sequence[Experiment], storage: Path) -> Plan:

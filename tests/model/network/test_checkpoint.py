@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 import model.network.checkpoint
 from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.data.cache import file_sha256
 from model.network.checkpoint import (
     Categories,
+    damages,
     load_resume,
     load_weights,
     read_card,
     require_categories,
     save_checkpoint,
+    seal,
 )
 
 CONFIG = TrainConfig(
@@ -97,7 +100,7 @@ def test_swapped_weights_are_refused(tmp_path: Path) -> None:
         load_weights(one)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"config": {"model": {}}}'])
+@pytest.mark.parametrize("content", [None, "{", "[" * 5000, "[]", "{}", '{"config": {"model": {}}}'])
 def test_a_folder_without_a_card_is_no_checkpoint(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -198,9 +201,40 @@ def test_a_forged_resume_file_is_refused_and_not_run(tmp_path: Path, plain_pickl
         (folder / "resume.pt").write_bytes(pickle.dumps(forged))
     else:
         torch.save(forged, folder / "resume.pt")
-    with pytest.raises(ValueError, match=r"resume\.pt is no state to resume from .* remove"):
+    with pytest.raises(ValueError, match=r"resume\.pt is no state to resume from \(it .* its card says .* remove"):
         load_resume(folder, CONFIG, CATEGORIES, "f" * 64)
+    card = json.loads((folder / "config.json").read_text())
+    for digest in (file_sha256(folder / "resume.pt"), ""):  # whoever forges the one forges the other, too
+        (folder / "config.json").write_text(json.dumps(card | {"resume_sha256": digest}))
+        with pytest.raises(ValueError, match=r"resume\.pt is no state to resume from \(UnpicklingError\); remove"):
+            load_resume(folder, CONFIG, CATEGORIES, "f" * 64)
     assert not victim.exists()
+
+
+def test_a_flipped_byte_of_the_state_is_refused_though_torch_would_read_it(tmp_path: Path) -> None:
+    file = save(tmp_path / "one") / "resume.pt"
+    content = bytearray(file.read_bytes())
+    place = content.index(torch.tensor([[1.0, 2.0]]).numpy().tobytes())
+    content[place + 3] ^= 1
+    file.write_bytes(content)
+    momentum = torch.load(file, weights_only=True)["optimizer"]["state"][0]["momentum_buffer"]
+    assert not torch.equal(momentum, torch.tensor([[1.0, 2.0]]))
+    with pytest.raises(
+        ValueError, match=r"resume\.pt is no state to resume from \(it .*\d bytes\) has sha256 \w{12}, its"
+    ):
+        load_resume(file.parent, CONFIG, CATEGORIES, "f" * 64)
+
+
+def test_a_card_of_an_older_version_without_digests_of_state_and_card_is_read(tmp_path: Path) -> None:
+    folder = save(tmp_path / "one")
+    card = json.loads((folder / "config.json").read_text())
+    assert card["resume_sha256"] == file_sha256(folder / "resume.pt")
+    assert card["card_sha256"] == seal(card)
+    old = {name: value for name, value in card.items() if name not in ("resume_sha256", "card_sha256")}
+    (folder / "config.json").write_text(json.dumps(old))
+    assert (read_card(folder).step, read_card(folder).resume_sha256) == (34, "")
+    assert load_resume(folder, CONFIG, CATEGORIES, "f" * 64)["step"] == 34
+    assert list(damages(folder)) == []
 
 
 def test_saving_over_a_checkpoint_leaves_the_new_one_whole(tmp_path: Path) -> None:

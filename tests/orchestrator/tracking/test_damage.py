@@ -15,7 +15,7 @@ from orchestrator.checkpoint.find import Query, find, finished
 from orchestrator.checkpoint.registry import best_of
 from orchestrator.driver import submit
 from orchestrator.driver.cancel import prune_asked, stops_asked
-from orchestrator.driver.repair import find_defects, find_edits, repair
+from orchestrator.driver.repair.defects import find_defects, find_edits, repair
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiment
 from orchestrator.site import Site

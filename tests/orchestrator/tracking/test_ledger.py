@@ -457,3 +457,12 @@ def test_a_tag_that_is_refused_for_another_reason_is_not_written_again(monkeypat
     monkeypatch.setattr(rest, "post", post)
     with pytest.raises(rest.Refused, match="too long"):
         tag_experiment(Tracking(uri="http://127.0.0.1:1", suite="s", experiment_id="1"), "turn", "mine")
+
+
+def test_weights_that_are_not_those_of_their_card_are_not_recorded(suite, tmp_path):
+    run_id = tracking.begin_training(suite, train_run(BOX))
+    (tmp_path / "model.safetensors").write_bytes(b"changed")
+    (tmp_path / "config.json").write_text(json.dumps({"weights_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its card says another sha256; submit again"):
+        tracking.record_checkpoint(suite, run_id, tmp_path)
+    assert tracking.read_ledger(suite).trainings[train_key(BOX)].files == {}

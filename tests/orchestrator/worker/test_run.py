@@ -11,12 +11,14 @@ import torch
 from model.data.shapes import draw_shapes
 from model.training import memory
 from orchestrator.cluster import gpus
+from orchestrator.errors import UserError
 from orchestrator.experiment.plan import TrainRun, train_key
 from orchestrator.experiment.rows import Resources
 from orchestrator.worker import run
 from orchestrator.worker.task import TrainingTask
 from orchestrator.worker.trainer import TooLarge
 from orchestrator.worker.trial import backend_of
+from tests.orchestrator.ledgers import keep_checkpoint
 from tests.suites import TRAIN
 
 
@@ -145,3 +147,22 @@ def test_a_run_names_the_gpu_that_it_is_trained_on(task: Callable[..., TrainingT
     run._name_device(one, torch.device("cuda", 1))
     run._name_device(one, torch.device("cpu"))
     assert written == [("http://nowhere", "r", {"tags": {"device": "H100 1"}})]
+
+
+def test_weights_that_mlflow_gives_back_changed_are_refused_with_the_way_out(
+    task: Callable[..., TrainingTask], monkeypatch: pytest.MonkeyPatch
+):
+    def changed(uri: str, run_id: str, path: str, into: Path) -> None:
+        keep = keep_checkpoint(into / "stored", "key", config=TRAIN)
+        for name in ("config.json", "model.safetensors"):
+            (keep / name).rename(into / name)
+        (into / "model.safetensors").write_bytes(b"kez")
+
+    one = task()
+    one.folder.mkdir()
+    one.tell_run(run_id="r")
+    monkeypatch.setattr(run, "download", lambda *words: None if words[2].endswith("config.json") else changed(*words))
+    monkeypatch.setattr(run, "_reported_by_first", lambda: None)
+    told = r"model\.safetensors \(3 bytes\) has sha256 .*; `rnc repair --deep`"
+    with pytest.raises(UserError, match=told), run._checkpoint(one):
+        pass

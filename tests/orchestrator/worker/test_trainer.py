@@ -80,12 +80,19 @@ def starts(errors: list[Exception | None], monkeypatch, stops_at: int | None = N
 
     monkeypatch.setattr(trial, "_trainer", lambda task, settings: SimpleNamespace(fit=fit))
     monkeypatch.setattr(trial, "release", lambda task: None)
-    task: Any = SimpleNamespace(judged_by=None, hears_stop=lambda: count == stops_at)
+    looks: list[int] = []
+    monkeypatch.setattr(trial, "take_up", lambda *_, **named: looks.append(count))
+    train_run = SimpleNamespace(config=None)
+    task: Any = SimpleNamespace(
+        judged_by=None, hears_stop=lambda: count == stops_at, folder=None, train_run=train_run, is_trained=False
+    )
+    found = None
     try:
         trial._run_workers(task, {})
     except WorkerGroupError as error:
-        return count, error
-    return count, None
+        found = error
+    assert looks == list(range(count))  # before each start its checkpoints are looked at
+    return count, found
 
 
 def test_workers_that_were_lost_start_again_twice(monkeypatch):

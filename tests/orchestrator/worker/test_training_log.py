@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +17,18 @@ from orchestrator.worker.training_log import (
     EndState,
     Epoch,
     Event,
+    Lost,
     Note,
     Scored,
     Scoring,
     ScoringLog,
     Start,
+    epoch_reached,
     is_open,
     log_epoch,
     log_start,
     losses_of,
+    losses_since,
     output_of,
     read_log,
     scoring_of,
@@ -205,4 +209,18 @@ def test_a_quick_scoring_is_told_at_each_tenth_and_over_once_another_event_follo
     assert is_open(tmp_path)
     write_event(tmp_path, Scored(split="val", num_settings=45))
     assert scoring_of(tmp_path) == ""
+    assert not is_open(tmp_path)
+
+
+def test_losses_of_checkpoints_are_told_since_a_time_and_do_not_open_a_log_that_was_closed(tmp_path: Path):
+    write_event(tmp_path, Epoch(epoch=3, num_epochs=9))
+    assert epoch_reached(tmp_path) == 3
+    write_event(tmp_path, End(state="interrupted", reason="interrupted"))
+    write_event(tmp_path, Lost(text="of earlier", epoch=2))
+    assert epoch_reached(tmp_path) == 0  # what was lost is said already
+    time.sleep(0.01)
+    begun = datetime.now(UTC)
+    time.sleep(0.01)
+    write_event(tmp_path, Lost(text="epoch-0002/resume.pt is missing", epoch=1))
+    assert losses_since(tmp_path, begun) == ["epoch-0002/resume.pt is missing"]
     assert not is_open(tmp_path)

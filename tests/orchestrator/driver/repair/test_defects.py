@@ -10,7 +10,7 @@ import pytest
 
 from model.config import InferenceConfig, ModelConfig, TrainConfig
 from orchestrator import names
-from orchestrator.driver.repair import find_defects, repair
+from orchestrator.driver.repair.defects import find_defects, repair
 from orchestrator.driver.submit import submit
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.experiment.rows import Row
@@ -94,7 +94,8 @@ def test_weights_that_nobody_has_any_more_are_trained_again(suite, tmp_path):
     record(suite, [TABLE], tmp_path / "storage")
     key = next(iter(make_plan([TABLE], Ledger()).trainings))
     artifacts.delete(suite.uri, tracking.read_ledger(suite).trainings[key].run_id, "checkpoint/model.safetensors")
-    keep_checkpoint(tmp_path / "other", key, weights="those of another training")
+    config = make_plan([TABLE], Ledger()).trainings[key].config
+    keep_checkpoint(tmp_path / "other", key, weights="those of another training", config=config)
     (text,) = mended(suite, tmp_path / "other")
     assert text.endswith("to be trained again")
     assert make_plan([TABLE], tracking.read_ledger(suite)).missing_trainings == {key: "its checkpoint is missing"}
