@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from model.machine import limit_threads
 from orchestrator.cli import checkpoints, data, experiments, suites, train
 from orchestrator.cli.terminal import interruption, print_error, storage_error, usage_error
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
@@ -76,6 +77,7 @@ for verb in (*train.VERBS, *data.VERBS, *experiments.VERBS, *suites.VERBS, *chec
 
 def main() -> None:
     """Entry point of the console script."""
+    limit_threads()
     cli(prog_name="rnc")
 
 

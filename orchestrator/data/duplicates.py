@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data.files.decoding import open_image, rgb
+from model.machine import usable_cores
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
@@ -85,7 +86,7 @@ def prints(data: "CocoData", progress: Callable[[int], None] = lambda done: None
     paths, sizes = [data.path(index) for index in range(len(data))], data.sizes.tolist()
     found = []
     # The decoder and sha256 let other threads run.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for done, one in enumerate(pool.map(_print, paths, sizes), start=1):
             found.append(one)
             progress(done)
