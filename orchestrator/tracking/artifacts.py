@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from requests.utils import get_netrc_auth
+
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
@@ -145,6 +147,9 @@ def _answers(what_not: str) -> Iterator[None]:
 def client_of(uri: str) -> "MlflowClient":
     """Return MLflow's client of a server, for its files as well."""
     tame_mlflow()
+    if rest.is_named_key() and get_netrc_auth(uri):
+        # mlflow sends a token as a header, which requests replaces by what ~/.netrc has for the host.
+        os.environ["NETRC"] = os.devnull
     import mlflow
 
     if mlflow.__version__.startswith(("3.5.", "3.6.")):
