@@ -3,6 +3,7 @@
 import os
 import socket
 from contextlib import suppress
+from pathlib import Path
 
 from orchestrator.errors import UserError
 
@@ -12,6 +13,8 @@ ANSWER_SECONDS = 5.0
 USUAL_PORT = 6379
 CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 """What Ray itself asks a head first."""
+KNOWN_MODES = ("token", "disabled")
+"""Values of RAY_AUTH_MODE, of which this module knows what a head is shown; others are Ray's affair."""
 WAY_OUT = "start the cluster, correct the address, or unset it to run on this machine"
 
 
@@ -91,7 +94,7 @@ def _require_ray(host: str, port: int, named: str) -> None:
     # As Ray has it: a proxy of the environment is none for clusters.
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary(CLUSTER_ID)(b"", timeout=ANSWER_SECONDS)
+            channel.unary_unary(CLUSTER_ID)(b"", timeout=ANSWER_SECONDS, metadata=_key())
         except grpc.RpcError as error:
             code = error.code()
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED):
@@ -99,4 +102,21 @@ def _require_ray(host: str, port: int, named: str) -> None:
                     f"RAY_ADDRESS: {named} is no head of a Ray cluster, though something listens there, or it hangs "
                     f"({code.name}); its port is {USUAL_PORT}, if it was not changed; {WAY_OUT}"
                 ) from error
-            # Whatever else it says, such as that it wants a token, a head has said.
+            if code == grpc.StatusCode.UNAUTHENTICATED and os.environ.get("RAY_AUTH_MODE", "token") in KNOWN_MODES:
+                raise UserError(
+                    f"RAY_ADDRESS: the cluster at {named} wants a token, and not this one or none: set "
+                    "RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN, or in a file that RAY_AUTH_TOKEN_PATH names"
+                ) from error
+            # Whatever else it says, a head has said.
+
+
+def _key() -> list[tuple[str, str]]:
+    """Return the header that Ray would show with each question, from where Ray has its token."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return []
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if not token:
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        with suppress(OSError, RuntimeError, UnicodeDecodeError):  # it is not there; the cluster may want none
+            token = (Path(named) if named else Path.home() / ".ray" / "auth_token").read_text().strip()
+    return [("authorization", f"Bearer {token}")] if token.isascii() and token.isprintable() and token else []

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from model.machine import usable_cores, usable_memory
 from orchestrator.cluster.address import require_head
@@ -36,8 +37,9 @@ def start_ray(site: Site) -> None:
     address = require_head(site.ray_address)
     try:
         ray.init(address=address, runtime_env={"env_vars": ray_environment(is_local=False)}, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({error})") from error
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({why})") from error
 
 
 def _start_own(quiet: dict[str, Any]) -> None:
@@ -59,7 +61,7 @@ def _start_own(quiet: dict[str, Any]) -> None:
             _temp_dir=None if folder is None else str(folder),
             **quiet,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"Ray does not start on this machine ({why}); `rnc doctor` says what may keep it from it, and its logs are "

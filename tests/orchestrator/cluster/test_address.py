@@ -4,7 +4,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import grpc
 import pytest
 
 from orchestrator.cluster import address
@@ -102,3 +105,37 @@ def test_auto_with_nothing_alive_is_told_in_seconds(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(address, "_as_ray_has", lambda host: host)
     with pytest.raises(UserError, match=r"auto does not answer \(.*, at 127\.0\.0\.1:1, where Ray looks\)"):
         require_head("auto")
+
+
+def test_a_head_that_wants_another_token_says_so_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if dict(context.invocation_metadata()).get("authorization") != "Bearer right":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+    service, _, method = address.CLUSTER_ID[1:].partition("/")
+    head = grpc.server(ThreadPoolExecutor(1))
+    handlers = {method: grpc.unary_unary_rpc_method_handler(serve)}
+    head.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    here = f"127.0.0.1:{head.add_insecure_port('127.0.0.1:0')}"
+    head.start()
+    monkeypatch.setattr(address, "_as_ray_has", lambda host: host)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        with pytest.raises(UserError, match="wants a token, and not this one or none"):
+            require_head(here)
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("right\n")
+        assert require_head(here) == here
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
+        with pytest.raises(UserError, match="wants a token"):
+            require_head(here)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+        assert require_head(here) == here
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(UserError, match="wants a token"):
+            require_head(here)
+    finally:
+        head.stop(None)
