@@ -71,7 +71,7 @@ def upload_texts(uri: str, run_id: str, files: Mapping[str, str]) -> None:
     """Store texts as files of a run, by file name."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
-            (Path(folder) / name).write_text(text)
+            (Path(folder) / name).write_text(text, encoding="utf-8")
         upload(uri, run_id, [Path(folder) / name for name in files])
 
 
