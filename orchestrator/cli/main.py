@@ -86,6 +86,7 @@ for verb in (*train.VERBS, *data.VERBS, *experiments.VERBS, *suites.VERBS, *chec
 def main() -> None:
     """Entry point of the console script."""
     _start_anew()
+    os.umask(os.umask(0o077) & 0o077)  # whatever it keeps from others, this user reads what he writes
     limit_threads()
     cli(prog_name="rnc")
 

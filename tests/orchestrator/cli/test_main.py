@@ -42,6 +42,15 @@ def test_the_command_runs_under_the_python_that_it_is_tested_with(variables: dic
     assert done.stdout.lower().split() == ["0", "[]", "utf-8", "given"], done.stderr
 
 
+def test_a_umask_takes_nothing_from_the_user_himself(tmp_path: Path) -> None:
+    code = "import os, sys; from orchestrator.cli import main\n"
+    code += "main.cli = lambda **_: os.close(os.open(sys.argv[1], os.O_CREAT, 0o666)); main.main()"
+    for mask, mode in ((0o777, 0o600), (0o022, 0o644), (0o077, 0o600)):
+        file = tmp_path / f"{mask:o}"
+        subprocess.run([sys.executable, "-c", code, str(file)], check=True, umask=mask)
+        assert file.stat().st_mode & 0o777 == mode
+
+
 def test_another_package_called_model_does_not_stand_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "__init__.py").write_text("raise SystemExit('the wrong one')")

@@ -107,11 +107,6 @@ def test_a_sound_machine_is_green_throughout():
         ("memory", "warn", lambda f: f["limits"].update(memory=2 * GB), "2.0 GB by the limit"),
         ("open files", "fail", lambda f: f["limits"].update(files=64), "64 at once"),
         ("open files", "warn", lambda f: f["limits"].update(files=512), "512 at once"),
-        (
-            "storage",
-            "fail",
-            "cannot be written",
-        ),
         ("temporary folder", "fail", lambda f: f["temporary"].update(loaders=False), "/tmp is too long a path"),
         ("temporary folder", "fail", lambda f: f["temporary"].update(problem="TMPDIR: long"), "TMPDIR: long"),
         ("disk of RNC_HOME", "fail", lambda f: f["disks"]["RNC_HOME"].update(free=GB // 2), "free"),
