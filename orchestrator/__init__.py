@@ -3,12 +3,35 @@
 From a notebook: `import orchestrator as rnc; suite = rnc.open("experiments/demo")`; orchestrator/api.py says the rest.
 """
 
+import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.api import OpenSuite
+
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _find_model() -> None:
+    """See that `model` is the folder beside this one, though PYTHONPATH or a notebook's own folder may hold another."""
+    import sys
+
+    there = sys.modules.get("model") or importlib.util.find_spec("model")
+    file = getattr(there, "__file__", None) or getattr(there, "origin", None)
+    if file and os.path.samefile(os.path.dirname(file), os.path.join(_ROOT, "model")):
+        return
+    if "model" in sys.modules:
+        raise ImportError(f"another package called model is imported already, from {file}; import orchestrator first")
+    # Also for the processes that this one starts: Ray's workers, and what compiles.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+    sys.path.insert(0, _ROOT)
+
+
+_find_model()
 
 
 def open(*experiments: "str | Path", home: "str | Path | None" = None, yes: bool = False) -> "OpenSuite":
@@ -23,8 +46,6 @@ def open(*experiments: "str | Path", home: "str | Path | None" = None, yes: bool
     Raises:
         UserError: a file has mistakes, or the files belong to several suites.
     """
-    import os
-
     from orchestrator.addresses import logins_apart
     from orchestrator.api import OpenSuite
     from orchestrator.experiment.load import load_experiments

@@ -11,13 +11,13 @@
 Nothing here imports torch, Ray or MLflow before a verb needs it.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.machine import usable_cores
 from model.settings import suggestion
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
@@ -119,7 +119,7 @@ class OpenSuite(Suite):
 
         plan = self.make_plan(verified=not quick)
         ledger = self.ledger if quick else self.verified
-        cpus = float(os.cpu_count() or 1)
+        cpus = float(usable_cores())
         return plan, estimate_time(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
 
     def look_ahead(self, say: Say = tell, *, most_images: int = 5000) -> list[str]:

@@ -120,7 +120,8 @@ def site_from_environment(environ: Mapping[str, str]) -> Site:
         coco_root=_data_set(environ, "RNC_COCO_ROOT"),
         weights_root=_folder(environ, "RNC_WEIGHTS"),
         tracking_uri=environ.get("MLFLOW_TRACKING_URI") or None,
-        ray_address=environ.get("RAY_ADDRESS") or None,
+        # Left to Ray, "local" would start one on all interfaces, with a third of the memory for objects.
+        ray_address=None if (address := environ.get("RAY_ADDRESS") or None) == "local" else address,
     )
 
 

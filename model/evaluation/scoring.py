@@ -30,6 +30,7 @@ from model.inference.batched import detect, of_batch, to_host
 from model.inference.postprocess import pool, shortlist
 from model.inference.predictor import Precision, forward_passes, load_batch, predict_batch
 from model.inference.table import DetectionTable
+from model.machine import shorten_sockets
 from model.network.anchors import anchor_grid
 from model.network.assignment import GroundTruth, assign
 from model.network.finite import NonFiniteError, refusal
@@ -151,6 +152,8 @@ def score_shards(
     on_cuda, device = _on_cuda(detector), next(detector.parameters()).device
     batch_size = batch_size or (_images_that_fit(device) if on_cuda else 1)
     batches = [_batches(data, config, shard, batch_size) for shard in chosen]
+    if num_loader_processes:
+        shorten_sockets()
     loader = DataLoader(
         _Batches(data, config, [batch for of_shard in batches for batch in of_shard]),
         batch_size=None,

@@ -14,6 +14,7 @@ from model.config import TrainConfig
 from model.data.faults import DataError
 from model.data.images import Batch, collate, load_sample, padded_shape, resize_shape
 from model.data.split import MIN_SIDE, CocoData
+from model.machine import shorten_sockets
 from model.parallel import share, world
 
 _PURPOSES = {"images": 1, "batches": 2, "flips": 3}
@@ -44,6 +45,8 @@ def updates(
 
     What decodes reads ahead from one epoch into the next.
     """
+    if num_loader_processes:
+        shorten_sockets()
     parts, ahead = tee(part for epoch in epochs for part in _shares(data, config, epoch, local_batch))
     # Ray Data was no faster within the spread, keeps the order of images only if asked, and would tie model/ to Ray.
     loader = iter(

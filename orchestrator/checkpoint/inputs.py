@@ -1,6 +1,5 @@
 """Inputs of scoring, for evaluate, sweep and misalignment: a checkpoint's folder and the images to score it on."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from model.config import DataConfig, InferenceConfig, require_branch
 from model.evaluation.shards import Pass, score_missing, scores_of
+from model.machine import usable_cores
 from model.network.checkpoint import read_card, read_inference
 from model.settings import Settings, changed, misspelt, read_settings
 from orchestrator.checkpoint.pull import Provenance, read_provenance
@@ -109,7 +109,7 @@ class ScoringInputs:
             settings=settings,
             keep=self.scored,
             # On a CPU the pass itself takes every core; processes that decode would only get in its way.
-            num_loader_processes=min(8, os.cpu_count() or 1) if device.type == "cuda" else 0,
+            num_loader_processes=min(8, usable_cores()) if device.type == "cuda" else 0,
         )
         try:
             score_missing(work, progress=progress)

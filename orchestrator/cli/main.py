@@ -1,14 +1,23 @@
 """The command `rnc`: its verbs, its help, and how errors are shown and which exit code they give."""
 
+import codecs
+import locale
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from model.machine import limit_threads
 from orchestrator.cli import checkpoints, data, experiments, suites, train
 from orchestrator.cli.terminal import interruption, print_error, usage_error
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError, refusal
+
+UNFIT = ("PYTHONOPTIMIZE", "PYTHONWARNINGS")
+"""Python without docstrings, of which help and MLflow's modules are made; and a warning of any library as an error."""
+ANEW = "RNC_STARTED_ANEW"
+"""Says that a process was started again, which it is once."""
 
 
 class _Verbs(click.Group):
@@ -76,7 +85,23 @@ for verb in (*train.VERBS, *data.VERBS, *experiments.VERBS, *suites.VERBS, *chec
 
 def main() -> None:
     """Entry point of the console script."""
+    _start_anew()
+    os.umask(os.umask(0o077) & 0o077)  # whatever it keeps from others, this user reads what he writes
+    limit_threads()
     cli(prog_name="rnc")
+
+
+def _start_anew() -> None:
+    """Start this process again if variables have made Python another than it is tested as; its children go with it."""
+    is_other = sys.flags.optimize or any(one.startswith("error") for one in sys.warnoptions)
+    changed = bool(is_other and [name for name in UNFIT if os.environ.pop(name, None)])
+    # Under LANG=C files would be written in ASCII, and a label with an accent end a submit.
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        changed = True
+    if changed and ANEW not in os.environ:  # once
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {ANEW: "1"})
+    os.environ.pop(ANEW, None)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from model.machine import usable_cores
 from orchestrator.cluster.gpus import VISIBLE, count_gpus
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Plan
@@ -122,7 +123,7 @@ def require_plan_fits(plan: Plan, cluster: Cluster) -> None:
 
 def local_cluster() -> Cluster:
     """Return what a Ray on this machine alone would have."""
-    return Cluster(nodes=({"CPU": float(os.cpu_count() or 1), "GPU": float(count_gpus())},))
+    return Cluster(nodes=({"CPU": float(usable_cores()), "GPU": float(count_gpus())},))
 
 
 def cores_of_worker(resources: Resources, node: Mapping[str, float]) -> float:

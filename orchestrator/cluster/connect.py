@@ -1,15 +1,17 @@
 """The connection to Ray: joins the site's cluster, or starts one on this machine alone; and what its nodes have."""
 
 import os
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+from model.machine import usable_cores, usable_memory
+from orchestrator.cluster.address import require_head
 from orchestrator.cluster.capacity import Cluster, local_cluster
-from orchestrator.cluster.environment import ray_environment
+from orchestrator.cluster.environment import ray_environment, ray_folder
 from orchestrator.cluster.ray_processes import end_leftovers, sign, withdraw
 from orchestrator.errors import UserError
 from orchestrator.site import Site
@@ -18,7 +20,8 @@ TOKENS = {"CPU": "training_cpu", "GPU": "training_gpu"}
 """Resources of which a trial reserves as much as its workers take of the real ones, so that it starts when they fit."""
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Tasks and results are small, and images never pass through it; by default it takes 30 % of the memory."""
-CONNECT_SECONDS = 5.0
+LEAST_OBJECT_STORE_BYTES = 80 * 1024**2
+"""Ray refuses less than 75 MiB."""
 
 
 def start_ray(site: Site) -> None:
@@ -27,13 +30,26 @@ def start_ray(site: Site) -> None:
     `set_ray_environment` has been called before this module was imported.
 
     Raises:
-        UserError: the cluster does not answer.
+        UserError: the cluster does not answer, or Ray does not start here.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if site.ray_address is None:
-        end_leftovers()  # of a driver that was killed; they hold memory, and ports
-        machine = local_cluster()
-        tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
+        _start_own(quiet)
+        return
+    address = require_head(site.ray_address)
+    try:
+        ray.init(address=address, runtime_env={"env_vars": ray_environment(is_local=False)}, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({why})") from error
+
+
+def _start_own(quiet: dict[str, Any]) -> None:
+    machine, memory = local_cluster(), usable_memory()
+    tokens = {token: machine.total(name) for name, token in TOKENS.items() if machine.total(name)}
+    folder = ray_folder(os.environ)
+    end_leftovers()  # of a driver that was killed; they hold memory, and ports
+    try:
         started: Any = ray.init(  # a context of a driver, which knows its session
             address="local",  # never join a cluster that happens to run here, as no address would
             num_cpus=int(machine.total("CPU")),
@@ -41,16 +57,20 @@ def start_ray(site: Site) -> None:
             num_gpus=int(machine.total("GPU")),
             resources=tokens,
             include_dashboard=False,  # three more processes, and an open port
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=min(OBJECT_STORE_BYTES, max(LEAST_OBJECT_STORE_BYTES, memory // 8)),
+            # Nothing asks for it; but Ray, which does not see the limits of all control groups, may refuse what it
+            # finds left for tasks.
+            _memory=memory,
+            _temp_dir=None if folder is None else str(folder),
             **quiet,
         )
-        sign(Path(started.address_info["session_dir"]))
-        return
-    _require_answer(site.ray_address)
-    try:
-        ray.init(address=site.ray_address, runtime_env={"env_vars": ray_environment(is_local=False)}, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"RAY_ADDRESS: {site.ray_address} takes no work ({error})") from error
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"Ray does not start on this machine ({why}); `rnc doctor` says what may keep it from it, and its logs are "
+            f"in {folder or os.environ.get('RAY_TMPDIR') or os.environ.get('TMPDIR') or '/tmp'}"
+        ) from error
+    sign(Path(started.address_info["session_dir"]))
 
 
 def stop_ray() -> None:
@@ -70,22 +90,8 @@ def node_here() -> dict[str, float]:
     here = ray.get_runtime_context().get_node_id()
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     resources = next((dict(node["Resources"]) for node in nodes if node["NodeID"] == here), {})
-    usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    usable = float(usable_cores())
     return resources | {"CPU": min(resources.get("CPU", usable), usable)}
-
-
-def _require_answer(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself waits far longer before it gives up on one."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:
-        return  # "auto"
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"RAY_ADDRESS: {address} does not answer ({error}); start the cluster, correct the address, or unset it to "
-            "run on this machine"
-        ) from error
 
 
 def _can_grow() -> bool:

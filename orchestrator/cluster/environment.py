@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from model.machine import LONGEST_SOCKET, short_folder
 from orchestrator.addresses import MLFLOW, read_address, without_secrets
 from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
@@ -14,20 +15,44 @@ from orchestrator.site import COMMIT
 LEAN = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES alone where no GPU is asked for
     "RAY_AIR_NEW_OUTPUT": "0",  # the progress that is shown is ours
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a site stay what they are
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # or each training ends up to 2 s after its workers
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a node may have to be started first
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard beside what MLflow has
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is handled by the driver
 }
 """Ray without the processes, files and warnings that nobody reads, polling five times a second.
 
 With those of LOCAL, it took 7 of 35 s off the time until the first steps of three trainings at once on two cores.
 """
-LOCAL = {
+MUST = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a site stay what they are
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would pack the folder, and install anew on each node
+    "RAY_TRAIN_V2_ENABLED": "1",  # what trainings are made of
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is handled by the driver
+}
+"""What has to be so for trainings to work; what a shell has of it, for other work, is overruled."""
+LOCAL_MUST = {
     "RAY_AUTH_MODE": "token",  # 2.60 sets it by itself; before, nobody would need one
+    "RAY_USE_TLS": "0",  # nothing leaves the machine, and the certificates may be those of a cluster
+}
+"""Likewise, of a Ray of our own."""
+FOREIGN = (
+    "RAY_GCS_SERVER_PORT",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "RAY_LOGGING_CONFIG_ENCODING",
+    "RAY_NAMESPACE",
+    "RAY_OVERRIDE_LABELS",
+    "RAY_OVERRIDE_RESOURCES",
+    "RAY_REDIS_ADDRESS",
+    "RAY_REDIS_PASSWORD",
+    "RAY_RUNTIME_ENV_HOOK",
+    "RAY_START_HOOK",
+    "RAY_TRAIN_CALLBACKS",
+    "RAY_TUNE_CALLBACKS",
+)
+"""What belongs to another cluster or program, and would join a Ray of our own to it or keep it from starting."""
+LOCAL = {
     # Ray listens on every interface of the machine, unless it takes the machine for one that cannot be in a cluster.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -40,7 +65,8 @@ JOB = "RNC_JOB"
 SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|(^|_)KEY(_|$)|ACCESS_KEY")
 STOP_SECONDS = "60"
 """How long Ray lets a job that is stopped end by itself, before it kills it."""
-
+RAY_SOCKET = len("/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
+"""What Ray adds to its folder for temporary files."""
 
 FAST_PATH = "RNC_RAY_FAST_PATH"
 """Set to 0, it makes trainings take Ray Train's public trainer whatever the version of Ray; trials have to know it."""
@@ -49,25 +75,61 @@ FAST_PATH = "RNC_RAY_FAST_PATH"
 def ray_environment(*, is_local: bool) -> dict[str, str]:
     """Return the variables for a Ray on this machine, or for a job on a cluster."""
     asked = {name: os.environ[name] for name in (FAST_PATH,) if name in os.environ}
-    return LEAN | asked | (LOCAL if is_local else {})
+    return LEAN | asked | MUST | (LOCAL | LOCAL_MUST if is_local else {})
 
 
 def set_ray_environment(*, is_local: bool) -> None:
-    """Set the variables that are not set yet; call it before Ray is imported."""
+    """Set the variables that are not set yet or have to be otherwise; call it before Ray is imported."""
+    must = overruled(os.environ, is_local=is_local)
+    for name in must:
+        del os.environ[name]
     for name, value in ray_environment(is_local=is_local).items():
         os.environ.setdefault(name, value)
     if is_local:
         os.environ.update(own_token(os.environ))
 
 
+def overruled(environ: Mapping[str, str], *, is_local: bool) -> dict[str, str]:
+    """Return the variables of an environment that are left by other work, and that ours is done without."""
+    must = MUST | (LOCAL_MUST if is_local else {})
+    differing = {name: environ[name] for name, value in must.items() if environ.get(name, value) != value}
+    return differing | {name: environ[name] for name in FOREIGN if is_local and name in environ}
+
+
 def own_token(environ: Mapping[str, str]) -> dict[str, str]:
     """Return a token for a Ray of our own that has none and cannot write one into HOME, so that it would not start."""
-    if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH"):
+    named = environ.get("RAY_AUTH_TOKEN_PATH")
+    if environ.get("RAY_AUTH_TOKEN") or (named and os.access(named, os.R_OK)):
         return {}
-    folder = Path(environ.get("HOME") or os.path.expanduser("~")) / ".ray"
-    if (folder / "auth_token").is_file() or os.access(folder if folder.exists() else folder.parent, os.W_OK):
-        return {}
+    if not named:  # else Ray looks nowhere else, though the file may be one of another machine
+        folder = Path(environ.get("HOME") or os.path.expanduser("~")) / ".ray"
+        file = folder / "auth_token"
+        if os.access(file, os.R_OK):
+            return {}
+        if not file.exists() and os.access(folder if folder.exists() else folder.parent, os.W_OK):
+            return {}
     return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def ray_folder(environ: Mapping[str, str]) -> Path | None:
+    """Return where a Ray of our own keeps its session; None leaves it to Ray, whose own place serves.
+
+    Raises:
+        UserError: Ray's own place does not, as its path is too long for sockets or not to be written, nor any other.
+    """
+    setting = next((name for name in ("RAY_TMPDIR", "TMPDIR") if environ.get(name)), "TMPDIR")
+    usual = Path(environ.get(setting) or "/tmp") / "ray"
+    most = LONGEST_SOCKET - RAY_SOCKET
+    is_short = len(os.fsencode(usual.absolute())) <= most
+    if is_short and os.access(next(one for one in (usual, *usual.parents) if one.exists()), os.W_OK):
+        return None
+    if (folder := short_folder(most - len("/ray"))) is not None:
+        return folder / "ray"
+    problem = "cannot be written" if is_short else f"is too long a path for Ray's sockets, which may have {most} bytes"
+    raise UserError(
+        f"{setting}: {usual} {problem}, and neither /tmp nor /var/tmp can be written instead; set RAY_TMPDIR to a "
+        f"folder of your own whose path has at most {most - len('/ray')} bytes"
+    )
 
 
 def is_jobs_address(address: str | None) -> bool:

@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 import ray
 
+from orchestrator.cluster.environment import ray_folder
+from orchestrator.errors import UserError
 from orchestrator.process import exists_here, this_process
 
 LOOK_SECONDS = 1.0
@@ -81,8 +83,11 @@ def withdraw() -> None:
                 file.unlink()
 
 
-def ray_folder() -> Path:
+def sessions_folder() -> Path:
     """Return the folder in which a Ray of our own keeps those of its sessions."""
+    with suppress(UserError):  # told where a Ray is to start
+        if (moved := ray_folder(os.environ)) is not None:
+            return moved
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
 
 
@@ -160,7 +165,7 @@ def _silence(address: str) -> str:
 
 def _signatures() -> list[Path]:
     # Once each: Ray links the newest as session_latest.
-    return sorted({file.resolve() for file in ray_folder().glob(f"session_*/{SIGNATURE}")})
+    return sorted({file.resolve() for file in sessions_folder().glob(f"session_*/{SIGNATURE}")})
 
 
 def _belongs(process: psutil.Process, sessions: Sequence[Path]) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from model.data.files.decoding import open_image, rgb
 from model.foreign import require_file
+from model.machine import usable_cores
 
 if TYPE_CHECKING:
     from model.data.split import CocoData
@@ -86,7 +87,7 @@ def prints(data: "CocoData", progress: Callable[[int], None] = lambda done: None
     paths, sizes = [data.path(index) for index in range(len(data))], data.sizes.tolist()
     found = []
     # The decoder and sha256 let other threads run.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for done, one in enumerate(pool.map(_print, paths, sizes), start=1):
             found.append(one)
             progress(done)

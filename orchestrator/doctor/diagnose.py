@@ -17,6 +17,7 @@ from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.doctor import services, together
 from orchestrator.doctor.finding import DRIVER, EVERYWHERE, Finding, Level, finding
 from orchestrator.doctor.machine import Facts, Questions, examine, existing, judge_machine
+from orchestrator.doctor.surroundings import judge_variables
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.estimate import needed_while_training
 from orchestrator.experiment.load import Experiment
@@ -51,7 +52,8 @@ def diagnose(experiments: Sequence[Experiment], site: Site, say: Say) -> list[Fi
     asked = Questions(home=site.home, splits=needs.splits, weights=needs.weights, tracking_uri=site.tracking_uri)
     say("Looking at this machine ...")
     facts = examine(asked)
-    findings = [*needs.findings, *judge_machine(DRIVER, facts), *judge_space(experiments, site.home)]
+    findings = [*needs.findings, *judge_machine(DRIVER, facts), *judge_variables(site, os.environ)]
+    findings += judge_space(experiments, site.home)
     findings += [*judge_homes(experiments, site), *judge_use(experiments, site, say)]
     findings += _judge_tracking(site, facts["mlflow"], say)
     if site.ray_address is None:

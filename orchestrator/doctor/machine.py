@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 from model.data.cache import file_sha256, own_folder
 from model.data.faults import DataError
 from model.data.layout import count_images, split_files
+from orchestrator.cluster.environment import ray_folder
 from orchestrator.cluster.gpus import VISIBLE, count_gpus, why_no_cuda
 from orchestrator.doctor.finding import Finding, Level, finding
 from orchestrator.doctor.services import ask_mlflow, judge_listeners, judge_mlflow, listeners
+from orchestrator.doctor.surroundings import judge_limits, judge_temporary, limits, temporary
 from orchestrator.doctor.versions import judge_versions, look_at_versions
+from orchestrator.errors import UserError
 
 Facts = Mapping[str, Any]
 GB, MB = 1e9, 1e6
@@ -178,12 +181,24 @@ def judge_shm(where: str, facts: Facts) -> Iterator[Finding]:
 
 def disks(home: Path) -> Facts:
     """Free space where results, parsed annotations and Ray's session lie."""
-    places = {"RNC_HOME": home, "RNC_CACHE": own_folder(), "Ray": Path(os.environ.get("RAY_TMPDIR") or "/tmp")}
+    temporary_folder = Path(tempfile.gettempdir())
+    places = {
+        "RNC_HOME": home,
+        "RNC_CACHE": own_folder(),
+        "Ray": _ray_folder() or Path(os.environ.get("RAY_TMPDIR") or temporary_folder),
+        "TMPDIR": temporary_folder,
+    }
     return {
         name: {"path": str(path), **shutil.disk_usage(existing(path))._asdict()}
         for name, path in places.items()
         if path is not None
     }
+
+
+def _ray_folder() -> Path | None:
+    with suppress(UserError):  # which is told elsewhere
+        return ray_folder(os.environ)
+    return None
 
 
 def existing(path: Path) -> Path:
@@ -305,6 +320,8 @@ def judge_weights(where: str, facts: Facts) -> Iterator[Finding]:
 CHECKS = {
     "versions": Check(lambda _: look_at_versions(), judge_versions),
     "gpus": Check(lambda _: gpus(), judge_gpus),
+    "limits": Check(lambda _: limits(), judge_limits),
+    "temporary": Check(lambda _: temporary(), judge_temporary),
     "shm": Check(lambda _: shm(), judge_shm),
     "disks": Check(lambda asked: disks(asked.home), judge_disks),
     "storage": Check(lambda asked: storage(asked.home, asked.left), judge_storage),

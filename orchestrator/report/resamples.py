@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.cache import file_sha256
+from model.machine import usable_cores
 from model.paths import inside, one_name
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
@@ -207,7 +208,7 @@ def leave_one_out(matches: "MatchTable") -> NDArray[np.float64]:
             _add(category, weights, total, np.maximum(positives[columns], 1), found[:, columns])
         return left_out, positives > 0, found
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
+    with ThreadPoolExecutor(usable_cores()) as threads:  # numpy lets go of the interpreter while it counts
         for left_out, is_present, found in threads.map(count, _categories(matches)):
             of_all = np.repeat(found[:, -1:], everything + 1, axis=1)
             of_all[:, left_out] = found
@@ -240,7 +241,7 @@ def _files(
     if missing:
         make_home(folder.parent)
         folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy lets go of the interpreter while it counts
+        with ThreadPoolExecutor(usable_cores()) as threads:  # numpy lets go of the interpreter while it counts
             list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
     return {key: of_key for key, of_key in files.items() if _exist(of_key)}
 

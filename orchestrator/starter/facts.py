@@ -1,6 +1,5 @@
 """What decides the settings of a first training: the data, this machine, and the first weights that are there."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from model.machine import usable_cores
 from orchestrator.cluster.gpus import count_gpus
 from orchestrator.errors import UserError
 from orchestrator.experiment.prepare import require_same_categories
@@ -121,7 +121,7 @@ def data_facts(root: Path) -> DataFacts:
 
 def machine_facts(site: Site, environ: Mapping[str, str]) -> Machine:
     """Look at this machine."""
-    found = Machine(num_gpus=count_gpus(), num_cores=os.cpu_count() or 1, weights=_first_weights(site, environ))
+    found = Machine(num_gpus=count_gpus(), num_cores=usable_cores(), weights=_first_weights(site, environ))
     return replace(found, weights_input=_input_of(found.weights)) if found.weights and found.is_caffe else found
 
 

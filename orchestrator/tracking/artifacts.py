@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from requests.utils import get_netrc_auth
+
 from model.data.cache import file_sha256
 from model.names import WEIGHTS
 from orchestrator import names
@@ -72,7 +74,7 @@ def upload_texts(uri: str, run_id: str, files: Mapping[str, str]) -> None:
     """Store texts as files of a run, by file name."""
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
-            (Path(folder) / name).write_text(text)
+            (Path(folder) / name).write_text(text, encoding="utf-8")
         upload(uri, run_id, [Path(folder) / name for name in files])
 
 
@@ -152,6 +154,9 @@ def _answers(what_not: str, uri: str = "") -> Iterator[None]:
 def client_of(uri: str) -> "MlflowClient":
     """Return MLflow's client of a server, for its files as well."""
     tame_mlflow()
+    if rest.is_named_key() and get_netrc_auth(uri):
+        # mlflow sends a token as a header, which requests replaces by what ~/.netrc has for the host.
+        os.environ["NETRC"] = os.devnull
     import mlflow
 
     if mlflow.__version__.startswith(("3.5.", "3.6.")):

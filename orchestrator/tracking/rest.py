@@ -113,11 +113,12 @@ def server_version(uri: str) -> str:
 
 def session(uri: str) -> requests.Session:
     """Open a session with the credentials of MLflow's own environment variables; a local server needs no proxy."""
-    http = requests.Session()
+    http = _Session()
     # requests would send it to the proxy that the environment names.
     http.trust_env = urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1")
     if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
-        http.headers["Authorization"] = f"Bearer {token}"
+        # A header alone would be replaced by what ~/.netrc has for the host.
+        http.auth = _Bearer(token)
     elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
         http.auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
@@ -125,6 +126,30 @@ def session(uri: str) -> requests.Session:
     elif certificate := os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH"):
         http.verify = certificate
     return http
+
+
+class _Session(requests.Session):
+    """A session whose own certificates count, where requests would take REQUESTS_CA_BUNDLE of the environment."""
+
+    def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        verify = self.verify if verify is None and self.verify is not True else verify
+        return super().merge_environment_settings(url, proxies, stream, verify, cert)
+
+
+class _Bearer(requests.auth.AuthBase):
+    """Shows a token."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+def is_named_key() -> bool:
+    """Say whether MLflow's own variables name a token or a user, who then counts, whatever ~/.netrc has."""
+    return any(os.environ.get(name) for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"))
 
 
 def _getter(

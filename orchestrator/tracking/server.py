@@ -36,6 +36,14 @@ NONCE_HEADER = "x-rnc-server"
 START_SECONDS = 120.0
 """It starts in 3 s; `mlflow server` took 95 s where Python had to compile all of MLflow first."""
 
+FOREIGN = ("_MLFLOW_", "MLFLOW_", "UVICORN_", "GUNICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "FLASK_")
+"""What configures another server or a client, by the beginnings of names: hosts that are let in, stores, passwords.
+
+uvicorn takes every option from UVICORN_*.
+"""
+MISLEADING = ("_MLFLOW_SERVER_", "MLFLOW_SERVER_", "UVICORN_", "GUNICORN_", "WEB_CONCURRENCY")
+"""Those of them that would have kept a server of our own from serving."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Starting:
@@ -173,9 +181,7 @@ def _command(listener: int) -> list[str]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    # Those that configure another server or client; uvicorn takes every option from UVICORN_*, too.
-    foreign = ("_MLFLOW_", "UVICORN_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_ENABLE_WORKSPACES")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return kept | {
         "_MLFLOW_SERVER_FILE_STORE": "sqlite:///mlflow.db",
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",

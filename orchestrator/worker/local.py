@@ -1,11 +1,11 @@
 """One row trained and scored in this process, without Ray and MLflow: `rnc run`, for debugging."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from model.config import METRICS
+from model.machine import usable_cores
 from orchestrator.cluster.capacity import loader_processes
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
@@ -60,7 +60,7 @@ def run_row(
             weights_file=site.weights_file(config.model.weights),
             folder=folder,
             local_batch=experiment.resources.local_batch,
-            num_loader_processes=loader_processes(resources, {"CPU": float(os.cpu_count() or 1)}),
+            num_loader_processes=loader_processes(resources, {"CPU": float(usable_cores())}),
             report=show,
             device=device,
             use_graphs=resources.cuda_graphs,

@@ -1,12 +1,31 @@
 """What the environment of a job may hold, and what it has to."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.environment import is_jobs_address, job_environment, own_token, require_cluster_settings
+from orchestrator.cluster import environment
+from orchestrator.cluster.environment import (
+    is_jobs_address,
+    job_environment,
+    overruled,
+    own_token,
+    ray_environment,
+    ray_folder,
+    require_cluster_settings,
+    set_ray_environment,
+)
 from orchestrator.errors import UserError
+
+STALE = {
+    "RAY_TRAIN_V2_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "1",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_OVERRIDE_RESOURCES": '{"CPU": 99}',
+    "RAY_REDIS_ADDRESS": "redis:6379",
+}
 
 
 def test_a_job_is_given_what_env_says_and_no_path_of_this_machine():
@@ -79,6 +98,44 @@ def test_a_ray_of_our_own_has_a_token_where_home_cannot_be_written(tmp_path: Pat
     assert re.fullmatch("[0-9a-f]{64}", nowhere["RAY_AUTH_TOKEN"])
     assert own_token({"HOME": str(home)}) != nowhere
     assert own_token({"HOME": str(home), "RAY_AUTH_TOKEN": "given"}) == {}
-    assert own_token({"HOME": str(home), "RAY_AUTH_TOKEN_PATH": "/etc/ray/token"}) == {}
+    (tmp_path / "token").write_text("given")
+    assert own_token({"HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}) == {}
     home.mkdir()
     assert own_token({"HOME": str(home)}) == {}  # Ray writes one itself, and keeps it
+    assert own_token({"HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(home / "gone")})  # Ray looks there alone
+
+
+def test_what_other_work_has_left_in_the_environment_is_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in STALE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "77")  # a wish, which stays
+    assert overruled(STALE, is_local=True) == STALE
+    joined = {name: STALE[name] for name in ("RAY_TRAIN_V2_ENABLED", "RAY_CHDIR_TO_TRIAL_DIR")}
+    assert overruled(STALE, is_local=False) == joined
+    set_ray_environment(is_local=True)
+    assert os.environ["RAY_TRAIN_V2_ENABLED"] == "1"
+    assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "77"
+    assert "RAY_OVERRIDE_RESOURCES" not in os.environ
+    assert ray_environment(is_local=False)["RAY_TRAIN_V2_ENABLED"] == "1"  # for the workers of a cluster
+    assert overruled(os.environ, is_local=True) == {}
+
+
+def test_rays_session_moves_where_the_paths_of_its_sockets_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ray_folder({"TMPDIR": "/tmp"}) is None
+    assert ray_folder({}) is None
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        moved = ray_folder({name: str(tmp_path / ("x" * 60))})
+        assert moved is not None
+        socket = f"{moved}/session_2026-11-26_22-10-49_426049_4194304/sockets/plasma_store"
+        assert len(socket) <= 107
+        assert moved.parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(environment, "short_folder", lambda most: None)
+    with pytest.raises(
+        UserError, match=r"TMPDIR: /x+/ray is too long .* set RAY_TMPDIR to a folder .* at most 39 bytes"
+    ):
+        ray_folder({"TMPDIR": "/" + "x" * 60})
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as of a read-only disk
+    with pytest.raises(UserError, match=r"RAY_TMPDIR: /tmp/ray cannot be written"):
+        ray_folder({"RAY_TMPDIR": "/tmp"})

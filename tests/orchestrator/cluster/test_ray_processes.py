@@ -25,7 +25,8 @@ Agent = Callable[[Path], psutil.Process]
 
 @pytest.fixture
 def ray_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    # Not by RAY_TMPDIR: where the path is too long for sockets, sessions lie elsewhere.
+    monkeypatch.setattr(ray_processes, "sessions_folder", lambda: tmp_path / "ray")
     return tmp_path / "ray"
 
 

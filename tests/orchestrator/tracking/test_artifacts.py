@@ -1,12 +1,15 @@
 """Files of runs on a real MLflow server: what went up comes down, or the reason why not."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.tracking import artifacts, runs
-from orchestrator.tracking.artifacts import Missing, download, upload, upload_texts
+from orchestrator.tracking.artifacts import Missing, download, list_files, upload, upload_texts
+from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import open_tracking
 
 
@@ -59,3 +62,27 @@ def test_a_file_that_comes_cut_short_is_no_file(mlflow_uri, run_id, tmp_path, mo
     monkeypatch.setattr(MlflowClient, "download_artifacts", cut)
     with pytest.raises(UserError, match=r"sent 1 of 2 bytes of config\.json; try again"):
         artifacts.download(mlflow_uri, run_id, "config.json", tmp_path)
+
+
+def test_mlflows_own_client_shows_the_named_token_and_not_the_password_of_netrc(tmp_path, monkeypatch):
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    (tmp_path / ".netrc").write_text("machine 127.0.0.2 login other password wrong\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "named")
+    with ThreadingHTTPServer(("127.0.0.2", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with pytest.raises(ServerAway):
+            list_files(f"http://127.0.0.2:{server.server_address[1]}", "0" * 32)
+        server.shutdown()
+    assert set(asked) == {"Bearer named"}

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import requests
 
 from orchestrator.errors import UserError
 from orchestrator.tracking import rest
@@ -140,3 +141,48 @@ def test_a_server_on_this_machine_is_reached_past_a_proxy(server, monkeypatch):
 def test_an_address_that_is_none_is_an_error():
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
         rest.post("http://[", "runs/search", {})
+
+
+@pytest.fixture
+def netrc(tmp_path, monkeypatch) -> str:
+    """The address of a host for which ~/.netrc has a password; not localhost, whose sessions ignore the environment."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.2 login other password wrong\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    return "http://127.0.0.2"
+
+
+def shown(uri: str) -> str | None:
+    """The key that a session shows."""
+    with rest.session(uri) as http:
+        return http.prepare_request(requests.Request("GET", uri)).headers.get("Authorization")
+
+
+def test_a_named_token_wins_over_netrc_which_counts_where_none_is_named(netrc, monkeypatch):
+    assert shown(netrc) == "Basic b3RoZXI6d3Jvbmc="  # other:wrong, in base64
+    assert shown("http://127.0.0.1") is None
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "right")
+    assert shown(netrc) == "Basic bWU6cmlnaHQ="  # me:right
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "named")
+    assert shown(netrc) == "Bearer named"
+
+
+def test_proxies_of_the_environment_serve_remote_servers_alone(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.uri)
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "named")
+    assert rest.post("http://mlflow.example", "runs/search", {}) == {"ok": True}
+    assert server.asked == [("http://mlflow.example/api/2.0/mlflow/runs/search", "Bearer named")]
+    rest.post(server.uri, "runs/search", {})
+    assert server.asked[1:] == [("/api/2.0/mlflow/runs/search", "Bearer named")]
+
+
+def test_certificates_named_for_mlflow_win_over_those_of_requests(monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/other.pem")
+    for setting, expected in ((None, "/etc/other.pem"), ("/etc/mlflow.pem", "/etc/mlflow.pem")):
+        if setting:
+            monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", setting)
+        with rest.session("https://mlflow.example") as http:
+            assert http.merge_environment_settings("https://mlflow.example", {}, None, None, None)["verify"] == expected

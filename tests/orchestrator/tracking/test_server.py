@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.errors import UserError
@@ -242,3 +243,33 @@ def test_a_home_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"RNC_HOME: cannot write to .*/file/home/mlflow \(Not a directory\)"):
         tracking_server(Site(home=tmp_path / "file" / "home"))
+
+
+STALE = {
+    "MLFLOW_SERVER_ALLOWED_HOSTS": "mlflow.example",
+    "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "true",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NoSuchPool",
+    "MLFLOW_TRACKING_URI": "http://mlflow.example",
+    "_MLFLOW_SERVER_FILE_STORE": "sqlite:////nowhere/mlflow.db",
+    "FLASK_DEBUG": "1",
+    "GUNICORN_CMD_ARGS": "--bad",
+    "UVICORN_PORT": "1",
+    "WEB_CONCURRENCY": "3",
+}
+
+
+@pytest.mark.slow
+def test_what_a_shell_has_for_other_servers_is_none_of_ours(tmp_path, monkeypatch):
+    for name, value in STALE.items():
+        monkeypatch.setenv(name, value)
+    site = Site(home=tmp_path)
+    uri = tracking_server(site)
+    try:
+        assert rest.post(uri, "experiments/search", {"max_results": 1})["experiments"]
+        assert not psutil.Process(state(site)["pid"]).children(recursive=True)
+        with rest.session(uri) as http:
+            # MLflow's guard against names that lead to this machine, which the shell has switched off.
+            foreign = http.get(f"{uri}/api/2.0/mlflow/experiments/search", headers={"Host": "evil.example"})
+        assert foreign.status_code == 403
+    finally:
+        stop_server(site)
