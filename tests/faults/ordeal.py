@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import psutil
 
 from orchestrator.site import Site
 from orchestrator.tracking.server import stop_server
 from tests.faults import processes
-from tests.faults.cells import ENDS_SUBMIT, Cell, Fault
+from tests.faults.cells import ENDS_SUBMIT, MOMENTS, Cell, Fault, Moment
 from tests.faults.processes import Processes
 from tests.faults.records import Record, differences, read_record
 from tests.faults.traces import Traces
@@ -85,9 +85,11 @@ class Blow:
     """One fault that was delivered, and what came of it."""
 
     fault: Fault
-    moment: str
+    moment: Moment | Literal["random"]
     time: float
     """Seconds since 1970."""
+    struck: Traces | None = None
+    """The training that was struck; None where it was any of them, or all."""
     ended_s: float | None = None
     """After so many seconds the submit ended; None where it went on."""
     restarted: float | None = None
@@ -264,14 +266,11 @@ class Ordeal:
                 last.notes.append(f"the submit hung for {NOTICE_SECONDS:.0f} s")
                 self._driver.kill()
             time.sleep(LOOK_SECONDS)
-        last = self._lethal()
-        if last is not None:
+        if (last := self._lethal()) is not None:
             last.ended_s = time.time() - last.time
-        elif code == 0:
-            for blow in self.blows[-1:]:
-                if blow.recovered_s is None:  # what was struck had nothing left to do
-                    blow.recovered_s = time.time() - (blow.restarted or blow.time)
-                    blow.notes.append("to the end of the submit")
+        if code == 0 and self.blows and self.blows[-1].recovered_s is None:  # what was struck had nothing left to do
+            self.blows[-1].recovered_s = time.time() - (self.blows[-1].restarted or self.blows[-1].time)
+            self.blows[-1].notes.append("to the end of the submit")
         for helper in self._helpers:
             helper.wait()
         self._helpers.clear()
@@ -310,19 +309,26 @@ class Ordeal:
             first = psutil.Process(traces.first_worker)
             with processes.paused(first) as is_paused:
                 if is_paused and traces.holds(cell.moment) and self._strike(cell.fault, cell.moment, None, first):
+                    self.blows[-1].struck = traces
                     return True
         self.misses += 1
         return False
 
     def _strike(
-        self, fault: Fault, moment: str, rng: random.Random | None, first: psutil.Process | None = None
+        self,
+        fault: Fault,
+        moment: Moment | Literal["random"],
+        rng: random.Random | None,
+        first: psutil.Process | None = None,
     ) -> bool:
         """Kill one process of a kind, and say whether there was one."""
         assert self._driver is not None
         driver = psutil.Process(self._driver.pid)
         number = signal.SIGKILL
         if fault == "interruption":
-            number = (signal.SIGINT, signal.SIGTERM)[len(self.blows) % 2 if rng is None else rng.randrange(2)]
+            number = (signal.SIGINT, signal.SIGTERM)[
+                rng.randrange(2) if rng else [*MOMENTS, "random"].index(moment) % 2
+            ]
         if fault in ("driver", "interruption"):
             victims = [driver]
         elif fault == "worker":
