@@ -51,7 +51,9 @@ class Traces:
                 step = max((metric.step for line in self.journal for metric in line), default=0)
                 # In the second epoch or later, so that there is a checkpoint to go back to.
                 in_epoch = step > self.steps_per_epoch and step % self.steps_per_epoch > 1
-                return in_epoch and self._has_updated(start) and not self._is_saving(start)
+                # What was lost is made again, of which the journal holds the points already.
+                is_again = _started(start).epoch > 0 and isinstance(self._last(), Again)
+                return ((in_epoch and self._has_updated(start)) or is_again) and not self._is_saving(start)
             case "saving":
                 return self._is_saving(start)
             case "uploading":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.worker.training_log import End, Scoring, log_start, write_event
+from orchestrator.worker.training_log import Again, End, Scoring, log_start, write_event
 from tests.faults.__main__ import ATTEMPTS
 from tests.faults.cells import FAULTS, JOURNEYS, MATRIX, MOMENTS, Cell
 from tests.faults.ordeal import STEPS_PER_EPOCH, Bench, Missed, Ordeal, Result
@@ -99,6 +99,9 @@ def test_the_moments_of_a_training_follow_each_other_in_its_files(tmp_path: Path
     time.sleep(0.01)
     log_start(tmp_path, 2, 3, 3)
     assert not traces.goes_on_since(time.time() - 60, anew=True)  # it has started, and not yet come further
+    time.sleep(0.01)
+    write_event(tmp_path, Again(num_images=20))
+    assert now() == ["training"]
 
 
 def point(folder: Path, step: int) -> None:
