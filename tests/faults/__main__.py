@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.faults.cells import FAULTS, MATRIX, Cell, Fault
@@ -57,6 +58,8 @@ def run_matrix(bench: Bench, cells: Sequence[Cell], table: Path | None) -> int:
         lines.append(line)
         failed += not is_well
         print(line, flush=True)
+        if table is not None:
+            table.write_text("\n".join([*lines, ""]))  # after each, as a run takes half an hour and may be stopped
     minutes = (time.monotonic() - began) / 60
     summary = f"{len(cells) - failed} of {len(cells)} cells end with the weights and metrics of an undisturbed run."
     print(f"\n{summary} {minutes:.0f} min.", flush=True)
@@ -101,30 +104,29 @@ def row(cell: Cell, result: Result | None, remarks: Sequence[str]) -> str:
 
 
 def soak(bench: Bench, seed: int, kills: int, seconds: float) -> int:
-    """Kill at random until there were so many kills or seconds, print what came of it, and return how many failed."""
+    """Kill at random until there were so many kills or seconds, print what came of it, and return how many failed.
+
+    Ctrl-C leaves out the suite that is under way, and prints what came of the others.
+    """
     print(f"random kills, seed {seed}", flush=True)
     blows: list[Blow] = []
     failed, suites, submits, began = 0, 0, 0, time.monotonic()
-    while len(blows) < kills and time.monotonic() - began < seconds:
-        rng = random.Random(f"{seed} {suites}")
-        ordeal = Ordeal(bench, f"soak-{suites}")
-        wanted = min(rng.randint(2, 8), kills - len(blows))
-        try:
-            result = ordeal.run_random(rng, FAULTS, wanted)
-            wrong = result.wrong
-        except Exception as error:  # the others are still run
-            wrong = (f"{type(error).__name__}: {error}",)
-        suites, submits = suites + 1, submits + ordeal.submits
-        blows += ordeal.blows
-        print(
-            f"suite {suites - 1}: {len(ordeal.blows)} kills, {ordeal.submits} submits: {'; '.join(wrong) or 'well'}",
-            flush=True,
-        )
-        if wrong:
-            failed += 1
-            print(f"  {', '.join(blow.fault for blow in ordeal.blows)}; kept: {ordeal.folder}", flush=True)
-        else:
-            ordeal.remove()
+    with suppress(KeyboardInterrupt):
+        while len(blows) < kills and time.monotonic() - began < seconds:
+            rng = random.Random(f"{seed} {suites}")
+            ordeal = Ordeal(bench, f"soak-{suites}")
+            try:
+                wrong = ordeal.run_random(rng, FAULTS, min(rng.randint(2, 8), kills - len(blows))).wrong
+            except Exception as error:  # the others are still run
+                wrong = (f"{type(error).__name__}: {error}",)
+            suites, submits = suites + 1, submits + ordeal.submits
+            blows += ordeal.blows
+            struck = ", ".join(blow.fault for blow in ordeal.blows)
+            ending = f"NOT WELL: {'; '.join(wrong)}; kept: {ordeal.folder}" if wrong else "well"
+            print(f"suite {suites - 1}: {struck or 'no kill'}; {ordeal.submits} submits; {ending}", flush=True)
+            failed += bool(wrong)
+            if not wrong:
+                ordeal.remove()
     print(summary(seed, blows, suites, submits, failed, time.monotonic() - began), flush=True)
     return failed
 
