@@ -46,5 +46,5 @@ JOURNEYS: tuple[tuple[Cell, ...], ...] = (
 )
 """Twelve cells with every fault and every moment among them, those of a journey on one and the same suite.
 
-Raylet and GCS come last, as workers who lose them go on for 10 s and more, in which this suite is complete.
+Raylet and GCS come last: workers go on without them until their driver ends, by when this suite may be complete.
 """
