@@ -11,12 +11,18 @@ COMPILE := $(UV) pip compile --universal --generate-hashes --no-annotate --pytho
 # Two processes; half of the tests wait for processes of their own. tests/conftest.py says what runs beside what.
 PYTEST := $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Of `make soak`: random kills after the matrix, the most minutes for them, their seed (0 draws one), a file for the table.
+KILLS := 0
+MINUTES := 1000
+SEED := 0
+TABLE :=
+
 # Bytecode makes MLflow and Ray start three to ten times faster.
 unexport PYTHONDONTWRITEBYTECODE
 # A third of all sources: tests, and parts that a training does not import. Python compiles them when it meets them.
 UNCOMPILED := /(tests?|_inductor|databricks|fontTools|llm|mypyc?|networkx|pip|rllib|serve|sklearn)/
 
-.PHONY: help setup demo test test-public test-deploy check bench bench-scale ui lock clean
+.PHONY: help setup demo test test-public test-deploy check soak bench bench-scale ui lock clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -40,6 +46,9 @@ check: $(READY)  ## Format, lint, types and the fast tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PYTEST) -m "not slow" -q --ignore tests/deploy
+
+soak: $(READY)  ## Kill the parts of tiny suites in all 40 ways, then KILLS times at random (KILLS=100 SEED=7 MINUTES=60)
+	$(PYTHON) -m tests.faults --kills $(KILLS) --minutes $(MINUTES) --seed $(SEED) --table "$(TABLE)"
 
 bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (20 minutes)
 	$(PYTHON) experiments/benchmarks/train_step.py

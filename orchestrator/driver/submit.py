@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -182,6 +182,8 @@ def _run(suite: Suite, say: Say, bounds: Bounds, before: Stops, tell: Tell) -> t
             say(_to_do(plan, part))
             _prepare(part.plan, suite, say)
             if not has_begun:
+                # Ray prints that a worker died to the standard output, which is for the tables alone.
+                stack.enter_context(redirect_stdout(sys.stderr))
                 stack.enter_context(_ray(suite.site, say))
             has_begun = True
             tell(_work(suite, bounds))

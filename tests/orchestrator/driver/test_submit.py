@@ -252,6 +252,21 @@ def test_seeds_are_added_to_open_rows_until_they_are_decided_or_have_them_all(cl
     assert any(note.startswith("Seeds are added until decided, 2 to 4: 3 looks so far") for note in notes)
 
 
+def test_what_ray_prints_of_a_dead_worker_is_kept_out_of_the_standard_output(
+    cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = cluster(None, BASE)
+
+    def launch(*arguments: Any) -> Any:
+        print("(raylet) A worker died")
+        return fake.launch(*arguments)
+
+    monkeypatch.setattr(module, "_launch", launch)
+    assert submit(fake.suite, lambda _: None).exit_code == 0
+    captured = capsys.readouterr()
+    assert (captured.out, "A worker died" in captured.err) == ("", True)
+
+
 def test_a_finished_suite_is_not_measured_to_add_seeds_that_no_row_may_have(
     cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
