@@ -148,6 +148,7 @@ LINE = ["id", "name", "FINISHED", 1, 2, {"kind": "training"}, {}, {"loss": math.
         json.dumps(LINE) + "\n",  # cut before the number
         json.dumps(LINE) + "\n2\n",  # a line is missing
         json.dumps(LINE)[:-20],
+        json.dumps([*LINE[:5], "no tags", *LINE[6:]]) + "\n1\n",
         json.dumps(LINE[:-1]) + "\n1\n",
         "",
     ],
