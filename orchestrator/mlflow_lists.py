@@ -85,7 +85,17 @@ def _lines(engine: sqlalchemy.Engine, experiment_id: int, since: int | None) -> 
         for one in some:
             tags, params = (values.get(one.run_uuid, {}) for values in told)
             latest, times = metrics.get(one.run_uuid, ({}, 0))
-            line = [*one[:3], one.start_time or 0, one.end_time or 0, tags, params, latest, times]
+            line = [
+                one.run_uuid,
+                one.name,
+                one.status or "",
+                one.start_time or 0,
+                one.end_time or 0,
+                tags,
+                params,
+                latest,
+                times,
+            ]
             lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
         yield "".join(lines).encode()  # together, as each piece goes to another thread and back
     yield json.dumps(len(runs)).encode() + b"\n"
@@ -97,7 +107,7 @@ def _values(connection: sqlalchemy.Connection, table: Any, run_ids: Sequence[str
     asked = sqlalchemy.select(column.run_uuid, column.key, column.value).where(column.run_uuid.in_(run_ids))
     found: dict[str, dict[str, str]] = {}
     for run_id, key, value in connection.execute(asked).all():
-        found.setdefault(run_id, {})[key] = value
+        found.setdefault(run_id, {})[key] = value or ""  # a NULL that somebody has put there
     return found
 
 
@@ -109,7 +119,7 @@ def _metrics(connection: sqlalchemy.Connection, run_ids: Sequence[str]) -> dict[
     asked = sqlalchemy.select(*columns).where(column.run_uuid.in_(run_ids))
     for run_id, key, value, timestamp, is_nan in connection.execute(asked).all():
         values, newest = found.get(run_id, ({}, 0))
-        values[key] = math.nan if is_nan else value
+        values[key] = math.nan if is_nan or value is None else value
         found[run_id] = values, max(newest, timestamp or 0)
     return found
 

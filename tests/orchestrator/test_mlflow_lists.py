@@ -11,8 +11,8 @@ import requests
 
 from orchestrator import names
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.tracking import listing
 from orchestrator.tracking.artifacts import check_files, upload_texts
+from orchestrator.tracking.reading import listing
 from orchestrator.tracking.runs import (
     Tracking,
     create_run,
@@ -148,6 +148,7 @@ LINE = ["id", "name", "FINISHED", 1, 2, {"kind": "training"}, {}, {"loss": math.
         json.dumps(LINE) + "\n",  # cut before the number
         json.dumps(LINE) + "\n2\n",  # a line is missing
         json.dumps(LINE)[:-20],
+        json.dumps([*LINE[:5], "no tags", *LINE[6:]]) + "\n1\n",
         json.dumps(LINE[:-1]) + "\n1\n",
         "",
     ],

@@ -12,6 +12,7 @@ from model.settings import misspelt, read_settings, suggestion
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import CLAIMS, Experiment, load_experiment, load_experiments
+from orchestrator.experiment.search import MOST_ROWS_EVER
 from orchestrator.report.claims.boxes import CONDITIONS
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.strict_yaml import read_yaml
@@ -212,8 +213,8 @@ def _tables(path: Path, more: Iterable[str]) -> list[Experiment]:
     beside = [file for file in path.parent.glob("*.yaml") if file.name != CLAIMS and not file.name.startswith("_")]
     return [
         # A file of claims may lie beside something else than experiments, as a user's own does.
-        *(load_experiments([path.parent]) if path.name == CLAIMS and beside else []),
-        *(load_experiment(Path(normpath(path.parent / name))) for name in more),
+        *(load_experiments([path.parent], most_rows=MOST_ROWS_EVER) if path.name == CLAIMS and beside else []),
+        *(load_experiment(Path(normpath(path.parent / name)), most_rows=MOST_ROWS_EVER) for name in more),
     ]
 
 

@@ -16,6 +16,8 @@ from orchestrator.tracking.rest import CONNECT_SECONDS, READ_SECONDS, session
 Line = tuple[str, str | None, str, int, int, dict[str, str], dict[str, str], dict[str, float], int]
 """Of a run: its id, name, status, start and end in milliseconds since 1970, tags, params, latest metrics, and when the
 newest of these arrived."""
+FILES_OF_RUNS = 1000
+"""Runs whose files are asked for at once: on a busy machine more take longer than an answer is waited for."""
 _unable: set[str] = set()
 """Servers that do not know the questions."""
 
@@ -51,14 +53,22 @@ def listed_runs(uri: str, experiment_id: str, since: int | None = None) -> list[
                     # The number of lines stands last: what was cut short is not taken for the whole.
                     return lines if line == len(lines) else None
                 lines.append(_shared(line, shared))
-    except (requests.RequestException, ValueError):  # MLflow's API says what is wrong
+    except (requests.RequestException, ValueError, TypeError, AttributeError):  # MLflow's API says what is wrong
         return None
     return None
 
 
 def listed_files(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, dict[str, int]]]:
     """Return, by run and folder, the sizes of the files in it, by path; what the server cannot tell is left out."""
-    if uri in _unable or not folders:
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    run_ids = list(folders)
+    for first in range(0, len(run_ids), FILES_OF_RUNS):
+        found |= _sizes(uri, {run_id: folders[run_id] for run_id in run_ids[first : first + FILES_OF_RUNS]})
+    return found
+
+
+def _sizes(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, dict[str, int]]]:
+    if uri in _unable:
         return {}
     try:
         with (
@@ -71,9 +81,11 @@ def listed_files(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, di
         ):
             if not _is_ours(uri, answer, "application/json"):
                 return {}
-            found: dict[str, dict[str, dict[str, int]]] = answer.json()
-            return found
-    except (requests.RequestException, ValueError):
+            told = answer.json()
+            return {
+                run_id: told[run_id] for run_id, of_run in folders.items() if set(told.get(run_id, ())) == {*of_run}
+            }
+    except (requests.RequestException, ValueError, TypeError, AttributeError):
         return {}
 
 

@@ -1,5 +1,6 @@
 """The runs of a suite as they are now: read as a whole once, and then only what runs, began or ended since."""
 
+import threading
 import time
 
 from orchestrator.experiment.plan import Ledger, Record
@@ -23,6 +24,7 @@ class LiveRuns:
         self._records: dict[str, tuple[Run, Record]] = {}
         self._asked = 0
         self._whole_again = 0.0
+        self._lock = threading.Lock()  # the last look of a submit may meet one that is late
 
     def ledger(self, tracking: Tracking) -> Ledger:
         """Return what the runs hold by now; see `look`."""
@@ -34,15 +36,16 @@ class LiveRuns:
         Raises:
             UserError: the server does not answer; the next look goes on from the last that was answered.
         """
-        began, asked = time.monotonic(), now()
-        if tracking != self._tracking or began > self._whole_again or not self._follow(tracking):
-            self._runs = {run.run_id: run for run in read_runs(tracking)}
-            self._tracking = tracking
-            ended = time.monotonic()
-            self._whole_again = ended + (ended - began) / WHOLE_SHARE
-            self._records.clear()
-        self._asked = asked
-        return sorted(self._runs.values(), key=lambda run: (-run.start_time, run.run_id))
+        with self._lock:
+            began, asked = time.monotonic(), now()
+            if tracking != self._tracking or began > self._whole_again or not self._follow(tracking):
+                self._runs = {run.run_id: run for run in read_runs(tracking)}
+                self._tracking = tracking
+                ended = time.monotonic()
+                self._whole_again = ended + (ended - began) / WHOLE_SHARE
+                self._records.clear()
+            self._asked = asked
+            return sorted(self._runs.values(), key=lambda run: (-run.start_time, run.run_id))
 
     def _follow(self, tracking: Tracking) -> bool:
         """Take in what changed, and say whether that is all: a run that went on and is gone was deleted, or is hidden
