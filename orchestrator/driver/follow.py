@@ -16,7 +16,7 @@ from orchestrator.driver.live import Show
 from orchestrator.errors import UserError, free_of, is_full
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
-from orchestrator.tracking.live_runs import LiveRuns
+from orchestrator.tracking.reading.live_runs import LiveRuns
 from orchestrator.tracking.rest import DiskFull, retried
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done

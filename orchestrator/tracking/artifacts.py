@@ -16,7 +16,8 @@ from orchestrator import names
 from orchestrator.addresses import without_secrets
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.tracking import listing, rest
+from orchestrator.tracking import rest
+from orchestrator.tracking.reading import listing
 from orchestrator.tracking.rest import DiskFull, ServerAway, full_disk
 from orchestrator.tracking.runs import Run, get_run, write
 

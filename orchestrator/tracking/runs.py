@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
-from orchestrator.tracking import listing, rest
+from orchestrator.tracking import rest
 from orchestrator.tracking.edits.experiments import find_experiment
+from orchestrator.tracking.reading import listing
 from orchestrator.tracking.recorder import Metric, Target
 
 if TYPE_CHECKING:

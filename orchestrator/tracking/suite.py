@@ -10,7 +10,7 @@ from orchestrator.experiment.plan import Ledger, Plan, gather, lacking
 from orchestrator.experiment.seeds import Asked, grown
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import check_files
-from orchestrator.tracking.live_runs import LiveRuns
+from orchestrator.tracking.reading.live_runs import LiveRuns
 from orchestrator.tracking.records import ledger_of
 from orchestrator.tracking.runs import Run, Tracking, open_tracking, read_runs
 from orchestrator.tracking.server import existing_tracking_server, tracking_server

@@ -11,8 +11,8 @@ import requests
 
 from orchestrator import names
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.tracking import listing
 from orchestrator.tracking.artifacts import check_files, upload_texts
+from orchestrator.tracking.reading import listing
 from orchestrator.tracking.runs import (
     Tracking,
     create_run,

@@ -3,8 +3,8 @@
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.tracking import live_runs
-from orchestrator.tracking.live_runs import MARGIN_MS, LiveRuns
+from orchestrator.tracking.reading import live_runs
+from orchestrator.tracking.reading.live_runs import MARGIN_MS, LiveRuns
 from orchestrator.tracking.runs import Run, Tracking
 
 SUITE = Tracking(uri="http://nowhere", suite="any", experiment_id="1")
