@@ -8,7 +8,7 @@ from model.settings import suggestion
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.tracking import rest
-from orchestrator.tracking.experiments import all_suites, quoted
+from orchestrator.tracking.edits.experiments import all_suites, quoted
 from orchestrator.tracking.records import read_record
 from orchestrator.tracking.runs import Run, get_run, read_place, search_runs
 

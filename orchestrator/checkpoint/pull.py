@@ -26,7 +26,7 @@ from orchestrator.homes import make_home
 from orchestrator.report import views
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Missing, Progress, download
-from orchestrator.tracking.experiments import quoted
+from orchestrator.tracking.edits.experiments import quoted
 from orchestrator.tracking.records import read_inference, read_record
 from orchestrator.tracking.runs import Run, search_runs
 from orchestrator.tracking.server import existing_tracking_server

@@ -23,7 +23,7 @@ from orchestrator.checkpoint.pull import Provenance, fetch, training_of
 from orchestrator.errors import Say, UserError
 from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import client_of, tame_mlflow
-from orchestrator.tracking.experiments import quoted
+from orchestrator.tracking.edits.experiments import quoted
 from orchestrator.tracking.suite import Suite
 
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "pyarrow", "safetensors", "torch", "torchvision")

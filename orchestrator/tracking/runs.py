@@ -20,7 +20,7 @@ from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
 from orchestrator.tracking import rest
-from orchestrator.tracking.experiments import find_experiment
+from orchestrator.tracking.edits.experiments import find_experiment
 from orchestrator.tracking.reading import listing
 from orchestrator.tracking.recorder import Metric, Target
 

@@ -16,7 +16,7 @@ from orchestrator.cluster.checkpoints import examine
 from orchestrator.driver.lock import looks_alive
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.plan import Evaluation, Plan, Record
-from orchestrator.tracking.damage import doubts, find_damage
+from orchestrator.tracking.edits.damage import doubts, find_damage
 from orchestrator.tracking.ledger import card_of, end_run, finish_training
 from orchestrator.tracking.recorder import num_lacking, replay
 from orchestrator.tracking.rest import ServerAway

@@ -1,1 +1,1 @@
-"""Reads suites of thousands of runs: all of them in one answer of our own server, and then what changes."""
+"""Reads the runs of large suites: all of them in one answer, and then only what changes."""

@@ -8,8 +8,8 @@ from orchestrator.checkpoint.find import Query, find
 from orchestrator.errors import UserError
 from orchestrator.experiment.rows import Row
 from orchestrator.tracking import rest
-from orchestrator.tracking.damage import doubts
-from orchestrator.tracking.experiments import all_suites, find_experiment
+from orchestrator.tracking.edits.damage import doubts
+from orchestrator.tracking.edits.experiments import all_suites, find_experiment
 from orchestrator.tracking.runs import create_run, open_tracking, pairs, read_runs
 from tests.orchestrator.ledgers import experiment, record, suite_of
 

@@ -22,7 +22,7 @@ from orchestrator.experiment.plan import Plan, evaluation_key, train_key
 from orchestrator.names import Kind
 from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import download
-from orchestrator.tracking.experiments import others_of
+from orchestrator.tracking.edits.experiments import others_of
 from orchestrator.tracking.ledger import end_run
 from orchestrator.tracking.records import by_key, damage_of, place_tags, read_inference, read_record, training_name
 from orchestrator.tracking.rest import ServerAway
