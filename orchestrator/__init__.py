@@ -22,7 +22,7 @@ def _find_model() -> None:
 
     there = sys.modules.get("model") or importlib.util.find_spec("model")
     file = getattr(there, "__file__", None) or getattr(there, "origin", None)
-    if file and os.path.samefile(os.path.dirname(file), os.path.join(_ROOT, "model")):
+    if file and os.path.realpath(os.path.dirname(file)) == os.path.realpath(os.path.join(_ROOT, "model")):
         return
     if "model" in sys.modules:
         raise ImportError(f"another package called model is imported already, from {file}; import orchestrator first")

@@ -88,7 +88,7 @@ def _require_ray(host: str, port: int, named: str) -> None:
     """Refuse what is no head of a cluster, such as the port of a dashboard, or of a raylet."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return  # who has the certificates is Ray itself
-    import grpc
+    import grpc  # type: ignore[import-untyped]
 
     target = f"ipv6:[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # As Ray has it: a proxy of the environment is none for clusters.

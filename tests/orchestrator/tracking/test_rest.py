@@ -153,7 +153,7 @@ def netrc(tmp_path, monkeypatch) -> str:
     return "http://127.0.0.2"
 
 
-def shown(uri: str) -> str | None:
+def shown(uri: str) -> str | bytes | None:
     """The key that a session shows."""
     with rest.session(uri) as http:
         return http.prepare_request(requests.Request("GET", uri)).headers.get("Authorization")
