@@ -64,7 +64,7 @@ def _start_own(quiet: dict[str, Any]) -> None:
             _temp_dir=None if folder is None else str(folder),
             **quiet,
         )
-    except (OSError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # of Ray's own classes, and plain ones, as where a node times out while it starts
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"Ray does not start on this machine ({why}); `rnc doctor` says what may keep it from it, and its logs are "
