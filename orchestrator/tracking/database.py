@@ -74,5 +74,5 @@ def damaged_database(uri: str) -> str:
     return (
         f"MLflow at {uri} cannot read its database, which is damaged; bring it back from a backup. The own one of an "
         f"RNC_HOME is mlflow/{FILE} there: `rnc ui --stop`, then move it away, and the next `rnc submit` records "
-        "everything again from the checkpoints in RNC_HOME/storage, and trains only what has none there"
+        "everything again from the checkpoints in RNC_HOME/ray, and trains only what has none there"
     )

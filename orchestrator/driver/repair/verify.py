@@ -18,7 +18,8 @@ from model.names import CARD, RESUME
 from model.network.checkpoint import damages
 from orchestrator import names
 from orchestrator.cluster.checkpoints import FILES, committed, epoch_of, examine
-from orchestrator.driver.repair.defects import Defect, looks_alive, lost_evaluation, lost_training, titles_of
+from orchestrator.driver.lock import looks_alive
+from orchestrator.driver.repair.defects import Defect, lost_evaluation, lost_training, titles_of
 from orchestrator.errors import UserError
 from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import Missing, Progress, digests, download

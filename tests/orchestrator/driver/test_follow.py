@@ -13,6 +13,7 @@ from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.experiment.rows import Row
 from orchestrator.tracking import runs
 from orchestrator.tracking.ledger import begin_training, read_ledger
+from orchestrator.tracking.reading.live_runs import LiveRuns
 from orchestrator.tracking.rest import DiskFull
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import Status, TrainingTask
@@ -82,7 +83,7 @@ def test_while_a_disk_is_full_that_is_what_is_shown(tmp_path: Path, monkeypatch:
     def refuse(*_: object) -> Ledger:
         raise DiskFull("x/mlflow: the disk is full (4 KB of 8 GB are free)")
 
-    monkeypatch.setattr(follow.LiveRuns, "ledger", refuse)
+    monkeypatch.setattr(LiveRuns, "ledger", refuse)
     shown: list[Status] = []
     task = task_of("http://127.0.0.1:9", tmp_path)
     away = Tracking(uri="http://127.0.0.1:9", suite="follow-full", experiment_id="1")
@@ -90,7 +91,7 @@ def test_while_a_disk_is_full_that_is_what_is_shown(tmp_path: Path, monkeypatch:
     follower._progress[task.train_run.key].state = "starting"
     follower.draw()
     assert shown[-1].note == "x/mlflow: the disk is full (4 KB of 8 GB are free); nothing is lost meanwhile"
-    monkeypatch.setattr(follow.LiveRuns, "ledger", lambda *_: Ledger())
+    monkeypatch.setattr(LiveRuns, "ledger", lambda *_: Ledger())
     monkeypatch.setattr(follow, "prune_asked", lambda _: None)
     monkeypatch.setattr(follow, "is_full", lambda _: True)
     monkeypatch.setattr(follow, "free_of", lambda _: "0 bytes of 8 GB are free")
