@@ -7,6 +7,7 @@ written again with what is left.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -171,7 +172,7 @@ def _why_unfit(checkpoint: Path, config: TrainConfig | None) -> str:
     epoch = epoch_of(checkpoint.name)
     try:
         # Nothing goes on from the last one; it is scored.
-        damage = next(damages(checkpoint, with_resume=config is None or epoch < config.schedule.epochs), None)
+        damage = next(damages(checkpoint, with_resume=epoch < _num_epochs(checkpoint, config)), None)
     except OSError as error:
         raise UserError(_cannot_read(checkpoint, error)) from error
     except ValueError as error:
@@ -189,6 +190,16 @@ def _why_unfit(checkpoint: Path, config: TrainConfig | None) -> str:
             )
         return f"{checkpoint.name}/{CARD} is of another training ({first_difference(card.config, config)})"
     return ""
+
+
+def _num_epochs(checkpoint: Path, config: TrainConfig | None) -> float:
+    """Return after how many epochs a training ends; where its config is not known, its card says so."""
+    if config is None:
+        try:
+            config = read_card(checkpoint).config
+        except ValueError:  # damage, which is found next
+            return math.inf
+    return config.schedule.epochs
 
 
 def _cannot_read(path: Path, error: OSError) -> str:

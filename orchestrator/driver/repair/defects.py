@@ -64,7 +64,7 @@ def mend(suite: Suite, defects: Sequence[Defect], say: Say, *, dry_run: bool = F
                 defect.mend()
             except ServerAway:
                 raise
-            except UserError as error:  # of one training, which does not stop the others
+            except (UserError, OSError) as error:  # of one training, which does not stop the others
                 text, can_be_mended = f"{text}; this did not work: {error}", False
         say(text)
         number += can_be_mended

@@ -147,15 +147,24 @@ def _artifacts(
     suite: Suite, tracking: Tracking, run: Run, titles: Mapping[str, str], count: _Count
 ) -> Iterator[Defect]:
     """Read the files of a finished run that were recorded with it."""
-    signed, damaged = digests(run), {}
+    title, signed, damaged = titles.get(run.key, f"{run.kind} {run.key}"), digests(run), {}
     # Of weights that were freed the digests stay; the sizes say which files there should be.
     further = [path for path in signed if path.partition("/")[0] in (names.CLASSES, names.LAB)]
     for path in dict.fromkeys([*run.files, *further]):
-        if why := _damage(tracking.uri, run, path, signed.get(path), count):
+        try:
+            why = _damage(tracking.uri, run, path, signed.get(path), count)
+        except UserError as error:
+            get_run(tracking.uri, run.run_id)  # if the server is away, this says so
+            count.add(0)
+            # Nothing is thrown away for it: the disk of TMPDIR may be full, and the file sound.
+            text = f"{title}: its {path} is not given whole ({error}); mend the server's files, or the disk of TMPDIR"
+            yield Defect(key=run.key, text=text, mend=None)
+            continue
+        if why:
             damaged[path] = why
     lab = f"{names.LAB}/{names.LAB_FILE}"
     if why := damaged.pop(lab, ""):
-        text = f"{titles.get(run.key, run.key)}: {lab} {why} in MLflow: to be made again when it is next scored"
+        text = f"{title}: {lab} {why} in MLflow: to be made again when it is next scored"
         yield Defect(key=run.key, text=text, mend=partial(delete_tag, tracking.uri, run.run_id, names.LAB_SHA256))
     if damaged:
         note = f"its {' and '.join(f'{path} {why}' for path, why in damaged.items())}"
@@ -167,17 +176,17 @@ def _artifacts(
 
 
 def _damage(uri: str, run: Run, path: str, digest: str | None, count: _Count) -> str:
-    """Fetch an artifact and say how it differs from what was recorded; empty where it does not."""
+    """Fetch an artifact and say how it differs from what was recorded; empty where it does not.
+
+    Raises:
+        UserError: it does not arrive, or not whole.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         try:
             file = download(uri, run.run_id, path, Path(scratch))
         except Missing:
             count.add(0)
             return "is missing"
-        except UserError as error:
-            get_run(uri, run.run_id)  # if the server is away, this says so
-            count.add(0)
-            return f"is not given whole ({error})"
         size = file.stat().st_size
         count.add(size, is_signed=digest is not None)
         if size != run.files.get(path, size):

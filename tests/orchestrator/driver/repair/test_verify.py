@@ -12,7 +12,7 @@ from orchestrator import names
 from orchestrator.api import OpenSuite
 from orchestrator.cli import suites as verbs
 from orchestrator.cli.main import cli
-from orchestrator.driver.repair.defects import find_defects, mend, repair
+from orchestrator.driver.repair.defects import Defect, find_defects, mend, repair
 from orchestrator.driver.repair.verify import Verified, verify
 from orchestrator.experiment.plan import Ledger, make_plan
 from orchestrator.experiment.rows import Row
@@ -208,7 +208,7 @@ def test_a_repair_without_deep_sets_back_an_unfinished_training_whose_last_check
     assert repair(suite_of(suite, [TABLE], tmp_path), said.append) == 0
 
 
-def test_a_file_that_the_server_does_not_give_whole_is_damaged_and_the_others_are_read(
+def test_a_file_that_the_server_does_not_give_whole_is_named_and_nothing_is_thrown_away_for_it(
     suite: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     record(suite, [TABLE], tmp_path)
@@ -222,7 +222,28 @@ def test_a_file_that_the_server_does_not_give_whole_is_damaged_and_the_others_ar
     monkeypatch.setattr("orchestrator.driver.repair.verify.download", refuse)
     verified = read(suite, tmp_path)
     assert (verified.num_files, len(verified.defects)) == (ALL_FILES, 3)
-    assert "its detections/detections.parquet is not given whole (status 500) in MLflow" in texts(verified)[0]
+    assert "its detections/detections.parquet is not given whole (status 500); mend " in texts(verified)[0]
+    # The disk of TMPDIR may be full, which says nothing of what MLflow holds.
+    assert mend(suite_of(suite, [TABLE], tmp_path), verified.defects, lambda _: None) == 0
+    assert make_plan([TABLE], tracking.read_ledger(suite)).is_complete
+
+
+def test_one_mend_that_the_system_refuses_does_not_stop_the_others(suite: Tracking, tmp_path: Path):
+    def refuse() -> None:
+        raise PermissionError(1, "Operation not permitted", "/a/file")
+
+    said: list[str] = []
+    defects = [Defect(text="first", mend=refuse), Defect(text="second", mend=lambda: None)]
+    assert mend(suite_of(suite, [TABLE], tmp_path), defects, said.append) == 1
+    assert said[0].startswith("first; this did not work: ") and said[1:] == ["second"]
+
+
+def test_the_last_epoch_of_a_row_that_left_its_table_needs_no_state_either(suite: Tracking, tmp_path: Path):
+    (keep_checkpoint(tmp_path, "0123456789ab") / "resume.pt").unlink()
+    assert texts(read(suite, tmp_path)) == []
+    (keep_checkpoint(tmp_path, "ba9876543210", epoch=11) / "resume.pt").unlink()
+    (text,) = texts(read(suite, tmp_path))
+    assert "epoch-0011/resume.pt is missing" in text
 
 
 def test_a_training_that_somebody_works_on_is_left_alone(suite: Tracking, tmp_path: Path):
