@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from model.foreign import parse_json
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Plan
@@ -37,6 +38,8 @@ RUN_SILENT_SECONDS = 3600.0
 """A run of another host that has received nothing for so long is taken for dead."""
 QUIET_SECONDS = 300.0
 """For so long a training on another host may tell nothing before `rnc status` says so."""
+MOST_SECONDS = 1e11
+"""Since 1970: the year 5138, which a clock still shows."""
 
 MOST_SHOWN = 6
 """So many tables, and rows of each, are named to those who wait; a tag of MLflow holds 5000 characters."""
@@ -206,8 +209,8 @@ def last_renewal(suite: Suite) -> dict[str, float]:
         return {}
     text = experiment_tags(suite.tracking).get(names.CLAIM, "")
     with suppress(ValueError, KeyError, TypeError):  # a tag that somebody else wrote
-        told = json.loads(text)
-        return {str(told["driver"]): float(told["renewed"])}
+        told = parse_json(text)
+        return {str(told["driver"]): _moment(told["renewed"])}
     return {}
 
 
@@ -318,17 +321,28 @@ def _written(since: float, work: Work) -> str:
 
 def _read(text: str) -> Holder | None:
     try:
-        told = json.loads(text)
+        told = parse_json(text)
         until = told.get("until")
         return Holder(
             driver=str(told["driver"]),
-            since=float(told["since"]),
+            since=_moment(told["since"]),
             # A submit of an older version does not say what it does.
             rows=str(told.get("rows", "")),
-            until=None if until is None else float(until),
+            until=None if until is None else _moment(until),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _moment(told: Any) -> float:
+    """Read seconds since 1970.
+
+    Raises:
+        ValueError: they are none, or beyond any calendar.
+    """
+    if isinstance(told, bool) or not isinstance(told, int | float) or not 0 <= told < MOST_SECONDS:
+        raise ValueError("no time since 1970")
+    return float(told)
 
 
 def _gone(driver: str, told: float) -> str:

@@ -290,6 +290,25 @@ def test_a_training_whose_driver_is_gone_is_interrupted_and_says_since_when_and_
     assert note.endswith(f" from its checkpoint (it was process 123 on {socket.gethostname()})")
 
 
+TIMES = ("1e400", "NaN", "-1", "1" + "0" * 400, "true", '"noon"', "[" * 4000, "99999999999999")
+
+
+@pytest.mark.parametrize("told", TIMES)
+def test_a_claim_or_a_signature_with_a_time_of_no_calendar_is_nobodys(
+    told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f'{{"driver": "elsewhere 7 1", "since": {told}, "renewed": {told}}}'
+    monkeypatch.setattr(lock, "experiment_tags", lambda _: {names.CLAIM: text})
+    tracking = Tracking(uri="http://127.0.0.1:1", suite="suite", experiment_id="1")
+    site = Site(home=tmp_path, tracking_uri=tracking.uri)
+    assert lock.last_renewal(at(site, tracking)) == {}
+    assert holder_of(at(site, tracking)) is None
+    file = lock.lock_file(site, "suite")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    assert lock.signed(site, "suite") is None
+
+
 def test_a_training_whose_driver_lives_stands_as_it_is_and_costs_no_question() -> None:
     run = running(this_process(), silent=9999.0)
     ledger = ledger_of([run])
