@@ -53,7 +53,8 @@ def all_suites(uri: str) -> dict[str, str]:
     for one in (*_search(uri, named), *_search(uri, tagged)):
         counts = one.suite not in found or one.name == names.experiment_name(one.suite)
         # Of another project a suite may have this tag, too; and ours are folders, never paths of several.
-        if counts and PurePath(one.suite).name == one.suite != ".." and _is_ours(uri, one):
+        may_be_ours = PurePath(one.suite).name == one.suite != ".." and not any(names.mistakes_of_suite(one.suite))
+        if counts and may_be_ours and _is_ours(uri, one):
             found[one.suite] = one
     return {suite: one.id for suite, one in found.items()}
 
