@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import ray
 
+from model.foreign import read_bounded
 from orchestrator.cluster.environment import ray_folder
 from orchestrator.errors import UserError
 from orchestrator.process import exists_here, this_process
@@ -30,6 +31,8 @@ PARTS = ("gcs_server", "raylet")
 """The processes of a Ray of our own, children of this one, without which nothing goes on."""
 SIGNATURE = "rnc_driver"
 """The file, in the folder of a Ray session, that names the driver which started it."""
+MOST_SIGNATURE = 1000
+"""Bytes of it: the name of a host and two numbers."""
 END_SECONDS = 5.0
 
 
@@ -79,7 +82,7 @@ def withdraw() -> None:
     """Take the signatures of this process back, of the sessions that have ended with all their processes."""
     for file in _signatures():
         with suppress(OSError):
-            if file.read_text() == this_process() and not processes_of([file.parent]):
+            if _driver_of(file) == this_process() and not processes_of([file.parent]):
                 file.unlink()
 
 
@@ -168,6 +171,14 @@ def _signatures() -> list[Path]:
     return sorted({file.resolve() for file in sessions_folder().glob(f"session_*/{SIGNATURE}")})
 
 
+def _driver_of(signature: Path) -> str:
+    """Return the driver that signed a session; empty where another user did: anybody may write to /tmp."""
+    with suppress(OSError, ValueError):  # a pipe, say, or no text
+        if signature.stat().st_uid == os.getuid():
+            return read_bounded(signature, MOST_SIGNATURE, "remove it").decode()
+    return ""
+
+
 def _belongs(process: psutil.Process, sessions: Sequence[Path]) -> bool:
     """Whether a process writes to a file of a session, and is Python or a program of Ray, no editor of an old log."""
     program = Path(process.exe()).name
@@ -179,7 +190,5 @@ def _belongs(process: psutil.Process, sessions: Sequence[Path]) -> bool:
 
 
 def _is_orphaned(signature: Path) -> bool:
-    try:
-        return signature.stat().st_uid == os.getuid() and exists_here(signature.read_text()) is False
-    except OSError:
-        return False
+    driver = _driver_of(signature)
+    return driver != "" and exists_here(driver) is False

