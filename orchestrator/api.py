@@ -319,7 +319,7 @@ class OpenSuite(Suite):
     def repair(
         self, *, say: Say = tell, dry_run: bool = False, deep: bool = False, progress: "Progress" = quiet
     ) -> int:
-        """Mend what killed processes and damaged files left behind; returns how much of it there was.
+        """Mend what killed processes, damaged files and edits in MLflow left behind; returns how much of it there was.
 
         Args:
             say: told what it is.
@@ -327,14 +327,13 @@ class OpenSuite(Suite):
             deep: whether every file is read against its digest, as `verify` does.
             progress: is given bytes read and bytes in all.
         """
-        from orchestrator.driver.repair.defects import find_defects, mend
+        from orchestrator.driver.repair.defects import find_defects, mend, repair
         from orchestrator.driver.repair.verify import verify
 
-        found = find_defects(self)
-        number = mend(self, found, say, dry_run=dry_run)
+        number = repair(self, say, dry_run=dry_run)
         if not deep:
             return number
-        told = {defect.key for defect in found} if dry_run else set()  # they are mended by now
+        told = {defect.key for defect in find_defects(self)} if dry_run else set()  # they are mended by now
         damaged = [defect for defect in verify(self, progress).defects if defect.key not in told]
         return number + mend(self, damaged, say, dry_run=dry_run)
 

@@ -57,8 +57,10 @@ def find_damage(
     found = [one for run in runs if run.run_id not in alive for one in _identity(tracking, run, wanted, titles)]
     counting = {kind: by_key(runs, kind) for kind in KINDS}
     for run in runs:
-        if run.kind in KINDS and run.key and run.run_id not in alive:
-            title, winner = titles.get(run.key, f"{run.kind} {run.key}"), counting[run.kind][run.key]
+        # A key that is a path counts for nobody; `_identity` writes it anew where the rest of the run proves it.
+        winner = counting[run.kind].get(run.key) if run.kind in KINDS and run.run_id not in alive else None
+        if winner is not None:
+            title = titles.get(run.key, f"{run.kind} {run.key}")
             if winner.run_id == run.run_id:
                 edits, mended = _facts(tracking, run, wanted, counting["training"], title)
                 found += [*edits, *_unfinished(tracking, mended, title)]

@@ -15,7 +15,7 @@ from orchestrator.checkpoint.find import Query, find, finished
 from orchestrator.checkpoint.registry import best_of
 from orchestrator.driver import submit
 from orchestrator.driver.cancel import prune_asked, stops_asked
-from orchestrator.driver.repair.defects import find_defects, find_edits, repair
+from orchestrator.driver.repair.defects import find_defects, find_edits
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiment
 from orchestrator.site import Site
@@ -194,7 +194,7 @@ def test_what_somebody_edited_stops_no_verb_and_is_named_and_mended(
     edit(home)
     walk(home)
     said: list[str] = []
-    number = repair(home.open, said.append)
+    number = home.open.repair(say=said.append)
     assert number == len(said)
     assert text in "\n".join(said)
     assert bool(text) <= bool(said)
@@ -214,7 +214,7 @@ def test_a_checkpoint_is_noted_again_only_if_its_weights_are_those_of_its_card(m
     (tmp_path / "model.safetensors").write_text("weights of somebody else")
     artifacts.upload(home.uri, run_id, [tmp_path / "model.safetensors"], names.CHECKPOINT)
     home.tag("training", names.FILES, "{no")
-    assert repair(home.open, lambda _: None) == 1
+    assert home.open.repair(say=lambda _: None) == 1
     assert names.WEIGHTS_SHA256 not in runs.get_run(home.uri, run_id).tags
     assert home.missing() == RECORDED_AGAIN
     # The next submit has the checkpoint that Ray kept: it is stored again, and nothing is trained.
@@ -235,6 +235,6 @@ def test_a_restored_run_is_set_aside_where_another_one_took_its_place(mlflow_uri
     train_run_id = home.run("training").run_id
     new = ledger.record_evaluation(home.tracking, evaluation, {"AP": 12.0}, detections=None, train_run_id=train_run_id)
     rest.post(home.uri, "runs/restore", {"run_id": old.run_id})
-    assert repair(home.open, lambda _: None) == 1
+    assert home.open.repair(say=lambda _: None) == 1
     assert (home.run("evaluation").run_id, home.missing()) == (new, ALL_STANDS)
     assert runs.get_run(home.uri, old.run_id).tags[names.KIND] == names.SUPERSEDED
