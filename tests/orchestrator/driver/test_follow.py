@@ -76,7 +76,7 @@ def test_a_run_that_waits_for_mlflow_does_not_hold_a_ctrl_c_back(tmp_path: Path)
         raise KeyboardInterrupt
     started = time.monotonic()
     follower._pool.shutdown(wait=True)  # as Python does at its end
-    assert time.monotonic() - started < 15.0  # not the 20 minutes for which a run is tried
+    assert time.monotonic() - started < 120.0  # not the 20 minutes for which a run is tried
 
 
 def test_while_a_disk_is_full_that_is_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

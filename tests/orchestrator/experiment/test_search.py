@@ -266,7 +266,7 @@ def test_thousands_of_rows_are_taken_where_they_are_meant_and_a_million_never(tm
     with pytest.raises(UserError, match="there are 1001 rows, at most 1000 are taken without --yes; list fewer"):
         load_experiment(file)
     file.write_text(f"grid: {{train.model.tower_depth: {list(range(2500))}, train.schedule.learning_rate: {rates}}}")
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match="grid makes 1000000 rows, at most 100000 are taken; list fewer values"):
         load_experiment(file, most_rows=MOST_ROWS_EVER)
-    assert time.monotonic() - began < 5.0  # told before they are made
+    assert time.process_time() - began < 5.0  # told before they are made
