@@ -13,7 +13,7 @@ from typing import Any
 
 from model.config import InferenceConfig
 from model.data.cache import file_sha256
-from model.foreign import read_json
+from model.foreign import parse_json, read_json
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.paths import inside, one_name
 from model.settings import Settings, from_dict, to_dict
@@ -321,8 +321,8 @@ def _inference_of(evaluation: FinishedEvaluation) -> InferenceConfig:
 def _versions_of(text: str) -> dict[str, str]:
     """Read what versions a training ran on; nothing where somebody wrote something else there."""
     try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
+        told = parse_json(text)
+    except ValueError:
         return {}
     return {str(name): str(number) for name, number in told.items()} if isinstance(told, dict) else {}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import TrainConfig
+from model.foreign import parse_json
 from model.names import CARD, RESUME, WEIGHTS
 from model.network.checkpoint import damages, first_difference, read_card
 from orchestrator.errors import UserError
@@ -217,8 +218,8 @@ def _read_snapshot(folder: Path) -> dict[str, Any]:
         OSError: there is none, or it cannot be read.
     """
     try:
-        content = json.loads((folder / SNAPSHOT).read_bytes())
-    except (ValueError, RecursionError):
+        content = parse_json((folder / SNAPSHOT).read_bytes())
+    except ValueError:
         is_empty = (folder / SNAPSHOT).stat().st_size == 0
         raise ValueError("is empty" if is_empty else "is no JSON: it was cut or changed") from None
     if not isinstance(content, dict):

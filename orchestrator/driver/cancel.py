@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from model.foreign import parse_json
 from orchestrator import names
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import Say, UserError
@@ -144,8 +145,8 @@ def prune_asked(tracking: Tracking) -> Prune | None:
 def _told(text: str) -> dict[str, Any]:
     """Read the wish to prune; an empty one where the tag was edited."""
     try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
+        told = parse_json(text)
+    except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from requests.utils import get_netrc_auth
 
 from model.data.cache import file_sha256
+from model.foreign import parse_json
 from model.names import WEIGHTS
 from orchestrator import names
 from orchestrator.addresses import without_secrets
@@ -208,8 +209,8 @@ def digests(run: Run) -> dict[str, str]:
 
 def _noted_digests(run: Run) -> dict[str, str]:
     try:
-        noted = json.loads(run.tags.get(names.FILES_SHA256, "{}"))
-    except (ValueError, RecursionError):  # somebody has edited it
+        noted = parse_json(run.tags.get(names.FILES_SHA256, "{}"))
+    except ValueError:  # somebody has edited it
         return {}
     return {path: one for path, one in noted.items() if isinstance(one, str)} if isinstance(noted, dict) else {}
 

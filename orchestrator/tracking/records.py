@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from model.config import HEADS, METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.foreign import parse_json
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
 from orchestrator import names
@@ -311,8 +312,8 @@ def _start(text: str, most: int = 40) -> str:
 
 def _value(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from model.foreign import parse_json
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.site import COMMIT
@@ -125,8 +126,8 @@ def whole_number(text: str) -> int | None:
 def read_sizes(text: str) -> dict[str, int] | None:
     """Read a tag of bytes by path, as JSON; None for what is no such thing."""
     try:
-        sizes = json.loads(text)
-    except (ValueError, RecursionError):
+        sizes = parse_json(text)
+    except ValueError:
         return None
     is_sound = isinstance(sizes, dict) and all(type(size) is int and size >= 0 for size in sizes.values())
     return sizes if is_sound else None

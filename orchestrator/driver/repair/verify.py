@@ -4,7 +4,6 @@ Checkpoints on the storage are compared with their cards, artifacts in MLflow wi
 where an earlier version recorded none, with their sizes.
 """
 
-import json
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from model.data.cache import file_sha256
+from model.foreign import read_json
 from model.names import CARD, RESUME
 from model.network.checkpoint import damages
 from orchestrator import names
@@ -200,8 +200,8 @@ def _damage(uri: str, run: Run, path: str, digest: str | None, count: _Count) ->
 
 def _names_weights(card: Path, weights: str) -> bool:
     try:
-        return bool(json.loads(card.read_text())["weights_sha256"] == weights)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return bool(read_json(card)["weights_sha256"] == weights)
+    except (ValueError, KeyError, TypeError):
         return False
 
 
