@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -247,6 +248,10 @@ def _listed(content: dict[str, Any]) -> list[str]:
 
 def _suits_ray(content: dict[str, Any]) -> bool:
     """Say whether Ray Train would take a snapshot, as far as its own description of one tells."""
+    if "ray" not in sys.modules:
+        # Ray reads its variables where it is imported first, and those of a Ray of our own are set right before it is
+        # started; besides, it takes seconds. The trial, which has it, looks again.
+        return True
     try:
         from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
     except ImportError:  # a Ray whose inner parts lie elsewhere

@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -336,3 +338,13 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(folder: Path, monkeypatc
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(UserError, match=r"key cannot be mended \(Operation not permitted\): epoch-0002/model"):
         recover(found)
+
+
+def test_who_looks_before_ray_is_started_does_not_import_it(folder: Path):
+    # Ray reads its variables, that of its token among them, where it is imported first.
+    code = (
+        "import sys, pathlib; from orchestrator.cluster.checkpoints import examine; from tests.trainings import CONFIG"
+    )
+    look = f"{code}; print(examine(pathlib.Path({str(folder)!r}), CONFIG)); sys.exit('ray' in sys.modules)"
+    looked = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
+    assert looked.returncode == 0, looked.stderr

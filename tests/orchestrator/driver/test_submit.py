@@ -191,7 +191,7 @@ class FakeCluster:
             )
             watch([Status(label=evaluation.label, state="training", num_epochs=1, images_per_s=1.0)])
             self.works.append(getattr(lock.holder_of(suite), "work", ""))
-        return SimpleNamespace(endings=(), interrupted=False, exit_code=int(failed))
+        return SimpleNamespace(endings=(), interrupted=False, lost="", exit_code=int(failed))
 
 
 def files_of(folder: Path) -> Path:
