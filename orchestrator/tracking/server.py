@@ -150,7 +150,7 @@ def _start(folder: Path, lock: IO[str]) -> Starting:
     port = _state(folder).get("port")
     _write_state(folder, port=port)  # the pid of the server before is no longer ours to end
     with _listen(port) as listener, (folder / "server.log").open("ab") as log:
-        port = listener.getsockname()[1]
+        port, logged = listener.getsockname()[1], log.tell()
         process = subprocess.Popen(
             _command(listener.fileno()),
             cwd=folder,
@@ -162,7 +162,8 @@ def _start(folder: Path, lock: IO[str]) -> Starting:
             start_new_session=True,
             pass_fds=(lock.fileno(), listener.fileno()),
         )
-    _write_state(folder, port=port, pid=process.pid, process=identity(process.pid), started=time.time())
+    told = {"process": identity(process.pid), "started": time.time(), "logged": logged}
+    _write_state(folder, port=port, pid=process.pid, **told)
     return Starting(uri=f"http://127.0.0.1:{port}", folder=folder)
 
 
@@ -315,9 +316,12 @@ def _is_free(folder: Path) -> bool:
 
 
 def _log_tail(folder: Path, lines: int = 15) -> str:
-    path = folder / "server.log"
+    """Return the end of what the server that was started last has logged; earlier ones wrote to the same file."""
+    path, logged = folder / "server.log", _state(folder).get("logged")
     try:
-        tail = path.read_text(errors="replace").splitlines()[-lines:]
+        with path.open("rb") as log:
+            log.seek(logged if isinstance(logged, int) else 0)
+            tail = log.read().decode(errors="replace").splitlines()[-lines:]
     except OSError:
         return ""
     return "\n".join([f"; {path} ends with", *tail])

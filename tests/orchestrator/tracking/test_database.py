@@ -13,7 +13,7 @@ import requests
 
 from orchestrator.errors import UserError
 from orchestrator.site import Site
-from orchestrator.tracking import rest
+from orchestrator.tracking import rest, server
 from orchestrator.tracking.database import require_sound_database
 from orchestrator.tracking.rest import Refused
 from orchestrator.tracking.server import begin_tracking_server, running_server, stop_server, tracking_server
@@ -124,6 +124,17 @@ def test_a_server_whose_database_is_damaged_while_it_runs_says_so_at_once(monkey
     ) as caught:
         rest.retried(lambda: rest.post("http://127.0.0.1:5000", "experiments/search", {}))
     assert "SELECT" not in str(caught.value)
+
+
+def test_what_an_earlier_server_logged_of_its_database_is_not_said_of_this_one(tmp_path: Path):
+    old, new = "database disk image is malformed\n", "something else\n"
+    (tmp_path / "server.log").write_text(old + new)
+    server._write_state(tmp_path, port=1, logged=len(old))
+    with pytest.raises(UserError, match=r"does not answer .*server\.log ends with\nsomething else$"):
+        server._make_database("http://127.0.0.1:1", tmp_path)
+    server._write_state(tmp_path, port=1, logged=0)
+    with pytest.raises(UserError, match="SQLite calls it malformed"):
+        server._make_database("http://127.0.0.1:1", tmp_path)
 
 
 @pytest.mark.slow
