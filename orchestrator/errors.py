@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.homes import home_of
+
 Say = Callable[[str], None]
 """Tells a person something beside the output of a command, a line at a time."""
 BAD_INPUT = 2
@@ -87,8 +89,11 @@ def setting_of(place: str) -> str:
 
 
 def _folders() -> dict[Path, str]:
-    home = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute()
-    return {home: "RNC_HOME", Path(tempfile.gettempdir()): "TMPDIR", Path(os.path.expanduser("~")): "HOME"}
+    return {
+        home_of(os.environ): "RNC_HOME",
+        Path(tempfile.gettempdir()): "TMPDIR",
+        Path(os.path.expanduser("~")): "HOME",
+    }
 
 
 def _nameless(number: int) -> str:

@@ -5,10 +5,16 @@ A submit from another folder would silently begin everything anew.
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 FILE = Path("retinanet-conf") / "homes.json"
+
+
+def home_of(environ: Mapping[str, str]) -> Path:
+    """Return RNC_HOME as an environment names it, absolute; `runs` in the working folder where it does not."""
+    return Path(environ.get("RNC_HOME") or "runs").expanduser().absolute()
 
 
 def make_home(home: Path) -> Path:

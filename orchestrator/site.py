@@ -8,6 +8,7 @@ from model.config import DataConfig
 from model.data.layout import count_images
 from orchestrator.addresses import MLFLOW, RAY, require_bare
 from orchestrator.errors import UserError
+from orchestrator.homes import home_of
 
 ROOT = Path(__file__).parents[1]
 """The folder of the sources: model/, orchestrator/, and in a checkout the rest of the repository."""
@@ -112,7 +113,7 @@ def site_from_environment(environ: Mapping[str, str]) -> Site:
             `logins_apart` takes it out.
     """
     # Absolute, since the workers of a training may run in other folders.
-    home = _absolute(environ.get("RNC_HOME") or "runs")
+    home = home_of(environ)
     if home.exists() and not home.is_dir():
         raise UserError(f"RNC_HOME: {home} is a file, expected a folder (it may be one that does not exist yet)")
     return Site(

@@ -14,6 +14,7 @@ import requests
 
 from orchestrator.addresses import without_secrets
 from orchestrator.errors import FULL_WORDS, UserError, free_of, is_full
+from orchestrator.homes import home_of
 from orchestrator.tracking.database import MALFORMED, damaged_database
 
 CONNECT_SECONDS = 2.0
@@ -221,7 +222,7 @@ def full_disk(uri: str, told: str) -> str:
 
 def _own_folder(uri: str) -> Path | None:
     """Return where the server keeps its records if it is the one under RNC_HOME."""
-    folder = Path(os.environ.get("RNC_HOME") or "runs").expanduser().absolute() / "mlflow"
+    folder = home_of(os.environ) / "mlflow"
     try:
         port = json.loads((folder / "server.json").read_text()).get("port")
     except (OSError, ValueError, AttributeError):
