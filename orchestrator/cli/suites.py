@@ -102,12 +102,13 @@ def verify(ctx: click.Context, experiments: list[Experiment]) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what is wrong.")
 @click.option("--deep", is_flag=True, help="Also read every file against its digest, as `rnc verify` does.")
 def repair(experiments: list[Experiment], dry_run: bool, deep: bool) -> None:
-    """Mend what killed processes, damaged and deleted files left behind.
+    """Mend what killed processes, damaged and deleted files, and edits in MLflow left behind.
 
     Runs that say RUNNING and that nobody works on are closed; metrics that wait on this side are sent; weights that
     MLflow lost are stored again from the last checkpoint; trainings whose last checkpoint is damaged are set back to
-    the newest sound one; what else lost its files is marked, and made again by the next submit. Every submit does the
-    same by itself, but for --deep, which finds files that changed and kept their size.
+    the newest sound one; tags that somebody edited are written anew; what else lost its files or its numbers is marked,
+    and made again by the next submit. Every submit does the same by itself, but for --deep, which finds files that
+    changed and kept their size.
     """
     with bar("files", "bytes") as progress:
         number = sum(

@@ -1,8 +1,8 @@
 """Mends what killed processes and damaged or deleted files left behind: `rnc repair`, and the start of every submit.
 
 Stale runs are closed, metrics that wait in journals are sent, weights that MLflow lost are stored again from the
-checkpoint that Ray kept, a result whose files are gone is marked, so that the next submit makes it again, and trainings
-whose last checkpoint is damaged are set back to the one before.
+checkpoint that Ray kept, a result whose files are gone is marked, so that the next submit makes it again, trainings
+whose last checkpoint is damaged are set back to the one before, and what somebody edited in MLflow is written anew.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
