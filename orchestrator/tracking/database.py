@@ -65,7 +65,7 @@ def way_out(folder: Path, why: str) -> str:
     return (
         f"{file} is damaged ({why}): it holds all that was recorded in this RNC_HOME. Bring it back from a backup, or "
         f"move it away: mkdir -p {folder}/damaged && mv {moved} {folder}/damaged. Then the next `rnc submit` records "
-        f"everything again from the checkpoints in {folder.parent / 'storage'}, and trains only what has none there"
+        f"everything again from the checkpoints in {folder.parent / 'ray'}, and trains only what has none there"
     )
 
 
