@@ -164,6 +164,7 @@ class Suite:
         self.refresh()
         if self.tracking is not None:
             self._runs = self._live.look(self.tracking)
+            self._ledger = self._live.ledger_of(self._runs)
 
     def refresh(self) -> None:
         """Forget what was read, because something was written or time has passed."""

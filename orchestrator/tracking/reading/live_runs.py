@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.records import ledger_of
@@ -28,7 +29,11 @@ class LiveRuns:
 
     def ledger(self, tracking: Tracking) -> Ledger:
         """Return what the runs hold by now; see `look`."""
-        return ledger_of(self.look(tracking), self._records)
+        return self.ledger_of(self.look(tracking))
+
+    def ledger_of(self, runs: Sequence[Run]) -> Ledger:
+        """Return what the runs of a look hold; those that are as they were at the look before are not read again."""
+        return ledger_of(runs, self._records)
 
     def look(self, tracking: Tracking) -> list[Run]:
         """Return the runs of all kinds, newest first; those that had ended before the last look are as they were then.

@@ -84,6 +84,12 @@ def test_what_was_deleted_or_tagged_by_hand_is_seen_at_the_next_whole_read(serve
     assert seen(live) == {"on": "RUNNING"} and server.whole == 2
 
 
+def test_what_did_not_change_is_read_once(live: LiveRuns) -> None:
+    live._runs["old"] = Run(run_id="old", name="", status="FAILED", tags={"kind": "training", "train_key": "k"})
+    first, second = (live.ledger_of(live.look(SUITE)).trainings["k"] for _ in range(2))
+    assert first is second and first.status == "FAILED"
+
+
 def test_another_experiment_is_read_as_a_whole(server: Server, live: LiveRuns) -> None:
     live.look(Tracking(uri=SUITE.uri, suite="any", experiment_id="2"))
     assert server.whole == 2
