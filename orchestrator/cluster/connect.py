@@ -12,7 +12,7 @@ from model.machine import usable_cores, usable_memory
 from orchestrator.cluster.address import require_head
 from orchestrator.cluster.capacity import Cluster, local_cluster
 from orchestrator.cluster.environment import ray_environment, ray_folder
-from orchestrator.cluster.ray_processes import end_leftovers, sign, withdraw
+from orchestrator.cluster.ray_processes import end_leftovers, sessions_folder, sign, withdraw
 from orchestrator.errors import UserError
 from orchestrator.site import Site
 
@@ -68,7 +68,7 @@ def _start_own(quiet: dict[str, Any]) -> None:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"Ray does not start on this machine ({why}); `rnc doctor` says what may keep it from it, and its logs are "
-            f"in {folder or os.environ.get('RAY_TMPDIR') or os.environ.get('TMPDIR') or '/tmp'}"
+            f"in {sessions_folder()}"
         ) from error
     sign(Path(started.address_info["session_dir"]))
 
