@@ -74,7 +74,7 @@ def test_a_damaged_database_is_one_line_with_the_way_out_and_no_server_starts(
     text = str(caught.value)
     assert text.startswith(f"{file} is damaged ({said}")
     assert f"mkdir -p {home}/mlflow/damaged && mv {file} {file}-journal {home}/mlflow/damaged." in text
-    assert f"again from the checkpoints in {Site(home=home).storage}, and trains only what has none there" in text
+    assert f"again from the checkpoints in {home}/ray, and trains only what has none there" in text
     assert "\n" not in text
     assert running_server(Site(home=home)) is None
     assert not (home / "mlflow" / "server.log").exists()
