@@ -11,6 +11,7 @@ import torch
 
 import model
 from model.config import METRICS, InferenceConfig, TrainConfig
+from orchestrator.checkpoint import find
 from orchestrator.checkpoint import pull as pulling
 from orchestrator.checkpoint.find import FinishedEvaluation, Query
 from orchestrator.checkpoint.pull import last_suite, locate, pull, read_provenance
@@ -78,10 +79,15 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["../../../../x", "..", "a/../../../x", "\x1b[31m/../x", "/etc"])
-def test_a_suite_of_any_name_is_pulled_below_the_home_and_nowhere_else(mlflow_uri, tmp_path, site, name):
+def test_a_suite_that_is_a_path_is_none_and_would_be_pulled_below_the_home_alone(
+    mlflow_uri, tmp_path, site, name, monkeypatch
+):
     suite = replace(open_tracking(mlflow_uri, f"{tmp_path.name}/{name}"), suite=f"{tmp_path.name}/{name}")
     record(suite, tmp_path)
     before = {path for path in tmp_path.rglob("*")} | set(tmp_path.parent.iterdir())
+    with pytest.raises(UserError, match="has no such suite"):
+        pull(Query(suite=suite.suite), site, None, quiet)
+    monkeypatch.setattr(find, "all_suites", lambda uri: {suite.suite: suite.experiment_id})
     folder = pull(Query(suite=suite.suite), site, None, quiet)
     assert folder.parent == site.home / "pulled"
     made = ({path for path in tmp_path.rglob("*")} | set(tmp_path.parent.iterdir())) - before

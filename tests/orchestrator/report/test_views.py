@@ -280,7 +280,7 @@ def test_descriptions_that_stand_are_not_written_again(suite, tmp_path, monkeypa
     monkeypatch.setattr(rest, "post", watched)
     shown.refresh()
     browse.show_suite(shown)
-    assert set(asked) == {"runs/search"}
+    assert set(asked) <= {"runs/search"}  # our own server lists runs by GET
 
 
 def note(suite: Tracking, run_id: str) -> str:
