@@ -18,7 +18,7 @@ from mlflow.server import handlers
 from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlParam, SqlRun, SqlTag
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from orchestrator import names
@@ -29,24 +29,31 @@ ARTIFACTS = "mlflow-artifacts:/"
 """Begins the addresses of files that this server keeps itself."""
 
 
-async def list_runs(request: Request) -> StreamingResponse:
+async def list_runs(request: Request) -> Response:
     """Answer with a line for each run of an experiment that is not deleted, newest first, and at last their number.
 
     With `since`, in milliseconds since 1970, only those that run, or that began or ended since then.
     """
-    experiment_id, since = int(request.query_params["experiment_id"]), request.query_params.get("since")
-    engine = _engine()
-    lines = _lines(engine, experiment_id, None if since is None else int(since))
-    return StreamingResponse(lines, media_type="application/x-ndjson")
+    query = request.query_params
+    try:
+        experiment_id, since = int(query["experiment_id"]), int(query["since"]) if "since" in query else None
+    except (KeyError, ValueError):
+        return PlainTextResponse("experiment_id and since are whole numbers\n", 400)
+    return StreamingResponse(_lines(_engine(), experiment_id, since), media_type="application/x-ndjson")
 
 
-async def list_files(request: Request) -> JSONResponse:
+async def list_files(request: Request) -> Response:
     """Answer, by run and folder, with the sizes of the files in it, by path.
 
     Runs whose files this server does not keep itself are left out. The question is a mapping of lists of folders by
     run.
     """
-    asked = await request.json()
+    try:
+        asked = await request.json()
+    except (ValueError, RecursionError):
+        asked = None
+    if not _are_folders(asked):
+        return PlainTextResponse("expected lists of folders by run\n", 400)
     return JSONResponse(await run_in_threadpool(_sizes, _engine(), asked))
 
 
@@ -54,6 +61,13 @@ ROUTES = (
     Route(names.LISTED_RUNS, list_runs, methods=["GET"]),
     Route(names.LISTED_FILES, list_files, methods=["POST"]),
 )
+
+
+def _are_folders(asked: object) -> bool:
+    """Whether this is a mapping of lists of folders by run."""
+    if not isinstance(asked, dict) or not all(isinstance(folders, list) for folders in asked.values()):
+        return False
+    return all(isinstance(one, str) and "\0" not in one for folders in asked.values() for one in folders)
 
 
 def _engine() -> sqlalchemy.Engine:

@@ -109,6 +109,16 @@ def test_the_guard_of_host_names_stands_before_the_lists(suite: Tracking, filled
     assert requests.get(url, params=query, headers=elsewhere, timeout=60).status_code == 403
 
 
+@pytest.mark.parametrize("query", [{}, {"experiment_id": "x"}, {"experiment_id": "1", "since": "now"}])
+def test_a_question_that_makes_no_sense_is_refused(suite: Tracking, query: dict[str, str]) -> None:
+    assert requests.get(f"{suite.uri}{names.LISTED_RUNS}", params=query, timeout=60).status_code == 400
+
+
+@pytest.mark.parametrize("text", ["", "[1", "[]", '{"a": 1}', '{"a": [1]}', '{"a": ["b\\u0000"]}', "[" * 100_000])
+def test_a_question_for_files_that_makes_no_sense_is_refused(suite: Tracking, text: str) -> None:
+    assert requests.post(f"{suite.uri}{names.LISTED_FILES}", data=text, timeout=60).status_code == 400
+
+
 @pytest.fixture
 def other_server() -> Iterator[tuple[str, dict[str, object]]]:
     """A server that answers everything as it is told: with a status, a type and a text."""
