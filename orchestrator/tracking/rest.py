@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -193,7 +194,8 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
     try:
         answer = response.json()
     except requests.JSONDecodeError:
-        answer = {"message": response.text.strip()[:200]}
+        # A page, of a proxy or of Flask, is told as its text in one line.
+        answer = {"message": " ".join(re.sub("<[^>]*>", " ", response.text[:2000]).split())[:200]}
     if response.status_code >= 500 and (full := full_disk(uri, str(answer))):
         raise DiskFull(full)
     if response.status_code in (429, 502, 503, 504):

@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
         status = server.script.pop(0) if server.script else 200
         if status is None:  # hang up without an answer
             return
-        body = json.dumps(server.body).encode()
+        body = server.body if isinstance(server.body, bytes) else json.dumps(server.body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -110,6 +110,13 @@ def test_a_server_that_is_not_mlflow_is_an_error(server):
     server.body = ["something", "else"]
     with pytest.raises(UserError, match="none of MLflow's"):
         rest.post(server.uri, "runs/search", {})
+
+
+def test_a_page_of_an_error_is_told_as_its_text_in_one_line(server):
+    server.script, server.body = [500], b"<!doctype html>\n<title>500</title>\n<h1>Internal\nServer Error</h1>"
+    with pytest.raises(rest.Refused) as told:
+        rest.post(server.uri, "runs/search", {})
+    assert str(told.value) == f"MLflow at {server.uri} answers runs/search with 500: 500 Internal Server Error"
 
 
 @pytest.mark.parametrize(
