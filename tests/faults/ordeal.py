@@ -172,7 +172,7 @@ class Ordeal:
         self.submits = self.misses = 0
         self.table: Any = None
         self._driver: subprocess.Popen[bytes] | None = None
-        self._helpers: list[subprocess.Popen[bytes]] = []
+        self._lookers: list[subprocess.Popen[bytes]] = []
         self._traces: dict[Path, Traces] = {}
 
     def run(self, cells: Sequence[Cell]) -> Result:
@@ -272,9 +272,9 @@ class Ordeal:
         if code == 0 and self.blows and self.blows[-1].recovered_s is None:  # what was struck had nothing left to do
             self.blows[-1].recovered_s = time.time() - (self.blows[-1].restarted or self.blows[-1].time)
             self.blows[-1].notes.append("to the end of the submit")
-        for helper in self._helpers:
-            helper.wait()
-        self._helpers.clear()
+        for looker in self._lookers:
+            looker.wait()
+        self._lookers.clear()
         self._count_again()
         return code
 
@@ -282,10 +282,10 @@ class Ordeal:
         """Bring MLflow back, and note when the last blow is got over."""
         now = time.time()
         for away in (blow for blow in self.blows if blow.fault == "MLflow" and blow.restarted is None):
-            if not self._helpers and now - away.time > AWAY_SECONDS:
-                self._helpers.append(self._start(["status", *FILES], subprocess.DEVNULL, subprocess.DEVNULL))
-            elif self._helpers and self._helpers[-1].poll() is not None:
-                self._helpers.clear()
+            if not self._lookers and now - away.time > AWAY_SECONDS:
+                self._lookers.append(self._start(["status", *FILES], subprocess.DEVNULL, subprocess.DEVNULL))
+            elif self._lookers and self._lookers[-1].poll() is not None:
+                self._lookers.clear()
                 away.restarted = now
         if not self.blows or self.blows[-1].recovered_s is not None:
             return
@@ -416,7 +416,7 @@ class Ordeal:
         """End what is left; nothing but MLflow's server may outlive a submit that ended by itself."""
         if self._driver is not None and self._driver.poll() is None:
             self._driver.kill()
-        for one in [*self._helpers, *([self._driver] if self._driver else [])]:
+        for one in [*self._lookers, *([self._driver] if self._driver else [])]:
             one.wait()
         with suppress(Exception):
             stop_server(Site(home=self.home))
