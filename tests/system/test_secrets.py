@@ -145,6 +145,7 @@ VERBS = (
     ("misalignment", "best"),
     ("sweep", "best", "--nms-iou", "0.4,0.5"),
     ("cancel", "heads.yaml", "--row", "RetinaNet"),
+    ("verify", "heads.yaml"),
     ("repair", "heads.yaml"),
     ("gc", "heads.yaml"),
     ("doctor", "heads.yaml"),
