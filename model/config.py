@@ -4,8 +4,8 @@ The text beneath a setting says what it means; experiments/SETTINGS.md and `rnc 
 """
 
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO's evaluation in COCO's order. Here, because files and tables name them without torch."""
@@ -19,6 +19,8 @@ class ConfidenceConfig:
 
     tower: Literal["classification", "box"] = "classification"
     """The tower whose last feature the branch reads: RetinaNet-Conf's, or IoU-aware Net's."""
+    target: Literal["iou", "centerness"] = "iou"
+    """What the branch learns: the IoU of the predicted box, or how central in its box the anchor is (FCOS)."""
     loss: Literal["ce", "l1", "smooth_l1", "l2", "gfocal"] = "ce"
     """Compares the confidence with the IoU of the predicted box (Table 2)."""
     loss_on: Literal["sigmoid", "logit"] = "sigmoid"
@@ -44,21 +46,130 @@ class ConfidenceConfig:
         )
         _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
         _require(
-            self.negative_weight == 0.0 or self.loss in ("ce", "gfocal"),
-            f"negative_weight has no meaning for loss {self.loss!r}; it belongs to 'ce' and 'gfocal'",
-        )
-        _require(
             self.loss_on == "sigmoid" or self.loss in ("l1", "smooth_l1", "l2"),
             f"loss_on {self.loss_on!r} has no meaning for loss {self.loss!r}, which is defined on the sigmoid; it "
             "belongs to 'l1', 'smooth_l1' and 'l2'",
         )
+        _only_for(
+            self, "loss", negative_weight=("ce", "gfocal"), smooth_l1_beta=("smooth_l1",), gfocal_gamma=("gfocal",)
+        )
+        _only_for(self, "target", detach_iou_target=("iou",))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationConfig:
+    """The loss of the classification branch, and whether its target says how well the box lies."""
+
+    loss: Literal["focal", "qfl", "vfl", "ia_bce", "mal"] = "focal"
+    """What a positive's own class learns: 1 (focal loss, with focal_alpha and focal_gamma), or a target made of the IoU
+    of its predicted box: GFL's QFL, VFNet's VFL, RF-DETR's IA-BCE, DEIM's MAL."""
+    gamma: float | None = None
+    """The exponent of the modulating factor of qfl (its beta), vfl, ia_bce and mal; null is that of its paper, 1.5 for
+    mal and 2 for the others. Not for focal."""
+    vfl_alpha: float = 0.75
+    """VFL: the weight of negatives."""
+    vfl_iou_weighted: bool = True
+    """VFL: a positive weighs as much as its IoU; false: 1."""
+    ia_bce_alpha: float = 0.25
+    """IA-BCE: the class probability's power a in the target p^a * u^(1-a) with the IoU u, Eq. 11 as a target."""
+    quality: Literal["iou", "alignment"] = "iou"
+    """The target of a positive: its IoU, or the normalised alignment metric of assignment task_aligned (TOOD)."""
+    edge_quality: Literal["gflv2", "dfine"] | None = None
+    """A small network reads how sharp the distributions of a box's edges are (box.bins): GFLv2 multiplies the class
+    probability by its quality, D-FINE adds it to the class logit."""
+    loss_weight: float = 1.0
+    """The weight of the classification loss in the total."""
+
+    @property
+    def uses_quality(self) -> bool:
+        """Whether the target of a positive is made of its quality."""
+        return self.loss != "focal"
+
+    def __post_init__(self) -> None:
         _require(
-            self.smooth_l1_beta == 1.0 or self.loss == "smooth_l1",
-            f"smooth_l1_beta has no meaning for loss {self.loss!r}; it belongs to 'smooth_l1'",
+            self.gamma is None or (self.loss != "focal" and self.gamma >= 0.0),
+            f"gamma is {self.gamma} for loss {self.loss!r}, expected at least 0, and for 'qfl', 'vfl', 'ia_bce' or "
+            "'mal'; focal loss has train.model.focal_gamma",
+        )
+        _require(self.vfl_alpha >= 0.0, f"vfl_alpha is {self.vfl_alpha}, expected at least 0")
+        _require(0.0 <= self.ia_bce_alpha <= 1.0, f"ia_bce_alpha is {self.ia_bce_alpha}, expected 0 to 1")
+        _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
+        _only_for(self, "loss", vfl_alpha=("vfl",), vfl_iou_weighted=("vfl",), ia_bce_alpha=("ia_bce",))
+        _require(
+            self.quality == "iou" or self.uses_quality,
+            f"quality {self.quality!r} has no meaning for loss 'focal', whose target is 1; take 'qfl', 'vfl', "
+            "'ia_bce' or 'mal'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxConfig:
+    """The loss of the box branch, and what it predicts."""
+
+    loss: Literal["l1", "iou", "giou", "diou", "ciou"] = "l1"
+    """L1 on the deltas, or one less the IoU, GIoU, DIoU or CIoU of the decoded box with its ground truth."""
+    loss_weight: float = 1.0
+    """The weight of the box loss in the total; GFL, ATSS and others give GIoU 2."""
+    bins: int | None = None
+    """DFL: each edge is a distribution over so many distances from the anchor's centre, 0, 1, 2 ... strides (GFL: 17),
+    whose mean is the box; null predicts deltas."""
+    distribution_loss_weight: float = 0.25
+    """The weight of the distribution focal loss beside the box loss, for box.bins."""
+
+    def __post_init__(self) -> None:
+        _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
+        _require(self.bins is None or self.bins >= 2, f"bins is {self.bins}, expected at least 2, or null")
+        _require(
+            self.distribution_loss_weight >= 0.0,
+            f"distribution_loss_weight is {self.distribution_loss_weight}, expected at least 0",
         )
         _require(
-            self.gfocal_gamma == 2.0 or self.loss == "gfocal",
-            f"gfocal_gamma has no meaning for loss {self.loss!r}; it belongs to 'gfocal'",
+            self.bins is not None or self.distribution_loss_weight == 0.25,
+            "distribution_loss_weight has no meaning without box.bins, whose distributions it trains",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssignmentConfig:
+    """The rule by which anchors learn boxes."""
+
+    kind: Literal["max_iou", "atss", "task_aligned", "sim_ota", "paa"] = "max_iou"
+    """RetinaNet's fixed IoUs (positive_iou, negative_iou); ATSS; TOOD's task alignment; YOLOX's SimOTA; PAA. The last
+    three look at what the detector predicts."""
+    top_k: int | None = None
+    """Candidates: the nearest cells of each level (atss), the best anchors of a box and level (paa) or of a box
+    (task_aligned), the IoUs that add up to a box's number of anchors (sim_ota); null is the paper's 9, 9, 13, 10."""
+    alignment_class: float = 1.0
+    """TOOD's alpha in the alignment s^alpha * u^beta of class score s and IoU u."""
+    alignment_iou: float = 6.0
+    """TOOD's beta."""
+    ota_radius: float = 2.5
+    """SimOTA: strides from a box's centre within which anchors are candidates."""
+    ota_iou_weight: float = 3.0
+    """SimOTA: the weight of -ln(IoU) beside the class cost."""
+    paa_iou: float = 0.1
+    """PAA: an anchor is a candidate from this IoU on."""
+
+    @property
+    def by_prediction(self) -> bool:
+        """Whether the rule looks at predictions, so that it can run only after the forward pass."""
+        return self.kind in ("task_aligned", "sim_ota", "paa")
+
+    def __post_init__(self) -> None:
+        _require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}, expected at least 1, or null")
+        for name in ("alignment_class", "alignment_iou", "ota_iou_weight"):
+            _require(getattr(self, name) >= 0.0, f"{name} is {getattr(self, name)}, expected at least 0")
+        _require(self.ota_radius > 0.0, f"ota_radius is {self.ota_radius}, expected more than 0")
+        _require(0.0 < self.paa_iou <= 1.0, f"paa_iou is {self.paa_iou}, expected above 0 and up to 1")
+        _only_for(
+            self,
+            "kind",
+            top_k=("atss", "task_aligned", "sim_ota", "paa"),
+            alignment_class=("task_aligned",),
+            alignment_iou=("task_aligned",),
+            ota_radius=("sim_ota",),
+            ota_iou_weight=("sim_ota",),
+            paa_iou=("paa",),
         )
 
 
@@ -94,6 +205,12 @@ class ModelConfig:
     """Exact anchors, or torchvision's: whole-pixel sizes and corners, image size // map size as stride."""
     confidence: ConfidenceConfig | None = field(default_factory=ConfidenceConfig)
     """The object-confidence branch; None is plain RetinaNet."""
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    """The loss of the classification branch."""
+    box: BoxConfig = field(default_factory=BoxConfig)
+    """The loss of the box branch."""
+    assignment: AssignmentConfig = field(default_factory=AssignmentConfig)
+    """Which anchors learn which boxes."""
     focal_alpha: float = 0.25
     """Focal loss: the weight of the target class (1 - focal_alpha for the others)."""
     focal_gamma: float = 2.0
@@ -131,6 +248,37 @@ class ModelConfig:
             self.weights_input == "imagenet" or self.weights is not None,
             f"weights_input {self.weights_input!r} is that of a file; set backbone_weights or detector_weights as well",
         )
+        self._require_parts_that_fit()
+
+    def _require_parts_that_fit(self) -> None:
+        """Refuse combinations that mean nothing."""
+        kind, losses = self.assignment.kind, self.classification
+        _require(
+            kind == "max_iou" or (self.positive_iou, self.negative_iou) == (0.5, 0.4),
+            f"positive_iou and negative_iou have no meaning for assignment.kind {kind!r}; they belong to 'max_iou'",
+        )
+        _require(
+            losses.loss == "focal" or (self.focal_alpha, self.focal_gamma) == (0.25, 2.0),
+            f"focal_alpha and focal_gamma have no meaning for classification.loss {losses.loss!r}; set "
+            "classification.gamma instead",
+        )
+        _require(
+            losses.quality != "alignment" or kind == "task_aligned",
+            f"classification.quality 'alignment' is measured by assignment.kind 'task_aligned' alone, not by {kind!r}",
+        )
+        _require(
+            losses.edge_quality is None or self.box.bins is not None,
+            f"classification.edge_quality {losses.edge_quality!r} reads the distributions of edges, and there are none "
+            "without box.bins; set box.bins: 17",
+        )
+        if self.confidence is not None and self.confidence.target == "centerness":
+            # An anchor that overlaps a box by more than half has its centre inside.
+            _require(
+                kind in ("atss", "task_aligned") or (kind == "max_iou" and self.positive_iou >= 0.5),
+                "confidence.target 'centerness' needs anchors whose centres lie in their boxes, which assignment.kind "
+                f"{kind!r} with positive_iou {self.positive_iou} does not promise; take 'atss' or 'task_aligned', or "
+                "'max_iou' with a positive_iou of at least 0.5",
+            )
 
     @property
     def head(self) -> str:
@@ -260,6 +408,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.global_batch >= 1, f"global_batch is {self.global_batch}, expected at least 1")
+        bins, long_edge = self.model.box.bins, self.data.long_edge
+        _require(
+            # The coarsest level, P7, has a cell every 128 pixels.
+            bins is None or (bins - 1) * 128 >= long_edge,
+            f"model.box.bins is {bins}, whose edges reach {128 * ((bins or 1) - 1)} pixels on the coarsest level, less "
+            f"than data.long_edge, {long_edge}; set bins to at least {-(-long_edge // 128) + 1}",
+        )
         _require(0 <= self.seed < 2**31, f"seed is {self.seed}, expected 0 to 2147483647")
 
 
@@ -283,6 +438,17 @@ class InferenceConfig:
     """What nms_pre counts: anchors by their best class, or torchvision's (anchor, class) pairs above the threshold."""
     nms_iou: float = 0.5
     """NMS drops a box that overlaps a better one of its class by more than this."""
+    suppression: Literal[
+        "nms", "soft_linear", "soft_gaussian", "iou_guided", "diou", "matrix_linear", "matrix_gaussian", "voting"
+    ] = "nms"
+    """What becomes of boxes that overlap a better one of their class: greedy NMS; soft-NMS and matrix NMS, which lower
+    their scores; NMS by confidence, whose winners take the best class score (IoU-Net); NMS by DIoU; NMS whose winners
+    are the mean of what they drop, weighted by score and overlap (box voting)."""
+    suppression_sigma: float | None = None
+    """The width of the decay of soft_gaussian (null is 0.5) and matrix_gaussian (2), and of the weights of voting
+    (0.025)."""
+    soft_floor: float = 0.001
+    """soft-NMS and matrix NMS drop a box whose lowered score is not above this."""
     max_detections: int = 100
     """Boxes kept for each image."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -305,13 +471,37 @@ class InferenceConfig:
         for name in ("min_confidence", "score_threshold", "nms_iou"):
             value = getattr(self, name)
             _require(0.0 <= value <= 1.0, f"{name} is {value}, expected 0 to 1")
+        decays = self.suppression.startswith(("soft", "matrix"))
+        _require(
+            self.suppression_sigma is None or self.suppression_sigma > 0.0,
+            f"suppression_sigma is {self.suppression_sigma}, expected more than 0, or null",
+        )
+        _only_for(
+            self,
+            "suppression",
+            suppression_sigma=("soft_gaussian", "matrix_gaussian", "voting"),
+            soft_floor=("soft_linear", "soft_gaussian", "matrix_linear", "matrix_gaussian"),
+            # Linear soft-NMS lowers what overlaps by more than that; other decays know no limit.
+            nms_iou=("nms", "soft_linear", "iou_guided", "diou", "voting"),
+        )
+        _require(0.0 <= self.soft_floor < 1.0, f"soft_floor is {self.soft_floor}, expected 0 to below 1")
+        _require(
+            not decays or self.soft_floor <= self.score_threshold,
+            f"soft_floor is {self.soft_floor}, above score_threshold, {self.score_threshold}: boxes that nothing "
+            "overlaps would be dropped by it; set it to at most score_threshold",
+        )
         _require(self.nms_pre >= 1, f"nms_pre is {self.nms_pre}, expected at least 1")
         _require(self.max_detections >= 1, f"max_detections is {self.max_detections}, expected at least 1")
 
     @property
     def needs_confidence(self) -> bool:
         """Whether the score reads the confidence branch at all."""
-        return self.fusion == "product" or self.confidence_exponent > 0.0 or self.min_confidence > 0.0
+        return self.score_reads_confidence or self.min_confidence > 0.0 or self.suppression == "iou_guided"
+
+    @property
+    def score_reads_confidence(self) -> bool:
+        """Whether the confidence is a factor of the score."""
+        return self.fusion == "product" or self.confidence_exponent > 0.0
 
 
 def require_branch(inference: InferenceConfig, *, has_branch: bool) -> None:
@@ -329,14 +519,31 @@ def require_branch(inference: InferenceConfig, *, has_branch: bool) -> None:
         reads.append(f"inference.confidence_exponent is {inference.confidence_exponent}")
     if inference.min_confidence > 0.0:
         reads.append(f"inference.min_confidence is {inference.min_confidence}")
+    if inference.suppression == "iou_guided":
+        reads.append("inference.suppression is iou_guided")
+    left_out = "inference.fusion and inference.min_confidence"
+    if inference.suppression == "iou_guided":
+        left_out = "inference.fusion, inference.min_confidence and inference.suppression"
     others = " or ".join(f"{{tower: {tower}}} for {head}" for tower, head in HEADS.items() if tower)
     raise ValueError(
         f"{', '.join(reads)}, but a {HEADS[None]} has no confidence branch (train.model.confidence is null); set "
-        "inference.confidence_exponent: 0 and leave inference.fusion and inference.min_confidence out, or take a head "
-        f"that has one: train.model.confidence: {others}"
+        f"inference.confidence_exponent: 0 and leave {left_out} out, or take a head that has one: "
+        f"train.model.confidence: {others}"
     )
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
+    """Refuse a setting that is not at its default, unless the choice of `switch` is among those that it belongs to."""
+    choice = getattr(config, switch)
+    usual = {f.name: f.default for f in fields(config)}
+    for name, choices in owners.items():
+        listed = " and ".join(repr(one) for one in choices)
+        _require(
+            choice in choices or getattr(config, name) == usual[name],
+            f"{name} has no meaning for {switch} {choice!r}; it belongs to {listed}",
+        )

@@ -26,7 +26,7 @@ ORDER = (
     "",
 )
 """The folders of orchestrator/, from the top, each above what it imports; "" are the modules in none of them."""
-MODEL_ORDER = ("training", "evaluation", "inference", "network", "data", "")
+MODEL_ORDER = ("training", "evaluation", "inference", "losses", "assignment", "network", "data", "")
 """The folders of model/, likewise."""
 MOST_ROOMS = 10
 

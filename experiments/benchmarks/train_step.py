@@ -32,9 +32,10 @@ from peer import (
 )
 from torch.profiler import ProfilerActivity, profile
 
+from model.assignment.max_iou import max_iou
+from model.assignment.samples import GroundTruth, loss_normalizer
 from model.config import ModelConfig
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
-from model.network.assignment import GroundTruth, assign, loss_normalizer
 from model.network.retinanet import Predictions, flat
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
@@ -128,7 +129,7 @@ def _predictions(num_images: int, grid: AnchorGrid, device: torch.device) -> Pre
 def _our_loss(given: Scene, grid: AnchorGrid, predictions: Predictions) -> None:
     batch = given.batch
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-    assigned = assign(grid, batch.sizes, truth, positive_iou=0.5, negative_iou=0.4)
+    assigned = max_iou(grid, batch.sizes, truth, positive_iou=0.5, negative_iou=0.4)
     config = ModelConfig(confidence=None)
     losses = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
     losses.total.backward()  # type: ignore[no-untyped-call]

@@ -18,8 +18,8 @@ from model.evaluation.counting import Objects, beaten, best_overlaps, count_dete
 from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED, DroppedTable, Misalignment
 from model.evaluation.parts import Part
 from model.inference.batched import BatchPredictions, Scored, to_host
-from model.inference.batched_nms import overlaps
-from model.inference.nms import keep
+from model.inference.suppression.batched_nms import overlaps
+from model.inference.suppression.nms import keep
 from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL
 

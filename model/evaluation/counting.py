@@ -12,8 +12,8 @@ from model.data.split import CocoData
 from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED, DroppedTable, Misalignment
 from model.evaluation.parts import Part
 from model.inference.fusion import exponents
-from model.inference.nms import keep, overlap
 from model.inference.postprocess import Pool, Shortlist, suppress
+from model.inference.suppression.nms import keep, overlap
 from model.inference.table import DetectionTable
 
 Ints = NDArray[np.int64]

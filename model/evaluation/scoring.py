@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from model.assignment.assign import assign
+from model.assignment.samples import GroundTruth
 from model.config import DataConfig, InferenceConfig
 from model.data.images import STRIDE, Batch, padded_shape, resize_shape
 from model.data.split import CocoData
@@ -32,7 +34,6 @@ from model.inference.predictor import Precision, forward_passes, load_batch, pre
 from model.inference.table import DetectionTable
 from model.machine import shorten_sockets
 from model.network.anchors import anchor_grid
-from model.network.assignment import GroundTruth, assign
 from model.network.finite import NonFiniteError, refusal
 from model.network.retinanet import RetinaNetConf, for_inference
 from model.parallel import gather, map_in_order, one_thread_each, world
@@ -373,7 +374,7 @@ def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> Tensor:
     grid = anchor_grid(batch.shape, batch.boxes.device, rules.anchor_rule)
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
     padded = (batch.sizes + STRIDE - 1) // STRIDE * STRIDE
-    assigned = assign(grid, padded, truth, positive_iou=rules.positive_iou, negative_iou=rules.negative_iou)
+    assigned = assign(grid, padded, truth, rules).assigned
     return (assigned >= 0).sum(dim=1)
 
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-LAST = {"inference/nms.py": "keep", "evaluation/counting.py": "beaten"}
+LAST = {"inference/suppression/nms.py": "keep", "evaluation/counting.py": "beaten"}
 """The function of each source that a scoring pass compiles last."""
 
 

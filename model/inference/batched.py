@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from model.config import InferenceConfig, require_branch
-from model.inference.batched_nms import greedy
 from model.inference.fusion import exponents
 from model.inference.postprocess import FIRST_LOOK
+from model.inference.suppression.batched_nms import greedy
 from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL, NUM_ANCHORS, AnchorGrid, clip, decode
 from model.network.finite import PARTS, NonFiniteError, are_finite

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from model.config import InferenceConfig, require_branch
 from model.inference.fusion import fuse_scores, log_scores, sigmoid
-from model.inference.nms import LOW, keep_packed, largest, pack
+from model.inference.suppression.nms import LOW, keep_packed, largest, pack
 from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL, NUM_ANCHORS, AnchorGrid, clip, decode
 from model.network.retinanet import Predictions, flat

@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from model.assignment.assign import assign
+from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
 from model.config import ScheduleConfig, TrainConfig
 from model.data.images import STRIDE, Batch, normalize
 from model.network.anchors import AnchorGrid, anchor_grid
-from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.retinanet import RetinaNetConf
 from model.parallel import FlatGradients, total, world, wrap
 from model.training.batches import MicroBatch, Update
@@ -110,13 +111,7 @@ class TrainingStep:
         model, batch = self.config.model, micro_batch.batch.to(self.device)
         grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
         truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-        assigned = assign(
-            grid,
-            (batch.sizes + STRIDE - 1) // STRIDE * STRIDE,
-            truth,
-            positive_iou=model.positive_iou,
-            negative_iou=model.negative_iou,
-        )
+        assigned = assign(grid, (batch.sizes + STRIDE - 1) // STRIDE * STRIDE, truth, model).assigned
         return Prepared(batch, grid, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
 
     def _accumulate(self, part: "Prepared", normalizer: Tensor) -> Tensor:
@@ -144,7 +139,7 @@ class Prepared:
     grid: AnchorGrid
     """N anchors; held here, as a graph reads them after the cache of grids may have dropped them."""
     assigned: Tensor
-    """[B, N] index into the batch's boxes, as assignment.assign gives it."""
+    """[B, N] index into the batch's boxes, as assignment.assign.assign gives it."""
     normalizer: Tensor
     """[] this part of the losses' divisor."""
     counts: bool

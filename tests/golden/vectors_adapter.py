@@ -9,14 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.assignment import samples
+from model.assignment.max_iou import max_iou
+from model.assignment.samples import GroundTruth
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, ScheduleConfig
 from model.data.images import flip_boxes, normalize, padded_shape, resize, resize_boxes
 from model.data.images import resize_shape as resized_shape
 from model.inference import postprocess
 from model.inference.table import DetectionTable
 from model.network import anchors as anchors_module
-from model.network import assignment
 from model.network.backbone import FeaturePyramid
+from model.network.overlaps import aligned_iou, pairwise_iou
 from model.network.retinanet import Head, Predictions
 from model.training.loop import learning_rate
 from model.training.losses import Losses, detector_losses
@@ -55,7 +58,7 @@ def valid(batch_hw: Sequence[int], pad_hw: Sequence[int]) -> Array:
 def assign(batch_hw: Sequence[int], pad_hw: Sequence[int], gt_boxes: Array) -> Array:
     truth = _truth([gt_boxes], [np.zeros(len(gt_boxes), np.int64)])
     assigned = _match(_grid(batch_hw), [pad_hw], truth)[0].numpy()
-    names = {assignment.NEGATIVE: 0, assignment.IGNORED: -1, assignment.INVALID: -2}
+    names = {samples.NEGATIVE: 0, samples.IGNORED: -1, samples.INVALID: -2}
     return np.array([names.get(value, value + 1) for value in assigned.tolist()])
 
 
@@ -69,17 +72,17 @@ def decode(anchors: Array, deltas: Array, clip_hw: Sequence[int] | None = None) 
 
 
 def iou_matrix(a: Array, b: Array) -> Array:
-    return anchors_module.pairwise_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return pairwise_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
 def iou_aligned(a: Array, b: Array) -> Array:
-    return anchors_module.aligned_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return aligned_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
 
 
 def iou_delta_grad(anchors: Array, deltas: Array, gt: Array, weight: Array) -> Array:
     moved = torch.from_numpy(deltas).requires_grad_()
     boxes = anchors_module.decode(torch.from_numpy(anchors), moved)
-    (anchors_module.aligned_iou(boxes, torch.from_numpy(gt)) * torch.from_numpy(weight)).sum().backward()
+    (aligned_iou(boxes, torch.from_numpy(gt)) * torch.from_numpy(weight)).sum().backward()
     return _grad(moved)
 
 
@@ -200,18 +203,16 @@ def _sizes(sizes: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[int(side) for side in size] for size in sizes])
 
 
-def _truth(boxes: list[Array], labels: list[Array]) -> assignment.GroundTruth:
+def _truth(boxes: list[Array], labels: list[Array]) -> GroundTruth:
     counts = torch.tensor([len(part) for part in labels])
     flat_boxes = torch.cat([torch.from_numpy(part).reshape(-1, 4) for part in boxes])
     image = torch.arange(len(labels)).repeat_interleave(counts)
-    return assignment.GroundTruth(flat_boxes, torch.cat([torch.from_numpy(part) for part in labels]).long(), image)
+    return GroundTruth(flat_boxes, torch.cat([torch.from_numpy(part) for part in labels]).long(), image)
 
 
-def _match(grid: anchors_module.AnchorGrid, pad_hws: Sequence[Sequence[int]], truth: assignment.GroundTruth) -> Tensor:
+def _match(grid: anchors_module.AnchorGrid, pad_hws: Sequence[Sequence[int]], truth: GroundTruth) -> Tensor:
     config = ModelConfig()
-    return assignment.assign(
-        grid, _sizes(pad_hws), truth, positive_iou=config.positive_iou, negative_iou=config.negative_iou
-    )
+    return max_iou(grid, _sizes(pad_hws), truth, positive_iou=config.positive_iou, negative_iou=config.negative_iou)
 
 
 def _losses(
@@ -225,7 +226,7 @@ def _losses(
     truth = _truth(gt_boxes, gt_labels)
     assigned = _match(grid, pad_hws, truth)
     config = ModelConfig(confidence=confidence)
-    return detector_losses(predictions, grid, assigned, truth, assignment.loss_normalizer(assigned), config)
+    return detector_losses(predictions, grid, assigned, truth, samples.loss_normalizer(assigned), config)
 
 
 def _head(weights: dict[str, Array], num_classes: int, conf_on: str) -> tuple[Head, dict[str, str]]:

@@ -87,7 +87,7 @@ def of_pack(random: Random) -> Args:
 
 
 def of_keep_packed(random: Random) -> Args:
-    from model.inference.nms import pack
+    from model.inference.suppression.nms import pack
 
     num, num_boxes = count(random), count(random) + 1
     scores = floats(random, num, 3)
@@ -169,13 +169,13 @@ def of_oracle(random: Random) -> Args:
 
 
 INPUTS: dict[str, Callable[[Random], Args]] = {
-    "model.inference.nms.keep": of_keep,
-    "model.inference.nms.largest": of_largest,
-    "model.inference.nms.pack": of_pack,
-    "model.inference.nms.keep_packed": of_keep_packed,
-    "model.inference.nms._deal": of_deal,
-    "model.inference.nms._sort": of_deal,
-    "model.inference.nms.overlap": of_overlap,
+    "model.inference.suppression.nms.keep": of_keep,
+    "model.inference.suppression.nms.largest": of_largest,
+    "model.inference.suppression.nms.pack": of_pack,
+    "model.inference.suppression.nms.keep_packed": of_keep_packed,
+    "model.inference.suppression.nms._deal": of_deal,
+    "model.inference.suppression.nms._sort": of_deal,
+    "model.inference.suppression.nms.overlap": of_overlap,
     "model.evaluation.counting.count_candidates": of_count_candidates,
     "model.evaluation.counting.count_detections": of_count_detections,
     "model.evaluation.counting._bin": lambda random: (floats(random, 1)[0] * np.float32(random.choice([-1, 1, 99])),),
@@ -189,10 +189,10 @@ INPUTS: dict[str, Callable[[Random], Args]] = {
 }
 """What each compiled function may be called with, as far as its indices go; its floats may be anything."""
 PLACES: dict[str, Callable[[Any, Args], list[tuple[Any, int]]]] = {
-    "model.inference.nms.keep": lambda found, args: [(found, len(args[0]))],
-    "model.inference.nms.largest": lambda found, args: [(found, len(args[0]))],
-    "model.inference.nms.keep_packed": lambda found, args: [(found[0], len(args[2])), (found[1], args[4])],
-    "model.inference.nms._deal": lambda found, args: [(found[1], len(args[0]) + 1)],
+    "model.inference.suppression.nms.keep": lambda found, args: [(found, len(args[0]))],
+    "model.inference.suppression.nms.largest": lambda found, args: [(found, len(args[0]))],
+    "model.inference.suppression.nms.keep_packed": lambda found, args: [(found[0], len(args[2])), (found[1], args[4])],
+    "model.inference.suppression.nms._deal": lambda found, args: [(found[1], len(args[0]) + 1)],
     "model.evaluation.counting._bin": lambda found, args: [(np.array([found]), 50)],
     "model.evaluation.counting.count_candidates": lambda found, args: [(found[4], len(args[0])), (found[5], 3)],
     "model.evaluation.counting.overlaps": lambda found, args: [(found[1] + 1, len(args[2]) + 1)],

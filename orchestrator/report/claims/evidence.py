@@ -245,7 +245,7 @@ def slope_by_autograd(loss: str) -> float:
     """Return the same of the losses that train here."""
     import torch
 
-    from model.training.losses import confidence_loss
+    from model.losses.confidence import confidence_loss
 
     logit = torch.tensor([SATURATED], requires_grad=True)
     config = ConfidenceConfig(loss=loss)  # type: ignore[arg-type]  # one of file.LOSSES

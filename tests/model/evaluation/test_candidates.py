@@ -13,7 +13,7 @@ from model.evaluation.candidates import EXPONENTS, Candidates, candidates
 from model.evaluation.counting import Objects, objects_of
 from model.evaluation.scoring import Scores, score
 from model.inference.fusion import fuse_scores
-from model.inference.nms import overlap
+from model.inference.suppression.nms import overlap
 from model.inference.table import DetectionTable
 from tests.detectors import MODEL, SIZES, opinionated, with_objects_where_it_finds_some
 

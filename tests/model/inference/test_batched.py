@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import InferenceConfig
 from model.inference import batched, postprocess
-from model.inference.batched_nms import blockwise, greedy
-from model.inference.nms import keep
+from model.inference.suppression.batched_nms import blockwise, greedy
+from model.inference.suppression.nms import keep
 from model.inference.table import DetectionTable
 from model.network.anchors import AnchorGrid, anchor_grid
 from model.network.retinanet import Predictions
@@ -168,8 +168,8 @@ def test_the_kernel_for_gpus_keeps_what_torch_keeps() -> None:
     # Triton reads the variable as it is imported, so that its interpreter needs a process of its own.
     code = """
 import torch
-from model.inference.batched_nms import blockwise
-from model.inference.triton_nms import one_by_one
+from model.inference.suppression.batched_nms import blockwise
+from model.inference.suppression.triton_nms import one_by_one
 from tests.model.inference.test_batched import candidates
 for num, num_classes, limit in ((90, 3, 9), (40, 2, 100), (1, 1, 1)):
     lists = candidates(2, num, num_classes)

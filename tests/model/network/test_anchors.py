@@ -7,16 +7,15 @@ from torch.testing import assert_close
 from torchvision.ops import box_iou
 
 from model.network.anchors import (
-    aligned_iou,
     anchor_grid,
     base_anchors,
     clip,
     decode,
     encode,
     level_sizes,
-    pairwise_iou,
     valid_anchors,
 )
+from model.network.overlaps import aligned_iou, pairwise_iou
 
 
 def random_boxes(count: int, seed: int) -> torch.Tensor:

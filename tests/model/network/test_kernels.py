@@ -10,7 +10,7 @@ import pytest
 CHECK = """
 import torch
 from model.network import kernels
-from model.training.losses import _block
+from model.losses.classification import _block
 
 torch.manual_seed(0)
 for channels, images, height, width in ((36, 2, 5, 7), (720, 1, 4, 6), (9, 1, 3, 3), (64, 2, 9, 11), (512, 1, 3, 5)):

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from model.assignment.max_iou import max_iou
+from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import anchor_grid
-from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.retinanet import Head, build_detector, dense_maps, flat, sparse_rows
 from model.training.losses import detector_losses
 
@@ -100,7 +101,7 @@ def test_a_detector_has_the_same_losses_and_gradients_either_way() -> None:
     truth = GroundTruth(
         torch.tensor([[10.0, 20, 50, 70], [80, 10, 110, 40]]), torch.tensor([0, 2]), torch.tensor([0, 1])
     )
-    assigned = assign(grid, torch.tensor([[128, 160], [128, 128]]), truth, positive_iou=0.5, negative_iou=0.4)
+    assigned = max_iou(grid, torch.tensor([[128, 160], [128, 128]]), truth, positive_iou=0.5, negative_iou=0.4)
     cells = positive_cells(assigned, grid)
     assert cells is not None and 2 < len(cells) < 100
     images = torch.randn(2, 3, 128, 160, generator=torch.Generator().manual_seed(0)).double()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from model.network.assignment import assign, loss_normalizer
+from model.assignment.max_iou import max_iou
+from model.assignment.samples import loss_normalizer
 from model.training.losses import detector_losses
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda
@@ -42,7 +43,7 @@ def test_matching_and_losses_are_one_graph(head: str) -> None:
 
     def losses(given, grid, predictions) -> Tensor:
         truth = truth_of(given)
-        assigned = assign(grid, given.sizes, truth, positive_iou=0.5, negative_iou=0.4)
+        assigned = max_iou(grid, given.sizes, truth, positive_iou=0.5, negative_iou=0.4)
         return detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config).total
 
     with imagined_cuda(compiling=True):
@@ -58,7 +59,7 @@ def test_there_are_as_many_graphs_as_shapes_however_many_boxes_a_batch_has() -> 
 
     def losses(given, grid, predictions) -> Tensor:
         truth = truth_of(given)
-        assigned = assign(grid, given.sizes, truth, positive_iou=0.5, negative_iou=0.4)
+        assigned = max_iou(grid, given.sizes, truth, positive_iou=0.5, negative_iou=0.4)
         return detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config).total
 
     whole, counter = compiled(losses)

@@ -12,11 +12,12 @@ from torch.nn.functional import one_hot, softplus
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 
+from model.assignment.samples import IGNORED, INVALID, NEGATIVE, GroundTruth, loss_normalizer
 from model.config import ConfidenceConfig, ModelConfig
+from model.losses.confidence import confidence_loss
 from model.network.anchors import AnchorGrid, anchor_grid
-from model.network.assignment import IGNORED, INVALID, NEGATIVE, GroundTruth, loss_normalizer
 from model.network.retinanet import Predictions, flat
-from model.training.losses import Losses, confidence_loss, detector_losses
+from model.training.losses import Losses, detector_losses
 from tests.golden.vectors_adapter import VARIANTS
 
 GRID = anchor_grid((32, 32))  # 144 + 36 + 9 + 9 + 9 anchors

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from model.assignment import samples
+from model.assignment.max_iou import max_iou
+from model.assignment.samples import GroundTruth, loss_normalizer
 from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch, _mean_and_std
-from model.network import assignment
 from model.network.anchors import anchor_grid
-from model.network.assignment import GroundTruth, assign, loss_normalizer
 from model.network.retinanet import build_detector
 from model.training import losses
 from model.training.batches import MicroBatch
@@ -109,9 +110,9 @@ def test_weighing_all_anchors_gives_the_losses_and_gradients_of_listing_the_posi
     detector = build_detector(config, num_classes=3, seed=0).double()
     given, grid = batch(), anchor_grid((64, 96))
     truth = GroundTruth(given.boxes[:num_boxes], given.labels[:num_boxes], given.image_index[:num_boxes])
-    assigned = assign(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
+    assigned = max_iou(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
     results: list[list[Tensor]] = []
-    for listed in (assignment.positives, lambda assigned: None):
+    for listed in (samples.positives, lambda assigned: None):
         monkeypatch.setattr(losses, "positives", listed)
         predictions = detector(given.images.double() / 50 - 2)
         found = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
@@ -133,7 +134,7 @@ def test_the_boxes_that_fill_up_a_graph_change_no_loss_and_no_gradient(num_boxes
     index, labels = torch.zeros(num_boxes, dtype=torch.int64), torch.zeros(num_boxes, dtype=torch.int64)
     given = replace(given, boxes=boxes, labels=labels, image_index=index)
     truth = GroundTruth(boxes, labels, index)
-    assigned = assign(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
+    assigned = max_iou(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
     part = Prepared(given, grid, assigned, loss_normalizer(assigned), counts=True)
     padded = _with_room(part)
     assert len(padded.batch.boxes) == (128 if num_boxes == 100 else 64)

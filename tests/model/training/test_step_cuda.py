@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.assignment.max_iou import max_iou
+from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
 from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch, normalize
 from model.network.anchors import AnchorGrid, AnchorRule, anchor_grid
-from model.network.assignment import GroundTruth, assign, loss_normalizer, positive_cells
 from model.network.retinanet import Predictions
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
@@ -116,7 +117,7 @@ def test_matching_waits_for_nothing(num_boxes: int) -> None:
     with imagined_cuda():
         given, grid = batch(num_boxes, CUDA), anchor_grid(SHAPE, CUDA)
         with watched():
-            assigned = assign(grid, given.sizes, truth_of(given), positive_iou=0.5, negative_iou=0.4)
+            assigned = max_iou(grid, given.sizes, truth_of(given), positive_iou=0.5, negative_iou=0.4)
             normalizer = loss_normalizer(assigned)
             cells = positive_cells(assigned, grid)
         assert (assigned.shape, assigned.device) == ((2, len(grid.boxes)), CUDA)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network.anchors import AnchorGrid, anchor_grid, pairwise_iou, valid_anchors
-from model.network.assignment import IGNORED, INVALID, NEGATIVE, GroundTruth, assign, loss_normalizer
+from model.assignment.max_iou import max_iou
+from model.assignment.samples import IGNORED, INVALID, NEGATIVE, GroundTruth, loss_normalizer
+from model.network.anchors import AnchorGrid, anchor_grid, valid_anchors
+from model.network.overlaps import pairwise_iou
 
 Box = Sequence[float]
 FAR: Box = (900, 900, 910, 910)
@@ -27,7 +29,7 @@ def truth(*images: Sequence[Box]) -> GroundTruth:
 
 def assigned_to(grid: AnchorGrid, *images: Sequence[Box], sizes: Tensor | None = None) -> Tensor:
     sizes = torch.full((len(images), 2), 8) if sizes is None else sizes
-    return assign(grid, sizes, truth(*images), positive_iou=0.5, negative_iou=0.4)
+    return max_iou(grid, sizes, truth(*images), positive_iou=0.5, negative_iou=0.4)
 
 
 def test_thresholds_take_the_side_that_the_released_code_takes() -> None:

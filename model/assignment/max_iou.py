@@ -1,36 +1,21 @@
-"""Which anchor learns which box: max-IoU assignment for a whole batch at once, and the normaliser of the losses."""
+"""Max-IoU assignment, RetinaNet's rule, for a whole batch at once."""
 
 import warnings
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.network.anchors import NUM_ANCHORS, AnchorGrid, pairwise_iou, valid_anchors
+from model.assignment.samples import IGNORED, INVALID, NEGATIVE, GroundTruth
+from model.network.anchors import AnchorGrid, valid_anchors
+from model.network.overlaps import pairwise_iou
 
 warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
 
-NEGATIVE = -1
-IGNORED = -2
-INVALID = -3
 
-
-@dataclass(frozen=True, slots=True)
-class GroundTruth:
-    """The boxes to learn of a batch of B images, in one flat list of M boxes, image after image."""
-
-    boxes: Tensor
-    """[M, 4] xyxy pixels."""
-    labels: Tensor
-    """[M] classes, 0 to K-1."""
-    image_index: Tensor
-    """[M] place of the box's image in the batch; rising."""
-
-
-def assign(
+def max_iou(
     grid: AnchorGrid, padded_sizes: Tensor, truth: GroundTruth, *, positive_iou: float, negative_iou: float
 ) -> Tensor:
-    """Assign each anchor a box, background, or nothing.
+    """Assign each anchor a box, background, or nothing, by its IoU with the boxes (RetinaNet, Section 4).
 
     An anchor whose best IoU reaches `positive_iou` learns that box (the first on ties); below `negative_iou`
     it learns background. Then every anchor that ties for a box's best IoU learns that box, however low it is;
@@ -61,28 +46,6 @@ def assign(
         last.index_reduce_(0, truth.image_index, torch.where(ties, order, -1), "amax")
         assigned = torch.where(last >= 0, last.long(), assigned)
     return assigned.masked_fill_(~valid, INVALID)
-
-
-def loss_normalizer(assigned: Tensor) -> Tensor:
-    """[] what the losses are divided by: positive anchors of each image, at least 1, summed over the batch."""
-    return (assigned >= 0).sum(dim=1).clamp(min=1).sum()
-
-
-def positives(assigned: Tensor) -> Tensor | None:
-    """[P] places of the anchors that learn a box, in [B*N].
-
-    None on an accelerator: to list them, the host would have to wait for their number.
-    """
-    return (assigned >= 0).flatten().nonzero()[:, 0] if assigned.device.type == "cpu" else None
-
-
-def positive_cells(assigned: Tensor, grid: AnchorGrid) -> Tensor | None:
-    """[S] places of the cells with a positive anchor, by level, image, row, column; None as for `positives`."""
-    if assigned.device.type != "cpu":
-        return None
-    levels = torch.split(assigned >= 0, grid.level_lengths, dim=1)
-    cells = [level.view(len(level), -1, NUM_ANCHORS).any(dim=2).flatten() for level in levels]
-    return torch.cat(cells).nonzero()[:, 0]
 
 
 def _best_box(iou: Tensor, image_index: Tensor, num_images: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ def greedy(boxes: Tensor, labels: Tensor, num: Tensor, iou: Tensor, limit: int) 
 def _on_cuda(boxes: Tensor, labels: Tensor, num: Tensor, iou: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     try:
         # It comes with torch for CUDA, on Linux.
-        from model.inference.triton_nms import one_by_one
+        from model.inference.suppression.triton_nms import one_by_one
     except ImportError:
         return blockwise(boxes, labels, num, iou, limit)
     return one_by_one(boxes, labels, num, iou, limit)
