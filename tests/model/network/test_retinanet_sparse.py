@@ -6,10 +6,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import anchor_grid
-from model.network.retinanet import Head, build_detector, dense_maps, flat, sparse_rows
+from model.network.convolution import dense_maps, sparse_rows
+from model.network.retinanet import Head, build_detector, flat
 from model.training.losses import detector_losses
 
 SIZES = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
@@ -43,7 +44,7 @@ def rows_of(levels: list[Tensor]) -> Tensor:
 def test_outputs_and_gradients_at_the_cells_are_those_of_whole_maps(
     tower: str, cells: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.network.retinanet.MOST", 1.0)
+    monkeypatch.setattr("model.network.convolution.MOST", 1.0)
     module = head(confidence=ConfidenceConfig(tower=tower))  # type: ignore[arg-type]
     chosen = torch.tensor(cells, dtype=torch.int64)
     results = []
@@ -108,7 +109,7 @@ def test_a_detector_has_the_same_losses_and_gradients_either_way() -> None:
     results = []
     for asked in (None, cells):
         predictions = detector(images, asked)
-        losses = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
+        losses = detector_losses(predictions, grid, Assignment(assigned), truth, loss_normalizer(assigned), config)
         losses.total.backward()
         results.append([losses.box, losses.confidence, *(p.grad for p in detector.parameters() if p.requires_grad)])
         detector.zero_grad()
