@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.assignment.assign import assign
-from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
 from model.config import ScheduleConfig, TrainConfig
 from model.data.images import STRIDE, Batch, normalize
 from model.network.anchors import AnchorGrid, anchor_grid
@@ -125,7 +125,7 @@ class TrainingStep:
         truth = GroundTruth(part.batch.boxes, part.batch.labels, part.batch.image_index)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             predictions = self.model(images, positive_cells(part.assigned, grid))
-        losses = detector_losses(predictions, grid, part.assigned, truth, normalizer, model)
+        losses = detector_losses(predictions, grid, Assignment(part.assigned), truth, normalizer, model)
         (losses.total * (self.scale * part.counts)).backward()  # type: ignore[no-untyped-call]
         parts = (losses.classification, losses.box, losses.confidence)
         return torch.stack([loss.detach().sum() for loss in parts]) * part.counts

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from model.assignment import samples
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import GroundTruth, loss_normalizer
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer
 from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch, _mean_and_std
 from model.network.anchors import anchor_grid
@@ -115,7 +115,7 @@ def test_weighing_all_anchors_gives_the_losses_and_gradients_of_listing_the_posi
     for listed in (samples.positives, lambda assigned: None):
         monkeypatch.setattr(losses, "positives", listed)
         predictions = detector(given.images.double() / 50 - 2)
-        found = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
+        found = detector_losses(predictions, grid, Assignment(assigned), truth, loss_normalizer(assigned), config)
         found.total.backward()
         gradients = [part.grad for part in detector.parameters() if part.grad is not None]
         results.append([found.classification, found.box, found.confidence, *gradients])
@@ -143,7 +143,7 @@ def test_the_boxes_that_fill_up_a_graph_change_no_loss_and_no_gradient(num_boxes
         detector.zero_grad()
         there = GroundTruth(one.batch.boxes, one.batch.labels, one.batch.image_index)
         predictions = detector(torch.ones(2, 3, 64, 96, dtype=torch.float64))
-        found = detector_losses(predictions, grid, one.assigned, there, one.normalizer, TINY)
+        found = detector_losses(predictions, grid, Assignment(one.assigned), there, one.normalizer, TINY)
         found.total.backward()
         results.append([found.total, *(p.grad for p in detector.parameters() if p.grad is not None)])
     for mine, other in zip(*results, strict=True):

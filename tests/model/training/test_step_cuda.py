@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
 from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch, normalize
 from model.network.anchors import AnchorGrid, AnchorRule, anchor_grid
@@ -133,7 +133,7 @@ def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: AnchorRule
         assigned = torch.zeros(2, len(grid.boxes), dtype=torch.int64, device=CUDA)
         normalizer = torch.ones((), device=CUDA)
         with watched():
-            losses = detector_losses(predictions, grid, assigned, truth_of(given), normalizer, config)
+            losses = detector_losses(predictions, grid, Assignment(assigned), truth_of(given), normalizer, config)
             losses.total.backward()
         assert losses.total.device == CUDA
         levels = [predictions.class_logits, predictions.box_deltas, predictions.confidence_logits or []]
