@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.assignment.samples import NEGATIVE, Assignment, GroundTruth, positives
-from model.config import ModelConfig
+from model.config import ConfidenceConfig, ModelConfig
 from model.losses.boxes import box_loss, centerness, distribution_focal_loss
 from model.losses.classification import at_least_float32, classification_loss
 from model.losses.confidence import confidence_loss
@@ -98,15 +98,8 @@ def detector_losses(
             # Released: not detached. For CE the gradient in the IoU is minus the logit, and reaches the box tower.
             target = iou.detach() if branch.detach_iou_target else iou
         logits = at_least_float32(flat(predictions.confidence_logits, 1)[..., 0])
-        of_positives = confidence_loss(logits.flatten()[learners.chosen], target, branch)
-        confidence = _level_sums(everywhere(of_positives), grid)
-        if branch.negative_weight > 0:
-            background = functional.softplus(logits)
-            if branch.loss == "gfocal":  # Eq. 13 at a target of 0
-                background = logits.sigmoid() ** branch.gfocal_gamma * background
-            background = background * (assigned == NEGATIVE)
-            confidence = confidence + branch.negative_weight * _level_sums(background, grid)
-        confidence = confidence * branch.loss_weight
+        of_positives = everywhere(confidence_loss(logits.flatten()[learners.chosen], target, branch))
+        confidence = _confidence_sums(of_positives, logits, assigned, grid, branch)
     return Losses(classification / normalizer, box / normalizer, confidence / normalizer)
 
 
@@ -146,6 +139,20 @@ def _classification_sums(
         target = None if level is None else level.flatten()
         sums.append(classification_loss(rows, label.flatten(), target, config))
     return torch.stack(sums) * config.classification.loss_weight
+
+
+def _confidence_sums(
+    of_positives: Tensor, logits: Tensor, assigned: Tensor, grid: AnchorGrid, config: ConfidenceConfig
+) -> Tensor:
+    """[L] weighted losses of positives, and of negatives where they count, all [B, N]."""
+    sums = _level_sums(of_positives, grid)
+    if config.negative_weight > 0:
+        background = functional.softplus(logits)
+        if config.loss == "gfocal":  # Eq. 13 at a target of 0
+            background = logits.sigmoid() ** config.gfocal_gamma * background
+        background = background * (assigned == NEGATIVE)
+        sums = sums + config.negative_weight * _level_sums(background, grid)
+    return sums * config.loss_weight
 
 
 def _distribution_sums(edge_logits: list[Tensor], assigned: Tensor, truth: GroundTruth, grid: AnchorGrid) -> Tensor:
