@@ -44,7 +44,7 @@ def centerness(anchors: Tensor, boxes: Tensor) -> Tensor:
         anchors: [P, 4] xyxy pixels.
         boxes: [P, 4].
     """
-    low, high = edge_distances(anchors, boxes).clamp(min=0).unflatten(-1, (2, 2)).unbind(-2)
+    low, high = edge_distances(anchors, boxes).clamp(min=0).chunk(2, dim=-1)
     ratios = torch.minimum(low, high) / torch.maximum(low, high).clamp(min=1e-6)
     return ratios.prod(dim=-1).sqrt()
 

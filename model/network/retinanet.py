@@ -199,13 +199,13 @@ class Edges(nn.Module):
         self.quality = None
         if quality is not None:
             self.num_top = min(NUM_TOP, bins)
-            last = nn.Linear(QUALITY_CHANNELS, 1)
-            self.quality = nn.Sequential(nn.Linear(4 * (self.num_top + 1), QUALITY_CHANNELS), nn.ReLU(), last)
+            first, last = nn.Linear(4 * (self.num_top + 1), QUALITY_CHANNELS), nn.Linear(QUALITY_CHANNELS, 1)
+            self.quality = nn.Sequential(first, nn.ReLU(), last)
             if quality == "dfine":  # begins with the scores as they are
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
             else:
-                for layer in (self.quality[0], last):
+                for layer in (first, last):
                     nn.init.normal_(layer.weight, std=0.01)
                     nn.init.zeros_(layer.bias)
 
@@ -219,7 +219,7 @@ class Edges(nn.Module):
         Returns:
             [..., 9*4] deltas, at least float32, and [..., 9] logits of the quality, if any.
         """
-        mean, top = read_distributions(logits.unflatten(-1, (NUM_ANCHORS, 4, self.bins)), self.num_top)
+        mean, top = read_distributions(torch.unflatten(logits, -1, (NUM_ANCHORS, 4, self.bins)), self.num_top)
         deltas = deltas_of_edges(mean, self.sides[level]).flatten(-2)
         if self.quality is None:
             return deltas, None
@@ -229,7 +229,7 @@ class Edges(nn.Module):
 
     def join(self, class_logits: Tensor, quality: Tensor) -> Tensor:
         """Class logits [B, 9*K, h, w] that hold the quality [B, h, w, 9] as well."""
-        classes = class_logits.unflatten(1, (NUM_ANCHORS, -1))
+        classes = torch.unflatten(class_logits, 1, (NUM_ANCHORS, -1))
         quality = quality.permute(0, 3, 1, 2)[:, :, None]
         if self.kind == "dfine":
             return (classes + quality).flatten(1, 2)

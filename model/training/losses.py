@@ -163,7 +163,7 @@ def _distribution_sums(edge_logits: list[Tensor], assigned: Tensor, truth: Groun
     for stride, logits, anchors, matched in parts:
         bins = logits.shape[1] // (4 * NUM_ANCHORS)
         learners = _learners(matched, anchors, truth)
-        rows = per_anchor(logits, 4 * bins).flatten(0, 1)[learners.chosen].unflatten(1, (4, bins))
+        rows = per_anchor(logits, 4 * bins).flatten(0, 1)[learners.chosen].view(-1, 4, bins)
         # Below the last distance, so that both neighbours of the target are there (released: 0.01).
         target = (edge_distances(learners.anchors, learners.boxes) / stride).clamp(0, bins - 1 - 0.01)
         loss = distribution_focal_loss(rows, target).mean(dim=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
@@ -13,6 +13,7 @@ from model.config import BoxConfig, ClassificationConfig, ConfidenceConfig, Mode
 from model.network.anchors import STRIDES, anchor_grid, decode
 from model.network.checkpoint import save_checkpoint
 from model.network.retinanet import (
+    Edges,
     RetinaNetConf,
     build_detector,
     distribution_mean,
@@ -26,8 +27,7 @@ from tests.detectors import images, small
 BINS = 17
 EDGES = small(box=BoxConfig(bins=BINS))
 QUALITIES = {
-    kind: replace(EDGES, classification=ClassificationConfig(edge_quality=kind))  # type: ignore[arg-type]
-    for kind in ("gflv2", "dfine")
+    kind: replace(EDGES, classification=ClassificationConfig(edge_quality=kind)) for kind in ("gflv2", "dfine")
 }
 
 
@@ -87,7 +87,15 @@ def test_boxes_of_a_bfloat16_network_are_computed_in_float32() -> None:
     assert predictions.edge_logits is not None
     assert predictions.edge_logits[0].dtype == predictions.class_logits[0].dtype == torch.bfloat16
     assert predictions.box_deltas[0].dtype == torch.float32
-    assert predictions.float().edge_logits[0].dtype == torch.float32  # type: ignore[index]
+    assert predictions.float().edge_logits[0].dtype == torch.float32
+
+
+def layers(edges: Edges | None) -> tuple[nn.Linear, nn.Linear]:
+    """Those of the network that reads the quality."""
+    assert edges is not None and edges.quality is not None
+    first, _, last = edges.quality
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return first, last
 
 
 def joined(kind: str, classes: Tensor, quality: Tensor) -> Tensor:
@@ -120,8 +128,8 @@ def test_the_quality_reads_the_four_largest_probabilities_of_each_edge_and_their
     made = detector(QUALITIES[kind])
     edges = made.head.edges
     assert edges is not None and edges.quality is not None
-    for layer in (edges.quality[0], edges.quality[2]):
-        torch.nn.init.normal_(layer.weight)
+    for layer in layers(edges):
+        nn.init.normal_(layer.weight)
     logits = torch.randn(9, 4, BINS, generator=torch.Generator().manual_seed(0))
     top = logits.softmax(dim=-1).sort(dim=-1, descending=True).values[..., :4]
     read = torch.cat([top, top.mean(dim=-1, keepdim=True)], dim=-1).flatten(1)  # edge by edge
@@ -137,15 +145,14 @@ def test_dfines_quality_starts_with_the_class_scores_as_they_are_and_learns() ->
     mine, theirs = whole(given), plain(given)
     assert all(torch.equal(*pair) for pair in zip(mine.class_logits, theirs.class_logits, strict=True))
     sum(level.square().sum() for level in mine.class_logits).backward()
-    gradient = whole.head.edges.quality[2].weight.grad  # type: ignore[union-attr, index]
+    gradient = layers(whole.head.edges)[1].weight.grad
     assert gradient is not None and gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize("kind", QUALITIES)
 def test_the_gradient_of_the_class_scores_reaches_the_edges(kind: str) -> None:
     made = detector(QUALITIES[kind])
-    last = made.head.edges.quality[2]  # type: ignore[union-attr, index]
-    torch.nn.init.ones_(last.weight)
+    nn.init.ones_(layers(made.head.edges)[1].weight)
     sum(level.sum() for level in made(images(1, 3, 64, 64)).class_logits).backward()
     gradient = made.head.edge_logits.weight.grad
     assert gradient is not None and gradient.abs().max() > 0

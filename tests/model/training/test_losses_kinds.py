@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from model.assignment import samples
 from model.assignment.max_iou import max_iou
 from model.assignment.samples import Assignment, GroundTruth, loss_normalizer
 from model.config import (
@@ -32,8 +33,8 @@ from tests.model.training.test_losses import GRID, ORIGIN, losses, maps, one_pos
 
 EDGES = BoxConfig(loss="giou", loss_weight=2.0, bins=9)
 KINDS: dict[str, dict[str, Any]] = {
-    **{kind: {"box": BoxConfig(loss=kind)} for kind in ("iou", "giou", "diou", "ciou")},  # type: ignore[arg-type]
-    **{kind: {"classification": ClassificationConfig(loss=kind)} for kind in ("qfl", "vfl", "ia_bce", "mal")},  # type: ignore[arg-type]
+    **{kind: {"box": BoxConfig(loss=kind)} for kind in ("iou", "giou", "diou", "ciou")},
+    **{kind: {"classification": ClassificationConfig(loss=kind)} for kind in ("qfl", "vfl", "ia_bce", "mal")},
     "L1 of edges": {"box": BoxConfig(bins=9), "confidence": None},
     "edges": {"box": EDGES, "confidence": ConfidenceConfig(tower="box")},
     "gflv2": {"box": EDGES, "classification": ClassificationConfig(loss="qfl", edge_quality="gflv2")},
@@ -159,7 +160,7 @@ def test_weighing_all_anchors_gives_the_losses_and_gradients_of_listing_the_posi
     detector = build_detector(config, num_classes=3, seed=0).double()
     batch, truth, assigned = scene_of(config)
     results: list[list[Tensor]] = []
-    for listed in (losses_module.positives, lambda assigned: None):
+    for listed in (samples.positives, lambda assigned: None):
         monkeypatch.setattr(losses_module, "positives", listed)
         predictions = detector(batch.images.double() / 50 - 2)
         found = detector_losses(
