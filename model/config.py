@@ -4,13 +4,34 @@ The text beneath a setting says what it means; experiments/SETTINGS.md and `rnc 
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO's evaluation in COCO's order. Here, because files and tables name them without torch."""
 HEADS = {None: "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
 """What papers call a detector, by the tower that its confidence branch sits on."""
+
+
+# These stand first, as a class below makes its parts' defaults, which check themselves.
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
+    """Refuse a setting that is not at its default, unless the choice of `switch` is among those that it belongs to."""
+    choice, usual = getattr(config, switch), _defaults(type(config))
+    for name, choices in owners.items():
+        if choice not in choices and getattr(config, name) != usual[name]:
+            listed = " and ".join(repr(one) for one in choices)
+            raise ValueError(f"{name} has no meaning for {switch} {choice!r}; it belongs to {listed}")
+
+
+@cache
+def _defaults(kind: type) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(kind)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,13 +224,13 @@ class ModelConfig:
     """A ReLU between P6 and P7: torchvision has one, the released neck none."""
     anchor_rule: Literal["paper", "torchvision"] = "paper"
     """Exact anchors, or torchvision's: whole-pixel sizes and corners, image size // map size as stride."""
-    confidence: ConfidenceConfig | None = field(default_factory=ConfidenceConfig)
+    confidence: ConfidenceConfig | None = ConfidenceConfig()
     """The object-confidence branch; None is plain RetinaNet."""
-    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    classification: ClassificationConfig = ClassificationConfig()
     """The loss of the classification branch."""
-    box: BoxConfig = field(default_factory=BoxConfig)
+    box: BoxConfig = BoxConfig()
     """The loss of the box branch."""
-    assignment: AssignmentConfig = field(default_factory=AssignmentConfig)
+    assignment: AssignmentConfig = AssignmentConfig()
     """Which anchors learn which boxes."""
     focal_alpha: float = 0.25
     """Focal loss: the weight of the target class (1 - focal_alpha for the others)."""
@@ -392,9 +413,9 @@ class ScheduleConfig:
 class TrainConfig:
     """One training, whole: two equal TrainConfigs give the same weights, on any number of workers."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     global_batch: int = 16
     """Images of one update, over all workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -530,20 +551,3 @@ def require_branch(inference: InferenceConfig, *, has_branch: bool) -> None:
         f"inference.confidence_exponent: 0 and leave {left_out} out, or take a head that has one: "
         f"train.model.confidence: {others}"
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
-    """Refuse a setting that is not at its default, unless the choice of `switch` is among those that it belongs to."""
-    choice = getattr(config, switch)
-    usual = {f.name: f.default for f in fields(config)}
-    for name, choices in owners.items():
-        listed = " and ".join(repr(one) for one in choices)
-        _require(
-            choice in choices or getattr(config, name) == usual[name],
-            f"{name} has no meaning for {switch} {choice!r}; it belongs to {listed}",
-        )

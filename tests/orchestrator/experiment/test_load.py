@@ -331,8 +331,8 @@ def test_a_misspelt_setting_is_named_with_its_path_and_the_setting_that_was_mean
         (row("paper: {AP_50: 1}"), "table.yaml, row 'A': paper.AP_50 is no metric; did you mean paper.AP50?"),
         (
             row("train: {model: {confidence: {zzz: 1}}}"),
-            "table.yaml, row 'A': train.model.confidence.zzz is not a setting; expected one of: tower, target, loss, loss_on,"
-            " negative_weight, smooth_l1_beta, gfocal_gamma, detach_iou_target, loss_weight",
+            "table.yaml, row 'A': train.model.confidence.zzz is not a setting; expected one of: tower, target, loss, "
+            "loss_on, negative_weight, smooth_l1_beta, gfocal_gamma, detach_iou_target, loss_weight",
         ),
         ("columns: [AP_s]\nrows: [{label: A}]", "table.yaml: columns: AP_s is no metric; did you mean APs?"),
     ],
