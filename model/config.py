@@ -22,7 +22,8 @@ def _require(condition: bool, message: str) -> None:
 
 def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
     """Refuse a setting that is not at its default, unless the choice of `switch` is among those that it belongs to."""
-    choice, usual = getattr(config, switch), _defaults(type(config))
+    kind: Any = type(config)
+    choice, usual = getattr(config, switch), _defaults(kind)
     for name, choices in owners.items():
         if choice not in choices and getattr(config, name) != usual[name]:
             listed = " and ".join(repr(one) for one in choices)
@@ -30,7 +31,7 @@ def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
 
 
 @cache
-def _defaults(kind: type) -> dict[str, Any]:
+def _defaults(kind: Any) -> dict[str, Any]:
     return {f.name: f.default for f in fields(kind)}
 
 

@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from model.config import InferenceConfig
 
@@ -96,7 +96,7 @@ def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceCo
 
 def differences(config: Any) -> Settings:
     """Return the settings that differ from the defaults, nested, in a canonical form where 0 equals 0.0."""
-    return _differences(config, _default(type(config)))
+    return _differences(config, _default(cast(Any, type(config))))
 
 
 def flat_differences(config: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _differences(config: Any, default: Any) -> Settings:
         if value is usual:  # most settings of most of thousands of rows
             continue
         if is_dataclass(value):
-            inside = _differences(value, _default(type(value)) if usual is None else usual)
+            inside = _differences(value, _default(cast(Any, type(value))) if usual is None else usual)
             if inside or usual is None:
                 found[f.name] = inside
         elif is_dataclass(usual) or _canonical(value) != _canonical(usual):
