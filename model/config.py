@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO's evaluation in COCO's order. Here, because files and tables name them without torch."""
+CALIBRATION = ("LaECE", "LaACE", "D-ECE", "LRP", "oLRP")
+"""What every evaluation says of its scores as estimates, 0 to 100, beside METRICS; of each the least is the best."""
 HEADS = {None: "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
 """What papers call a detector, by the tower that its confidence branch sits on."""
 
