@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from model.config import METRICS, InferenceConfig, TrainConfig, require_branch
+from model.config import CALIBRATION, METRICS, InferenceConfig, TrainConfig, require_branch
 from model.settings import Settings, misspelt, read_settings, suggestion
 
 MOST_SEEDS = 100
@@ -154,7 +154,9 @@ def misspelt_in_line(kind: type[Row] | type[Cited], raw: Any) -> Iterator[str]:
         numbers = raw.get(name)
         if isinstance(numbers, Mapping):
             for metric in numbers:
-                if metric not in METRICS:
+                if metric in CALIBRATION:
+                    yield f"{name}.{metric} is measured here alone; numbers of others are those of {', '.join(METRICS)}"
+                elif metric not in METRICS:
                     yield f"{name}.{metric} is no metric; {suggestion(metric, METRICS, f'{name}.')}"
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from model.config import METRICS
+from model.config import CALIBRATION, METRICS
 from model.names import LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import (
@@ -40,8 +40,8 @@ class RowResult:
 
     row: Row
     by_seed: Mapping[int, Mapping[str, float]]
-    """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, and losses of
-    the last updates as `train/loss_box`."""
+    """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, those of CALIBRATION
+    where they were measured, and losses of the last updates as `train/loss_box`."""
     resampled: Mapping[int, "Resamples"]
     """[rows, resamples] of each such seed whose matches are known; see resamples.ROWS."""
     state: str
@@ -67,7 +67,7 @@ class RowResult:
 
         values = self._seed_values(metric)
         found = estimate(values, level) if values else None
-        if found is None or metric not in METRICS:
+        if found is None or metric not in METRICS + CALIBRATION:
             return found
         # No detector has an AP below 0 or above 100, which the scatter of a small one would reach.
         return replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
@@ -156,7 +156,8 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
         reason = why_evaluation_is_missing(ledger, trained, scored)
         if reason is None:
             record = ledger.evaluations[scored]
-            found[seed] = {**record.metrics, **record.misalignment, **_losses(ledger, trained)}
+            measured = {**record.metrics, **record.misalignment, **record.calibration}
+            found[seed] = measured | _losses(ledger, trained)
             known |= {seed: resampled[scored]} if scored in resampled else {}
         elif reason.startswith("waits"):
             # Why the training is missing says more than that it is.
@@ -226,6 +227,7 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
             *_notes(experiment, paper, results),
             *_notes_on_gains(experiment, results, gains, is_resampled),
             *_notes_on_best(results, experiment.columns, best),
+            *_notes_on_calibration(results, experiment.columns),
         ),
     )
 
@@ -266,15 +268,19 @@ def paper_beside(experiment: Experiment) -> PaperBeside:
 def best_row(results: Sequence[RowResult], metric: str) -> RowResult | None:
     """Return the row that is above each other one by a 95 % interval that excludes 0; None where there is none.
 
-    Without intervals there is none: a single number more says nothing of what another seed, or other images, would do.
+    Of CALIBRATION it is the one below. Without intervals there is none: a single number more says nothing of what
+    another seed, or other images, would do.
     """
-    ranked = sorted((-mean, place) for place, one in enumerate(results) if (mean := one.mean(metric)) is not None)
+    sign = -1.0 if metric in CALIBRATION else 1.0
+    means = [(one.mean(metric), place) for place, one in enumerate(results)]
+    ranked = sorted((-sign * mean, place) for mean, place in means if mean is not None)
     if len(ranked) < 2:
         return None
     # The next best comes first, which decides it nearly always.
     best, *others = (results[place] for _, place in ranked)
     gains = (best.difference(other, metric) for other in others)
-    return best if all(gain is not None and gain.low > 0.0 for gain in gains) else None
+    is_better = (gain is not None and (gain.low > 0.0 if sign > 0.0 else gain.high < 0.0) for gain in gains)
+    return best if all(is_better) else None
 
 
 def data_of(row: Row) -> str:
@@ -357,10 +363,17 @@ def _numbers(
 
 def measured_cell(result: RowResult, metric: str, *, is_best: bool = False) -> Cell:
     """Show the mean of a row and its spread, with no more digits than the spread leaves of a meaning."""
-    # A row that was scored lacks a number only where its data set has nothing to measure it on.
-    absent = NOT_APPLICABLE if result.by_seed else Cell(None).absent
+    # A row that was scored lacks a number only where its data set has nothing to measure it on, or where it was scored
+    # before that was measured.
+    is_known = any(metric not in CALIBRATION or is_calibrated(numbers) for numbers in result.by_seed.values())
+    absent = NOT_APPLICABLE if is_known else Cell(None).absent
     spread = result.std(metric)
     return Cell(result.mean(metric), spread=spread, bold=is_best, absent=absent, digits=digits_beside(spread))
+
+
+def is_calibrated(numbers: Mapping[str, float]) -> bool:
+    """Say whether an evaluation was scored when CALIBRATION was measured; of data without an object nothing tells."""
+    return any(name in numbers for name in CALIBRATION)
 
 
 def to_paper(result: RowResult, metric: str) -> Cell:
@@ -440,12 +453,31 @@ def _notes_on_best(
     if sum(bool(result.by_seed) for result in results) < 2:
         return []
     rule = "above each other row by a 95 % interval that excludes 0"
+    if any(metric in CALIBRATION for metric in metrics):
+        rule = "better than each other row by a 95 % interval that excludes 0"
     if any(best.values()):
         return [f"In bold: {rule}."]
     asked = any(result.estimate(metric) for result in results for metric in metrics)
     return [
         f"Nothing is in bold: no row is {rule}." if asked else "Nothing is in bold: no interval tells which is best."
     ]
+
+
+def _notes_on_calibration(results: Sequence[RowResult], metrics: Sequence[str]) -> list[str]:
+    """Say which columns want to be small, and which rows were scored before there were such."""
+    shown = [metric for metric in metrics if metric in CALIBRATION]
+    if not shown:
+        return []
+    notes = [
+        f"{', '.join(shown)}: less is better{', and so is a negative difference' if shown[0] == metrics[0] else ''}."
+    ]
+    old = [one.row.label for one in results if one.by_seed and not all(map(is_calibrated, one.by_seed.values()))]
+    if old:
+        notes.append(
+            f"Scored before {shown[0]} was measured: {', '.join(old)}. To measure it, delete their evaluations in "
+            "MLflow and submit again; nothing is trained for it."
+        )
+    return notes
 
 
 def _notes(experiment: Experiment, paper: PaperBeside, results: Sequence[RowResult]) -> list[str]:

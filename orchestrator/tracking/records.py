@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from model.config import HEADS, METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import CALIBRATION, HEADS, METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.foreign import parse_json
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
@@ -33,7 +33,9 @@ def read_record(run: Run) -> Record:
     note = tags.get(names.NOTE, "")
     section = f"{names.MISALIGNMENT}/"
     misalignment = {name: value for name, value in metrics.items() if name.startswith(section) and math.isfinite(value)}
+    calibration: dict[str, float] = {}
     if kind == "evaluation":
+        calibration = {name: metrics[name] for name in CALIBRATION if math.isfinite(metrics.get(name, math.nan))}
         metrics = {name.removeprefix(VAL): value for name, value in metrics.items() if name.startswith(VAL)}
     if status == "FINISHED" and kind == "training" and names.WEIGHTS_SHA256 not in tags:
         status, note = "KILLED", note or "its checkpoint is missing"
@@ -50,6 +52,7 @@ def read_record(run: Run) -> Record:
         run_id=run.run_id,
         metrics=metrics,
         misalignment=misalignment,
+        calibration=calibration,
         note=note,
         resources=_resources(tags),
         matches=tags.get(names.MATCHES_SHA256, ""),
@@ -213,6 +216,11 @@ def misalignment_metrics(statistics: Mapping[str, float | None]) -> dict[str, fl
     """Return statistics of misalignment as metrics; four digits after the point suit shares and correlations alike."""
     # What stands before the / makes a section of charts of its own in MLflow's user interface.
     return {f"{names.MISALIGNMENT}/{name}": round(value, 4) for name, value in statistics.items() if value is not None}
+
+
+def calibration_metrics(calibration: Mapping[str, float | None]) -> dict[str, float]:
+    """Return how far scores are off as metrics, under their plain names, to four digits after the point."""
+    return {name: round(value, 4) for name, value in calibration.items() if value is not None}
 
 
 def beside_paper(metric: str) -> tuple[str, str]:

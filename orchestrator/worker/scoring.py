@@ -145,6 +145,7 @@ def _record(
                 matches=files.matches,
                 misalignment=files.misalignment,
                 statistics=files.statistics,
+                calibration=scores.calibration,
                 classes=files.classes,
                 train_run_id=task.hear_run(),
                 data_fingerprint=data.fingerprint,
