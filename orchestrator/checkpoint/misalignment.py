@@ -221,11 +221,27 @@ def _write(
     paper: Boxes | None,
     progress: Callable[[int, int], None],
 ) -> Analysis:
-    from orchestrator.figures.charts import fused_scores, proportions, save, score_against_iou, shares, sigmoid
+    from model.evaluation.calibration.errors import reliability
+    from model.evaluation.calibration.outcomes import outcomes
+    from orchestrator.figures.charts import (
+        fused_scores,
+        proportions,
+        reliability_diagrams,
+        save,
+        score_against_iou,
+        shares,
+        sigmoid,
+    )
 
     counts = {head.label: head.counts for head in heads}
     used = {head.scores.inference.confidence_exponent for head in heads if head.scores.inference.needs_confidence}
+    bins = {head.label: reliability(outcomes(head.data, head.scores.detections)) for head in heads}
+    errors = {head.label: head.scores.calibration for head in heads}
     figures = {
+        "reliability": (
+            "What a score is worth: detections of all classes, by score",
+            reliability_diagrams(bins, errors),
+        ),
         "figure1": ("Score against IoU, before and after NMS", score_against_iou(counts)),
         "figure2": ("Class scores and IoUs above 0.5, before and after NMS", proportions(counts)),
         "figure4": ("Fused scores over class score and confidence", fused_scores(sorted({*EXPONENTS, *used}))),

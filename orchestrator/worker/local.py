@@ -75,7 +75,7 @@ def run_row(
     except NonFiniteError as error:
         raise UserError(f"row {label!r}: {error}") from error
     say(f"checkpoint: {checkpoint}")
-    numbers = scores.metrics | scores.calibration
+    numbers = {**scores.metrics, **scores.calibration}
     return Table(
         title=label,
         columns=tuple(Column(name) for name in METRICS + CALIBRATION),

@@ -66,7 +66,7 @@ def calibration_errors(found: Outcomes) -> Errors:
     has_objects = found.num_objects > 0
     if not has_objects.any():
         return dict.fromkeys(CALIBRATION)
-    errors: Errors = dict(zip(CALIBRATION, [None] * 3 + _missed(found, has_objects), strict=True))
+    errors: Errors = dict(zip(CALIBRATION, (None, None, None, *_missed(found, has_objects)), strict=True))
     number = np.bincount(found.labels, minlength=len(has_objects))
     judged = has_objects & (number > 0)
     if judged.any() and found.scores.min() >= 0.0 and found.scores.max() <= 1.0:
@@ -85,7 +85,8 @@ def reliability(found: Outcomes) -> Reliability:
     counts = np.bincount(bins, minlength=BINS)
 
     def mean(values: NDArray[Any]) -> Floats:
-        return np.divide(np.bincount(bins, values, BINS), counts, out=np.full(BINS, np.nan), where=counts > 0)
+        means: Floats = np.full(BINS, np.nan)
+        return np.divide(np.bincount(bins, values, BINS), counts, out=means, where=counts > 0)
 
     return Reliability(counts=counts, scores=mean(found.scores), ious=mean(found.ious), precision=mean(found.ious > 0))
 
@@ -98,7 +99,8 @@ def bins_of(scores: Floats) -> NDArray[np.int64]:
 def _gaps(bins: NDArray[np.int64], differences: Floats, num_categories: int) -> Floats:
     """Return for each category the sum over bins of n_j * abs(mean difference), which is abs(sum of differences)."""
     sums = np.bincount(bins, differences, minlength=num_categories * BINS)
-    return np.abs(sums).reshape(num_categories, BINS).sum(axis=1)
+    by_category: Floats = np.abs(sums).reshape(num_categories, BINS).sum(axis=1)
+    return by_category
 
 
 def _missed(found: Outcomes, has_objects: NDArray[np.bool_]) -> list[float]:

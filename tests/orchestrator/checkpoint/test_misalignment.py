@@ -176,12 +176,14 @@ def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData
     assert again.exit_code == 0, again.output
     assert "The first 1 of 1 images" in again.stdout and "all 4" not in again.stdout
     figures = {f"figure{number}.{suffix}" for number in (1, 2, "2-by-image", 4, 5) for suffix in ("png", "svg")}
+    figures |= {"reliability.png", "reliability.svg"}
     names = ("boxes-retinanet-conf", "paper-boxes", "paper-lines", "paper-shares", "statistics")
     tables = {f"{n}.{s}" for n in names for s in ("txt", "md", "tex", "json")}
     assert {file.name for file in tmp_path.iterdir()} == figures | tables | {"boxes", "index.html"}
     page = (tmp_path / "index.html").read_text()
     assert page.count('<section id="lab"') == 1 and page.count('"has_confidence":true') == 1
-    assert page.count("data:image/png;base64,") == 5 and "http" not in page.split("</style>")[1]
+    assert page.index("What a score is worth") < page.index("Score against IoU")
+    assert page.count("data:image/png;base64,") == 6 and "http" not in page.split("</style>")[1]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -289,6 +291,7 @@ def test_every_number_follows_from_the_files_that_are_recorded(
         "density.parquet",
         "dropped.parquet",
         "oracle.parquet",
+        "reliability.png",
         "figure1.png",
         "figure2.png",
         *(f"boxes-{data.image_ids[place]}.png" for place in (0, 2, 3)),  # spread over the four

@@ -334,6 +334,12 @@ def test_a_misspelt_setting_is_named_with_its_path_and_the_setting_that_was_mean
             "table.yaml, row 'A': train.model.confidence.zzz is not a setting; expected one of: tower, target, loss, "
             "loss_on, negative_weight, smooth_l1_beta, gfocal_gamma, detach_iou_target, loss_weight",
         ),
+        (
+            row("paper: {LaECE: 1}"),
+            "table.yaml, row 'A': paper.LaECE is measured here alone; numbers of others are those of AP, AP50, AP75,"
+            " APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl",
+        ),
+        ("columns: [LaEC]\nrows: [{label: A}]", "table.yaml: columns: LaEC is no metric; did you mean LaECE?"),
         ("columns: [AP_s]\nrows: [{label: A}]", "table.yaml: columns: AP_s is no metric; did you mean APs?"),
     ],
 )
@@ -635,6 +641,11 @@ def test_seeds_until_decided_begin_with_the_least_and_are_inherited(tmp_path: Pa
 def test_a_rule_for_seeds_that_cannot_be_meant_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in UNTIL
     assert said in mistake(tmp_path, UNTIL.replace(old, new))
+
+
+def test_columns_may_be_what_every_evaluation_says_of_its_scores(tmp_path: Path) -> None:
+    held = load(tmp_path, "columns: [AP, LaECE, LaACE, D-ECE, LRP, oLRP]\nrows: [{label: A}]")
+    assert held.columns == ("AP", "LaECE", "LaACE", "D-ECE", "LRP", "oLRP")
 
 
 @pytest.mark.parametrize("metric", sorted({*ROWS} - {"num_images"}))

@@ -371,3 +371,44 @@ def test_seeds_that_were_measured_on_two_versions_of_the_data_have_no_mean() -> 
         measure(experiment(row), ledger_of((row, [old, new])))
     (result,) = measure(experiment(row), ledger_of((row, [replace(old, data_fingerprint="new"), new])))
     assert result.mean("AP") == 31.0
+
+
+def calibrated(*values: float | None) -> list[Record | None]:
+    """Finished evaluations of as many seeds, with an AP of 30, and an LaECE each; None was scored before there was."""
+    return [replace(finished(AP=30.0), calibration={} if one is None else {"LaECE": one}) for one in values]
+
+
+def test_of_a_metric_of_which_less_is_better_the_least_is_bold_and_it_is_said() -> None:
+    low, high = (replace(row, seeds=(0, 1, 2)) for row in (OURS, BOX))
+    held = ledger_of((high, calibrated(20.0, 21.0, 22.0)), (low, calibrated(10.0, 11.1, 12.1)))
+    keys = [seed.evaluation_key for row in (low, high) for seed in row_keys(row)]
+    samples = {key: np.tile(np.linspace(29, 31, 1001), (3, 1)) for key in keys}
+    of = experiment(high, low, columns=("LaECE", "AP"), reference=BOX.label)
+    table = results_table(of, held, samples)
+    assert [row["LaECE"] for row in shown(table)] == ["21.0 ± 1.0", "11.1 ± 1.1"]
+    assert bold(table) == [[False] * 4, [False, True, False, False]]
+    # The seeds' differences are -10, -9.9 and -9.9: mean -9.93, and an interval of their scatter alone.
+    assert shown(table)[1]["LaECE over reference"].startswith("-9.9 [-1")
+    assert table.notes[-2:] == (
+        "In bold: better than each other row by a 95 % interval that excludes 0.",
+        "LaECE: less is better, and so is a negative difference.",
+    )
+    # The other way round nothing changes but the sign.
+    turned = results_table(replace(of, reference=OURS.label), held, samples)
+    assert bold(turned) == bold(table) and shown(turned)[0]["LaECE over reference"].startswith("+9.9 [")
+
+
+def test_what_was_scored_before_calibration_was_measured_is_complete_and_has_dashes() -> None:
+    held = ledger_of((OURS, calibrated(None)), (BOX, calibrated(12.0)))
+    of = experiment(OURS, BOX, columns=("AP", "LaECE", "D-ECE"))
+    table = results_table(of, held)
+    assert shown(table) == [
+        {"row": "RetinaNet-Conf", "AP": "30.0", "LaECE": "—", "D-ECE": "—"},
+        {"row": "IoU-aware", "AP": "30.0", "LaECE": "12.0", "D-ECE": "n/a"},
+    ]
+    assert table.notes[-2:] == (
+        "LaECE, D-ECE: less is better.",
+        "Scored before LaECE was measured: RetinaNet-Conf. To measure it, delete their evaluations in MLflow and "
+        "submit again; nothing is trained for it.",
+    )
+    assert make_plan([of], held).is_complete

@@ -47,7 +47,8 @@ def test_detections_fare_as_at_the_first_threshold_of_cocos_matching(tmp_path: P
 def test_true_and_false_positives_are_those_of_tide(tmp_path: Path, seed: int) -> None:
     tidecv = pytest.importorskip("tidecv")
     generator = np.random.default_rng(seed)
-    annotations, found = [], []
+    annotations: list[dict[str, object]] = []
+    found: list[tuple[int, int, list[float], float]] = []
     truth, detected = tidecv.Data("truth"), tidecv.Data("detections")
     for category in CATEGORIES:
         truth.add_class(category, str(category))
