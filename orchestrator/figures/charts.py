@@ -74,13 +74,13 @@ def reliability_diagrams(bins: Mapping[str, Reliability], errors: Mapping[str, M
         errors: the same heads' numbers, by the names of CALIBRATION.
     """
     edges = np.arange(SCORE_BINS) / SCORE_BINS
-    middles, most = edges + 0.5 / SCORE_BINS, max(10, *(int(one.counts.max()) for one in bins.values()))
+    most = max(10, *(int(one.counts.max()) for one in bins.values()))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.9 + 2.9 * len(bins), 4.4 if len(bins) > 1 else 4.8))
         axes = figure.subplots(2, len(bins), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
         for (ax, below), (label, one) in zip(axes.T, bins.items(), strict=True):
             ax.bar(edges, one.ious, 1 / SCORE_BINS, align="edge", color=SECOND, label="mean IoU, a false positive's 0")
-            ax.plot(middles, one.precision, "o", color=ACCENT, markersize=3.5, label="precision at IoU 0.5")
+            ax.plot(one.scores, one.precision, "o", color=ACCENT, markersize=3.5, label="precision at IoU 0.5")
             ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1.0, label="as the score says")
             said = "  ".join(
                 f"{name} n/a" if (value := errors[label].get(name)) is None else f"{name} {value:.1f}"

@@ -372,8 +372,8 @@ def measured_cell(result: RowResult, metric: str, *, is_best: bool = False) -> C
 
 
 def is_calibrated(numbers: Mapping[str, float]) -> bool:
-    """Say whether an evaluation was scored when CALIBRATION was measured; of data without an object nothing tells."""
-    return any(name in numbers for name in CALIBRATION)
+    """Say whether an evaluation was scored when CALIBRATION was measured; data without an object have nothing else."""
+    return any(name in numbers for name in CALIBRATION) or not any(name in numbers for name in METRICS)
 
 
 def to_paper(result: RowResult, metric: str) -> Cell:

@@ -399,12 +399,13 @@ def test_of_a_metric_of_which_less_is_better_the_least_is_bold_and_it_is_said() 
 
 
 def test_what_was_scored_before_calibration_was_measured_is_complete_and_has_dashes() -> None:
-    held = ledger_of((OURS, calibrated(None)), (BOX, calibrated(12.0)))
-    of = experiment(OURS, BOX, columns=("AP", "LaECE", "D-ECE"))
+    held = ledger_of((OURS, calibrated(None)), (BOX, calibrated(12.0)), (BASE, [finished()]))
+    of = experiment(OURS, BOX, BASE, columns=("AP", "LaECE", "D-ECE"))
     table = results_table(of, held)
     assert shown(table) == [
         {"row": "RetinaNet-Conf", "AP": "30.0", "LaECE": "—", "D-ECE": "—"},
         {"row": "IoU-aware", "AP": "30.0", "LaECE": "12.0", "D-ECE": "n/a"},
+        {"row": "RetinaNet", "AP": "n/a", "LaECE": "n/a", "D-ECE": "n/a"},  # no object to measure anything on
     ]
     assert table.notes[-2:] == (
         "LaECE, D-ECE: less is better.",
