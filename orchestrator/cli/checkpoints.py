@@ -371,7 +371,7 @@ def _sweep_and_fit(
     form: str,
 ) -> None:
     """What `rnc sweep --fit` does."""
-    from orchestrator.checkpoint.fit.report import fit_json, fit_page, fit_tables, write_fit
+    from orchestrator.checkpoint.fit.report import fit_json, fit_tables, write_fit
     from orchestrator.checkpoint.fit.run import fit
 
     if grid.beside:
@@ -380,9 +380,9 @@ def _sweep_and_fit(
     with bar("images", "images") as progress:
         found = fit(folder, split, grid.axes, selection, here, say, progress)
     written = output or make_home(here.home) / "reports" / "sweep" / found.name
-    write_fit(written, found)
+    page = write_fit(written, found)
     if form == "html":
-        click.echo(fit_page(found))
+        click.echo(page)
     elif form == "json":
         click.echo(fit_json(found))
     else:

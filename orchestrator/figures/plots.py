@@ -167,12 +167,13 @@ def _add_panel(
     for x in shown[:: _every([f"{x:g}" for x in shown], WIDTH - 58)]:
         marks.append(Text(at(x, low)[0], bottom + 16, f"{x:g}", "soft", "middle"))
     for place, (said, value) in enumerate(marked.items()):
-        x, _ = at(value, low)
+        x, wide = at(value, low)[0], LETTER * len(said) + 10
         marks.append(Line(x, first, x, bottom, "reference"))
-        # Low, where curves that have a peak leave room, and on the side that has more; each on a line of its own.
-        is_left = value > (left + right) / 2
+        # Low, where curves with a peak leave room, each on a line of its own, and away from the other marks.
+        goes_left = value == min(marked.values()) and value < max(marked.values())
+        goes_left = x + wide > WIDTH or (goes_left and x - wide > 34)
         y = bottom - 6 - 14 * place
-        marks.append(Text(x - 5 if is_left else x + 5, y, said, "soft", "end" if is_left else "start"))
+        marks.append(Text(x - 5 if goes_left else x + 5, y, said, "soft", "end" if goes_left else "start"))
     for place, curve in enumerate(curves):
         if curve.label:
             y = top + 6 + 16 * place

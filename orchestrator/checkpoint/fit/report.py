@@ -1,4 +1,4 @@
-"""What `rnc sweep --fit` writes: tables, a page with both splits' curves, and the recalibrations as JSON."""
+"""What `rnc sweep --fit` writes: tables, a page with the curves of both splits, and the recalibrations as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.checkpoint.fit.run import AP_DIGITS, JUDGED, Calibrated, Fit, Metrics
 from orchestrator.errors import UserError
 from orchestrator.figures.drawing import Drawing, small_multiples, write_png
-from orchestrator.figures.page import html_page
+from orchestrator.figures.page import html_image, html_page
 from orchestrator.figures.plots import curve_plot
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 from orchestrator.figures.texts import for_json
@@ -25,24 +25,17 @@ def fit_tables(fit: Fit) -> dict[str, Table]:
     return {"exponent": _exponent_table(fit), "recalibration": _recalibration_table(fit)} | curve
 
 
-def fit_drawings(fit: Fit) -> list[Drawing]:
-    """Draw AP by exponent on both splits, where one was chosen, and how well scores say the IoU, before and after."""
-    drawings = []
-    if len(fit.tried) > 1:
-        curves = {
-            f"{fit.fitted_on}: fitted on": [(one.exponent, one.fitted_on["AP"] or 0.0) for one in fit.tried],
-            f"{fit.scored}: scored": [(one.exponent, one.scored["AP"] or 0.0) for one in fit.tried],
-        }
-        digits = _digits(fit)
-        marked = {f"fitted, {fit.chosen:.{digits}f}": fit.chosen}
-        if fit.usual != fit.chosen:
-            marked |= {f"{fit.usual_is}, {fit.usual:.{digits}f}": fit.usual}
-        drawings.append(curve_plot("AP", "exponent", curves, fit.title, marked=marked))
-    shown = {one.name: one.reliability for one in fit.calibrated if one.exponent == fit.chosen and one.reliability}
-    if shown:
-        ideal = {"score = IoU": [(0.0, 0.0), (1.0, 1.0)]}
-        drawings.append(curve_plot(f"mean IoU on {fit.scored}", "score", shown, fit.title, papers=ideal))
-    return drawings
+def fit_drawing(fit: Fit) -> Drawing:
+    """Draw AP by exponent on both splits, with the fitted exponent and the usual one marked."""
+    digits = _digits(fit)
+    curves = {
+        f"{fit.fitted_on}: fitted on": [(one.exponent, one.fitted_on["AP"] or 0.0) for one in fit.tried],
+        f"{fit.scored}: scored": [(one.exponent, one.scored["AP"] or 0.0) for one in fit.tried],
+    }
+    marked = {f"fitted, {fit.chosen:.{digits}f}": fit.chosen}
+    if fit.usual != fit.chosen:
+        marked |= {f"{fit.usual_is}, {fit.usual:.{digits}f}": fit.usual}
+    return curve_plot("AP", "exponent", curves, fit.title, marked=marked)
 
 
 def fit_json(fit: Fit) -> str:
@@ -62,7 +55,7 @@ def fit_json(fit: Fit) -> str:
                 "name": one.name,
                 "exponent": one.exponent,
                 "errors": dict(one.errors),
-                "reliability": one.reliability,
+                "reliability": _bins(one),
                 "fitted": None if one.by is None else asdict(one.by),
             }
             for one in fit.calibrated
@@ -73,33 +66,39 @@ def fit_json(fit: Fit) -> str:
     return for_json(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
 
 
-def fit_page(fit: Fit) -> str:
-    """Tables and figures on a page that needs nothing else."""
-    return html_page(fit.title, list(fit_tables(fit).values()), [small_multiples(fit_drawings(fit))])
-
-
-def write_fit(folder: Path, fit: Fit) -> None:
-    """Write the tables in every format, a page, its figures as a picture, everything as JSON, and each recalibration.
+def write_fit(folder: Path, fit: Fit) -> str:
+    """Write the tables in every format, figures, everything as JSON, each recalibration, and a page, which is returned.
 
     Raises:
         UserError: they cannot be written there.
     """
     from model.evaluation.calibration.recalibration import to_json
+    from orchestrator.figures.charts import reliability_diagrams, save
 
-    files = {"index.html": fit_page(fit), "fit.json": fit_json(fit) + "\n"}
-    for name, table in fit_tables(fit).items():
+    tables = fit_tables(fit)
+    files = {"fit.json": fit_json(fit) + "\n"}
+    for name, table in tables.items():
         files |= every_format(name, table)
     for one in fit.calibrated:
         if one.by is not None:
             about = {"what": fit.title, "fitted_on": fit.fitted_on, "confidence_exponent": one.exponent}
             files[f"{one.name}.json"] = to_json(one.by, about)
+    shown = {one.name: one for one in fit.calibrated if one.exponent == fit.chosen}
+    diagrams = reliability_diagrams(
+        {name: one.bins for name, one in shown.items()}, {name: one.errors for name, one in shown.items()}
+    )
+    drawn = [fit_drawing(fit)] if len(fit.tried) > 1 else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_png(drawn, fit.title, folder / "curve.png", across=1)
+        png, _ = save(diagrams, folder, "reliability")
+        below = html_image(png.read_bytes(), "png", f"How well scores say the IoU on {fit.scored}, before and after")
+        page = files["index.html"] = html_page(fit.title, [*tables.values()], [small_multiples(drawn), below])
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        write_png(fit_drawings(fit), fit.title, folder / "fit.png")
     except OSError as error:
         raise UserError(f"--output: cannot write to {folder} ({error.strerror}); name another folder") from error
+    return page
 
 
 def _exponent_table(fit: Fit) -> Table:
@@ -197,6 +196,13 @@ def _said(one: Calibrated) -> str:
         case Isotonic(scores, _):
             return f"{len(scores)} points"
     return ""
+
+
+def _bins(one: Calibrated) -> list[dict[str, float]]:
+    """What the diagram shows of each bin of the score that is not empty."""
+    names = ("counts", "scores", "ious", "precision")
+    columns = [getattr(one.bins, name).tolist() for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True) if values[0]]
 
 
 def _digits(fit: Fit) -> int:

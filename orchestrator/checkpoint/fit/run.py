@@ -30,6 +30,7 @@ from orchestrator.site import Site
 from orchestrator.tracking.artifacts import Progress
 
 if TYPE_CHECKING:
+    from model.evaluation.calibration.errors import Reliability
     from model.evaluation.calibration.outcomes import Outcomes
     from model.evaluation.calibration.recalibration import Recalibration
     from model.inference.table import DetectionTable
@@ -40,8 +41,6 @@ EVERY = "0:1:0.05"
 """The exponents that are tried where --exponents names none."""
 AP_DIGITS = 1
 """Two APs that are shown alike are no reason to leave the exponent that was there."""
-FEW = 10
-"""Bins of fewer detections are left out of a reliability curve."""
 JUDGED = ("LaECE", "LaACE", "D-ECE")
 """The errors that a recalibration is judged by."""
 Metrics = Mapping[str, float | None]
@@ -68,8 +67,8 @@ class Calibrated:
     """None as they are."""
     errors: Metrics
     """JUDGED, 0 to 100."""
-    reliability: tuple[tuple[float, float], ...]
-    """The middle of a bin of the score, and the mean IoU in it, a false positive's being 0."""
+    bins: "Reliability"
+    """What a reliability diagram shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -296,17 +295,11 @@ def _calibrated(
 
 
 def _judged(name: str, exponent: float, by: "Recalibration | None", found: "Outcomes") -> Calibrated:
-    from model.evaluation.calibration.errors import BINS, calibration_errors, reliability
+    from model.evaluation.calibration.errors import calibration_errors, reliability
 
-    errors, bins = calibration_errors(found), reliability(found)
-    curve = zip(bins.counts.tolist(), bins.ious.tolist(), strict=True)
-    return Calibrated(
-        name=name,
-        exponent=exponent,
-        by=by,
-        errors={error: errors[error] for error in JUDGED},
-        reliability=tuple(((place + 0.5) / BINS, iou) for place, (count, iou) in enumerate(curve) if count >= FEW),
-    )
+    errors = calibration_errors(found)
+    judged = {error: errors[error] for error in JUDGED}
+    return Calibrated(name=name, exponent=exponent, by=by, errors=judged, bins=reliability(found))
 
 
 def _notes(fitted_on: ScoringInputs, scored: ScoringInputs, twins: int, is_chosen: bool) -> list[str]:

@@ -47,6 +47,31 @@ def test_where_ours_lack_the_papers_take_their_place() -> None:
     assert to_svg(plot) == to_svg(alone) and to_svg(plot).count('<polyline class="paper"') == 2
 
 
+@pytest.mark.parametrize(
+    ("marked", "anchors"),
+    [
+        ({"fitted": 0.25}, ["start"]),
+        ({"fitted": 0.25, "paper's": 0.2}, ["start", "end"]),  # away from each other
+        ({"fitted": 0.5, "paper's": 0.0}, ["end", "start"]),  # and never over an edge
+    ],
+)
+def test_a_value_that_is_marked_has_a_line_and_its_words_stand_clear(
+    marked: dict[str, float], anchors: list[str]
+) -> None:
+    plot = curve_plot("AP", "alpha", {"": [(0.0, 24.0), (0.5, 25.0)]}, "t", marked=marked)
+    svg = ElementTree.fromstring(to_svg(plot))
+    left, right = (
+        float(point.split(",")[0]) for line in svg.iter("polyline") for point in line.attrib["points"].split()
+    )
+    lines = [line for line in svg.iter("line") if line.attrib["class"] == "reference"]
+    words = {text.text: text for text in svg.iter("text")}
+    for (said, value), line, anchor in zip(marked.items(), lines, anchors, strict=True):
+        x = left + (right - left) * value / 0.5
+        assert float(line.attrib["x1"]) == float(line.attrib["x2"]) == pytest.approx(x, abs=0.2)
+        assert words[said].attrib["text-anchor"] == anchor
+    assert len({words[said].attrib["y"] for said in marked}) == len(marked)
+
+
 def test_precision_is_drawn_over_recall_at_both_ious_and_needless_points_are_left_out() -> None:
     step = [1.0] * 50 + [0.25] * 51  # precision 1 up to recall 0.49
     wavy = [1 - n / 100 + (0.002 if n % 2 else 0.0) for n in range(101)]  # a quarter of a pixel off a line

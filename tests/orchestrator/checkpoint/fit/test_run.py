@@ -269,12 +269,14 @@ def test_all_of_it_is_written(folder: Path, root: Path, tmp_path: Path) -> None:
         assert {(out / f"{name}.{suffix}").is_file() for suffix in ("txt", "md", "tex", "json")} == {True}
     page = (out / "index.html").read_text()
     plots = list(ElementTree.fromstring(page[page.index('<div class="multiples">') : page.index("</figure>")]))
-    said = [[text.text for text in plot.iter() if text.tag.endswith("text")] for plot in plots]
-    assert {"val: fitted on", "test: scored"} <= set(said[0])
-    assert f"fitted, {content['exponent']['fitted']:.2f}" in said[0]
-    assert {"as it is", "temperature", "isotonic", "score = IoU"} <= set(said[1])
-    with Image.open(out / "fit.png") as picture:
-        assert np.ptp(np.asarray(picture.convert("L"))) > 100
+    (said,) = [[text.text for text in plot.iter() if text.tag.endswith("text")] for plot in plots]
+    assert {"val: fitted on", "test: scored", f"fitted, {content['exponent']['fitted']:.2f}"} <= set(said)
+    assert 'alt="How well scores say the IoU on test, before and after"' in page and 'src="http' not in page
+    for name in ("curve.png", "reliability.png"):
+        with Image.open(out / name) as picture:
+            assert np.ptp(np.asarray(picture.convert("L"))) > 100
+    counts = [sum(row["counts"] for row in one["reliability"]) for one in content["recalibration"]]
+    assert counts[0] > 100 and len(set(counts[-3:])) == 1  # the same detections, in other bins
 
 
 def test_a_second_look_scores_nothing_again(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
