@@ -154,7 +154,8 @@ def _add_panel(
     """Draw curves on axes of their own below `top`, with a key above them, and return where the panel ends."""
     xs, ys = ([point[axis] for curve in curves for point in curve.points] for axis in (0, 1))
     (left, right), (low, high) = span(xs, 0.0), span(ys)
-    first = top + 16 * sum(bool(curve.label) for curve in curves)
+    key = top + 16 * sum(bool(curve.label) for curve in curves)
+    first = key + 14 * len(marked)
     bottom = first + tall
 
     def at(x: float, y: float) -> Point:
@@ -168,12 +169,12 @@ def _add_panel(
         marks.append(Text(at(x, low)[0], bottom + 16, f"{x:g}", "soft", "middle"))
     for place, (said, value) in enumerate(marked.items()):
         x, wide = at(value, low)[0], LETTER * len(said) + 10
-        marks.append(Line(x, first, x, bottom, "reference"))
-        # Low, where curves with a peak leave room, each on a line of its own, and away from the other marks.
+        # Above the curves, each on a line of its own, and away from the other marks.
+        y = key + 14 * place
         goes_left = value == min(marked.values()) and value < max(marked.values())
         goes_left = x + wide > WIDTH or (goes_left and x - wide > 34)
-        y = bottom - 6 - 14 * place
-        marks.append(Text(x - 5 if goes_left else x + 5, y, said, "soft", "end" if goes_left else "start"))
+        marks.append(Line(x, y, x, bottom, "reference"))
+        marks.append(Text(x - 5 if goes_left else x + 5, y + 9, said, "soft", "end" if goes_left else "start"))
     for place, curve in enumerate(curves):
         if curve.label:
             y = top + 6 + 16 * place

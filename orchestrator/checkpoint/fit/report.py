@@ -90,7 +90,7 @@ def write_fit(folder: Path, fit: Fit) -> str:
     drawn = [fit_drawing(fit)] if len(fit.tried) > 1 else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_png(drawn, fit.title, folder / "curve.png", across=1)
+        write_png(drawn, "Confidence exponent", folder / "curve.png", across=1)
         png, _ = save(diagrams, folder, "reliability")
         below = html_image(png.read_bytes(), "png", f"How well scores say the IoU on {fit.scored}, before and after")
         page = files["index.html"] = html_page(fit.title, [*tables.values()], [small_multiples(drawn), below])
