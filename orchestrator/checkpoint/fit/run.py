@@ -156,13 +156,13 @@ def fit(
         fitted_on=split,
         scored=scored.data.split,
         usual=usual,
-        usual_is="the paper's" if usual == InferenceConfig().confidence_exponent else "the checkpoint's",
+        usual_is=_usual_is(checkpoint, usual),
         chosen=chosen,
         best_there=choose(there, usual),
         tried=tuple(tried),
         gain=None if chosen == usual else _gain(scored, there, detections, chosen, usual),
         calibrated=tuple(_calibrated(fitted_on, kept, scored, detections, chosen)),
-        notes=tuple(_notes(fitted_on, scored, twins, len(settings) > 1)),
+        notes=tuple(_notes(fitted_on, scored, twins, list(settings.values()))),
     )
 
 
@@ -199,6 +199,12 @@ def _settings(checkpoint: CheckpointFolder, axes: Sequence[Axis]) -> tuple[dict[
 def has_exponent(checkpoint: CheckpointFolder) -> bool:
     """Whether a checkpoint's scores have a confidence exponent that could be chosen."""
     return checkpoint.card.config.model.confidence is not None and checkpoint.inference.fusion == "power"
+
+
+def _usual_is(checkpoint: CheckpointFolder, usual: float) -> str:
+    if not has_exponent(checkpoint):
+        return "none to choose"
+    return "the paper's" if usual == InferenceConfig().confidence_exponent else "the checkpoint's"
 
 
 def _same(split: str, selection: Selection, why: str) -> UserError:
@@ -302,9 +308,11 @@ def _judged(name: str, exponent: float, by: "Recalibration | None", found: "Outc
     return Calibrated(name=name, exponent=exponent, by=by, errors=judged, bins=reliability(found))
 
 
-def _notes(fitted_on: ScoringInputs, scored: ScoringInputs, twins: int, is_chosen: bool) -> list[str]:
-    checkpoint = fitted_on.checkpoint
-    branch, inference = checkpoint.card.config.model.confidence, checkpoint.inference
+def _notes(
+    fitted_on: ScoringInputs, scored: ScoringInputs, twins: int, settings: Sequence[InferenceConfig]
+) -> list[str]:
+    checkpoint, inference = fitted_on.checkpoint, settings[0]
+    branch = checkpoint.card.config.model.confidence
     notes = [f"Fitted on {fitted_on.images}.", f"Scored on {scored.images}."]
     if twins:
         notes.append(
@@ -320,7 +328,7 @@ def _notes(fitted_on: ScoringInputs, scored: ScoringInputs, twins: int, is_chose
         notes.append(f"A {HEADS[None]} has no confidence branch, and so no exponent: only its scores are recalibrated.")
     elif inference.fusion != "power":
         notes.append(f"Fusion {inference.fusion!r} has no exponent: only the scores are recalibrated.")
-    elif not is_chosen:
+    elif len(settings) == 1:
         notes.append("There is one exponent alone, so that none is chosen.")
     alone = {name: value for name, value in to_dict(inference).items() if name != EXPONENT}
     notes.append(f"The same for all: {', '.join(f'{name} {value}' for name, value in alone.items())}.")

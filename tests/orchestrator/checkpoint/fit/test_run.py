@@ -188,7 +188,8 @@ def test_a_choice_that_changes_the_exponent_has_an_interval(folder: Path, root: 
 
 
 def test_without_exponents_all_from_0_to_1_are_tried(folder: Path, root: Path) -> None:
-    content = fitted(folder, root)
+    content = fitted(folder, root, "--score-threshold", "0.1")
+    assert any("score_threshold 0.1," in note for note in content["notes"])
     assert [one["exponent"] for one in content["curve"]] == [round(0.05 * place, 2) for place in range(21)]
     assert any("The best on test itself is an optimum" in note for note in content["tables"]["exponent"]["notes"])
 
@@ -203,6 +204,7 @@ def test_a_detector_without_a_branch_is_recalibrated_alone(root: Path, tmp_path:
     refused(done, "--exponents 0.3: inference.confidence_exponent is 0.3, but a RetinaNet has no confidence branch")
     product = fitted(checkpoint(tmp_path / "product", root, CONFIG), root, "--set", "fusion=product")
     assert any("Fusion 'product' has no exponent" in note for note in product["notes"])
+    assert [row["exponent is"] for row in product["tables"]["exponent"]["rows"]] == ["none to choose"]
 
 
 @pytest.mark.usefixtures("no_pass")
