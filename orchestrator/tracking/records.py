@@ -17,6 +17,10 @@ from orchestrator.experiment.rows import Resources, Row
 from orchestrator.names import Kind
 from orchestrator.tracking.runs import Run, read_place, read_sizes, tagged
 
+PARTS = ("classification.", "box.", "assignment.")
+"""Parts of train.model whose settings are params under the name of their part, such as `box.loss`: a bare `loss` is the
+confidence's, as in all that was recorded before there were others."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
@@ -260,6 +264,10 @@ def _detector(params: Mapping[str, str]) -> Iterator[str]:
         # A table may have entered defaults, and "none" where there is no confidence.
         if field.name != "tower" and value not in ("none", _text(field.default)):
             yield value if field.name == "loss" else f"{field.name} {value}"
+    for path, default in _leaves(to_dict(ModelConfig())):
+        value = params.get(path, "none")
+        if path.startswith(PARTS) and value not in ("none", _text(default)):
+            yield value if path.endswith((".loss", ".kind")) else f"{path} {value}"
     yield params.get("backbone", ModelConfig().backbone)
 
 
@@ -282,7 +290,11 @@ def _ranking(params: Mapping[str, str]) -> Iterator[str]:
 def _usual(row: Row, name: str) -> str:
     """Return the value of a setting that a row has no param for."""
     settings = dict(_leaves(to_dict(row.train))) | dict(_leaves(to_dict(row.inference)))
-    found = [value for path, value in settings.items() if f".{path}".endswith(f".{name}")]
+    found = [
+        value
+        for path, value in settings.items()
+        if f".{path}".endswith(f".{name}") and (name.startswith(PARTS) or _of_part(path) is None)
+    ]
     return _text(found[0]) if len(found) == 1 and name != "confidence_exponent" else "none"
 
 
@@ -303,8 +315,14 @@ def _are_numbers(values: Iterable[str]) -> bool:
 
 def _params(settings: Mapping[str, Any]) -> dict[str, str]:
     """Name settings by their last part, unless two share it; MLflow's user interface cuts long names."""
-    short = short_names(settings)
-    return {short[path]: _text(value) for path, value in settings.items()}
+    short = short_names(path for path in settings if _of_part(path) is None)
+    return {_of_part(path) or short[path]: _text(value) for path, value in settings.items()}
+
+
+def _of_part(path: str) -> str | None:
+    """Return the name of a setting of PARTS; None of any other."""
+    name = path.removeprefix("model.")
+    return name if name != path and name.startswith(PARTS) else None
 
 
 def _resources(tags: Mapping[str, str]) -> Resources | None:
