@@ -3,10 +3,11 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from model.config import ClassificationConfig, ModelConfig
+from model.config import AssignmentConfig, BoxConfig, ClassificationConfig, InferenceConfig, ModelConfig
 from model.settings import flat_differences
 from orchestrator.experiment.load import Experiment, load_experiments
 from orchestrator.experiment.plan import gather, row_keys
@@ -143,6 +144,24 @@ def test_what_others_published_is_cited_with_its_recipe_and_compared_with_nothin
             assert "R50, 1x" in line.label and re.search(r"12 epochs at \d+ x \d+", line.source), line
     published = {line.label: line.paper["AP"] for table in TABLES.values() for line in table.cited}
     assert published["ATSS, R50, 1x"] == 39.4 and len(published) == 10
+
+
+def test_the_paper_of_the_ladder_names_every_kind_and_every_table() -> None:
+    text = (EXPERIMENTS / "LADDER.md").read_text()
+    choices = {
+        ClassificationConfig: ("loss", "edge_quality"),
+        BoxConfig: ("loss",),
+        AssignmentConfig: ("kind",),
+        InferenceConfig: ("suppression",),
+    }
+    for config, settings in choices.items():
+        for setting in settings:
+            kinds = re.findall(r"'(\w+)'", str(get_type_hints(config)[setting]))
+            assert len(kinds) >= 2
+            assert [kind for kind in kinds if f"`{kind}`" not in text] == []
+    assert re.findall(r"\(ladder/(\w+)\.yaml\)", text) == list(TABLES)
+    number = sum(len(table.rows) for table in TABLES.values())
+    assert f"{number} rows are {len(gather([*TABLES.values()]).trainings)} trainings" in text
 
 
 def test_defaults_are_left_where_the_table_does_not_ask_for_them() -> None:
