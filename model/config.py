@@ -14,6 +14,8 @@ CALIBRATION = ("LaECE", "LaACE", "D-ECE", "LRP", "oLRP")
 """What every evaluation says of its scores as estimates, 0 to 100, beside METRICS; of each the least is the best."""
 HEADS = {None: "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
 """What papers call a detector, by the tower that its confidence branch sits on."""
+CENTERNESS = "RetinaNet with centerness"
+"""... and where that branch learns no IoU, but how central an anchor is, on either tower."""
 
 
 # These stand first, as a class below makes its parts' defaults, which check themselves.
@@ -314,7 +316,9 @@ class ModelConfig:
 
     @property
     def head(self) -> str:
-        """What papers call a detector whose confidence branch sits there."""
+        """What papers call a detector whose confidence branch sits there, and learns that."""
+        if self.confidence is not None and self.confidence.target == "centerness":
+            return CENTERNESS
         return HEADS[self.confidence.tower if self.confidence else None]
 
     @property

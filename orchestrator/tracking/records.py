@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from model.config import CALIBRATION, HEADS, METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import (
+    CALIBRATION,
+    CENTERNESS,
+    HEADS,
+    METRICS,
+    ConfidenceConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from model.foreign import parse_json
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
@@ -258,11 +267,12 @@ def place_and_label(place: int, label: str, num_rows: int) -> str:
 def _detector(params: Mapping[str, str]) -> Iterator[str]:
     """Yield what tells a training of the paper's tables: its head, what its confidence learns, and its backbone."""
     head = params.get("head", "none")
-    yield HEADS.get(None if head == "none" else head, head)
+    is_centerness = params.get("target") == "centerness"
+    yield CENTERNESS if is_centerness else HEADS.get(None if head == "none" else head, head)
     for field in fields(ConfidenceConfig):
         value = params.get(field.name, "none")
         # A table may have entered defaults, and "none" where there is no confidence.
-        if field.name != "tower" and value not in ("none", _text(field.default)):
+        if field.name not in ("tower", "target") and value not in ("none", _text(field.default)):
             yield value if field.name == "loss" else f"{field.name} {value}"
     for path, default in _leaves(to_dict(ModelConfig())):
         value = params.get(path, "none")

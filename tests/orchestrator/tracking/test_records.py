@@ -70,6 +70,13 @@ def test_a_run_is_called_by_the_name_that_messages_and_tables_have_for_its_head(
     assert training_name(training_params(TrainConfig(model=model)), "2") == f"{model.head}, resnet50, seed 2"
 
 
+def test_a_branch_that_learns_centerness_is_called_neither_iou_aware_nor_retinanet_conf():
+    for tower in ("classification", "box"):
+        model = ModelConfig(confidence=ConfidenceConfig(tower=tower, target="centerness"))
+        called = training_name(training_params(TrainConfig(model=model)), "2")
+        assert called == f"{model.head}, resnet50, seed 2" == "RetinaNet with centerness, resnet50, seed 2"
+
+
 def test_a_name_does_not_change_with_the_defaults_that_a_table_enters():
     rows = [Row(label="a", train=PLAIN), Row(label="b", train=DEEPER, inference=InferenceConfig(fusion="product"))]
     for row, entered in zip(rows, varied_params(rows), strict=True):
