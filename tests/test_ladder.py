@@ -1,5 +1,6 @@
 """experiments/ladder compares ways to know how well a box lies: one change a row, and trainings that tables share."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import get_type_hints
 import pytest
 
 from model.config import AssignmentConfig, BoxConfig, ClassificationConfig, InferenceConfig, ModelConfig
+from model.data.cache import file_sha256
 from model.settings import flat_differences
 from orchestrator.experiment.load import Experiment, load_experiments
-from orchestrator.experiment.plan import gather, row_keys
+from orchestrator.experiment.plan import gather, row_keys, train_key
+from tests.trainings import CONFIG, MODEL, run
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 LADDER = EXPERIMENTS / "ladder"
@@ -135,6 +138,31 @@ def test_each_file_opens_with_what_it_costs_and_has_room_for_its_answer(folder: 
         assert said[1] == ("no" if table.name == "e_suppression" else str(count)), table.path
         assert f"rnc submit experiments/ladder/{'' if folder == '.' else f'{folder}/'}" in "\n".join(head)
         assert head[-1].startswith("# Answer: "), table.path
+
+
+@pytest.mark.slow
+def test_every_training_of_the_tables_runs_and_no_setting_of_it_is_without_effect(
+    shapes_root: Path, tmp_path: Path
+) -> None:
+    """An update or two of a narrow network each: all losses are finite, no two trainings end with the same weights."""
+    data = replace(CONFIG.data, num_train_images=4, num_val_images=1)
+    once = replace(CONFIG.schedule, epochs=1, lr_drop_epochs=(), warmup_iterations=1)
+    first: dict[str, str] = {}
+    for table in TABLES.values():
+        for row in table.rows:
+            model = row.train.model
+            parts = {part: getattr(model, part) for part in ("confidence", "classification", "box", "assignment")}
+            config = replace(CONFIG, model=replace(MODEL, **parts), data=data, schedule=once, global_batch=4)
+            folder = tmp_path / train_key(config)
+            if folder.exists():
+                continue
+            reports = run(config, shapes_root, folder)
+            losses = [value for one in reports for name, value in one.metrics.items() if "loss" in name]
+            assert losses and all(map(math.isfinite, losses)), (row.label, losses)
+            (weights,) = folder.glob("epoch-*/*.safetensors")
+            other = first.setdefault(file_sha256(weights), row.label)
+            assert other == row.label, f"{row.label} trains as {other} does"
+    assert len(first) == 30
 
 
 def test_what_others_published_is_cited_with_its_recipe_and_compared_with_nothing() -> None:
