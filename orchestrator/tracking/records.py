@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from model.config import (
@@ -274,11 +275,16 @@ def _detector(params: Mapping[str, str]) -> Iterator[str]:
         # A table may have entered defaults, and "none" where there is no confidence.
         if field.name not in ("tower", "target") and value not in ("none", _text(field.default)):
             yield value if field.name == "loss" else f"{field.name} {value}"
-    for path, default in _leaves(to_dict(ModelConfig())):
-        value = params.get(path, "none")
-        if path.startswith(PARTS) and value not in ("none", _text(default)):
+    for path, default in _usual_parts().items():
+        if (value := params.get(path, "none")) not in ("none", default):
             yield value if path.endswith((".loss", ".kind")) else f"{path} {value}"
     yield params.get("backbone", ModelConfig().backbone)
+
+
+@cache  # thousands of runs are named at once
+def _usual_parts() -> Mapping[str, str]:
+    """The settings of PARTS by the names of their params, with the values that nobody is told of."""
+    return {path: _text(value) for path, value in _leaves(to_dict(ModelConfig())) if path.startswith(PARTS)}
 
 
 def _ranking(params: Mapping[str, str]) -> Iterator[str]:
