@@ -69,6 +69,12 @@ def test_rows_of_a_table_differ_by_its_own_question_alone() -> None:
             assert replace(row.train, model=replace(model, **rest)) == base.train, (name, row.label)
 
 
+def test_every_table_shows_how_far_scores_are_off_beside_ap() -> None:
+    for folder in (".", *SMALLER):
+        for table in load_experiments([LADDER / folder]):
+            assert table.columns[0] == "AP" and table.columns[-2:] == ("LaECE", "LRP"), table.path
+
+
 def test_the_same_targets_are_compared_on_both_assignments() -> None:
     on_iou, on_atss = (TABLES[name] for name in ("a_targets", "b_targets_on_atss"))
     assert [row.train.model.classification.loss for row in on_iou.rows] == LOSSES
