@@ -14,6 +14,8 @@ CALIBRATION = ("LaECE", "LaACE", "D-ECE", "LRP", "oLRP")
 """What every evaluation says of its scores as estimates, 0 to 100, beside METRICS; of each the least is the best."""
 HEADS = {None: "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
 """What papers call a detector, by the tower that its confidence branch sits on."""
+CENTERNESS = "RetinaNet with centerness"
+"""... and where that branch learns no IoU, but how central an anchor is, on either tower."""
 
 
 # These stand first, as a class below makes its parts' defaults, which check themselves.
@@ -117,7 +119,7 @@ class ClassificationConfig:
         )
         _require(self.vfl_alpha >= 0.0, f"vfl_alpha is {self.vfl_alpha}, expected at least 0")
         _require(0.0 <= self.ia_bce_alpha <= 1.0, f"ia_bce_alpha is {self.ia_bce_alpha}, expected 0 to 1")
-        _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
+        _require(self.loss_weight > 0.0, f"loss_weight is {self.loss_weight}, expected more than 0")
         _only_for(self, "loss", vfl_alpha=("vfl",), vfl_iou_weighted=("vfl",), ia_bce_alpha=("ia_bce",))
         _require(
             self.quality == "iou" or self.uses_quality,
@@ -141,7 +143,7 @@ class BoxConfig:
     """The weight of the distribution focal loss beside the box loss, for box.bins."""
 
     def __post_init__(self) -> None:
-        _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
+        _require(self.loss_weight > 0.0, f"loss_weight is {self.loss_weight}, expected more than 0")
         _require(self.bins is None or self.bins >= 2, f"bins is {self.bins}, expected at least 2, or null")
         _require(
             self.distribution_loss_weight >= 0.0,
@@ -183,6 +185,11 @@ class AssignmentConfig:
         _require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}, expected at least 1, or null")
         for name in ("alignment_class", "alignment_iou", "ota_iou_weight"):
             _require(getattr(self, name) >= 0.0, f"{name} is {getattr(self, name)}, expected at least 0")
+        _require(
+            self.alignment_class > 0.0 or self.alignment_iou > 0.0,
+            "alignment_class and alignment_iou are both 0, so that no anchor is aligned better than another; leave one "
+            "at its default",
+        )
         _require(self.ota_radius > 0.0, f"ota_radius is {self.ota_radius}, expected more than 0")
         _require(0.0 < self.paa_iou <= 1.0, f"paa_iou is {self.paa_iou}, expected above 0 and up to 1")
         _only_for(
@@ -288,7 +295,8 @@ class ModelConfig:
         )
         _require(
             losses.quality != "alignment" or kind == "task_aligned",
-            f"classification.quality 'alignment' is measured by assignment.kind 'task_aligned' alone, not by {kind!r}",
+            f"classification.quality 'alignment' is measured by assignment.kind 'task_aligned' alone, not by {kind!r}; "
+            "take that, or quality 'iou'",
         )
         _require(
             losses.edge_quality is None or self.box.bins is not None,
@@ -296,17 +304,21 @@ class ModelConfig:
             "without box.bins; set box.bins: 17",
         )
         if self.confidence is not None and self.confidence.target == "centerness":
-            # An anchor that overlaps a box by more than half has its centre inside.
+            rule = f"{kind!r} with positive_iou {self.positive_iou}" if kind == "max_iou" else repr(kind)
+            # An anchor that overlaps a box by half has its centre inside. What max-IoU matches below that, the best
+            # anchors of a small box, may have it outside, and learns 0.
             _require(
                 kind in ("atss", "task_aligned") or (kind == "max_iou" and self.positive_iou >= 0.5),
                 "confidence.target 'centerness' needs anchors whose centres lie in their boxes, which assignment.kind "
-                f"{kind!r} with positive_iou {self.positive_iou} does not promise; take 'atss' or 'task_aligned', or "
-                "'max_iou' with a positive_iou of at least 0.5",
+                f"{rule} does not promise; take 'atss' or 'task_aligned', or 'max_iou' with a positive_iou of at least "
+                "0.5",
             )
 
     @property
     def head(self) -> str:
-        """What papers call a detector whose confidence branch sits there."""
+        """What papers call a detector whose confidence branch sits there, and learns that."""
+        if self.confidence is not None and self.confidence.target == "centerness":
+            return CENTERNESS
         return HEADS[self.confidence.tower if self.confidence else None]
 
     @property

@@ -39,6 +39,17 @@ if TYPE_CHECKING:
 EXPONENTS = (0.2, 0.4, 0.5)
 """The confidence exponents that Figure 4 shows, beside those that the heads were scored with."""
 
+SUPPRESSIONS = {
+    "soft_linear": "linear soft-NMS",
+    "soft_gaussian": "Gaussian soft-NMS",
+    "iou_guided": "IoU-guided NMS",
+    "diou": "DIoU-NMS",
+    "matrix_linear": "linear matrix NMS",
+    "matrix_gaussian": "Gaussian matrix NMS",
+    "voting": "NMS with box voting",
+}
+"""What stands for NMS in these tables where a head is scored so."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Closeup:
@@ -148,7 +159,11 @@ def beside_paper(heads: Sequence[Head], places: Sequence[int], paper: Boxes) -> 
         "Per cent of the boxes that enter NMS, and of those that it keeps; Δ: the difference, in points.",
         "The paper's ten images of COCO: of the boxes of cls>0.05, which enter NMS where the class score alone ranks.",
     ]
-    fused = [label for label, inference in settings.items() if inference.needs_confidence]
+    fused = [
+        label
+        for label, inference in settings.items()
+        if inference.score_reads_confidence or inference.min_confidence > 0.0
+    ]
     if fused:
         notes.append(f"Other boxes enter by a fused score ({'; '.join(fused)}): --exponent 0 counts as the paper does.")
     for label, boxes in ours.items():
@@ -309,11 +324,13 @@ def _settings(heads: Sequence[Head]) -> list[str]:
 
 
 def _setting(inference: InferenceConfig) -> str:
+    ranked = f"Ranked with exponent {inference.confidence_exponent:g}."
     if inference.fusion == "product":
-        return "Ranked by class score times confidence."
-    if not inference.needs_confidence:
-        return "Ranked by the class score."
-    return f"Ranked with exponent {inference.confidence_exponent:g}."
+        ranked = "Ranked by class score times confidence."
+    elif not inference.score_reads_confidence:
+        ranked = "Ranked by the class score."
+    other = SUPPRESSIONS.get(inference.suppression)
+    return f"{ranked} Suppressed by {other}." if other else ranked
 
 
 def _file_names(labels: Sequence[str]) -> list[str]:

@@ -226,6 +226,13 @@ def _mistakes(row: Row) -> Iterator[str]:
     if row.train.seed != 0:
         yield f"train.seed is {row.train.seed}, but seeds decides it; set seeds: [{row.train.seed}]"
     yield from _mistakes_of_numbers(row.paper)
+    branch = row.train.model.confidence
+    if branch is not None and branch.loss_weight == 0.0:
+        yield (
+            "train.model.confidence.loss_weight is 0, so that the branch learns nothing, and a score that reads it is"
+            " made of chance; leave loss_weight out, or set train.model.confidence: null and"
+            " inference.confidence_exponent: 0"
+        )
     try:
         require_branch(row.inference, has_branch=row.train.model.confidence is not None)
     except ValueError as error:

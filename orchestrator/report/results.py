@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PAPERS_DATA = "COCO val2017"
 PAPER, PAPER_ELSEWHERE = "paper", "COCO 2017, the paper"
 """What the paper's numbers are called beside ours: on its own data, and beside numbers of other data."""
+OTHERS, OTHERS_ELSEWHERE = "published", "COCO 2017, published"
+"""The same of a table that quotes others alone, and has no number of the paper in a row."""
 PUBLISHED = "†"
 """Marks a number that the paper quotes otherwise than its source gives it."""
 EXCLUDES_ZERO = "*"
@@ -213,9 +215,11 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
         for row, result in zip(rows, results, strict=True):
             row.append(result.state)
     quoted = [_quoted(line, columns) for line in experiment.cited]
-    groups = [Group(len(rows), "Cited by the paper", paper.called)] if quoted else []
+    by_whom = "Published elsewhere" if paper.is_of_others else "Cited by the paper"
+    groups = [Group(len(rows), by_whom, paper.called)] if quoted else []
     if paper.metrics and not any(result.by_seed for result in results):
-        groups.insert(0, Group(0, f"{PAPER_ELSEWHERE}; nothing has run yet", paper.called))
+        elsewhere = OTHERS_ELSEWHERE if paper.is_of_others else PAPER_ELSEWHERE
+        groups.insert(0, Group(0, f"{elsewhere}; nothing has run yet", paper.called))
     return Table(
         title=experiment.title,
         caption=experiment.question,
@@ -242,6 +246,11 @@ class PaperBeside:
     has_differences: bool
     """Whether a row is measured on the paper's data."""
 
+    @property
+    def is_of_others(self) -> bool:
+        """Whether all numbers are those of lines that are only quoted, from elsewhere than the paper."""
+        return self.called in (OTHERS, OTHERS_ELSEWHERE)
+
     def columns(self, metric: str, *, always: bool = False) -> list[Column]:
         """Return the columns behind that of a metric, if the paper gives it; `always`, if it gives any."""
         if metric not in self.metrics and not (always and self.metrics):
@@ -258,9 +267,11 @@ def paper_beside(experiment: Experiment) -> PaperBeside:
     """Say which numbers of the paper a table has, and whether ours can be compared with them."""
     numbers = [row.paper for row in experiment.rows] + [line.paper for line in experiment.cited]
     at_home = [data_of(row) == PAPERS_DATA for row in experiment.rows]
+    is_of_others = bool(experiment.cited) and not any(row.paper for row in experiment.rows)
+    here, elsewhere = (OTHERS, OTHERS_ELSEWHERE) if is_of_others else (PAPER, PAPER_ELSEWHERE)
     return PaperBeside(
         metrics=tuple(metric for metric in experiment.columns if any(metric in one for one in numbers)),
-        called=PAPER if all(at_home) else PAPER_ELSEWHERE,
+        called=here if all(at_home) else elsewhere,
         has_differences=any(at_home),
     )
 
@@ -487,8 +498,9 @@ def _notes(experiment: Experiment, paper: PaperBeside, results: Sequence[RowResu
         notes.append(f"One seed: {listed}." if len(seeds) == 1 else f"Mean ± std over {len(seeds)} seeds: {listed}.")
     ours = measured_on(results)
     if paper.metrics and ours != [PAPERS_DATA]:
-        notes.append(f"paper: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
-        notes.append("Numbers of different data have no common level: no difference to the paper is formed of them.")
+        theirs, to_them = ("published", "them") if paper.is_of_others else ("paper", "the paper")
+        notes.append(f"{theirs}: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
+        notes.append(f"Numbers of different data have no common level: no difference to {to_them} is formed of them.")
     else:
         measured = "Measured" if is_begun or not paper.metrics else "Ours: to be measured"
         notes.append(f"{measured} on {'; '.join(ours)}.")

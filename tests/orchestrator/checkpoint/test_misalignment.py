@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from model.evaluation.scoring import Scores, score
 from model.inference.table import read_detections
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
+from orchestrator.checkpoint.misalignment import SUPPRESSIONS
 from orchestrator.cli.main import cli
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.worker.scoring import write_evaluation_files
@@ -96,6 +98,19 @@ def test_boxes_of_each_image_are_counted_before_and_after_nms(
     assert by_image["rows"][6]["p>.05"] == counted.scores_before[:, 0].sum()
     assert "Ranked with exponent 0.3." in by_image["notes"][1]
     assert by_image["notes"][2].startswith("The first 2 of 4 images of")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_stands_for_nms_and_by_what_it_ranks_is_said(conf: Path, data: CocoData, tmp_path: Path) -> None:
+    """IoU-guided NMS reads the confidence, but at exponent 0 no box enters or ranks by it."""
+    kinds = get_args(get_type_hints(InferenceConfig)["suppression"])
+    assert {"nms", *SUPPRESSIONS} == set(kinds)
+    chosen = ["--set", "inference.suppression=iou_guided", "--exponent", 0]
+    done = rnc(conf, *chosen, "--images", 1, "--only", "--data", data.root, "--output", tmp_path, "--format", "json")
+    assert done.exit_code == 0, done.output
+    by_image, *_ = json.loads(done.stdout)
+    assert by_image["notes"][1].endswith("Ranked by the class score. Suppressed by IoU-guided NMS.")
+    assert "Other boxes enter by a fused score" not in done.stdout
 
 
 @pytest.mark.usefixtures("no_figures")

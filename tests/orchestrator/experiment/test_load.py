@@ -450,6 +450,30 @@ def test_a_score_that_reads_a_branch_the_model_has_not_is_refused(tmp_path: Path
     )
 
 
+def test_a_branch_that_learns_nothing_is_refused_whether_a_score_reads_it_or_not(tmp_path: Path) -> None:
+    """One that learns and is not read is table 1 of the paper: it teaches the towers."""
+    for exponent in ("0", "0.4"):
+        settings = (
+            f"train: {{model: {{confidence: {{loss_weight: 0}}}}}}, inference: {{confidence_exponent: {exponent}}}"
+        )
+        assert mistake(tmp_path, row(settings)) == (
+            "table.yaml, row 'A': train.model.confidence.loss_weight is 0, so that the branch learns nothing, and a"
+            " score that reads it is made of chance; leave loss_weight out, or set train.model.confidence: null and"
+            " inference.confidence_exponent: 0"
+        )
+    load(tmp_path, row("inference: {confidence_exponent: 0}"))
+
+
+def test_a_combination_that_means_nothing_is_named_by_its_row_and_setting(tmp_path: Path) -> None:
+    assert mistake(tmp_path, row("train: {model: {box: {bins: 4}}}")) == (
+        "table.yaml, row 'A': train.model.box.bins is 4, whose edges reach 384 pixels on the coarsest level, less than"
+        " data.long_edge, 1000; set bins to at least 9"
+    )
+    assert mistake(tmp_path, row("train: {model: {assignment: {kind: paa, ota_radius: 1}}}")) == (
+        "table.yaml, row 'A': train.model.assignment.ota_radius has no meaning for kind 'paa'; it belongs to 'sim_ota'"
+    )
+
+
 def test_all_mistakes_of_a_file_are_told_together(tmp_path: Path) -> None:
     text = """
         titel: x

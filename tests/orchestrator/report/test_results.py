@@ -227,6 +227,24 @@ def test_before_anything_is_measured_the_papers_numbers_stand_in_the_place_of_ou
     assert after.groups == () and [row["AP"] for row in shown(after)] == ["—", "36.0"]
 
 
+def test_what_a_table_quotes_from_elsewhere_than_the_paper_is_not_called_the_papers() -> None:
+    """Rows without numbers of the paper: all that stands beside ours is others', of recipes of their own."""
+    theirs = Cited(label="Theirs", paper={"AP": 39.4}, source="Their framework")
+    quoting = replace(experiment(BASE, OURS, reference="RetinaNet"), cited=(theirs,))
+    measured = ledger_of((BASE, [finished(AP=30.0, APs=15.0)]), (OURS, [finished(AP=36.0, APs=18.0)]))
+    for held in (Ledger(), measured):
+        table = results_table(quoting, held)
+        text = table.to_text()
+        assert "Published elsewhere" in text and "39.4" in text
+        assert "paper" not in text.lower()
+        # Their recipe is not ours: no difference is formed, though both are measured on COCO val2017.
+        assert {row.get("AP, Δ", "—") for row in shown(table)} == {"—"}
+    assert "COCO 2017, published; nothing has run yet" in results_table(quoting, Ledger()).to_text()
+    assert {column.head for column in table.columns if column.is_soft} == {"AP, published"}
+    beside = replace(quoting, rows=(replace(BASE, paper={"AP": 35.3}), OURS))
+    assert "Cited by the paper" in results_table(beside, measured).to_text()
+
+
 def test_a_number_shows_no_digit_that_its_spread_makes_meaningless() -> None:
     row = Row(label="A", seeds=(0, 1, 2), paper={"AP": 35.3})
     held = ledger_of((row, [finished(AP=30.4), finished(AP=35.0), finished(AP=39.0)]))
