@@ -4,13 +4,39 @@ The text beneath a setting says what it means; experiments/SETTINGS.md and `rnc 
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The twelve numbers of COCO's evaluation in COCO's order. Here, because files and tables name them without torch."""
+CALIBRATION = ("LaECE", "LaACE", "D-ECE", "LRP", "oLRP")
+"""What every evaluation says of its scores as estimates, 0 to 100, beside METRICS; of each the least is the best."""
 HEADS = {None: "RetinaNet", "box": "IoU-aware Net", "classification": "RetinaNet-Conf"}
 """What papers call a detector, by the tower that its confidence branch sits on."""
+CENTERNESS = "RetinaNet with centerness"
+"""... and where that branch learns no IoU, but how central an anchor is, on either tower."""
+
+
+# These stand first, as a class below makes its parts' defaults, which check themselves.
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
+    """Refuse a setting that is not at its default, unless the choice of `switch` is among those that it belongs to."""
+    kind: Any = type(config)
+    choice, usual = getattr(config, switch), _defaults(kind)
+    for name, choices in owners.items():
+        if choice not in choices and getattr(config, name) != usual[name]:
+            listed = " and ".join(repr(one) for one in choices)
+            raise ValueError(f"{name} has no meaning for {switch} {choice!r}; it belongs to {listed}")
+
+
+@cache
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {f.name: f.default for f in fields(kind)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +124,7 @@ class ClassificationConfig:
         )
         _require(self.vfl_alpha >= 0.0, f"vfl_alpha is {self.vfl_alpha}, expected at least 0")
         _require(0.0 <= self.ia_bce_alpha <= 1.0, f"ia_bce_alpha is {self.ia_bce_alpha}, expected 0 to 1")
-        _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
+        _require(self.loss_weight > 0.0, f"loss_weight is {self.loss_weight}, expected more than 0")
         _only_for(self, "loss", vfl_alpha=("vfl",), vfl_iou_weighted=("vfl",), ia_bce_alpha=("ia_bce",))
         _require(
             self.quality == "iou" or self.uses_quality,
@@ -122,7 +148,7 @@ class BoxConfig:
     """The weight of the distribution focal loss beside the box loss, for box.bins."""
 
     def __post_init__(self) -> None:
-        _require(self.loss_weight >= 0.0, f"loss_weight is {self.loss_weight}, expected at least 0")
+        _require(self.loss_weight > 0.0, f"loss_weight is {self.loss_weight}, expected more than 0")
         _require(self.bins is None or self.bins >= 2, f"bins is {self.bins}, expected at least 2, or null")
         _require(
             self.distribution_loss_weight >= 0.0,
@@ -164,6 +190,11 @@ class AssignmentConfig:
         _require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}, expected at least 1, or null")
         for name in ("alignment_class", "alignment_iou", "ota_iou_weight"):
             _require(getattr(self, name) >= 0.0, f"{name} is {getattr(self, name)}, expected at least 0")
+        _require(
+            self.alignment_class > 0.0 or self.alignment_iou > 0.0,
+            "alignment_class and alignment_iou are both 0, so that no anchor is aligned better than another; leave one "
+            "at its default",
+        )
         _require(self.ota_radius > 0.0, f"ota_radius is {self.ota_radius}, expected more than 0")
         _require(0.0 < self.paa_iou <= 1.0, f"paa_iou is {self.paa_iou}, expected above 0 and up to 1")
         _only_for(
@@ -208,13 +239,13 @@ class ModelConfig:
     """A ReLU between P6 and P7: torchvision has one, the released neck none."""
     anchor_rule: Literal["paper", "torchvision"] = "paper"
     """Exact anchors, or torchvision's: whole-pixel sizes and corners, image size // map size as stride."""
-    confidence: ConfidenceConfig | None = field(default_factory=ConfidenceConfig)
+    confidence: ConfidenceConfig | None = ConfidenceConfig()
     """The object-confidence branch; None is plain RetinaNet."""
-    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    classification: ClassificationConfig = ClassificationConfig()
     """The loss of the classification branch."""
-    box: BoxConfig = field(default_factory=BoxConfig)
+    box: BoxConfig = BoxConfig()
     """The loss of the box branch."""
-    assignment: AssignmentConfig = field(default_factory=AssignmentConfig)
+    assignment: AssignmentConfig = AssignmentConfig()
     """Which anchors learn which boxes."""
     focal_alpha: float = 0.25
     """Focal loss: the weight of the target class (1 - focal_alpha for the others)."""
@@ -269,7 +300,8 @@ class ModelConfig:
         )
         _require(
             losses.quality != "alignment" or kind == "task_aligned",
-            f"classification.quality 'alignment' is measured by assignment.kind 'task_aligned' alone, not by {kind!r}",
+            f"classification.quality 'alignment' is measured by assignment.kind 'task_aligned' alone, not by {kind!r}; "
+            "take that, or quality 'iou'",
         )
         _require(
             losses.edge_quality is None or self.box.bins is not None,
@@ -277,17 +309,21 @@ class ModelConfig:
             "without box.bins; set box.bins: 17",
         )
         if self.confidence is not None and self.confidence.target == "centerness":
-            # An anchor that overlaps a box by more than half has its centre inside.
+            rule = f"{kind!r} with positive_iou {self.positive_iou}" if kind == "max_iou" else repr(kind)
+            # An anchor that overlaps a box by half has its centre inside. What max-IoU matches below that, the best
+            # anchors of a small box, may have it outside, and learns 0.
             _require(
                 kind in ("atss", "task_aligned") or (kind == "max_iou" and self.positive_iou >= 0.5),
                 "confidence.target 'centerness' needs anchors whose centres lie in their boxes, which assignment.kind "
-                f"{kind!r} with positive_iou {self.positive_iou} does not promise; take 'atss' or 'task_aligned', or "
-                "'max_iou' with a positive_iou of at least 0.5",
+                f"{rule} does not promise; take 'atss' or 'task_aligned', or 'max_iou' with a positive_iou of at least "
+                "0.5",
             )
 
     @property
     def head(self) -> str:
-        """What papers call a detector whose confidence branch sits there."""
+        """What papers call a detector whose confidence branch sits there, and learns that."""
+        if self.confidence is not None and self.confidence.target == "centerness":
+            return CENTERNESS
         return HEADS[self.confidence.tower if self.confidence else None]
 
     @property
@@ -397,9 +433,9 @@ class ScheduleConfig:
 class TrainConfig:
     """One training, whole: two equal TrainConfigs give the same weights, on any number of workers."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     global_batch: int = 16
     """Images of one update, over all workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -535,20 +571,3 @@ def require_branch(inference: InferenceConfig, *, has_branch: bool) -> None:
         f"inference.confidence_exponent: 0 and leave {left_out} out, or take a head that has one: "
         f"train.model.confidence: {others}"
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
-    """Refuse a setting that is not at its default, unless the choice of `switch` is among those that it belongs to."""
-    choice = getattr(config, switch)
-    usual = {f.name: f.default for f in fields(config)}
-    for name, choices in owners.items():
-        listed = " and ".join(repr(one) for one in choices)
-        _require(
-            choice in choices or getattr(config, name) == usual[name],
-            f"{name} has no meaning for {switch} {choice!r}; it belongs to {listed}",
-        )

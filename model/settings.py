@@ -96,7 +96,7 @@ def changed(inference: InferenceConfig, settings: dict[str, Any]) -> InferenceCo
 
 def differences(config: Any) -> Settings:
     """Return the settings that differ from the defaults, nested, in a canonical form where 0 equals 0.0."""
-    return _differences(config, type(config)())
+    return _differences(config, _default(cast(Any, type(config))))
 
 
 def flat_differences(config: Any) -> dict[str, Any]:
@@ -207,12 +207,17 @@ def _differences(config: Any, default: Any) -> Settings:
         if value is usual:  # most settings of most of thousands of rows
             continue
         if is_dataclass(value):
-            inside = _differences(value, cast(Any, type(value))() if usual is None else usual)
+            inside = _differences(value, _default(cast(Any, type(value))) if usual is None else usual)
             if inside or usual is None:
                 found[f.name] = inside
         elif is_dataclass(usual) or _canonical(value) != _canonical(usual):
             found[f.name] = _canonical(value)
     return found
+
+
+@cache  # configs are frozen, so that one serves all
+def _default(kind: Any) -> Any:
+    return kind()
 
 
 def _canonical(value: Any) -> Any:

@@ -1,21 +1,22 @@
 """What our own MLflow server answers beside MLflow's API: all runs of an experiment at once, and which files are there.
 
 MLflow builds an object of its ORM for each tag and metric of a run, and writes the answer twice: 10,000 runs cost the
-server half a minute. Here the rows of its tables become lines of JSON, in two seconds.
+server half a minute. Here the rows of its tables become lines of JSON, in one second.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from mlflow.entities import LifecycleStage, RunStatus
 from mlflow.server import handlers
-from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlParam, SqlRun, SqlTag
+from mlflow.store.tracking.dbmodels.models import SqlParam, SqlRun, SqlTag
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -25,6 +26,8 @@ from orchestrator import names
 
 RUNS_AT_ONCE = 500
 """So many are read by one question to the database, so that neither memory nor a lock of SQLite is held for long."""
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""How Python's JSON writes what somebody has put into the database."""
 ARTIFACTS = "mlflow-artifacts:/"
 """Begins the addresses of files that this server keeps itself."""
 
@@ -91,50 +94,49 @@ def _lines(engine: sqlalchemy.Engine, experiment_id: int, since: int | None) -> 
         runs = connection.execute(chosen.order_by(run.start_time.desc(), run.run_uuid)).all()
     for first in range(0, len(runs), RUNS_AT_ONCE):
         some = runs[first : first + RUNS_AT_ONCE]
+        run_ids = [one.run_uuid for one in some]
         # A connection for each part: a reader that is slow, or gone, holds none.
         with engine.connect() as connection:
-            told = [_values(connection, table, [one.run_uuid for one in some]) for table in (SqlTag, SqlParam)]
-            metrics = _metrics(connection, [one.run_uuid for one in some])
+            tags, params = (_values(connection, table, run_ids) for table in (SqlTag, SqlParam))
+            metrics = _metrics(connection, run_ids)
         lines = []
         for one in some:
-            tags, params = (values.get(one.run_uuid, {}) for values in told)
-            latest, times = metrics.get(one.run_uuid, ({}, 0))
-            line = [
-                one.run_uuid,
-                one.name,
-                one.status or "",
-                one.start_time or 0,
-                one.end_time or 0,
-                tags,
-                params,
-                latest,
-                times,
-            ]
-            lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+            latest, newest = metrics.get(one.run_uuid, ([], 0))
+            about = [one.run_uuid, one.name, one.status or "", one.start_time or 0, one.end_time or 0]
+            told = f"{tags.get(one.run_uuid, '{}')},{params.get(one.run_uuid, '{}')},{{{','.join(latest)}}},{newest}"
+            lines.append(f"{json.dumps(about, separators=(',', ':'))[:-1]},{told}]\n")
         yield "".join(lines).encode()  # together, as each piece goes to another thread and back
     yield json.dumps(len(runs)).encode() + b"\n"
 
 
-def _values(connection: sqlalchemy.Connection, table: Any, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return tags or params, by run and name."""
+def _values(connection: sqlalchemy.Connection, table: Any, run_ids: Sequence[str]) -> dict[str, str]:
+    """Return tags or params of each run as JSON."""
+    # Written by SQLite: 280,000 values as Python objects cost as much as all the rest.
     column = table.__table__.c
-    asked = sqlalchemy.select(column.run_uuid, column.key, column.value).where(column.run_uuid.in_(run_ids))
-    found: dict[str, dict[str, str]] = {}
-    for run_id, key, value in connection.execute(asked).all():
-        found.setdefault(run_id, {})[key] = value or ""  # a NULL that somebody has put there
-    return found
+    # A NULL that somebody has put there is no text.
+    of_run = sqlalchemy.func.json_group_object(column.key, sqlalchemy.func.coalesce(column.value, ""))
+    asked = sqlalchemy.select(column.run_uuid, of_run).where(column.run_uuid.in_(run_ids)).group_by(column.run_uuid)
+    return {run_id: told for run_id, told in connection.execute(asked)}
 
 
-def _metrics(connection: sqlalchemy.Connection, run_ids: Sequence[str]) -> dict[str, tuple[dict[str, float], int]]:
-    """Return the latest value of each metric by run and name, and when the newest of a run arrived."""
-    column = SqlLatestMetric.__table__.c
-    columns = (column.run_uuid, column.key, column.value, column.timestamp, column.is_nan)
-    found: dict[str, tuple[dict[str, float], int]] = {}
-    asked = sqlalchemy.select(*columns).where(column.run_uuid.in_(run_ids))
-    for run_id, key, value, timestamp, is_nan in connection.execute(asked).all():
-        values, newest = found.get(run_id, ({}, 0))
-        values[key] = math.nan if is_nan or value is None else value
-        found[run_id] = values, max(newest, timestamp or 0)
+def _metrics(connection: sqlalchemy.Connection, run_ids: Sequence[str]) -> dict[str, tuple[list[str], int]]:
+    """Return the latest value of each metric of each run as JSON, and when the newest arrived."""
+    # Of the driver itself: with 330,000 rows SQLAlchemy's objects take three times as long as reading them.
+    driver: Any = connection.connection.driver_connection
+    marks = ",".join("?" * len(run_ids))
+    asked = "SELECT run_uuid, key, value, timestamp, is_nan FROM latest_metrics"
+    rows = driver.execute(f"{asked} WHERE run_uuid IN ({marks}) ORDER BY run_uuid", list(run_ids)).fetchall()
+    quoted: dict[str, str] = {}
+    found: dict[str, tuple[list[str], int]] = {}
+    for run_id, values in groupby(rows, itemgetter(0)):
+        told, newest = [], 0
+        for _, key, value, timestamp, is_nan in values:
+            name = quoted.get(key) or quoted.setdefault(key, json.dumps(key))
+            # Not by SQLite, whose JSON has 15 of the 17 digits that make a number.
+            number = "NaN" if is_nan or value is None else repr(float(value))
+            told.append(f"{name}:{NOT_FINITE.get(number, number)}")
+            newest = max(newest, timestamp or 0)
+        found[run_id] = told, newest
     return found
 
 

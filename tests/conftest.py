@@ -80,6 +80,12 @@ def vectors_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def ladder_root() -> Path:
+    """A folder with numbers that other detectors' losses and assigners computed."""
+    return _folder_from("RNC_LADDER")
+
+
+@pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn scenes: 48 images to train on, 16 to validate on, 128 pixels, seed 0."""
     root = tmp_path_factory.mktemp("data") / "shapes"

@@ -92,8 +92,8 @@ def _rows(
 ) -> NDArray[np.float64]:
     """[D, 7] image, x, y, width, height, score and category, of detections of the categories that are present."""
     # In a row of floats an id beyond 2^53 would become another; places in the data set never do.
-    images = _places(image_ids, data.image_ids, "image")
-    labels = _places(category_ids, np.array(data.category_ids, np.int64), "category")
+    images = places(image_ids, data.image_ids, "image")
+    labels = places(category_ids, np.array(data.category_ids, np.int64), "category")
     rows = np.column_stack([images, boxes, scores, np.searchsorted(present, labels)])
     return rows[np.isin(labels, present)]
 
@@ -176,7 +176,8 @@ def match(data: CocoData, detections: DetectionTable) -> MatchTable:
     of_detection = np.repeat(np.arange(len(detected)), count)
     rank = np.arange(len(of_detection)) - np.repeat(np.cumsum(count) - count, count)
     of_truth = by_cell[np.repeat(first, count) + rank]
-    overlap = _overlap(boxes[of_detection], data.annotation_boxes[of_truth], crowd[of_truth])
+    written = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    overlap = written_overlap(written[of_detection], data.annotation_boxes[of_truth], crowd[of_truth])
     close = overlap >= IOU_THRESHOLDS[0]
     of_detection, of_truth, overlap = of_detection[close], of_truth[close], overlap[close]
     cells = np.unique(np.concatenate([detected, truth]))
@@ -215,33 +216,14 @@ def _best_detections(
     data: CocoData, detections: DetectionTable
 ) -> tuple[NDArray[np.float64], NDArray[np.float32], Ints]:
     """The boxes, scores and cells of the detections that count, by cell and best first."""
-    images = _places(detections.image_ids, data.image_ids, "image")
-    labels = _places(detections.category_ids, np.array(data.category_ids, np.int64), "category")
+    images = places(detections.image_ids, data.image_ids, "image")
+    labels = places(detections.category_ids, np.array(data.category_ids, np.int64), "category")
     cells = images + len(data) * labels
     order = np.lexsort((-detections.scores, cells))
     cells = cells[order]
     counted = np.arange(len(cells)) - np.searchsorted(cells, cells) < MAX_DETECTIONS
     order = order[counted]
     return detections.boxes[order].astype(np.float64), detections.scores[order], cells[counted]
-
-
-def _places(ids: Ints, known: Ints, what: str) -> Ints:
-    places = np.searchsorted(known, ids)
-    strange = ids[(places == len(known)) | (np.append(known, 0)[places] != ids)]
-    if len(strange):
-        raise ValueError(f"{what} {strange[0]} of a detection is not in the data set")
-    return places
-
-
-def _overlap(boxes: NDArray[np.float64], truths: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """IoU of boxes (xyxy) and objects (xywh), pair by pair; with a crowd, the share of the box that lies on it."""
-    low, side = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-    # As pycocotools has it, from corners that it adds up again.
-    common = np.minimum(low + side, truths[:, :2] + truths[:, 2:]) - np.maximum(low, truths[:, :2])
-    shared = np.where((common > 0).all(axis=1), common[:, 0] * common[:, 1], 0.0)
-    area = side[:, 0] * side[:, 1]
-    union = np.where(crowd, area, area + truths[:, 2] * truths[:, 3] - shared)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
 
 
 def _assign(
@@ -269,6 +251,32 @@ def _assign(
         else:
             true[detection] |= taken
     return np.array(true, np.uint16), np.array(ignored, np.uint16)
+
+
+def places(ids: Ints, known: Ints, what: str) -> Ints:
+    """Return the place of each id among the known ones, which rise.
+
+    Raises:
+        ValueError: one is none of them; `what` it is stands in the message.
+    """
+    found = np.searchsorted(known, ids)
+    strange = ids[(found == len(known)) | (np.append(known, 0)[found] != ids)]
+    if len(strange):
+        raise ValueError(f"{what} {strange[0]} of a detection is not in the data set")
+    return found
+
+
+def written_overlap(
+    boxes: NDArray[np.float64], truths: NDArray[np.float64], crowd: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """IoU of boxes and objects (xywh both), pair by pair; with a crowd, the share of the box that lies on it."""
+    low, side = boxes[:, :2], boxes[:, 2:]
+    # As pycocotools has it, from corners that it adds up again.
+    common = np.minimum(low + side, truths[:, :2] + truths[:, 2:]) - np.maximum(low, truths[:, :2])
+    shared = np.where((common[:, 0] > 0) & (common[:, 1] > 0), common[:, 0] * common[:, 1], 0.0)
+    area = side[:, 0] * side[:, 1]
+    union = np.where(crowd, area, area + truths[:, 2] * truths[:, 3] - shared)
+    return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
 
 
 def precisions(matches: MatchTable) -> NDArray[np.float64]:

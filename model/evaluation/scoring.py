@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import numpy as np
@@ -24,6 +24,7 @@ from model.evaluation.batched_counting import (
     count_candidates,
     with_ious,
 )
+from model.evaluation.calibration.errors import calibration
 from model.evaluation.coco_eval import evaluate_all
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import Misalignment
@@ -59,6 +60,9 @@ class Scores:
     detections: DetectionTable
     misalignment: Misalignment | None
     """None where it was not asked for."""
+    calibration: Mapping[str, float | None] = field(default_factory=dict)
+    """How far the scores are from what they estimate, 0 to 100, by the names of CALIBRATION; None as above, or without
+    a detection."""
 
 
 def score(
@@ -104,10 +108,18 @@ def score(
     # merge sorts by image, so that it does not matter which process scored what.
     merged = [merge(parts) for parts in _by_setting(gather(mine), len(settings))]
     # One process evaluates for all, which would get the same numbers.
-    metrics = gather(evaluate_all(data, [part.detections for part in merged]) if rank == 0 else None)[0]
+    tables = [part.detections for part in merged] if rank == 0 else []
+    metrics = gather(evaluate_all(data, tables) if rank == 0 else None)[0]
+    errors = gather([calibration(data, table) for table in tables] if rank == 0 else None)[0]
     return [
-        Scores(inference=setting, metrics=numbers, detections=part.detections, misalignment=part.misalignment)
-        for setting, numbers, part in zip(settings, metrics, merged, strict=True)
+        Scores(
+            inference=setting,
+            metrics=numbers,
+            detections=part.detections,
+            misalignment=part.misalignment,
+            calibration=off,
+        )
+        for setting, part, numbers, off in zip(settings, merged, metrics, errors, strict=True)
     ]
 
 

@@ -132,6 +132,7 @@ def scores_of(work: Pass, settings: Sequence[InferenceConfig]) -> "Iterator[Scor
     Raises:
         ValueError: a shard is missing, or damaged.
     """
+    from model.evaluation.calibration.errors import calibration
     from model.evaluation.coco_eval import evaluate
     from model.evaluation.parts import merge, read_part
     from model.evaluation.scoring import Scores, shards
@@ -145,6 +146,7 @@ def scores_of(work: Pass, settings: Sequence[InferenceConfig]) -> "Iterator[Scor
             metrics=evaluate(work.data, whole.detections),
             detections=whole.detections,
             misalignment=whole.misalignment,
+            calibration=calibration(work.data, whole.detections),
         )
 
 

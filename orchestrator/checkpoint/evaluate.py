@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.config import METRICS
+from model.config import CALIBRATION, METRICS
 from model.inference.table import DetectionTable
 from model.settings import to_dict
 from orchestrator.checkpoint.inputs import (
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from model.data.split import CocoData
     from model.network.checkpoint import Card
 
-COLUMNS = (Column("", numeric=False), *(Column(name) for name in METRICS))
+NAMES = METRICS + CALIBRATION
+COLUMNS = (Column("", numeric=False), *(Column(name) for name in NAMES))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,7 @@ class Numbers:
     """What a scoring gives."""
 
     table: Table
-    """The twelve numbers, beside recorded ones."""
+    """The twelve numbers and the five of calibration, beside recorded ones."""
     data: "CocoData"
     detections: DetectionTable
 
@@ -91,7 +92,7 @@ def evaluate(
     say: Say,
     progress: Progress = no_progress,
 ) -> Numbers:
-    """Give the twelve numbers of a checkpoint, and say whether they are MLflow's.
+    """Give the numbers of a checkpoint, and say whether the twelve are MLflow's.
 
     Raises:
         UserError: the checkpoint, the data or a setting is not what it should be.
@@ -107,7 +108,7 @@ def evaluate(
         write_stored(files.parquet, scores.detections, about)
         say(f"{len(scores.detections)} detections written to {files.parquet}")
     _export(scores.detections, files, say)
-    table = _beside_mlflow(inputs, scores.metrics)
+    table = _beside_mlflow(inputs, scores.metrics, scores.calibration)
     return Numbers(table=table, data=inputs.data, detections=scores.detections)
 
 
@@ -126,6 +127,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     Raises:
         UserError: the file is damaged, or of other data than these; or the selection asks for other detections.
     """
+    from model.evaluation.calibration.errors import calibration
     from model.evaluation.coco_eval import evaluate
     from model.evaluation.misalignment import of_detections
 
@@ -142,8 +144,8 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
     metrics, statistics = evaluate(data, detections), of_detections(data, detections)
     _export(detections, files, say)
     here, recorded = metrics | statistics, {**about.metrics, **about.statistics}
-    names = (*METRICS, *statistics)
-    rows = [_row("here", names, here)]
+    names = (*NAMES, *statistics)
+    rows = [_row("here", names, here | calibration(data, detections))]
     is_equal, verdict = _compared(here, recorded, f"the numbers recorded in {stored.name}")
     if not is_equal:
         rows.append(_row("recorded", names, recorded))
@@ -161,7 +163,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
 
 
 def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Site, say: Say) -> Numbers:
-    """Give the twelve numbers of a results file of COCO's tools, whatever detector made it.
+    """Give the numbers of a results file of COCO's tools, whatever detector made it.
 
     Args:
         file: a list of {image_id, category_id, bbox, score}, as JSON.
@@ -173,6 +175,8 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
     Raises:
         UserError: the file is none, or of other data than these; or the selection asks for other detections.
     """
+    from model.evaluation.calibration.errors import calibration_errors
+    from model.evaluation.calibration.outcomes import written_outcomes
     from model.evaluation.coco_eval import evaluate_written
 
     if selection.settings or selection.all_images or files.parquet or files.coco_json:
@@ -182,11 +186,12 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
         )
     data = read_annotations(selection.data, selection.split, site, say)
     found = read_results(file, data)
-    metrics = evaluate_written(data, found.image_ids, found.category_ids, found.boxes, found.scores)
+    columns = (found.image_ids, found.category_ids, found.boxes, found.scores)
+    metrics = evaluate_written(data, *columns) | calibration_errors(written_outcomes(data, *columns))
     table = Table(
         title=f"Detections of {file}",
         columns=COLUMNS,
-        rows=(_row("here", METRICS, metrics),),
+        rows=(_row("here", NAMES, metrics),),
         notes=(
             f"{len(found.scores)} detections on {len(data)} images of {data.root}, split {data.split}.",
             *(f"{note}." for note in found.notes),
@@ -227,10 +232,12 @@ def _export(detections: DetectionTable, files: DetectionFiles, say: Say) -> None
         say(f"{len(detections)} detections written to {files.coco_json}")
 
 
-def _beside_mlflow(inputs: ScoringInputs, metrics: Mapping[str, float | None]) -> Table:
+def _beside_mlflow(
+    inputs: ScoringInputs, metrics: Mapping[str, float | None], calibration: Mapping[str, float | None]
+) -> Table:
     """Show the numbers of a checkpoint, and MLflow's where they differ though they ought to be the same."""
     card, provenance = inputs.checkpoint.card, inputs.checkpoint.provenance
-    rows, notes = [_row("here", METRICS, metrics)], [f"{inputs.images}."]
+    rows, notes = [_row("here", NAMES, {**metrics, **calibration})], [f"{inputs.images}."]
     if len(inputs.data) in (card.config.data.num_val_images, card.config.data.num_train_images):
         where = f"{inputs.data.root}, split {inputs.data.split}"
         notes = [f"The first {len(inputs.data)} images by id of {where}, as in the training; --all takes all."]
@@ -240,7 +247,7 @@ def _beside_mlflow(inputs: ScoringInputs, metrics: Mapping[str, float | None]) -
         if reasons:
             verdict = f"Not compared with MLflow's numbers: {'; '.join(reasons)}."
         elif not is_equal:
-            rows.append(_row("MLflow", METRICS, provenance.metrics))
+            rows.append(_row("MLflow", NAMES, provenance.metrics))
         notes.append(verdict)
     notes += _note_on_device(card)
     title = inputs.checkpoint.row or f"epoch {card.epoch} of {card.config.model.backbone}"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from model.config import CALIBRATION, METRICS
 from model.settings import suggestion
 from orchestrator import names
 from orchestrator.errors import UserError
@@ -118,6 +119,11 @@ def select(evaluations: Sequence[FinishedEvaluation], query: Query) -> FinishedE
     Raises:
         UserError: the table or the row is unknown, or it stands in more than one suite.
     """
+    if query.metric in CALIBRATION:
+        raise UserError(
+            f"--metric {query.metric}: the best is the row with the most of a metric, and of this one less is better; "
+            f"expected one of: {', '.join(METRICS)}"
+        )
     query = _split(query, evaluations)
     table = None
     if query.table is not None:

@@ -1,6 +1,6 @@
 """Inputs of scoring, for evaluate, sweep and misalignment: a checkpoint's folder and the images to score it on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +88,14 @@ class ScoringInputs:
         """Score on the GPU of this machine, or else on its CPU, under each setting; many cost hardly more than one.
 
         Raises:
+            UserError: see `scores`.
+        """
+        return list(self.scores(settings, progress))
+
+    def scores(self, settings: Sequence[InferenceConfig], progress: Progress = no_progress) -> "Iterator[Scores]":
+        """Yield what `score` returns: memory then holds the detections of one setting at a time.
+
+        Raises:
             UserError: the checkpoint is damaged, learnt other categories than the images have, or says NaN.
         """
         from model.network.checkpoint import require_categories
@@ -115,7 +123,7 @@ class ScoringInputs:
             score_missing(work, progress=progress)
         except NonFiniteError as error:
             raise UserError(str(error)) from error
-        return list(scores_of(work, settings))
+        yield from scores_of(work, settings)
 
 
 def scoring_device() -> "torch.device":

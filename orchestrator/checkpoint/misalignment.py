@@ -39,6 +39,17 @@ if TYPE_CHECKING:
 EXPONENTS = (0.2, 0.4, 0.5)
 """The confidence exponents that Figure 4 shows, beside those that the heads were scored with."""
 
+SUPPRESSIONS = {
+    "soft_linear": "linear soft-NMS",
+    "soft_gaussian": "Gaussian soft-NMS",
+    "iou_guided": "IoU-guided NMS",
+    "diou": "DIoU-NMS",
+    "matrix_linear": "linear matrix NMS",
+    "matrix_gaussian": "Gaussian matrix NMS",
+    "voting": "NMS with box voting",
+}
+"""What stands for NMS in these tables where a head is scored so."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Closeup:
@@ -148,7 +159,11 @@ def beside_paper(heads: Sequence[Head], places: Sequence[int], paper: Boxes) -> 
         "Per cent of the boxes that enter NMS, and of those that it keeps; Δ: the difference, in points.",
         "The paper's ten images of COCO: of the boxes of cls>0.05, which enter NMS where the class score alone ranks.",
     ]
-    fused = [label for label, inference in settings.items() if inference.needs_confidence]
+    fused = [
+        label
+        for label, inference in settings.items()
+        if inference.score_reads_confidence or inference.min_confidence > 0.0
+    ]
     if fused:
         notes.append(f"Other boxes enter by a fused score ({'; '.join(fused)}): --exponent 0 counts as the paper does.")
     for label, boxes in ours.items():
@@ -221,11 +236,27 @@ def _write(
     paper: Boxes | None,
     progress: Callable[[int, int], None],
 ) -> Analysis:
-    from orchestrator.figures.charts import fused_scores, proportions, save, score_against_iou, shares, sigmoid
+    from model.evaluation.calibration.errors import reliability
+    from model.evaluation.calibration.outcomes import outcomes
+    from orchestrator.figures.charts import (
+        fused_scores,
+        proportions,
+        reliability_diagrams,
+        save,
+        score_against_iou,
+        shares,
+        sigmoid,
+    )
 
     counts = {head.label: head.counts for head in heads}
     used = {head.scores.inference.confidence_exponent for head in heads if head.scores.inference.needs_confidence}
+    bins = {head.label: reliability(outcomes(head.data, head.scores.detections)) for head in heads}
+    errors = {head.label: head.scores.calibration for head in heads}
     figures = {
+        "reliability": (
+            "What a score is worth: detections of all classes, by score",
+            reliability_diagrams(bins, errors),
+        ),
         "figure1": ("Score against IoU, before and after NMS", score_against_iou(counts)),
         "figure2": ("Class scores and IoUs above 0.5, before and after NMS", proportions(counts)),
         "figure4": ("Fused scores over class score and confidence", fused_scores(sorted({*EXPONENTS, *used}))),
@@ -293,11 +324,13 @@ def _settings(heads: Sequence[Head]) -> list[str]:
 
 
 def _setting(inference: InferenceConfig) -> str:
+    ranked = f"Ranked with exponent {inference.confidence_exponent:g}."
     if inference.fusion == "product":
-        return "Ranked by class score times confidence."
-    if not inference.needs_confidence:
-        return "Ranked by the class score."
-    return f"Ranked with exponent {inference.confidence_exponent:g}."
+        ranked = "Ranked by class score times confidence."
+    elif not inference.score_reads_confidence:
+        ranked = "Ranked by the class score."
+    other = SUPPRESSIONS.get(inference.suppression)
+    return f"{ranked} Suppressed by {other}." if other else ranked
 
 
 def _file_names(labels: Sequence[str]) -> list[str]:

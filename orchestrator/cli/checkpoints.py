@@ -28,6 +28,8 @@ from orchestrator.homes import make_home
 if TYPE_CHECKING:
     from orchestrator.checkpoint.find import Query
     from orchestrator.checkpoint.inputs import Selection
+    from orchestrator.checkpoint.sweep import Grid
+    from orchestrator.site import Site
 
 RANGE = "START:STOP:STEP|LIST"
 CHECKPOINT = click.argument("checkpoint", metavar="CHECKPOINT")
@@ -290,6 +292,12 @@ def misalignment(
 @row_options
 @selection_options
 @click.option(
+    "--fit",
+    "fit_split",
+    metavar="SPLIT",
+    help="Choose the exponent and recalibrate scores on this split; report both on the one that is scored.",
+)
+@click.option(
     "--beside",
     multiple=True,
     metavar="EXPERIMENT",
@@ -307,6 +315,7 @@ def sweep(
     checkpoint: str,
     query: "Query",
     selection: "Selection",
+    fit_split: str | None,
     beside: list[Experiment],
     output: Path | None,
     form: str,
@@ -319,10 +328,16 @@ def sweep(
     One setting of several values gives a curve for each metric, two give a grid. The table is printed, and written in
     every format with a page and a picture of the curves.
 
+    With --fit, nothing is tuned on what is scored: the exponent is the best one on SPLIT (of --exponents, or 0:1:0.05),
+    and so are a temperature and an isotonic regression that make scores say the IoU of their boxes. Reported is what
+    they are worth on the split that is scored (--split, or the row's), beside the exponent that was there before, and
+    the optimum on that split, as what it is. Both recalibrations are written as JSON.
+
     \b
       rnc sweep best --exponents 0:1:0.05
       rnc sweep best --exponents 0:1:0.1 --beside experiments/paper
       rnc sweep best --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05
+      rnc sweep best --fit val --split test
     """
     from orchestrator.checkpoint.sweep import Grid, parse_axes
     from orchestrator.checkpoint.sweep import sweep as sweep_over
@@ -330,6 +345,9 @@ def sweep(
 
     # Before a checkpoint is fetched, and torch imported: a mistake in the call is told at once.
     grid, here = Grid(axes=parse_axes(ranges), beside=tuple(beside)), site()
+    if fit_split is not None:
+        _sweep_and_fit(checkpoint, query, fit_split, grid, selection, here, output, form)
+        return
     (folder,) = located([checkpoint], query)
     with bar("images", "images") as progress:
         found = sweep_over(folder, grid, selection, here, say, progress)
@@ -339,6 +357,36 @@ def sweep(
         click.echo(sweep_page(found))
     else:
         show_one(sweep_table(found), form)
+    say(f"written to {written}")
+
+
+def _sweep_and_fit(
+    checkpoint: str,
+    query: "Query",
+    split: str,
+    grid: "Grid",
+    selection: "Selection",
+    here: "Site",
+    output: Path | None,
+    form: str,
+) -> None:
+    """What `rnc sweep --fit` does."""
+    from orchestrator.checkpoint.fit.report import fit_json, fit_tables, write_fit
+    from orchestrator.checkpoint.fit.run import fit
+
+    if grid.beside:
+        raise UserError("--beside stands beside every setting of a sweep; leave it out with --fit")
+    (folder,) = located([checkpoint], query)
+    with bar("images", "images") as progress:
+        found = fit(folder, split, grid.axes, selection, here, say, progress)
+    written = output or make_home(here.home) / "reports" / "sweep" / found.name
+    page = write_fit(written, found)
+    if form == "html":
+        click.echo(page)
+    elif form == "json":
+        click.echo(fit_json(found))
+    else:
+        show(list(fit_tables(found).values()), form)
     say(f"written to {written}")
 
 

@@ -9,7 +9,7 @@ from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from model.config import METRICS
+from model.config import CALIBRATION, METRICS
 from model.settings import Settings, flat_differences, misspelt, read_settings, suggestion
 from orchestrator import names
 from orchestrator.errors import UserError
@@ -450,7 +450,12 @@ def _search(document: Document, rows: Sequence[Row]) -> tuple[Search | None, lis
     if search is None:
         return None, []
     problems = []
-    if search.metric not in METRICS:
+    if search.metric in CALIBRATION:
+        problems.append(
+            f"search.metric is {search.metric}, of which the least is the best, and which is measured after a training"
+            f" alone; a search makes large what its trainings report: {', '.join(METRICS)}"
+        )
+    elif search.metric not in METRICS:
         problems.append(f"search.metric: {search.metric} is no metric; {suggestion(search.metric, METRICS)}")
     labels = frozenset(search.labels)
     drawn = [row for row in rows if row.label in labels]
@@ -492,10 +497,11 @@ def _mistakes_of_document(document: Document) -> Iterator[str]:
     if document.reference is not None and document.reference not in labels:
         yield f"reference is {document.reference!r}, which is no row; {suggestion(document.reference, labels)}"
     for metric in document.columns:
-        if metric not in METRICS:
-            yield f"columns: {metric} is no metric; {suggestion(metric, METRICS)}"
+        if metric not in METRICS + CALIBRATION:
+            yield f"columns: {metric} is no metric; {suggestion(metric, METRICS + CALIBRATION)}"
     if not document.columns or len(set(document.columns)) < len(document.columns):
-        yield f"columns is {list(document.columns)}, expected different metrics: {', '.join(METRICS)}"
+        known = ", ".join(METRICS + CALIBRATION)
+        yield f"columns is {list(document.columns)}, expected different metrics: {known}"
 
 
 def _mistakes_of_names(document: Document, path: Path) -> Iterator[str]:

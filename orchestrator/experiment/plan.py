@@ -80,6 +80,8 @@ class Record:
     metrics: Mapping[str, float] = field(default_factory=dict)
     misalignment: Mapping[str, float] = field(default_factory=dict)
     """What an evaluation's scores say of placement, as `misalignment/ece`; empty where that was not measured."""
+    calibration: Mapping[str, float] = field(default_factory=dict)
+    """How far an evaluation's scores are off, by the names of CALIBRATION; empty where that was not measured."""
     note: str = ""
     """Why it failed, was interrupted, or was stopped."""
     label: str = ""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from model.config import METRICS, InferenceConfig, TrainConfig, require_branch
+from model.config import CALIBRATION, METRICS, InferenceConfig, TrainConfig, require_branch
 from model.settings import Settings, misspelt, read_settings, suggestion
 
 MOST_SEEDS = 100
@@ -154,7 +154,9 @@ def misspelt_in_line(kind: type[Row] | type[Cited], raw: Any) -> Iterator[str]:
         numbers = raw.get(name)
         if isinstance(numbers, Mapping):
             for metric in numbers:
-                if metric not in METRICS:
+                if metric in CALIBRATION:
+                    yield f"{name}.{metric} is measured here alone; numbers of others are those of {', '.join(METRICS)}"
+                elif metric not in METRICS:
                     yield f"{name}.{metric} is no metric; {suggestion(metric, METRICS, f'{name}.')}"
 
 
@@ -224,6 +226,13 @@ def _mistakes(row: Row) -> Iterator[str]:
     if row.train.seed != 0:
         yield f"train.seed is {row.train.seed}, but seeds decides it; set seeds: [{row.train.seed}]"
     yield from _mistakes_of_numbers(row.paper)
+    branch = row.train.model.confidence
+    if branch is not None and branch.loss_weight == 0.0:
+        yield (
+            "train.model.confidence.loss_weight is 0, so that the branch learns nothing, and a score that reads it is"
+            " made of chance; leave loss_weight out, or set train.model.confidence: null and"
+            " inference.confidence_exponent: 0"
+        )
     try:
         require_branch(row.inference, has_branch=row.train.model.confidence is not None)
     except ValueError as error:

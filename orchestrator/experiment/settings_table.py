@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from types import NoneType
@@ -133,7 +133,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _default(field: "Field[Any]") -> str:
-    # Then it has a default_factory: a mapping, whose own settings follow in the table.
-    if field.default is MISSING:
+    # A mapping, whose own settings follow in the table.
+    if field.default is MISSING or is_dataclass(field.default):
         return "the defaults below"
     return field.default if isinstance(field.default, str) else json.dumps(field.default)

@@ -1,4 +1,4 @@
-"""The paper's figures of misalignment, drawn by matplotlib: Figures 1 and 2 of a scoring pass, 4 and 5 of formulas."""
+"""Figures of misalignment, by matplotlib: reliability; the paper's 1 and 2 of a scoring pass, 4 and 5 of formulas."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.evaluation.calibration.errors import BINS as SCORE_BINS
+from model.evaluation.calibration.errors import Reliability
 from model.evaluation.misalignment import BINS, IOUS, SCORES, Misalignment
 from orchestrator.figures.texts import printable
 
@@ -62,6 +64,38 @@ class Shares:
     """Of the boxes that enter NMS."""
     after: Sequence[float]
     """Of those that it keeps."""
+
+
+def reliability_diagrams(bins: Mapping[str, Reliability], errors: Mapping[str, Mapping[str, float | None]]) -> Figure:
+    """Draw what lies behind a score: mean IoU and precision above, detections below, a column for each head.
+
+    Args:
+        bins: by the label of the head.
+        errors: the same heads' numbers, by the names of CALIBRATION.
+    """
+    edges = np.arange(SCORE_BINS) / SCORE_BINS
+    most = max(10, *(int(one.counts.max()) for one in bins.values()))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.9 + 2.9 * len(bins), 4.4 if len(bins) > 1 else 4.8))
+        axes = figure.subplots(2, len(bins), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1))
+        for (ax, below), (label, one) in zip(axes.T, bins.items(), strict=True):
+            ax.bar(edges, one.ious, 1 / SCORE_BINS, align="edge", color=SECOND, label="mean IoU, a false positive's 0")
+            ax.plot(one.scores, one.precision, "o", color=ACCENT, markersize=3.5, label="precision at IoU 0.5")
+            ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1.0, label="as the score says")
+            said = "  ".join(
+                f"{name} n/a" if (value := errors[label].get(name)) is None else f"{name} {value:.1f}"
+                for name in ("LaECE", "D-ECE")
+            )
+            ax.set_title(printable(f"{label}\n{said}" if len(bins) > 1 else said), parse_math=False)
+            ax.set(xlim=(0, 1), ylim=(0, 1), xticks=FIFTHS, yticks=FIFTHS)
+            # Nine in ten detections have a score below 0.2. The limits come first: bins without any have no logarithm.
+            below.set(ylim=(0.8, 2 * most), yscale="log", xlabel="score")
+            below.bar(edges, one.counts, 1 / SCORE_BINS, align="edge", color=SOFT)
+        axes[0, 0].set_ylabel("of the detections")
+        axes[1, 0].set_ylabel("detections")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3 if len(bins) > 1 else 1)
+    return figure
 
 
 def score_against_iou(counts: Counts) -> Figure:

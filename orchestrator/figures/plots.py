@@ -111,6 +111,7 @@ def curve_plot(
     *,
     papers: Mapping[str, Sequence[Point]] | None = None,
     is_apart: bool = False,
+    marked: Mapping[str, float] | None = None,
 ) -> Drawing:
     """Draw a metric against a setting, a line for each label; a single curve needs none.
 
@@ -121,6 +122,7 @@ def curve_plot(
         title: of the table.
         papers: the paper's points, by label; dashed and grey.
         is_apart: whether the paper's have a panel of their own below, as numbers of other data.
+        marked: values of the setting at which a line stands upright, by what is said beside it.
     """
     ours = [_Styled(label, points, DASHES[n % 4], "") for n, (label, points) in enumerate(curves.items()) if points]
     theirs = [
@@ -132,7 +134,7 @@ def curve_plot(
     marks: list[Mark] = [Text(0, 12, f"{metric} against {setting}", "soft")]
     top = 22.0
     for number, panel in enumerate(panels):
-        top = _add_panel(marks, panel, top, SMALL if number else TALL)
+        top = _add_panel(marks, panel, top, SMALL if number else TALL, marked or {})
     return Drawing(height=top, title=f"{metric} against {setting}: {title}", marks=tuple(marks))
 
 
@@ -146,11 +148,14 @@ class _Styled:
     kind: Literal["", "paper"]
 
 
-def _add_panel(marks: list[Mark], curves: Sequence[_Styled], top: float, tall: float) -> float:
+def _add_panel(
+    marks: list[Mark], curves: Sequence[_Styled], top: float, tall: float, marked: Mapping[str, float]
+) -> float:
     """Draw curves on axes of their own below `top`, with a key above them, and return where the panel ends."""
     xs, ys = ([point[axis] for curve in curves for point in curve.points] for axis in (0, 1))
     (left, right), (low, high) = span(xs, 0.0), span(ys)
-    first = top + 16 * sum(bool(curve.label) for curve in curves)
+    key = top + 16 * sum(bool(curve.label) for curve in curves)
+    first = key + 14 * len(marked)
     bottom = first + tall
 
     def at(x: float, y: float) -> Point:
@@ -162,6 +167,14 @@ def _add_panel(marks: list[Mark], curves: Sequence[_Styled], top: float, tall: f
     shown = sorted(set(xs))
     for x in shown[:: _every([f"{x:g}" for x in shown], WIDTH - 58)]:
         marks.append(Text(at(x, low)[0], bottom + 16, f"{x:g}", "soft", "middle"))
+    for place, (said, value) in enumerate(marked.items()):
+        x, wide = at(value, low)[0], LETTER * len(said) + 10
+        # Above the curves, each on a line of its own, and away from the other marks.
+        y = key + 14 * place
+        goes_left = value == min(marked.values()) and value < max(marked.values())
+        goes_left = x + wide > WIDTH or (goes_left and x - wide > 34)
+        marks.append(Line(x, y, x, bottom, "reference"))
+        marks.append(Text(x - 5 if goes_left else x + 5, y + 9, said, "soft", "end" if goes_left else "start"))
     for place, curve in enumerate(curves):
         if curve.label:
             y = top + 6 + 16 * place

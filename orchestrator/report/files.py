@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from model.config import CALIBRATION
 from model.data.cache import file_sha256
 from model.paths import inside, one_name
 from orchestrator import names
@@ -299,7 +300,8 @@ def _found(reports: Sequence[Report]) -> list[str]:
     papers = dict(zip((row.label for row in experiment.rows), papers_gains(experiment), strict=True))
     (base,) = [row for row in report.rows if row.row.label == experiment.reference]
     means = [(mean, place) for place, row in enumerate(report.rows) if (mean := row.mean(metric)) is not None]
-    ranked = [report.rows[place] for _, place in sorted(means, reverse=True) if report.rows[place] is not base]
+    best_first = sorted(means, reverse=metric not in CALIBRATION)
+    ranked = [report.rows[place] for _, place in best_first if report.rows[place] is not base]
     reference = base.mean(metric)
     if not ranked or reference is None:
         gains = [(gain, label) for label, gain in papers.items() if gain is not None]

@@ -48,6 +48,7 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
             else "Nothing is missing.",
             *_note_on_seeds(plan, estimate),
             *_note_on_stopped(plan),
+            *_note_on_unread_branches(plan),
             *_notes_on_time(estimate),
             *([*_note_on_loaders(plan), _note_on_disk(estimate_disk(plan))] if any(missing.values()) else []),
         ),
@@ -221,6 +222,22 @@ def _note_on_seeds(plan: Plan, estimate: PlanTime) -> list[str]:
 def _note_on_stopped(plan: Plan) -> list[str]:
     number = len(plan.stopped_trainings)
     return [f"Stopped early by their search, and not taken up again: {_count(number, 'training')}."] if number else []
+
+
+def _note_on_unread_branches(plan: Plan) -> list[str]:
+    """Say which trainings have a confidence branch that no row ranks or drops by; table 1 of the paper means it so."""
+    unread = {
+        scored[0].label: None
+        for key, run in plan.trainings.items()
+        if run.config.model.confidence is not None
+        and (scored := plan.evaluations_on(key))
+        and not any(one.inference.needs_confidence for one in scored)
+    }
+    if not unread:
+        return []
+    labels = list(unread)
+    named = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+    return [f"No score here reads the confidence of {named}: the branch only teaches the towers, at exponent 0."]
 
 
 def _notes_on_time(estimate: PlanTime) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from model.config import METRICS
+from model.config import CALIBRATION, METRICS
 from model.names import LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import (
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PAPERS_DATA = "COCO val2017"
 PAPER, PAPER_ELSEWHERE = "paper", "COCO 2017, the paper"
 """What the paper's numbers are called beside ours: on its own data, and beside numbers of other data."""
+OTHERS, OTHERS_ELSEWHERE = "published", "COCO 2017, published"
+"""The same of a table that quotes others alone, and has no number of the paper in a row."""
 PUBLISHED = "†"
 """Marks a number that the paper quotes otherwise than its source gives it."""
 EXCLUDES_ZERO = "*"
@@ -40,8 +42,8 @@ class RowResult:
 
     row: Row
     by_seed: Mapping[int, Mapping[str, float]]
-    """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, and losses of
-    the last updates as `train/loss_box`."""
+    """The numbers of each seed that the ledger holds: those of misalignment as `misalignment/ece`, those of CALIBRATION
+    where they were measured, and losses of the last updates as `train/loss_box`."""
     resampled: Mapping[int, "Resamples"]
     """[rows, resamples] of each such seed whose matches are known; see resamples.ROWS."""
     state: str
@@ -67,7 +69,7 @@ class RowResult:
 
         values = self._seed_values(metric)
         found = estimate(values, level) if values else None
-        if found is None or metric not in METRICS:
+        if found is None or metric not in METRICS + CALIBRATION:
             return found
         # No detector has an AP below 0 or above 100, which the scatter of a small one would reach.
         return replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
@@ -156,7 +158,8 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
         reason = why_evaluation_is_missing(ledger, trained, scored)
         if reason is None:
             record = ledger.evaluations[scored]
-            found[seed] = {**record.metrics, **record.misalignment, **_losses(ledger, trained)}
+            measured = {**record.metrics, **record.misalignment, **record.calibration}
+            found[seed] = measured | _losses(ledger, trained)
             known |= {seed: resampled[scored]} if scored in resampled else {}
         elif reason.startswith("waits"):
             # Why the training is missing says more than that it is.
@@ -212,9 +215,11 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
         for row, result in zip(rows, results, strict=True):
             row.append(result.state)
     quoted = [_quoted(line, columns) for line in experiment.cited]
-    groups = [Group(len(rows), "Cited by the paper", paper.called)] if quoted else []
+    by_whom = "Published elsewhere" if paper.is_of_others else "Cited by the paper"
+    groups = [Group(len(rows), by_whom, paper.called)] if quoted else []
     if paper.metrics and not any(result.by_seed for result in results):
-        groups.insert(0, Group(0, f"{PAPER_ELSEWHERE}; nothing has run yet", paper.called))
+        elsewhere = OTHERS_ELSEWHERE if paper.is_of_others else PAPER_ELSEWHERE
+        groups.insert(0, Group(0, f"{elsewhere}; nothing has run yet", paper.called))
     return Table(
         title=experiment.title,
         caption=experiment.question,
@@ -226,6 +231,7 @@ def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_re
             *_notes(experiment, paper, results),
             *_notes_on_gains(experiment, results, gains, is_resampled),
             *_notes_on_best(results, experiment.columns, best),
+            *_notes_on_calibration(results, experiment.columns),
         ),
     )
 
@@ -239,6 +245,11 @@ class PaperBeside:
     called: str
     has_differences: bool
     """Whether a row is measured on the paper's data."""
+
+    @property
+    def is_of_others(self) -> bool:
+        """Whether all numbers are those of lines that are only quoted, from elsewhere than the paper."""
+        return self.called in (OTHERS, OTHERS_ELSEWHERE)
 
     def columns(self, metric: str, *, always: bool = False) -> list[Column]:
         """Return the columns behind that of a metric, if the paper gives it; `always`, if it gives any."""
@@ -256,9 +267,11 @@ def paper_beside(experiment: Experiment) -> PaperBeside:
     """Say which numbers of the paper a table has, and whether ours can be compared with them."""
     numbers = [row.paper for row in experiment.rows] + [line.paper for line in experiment.cited]
     at_home = [data_of(row) == PAPERS_DATA for row in experiment.rows]
+    is_of_others = bool(experiment.cited) and not any(row.paper for row in experiment.rows)
+    here, elsewhere = (OTHERS, OTHERS_ELSEWHERE) if is_of_others else (PAPER, PAPER_ELSEWHERE)
     return PaperBeside(
         metrics=tuple(metric for metric in experiment.columns if any(metric in one for one in numbers)),
-        called=PAPER if all(at_home) else PAPER_ELSEWHERE,
+        called=here if all(at_home) else elsewhere,
         has_differences=any(at_home),
     )
 
@@ -266,15 +279,19 @@ def paper_beside(experiment: Experiment) -> PaperBeside:
 def best_row(results: Sequence[RowResult], metric: str) -> RowResult | None:
     """Return the row that is above each other one by a 95 % interval that excludes 0; None where there is none.
 
-    Without intervals there is none: a single number more says nothing of what another seed, or other images, would do.
+    Of CALIBRATION it is the one below. Without intervals there is none: a single number more says nothing of what
+    another seed, or other images, would do.
     """
-    ranked = sorted((-mean, place) for place, one in enumerate(results) if (mean := one.mean(metric)) is not None)
+    sign = -1.0 if metric in CALIBRATION else 1.0
+    means = [(one.mean(metric), place) for place, one in enumerate(results)]
+    ranked = sorted((-sign * mean, place) for mean, place in means if mean is not None)
     if len(ranked) < 2:
         return None
     # The next best comes first, which decides it nearly always.
     best, *others = (results[place] for _, place in ranked)
     gains = (best.difference(other, metric) for other in others)
-    return best if all(gain is not None and gain.low > 0.0 for gain in gains) else None
+    is_better = (gain is not None and (gain.low > 0.0 if sign > 0.0 else gain.high < 0.0) for gain in gains)
+    return best if all(is_better) else None
 
 
 def data_of(row: Row) -> str:
@@ -357,10 +374,17 @@ def _numbers(
 
 def measured_cell(result: RowResult, metric: str, *, is_best: bool = False) -> Cell:
     """Show the mean of a row and its spread, with no more digits than the spread leaves of a meaning."""
-    # A row that was scored lacks a number only where its data set has nothing to measure it on.
-    absent = NOT_APPLICABLE if result.by_seed else Cell(None).absent
+    # A row that was scored lacks a number only where its data set has nothing to measure it on, or where it was scored
+    # before that was measured.
+    is_known = any(metric not in CALIBRATION or is_calibrated(numbers) for numbers in result.by_seed.values())
+    absent = NOT_APPLICABLE if is_known else Cell(None).absent
     spread = result.std(metric)
     return Cell(result.mean(metric), spread=spread, bold=is_best, absent=absent, digits=digits_beside(spread))
+
+
+def is_calibrated(numbers: Mapping[str, float]) -> bool:
+    """Say whether an evaluation was scored when CALIBRATION was measured; data without an object have nothing else."""
+    return any(name in numbers for name in CALIBRATION) or not any(name in numbers for name in METRICS)
 
 
 def to_paper(result: RowResult, metric: str) -> Cell:
@@ -440,12 +464,31 @@ def _notes_on_best(
     if sum(bool(result.by_seed) for result in results) < 2:
         return []
     rule = "above each other row by a 95 % interval that excludes 0"
+    if any(metric in CALIBRATION for metric in metrics):
+        rule = "better than each other row by a 95 % interval that excludes 0"
     if any(best.values()):
         return [f"In bold: {rule}."]
     asked = any(result.estimate(metric) for result in results for metric in metrics)
     return [
         f"Nothing is in bold: no row is {rule}." if asked else "Nothing is in bold: no interval tells which is best."
     ]
+
+
+def _notes_on_calibration(results: Sequence[RowResult], metrics: Sequence[str]) -> list[str]:
+    """Say which columns want to be small, and which rows were scored before there were such."""
+    shown = [metric for metric in metrics if metric in CALIBRATION]
+    if not shown:
+        return []
+    notes = [
+        f"{', '.join(shown)}: less is better{', and so is a negative difference' if shown[0] == metrics[0] else ''}."
+    ]
+    old = [one.row.label for one in results if one.by_seed and not all(map(is_calibrated, one.by_seed.values()))]
+    if old:
+        notes.append(
+            f"Scored before {shown[0]} was measured: {', '.join(old)}. To measure it, delete their evaluations in "
+            "MLflow and submit again; nothing is trained for it."
+        )
+    return notes
 
 
 def _notes(experiment: Experiment, paper: PaperBeside, results: Sequence[RowResult]) -> list[str]:
@@ -455,8 +498,9 @@ def _notes(experiment: Experiment, paper: PaperBeside, results: Sequence[RowResu
         notes.append(f"One seed: {listed}." if len(seeds) == 1 else f"Mean ± std over {len(seeds)} seeds: {listed}.")
     ours = measured_on(results)
     if paper.metrics and ours != [PAPERS_DATA]:
-        notes.append(f"paper: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
-        notes.append("Numbers of different data have no common level: no difference to the paper is formed of them.")
+        theirs, to_them = ("published", "them") if paper.is_of_others else ("paper", "the paper")
+        notes.append(f"{theirs}: {PAPERS_DATA}, ours: {'; '.join(ours)}.")
+        notes.append(f"Numbers of different data have no common level: no difference to {to_them} is formed of them.")
     else:
         measured = "Measured" if is_begun or not paper.metrics else "Ours: to be measured"
         notes.append(f"{measured} on {'; '.join(ours)}.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-from model.config import METRICS
+from model.config import CALIBRATION, METRICS
 from model.names import EPOCH, IMAGES_PER_S, LEARNING_RATE, LOSS, LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE, VAL
 from orchestrator import names
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
@@ -88,8 +88,12 @@ def table_view(shown: TableShown) -> View:
         dict.fromkeys(metrics, 130 if shown.is_grouped else 80) | dict.fromkeys(params, 150) | dict.fromkeys(apart, 190)
     )
     sections = {"settings": 2, "COCO numbers": 2, "beside the paper": 2, PAPERS_OWN: 3}
-    sections |= {"misalignment": 3, "other COCO numbers": 3, names.AP_CLASS: 3}
-    return _view(_table_charts(shown), sections, (PAPERS_OWN, "misalignment", "other COCO numbers", names.AP_CLASS)) | {
+    sections |= {"calibration": 3, "misalignment": 3, "other COCO numbers": 3, names.AP_CLASS: 3}
+    return _view(
+        _table_charts(shown),
+        sections,
+        (PAPERS_OWN, "calibration", "misalignment", "other COCO numbers", names.AP_CLASS),
+    ) | {
         "searchFilter": _filter(shown.table),
         "orderByKey": row,
         "orderByAsc": True,
@@ -233,6 +237,7 @@ def _table_charts(shown: TableShown) -> list[View]:
     charts += [_bar("beside the paper", name) for column in shown.beside_paper for name in beside_paper(column)[::-1]]
     charts += [_bar(PAPERS_OWN, papers_own(column)) for column in shown.apart_from_paper]
     charts += [_bar("other COCO numbers", name) for name in METRICS if name not in columns]
+    charts += [_bar("calibration", name) for name in CALIBRATION if name not in columns]
     charts += [_bar("misalignment", f"{names.MISALIGNMENT}/{name}") for name in MISALIGNMENT_COLUMNS]
     unasked = [name for metric in METRICS for name in (f"{VAL}{metric}", *beside_paper(metric), papers_own(metric))]
     return charts + _without_charts(unasked, charts)

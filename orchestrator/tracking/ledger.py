@@ -27,6 +27,7 @@ from orchestrator.tracking.recorder import replay
 from orchestrator.tracking.records import (
     beside_paper,
     by_key,
+    calibration_metrics,
     inference_params,
     is_finished,
     ledger_of,
@@ -150,15 +151,16 @@ def record_evaluation(
     matches: Path | None = None,
     misalignment: Sequence[Path] = (),
     statistics: Mapping[str, float | None] | None = None,
+    calibration: Mapping[str, float | None] | None = None,
     classes: "ClassRecord | None" = None,
     data_fingerprint: str = "",
     data_root: str = "",
 ) -> str:
     """Record the numbers and the files of an evaluation, and return its run; doing so twice changes nothing.
 
-    `misalignment` are files, and `statistics` what model.evaluation.misalignment makes of them; `data_fingerprint` is
-    that of the images which were scored, and `data_root` where they lie. The files of
-    `classes` lie under names.CLASSES.
+    `misalignment` are files, and `statistics` what model.evaluation.misalignment makes of them; `calibration` has the
+    names of CALIBRATION; `data_fingerprint` is that of the images which were scored, and `data_root` where they lie.
+    The files of `classes` lie under names.CLASSES.
     """
     training = get_run(tracking.uri, train_run_id)
     seed = str(training.seed or 0)
@@ -189,7 +191,8 @@ def record_evaluation(
         digests[names.NO_OBJECTS] = "true"
     is_comparable = measured_where_the_paper_did(params, evaluation.split)
     numbers |= shown_metrics(metrics, evaluation.paper, is_on_papers_data=is_comparable)
-    numbers |= misalignment_metrics(statistics or {}) | (classes.metrics if classes else {})
+    numbers |= misalignment_metrics(statistics or {}) | calibration_metrics(calibration or {})
+    numbers |= classes.metrics if classes else {}
     # MLflow appends a metric that is logged again at the same step, instead of replacing it.
     changed = {name: value for name, value in numbers.items() if held.get(name) != value}
     write(tracking.uri, run_id, metrics=changed, tags=digests)

@@ -5,9 +5,19 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
-from model.config import HEADS, METRICS, ConfidenceConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import (
+    CALIBRATION,
+    CENTERNESS,
+    HEADS,
+    METRICS,
+    ConfidenceConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from model.foreign import parse_json
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
@@ -16,6 +26,10 @@ from orchestrator.experiment.plan import Evaluation, Ledger, Record
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.names import Kind
 from orchestrator.tracking.runs import Run, read_place, read_sizes, tagged
+
+PARTS = ("classification.", "box.", "assignment.")
+"""Parts of train.model whose settings are params under the name of their part, such as `box.loss`: a bare `loss` is the
+confidence's, as in all that was recorded before there were others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +47,9 @@ def read_record(run: Run) -> Record:
     note = tags.get(names.NOTE, "")
     section = f"{names.MISALIGNMENT}/"
     misalignment = {name: value for name, value in metrics.items() if name.startswith(section) and math.isfinite(value)}
+    calibration: dict[str, float] = {}
     if kind == "evaluation":
+        calibration = {name: metrics[name] for name in CALIBRATION if math.isfinite(metrics.get(name, math.nan))}
         metrics = {name.removeprefix(VAL): value for name, value in metrics.items() if name.startswith(VAL)}
     if status == "FINISHED" and kind == "training" and names.WEIGHTS_SHA256 not in tags:
         status, note = "KILLED", note or "its checkpoint is missing"
@@ -50,6 +66,7 @@ def read_record(run: Run) -> Record:
         run_id=run.run_id,
         metrics=metrics,
         misalignment=misalignment,
+        calibration=calibration,
         note=note,
         resources=_resources(tags),
         matches=tags.get(names.MATCHES_SHA256, ""),
@@ -215,6 +232,11 @@ def misalignment_metrics(statistics: Mapping[str, float | None]) -> dict[str, fl
     return {f"{names.MISALIGNMENT}/{name}": round(value, 4) for name, value in statistics.items() if value is not None}
 
 
+def calibration_metrics(calibration: Mapping[str, float | None]) -> dict[str, float]:
+    """Return how far scores are off as metrics, under their plain names, to four digits after the point."""
+    return {name: round(value, 4) for name, value in calibration.items() if value is not None}
+
+
 def beside_paper(metric: str) -> tuple[str, str]:
     """Return the names under which the paper's number and our difference to it stand beside a metric."""
     return f"{metric} paper", f"{metric} Δ"
@@ -246,13 +268,23 @@ def place_and_label(place: int, label: str, num_rows: int) -> str:
 def _detector(params: Mapping[str, str]) -> Iterator[str]:
     """Yield what tells a training of the paper's tables: its head, what its confidence learns, and its backbone."""
     head = params.get("head", "none")
-    yield HEADS.get(None if head == "none" else head, head)
+    is_centerness = params.get("target") == "centerness"
+    yield CENTERNESS if is_centerness else HEADS.get(None if head == "none" else head, head)
     for field in fields(ConfidenceConfig):
         value = params.get(field.name, "none")
         # A table may have entered defaults, and "none" where there is no confidence.
-        if field.name != "tower" and value not in ("none", _text(field.default)):
+        if field.name not in ("tower", "target") and value not in ("none", _text(field.default)):
             yield value if field.name == "loss" else f"{field.name} {value}"
+    for path, default in _usual_parts().items():
+        if (value := params.get(path, "none")) not in ("none", default):
+            yield value if path.endswith((".loss", ".kind")) else f"{path} {value}"
     yield params.get("backbone", ModelConfig().backbone)
+
+
+@cache  # thousands of runs are named at once
+def _usual_parts() -> Mapping[str, str]:
+    """The settings of PARTS by the names of their params, with the values that nobody is told of."""
+    return {path: _text(value) for path, value in _leaves(to_dict(ModelConfig())) if path.startswith(PARTS)}
 
 
 def _ranking(params: Mapping[str, str]) -> Iterator[str]:
@@ -274,7 +306,11 @@ def _ranking(params: Mapping[str, str]) -> Iterator[str]:
 def _usual(row: Row, name: str) -> str:
     """Return the value of a setting that a row has no param for."""
     settings = dict(_leaves(to_dict(row.train))) | dict(_leaves(to_dict(row.inference)))
-    found = [value for path, value in settings.items() if f".{path}".endswith(f".{name}")]
+    found = [
+        value
+        for path, value in settings.items()
+        if f".{path}".endswith(f".{name}") and (name.startswith(PARTS) or _of_part(path) is None)
+    ]
     return _text(found[0]) if len(found) == 1 and name != "confidence_exponent" else "none"
 
 
@@ -295,8 +331,14 @@ def _are_numbers(values: Iterable[str]) -> bool:
 
 def _params(settings: Mapping[str, Any]) -> dict[str, str]:
     """Name settings by their last part, unless two share it; MLflow's user interface cuts long names."""
-    short = short_names(settings)
-    return {short[path]: _text(value) for path, value in settings.items()}
+    short = short_names(path for path in settings if _of_part(path) is None)
+    return {_of_part(path) or short[path]: _text(value) for path, value in settings.items()}
+
+
+def _of_part(path: str) -> str | None:
+    """Return the name of a setting of PARTS; None of any other."""
+    name = path.removeprefix("model.")
+    return name if name != path and name.startswith(PARTS) else None
 
 
 def _resources(tags: Mapping[str, str]) -> Resources | None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from model.config import METRICS
+from model.config import CALIBRATION, METRICS
 from model.machine import usable_cores
 from orchestrator.cluster.capacity import loader_processes
 from orchestrator.errors import UserError
@@ -19,7 +19,7 @@ from orchestrator.site import Site
 def run_row(
     experiments: Sequence[Experiment], label: str, seed: int | None, site: Site, say: Callable[[str], None]
 ) -> Table:
-    """Train one row to its end under `<home>/local/<train key>`, score it, and return its twelve numbers.
+    """Train one row to its end under `<home>/local/<train key>`, score it, and return its numbers.
 
     Raises:
         UserError: there is no such row or seed, or its data cannot be trained on.
@@ -75,9 +75,10 @@ def run_row(
     except NonFiniteError as error:
         raise UserError(f"row {label!r}: {error}") from error
     say(f"checkpoint: {checkpoint}")
+    numbers = {**scores.metrics, **scores.calibration}
     return Table(
         title=label,
-        columns=tuple(Column(name) for name in METRICS),
-        rows=(tuple(Cell(scores.metrics[name], absent=NOT_APPLICABLE) for name in METRICS),),
+        columns=tuple(Column(name) for name in METRICS + CALIBRATION),
+        rows=(tuple(Cell(numbers[name], absent=NOT_APPLICABLE) for name in METRICS + CALIBRATION),),
         notes=(f"Seed {config.seed}, {row.split}.",),
     )

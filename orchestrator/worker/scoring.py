@@ -145,6 +145,7 @@ def _record(
                 matches=files.matches,
                 misalignment=files.misalignment,
                 statistics=files.statistics,
+                calibration=scores.calibration,
                 classes=files.classes,
                 train_run_id=task.hear_run(),
                 data_fingerprint=data.fingerprint,
@@ -184,9 +185,11 @@ def write_evaluation_files(
         scores: of all of them, with what was counted.
         label: of the row, as figures name it.
     """
+    from model.evaluation.calibration.errors import reliability
+    from model.evaluation.calibration.outcomes import outcomes
     from model.evaluation.coco_eval import match, write_matches
     from model.evaluation.misalignment import statistics, write_misalignment
-    from orchestrator.figures.charts import proportions, save, score_against_iou
+    from orchestrator.figures.charts import proportions, reliability_diagrams, save, score_against_iou
     from orchestrator.figures.pictures import write_examples
 
     assert scores.misalignment is not None
@@ -197,6 +200,8 @@ def write_evaluation_files(
     write_matches(matches, folder / names.MATCHES_FILE)
     counts = {label: scores.misalignment}
     misalignment = write_misalignment(folder, scores.misalignment, to_dict(about))
+    bins = {label: reliability(outcomes(data, scores.detections))}
+    misalignment += save(reliability_diagrams(bins, {label: scores.calibration}), folder, "reliability", ("png",))
     misalignment += save(score_against_iou(counts), folder, "figure1", ("png",))
     misalignment += save(proportions(counts), folder, "figure2", ("png",))
     misalignment += write_examples(folder, data, scores, label)

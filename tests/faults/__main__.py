@@ -36,36 +36,39 @@ def main() -> int:
     seed = arguments.seed or random.SystemRandom().randrange(1, 10**6)
     bench = Bench.open(root)
     print(f"undisturbed: {bench.seconds:.0f} s", flush=True)
-    failed = 0
+    failed, stopped = 0, False
     if not arguments.no_matrix:
         table = Path(arguments.table) if arguments.table else None
-        failed += run_matrix(bench, [cell for cell in MATRIX if arguments.only in str(cell)], table)
-    if arguments.kills:
+        failed, stopped = run_matrix(bench, [cell for cell in MATRIX if arguments.only in str(cell)], table)
+    if arguments.kills and not stopped:
         failed += soak(bench, seed, arguments.kills, 60 * arguments.minutes)
     if failed:
         print(f"kept: {root}")
     else:
         shutil.rmtree(root, ignore_errors=True)
-    return int(bool(failed))
+    return 130 if stopped else int(bool(failed))
 
 
-def run_matrix(bench: Bench, cells: Sequence[Cell], table: Path | None) -> int:
-    """Run cell after cell, print a line for each, and return how many failed."""
-    began, lines, failed = time.monotonic(), [HEADER, "|---|---|---|---|---|---|---|"], 0
+def run_matrix(bench: Bench, cells: Sequence[Cell], table: Path | None) -> tuple[int, bool]:
+    """Run cell after cell, print a line for each, and return how many failed, and whether Ctrl-C left some out."""
+    began, lines, failed, stopped = time.monotonic(), [HEADER, "|---|---|---|---|---|---|---|"], 0, True
     print("\n".join(lines), flush=True)
-    for cell in cells:
-        line, is_well = run_cell(bench, cell)
-        lines.append(line)
-        failed += not is_well
-        print(line, flush=True)
-        if table is not None:
-            table.write_text("\n".join([*lines, ""]))  # after each, as a run takes half an hour and may be stopped
-    minutes = (time.monotonic() - began) / 60
-    summary = f"{len(cells) - failed} of {len(cells)} cells end with the weights and metrics of an undisturbed run."
+    with suppress(KeyboardInterrupt):
+        for cell in cells:
+            line, is_well = run_cell(bench, cell)
+            lines.append(line)
+            failed += not is_well
+            print(line, flush=True)
+            if table is not None:
+                table.write_text("\n".join([*lines, ""]))  # after each, as a run takes half an hour
+        stopped = False
+    minutes, done = (time.monotonic() - began) / 60, len(lines) - 2
+    summary = f"{done - failed} of {done} cells end with the weights and metrics of an undisturbed run."
+    summary += f" {len(cells) - done} were left out." if stopped else ""
     print(f"\n{summary} {minutes:.0f} min.", flush=True)
     if table is not None:
         table.write_text("\n".join([*lines, "", summary, ""]))
-    return failed
+    return failed, stopped
 
 
 def run_cell(bench: Bench, cell: Cell) -> tuple[str, bool]:

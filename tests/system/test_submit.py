@@ -28,6 +28,7 @@ EXPONENTS = """
 suite: tiny
 extends: heads.yaml
 reference: null
+columns: [AP, LaECE, oLRP]
 rows:
   - {label: by class, inference: {confidence_exponent: 0}}
   - {label: blended, inference: {confidence_exponent: 0.4}}
@@ -70,6 +71,7 @@ def test_a_submit_trains_and_scores_every_row(submitted: subprocess.CompletedPro
     assert [row["row"] for row in exponents["rows"]] == ["by class", "blended"]
     assert all(row["AP"] is not None for table in (heads, exponents) for row in table["rows"])
     assert exponents["rows"][1]["AP"] == heads["rows"][1]["AP"]  # one evaluation in two tables
+    assert all(0 < row["oLRP"] <= 100 and "LaECE" in row for row in exponents["rows"])
 
 
 def test_its_tables_lie_in_files_and_its_links_are_told(folder: Path, submitted: subprocess.CompletedProcess[str]):
@@ -87,6 +89,8 @@ def test_what_scores_say_of_placement_is_recorded_with_every_evaluation(folder: 
     assert all(row[name] is not None for row in table["rows"] for name in always_there)
     figures = [file.parent.name for file in (folder / "runs" / "mlflow" / "artifacts").rglob("figure1.png")]
     assert figures == ["misalignment"] * 3
+    diagrams = (folder / "runs" / "mlflow" / "artifacts").rglob("reliability.png")
+    assert [file.parent.name for file in diagrams] == figures
     boxes = [file.name for file in (folder / "runs" / "mlflow" / "artifacts").rglob("misalignment/boxes-*.png")]
     assert len(boxes) == 9 and len(set(boxes)) == 3  # of the same three images each time
     assert "<h2>Misalignment: " in (folder / "runs" / "reports" / "tiny" / "index.html").read_text()

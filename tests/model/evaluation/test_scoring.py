@@ -12,10 +12,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import model.evaluation.scoring
-from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
+from model.config import CALIBRATION, METRICS, DataConfig, InferenceConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.images import Sample, collate, load_sample, normalize, padded_shape, resize_shape
 from model.data.split import CocoData
+from model.evaluation.calibration.errors import calibration
 from model.evaluation.scoring import Scores, score
 from model.inference.postprocess import detect
 from model.inference.predictor import detect_batch
@@ -71,6 +72,7 @@ def test_every_setting_gets_the_detections_of_a_pass_of_its_own(data: CocoData, 
         assert joint.inference == alone.inference == setting
         assert same_bits(joint.detections, alone.detections)
         assert joint.metrics == alone.metrics
+        assert joint.calibration == alone.calibration == calibration(data, alone.detections)
         assert len(alone.detections.scores) > 10
     for place, one in enumerate(together):
         assert not any(same_bits(one.detections, other.detections) for other in together[:place])
@@ -98,6 +100,7 @@ def test_any_number_of_processes_gives_the_detections_and_numbers_of_one(
         for one, two in zip(together, apart, strict=True):
             assert same_bits(one.detections, two.detections)
             assert one.metrics == two.metrics
+            assert one.calibration == two.calibration
     assert shares == ([4, 3] if num_processes == 2 else [3, 2, 2])  # ragged, and no image twice
 
 
@@ -216,6 +219,8 @@ def test_a_detector_that_finds_nothing_scores_zero(data: CocoData) -> None:
     assert len(scores.detections.scores) == 0
     assert tuple(scores.metrics) == METRICS
     assert scores.metrics["AP"] == 0.0
+    assert tuple(scores.calibration) == CALIBRATION
+    assert scores.calibration["LaECE"] is None and scores.calibration["oLRP"] == 100.0
 
 
 def test_without_a_branch_only_class_scores_can_be_had(data: CocoData) -> None:

@@ -74,6 +74,7 @@ def assert_same(found: Sequence[Scores], expected: Sequence[Scores]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.inference == other.inference
         assert one.metrics == other.metrics
+        assert one.calibration == other.calibration and one.calibration["LaECE"] is not None
         assert same(one.detections, other.detections)
         assert same(one.misalignment, other.misalignment)
 

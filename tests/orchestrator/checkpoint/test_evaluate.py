@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from model.config import METRICS, InferenceConfig, TrainConfig
+from model.config import CALIBRATION, METRICS, InferenceConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.split import CocoData
-from model.evaluation.scoring import score
+from model.evaluation.scoring import Scores, score
 from model.network.retinanet import load_detector
 from model.settings import to_dict
 from orchestrator.checkpoint.pull import Provenance, write_provenance
@@ -34,8 +34,13 @@ def folder(data: CocoData, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def metrics(folder: Path, data: CocoData) -> dict[str, float | None]:
-    return score(load_detector(folder), data, [INFERENCE], SIZES)[0].metrics
+def scores(folder: Path, data: CocoData) -> Scores:
+    return score(load_detector(folder), data, [INFERENCE], SIZES)[0]
+
+
+@pytest.fixture
+def metrics(scores: Scores) -> dict[str, float | None]:
+    return scores.metrics
 
 
 def certify(folder: Path, metrics: dict[str, float | None], **said: str) -> None:
@@ -96,6 +101,28 @@ def test_the_numbers_are_those_of_score_and_equal_to_mlflows_to_the_last_digit(
     evaluator.summarize()
     for name, value in zip(METRICS, evaluator.stats.tolist(), strict=True):
         assert value == -1 if metrics[name] is None else metrics[name] == pytest.approx(100 * value, abs=1e-9)
+
+
+def test_calibration_stands_behind_the_twelve_of_a_checkpoint_of_its_detections_and_of_a_results_file(
+    folder: Path, data: CocoData, scores: Scores, tmp_path: Path
+) -> None:
+    kept, exchanged = tmp_path / "kept.parquet", tmp_path / "exchanged.json"
+    said = []
+    for words in (
+        (folder, "--save", kept, "--coco-json", exchanged),
+        ("--detections", kept),
+        ("--detections", exchanged, "--split", "val"),
+    ):
+        done = rnc("evaluate", *words, "--data", data.root, "--format", "json")
+        assert done.exit_code == 0, done.output
+        said.append(json.loads(done.stdout)["rows"][0])
+    names = tuple(said[0])
+    assert names[1 : 1 + len(METRICS) + len(CALIBRATION)] == METRICS + CALIBRATION
+    of_checkpoint, of_file, of_results = ({name: one[name] for name in CALIBRATION} for one in said)
+    assert of_checkpoint == of_file == scores.calibration
+    assert 0.0 < (of_checkpoint["LaECE"] or 0.0) < 100.0
+    # All 16 images of the split count there, and five have detections: their other objects are missed.
+    assert of_results["LRP"] >= of_checkpoint["LRP"] and of_results["LaECE"] is not None
 
 
 def test_own_data_are_found_where_they_lay_when_the_row_was_scored(

@@ -61,6 +61,8 @@ def test_what_is_unknown_is_named_with_what_may_be_meant():
     with pytest.raises(UserError, match="--metric APl: none of these rows has it"):
         chosen(metric="APl")
     assert chosen(candidate(ap=None, t="00 a"), BOX, metric="AP") is BOX
+    with pytest.raises(UserError, match=r"--metric LaECE: .* of this one less is better; expected one of: AP, AP50,"):
+        chosen(metric="LaECE")
 
 
 def test_a_table_of_several_suites_asks_which():

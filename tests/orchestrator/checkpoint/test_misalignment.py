@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from model.evaluation.scoring import Scores, score
 from model.inference.table import read_detections
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
+from orchestrator.checkpoint.misalignment import SUPPRESSIONS
 from orchestrator.cli.main import cli
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
 from orchestrator.worker.scoring import write_evaluation_files
@@ -99,6 +101,19 @@ def test_boxes_of_each_image_are_counted_before_and_after_nms(
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_what_stands_for_nms_and_by_what_it_ranks_is_said(conf: Path, data: CocoData, tmp_path: Path) -> None:
+    """IoU-guided NMS reads the confidence, but at exponent 0 no box enters or ranks by it."""
+    kinds = get_args(get_type_hints(InferenceConfig)["suppression"])
+    assert {"nms", *SUPPRESSIONS} == set(kinds)
+    chosen = ["--set", "inference.suppression=iou_guided", "--exponent", 0]
+    done = rnc(conf, *chosen, "--images", 1, "--only", "--data", data.root, "--output", tmp_path, "--format", "json")
+    assert done.exit_code == 0, done.output
+    by_image, *_ = json.loads(done.stdout)
+    assert by_image["notes"][1].endswith("Ranked by the class score. Suppressed by IoU-guided NMS.")
+    assert "Other boxes enter by a fused score" not in done.stdout
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_the_papers_counts_stand_beside_ours_line_by_line_and_image_by_image(
     conf: Path, plain: Path, data: CocoData, scores: Scores, tmp_path: Path
 ) -> None:
@@ -176,12 +191,14 @@ def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData
     assert again.exit_code == 0, again.output
     assert "The first 1 of 1 images" in again.stdout and "all 4" not in again.stdout
     figures = {f"figure{number}.{suffix}" for number in (1, 2, "2-by-image", 4, 5) for suffix in ("png", "svg")}
+    figures |= {"reliability.png", "reliability.svg"}
     names = ("boxes-retinanet-conf", "paper-boxes", "paper-lines", "paper-shares", "statistics")
     tables = {f"{n}.{s}" for n in names for s in ("txt", "md", "tex", "json")}
     assert {file.name for file in tmp_path.iterdir()} == figures | tables | {"boxes", "index.html"}
     page = (tmp_path / "index.html").read_text()
     assert page.count('<section id="lab"') == 1 and page.count('"has_confidence":true') == 1
-    assert page.count("data:image/png;base64,") == 5 and "http" not in page.split("</style>")[1]
+    assert page.index("What a score is worth") < page.index("Score against IoU")
+    assert page.count("data:image/png;base64,") == 6 and "http" not in page.split("</style>")[1]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -289,6 +306,7 @@ def test_every_number_follows_from_the_files_that_are_recorded(
         "density.parquet",
         "dropped.parquet",
         "oracle.parquet",
+        "reliability.png",
         "figure1.png",
         "figure2.png",
         *(f"boxes-{data.image_ids[place]}.png" for place in (0, 2, 3)),  # spread over the four

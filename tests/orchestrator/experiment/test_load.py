@@ -331,9 +331,15 @@ def test_a_misspelt_setting_is_named_with_its_path_and_the_setting_that_was_mean
         (row("paper: {AP_50: 1}"), "table.yaml, row 'A': paper.AP_50 is no metric; did you mean paper.AP50?"),
         (
             row("train: {model: {confidence: {zzz: 1}}}"),
-            "table.yaml, row 'A': train.model.confidence.zzz is not a setting; expected one of: tower, target, loss, loss_on,"
-            " negative_weight, smooth_l1_beta, gfocal_gamma, detach_iou_target, loss_weight",
+            "table.yaml, row 'A': train.model.confidence.zzz is not a setting; expected one of: tower, target, loss, "
+            "loss_on, negative_weight, smooth_l1_beta, gfocal_gamma, detach_iou_target, loss_weight",
         ),
+        (
+            row("paper: {LaECE: 1}"),
+            "table.yaml, row 'A': paper.LaECE is measured here alone; numbers of others are those of AP, AP50, AP75,"
+            " APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl",
+        ),
+        ("columns: [LaEC]\nrows: [{label: A}]", "table.yaml: columns: LaEC is no metric; did you mean LaECE?"),
         ("columns: [AP_s]\nrows: [{label: A}]", "table.yaml: columns: AP_s is no metric; did you mean APs?"),
     ],
 )
@@ -441,6 +447,30 @@ def test_a_score_that_reads_a_branch_the_model_has_not_is_refused(tmp_path: Path
         " set inference.confidence_exponent: 0 and leave inference.fusion and inference.min_confidence out, or take a"
         " head that has one: train.model.confidence: {tower: box} for IoU-aware Net or {tower: classification}"
         " for RetinaNet-Conf"
+    )
+
+
+def test_a_branch_that_learns_nothing_is_refused_whether_a_score_reads_it_or_not(tmp_path: Path) -> None:
+    """One that learns and is not read is table 1 of the paper: it teaches the towers."""
+    for exponent in ("0", "0.4"):
+        settings = (
+            f"train: {{model: {{confidence: {{loss_weight: 0}}}}}}, inference: {{confidence_exponent: {exponent}}}"
+        )
+        assert mistake(tmp_path, row(settings)) == (
+            "table.yaml, row 'A': train.model.confidence.loss_weight is 0, so that the branch learns nothing, and a"
+            " score that reads it is made of chance; leave loss_weight out, or set train.model.confidence: null and"
+            " inference.confidence_exponent: 0"
+        )
+    load(tmp_path, row("inference: {confidence_exponent: 0}"))
+
+
+def test_a_combination_that_means_nothing_is_named_by_its_row_and_setting(tmp_path: Path) -> None:
+    assert mistake(tmp_path, row("train: {model: {box: {bins: 4}}}")) == (
+        "table.yaml, row 'A': train.model.box.bins is 4, whose edges reach 384 pixels on the coarsest level, less than"
+        " data.long_edge, 1000; set bins to at least 9"
+    )
+    assert mistake(tmp_path, row("train: {model: {assignment: {kind: paa, ota_radius: 1}}}")) == (
+        "table.yaml, row 'A': train.model.assignment.ota_radius has no meaning for kind 'paa'; it belongs to 'sim_ota'"
     )
 
 
@@ -635,6 +665,11 @@ def test_seeds_until_decided_begin_with_the_least_and_are_inherited(tmp_path: Pa
 def test_a_rule_for_seeds_that_cannot_be_meant_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in UNTIL
     assert said in mistake(tmp_path, UNTIL.replace(old, new))
+
+
+def test_columns_may_be_what_every_evaluation_says_of_its_scores(tmp_path: Path) -> None:
+    held = load(tmp_path, "columns: [AP, LaECE, LaACE, D-ECE, LRP, oLRP]\nrows: [{label: A}]")
+    assert held.columns == ("AP", "LaECE", "LaACE", "D-ECE", "LRP", "oLRP")
 
 
 @pytest.mark.parametrize("metric", sorted({*ROWS} - {"num_images"}))

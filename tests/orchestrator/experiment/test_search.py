@@ -243,6 +243,12 @@ def test_only_a_training_that_nobody_else_needs_may_be_stopped_by_its_search(tmp
             "search.metric: ap is no metric; did you mean AP?",
         ),
         (
+            "{space: {inference.nms_iou: {uniform: [0, 1]}}, num_samples: 2, metric: oLRP}",
+            "search.metric is oLRP, of which the least is the best, and which is measured after a training alone; a"
+            " search makes large what its trainings report: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm,"
+            " ARl",
+        ),
+        (
             "{space: {train.global_batch: {choice: [8]}}, num_samples: 2, scheduler: {asha: {grace_epochs: 12}}}",
             "search.scheduler.asha.grace_epochs is 12, but a training has only 12 epochs; nothing would stop early",
         ),

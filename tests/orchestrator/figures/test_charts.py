@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from model.evaluation.calibration.errors import BINS as SCORE_BINS
+from model.evaluation.calibration.errors import Reliability
 from model.evaluation.misalignment import BINS, Misalignment
 from orchestrator.figures import charts
 from tests.misalignments import misalignment
@@ -28,6 +30,29 @@ def texts(figure: Figure) -> list[str]:
 
 def image(ax: Axes) -> "np.ma.MaskedArray[tuple[int, ...], np.dtype[np.int64]]":
     return np.ma.asarray(ax.images[0].get_array())
+
+
+def binned(**of_bin: tuple[int, float, float]) -> Reliability:
+    """(detections, mean u, precision) by the number of the bin, as in `b17`."""
+    counts, ious, precision = np.zeros(SCORE_BINS, np.int64), *np.full((2, SCORE_BINS), np.nan)
+    for name, (number, iou, share) in of_bin.items():
+        counts[int(name[1:])], ious[int(name[1:])], precision[int(name[1:])] = number, iou, share
+    return Reliability(counts=counts, scores=(np.arange(SCORE_BINS) + 0.5) / SCORE_BINS, ious=ious, precision=precision)
+
+
+def test_a_reliability_diagram_shows_mean_iou_and_precision_and_how_many_there_are() -> None:
+    bins = {"first": binned(b2=(3000, 0.1, 0.125), b20=(4, 0.75, 1.0)), "second": binned()}
+    figure = charts.reliability_diagrams(bins, {"first": {"LaECE": 12.34, "D-ECE": 5.0}, "second": {"LaECE": None}})
+    above, other, below, beside = figure.axes
+    bars = [bar for bar in above.patches if isinstance(bar, Rectangle) and np.isfinite(bar.get_height())]
+    assert [(round(bar.get_x(), 9), bar.get_height()) for bar in bars] == [(0.08, 0.1), (0.8, 0.75)]
+    points = np.asarray(above.lines[0].get_xydata())
+    assert points[np.isfinite(points[:, 1])] == pytest.approx(np.array([[0.1, 0.125], [0.82, 1.0]]))
+    counts = {round(bar.get_x(), 2): bar.get_height() for bar in below.patches if isinstance(bar, Rectangle)}
+    assert {score: number for score, number in counts.items() if number} == {0.08: 3000, 0.8: 4}
+    assert np.asarray(above.lines[1].get_xydata()).tolist() == [[0, 0], [1, 1]]
+    assert (above.get_title(), other.get_title()) == ("first\nLaECE 12.3  D-ECE 5.0", "second\nLaECE n/a  D-ECE n/a")
+    assert below.get_yscale() == "log" and below.get_ylim() == beside.get_ylim()
 
 
 def test_figure_1_shows_each_cell_of_scores_and_ious_where_it_is() -> None:
@@ -133,6 +158,8 @@ def test_a_png_has_the_pixels_that_savefig_draws(tmp_path: Path) -> None:
 def test_figures_of_nothing_are_drawn(tmp_path: Path) -> None:
     nothing = misalignment(())
     empty = replace(nothing, density_before=np.zeros((BINS, BINS), np.int64), density_after=nothing.density_after * 0)
+    (file,) = charts.save(charts.reliability_diagrams({"only": binned()}, {"only": {}}), tmp_path, "r", ("png",))
+    assert file.stat().st_size > 1000
     for name, draw in (("figure1", charts.score_against_iou), ("figure2", charts.proportions)):
         (file,) = charts.save(draw({"only": empty}), tmp_path, name, ("png",))
         assert file.stat().st_size > 1000
@@ -143,6 +170,7 @@ def test_a_label_is_no_formula(tmp_path: Path) -> None:
     counts = {label: misalignment(), "other": misalignment()}
     ours = charts.Shares(images=("42",), before=(10.0,), after=(5.0,))
     for figure in (
+        charts.reliability_diagrams({label: binned(), "other": binned()}, {label: {}, "other": {}}),
         charts.score_against_iou(counts),
         charts.proportions(counts),
         charts.shares({"IoU": {label: ours}}, ""),

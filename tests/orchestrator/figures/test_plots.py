@@ -11,9 +11,9 @@ OURS = {"A": [(0.0, 24.0), (0.5, 25.0)], "B": [(0.0, 23.0), (0.5, 24.0)]}
 PAPERS = {"A: paper": [(0.0, 36.0), (0.5, 37.0)], "B: paper": [(0.0, 35.0), (0.5, 36.0)]}
 
 
-def drawn(**how: bool) -> tuple[ElementTree.Element, list[list[float]]]:
+def drawn(*, is_apart: bool = False) -> tuple[ElementTree.Element, list[list[float]]]:
     """The plot, and of each curve the heights of its points."""
-    svg = ElementTree.fromstring(to_svg(curve_plot("AP", "alpha", OURS, "t", papers=PAPERS, **how)))
+    svg = ElementTree.fromstring(to_svg(curve_plot("AP", "alpha", OURS, "t", papers=PAPERS, is_apart=is_apart)))
     lines = [line.attrib["points"].split() for line in svg.iter("polyline")]
     return svg, [[float(point.split(",")[1]) for point in line] for line in lines]
 
@@ -45,6 +45,36 @@ def test_where_ours_lack_the_papers_take_their_place() -> None:
     plot = curve_plot("AP", "alpha", nothing, "t", papers=PAPERS, is_apart=True)
     alone = curve_plot("AP", "alpha", nothing, "t", papers=PAPERS)
     assert to_svg(plot) == to_svg(alone) and to_svg(plot).count('<polyline class="paper"') == 2
+
+
+@pytest.mark.parametrize(
+    ("marked", "anchors"),
+    [
+        ({"fitted": 0.25}, ["start"]),
+        ({"fitted": 0.25, "paper's": 0.2}, ["start", "end"]),  # away from each other
+        ({"fitted": 0.5, "paper's": 0.0}, ["end", "start"]),  # and never over an edge
+    ],
+)
+def test_a_value_that_is_marked_has_a_line_and_its_words_stand_clear(
+    marked: dict[str, float], anchors: list[str]
+) -> None:
+    plot = curve_plot("AP", "alpha", {"": [(0.0, 24.0), (0.5, 25.0)]}, "t", marked=marked)
+    svg = ElementTree.fromstring(to_svg(plot))
+    left, right = (
+        float(point.split(",")[0]) for line in svg.iter("polyline") for point in line.attrib["points"].split()
+    )
+    lines = [line for line in svg.iter("line") if line.attrib["class"] == "reference"]
+    words = {text.text: text for text in svg.iter("text")}
+    for (said, value), line, anchor in zip(marked.items(), lines, anchors, strict=True):
+        x = left + (right - left) * value / 0.5
+        assert float(line.attrib["x1"]) == float(line.attrib["x2"]) == pytest.approx(x, abs=0.2)
+        assert words[said].attrib["text-anchor"] == anchor
+    heights = {float(words[said].attrib["y"]) for said in marked}
+    assert len(heights) == len(marked)
+    highest = min(
+        float(point.split(",")[1]) for line in svg.iter("polyline") for point in line.attrib["points"].split()
+    )
+    assert max(heights) < highest  # y grows downwards: no word on a curve
 
 
 def test_precision_is_drawn_over_recall_at_both_ious_and_needless_points_are_left_out() -> None:

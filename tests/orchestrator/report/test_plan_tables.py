@@ -77,6 +77,28 @@ def test_the_plan_counts_what_is_missing_and_says_why() -> None:
     assert [e["missing"] for e in content["evaluation_list"]] == ["waits for its training", None, "never run"]
 
 
+def test_the_plan_says_whose_branch_no_score_reads() -> None:
+    """The paper's table 1 means it so; elsewhere it is mostly an exponent that was forgotten."""
+    unread = replace(OURS, inference=InferenceConfig(confidence_exponent=0.0))
+    filtered = replace(BOX, inference=InferenceConfig(confidence_exponent=0.0, min_confidence=0.5))
+
+    def told(*rows: Row) -> list[str]:
+        plan = make_plan([experiment(*rows)], Ledger())
+        return [note for note in plan_table(plan, unknown(plan)).notes if note.startswith("No score here reads")]
+
+    assert told(BASE, OURS, filtered) == []
+    assert told(BASE, unread, filtered) == [
+        "No score here reads the confidence of RetinaNet-Conf: the branch only teaches the towers, at exponent 0."
+    ]
+    assert told(unread, replace(OURS, label="another row of the same training")) == []
+    seeds = replace(unread, seeds=(0, 1, 2))
+    deeper = [
+        replace(unread, label=f"depth {n}", train=TrainConfig(model=ModelConfig(tower_depth=n))) for n in (1, 2, 3)
+    ]
+    (note,) = told(seeds, *deeper)
+    assert note.startswith("No score here reads the confidence of RetinaNet-Conf, depth 1, depth 2 and 1 more: ")
+
+
 @pytest.mark.parametrize(
     ("asked", "notes"),
     [

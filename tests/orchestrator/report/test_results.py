@@ -227,6 +227,24 @@ def test_before_anything_is_measured_the_papers_numbers_stand_in_the_place_of_ou
     assert after.groups == () and [row["AP"] for row in shown(after)] == ["—", "36.0"]
 
 
+def test_what_a_table_quotes_from_elsewhere_than_the_paper_is_not_called_the_papers() -> None:
+    """Rows without numbers of the paper: all that stands beside ours is others', of recipes of their own."""
+    theirs = Cited(label="Theirs", paper={"AP": 39.4}, source="Their framework")
+    quoting = replace(experiment(BASE, OURS, reference="RetinaNet"), cited=(theirs,))
+    measured = ledger_of((BASE, [finished(AP=30.0, APs=15.0)]), (OURS, [finished(AP=36.0, APs=18.0)]))
+    for held in (Ledger(), measured):
+        table = results_table(quoting, held)
+        text = table.to_text()
+        assert "Published elsewhere" in text and "39.4" in text
+        assert "paper" not in text.lower()
+        # Their recipe is not ours: no difference is formed, though both are measured on COCO val2017.
+        assert {row.get("AP, Δ", "—") for row in shown(table)} == {"—"}
+    assert "COCO 2017, published; nothing has run yet" in results_table(quoting, Ledger()).to_text()
+    assert {column.head for column in table.columns if column.is_soft} == {"AP, published"}
+    beside = replace(quoting, rows=(replace(BASE, paper={"AP": 35.3}), OURS))
+    assert "Cited by the paper" in results_table(beside, measured).to_text()
+
+
 def test_a_number_shows_no_digit_that_its_spread_makes_meaningless() -> None:
     row = Row(label="A", seeds=(0, 1, 2), paper={"AP": 35.3})
     held = ledger_of((row, [finished(AP=30.4), finished(AP=35.0), finished(AP=39.0)]))
@@ -371,3 +389,45 @@ def test_seeds_that_were_measured_on_two_versions_of_the_data_have_no_mean() -> 
         measure(experiment(row), ledger_of((row, [old, new])))
     (result,) = measure(experiment(row), ledger_of((row, [replace(old, data_fingerprint="new"), new])))
     assert result.mean("AP") == 31.0
+
+
+def calibrated(*values: float | None) -> list[Record | None]:
+    """Finished evaluations of as many seeds, with an AP of 30, and an LaECE each; None was scored before there was."""
+    return [replace(finished(AP=30.0), calibration={} if one is None else {"LaECE": one}) for one in values]
+
+
+def test_of_a_metric_of_which_less_is_better_the_least_is_bold_and_it_is_said() -> None:
+    low, high = (replace(row, seeds=(0, 1, 2)) for row in (OURS, BOX))
+    held = ledger_of((high, calibrated(20.0, 21.0, 22.0)), (low, calibrated(10.0, 11.1, 12.1)))
+    keys = [seed.evaluation_key for row in (low, high) for seed in row_keys(row)]
+    samples = {key: np.tile(np.linspace(29, 31, 1001), (3, 1)) for key in keys}
+    of = experiment(high, low, columns=("LaECE", "AP"), reference=BOX.label)
+    table = results_table(of, held, samples)
+    assert [row["LaECE"] for row in shown(table)] == ["21.0 ± 1.0", "11.1 ± 1.1"]
+    assert bold(table) == [[False] * 4, [False, True, False, False]]
+    # The seeds' differences are -10, -9.9 and -9.9: mean -9.93, and an interval of their scatter alone.
+    assert shown(table)[1]["LaECE over reference"].startswith("-9.9 [-1")
+    assert table.notes[-2:] == (
+        "In bold: better than each other row by a 95 % interval that excludes 0.",
+        "LaECE: less is better, and so is a negative difference.",
+    )
+    # The other way round nothing changes but the sign.
+    turned = results_table(replace(of, reference=OURS.label), held, samples)
+    assert bold(turned) == bold(table) and shown(turned)[0]["LaECE over reference"].startswith("+9.9 [")
+
+
+def test_what_was_scored_before_calibration_was_measured_is_complete_and_has_dashes() -> None:
+    held = ledger_of((OURS, calibrated(None)), (BOX, calibrated(12.0)), (BASE, [finished()]))
+    of = experiment(OURS, BOX, BASE, columns=("AP", "LaECE", "D-ECE"))
+    table = results_table(of, held)
+    assert shown(table) == [
+        {"row": "RetinaNet-Conf", "AP": "30.0", "LaECE": "—", "D-ECE": "—"},
+        {"row": "IoU-aware", "AP": "30.0", "LaECE": "12.0", "D-ECE": "n/a"},
+        {"row": "RetinaNet", "AP": "n/a", "LaECE": "n/a", "D-ECE": "n/a"},  # no object to measure anything on
+    ]
+    assert table.notes[-2:] == (
+        "LaECE, D-ECE: less is better.",
+        "Scored before LaECE was measured: RetinaNet-Conf. To measure it, delete their evaluations in MLflow and "
+        "submit again; nothing is trained for it.",
+    )
+    assert make_plan([of], held).is_complete

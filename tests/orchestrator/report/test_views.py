@@ -133,6 +133,9 @@ def test_a_saved_view_shows_the_tables_rows_in_order_and_what_sets_them_apart(su
     assert bars[:4] == ["AP", "APs", "AP Δ", "AP paper"]
     of_placement = [chart for chart in charts if chart["metricSectionId"] == "misalignment"]
     assert [chart["metricKey"] for chart in of_placement] == [f"misalignment/{name}" for name in STATISTICS]
+    of_scores = [chart["metricKey"] for chart in charts if chart["metricSectionId"] == "calibration"]
+    assert of_scores == ["LaECE", "LaACE", "D-ECE", "LRP", "oLRP"]
+    assert {"misalignment", "calibration"} <= {section["uuid"] for section in view["compareRunSections"]}
     assert "misalignment" in [section["uuid"] for section in view["compareRunSections"]]
     assert parallel["selectedParams"] == ["head", "confidence_exponent", "loss"]
     assert (curve["xaxis"]["key"], curve["yaxis"]["key"]) == ("confidence_exponent", "AP")

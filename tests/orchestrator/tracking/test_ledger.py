@@ -236,6 +236,33 @@ def test_classes_are_recorded_as_metrics_files_and_a_table_and_twice_changes_not
     assert record.metrics == NUMBERS and record.files == {}
 
 
+def test_calibration_is_recorded_under_plain_names_and_moves_none_of_the_twelve(suite, checkpoint):
+    training = trained(suite, checkpoint)
+    once, twice = (
+        tracking.record_evaluation(
+            suite,
+            evaluation(),
+            NUMBERS,
+            detections=None,
+            calibration={"LaECE": 100 / 3, "D-ECE": None, "oLRP": 60.0},
+            train_run_id=training,
+        )
+        for _ in range(2)
+    )
+    held = runs.get_run(suite.uri, once).metrics
+    assert once == twice and len(list(runs.history(suite.uri, once, "LaECE"))) == 1
+    assert (held["LaECE"], held["oLRP"]) == (33.3333, 60.0)
+    assert not {"val/LaECE", "D-ECE"} & held.keys()
+    record = tracking.read_ledger(suite).evaluations[evaluation().key]
+    assert (record.calibration, record.metrics) == ({"LaECE": 33.3333, "oLRP": 60.0}, NUMBERS)
+    # Written before there was such a thing, and finished all the same.
+    other = tracking.record_evaluation(suite, evaluation(0.2), NUMBERS, detections=None, train_run_id=training)
+    held_now = tracking.read_ledger(suite).evaluations[evaluation(0.2).key]
+    assert (held_now.run_id, held_now.status, held_now.calibration) == (other, "FINISHED", {})
+    tracking.place_evaluations(suite, read_runs(suite), [evaluation()], ["table1"])
+    assert runs.get_run(suite.uri, once).metrics["LaECE"] == 33.3333  # nothing rounds it to the two digits of others
+
+
 def test_what_scores_say_of_placement_is_recorded_beside_the_numbers_and_twice_changes_nothing(
     suite, checkpoint, tmp_path
 ):

@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from model.config import METRICS, ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import (
+    METRICS,
+    AssignmentConfig,
+    BoxConfig,
+    ClassificationConfig,
+    ConfidenceConfig,
+    DataConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from orchestrator import names
 from orchestrator.experiment.plan import Evaluation, Place
 from orchestrator.experiment.rows import Row
@@ -60,12 +70,44 @@ def test_a_run_is_called_by_the_name_that_messages_and_tables_have_for_its_head(
     assert training_name(training_params(TrainConfig(model=model)), "2") == f"{model.head}, resnet50, seed 2"
 
 
+def test_a_branch_that_learns_centerness_is_called_neither_iou_aware_nor_retinanet_conf():
+    for tower in ("classification", "box"):
+        model = ModelConfig(confidence=ConfidenceConfig(tower=tower, target="centerness"))
+        called = training_name(training_params(TrainConfig(model=model)), "2")
+        assert called == f"{model.head}, resnet50, seed 2" == "RetinaNet with centerness, resnet50, seed 2"
+
+
 def test_a_name_does_not_change_with_the_defaults_that_a_table_enters():
     rows = [Row(label="a", train=PLAIN), Row(label="b", train=DEEPER, inference=InferenceConfig(fusion="product"))]
     for row, entered in zip(rows, varied_params(rows), strict=True):
         own = training_params(row.train) | inference_params(row.inference)
         assert run_name({}, own | entered, "0") == run_name({}, own, "0")
         assert training_name(own | entered, "0") == training_name(own, "0")
+
+
+def test_a_training_is_called_by_its_losses_and_its_assignment_where_they_are_not_the_papers():
+    model = ModelConfig(
+        confidence=ConfidenceConfig(loss="l2"),
+        classification=ClassificationConfig(loss="qfl", edge_quality="gflv2"),
+        box=BoxConfig(loss="giou", bins=17),
+        assignment=AssignmentConfig(kind="atss"),
+    )
+    settings = training_params(TrainConfig(model=model))
+    told = "qfl, classification.edge_quality gflv2, giou, box.bins 17, atss"
+    assert training_name(settings, "0") == f"RetinaNet-Conf, l2, {told}, resnet50, seed 0"
+    assert (settings["loss"], settings["classification.loss"], settings["box.loss"]) == ("l2", "qfl", "giou")
+
+
+def test_settings_of_other_losses_are_params_of_their_own_beside_those_of_the_confidence():
+    """A bare `loss` is the confidence's, whether a table varies others or not, as in what was recorded before."""
+    quality = ModelConfig(confidence=None, classification=ClassificationConfig(loss="qfl"))
+    other = ModelConfig(confidence=ConfidenceConfig(loss="l1"))
+    rows = [Row(label="ce"), Row(label="l1", train=TrainConfig(model=other))]
+    assert varied_params(rows) == [{"loss": "ce"}, {"loss": "l1"}]
+    entered = varied_params([*rows, Row(label="qfl", train=TrainConfig(model=quality))])
+    assert [one["loss"] for one in entered] == ["ce", "l1", "none"]
+    assert [one["classification.loss"] for one in entered] == ["focal", "focal", "qfl"]
+    assert training_name(training_params(TrainConfig()) | entered[0], "0") == "RetinaNet-Conf, resnet50, seed 0"
 
 
 def test_inference_is_read_back_from_among_the_settings_that_a_table_entered():
