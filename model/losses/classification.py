@@ -98,7 +98,7 @@ def _form(settings: ClassificationConfig) -> _Form:
         return _Form(alpha, gamma, own)
     if settings.loss == "ia_bce":
         return _Form(1.0, gamma, partial(_own_ia_bce, alpha=settings.ia_bce_alpha))
-    # DEIM's code, other than the equation in its paper, lets no gradient through the weights of negatives.
+    # Unlike the equation in its paper, DEIM's code lets no gradient through the weights of negatives.
     return _Form(1.0, gamma, partial(_own_mal, gamma=gamma), factor_learns=False)
 
 
