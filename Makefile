@@ -50,8 +50,9 @@ check: $(READY)  ## Format, lint, types and the fast tests
 soak: $(READY)  ## Kill the parts of tiny suites in all 40 ways, then KILLS times at random (KILLS=100 SEED=7 MINUTES=60)
 	$(PYTHON) -m tests.faults --kills $(KILLS) --minutes $(MINUTES) --seed $(SEED) --table "$(TABLE)"
 
-bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (20 minutes)
+bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, and the bare training loop (21 minutes)
 	$(PYTHON) experiments/benchmarks/train_step.py
+	$(PYTHON) experiments/benchmarks/class_losses.py
 	$(PYTHON) experiments/benchmarks/inference.py
 	$(PYTHON) experiments/benchmarks/predict.py
 	$(PYTHON) experiments/benchmarks/one_pass.py

@@ -146,7 +146,13 @@ def their_step(
     return step
 
 
-def in_turn(ways: Mapping[str, Way], rounds: int, device: torch.device, calls: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    ways: Mapping[str, Way],
+    rounds: int,
+    device: torch.device,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of a call of each way, one number a round; the first round is not counted.
 
     The order turns round by round. A round waits for the device at the end of its `calls` calls alone.
@@ -154,13 +160,13 @@ def in_turn(ways: Mapping[str, Way], rounds: int, device: torch.device, calls: i
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name in [*ways][:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 ways[name]()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if number:
-                seconds[name].append((time.perf_counter() - start) / calls)
+                seconds[name].append((clock() - start) / calls)
     return seconds
 
 

@@ -225,6 +225,24 @@ def test_losses_of_extreme_logits_match_a_calculation_that_cannot_overflow(kind:
     assert_close(gradient.double(), expected, rtol=2**-8 if precision == torch.bfloat16 else 1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+def test_the_focal_loss_of_extreme_logits_matches_a_calculation_that_cannot_overflow(gamma: float) -> None:
+    _, labels, _ = rows(200, 3)
+    extremes = torch.tensor((-1000.0, -100.0, -20.0, 0.0, 20.0, 100.0, 1000.0))
+    logits = extremes[torch.randint(len(extremes), (200, 3), generator=torch.Generator().manual_seed(5))]
+    loss, gradient = found(logits, labels, None, focal_gamma=gamma)
+    expected = 0.0
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        for place, logit in enumerate(row):
+            log_p, log_rest = (-max(0.0, x) - math.log1p(math.exp(-abs(x))) for x in (-logit, logit))
+            if place == label:
+                expected -= 0.25 * math.exp(log_rest) ** gamma * log_p
+            elif label >= NEGATIVE:
+                expected -= 0.75 * math.exp(log_p) ** gamma * log_rest
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_positives_only_the_background_counts_and_ignored_anchors_do_not(kind: str) -> None:
     settings = KINDS[kind]

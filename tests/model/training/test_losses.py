@@ -234,27 +234,6 @@ def test_a_bfloat16_networks_extreme_outputs_give_finite_losses_near_those_of_fl
         assert one.isfinite().all() and other.isfinite().all()
 
 
-@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
-def test_focal_loss_of_extreme_logits_matches_a_calculation_that_cannot_overflow(gamma: float) -> None:
-    predictions, (assigned, truth) = maps(1), scene(1)
-    generator = torch.Generator().manual_seed(5)
-    extreme = [
-        torch.tensor(EXTREMES)[torch.randint(len(EXTREMES), level.shape, generator=generator)].requires_grad_()
-        for level in predictions.class_logits
-    ]
-    found = losses(replace(predictions, class_logits=extreme), assigned, truth, focal_gamma=gamma).classification.sum()
-    by_hand = 0.0
-    for logits, match in zip(flat(extreme, NUM_CLASSES)[0].tolist(), assigned[0].tolist(), strict=True):
-        for label, logit in enumerate(logits):
-            log_p, log_rest = (-max(0.0, x) - math.log1p(math.exp(-abs(x))) for x in (-logit, logit))
-            if match >= 0 and label == truth.labels[match]:
-                by_hand -= 0.25 * math.exp(log_rest) ** gamma * log_p
-            elif match >= NEGATIVE:
-                by_hand -= 0.75 * math.exp(log_p) ** gamma * log_rest
-    assert found.item() == pytest.approx(by_hand, rel=1e-5)
-    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found, extreme))
-
-
 def test_gfocal_with_negatives_adds_the_weighted_loss_of_each_negative_at_a_target_of_0() -> None:
     predictions, (assigned, truth) = maps(2), scene(2)
     plain, weighted = (
