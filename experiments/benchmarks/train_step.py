@@ -33,7 +33,7 @@ from peer import (
 from torch.profiler import ProfilerActivity, profile
 
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import GroundTruth, loss_normalizer
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer
 from model.config import ModelConfig
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
 from model.network.retinanet import Predictions, flat
@@ -131,7 +131,7 @@ def _our_loss(given: Scene, grid: AnchorGrid, predictions: Predictions) -> None:
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
     assigned = max_iou(grid, batch.sizes, truth, positive_iou=0.5, negative_iou=0.4)
     config = ModelConfig(confidence=None)
-    losses = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
+    losses = detector_losses(predictions, grid, Assignment(assigned), truth, loss_normalizer(assigned), config)
     losses.total.backward()  # type: ignore[no-untyped-call]
     for level in [*predictions.class_logits, *predictions.box_deltas]:
         level.grad = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.assignment.samples import NEGATIVE, GroundTruth, positives
+from model.assignment.samples import NEGATIVE, Assignment, GroundTruth, positives
 from model.config import ModelConfig
 from model.losses.classification import at_least_float32, focal_loss
 from model.losses.confidence import confidence_loss
@@ -36,7 +36,7 @@ class Losses:
 def detector_losses(
     predictions: Predictions,
     grid: AnchorGrid,
-    assigned: Tensor,
+    assignment: Assignment,
     truth: GroundTruth,
     normalizer: Tensor,
     config: ModelConfig,
@@ -46,11 +46,12 @@ def detector_losses(
     Args:
         predictions: B images, N anchors.
         grid: the N anchors.
-        assigned: [B, N] from assignment.assign.assign.
-        truth: the boxes that `assigned` points into.
+        assignment: from assignment.assign.assign.
+        truth: the boxes that `assignment` points into.
         normalizer: [] samples of the global batch.
         config: which losses.
     """
+    assigned = assignment.assigned
     labels = torch.where(assigned >= 0, _rows(truth.labels, assigned), assigned)
     levels = zip(predictions.class_logits, torch.split(labels, grid.level_lengths, dim=1), strict=True)
     classification = [_focal_sum(logits, level, config) for logits, level in levels]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.assignment import samples
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import GroundTruth
+from model.assignment.samples import Assignment, GroundTruth
 from model.config import ConfidenceConfig, InferenceConfig, ModelConfig, ScheduleConfig
 from model.data.images import flip_boxes, normalize, padded_shape, resize, resize_boxes
 from model.data.images import resize_shape as resized_shape
@@ -226,7 +226,7 @@ def _losses(
     truth = _truth(gt_boxes, gt_labels)
     assigned = _match(grid, pad_hws, truth)
     config = ModelConfig(confidence=confidence)
-    return detector_losses(predictions, grid, assigned, truth, samples.loss_normalizer(assigned), config)
+    return detector_losses(predictions, grid, Assignment(assigned), truth, samples.loss_normalizer(assigned), config)
 
 
 def _head(weights: dict[str, Array], num_classes: int, conf_on: str) -> tuple[Head, dict[str, str]]:

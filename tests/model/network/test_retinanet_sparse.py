@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
 from model.config import ConfidenceConfig, ModelConfig
 from model.network.anchors import anchor_grid
 from model.network.retinanet import Head, build_detector, dense_maps, flat, sparse_rows
@@ -108,7 +108,7 @@ def test_a_detector_has_the_same_losses_and_gradients_either_way() -> None:
     results = []
     for asked in (None, cells):
         predictions = detector(images, asked)
-        losses = detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config)
+        losses = detector_losses(predictions, grid, Assignment(assigned), truth, loss_normalizer(assigned), config)
         losses.total.backward()
         results.append([losses.box, losses.confidence, *(p.grad for p in detector.parameters() if p.requires_grad)])
         detector.zero_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import loss_normalizer
+from model.assignment.samples import Assignment, loss_normalizer
 from model.training.losses import detector_losses
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda
@@ -44,7 +44,7 @@ def test_matching_and_losses_are_one_graph(head: str) -> None:
     def losses(given, grid, predictions) -> Tensor:
         truth = truth_of(given)
         assigned = max_iou(grid, given.sizes, truth, positive_iou=0.5, negative_iou=0.4)
-        return detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config).total
+        return detector_losses(predictions, grid, Assignment(assigned), truth, loss_normalizer(assigned), config).total
 
     with imagined_cuda(compiling=True):
         whole, counter = compiled(losses)
@@ -60,7 +60,7 @@ def test_there_are_as_many_graphs_as_shapes_however_many_boxes_a_batch_has() -> 
     def losses(given, grid, predictions) -> Tensor:
         truth = truth_of(given)
         assigned = max_iou(grid, given.sizes, truth, positive_iou=0.5, negative_iou=0.4)
-        return detector_losses(predictions, grid, assigned, truth, loss_normalizer(assigned), config).total
+        return detector_losses(predictions, grid, Assignment(assigned), truth, loss_normalizer(assigned), config).total
 
     whole, counter = compiled(losses)
     with torch._dynamo.config.patch(recompile_limit=len(SHAPES_OF_COCO)):

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot, softplus
 from torch.testing import assert_close
 from torchvision.ops import sigmoid_focal_loss
 
-from model.assignment.samples import IGNORED, INVALID, NEGATIVE, GroundTruth, loss_normalizer
+from model.assignment.samples import IGNORED, INVALID, NEGATIVE, Assignment, GroundTruth, loss_normalizer
 from model.config import ConfidenceConfig, ModelConfig
 from model.losses.confidence import confidence_loss
 from model.network.anchors import AnchorGrid, anchor_grid
@@ -51,7 +51,9 @@ def scene(num_images: int, seed: int = 0) -> tuple[Tensor, GroundTruth]:
 def losses(
     predictions: Predictions, assigned: Tensor, truth: GroundTruth, normalizer: float = 1.0, **settings: Any
 ) -> Losses:
-    return detector_losses(predictions, GRID, assigned, truth, torch.tensor(normalizer), ModelConfig(**settings))
+    return detector_losses(
+        predictions, GRID, Assignment(assigned), truth, torch.tensor(normalizer), ModelConfig(**settings)
+    )
 
 
 def one_positive(box: Tensor, confidence: float = 0.0, dx: float = 0.0) -> tuple[Predictions, Tensor, GroundTruth]:
@@ -408,7 +410,7 @@ def test_losses_of_a_bfloat16_networks_maps_are_computed_in_float32(variant: str
     assigned, truth = scene(2)
     config = ModelConfig(confidence=VARIANTS[variant])
     brief = Predictions(*[[level.detach().bfloat16() for level in kind] for kind in levels(maps(2))])
-    found = detector_losses(brief, GRID, assigned, truth, torch.tensor(3.0), config)
-    expected = detector_losses(brief.float(), GRID, assigned, truth, torch.tensor(3.0), config)
+    found = detector_losses(brief, GRID, Assignment(assigned), truth, torch.tensor(3.0), config)
+    expected = detector_losses(brief.float(), GRID, Assignment(assigned), truth, torch.tensor(3.0), config)
     for name in ("classification", "box", "confidence"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name

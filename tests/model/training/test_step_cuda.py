@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import GroundTruth, loss_normalizer, positive_cells
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
 from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from model.data.images import Batch, normalize
 from model.network.anchors import AnchorGrid, AnchorRule, anchor_grid
@@ -15,6 +15,7 @@ from model.network.retinanet import Predictions
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
 from model.training.step import TrainingStep
+from tests.assignments import KINDS, rule
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda, watched
 
@@ -81,6 +82,21 @@ def test_a_step_sends_its_batch_and_waits_for_nothing(head: str, precision: str)
             assert (part.grad is not None) == part.requires_grad
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_waits_for_nothing_by_whatever_rule_it_assigns(kind: str) -> None:
+    schedule = ScheduleConfig(gradient_clip=1.0)
+    config = TrainConfig(model=small(assignment=rule(kind).assignment), schedule=schedule, precision="bfloat16")
+    with imagined_cuda():
+        step = TrainingStep(config, detector_on_cuda(config.model))
+        given = [batch(3), batch(0)]
+        parts = [MicroBatch(given[0], True), MicroBatch(given[1], False)]
+        step.update(parts, 0.01)
+        with watched(sent=given):
+            losses = step.update(parts, 0.01)
+        assert (losses.shape, losses.device) == ((3,), CUDA)
+        assert all(part.grad is not None for part in step.detector.parameters() if part.requires_grad)
+
+
 def test_a_step_takes_a_batch_that_is_on_the_gpu_already() -> None:
     config = TrainConfig(model=small(), precision="bfloat16")
     with imagined_cuda():
@@ -133,7 +149,7 @@ def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: AnchorRule
         assigned = torch.zeros(2, len(grid.boxes), dtype=torch.int64, device=CUDA)
         normalizer = torch.ones((), device=CUDA)
         with watched():
-            losses = detector_losses(predictions, grid, assigned, truth_of(given), normalizer, config)
+            losses = detector_losses(predictions, grid, Assignment(assigned), truth_of(given), normalizer, config)
             losses.total.backward()
         assert losses.total.device == CUDA
         levels = [predictions.class_logits, predictions.box_deltas, predictions.confidence_logits or []]
