@@ -30,7 +30,7 @@ BOXES = 32
 """A graph has room for so many boxes an image, and in a batch with more for the next power of two: COCO has 7 an image,
 so that each shape of batches needs one graph."""
 NOWHERE = -1e4
-"""Corner of the boxes that fill up a graph's room, in pixels: far from all anchors, so that none learns one."""
+"""Where the boxes that fill up a graph's room lie, in pixels: far from all anchors, and without area."""
 MOST_GRAPHS = 16
 """Shapes that are replayed as graphs; COCO has about ten at 600 x 1000. What is beyond runs operation by operation."""
 
@@ -255,8 +255,7 @@ def _with_room(part: Prepared) -> Prepared:
     """The same with boxes of the last image that no anchor learns at the end."""
     batch, count = part.batch, len(part.batch.boxes)
     missing = max(BOXES * len(batch.images), 1 << (count - 1).bit_length()) - count
-    corner = batch.boxes.new_full((missing, 2), NOWHERE)
-    boxes, labels = torch.cat([corner, corner + 1], dim=1), batch.labels.new_zeros(missing)
+    boxes, labels = batch.boxes.new_full((missing, 4), NOWHERE), batch.labels.new_zeros(missing)
     image_index = batch.image_index.new_full((missing,), len(batch.images) - 1)
     return replace(
         part,
