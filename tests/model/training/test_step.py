@@ -188,6 +188,11 @@ def test_a_rule_that_looks_at_predictions_assigns_after_the_forward_pass_and_div
 class _Replayed:
     """In place of a CUDA graph: does again, on what it was recorded on, what was to be recorded."""
 
+    part: Prepared
+    normalizer: Tensor
+    sums: Tensor
+    accumulate: Accumulate
+
     def replay(self) -> None:
         self.sums.copy_(self.accumulate(self.part, self.normalizer))
 
