@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import model.evaluation.scoring
 from model.assignment.assign import assign
-from model.assignment.samples import GroundTruth, predicted
-from model.config import CALIBRATION, METRICS, DataConfig, InferenceConfig, TrainConfig
+from model.assignment.samples import GroundTruth, Predicted, predicted
+from model.config import CALIBRATION, METRICS, DataConfig, InferenceConfig, ModelConfig, TrainConfig
 from model.data.coco import read_coco
-from model.data.images import Sample, collate, load_sample, normalize, padded_shape, resize_shape
+from model.data.images import Batch, Sample, collate, load_sample, normalize, padded_shape, resize_shape
 from model.data.split import CocoData
 from model.evaluation.calibration.errors import calibration
 from model.evaluation.scoring import Scores, score
@@ -300,14 +301,27 @@ def test_positive_anchors_are_those_that_training_would_assign_by_the_prediction
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kind", BY_PREDICTION)
-def test_batches_of_a_gpu_count_positive_anchors_by_the_predictions_of_the_pass(data: CocoData, kind: str) -> None:
+def test_batches_of_a_gpu_count_positive_anchors_by_the_predictions_of_each_precision(
+    data: CocoData, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    count = model.evaluation.scoring._num_positive_anchors
+
+    def counted(rules: ModelConfig, batch: Batch, said: Predicted) -> Tensor:
+        asked.append(float(said.class_logits.double().sum()))
+        return count(rules, batch, said)
+
+    monkeypatch.setattr(model.evaluation.scoring, "_num_positive_anchors", counted)
     rounded = [SETTINGS[0], replace(SETTINGS[0], precision="bfloat16"), SETTINGS[1]]
     exact, brief, other = (
         one.misalignment.num_positive_anchors.tolist()  # type: ignore[union-attr]
         for one in score(assigns_by(kind, data), data, rounded, SIZES, batch_size=2)
     )
     assert exact == other == pytest.approx(positive_anchors(kind, data), abs=2)  # rounded otherwise in a batch
-    assert exact != brief == pytest.approx(exact, rel=0.5)
+    assert brief == pytest.approx(exact, rel=0.5)
+    of_both, asked = set(asked), []
+    score(assigns_by(kind, data), data, SETTINGS[:1], SIZES, batch_size=2)
+    assert set(asked) < of_both and len(of_both) == 2 * len(asked) > 0
 
 
 def assigns_by(kind: str, data: CocoData) -> RetinaNetConf:

@@ -15,7 +15,7 @@ from model.network.retinanet import Predictions
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
 from model.training.step import TrainingStep
-from tests.assignments import KINDS, rule
+from tests import assignments
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda, watched
 
@@ -82,10 +82,12 @@ def test_a_step_sends_its_batch_and_waits_for_nothing(head: str, precision: str)
             assert (part.grad is not None) == part.requires_grad
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", assignments.KINDS)
 def test_a_step_waits_for_nothing_by_whatever_rule_it_assigns(kind: str) -> None:
     schedule = ScheduleConfig(gradient_clip=1.0)
-    config = TrainConfig(model=small(assignment=rule(kind).assignment), schedule=schedule, precision="bfloat16")
+    config = TrainConfig(
+        model=small(assignment=assignments.rule(kind).assignment), schedule=schedule, precision="bfloat16"
+    )
     with imagined_cuda():
         step = TrainingStep(config, detector_on_cuda(config.model))
         given = [batch(3), batch(0)]
