@@ -117,6 +117,11 @@ class ClassificationConfig:
             f"gamma is {self.gamma} for loss {self.loss!r}, expected at least 0, and for 'qfl', 'vfl', 'ia_bce' or "
             "'mal'; focal loss has train.model.focal_gamma",
         )
+        _require(
+            self.loss != "qfl" or self.gamma is None or self.gamma == 0.0 or self.gamma >= 1.0,
+            f"gamma is {self.gamma} for loss 'qfl', expected 0 or at least 1; in between the gradient is infinite "
+            "where the class probability equals its target",
+        )
         _require(self.vfl_alpha >= 0.0, f"vfl_alpha is {self.vfl_alpha}, expected at least 0")
         _require(0.0 <= self.ia_bce_alpha <= 1.0, f"ia_bce_alpha is {self.ia_bce_alpha}, expected 0 to 1")
         _require(self.loss_weight > 0.0, f"loss_weight is {self.loss_weight}, expected more than 0")

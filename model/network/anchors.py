@@ -131,6 +131,25 @@ def decode(anchors: Tensor, deltas: Tensor) -> Tensor:
     return torch.cat([centers - half, centers + half], dim=-1)
 
 
+def edge_distances(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """[..., 4] pixels from each anchor's centre to the left, top, right and bottom of its box; below 0 outside."""
+    centers, _ = _centers_and_sizes(anchors)
+    return torch.cat([centers - boxes[..., :2], boxes[..., 2:] - centers], dim=-1)
+
+
+def deltas_of_edges(distances: Tensor, sides: Tensor) -> Tensor:
+    """[..., 4] the deltas that move anchors onto boxes with such edges.
+
+    Args:
+        distances: [..., 4] from the anchors' centres to left, top, right and bottom.
+        sides: [..., 2] width and height of the anchors, in the same unit.
+    """
+    low, high = distances[..., :2], distances[..., 2:]
+    # `decode` cuts off what is smaller, and the logarithm of 0 would be infinite.
+    scales = ((low + high) / sides).clamp(min=math.exp(-MAX_LOG_SCALE))
+    return torch.cat([(high - low) / (2 * sides), scales.log()], dim=-1)
+
+
 def clip(boxes: Tensor, image_size: Tensor) -> Tensor:
     """Boxes cut to [0, width] x [0, height]; image_size is (height, width)."""
     height, width = image_size.unbind(-1)

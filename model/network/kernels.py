@@ -1,4 +1,4 @@
-"""What CUDA computes in one pass over a map: bias, its gradient and that of a ReLU after it, the focal loss (Triton).
+"""What CUDA computes in one pass over a map: bias, its gradient and that of a ReLU after it, the class losses (Triton).
 
 In a step on an H100, biases, ReLUs and their gradients took PyTorch's own operations 20 ms, and all convolutions 31.
 Each operation is known to torch by name, so that fake tensors and graphs go through it.
@@ -67,14 +67,8 @@ def _(gradient: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("rnc::focal", mutates_args=())
 def focal(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """The focal loss, summed; see training.losses.focal_loss for its arguments, which are on CUDA."""
-    partial, per_program = _shares(logits)
-    with _on(logits):
-        _compiled().focal[(len(partial),)](
-            logits, labels, partial, logits, partial, logits.numel(), per_program, alpha, gamma,
-            CLASSES=logits.shape[1], BACKWARD=False, BLOCK=BLOCK,
-        )  # fmt: skip
-    return partial.sum()
+    """The focal loss, summed; see losses.classification.focal_loss for its arguments, which are on CUDA."""
+    return _class_loss(logits, labels, alpha, 1 - alpha, gamma)
 
 
 @focal.register_fake
@@ -85,19 +79,80 @@ def _(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
 @torch.library.custom_op("rnc::focal_backward", mutates_args=())
 def focal_backward(logits: Tensor, labels: Tensor, scale: Tensor, alpha: float, gamma: float) -> Tensor:
     """[R, K] the gradient of `focal` times `scale` []."""
-    gradient = torch.empty_like(logits)
-    partial, per_program = _shares(logits)
-    with _on(logits):
-        _compiled().focal[(len(partial),)](
-            logits, labels, partial, gradient, scale, logits.numel(), per_program, alpha, gamma,
-            CLASSES=logits.shape[1], BACKWARD=True, BLOCK=BLOCK,
-        )  # fmt: skip
-    return gradient
+    return _class_gradient(logits, labels, None, scale, alpha, 1 - alpha, gamma, gamma)
 
 
 @focal_backward.register_fake
 def _(logits: Tensor, labels: Tensor, scale: Tensor, alpha: float, gamma: float) -> Tensor:
     return torch.empty_like(logits)
+
+
+@torch.library.custom_op("rnc::background", mutates_args=())
+def background(logits: Tensor, labels: Tensor, weight: float, gamma: float) -> Tensor:
+    """weight * p^gamma * softplus(x), summed over all entries but the own classes of positives.
+
+    Args:
+        logits: [R, K], on CUDA, row after row.
+        labels: [R] as those of losses.classification.classification_loss.
+        weight: of every entry.
+        gamma: the exponent of the factor p^gamma.
+    """
+    return _class_loss(logits, labels, None, weight, gamma)
+
+
+@background.register_fake
+def _(logits: Tensor, labels: Tensor, weight: float, gamma: float) -> Tensor:
+    return logits.new_empty((), dtype=torch.float32)
+
+
+@torch.library.custom_op("rnc::background_backward", mutates_args=())
+def background_backward(
+    logits: Tensor, labels: Tensor, own: Tensor, scale: Tensor, weight: float, gamma: float, through: float
+) -> Tensor:
+    """[R, K] the gradient of `background`, with `own` at the own classes of positives, times `scale` [].
+
+    Args:
+        logits: [R, K], on CUDA, row after row.
+        labels: [R].
+        own: [R] the derivative of the loss in the logit of the own class.
+        scale: [].
+        weight: of every entry.
+        gamma: the exponent of the factor p^gamma.
+        through: gamma, or 0 if the factor carries no gradient.
+    """
+    return _class_gradient(logits, labels, own, scale, None, weight, gamma, through)
+
+
+@background_backward.register_fake
+def _(
+    logits: Tensor, labels: Tensor, own: Tensor, scale: Tensor, weight: float, gamma: float, through: float
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _class_loss(logits: Tensor, labels: Tensor, alpha: float | None, weight: float, gamma: float) -> Tensor:
+    partial, per_program = _shares(logits)
+    with _on(logits):
+        _compiled().class_loss[(len(partial),)](
+            logits, labels, partial, logits, partial, partial, logits.numel(), per_program, alpha or 0.0, weight,
+            gamma, gamma, CLASSES=logits.shape[1], FOCAL=alpha is not None, BACKWARD=False, BLOCK=BLOCK,
+        )  # fmt: skip
+    return partial.sum()
+
+
+def _class_gradient(
+    logits: Tensor, labels: Tensor, own: Tensor | None, scale: Tensor, alpha: float | None, weight: float,
+    gamma: float, through: float,
+) -> Tensor:  # fmt: skip
+    gradient = torch.empty_like(logits)
+    partial, per_program = _shares(logits)
+    with _on(logits):
+        _compiled().class_loss[(len(partial),)](
+            logits, labels, partial, gradient, partial if own is None else own, scale, logits.numel(), per_program,
+            alpha or 0.0, weight, gamma, through, CLASSES=logits.shape[1], FOCAL=alpha is not None, BACKWARD=True,
+            BLOCK=BLOCK,
+        )  # fmt: skip
+    return gradient
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[None]:
@@ -118,7 +173,7 @@ def _tiles(maps: Tensor) -> tuple[int, int, int, tuple[int, int]]:
 def _shares(logits: Tensor) -> tuple[Tensor, int]:
     """(an empty sum for each program, logits of a program)."""
     blocks = -(-logits.numel() // BLOCK)
-    per_program = BLOCK * -(-blocks // (4 * PROGRAMS))
+    per_program = BLOCK * max(1, -(-blocks // (4 * PROGRAMS)))
     return torch.empty(-(-logits.numel() // per_program), device=logits.device), per_program
 
 
@@ -162,26 +217,27 @@ def _compiled() -> SimpleNamespace:
         tl.store(partial + tl.program_id(0) * channels + column, tl.sum(total, axis=0), mask=column < channels)
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def focal(  # type: ignore[no-untyped-def]
-        logits, labels, partial, gradient, scale, count, per_program, alpha, gamma,
-        CLASSES: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
+    def class_loss(  # type: ignore[no-untyped-def]
+        logits, labels, partial, gradient, slopes, scale, count, per_program, alpha, weight, gamma, through,
+        CLASSES: tl.constexpr, FOCAL: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         first = tl.program_id(0).to(tl.int64) * per_program
         # Places within the program's part fit 32 bits, in which divisions are cheaper.
         row, column = first // CLASSES, (first % CLASSES).to(tl.int32)
-        logits, gradient, labels = logits + first, gradient + first, labels + row
+        logits, gradient, labels, slopes = logits + first, gradient + first, labels + row, slopes + row
         count = count - first
         total = tl.zeros([BLOCK], tl.float32)
         factor = tl.load(scale) if BACKWARD else 1.0
         for start in range(0, per_program, BLOCK):
             place = start + tl.arange(0, BLOCK)
             inside = place < count
-            label = tl.load(labels + (place + column) // CLASSES, mask=inside, other=-2)
+            anchor = (place + column) // CLASSES
+            label = tl.load(labels + anchor, mask=inside, other=-2)
             own = label == (place + column) % CLASSES
             logit = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
-            # The loss of an anchor's own class is that of the background with the sign of its logit turned.
+            # The focal loss of an anchor's own class is that of the background with the sign of its logit turned.
             sign = tl.where(own, -1.0, 1.0)
-            weight = tl.where(own, alpha, tl.where(label >= -1, 1.0 - alpha, 0.0))  # -1 is assignment.NEGATIVE
+            counts = tl.where(own, alpha, tl.where(label >= -1, weight, 0.0))  # -1 is assignment.NEGATIVE
             x = sign * logit
             small = tl.exp(-tl.abs(x))
             softplus = tl.maximum(x, 0.0) + tl.log(1.0 + small)
@@ -189,11 +245,14 @@ def _compiled() -> SimpleNamespace:
             if BACKWARD:
                 p = tl.where(x >= 0.0, 1.0, small) / (1.0 + small)
                 q = tl.where(x >= 0.0, small, 1.0) / (1.0 + small)
-                slope = sign * weight * factor * power * (gamma * q * softplus + p)
+                slope = sign * counts * factor * power * (through * q * softplus + p)
+                if not FOCAL:
+                    given = tl.load(slopes + anchor, mask=inside & own, other=0.0).to(tl.float32)
+                    slope = tl.where(own, factor * given, slope)
                 tl.store(gradient + place, slope.to(gradient.dtype.element_ty), mask=inside)
             else:
-                total += tl.where(inside, weight * power * softplus, 0.0)
+                total += tl.where(inside, counts * power * softplus, 0.0)
         if not BACKWARD:
             tl.store(partial + tl.program_id(0), tl.sum(total, axis=0))
 
-    return SimpleNamespace(finish=finish, finish_backward=finish_backward, focal=focal)
+    return SimpleNamespace(finish=finish, finish_backward=finish_backward, class_loss=class_loss)

@@ -15,6 +15,8 @@ from model.network.weight_files import WeightsInput, read_weights, require_finit
 
 MARKS = {"our": "head.class_logits.", "torchvision's": "head.classification_head.", "MMDetection's": "bbox_head."}
 """The naming schemes of RetinaNet files, each with a prefix that only its names have."""
+OF_ITS_OWN = ("head.confidence_logits.", "head.edge_logits.", "head.edges.")
+"""What a file may lack: the confidence branch, distributions of edges, and what reads their quality."""
 BODY = "backbone.body."
 """What the names of our ResNet's tensors begin with."""
 NORM_EPS = 1e-5
@@ -63,7 +65,9 @@ def load_backbone_weights(backbone: Backbone, path: Path, *, expects: WeightsInp
 def load_detector_weights(
     detector: RetinaNetConf, path: Path, *, category_ids: Sequence[int] | None = None, norm_eps: float | None = None
 ) -> tuple[str, ...]:
-    """Put a whole RetinaNet into the detector; a confidence branch that the file lacks keeps its random start.
+    """Put a whole RetinaNet into the detector; branches that the file lacks keep their random start.
+
+    They are the confidence, and with box.bins the distributions of edges: deltas of a file say nothing of them.
 
     Args:
         detector: its config must be the file's network.
@@ -92,9 +96,14 @@ def load_detector_weights(
             )
     ours = _without_counters(detector.state_dict())
     theirs = {name: _their_name(name, whose, config) for name in ours}
-    branch = [name for name in theirs if name.startswith("head.confidence_logits.")]
-    if not any(theirs[name] in weights for name in branch):
-        theirs = {name: their for name, their in theirs.items() if name not in branch}
+    for prefix in OF_ITS_OWN:
+        branch = [name for name in theirs if name.startswith(prefix)]
+        if branch and not any(theirs[name] in weights for name in branch):
+            theirs = {name: their for name, their in theirs.items() if name not in branch}
+            if prefix == "head.edge_logits.":
+                deltas = {_their_name(f"head.box_deltas.{kind}", whose, config) for kind in ("weight", "bias")}
+                weights = {name: tensor for name, tensor in weights.items() if name not in deltas}
+                notes = (*notes, f"{path} predicts deltas; distributions of edges (box.bins) start at random")
     for name in ("head.class_logits.weight", "head.class_logits.bias"):
         if theirs[name] in weights:
             rows = category_ids if whose == "torchvision's" else None
@@ -102,7 +111,7 @@ def load_detector_weights(
     if misfits := _misfits({their: ours[name] for name, their in theirs.items()}, weights):
         raise ValueError(
             f"{path}, a RetinaNet with {whose} names, does not fit this detector: {misfits}; set backbone, channels, "
-            "tower_depth, tower_norm, pyramid_extra_from and confidence of model as the file has them, or "
+            "tower_depth, tower_norm, pyramid_extra_from, confidence and box.bins of model as the file has them, or "
             "model.detector_weights to another file"
         )
     if norm_eps is None:
@@ -142,7 +151,7 @@ def _their_name(name: str, whose: str, config: ModelConfig) -> str:
     if whose == "MMDetection's":
         if name.startswith("backbone."):
             return name.replace("backbone.body.", "backbone.")
-        return f"{_mmdetection_modules(config)[module]}.{kind}"
+        return f"{_mmdetection_modules(config).get(module, module)}.{kind}"
     return name
 
 

@@ -1,26 +1,27 @@
 """The whole detector: backbone, feature pyramid, and the two towers with their branches, the confidence among them."""
 
 import math
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import softplus
 
 from model.config import ModelConfig
-from model.network.anchors import NUM_ANCHORS
+from model.network.anchors import NUM_ANCHORS, STRIDES, AnchorRule, base_anchors, deltas_of_edges
 from model.network.backbone import Backbone, FeaturePyramid, fold, group_norm
 from model.network.checkpoint import load_weights, read_card
-from model.network.convolution import apply
+from model.network.convolution import apply, dense_maps, sparse_rows
 
 PRIOR_PROBABILITY = 0.01
 """Class probability that the classification branch starts from (focal loss, Section 3.3)."""
-MOST = 0.25
-"""Largest part of all cells for which single cells are faster to compute than whole maps (CPU)."""
+NUM_TOP = 4
+"""Largest probabilities of an edge that its quality is read off, beside their mean (GFLv2, D-FINE)."""
+QUALITY_CHANNELS = 64
+"""Hidden numbers of the network that reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,17 @@ class Predictions:
     """L maps [B, 9*4, h, w]."""
     confidence_logits: list[Tensor] | None
     """L maps [B, 9, h, w]; None without a confidence branch."""
+    edge_logits: list[Tensor] | None = None
+    """L maps [B, 9*4*n, h, w] of the distributions that the deltas are the means of; None without box.bins."""
 
     def float(self) -> "Predictions":
         """The same in float32."""
-        confidence = self.confidence_logits
+        confidence, edges = self.confidence_logits, self.edge_logits
         return Predictions(
             [level.float() for level in self.class_logits],
             [level.float() for level in self.box_deltas],
             None if confidence is None else [level.float() for level in confidence],
+            None if edges is None else [level.float() for level in edges],
         )
 
 
@@ -111,10 +115,16 @@ class Head(nn.Module):
         self.class_tower = tower(config, in_channels or channels)
         self.box_tower = tower(config, in_channels or channels)
         self.class_logits = nn.Conv2d(channels, NUM_ANCHORS * num_classes, 3, padding=1)
-        self.box_deltas = nn.Conv2d(channels, NUM_ANCHORS * 4, 3, padding=1)
+        self.edges = None
+        if config.box.bins is None:
+            self.box_deltas = nn.Conv2d(channels, NUM_ANCHORS * 4, 3, padding=1)
+        else:
+            self.edge_logits = nn.Conv2d(channels, NUM_ANCHORS * 4 * config.box.bins, 3, padding=1)
+            self.edges = Edges(config.box.bins, config.anchor_rule, config.classification.edge_quality)
         self.confidence_logits = None
         self.confidence_tower = None
-        self.needs_all_boxes = config.tower_norm != "none"  # a norm needs the whole map
+        # A norm needs the whole map, and a score that reads edges reads them everywhere.
+        self.needs_all_boxes = config.tower_norm != "none" or config.classification.edge_quality is not None
         if config.confidence is not None:
             self.confidence_logits = nn.Conv2d(channels, NUM_ANCHORS, 3, padding=1)
             self.confidence_tower = config.confidence.tower
@@ -137,27 +147,153 @@ class Head(nn.Module):
         """
         class_features = [climb(self.class_tower, feature) for feature in features]
         classes = [apply(self.class_logits, feature) for feature in class_features]
-        on_boxes = [self.box_deltas]
+        on_boxes = [self.box_deltas if self.edges is None else self.edge_logits]
         confidences = None
         # On the classification tower this is RetinaNet-Conf, on the box tower the IoU-aware baseline.
         if self.confidence_logits is not None and self.confidence_tower == "classification":
             confidences = [apply(self.confidence_logits, feature) for feature in class_features]
         elif self.confidence_logits is not None:
             on_boxes.append(self.confidence_logits)
-        deltas, *others = self._on_box_tower(on_boxes, features, cells)
-        return Predictions(classes, deltas, others[0] if others else confidences)
+        maps, qualities = self._on_box_tower(on_boxes, features, cells)
+        confidences = maps[1] if len(on_boxes) == 2 else confidences
+        if self.edges is None:
+            return Predictions(classes, maps[0], confidences)
+        if qualities is not None:
+            classes = [self.edges.join(*pair) for pair in zip(classes, qualities, strict=True)]
+        return Predictions(classes, maps[-1], confidences, maps[0])
 
     def _on_box_tower(
         self, outputs: list[nn.Conv2d], features: list[Tensor], cells: Tensor | None
-    ) -> list[list[Tensor]]:
+    ) -> tuple[list[list[Tensor]], list[Tensor] | None]:
+        """Maps of each output; where the first is of edges, those of their deltas at the end, and of their quality."""
         # Few cells learn boxes: a step of R50 on two cores takes 7.2 to 8.0 s so, and 8.7 to 9.1 s with whole maps.
         if cells is not None and not self.needs_all_boxes:
             layers = [layer for layer in self.box_tower if isinstance(layer, nn.Conv2d)]
             rows = sparse_rows(layers, outputs, features, cells)
             if rows is not None:
-                return [dense_maps(values, cells, features) for values in rows]
+                if self.edges is not None:
+                    rows.append(self.edges(rows[0], _levels_of(cells, features))[0])
+                return [dense_maps(values, cells, features) for values in rows], None
         box_features = [climb(self.box_tower, feature) for feature in features]
-        return [[apply(output, feature) for feature in box_features] for output in outputs]
+        maps = [[apply(output, feature) for feature in box_features] for output in outputs]
+        if self.edges is None:
+            return maps, None
+        read = [self.edges(level.permute(0, 2, 3, 1), place) for place, level in enumerate(maps[0])]
+        maps.append([deltas.permute(0, 3, 1, 2) for deltas, _ in read])
+        return maps, None if self.edges.quality is None else [quality for _, quality in read]
+
+
+class Edges(nn.Module):
+    """Reads distributions of edges (box.bins): the boxes that they mean, and how well these should lie."""
+
+    sides: Tensor
+    """[5, 9, 2] width and height of each level's anchors, in its strides."""
+
+    def __init__(self, bins: int, rule: AnchorRule, quality: Literal["gflv2", "dfine"] | None) -> None:
+        """Take distributions over so many distances; without a quality there is nothing to learn here."""
+        super().__init__()
+        self.bins, self.kind = bins, quality
+        boxes = torch.stack([base_anchors(stride, rule) / stride for stride in STRIDES])
+        self.register_buffer("sides", boxes[..., 2:] - boxes[..., :2], persistent=False)
+        self.num_top = 0
+        self.quality = None
+        if quality is not None:
+            self.num_top = min(NUM_TOP, bins)
+            first, last = nn.Linear(4 * (self.num_top + 1), QUALITY_CHANNELS), nn.Linear(QUALITY_CHANNELS, 1)
+            self.quality = nn.Sequential(first, nn.ReLU(), last)
+            if quality == "dfine":  # begins with the scores as they are
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+            else:
+                for layer in (first, last):
+                    nn.init.normal_(layer.weight, std=0.01)
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, logits: Tensor, level: int | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read the distributions of some cells.
+
+        Args:
+            logits: [..., 9*4*n].
+            level: of the cells, 0 for P3; or [...] that of each.
+
+        Returns:
+            [..., 9*4] deltas, at least float32, and [..., 9] logits of the quality, if any.
+        """
+        mean, top = read_distributions(torch.unflatten(logits, -1, (NUM_ANCHORS, 4, self.bins)), self.num_top)
+        deltas = deltas_of_edges(mean, self.sides[level]).flatten(-2)
+        if self.quality is None:
+            return deltas, None
+        # Both sources let the gradient of the score through to the edges.
+        statistics = torch.cat([top, top.mean(dim=-1, keepdim=True)], dim=-1)
+        return deltas, self.quality(statistics.flatten(-2))[..., 0]
+
+    def join(self, class_logits: Tensor, quality: Tensor) -> Tensor:
+        """Class logits [B, 9*K, h, w] that hold the quality [B, h, w, 9] as well."""
+        classes = torch.unflatten(class_logits, 1, (NUM_ANCHORS, -1))
+        quality = quality.permute(0, 3, 1, 2)[:, :, None]
+        if self.kind == "dfine":
+            return (classes + quality).flatten(1, 2)
+        # The logit of the product of both probabilities, -logsumexp(-a, -b, -a - b), with one exponential an entry.
+        classes, quality = _at_least_float32(classes), _at_least_float32(quality)
+        return (quality - softplus(softplus(quality) - classes)).flatten(1, 2).to(class_logits.dtype)
+
+
+def distribution_mean(logits: Tensor) -> Tensor:
+    """[...] the means of distributions over the distances 0 to n - 1, of logits [..., n]; at least float32."""
+    return read_distributions(logits, 0)[0]
+
+
+def read_distributions(logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+    """Take the mean and the largest probabilities of distributions.
+
+    Args:
+        logits: [..., n] of the distances 0 to n - 1.
+        num_top: probabilities wanted of each, up to n.
+
+    Returns:
+        [...] and [..., num_top], at least float32. Nothing but the logits and the places is kept for the gradient: at
+        all anchors the probabilities would take as much memory as those of all classes.
+    """
+    mean, top = _Distributions.apply(logits, num_top)
+    return mean, top
+
+
+class _Distributions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
+        probability = _at_least_float32(logits).softmax(dim=-1)
+        top, places = probability.topk(num_top, dim=-1)
+        ctx.save_for_backward(logits, places)
+        return (probability * _distances(probability)).sum(dim=-1), top
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+        logits, places = ctx.saved_tensors
+        of_mean, of_top = grads
+        probability = _at_least_float32(logits).softmax(dim=-1)
+        slope = torch.zeros_like(probability)
+        if of_top is not None:
+            slope.scatter_(-1, places, of_top)
+        if of_mean is not None:
+            slope.add_(of_mean[..., None] * _distances(probability))
+        slope.sub_((probability * slope).sum(dim=-1, keepdim=True)).mul_(probability)
+        return slope.to(logits.dtype), None
+
+
+def _distances(numbers: Tensor) -> Tensor:
+    """[n] 0 to n - 1 for numbers [..., n]."""
+    return torch.arange(numbers.shape[-1], dtype=numbers.dtype, device=numbers.device)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """bfloat16 has 8 bits: a mean of 7.97 strides would be 8."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _levels_of(cells: Tensor, features: list[Tensor]) -> Tensor:
+    """[S] the level of each cell, of rising places in the list of all."""
+    ends = torch.tensor([feature[:, 0].numel() for feature in features], device=cells.device).cumsum(0)
+    return torch.bucketize(cells, ends, right=True)
 
 
 def tower(config: ModelConfig, in_channels: int) -> nn.Sequential:
@@ -191,82 +327,3 @@ def per_anchor(level: Tensor, size: int) -> Tensor:
 def flat(levels: list[Tensor], size: int) -> Tensor:
     """L maps [B, 9*size, h, w] -> [B, N, size], in the flat order of the anchors."""
     return torch.cat([per_anchor(level, size) for level in levels], dim=1)
-
-
-def sparse_rows(
-    layers: Sequence[nn.Conv2d], outputs: Sequence[nn.Conv2d], features: Sequence[Tensor], cells: Tensor
-) -> list[Tensor] | None:
-    """Run convolution and ReLU for each of `layers`, then each of `outputs` on the last, at some cells only.
-
-    Args:
-        layers: 3x3 convolutions with padding 1, at least one.
-        outputs: likewise; each reads the last layer.
-        features: L maps [B, C, h, w].
-        cells: [S] rising places in the list of all cells: level, image, row, column.
-
-    Returns:
-        For each output its values at the cells, [S, O]; None where the regions are so large that maps are faster.
-    """
-    shapes = [(len(feature), *feature.shape[2:]) for feature in features]
-    regions, neighbours = [cells], []
-    # From the last layer back: a 3x3 convolution reads a ring of cells around those that it computes.
-    for _ in range(len(layers) + 1):
-        around = _neighbours(regions[-1], shapes)
-        regions.append(torch.unique(around[around >= 0]))
-        neighbours.append(_places(regions[-1], around))
-    if len(regions[-2]) > MOST * sum(feature[:, 0].numel() for feature in features):
-        return None
-    rows = _rows_of(features, regions[-1])
-    for layer, places in zip(layers, reversed(neighbours[1:]), strict=True):
-        rows = _convolve(layer, rows, places).relu_()
-    return [_convolve(output, rows, neighbours[0]) for output in outputs]
-
-
-def dense_maps(rows: Tensor, cells: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-    """L maps [B, O, h, w] that hold the rows at their cells, and 0 elsewhere."""
-    sizes = [feature[:, 0].numel() for feature in features]
-    whole = rows.new_zeros(sum(sizes), rows.shape[1]).index_copy(0, cells, rows)
-    return [
-        part.view(len(feature), *feature.shape[2:], -1).permute(0, 3, 1, 2)
-        for part, feature in zip(torch.split(whole, sizes), features, strict=True)
-    ]
-
-
-def _convolve(layer: nn.Conv2d, rows: Tensor, places: Tensor) -> Tensor:
-    """[S, O] the convolution of rows [R, C] at the cells whose nine neighbours are rows `places` [S, 9]; R is zero."""
-    table = functional.pad(rows, (0, 0, 0, 1))
-    patches = table.index_select(0, places.flatten()).view(len(places), 9 * rows.shape[1])
-    # One matrix product; the weights as rows over (row, column, channel), like the patches.
-    return functional.linear(patches, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias)
-
-
-def _neighbours(cells: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
-    """[S, 9] the 3x3 neighbours of each cell by row and column, -1 where there are none."""
-    found, first = [], 0
-    offset = torch.arange(-1, 2, device=cells.device)
-    for images, height, width in shapes:
-        count = images * height * width
-        cell = cells[(cells >= first) & (cells < first + count)] - first
-        row = (cell // width % height)[:, None] + offset
-        column = (cell % width)[:, None] + offset
-        inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
-        places = cell[:, None, None] + width * offset[:, None] + offset + first
-        found.append(torch.where(inside, places, -1).flatten(1))
-        first += count
-    return torch.cat(found)
-
-
-def _places(region: Tensor, cells: Tensor) -> Tensor:
-    """Where in a rising region each cell stands; behind its end for -1."""
-    return torch.where(cells >= 0, torch.searchsorted(region, cells), len(region))
-
-
-def _rows_of(features: Sequence[Tensor], cells: Tensor) -> Tensor:
-    """[S, C] the features of the cells."""
-    rows, first = [], 0
-    for feature in features:
-        table = feature.permute(0, 2, 3, 1).flatten(0, 2)
-        mine = cells[(cells >= first) & (cells < first + len(table))] - first
-        rows.append(table.index_select(0, mine))
-        first += len(table)
-    return torch.cat(rows)

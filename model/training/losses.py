@@ -1,4 +1,4 @@
-"""Focal loss, L1 on box deltas, and the confidence losses of Table 2, each summed over a batch.
+"""The losses of a detector, of its classes, boxes and confidences, each summed over a batch.
 
 Sums are divided by the positive anchors of the *global* batch (samples.loss_normalizer), so that any split of the batch
 over workers and accumulation steps adds up to the same update.
@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.assignment.samples import NEGATIVE, Assignment, GroundTruth, positives
-from model.config import ModelConfig
-from model.losses.classification import at_least_float32, focal_loss
+from model.config import ConfidenceConfig, ModelConfig
+from model.losses.boxes import box_loss, centerness, distribution_focal_loss
+from model.losses.classification import at_least_float32, classification_loss
 from model.losses.confidence import confidence_loss
-from model.network.anchors import NUM_ANCHORS, AnchorGrid, decode, encode
+from model.network.anchors import NUM_ANCHORS, STRIDES, AnchorGrid, decode, edge_distances, encode
 from model.network.overlaps import aligned_iou
 from model.network.retinanet import Predictions, flat, per_anchor
 
@@ -47,51 +48,127 @@ def detector_losses(
         predictions: B images, N anchors.
         grid: the N anchors.
         assignment: from assignment.assign.assign.
-        truth: the boxes that `assignment` points into.
+        truth: the boxes that it points into.
         normalizer: [] samples of the global batch.
         config: which losses.
     """
-    assigned = assignment.assigned
-    labels = torch.where(assigned >= 0, _rows(truth.labels, assigned), assigned)
-    levels = zip(predictions.class_logits, torch.split(labels, grid.level_lengths, dim=1), strict=True)
-    classification = [_focal_sum(logits, level, config) for logits, level in levels]
-
-    chosen = positives(assigned)
-    learn = slice(None) if chosen is None else chosen  # all anchors where the positive ones cannot be listed
-    positive = assigned.flatten()[learn] >= 0
-    anchors = grid.boxes.expand(len(assigned), -1, -1).flatten(0, 1)[learn]
-    boxes = torch.where(positive[:, None], _rows(truth.boxes, assigned.flatten()[learn]), anchors)
-    deltas = at_least_float32(flat(predictions.box_deltas, 4).flatten(0, 1)[learn])
-    targets = encode(anchors, boxes)
-
-    def by_level(loss: Tensor) -> Tensor:
-        whole = loss.new_zeros(assigned.shape).flatten()
-        whole[learn] = torch.where(positive, loss, 0.0)
-        return _level_sums(whole.view(assigned.shape), grid)
-
-    box = by_level((deltas - targets).abs().sum(dim=1))
-    confidence = torch.zeros_like(box)
-    if config.confidence is not None and predictions.confidence_logits is not None:
+    assigned, branch = assignment.assigned, config.confidence
+    learners = _learners(assigned, grid.boxes, truth)
+    anchors = learners.anchors
+    deltas = at_least_float32(flat(predictions.box_deltas, 4).flatten(0, 1)[learners.chosen])
+    targets = encode(anchors, learners.boxes)
+    predicted = wanted = iou = None
+    reads_iou = (branch is not None and branch.target == "iou") or config.classification.uses_quality
+    if reads_iou or config.box.loss != "l1":
         # The decoded target instead of the box itself: decoding clamps dw and dh, and both sides have to.
-        iou = aligned_iou(decode(anchors, deltas), decode(anchors, targets))
-        # Released: not detached. For CE the gradient in the IoU is minus the logit, and reaches the box tower.
-        target = iou.detach() if config.confidence.detach_iou_target else iou
+        predicted, wanted = decode(anchors, deltas), decode(anchors, targets)
+        iou = aligned_iou(predicted, wanted) if reads_iou else None
+
+    def everywhere(values: Tensor) -> Tensor:
+        """[B, N] values [P] of the anchors that learn boxes, 0 of all others."""
+        whole = values.new_zeros(assigned.shape).flatten()
+        whole[learners.chosen] = torch.where(learners.positive, values, 0.0)
+        return whole.view(assigned.shape)
+
+    quality = None
+    if config.classification.uses_quality:
+        quality = assignment.alignment
+        if config.classification.quality == "iou":
+            assert iou is not None
+            quality = everywhere(iou.detach())
+    labels = torch.where(assigned >= 0, _rows(truth.labels, assigned), assigned)
+    classification = _classification_sums(predictions.class_logits, labels, quality, grid, config)
+
+    if config.box.loss == "l1":
+        box = (deltas - targets).abs().sum(dim=1)
+    else:
+        assert predicted is not None and wanted is not None
+        box = box_loss(config.box.loss, predicted, wanted)
+    box = _level_sums(everywhere(box), grid) * config.box.loss_weight
+    if predictions.edge_logits is not None:
+        distribution = _distribution_sums(predictions.edge_logits, assigned, truth, grid)
+        box = box + config.box.distribution_loss_weight * distribution
+
+    confidence = torch.zeros_like(box)
+    if branch is not None and predictions.confidence_logits is not None:
+        if branch.target == "centerness":
+            target = centerness(anchors, learners.boxes)
+        else:
+            assert iou is not None
+            # Released: not detached. For CE the gradient in the IoU is minus the logit, and reaches the box tower.
+            target = iou.detach() if branch.detach_iou_target else iou
         logits = at_least_float32(flat(predictions.confidence_logits, 1)[..., 0])
-        confidence = by_level(confidence_loss(logits.flatten()[learn], target, config.confidence))
-        if config.confidence.negative_weight > 0:
-            background = functional.softplus(logits)
-            if config.confidence.loss == "gfocal":  # Eq. 13 at a target of 0
-                background = logits.sigmoid() ** config.confidence.gfocal_gamma * background
-            background = background * (assigned == NEGATIVE)
-            confidence = confidence + config.confidence.negative_weight * _level_sums(background, grid)
-        confidence = confidence * config.confidence.loss_weight
-    return Losses(torch.stack(classification) / normalizer, box / normalizer, confidence / normalizer)
+        of_positives = everywhere(confidence_loss(logits.flatten()[learners.chosen], target, branch))
+        confidence = _confidence_sums(of_positives, logits, assigned, grid, branch)
+    return Losses(classification / normalizer, box / normalizer, confidence / normalizer)
 
 
-def _focal_sum(class_logits: Tensor, labels: Tensor, config: ModelConfig) -> Tensor:
-    """[] focal loss of one level [B, 9*K, h, w] with labels [B, h*w*9]."""
-    rows = per_anchor(class_logits, class_logits.shape[1] // NUM_ANCHORS).flatten(0, 1)
-    return focal_loss(rows, labels.flatten(), alpha=config.focal_alpha, gamma=config.focal_gamma)
+@dataclass(frozen=True, slots=True)
+class _Learners:
+    """The P anchors that learn boxes; or all of them, where the positive ones cannot be listed."""
+
+    chosen: Tensor | slice
+    """[P] their places in [B*N]."""
+    positive: Tensor
+    """[P] whether it learns a box."""
+    anchors: Tensor
+    """[P, 4]."""
+    boxes: Tensor
+    """[P, 4] the box that each learns, or itself."""
+
+
+def _learners(assigned: Tensor, anchors: Tensor, truth: GroundTruth) -> _Learners:
+    """Those among anchors [N, 4] of B images, by assigned [B, N]."""
+    listed = positives(assigned)
+    chosen = slice(None) if listed is None else listed
+    matched = assigned.flatten()[chosen]
+    anchors = anchors.expand(len(assigned), -1, -1).flatten(0, 1)[chosen]
+    boxes = torch.where(matched[:, None] >= 0, _rows(truth.boxes, matched), anchors)
+    return _Learners(chosen, matched >= 0, anchors, boxes)
+
+
+def _classification_sums(
+    class_logits: list[Tensor], labels: Tensor, quality: Tensor | None, grid: AnchorGrid, config: ModelConfig
+) -> Tensor:
+    """[L] weighted losses of maps [B, 9*K, h, w] with labels and quality [B, N]."""
+    lengths = grid.level_lengths
+    qualities = [None] * len(lengths) if quality is None else torch.split(quality, lengths, dim=1)
+    sums = []
+    for logits, label, level in zip(class_logits, torch.split(labels, lengths, dim=1), qualities, strict=True):
+        rows = per_anchor(logits, logits.shape[1] // NUM_ANCHORS).flatten(0, 1)
+        target = None if level is None else level.flatten()
+        sums.append(classification_loss(rows, label.flatten(), target, config))
+    return torch.stack(sums) * config.classification.loss_weight
+
+
+def _confidence_sums(
+    of_positives: Tensor, logits: Tensor, assigned: Tensor, grid: AnchorGrid, config: ConfidenceConfig
+) -> Tensor:
+    """[L] weighted losses of positives, and of negatives where they count, all [B, N]."""
+    sums = _level_sums(of_positives, grid)
+    if config.negative_weight > 0:
+        background = functional.softplus(logits)
+        if config.loss == "gfocal":  # Eq. 13 at a target of 0
+            background = logits.sigmoid() ** config.gfocal_gamma * background
+        background = background * (assigned == NEGATIVE)
+        sums = sums + config.negative_weight * _level_sums(background, grid)
+    return sums * config.loss_weight
+
+
+def _distribution_sums(edge_logits: list[Tensor], assigned: Tensor, truth: GroundTruth, grid: AnchorGrid) -> Tensor:
+    """[L] DFL of maps [B, 9*4*n, h, w], the mean of the four edges of each anchor that learns a box (GFL)."""
+    lengths, sums = grid.level_lengths, []
+    parts = zip(STRIDES, edge_logits, torch.split(grid.boxes, lengths), torch.split(assigned, lengths, 1), strict=True)
+    # Level by level: a copy of the distributions of all anchors would take as much as that of all classes.
+    for stride, logits, anchors, matched in parts:
+        bins = logits.shape[1] // (4 * NUM_ANCHORS)
+        learners = _learners(matched, anchors, truth)
+        rows = per_anchor(logits, 4 * bins).flatten(0, 1)[learners.chosen].view(-1, 4, bins)
+        # Below the last distance, so that both neighbours of the target are there (released: 0.01).
+        target = (edge_distances(learners.anchors, learners.boxes) / stride).clamp(0, bins - 1 - 0.01)
+        loss = distribution_focal_loss(rows, target).mean(dim=1)
+        sums.append(torch.where(learners.positive, loss, 0.0).sum())
+    return torch.stack(sums)
 
 
 def _rows(table: Tensor, assigned: Tensor) -> Tensor:

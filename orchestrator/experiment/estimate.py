@@ -290,8 +290,11 @@ def num_parameters(model: ModelConfig, num_classes: int) -> int:
     pyramid = sum(widths) * channels + 3 * channels + 3 * square + 9 * top * channels + channels + square
     layer = square + (channels if model.tower_norm == "group" else 0)  # a norm's scale and shift, and no bias
     # The confidence branch has no tower of its own: it is one more output of a tower that is counted already.
-    outputs = NUM_ANCHORS * (num_classes + 4 + (1 if model.confidence else 0))
+    outputs = NUM_ANCHORS * (num_classes + 4 * (model.box.bins or 1) + (1 if model.confidence else 0))
     head = 2 * model.tower_depth * layer + (9 * channels + 1) * outputs
+    if model.classification.edge_quality and model.box.bins:
+        # 64 hidden numbers read the four largest probabilities of each edge and their mean, and one comes out.
+        head += 64 * 4 * (min(4, model.box.bins) + 1) + 64 + 64 + 1
     return backbone + pyramid + head
 
 

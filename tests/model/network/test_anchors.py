@@ -7,10 +7,13 @@ from torch.testing import assert_close
 from torchvision.ops import box_iou
 
 from model.network.anchors import (
+    MAX_LOG_SCALE,
     anchor_grid,
     base_anchors,
     clip,
     decode,
+    deltas_of_edges,
+    edge_distances,
     encode,
     level_sizes,
     valid_anchors,
@@ -117,3 +120,18 @@ def test_the_gradient_of_a_decoded_boxs_iou_is_that_of_finite_differences() -> N
     boxes = torch.tensor([[1.0, 2, 13, 18], [3, 4, 20, 16]], dtype=torch.float64)
     deltas = torch.tensor([[0.1, 0.0, 0.2, -0.1], [0.0, 0.1, -0.2, 0.3]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda moved: aligned_iou(decode(anchors, moved), boxes), [deltas])
+
+
+def test_deltas_of_the_distances_to_a_boxs_edges_decode_to_the_box() -> None:
+    anchors = torch.tensor([[0.0, 0, 32, 64], [10.0, 10, 20, 30]])
+    boxes = torch.tensor([[4.0, 8, 40, 50], [2.0, 25, 13, 60]])  # the second's centre lies outside of its box
+    distances = edge_distances(anchors, boxes)
+    assert distances.tolist() == [[12, 24, 24, 18], [13, -5, -2, 40]]
+    sides = anchors[:, 2:] - anchors[:, :2]
+    assert_close(deltas_of_edges(distances, sides), encode(anchors, boxes))
+    assert_close(decode(anchors, deltas_of_edges(distances / 8, sides / 8)), boxes)
+
+
+def test_edges_that_meet_have_deltas_that_decoding_would_cut_off_anyway() -> None:
+    deltas = deltas_of_edges(torch.zeros(1, 4), torch.tensor([[32.0, 64.0]]))
+    assert_close(deltas, torch.tensor([[0.0, 0.0, -MAX_LOG_SCALE, -MAX_LOG_SCALE]]))

@@ -19,7 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from model.config import ConfidenceConfig, ModelConfig
+from model.config import BoxConfig, ClassificationConfig, ConfidenceConfig, ModelConfig
 from model.data.cache import file_sha256
 from model.network import pretrained
 from model.network.backbone import Backbone
@@ -217,6 +217,32 @@ def test_our_own_weights_load_and_a_branch_that_they_lack_starts_at_random(
     load_first_weights(detector, file, category_ids=(1, 2, 3))
     assert len(branch) == 2
     assert equal(floats(detector), floats(source) | branch)
+
+
+@pytest.mark.parametrize("names", ["our", "MMDetection's"])
+def test_into_a_detector_of_distributions_a_file_brings_all_but_the_boxes(names: str, tmp_path: Path) -> None:
+    source = distinct(build_detector(SMALL, 3, seed=1))
+    weights = source.state_dict() if names == "our" else to_mmdetection(source.state_dict(), layers_apart=2)
+    edges = replace(SMALL, box=BoxConfig(bins=9), classification=ClassificationConfig(edge_quality="gflv2"))
+    detector = build_detector(edges, 3, seed=2)
+    mine = {name: tensor.clone() for name, tensor in detector.state_dict().items() if "edge" in name}
+    (note,) = load_detector_weights(detector, save(weights, tmp_path))
+    assert "predicts deltas; distributions of edges (box.bins) start at random" in note
+    brought = {name: tensor for name, tensor in floats(source).items() if "box_deltas" not in name}
+    assert len(mine) == 6
+    assert equal(floats(detector), brought | mine)
+
+
+def test_distributions_come_from_a_file_that_has_them_and_fit_no_detector_of_deltas(tmp_path: Path) -> None:
+    edges = replace(SMALL, box=BoxConfig(bins=9))
+    source = distinct(build_detector(edges, 3, seed=1))
+    file, detector = save(source.state_dict(), tmp_path), build_detector(edges, 3, seed=2)
+    assert load_detector_weights(detector, file) == ()
+    assert equal(floats(detector), floats(source))
+    with pytest.raises(ValueError, match=r"lacks \['head\.box_deltas\.bias'.*edge_logits.*set .*box\.bins"):
+        load_detector_weights(build_detector(SMALL, 3, seed=2), file)
+    with pytest.raises(ValueError, match=r"other shapes \['head\.edge_logits\.bias'"):
+        load_detector_weights(build_detector(replace(SMALL, box=BoxConfig(bins=17)), 3, seed=2), file)
 
 
 def test_a_branch_that_the_detector_lacks_is_refused(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from torch.testing import assert_close
 
 from model.assignment.max_iou import max_iou
 from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
-from model.config import ConfidenceConfig, ModelConfig
+from model.config import BoxConfig, ConfidenceConfig, ModelConfig
 from model.network.anchors import anchor_grid
-from model.network.retinanet import Head, build_detector, dense_maps, flat, sparse_rows
+from model.network.convolution import dense_maps, sparse_rows
+from model.network.retinanet import Head, build_detector, flat
 from model.training.losses import detector_losses
 
 SIZES = [(12, 20), (6, 10), (3, 5), (2, 3), (1, 2)]
@@ -34,6 +35,7 @@ def rows_of(levels: list[Tensor]) -> Tensor:
     return torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in levels])
 
 
+@pytest.mark.parametrize("bins", [None, 5])
 @pytest.mark.parametrize("tower", ["classification", "box"])
 @pytest.mark.parametrize(
     "cells",
@@ -41,10 +43,10 @@ def rows_of(levels: list[Tensor]) -> Tensor:
     ids=["first", "last", "borders", "levels", "none"],
 )
 def test_outputs_and_gradients_at_the_cells_are_those_of_whole_maps(
-    tower: str, cells: list[int], monkeypatch: pytest.MonkeyPatch
+    tower: str, cells: list[int], bins: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.network.retinanet.MOST", 1.0)
-    module = head(confidence=ConfidenceConfig(tower=tower))  # type: ignore[arg-type]
+    monkeypatch.setattr("model.network.convolution.MOST", 1.0)
+    module = head(confidence=ConfidenceConfig(tower=tower), box=BoxConfig(bins=bins))  # type: ignore[arg-type]
     chosen = torch.tensor(cells, dtype=torch.int64)
     results = []
     for asked in (None, chosen):
@@ -52,12 +54,15 @@ def test_outputs_and_gradients_at_the_cells_are_those_of_whole_maps(
         predictions = module(features, asked)
         assert predictions.confidence_logits is not None
         deltas, confidence = rows_of(predictions.box_deltas), rows_of(predictions.confidence_logits)
+        assert (predictions.edge_logits is None) == (bins is None)
+        edges = rows_of(predictions.edge_logits or predictions.box_deltas)
         if asked is not None:
             elsewhere = torch.ones(NUM_CELLS, dtype=torch.bool).index_fill(0, chosen, False)
-            assert not deltas[elsewhere].any()
-        (deltas[chosen].square().sum() + confidence[chosen].sin().sum()).backward()
+            assert not deltas[elsewhere].any() and not edges[elsewhere].any()
+        (deltas[chosen].square().sum() + confidence[chosen].sin().sum() + edges[chosen].cos().sum()).backward()
         gradients = [parameter.grad for parameter in module.parameters()]
-        results.append([deltas[chosen], confidence[chosen], *gradients, *(level.grad for level in features)])
+        outputs = [deltas[chosen], confidence[chosen], edges[chosen]]
+        results.append([*outputs, *gradients, *(level.grad for level in features)])
         module.zero_grad()
     for dense, sparse in zip(*results, strict=True):
         if dense is not None and sparse is not None:
@@ -94,8 +99,9 @@ def test_maps_hold_their_rows_at_the_cells() -> None:
     assert sum(level.abs().sum() for level in levels) == 10
 
 
-def test_a_detector_has_the_same_losses_and_gradients_either_way() -> None:
-    config = ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=4)
+@pytest.mark.parametrize("box", [BoxConfig(), BoxConfig(loss="giou", bins=9)], ids=["deltas", "edges"])
+def test_a_detector_has_the_same_losses_and_gradients_either_way(box: BoxConfig) -> None:
+    config = ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=4, box=box)
     detector = build_detector(config, num_classes=3, seed=0).double()
     grid = anchor_grid((128, 160))
     truth = GroundTruth(

@@ -13,7 +13,7 @@ from model.assignment.samples import Assignment, loss_normalizer
 from model.training.losses import detector_losses
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda
-from tests.model.training.test_step_cuda import HEADS, SHAPE, said, truth_of
+from tests.model.training.test_step_cuda import HEADS, SETTINGS, SHAPE, said, truth_of
 
 SHAPES_OF_COCO = [
     *((608, side) for side in (608, 800, 832, 896, 928, 1024)),
@@ -29,17 +29,17 @@ def compiled(function: Callable[..., Any]) -> tuple[Callable[..., Any], CompileC
     return torch.compile(function, backend=counter, fullgraph=True, dynamic=False), counter
 
 
-@pytest.mark.parametrize("head", ["plain", "weighted"])
-def test_the_network_is_one_graph(head: str) -> None:
+@pytest.mark.parametrize("kind", ["plain", "weighted", "edges", "gflv2", "dfine"])
+def test_the_network_is_one_graph(kind: str) -> None:
     with imagined_cuda(compiling=True):
-        network, counter = compiled(detector_on_cuda(small(confidence=HEADS[head])))
+        network, counter = compiled(detector_on_cuda(small(**SETTINGS[kind])))
         network(torch.zeros(2, 3, *SHAPE, device=CUDA), None)
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_matching_and_losses_are_one_graph(head: str) -> None:
-    config = small(confidence=HEADS[head])
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_matching_and_losses_are_one_graph(kind: str) -> None:
+    config = small(**SETTINGS[kind])
 
     def losses(given, grid, predictions) -> Tensor:
         truth = truth_of(given)

@@ -1,6 +1,7 @@
 """A step on an imagined GPU: nothing waits for a value, and nothing goes to the GPU but the batch."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from model.training.step import TrainingStep
 from tests import assignments
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda, watched
+from tests.model.training.test_losses_kinds import KINDS
 
 SHAPE = (64, 96)
 HEADS = {
@@ -28,6 +30,7 @@ HEADS = {
     "gfocal": ConfidenceConfig(loss="gfocal", negative_weight=1e-3),
     "smooth L1": ConfidenceConfig(loss="smooth_l1", loss_on="logit"),
 }
+SETTINGS: dict[str, dict[str, Any]] = {**{name: {"confidence": branch} for name, branch in HEADS.items()}, **KINDS}
 
 
 def batch(num_boxes: int, device: torch.device | str = "cpu", shape: tuple[int, int] = SHAPE) -> Batch:
@@ -56,15 +59,16 @@ def said(
     def maps(size: int) -> list[Tensor]:
         return [torch.zeros(2, 9 * size, *cells, device=device, requires_grad=True) for cells in grid.level_sizes]
 
-    predictions = Predictions(maps(3), maps(4), maps(1) if config.confidence else None)
+    edges = maps(4 * config.box.bins) if config.box.bins else None
+    predictions = Predictions(maps(3), maps(4), maps(1) if config.confidence else None, edges)
     return batch(num_boxes, device, shape), grid, predictions
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("head", HEADS)
-def test_a_step_sends_its_batch_and_waits_for_nothing(head: str, precision: str) -> None:
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_step_sends_its_batch_and_waits_for_nothing(kind: str, precision: str) -> None:
     config = TrainConfig(
-        model=small(confidence=HEADS[head]),
+        model=small(**SETTINGS[kind]),
         schedule=ScheduleConfig(gradient_clip=1.0, optimizer="adamw" if precision == "float32" else "sgd"),
         precision=precision,  # type: ignore[arg-type]
     )
@@ -143,9 +147,9 @@ def test_matching_waits_for_nothing(num_boxes: int) -> None:
 
 
 @pytest.mark.parametrize("rule", ["paper", "torchvision"])
-@pytest.mark.parametrize("head", HEADS)
-def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: AnchorRule) -> None:
-    config = replace(small(confidence=HEADS[head]), anchor_rule=rule)
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_losses_and_their_gradients_wait_for_nothing(kind: str, rule: AnchorRule) -> None:
+    config = replace(small(**SETTINGS[kind]), anchor_rule=rule)
     with imagined_cuda():
         given, grid, predictions = said(config)
         assigned = torch.zeros(2, len(grid.boxes), dtype=torch.int64, device=CUDA)
@@ -155,4 +159,5 @@ def test_losses_and_their_gradients_wait_for_nothing(head: str, rule: AnchorRule
             losses.total.backward()
         assert losses.total.device == CUDA
         levels = [predictions.class_logits, predictions.box_deltas, predictions.confidence_logits or []]
+        levels.append(predictions.edge_logits or [])
         assert all(level.grad is not None and level.grad.device == CUDA for maps in levels for level in maps)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from model.config import ConfidenceConfig, DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.config import (
+    BoxConfig,
+    ClassificationConfig,
+    ConfidenceConfig,
+    DataConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from orchestrator.experiment.estimate import (
     BACKBONES,
     Kind,
@@ -166,6 +174,15 @@ def test_training_images_come_from_the_config_the_folder_or_what_coco_published(
         *(ModelConfig(backbone=name) for name in BACKBONES),  # type: ignore[arg-type]
         ModelConfig(backbone="resnet18_half", backbone_norm="group", channels=64, tower_depth=2, tower_norm="group"),
         ModelConfig(backbone="resnet18_quarter", confidence=None, pyramid_extra_from="p5", channels=32, tower_depth=1),
+        ModelConfig(backbone="resnet18_quarter", box=BoxConfig(bins=17)),
+        *(
+            ModelConfig(
+                backbone="resnet18_quarter",
+                box=BoxConfig(bins=bins),
+                classification=ClassificationConfig(edge_quality=kind),  # type: ignore[arg-type]
+            )
+            for kind, bins in (("gflv2", 17), ("dfine", 3))
+        ),
     ],
 )
 @pytest.mark.parametrize("num_classes", [6, 80])
