@@ -1,5 +1,7 @@
 """SimOTA: each box takes as many anchors as its best IoUs add up to, those that cost the least."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,8 @@ from model.assignment.costs import BLOCK, background_cost, order_key, softplus
 from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
 from model.network.anchors import STRIDES, AnchorGrid, cell_centers, valid_anchors
 from model.network.overlaps import aligned_iou
+
+warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
 
 LAST = torch.iinfo(torch.int64).max
 """Behind every key: an anchor that is no candidate."""
@@ -50,40 +54,30 @@ def sim_ota(
         [B, N] int64: index into `truth` (0 to M-1), or NEGATIVE, INVALID.
     """
     valid = valid_anchors(grid, padded_sizes)
-    num_images, num_anchors = valid.shape
     num_boxes = len(truth.boxes)
     if not num_boxes:
         return torch.full(valid.shape, NEGATIVE, device=valid.device).masked_fill_(~valid, INVALID)
-    inside, candidates = _regions(grid, valid, truth, radius)
+    both, candidates = _regions(grid, truth, len(valid), radius)
     background = background_cost(predicted.class_logits, softplus)
-    order = torch.arange(num_boxes, device=valid.device)
     cheapest = torch.full(valid.shape, LAST, device=valid.device)
     taken = []
     # So many boxes at a time that memory does not grow with their number.
-    for rows in order.split(max(1, BLOCK // num_anchors)):
+    for rows in torch.arange(num_boxes, device=valid.device).split(max(1, BLOCK // len(grid.boxes))):
         image = truth.image_index[rows]
-        iou = aligned_iou(predicted.boxes[image], truth.boxes[rows, None]).mul_(candidates[rows])
+        usable = _of_anchors(candidates[rows], grid) & valid[image]
+        iou = aligned_iou(predicted.boxes[image], truth.boxes[rows, None]).mul_(usable)
         own = predicted.class_logits[image, :, truth.labels[rows]]
         # Cross entropy towards 1 is that towards 0 less the logit.
         cost = (background[image] - own).sub_((iou + 1e-7).log_(), alpha=iou_weight)
-        key = order_key(cost) + (~inside[rows]).long().bitwise_left_shift_(BITS)
-        key = key.bitwise_left_shift_(BITS).masked_fill_(~candidates[rows], LAST)
+        key = order_key(cost).add_(_of_anchors(~both[rows], grid), alpha=2**BITS)
+        key = key.bitwise_left_shift_(BITS).masked_fill_(~usable, LAST)
         taken.append(_take(key, iou, top_k))
         cheapest.index_reduce_(0, image, key.bitwise_or_(rows[:, None]), "amin")
-    # One place more, for what is not taken.
-    places = torch.cat(taken)
-    places = torch.where(places < 0, valid.numel(), truth.image_index[:, None] * num_anchors + places).flatten()
-    count = torch.zeros(valid.numel() + 1, dtype=torch.int32, device=valid.device)
-    count = count.scatter_add_(0, places, torch.ones_like(places, dtype=torch.int32))[:-1].view(valid.shape)
-    taker = torch.full((valid.numel() + 1,), NEGATIVE, device=valid.device)
-    boxes = order[:, None].expand(len(order), len(places) // num_boxes).flatten()
-    taker = taker.scatter_reduce_(0, places, boxes, "amax")[:-1].view(valid.shape)
-    assigned = torch.where(count > 1, cheapest.bitwise_and_(2**BITS - 1), taker)
-    return assigned.masked_fill_(~valid, INVALID)
+    return _shared_out(torch.cat(taken), cheapest, truth).masked_fill_(~valid, INVALID)
 
 
-def _regions(grid: AnchorGrid, valid: Tensor, truth: GroundTruth, radius: float) -> tuple[Tensor, Tensor]:
-    """[M, N] whether an anchor's centre lies both in a box and near its centre; whether it is a candidate at all."""
+def _regions(grid: AnchorGrid, truth: GroundTruth, num_images: int, radius: float) -> tuple[Tensor, Tensor]:
+    """[M, C] whether a cell's centre lies both in a box and near its centre; whether its anchors are candidates."""
     centers = cell_centers(grid)
     reach = torch.cat(
         [
@@ -96,14 +90,14 @@ def _regions(grid: AnchorGrid, valid: Tensor, truth: GroundTruth, radius: float)
     in_box = ((centers > low) & (centers < high)).all(dim=2)
     near = ((centers > middle - reach) & (centers < middle + reach)).all(dim=2)
     has_area = (high > low).all(dim=2)
-    counts = torch.zeros(len(valid), len(centers), dtype=torch.int32, device=valid.device)
+    counts = torch.zeros(num_images, len(centers), dtype=torch.int32, device=centers.device)
     counts.index_add_(0, truth.image_index, ((in_box | near) & has_area).int())
-    candidates = (counts[truth.image_index] > 0) & has_area
+    return in_box & near, (counts[truth.image_index] > 0) & has_area
 
-    def of_anchors(per_cell: Tensor) -> Tensor:
-        return per_cell[:, :, None].expand(-1, -1, grid.anchors_per_cell).flatten(1)
 
-    return of_anchors(in_box & near), of_anchors(candidates) & valid[truth.image_index]
+def _of_anchors(per_cell: Tensor, grid: AnchorGrid) -> Tensor:
+    """[M, C] of cells -> [M, N] of their anchors."""
+    return per_cell[:, :, None].expand(-1, -1, grid.anchors_per_cell).flatten(1)
 
 
 def _take(key: Tensor, iou: Tensor, top_k: int) -> Tensor:
@@ -121,3 +115,22 @@ def _take(key: Tensor, iou: Tensor, top_k: int) -> Tensor:
     least = (key | place).topk(top_k, dim=1, largest=False).values
     takes = (torch.arange(top_k, device=key.device) < wanted) & (least >> BITS != LAST >> BITS)
     return torch.where(takes, least & (2**BITS - 1), -1)
+
+
+def _shared_out(places: Tensor, cheapest: Tensor, truth: GroundTruth) -> Tensor:
+    """[B, N] the box that takes an anchor, the cheapest of the image where several do, or NEGATIVE.
+
+    Args:
+        places: [M, k] anchors that each box takes, or -1.
+        cheapest: [B, N] keys of the lowest cost, with the box in the last bits.
+        truth: M boxes.
+    """
+    num_anchors = cheapest.numel()
+    at = truth.image_index[:, None] * cheapest.shape[1] + places
+    # One place more, for what is not taken.
+    at = torch.where(places < 0, num_anchors, at).flatten()
+    box = torch.arange(len(places), device=at.device)[:, None].expand_as(places).flatten()
+    taker = box.new_full((num_anchors + 1,), NEGATIVE).scatter_reduce_(0, at, box, "amax")
+    count = torch.zeros_like(taker).scatter_add_(0, at, torch.ones_like(at))
+    assigned = torch.where(count[:-1] > 1, cheapest.flatten() & (2**BITS - 1), taker[:-1])
+    return assigned.view(cheapest.shape)
