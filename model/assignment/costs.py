@@ -23,7 +23,7 @@ def background_cost(class_logits: Tensor, cost: LogitCost) -> Tensor:
         class_logits: [B, N, K].
         cost: of each logit.
     """
-    rows = class_logits.flatten(0, 1).split(max(1, BLOCK // max(1, class_logits.shape[2])))
+    rows = torch.split(class_logits.flatten(0, 1), max(1, BLOCK // max(1, class_logits.shape[2])))
     sums = [cost(block).sum(dim=1) for block in rows]
     return torch.cat(sums).view(class_logits.shape[:2]) if sums else class_logits.new_zeros(class_logits.shape[:2])
 

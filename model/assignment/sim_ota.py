@@ -62,7 +62,7 @@ def sim_ota(
     cheapest = torch.full(valid.shape, LAST, device=valid.device)
     taken = []
     # So many boxes at a time that memory does not grow with their number.
-    for rows in torch.arange(num_boxes, device=valid.device).split(max(1, BLOCK // len(grid.boxes))):
+    for rows in torch.split(torch.arange(num_boxes, device=valid.device), max(1, BLOCK // len(grid.boxes))):
         image = truth.image_index[rows]
         usable = _of_anchors(candidates[rows], grid) & valid[image]
         iou = aligned_iou(predicted.boxes[image], truth.boxes[rows, None]).mul_(usable)

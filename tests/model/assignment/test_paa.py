@@ -1,4 +1,4 @@
-"""PAA: which candidates of a box learn it; scikit-learn's Gaussian mixture, which the released code uses, is a judge."""
+"""PAA: which candidates of a box learn it; a judge is scikit-learn's Gaussian mixture, which the released code uses."""
 
 import math
 from collections.abc import Sequence
@@ -194,7 +194,7 @@ def by_the_book(scene: Scene, *, top_k: int, iou: float) -> list[int]:
         if candidates:
             limit = scikit_learns(cost[candidates].numpy())[1] if len(candidates) > 1 else np.inf
             result[[place for place in candidates if float(cost[place]) <= limit]] = number
-    return result.tolist()  # type: ignore[no-any-return]
+    return result.tolist()
 
 
 @pytest.mark.parametrize("seed", [5, 6])
