@@ -114,6 +114,9 @@ def test_only_boxes_with_area_take_anchors() -> None:
     scene = hand_made(NEAR[:2], [(20, 20, 20, 20), BOX, (20, 10, 20, 30)], [BOX, HALF], [[0.0], [0.0]])
     assert taken(scene) == [1, NEGATIVE]
     assert taken(hand_made(NEAR[:2], [(20, 20, 20, 20)], [BOX, HALF], [[0.0], [0.0]])) == [NEGATIVE] * 2
+    # Nor do they make candidates for others: with two, the box would take both.
+    scene = hand_made([NEAR[0], around(100, 100)], [BOX, (100, 100, 100, 100)], [BOX, BOX], [[0.0], [0.0]])
+    assert taken(scene) == [0, NEGATIVE]
 
 
 def test_extreme_logits_and_perfect_boxes_keep_the_order_of_costs() -> None:
