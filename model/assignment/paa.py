@@ -1,15 +1,17 @@
 """PAA: two Gaussians on the costs of a box's candidates say which of them learn it."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.assignment.costs import background_cost, order_key, softplus
-from model.assignment.max_iou import max_iou
+from model.assignment.costs import BLOCK, background_cost, order_key, softplus
 from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
 from model.network.anchors import AnchorGrid, valid_anchors
-from model.network.overlaps import aligned_giou
+from model.network.overlaps import aligned_giou, pairwise_iou
+
+warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """Of the class cost; the paper's, whatever loss the detector learns with."""
@@ -21,7 +23,7 @@ TOLERANCE = 1e-3
 LEAST_VARIANCE = 1e-6
 """Added to each variance, so that costs that are equal have a density; as in the released code."""
 BITS = 31
-"""Of a cost's key."""
+"""Of the key of a cost or an IoU, and of a box's number."""
 
 
 def paa(
@@ -52,10 +54,11 @@ def paa(
     Returns:
         [B, N] int64: index into `truth` (0 to M-1), or NEGATIVE, INVALID.
     """
-    owner = _owners(grid, padded_sizes, truth, iou)
+    valid = valid_anchors(grid, padded_sizes)
     num_boxes = len(truth.boxes)
     if not num_boxes:
-        return owner
+        return torch.full(valid.shape, NEGATIVE, device=valid.device).masked_fill_(~valid, INVALID)
+    owner = _owners(grid, valid, truth, iou)
     cost = _costs(predicted, truth, owner)
     places = _candidates(cost, owner, grid, num_boxes, top_k)
     costs, usable = cost.flatten()[places.clamp(min=0)], places >= 0
@@ -64,7 +67,7 @@ def paa(
     assigned = owner.new_full((owner.numel() + 1,), NEGATIVE)
     box = torch.arange(num_boxes, device=owner.device)[:, None].expand_as(places)
     assigned.scatter_(0, torch.where(learns, places, owner.numel()).flatten(), box.flatten())
-    return assigned[:-1].view(owner.shape).masked_fill_(~valid_anchors(grid, padded_sizes), INVALID)
+    return assigned[:-1].view(owner.shape).masked_fill_(~valid, INVALID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +130,25 @@ def _fit_to_shares(values: Tensor, share: Tensor) -> Mixture:
     return Mixture(mass / mass.sum(dim=1, keepdim=True), means, (share * apart).sum(dim=1) / mass + LEAST_VARIANCE)
 
 
-def _owners(grid: AnchorGrid, padded_sizes: Tensor, truth: GroundTruth, iou: float) -> Tensor:
-    """[B, N] the box that each anchor belongs to, or NEGATIVE, INVALID."""
-    # Boxes without area lie in an image of their own, which has no anchors.
-    has_area = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(dim=1)
-    image_index = torch.where(has_area, truth.image_index, len(padded_sizes))
-    sizes = torch.cat([padded_sizes, padded_sizes.new_zeros(1, 2)])
-    moved = GroundTruth(truth.boxes, truth.labels, image_index)
-    return max_iou(grid, sizes, moved, positive_iou=iou, negative_iou=iou)[:-1]
+def _owners(grid: AnchorGrid, valid: Tensor, truth: GroundTruth, least_iou: float) -> Tensor:
+    """[B, N] the box that each valid anchor belongs to, or NEGATIVE: max-IoU assignment from `least_iou` on.
+
+    The first box wins on ties of IoU; the later one an anchor that is the best of both.
+    """
+    has_area = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(dim=1, keepdim=True)
+    nearest, claims = (torch.full(valid.shape, -1, device=valid.device) for _ in range(2))
+    # So many boxes at a time that memory does not grow with their number.
+    for rows in torch.split(torch.arange(len(truth.boxes), device=valid.device), max(1, BLOCK // len(grid.boxes))):
+        image = truth.image_index[rows]
+        iou = pairwise_iou(truth.boxes[rows], grid.boxes).masked_fill_(~(valid[image] & has_area[rows]), -1.0)
+        earlier = 2**BITS - 1 - rows[:, None]
+        key = order_key(iou).bitwise_left_shift_(BITS).add_(earlier).masked_fill_(iou < 0, -1)
+        nearest.index_reduce_(0, image, key, "amax")
+        is_best = (iou > 0) & (iou == iou.amax(dim=1, keepdim=True))
+        claims.index_reduce_(0, image, torch.where(is_best, rows[:, None], -1), "amax")
+    reaches = (nearest >> BITS).int().view(torch.float32) >= least_iou  # NaN, which reaches nothing, where no box is
+    owner = torch.where(reaches, 2**BITS - 1 - (nearest & (2**BITS - 1)), NEGATIVE)
+    return torch.where(claims >= 0, claims, owner)
 
 
 def _costs(predicted: Predicted, truth: GroundTruth, owner: Tensor) -> Tensor:

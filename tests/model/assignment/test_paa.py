@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from model.assignment import costs, paa
+from model.assignment.max_iou import max_iou
 from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
 from model.network.anchors import AnchorGrid, anchor_grid, valid_anchors
 from model.network.overlaps import pairwise_iou
@@ -132,11 +133,25 @@ def test_an_image_is_assigned_the_same_whatever_else_is_in_its_batch() -> None:
     assert set(range(6)) <= set(whole[2])  # every box is learnt
 
 
-def test_costs_are_the_same_however_many_logits_are_handled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [7, 5000])
+def test_anchors_are_assigned_the_same_however_much_is_handled_at_once(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene = drawn(COUNTS)
     at_once = assigned(scene)
-    monkeypatch.setattr(costs, "BLOCK", 7)
+    monkeypatch.setattr(costs, "BLOCK", block)
+    monkeypatch.setattr(paa, "BLOCK", block)
     assert torch.equal(assigned(scene), at_once)
+
+
+@pytest.mark.parametrize("iou", [0.1, 0.4])
+def test_anchors_belong_to_boxes_by_max_iou_assignment(iou: float) -> None:
+    scene = drawn(COUNTS)
+    # On a raster of 4 pixels many anchors tie.
+    truth = GroundTruth((scene.truth.boxes / 4).round() * 4, scene.truth.labels, scene.truth.image_index)
+    by_max_iou = max_iou(scene.grid, scene.padded_sizes, truth, positive_iou=iou, negative_iou=iou)
+    valid = valid_anchors(scene.grid, scene.padded_sizes)
+    assert torch.equal(paa._owners(scene.grid, valid, truth, iou).masked_fill(~valid, INVALID), by_max_iou)
 
 
 def scikit_learns(values: np.ndarray) -> tuple[np.ndarray, float]:
