@@ -222,6 +222,13 @@ def test_a_batch_is_assigned_as_its_images_one_by_one_by_the_book(seed: int) -> 
     assert {NEGATIVE, INVALID, 0, 29} <= {value for row in found for value in row}
 
 
+def test_float64_predictions_are_assigned_like_float32() -> None:
+    scene = drawn(COUNTS)
+    exact = Predicted(scene.predicted.boxes.double(), scene.predicted.class_logits.double())
+    precise = Scene(scene.grid, scene.padded_sizes, scene.truth, exact)
+    assert torch.equal(assigned(precise), assigned(scene))
+
+
 def test_nothing_waits_for_the_gpu() -> None:
     with imagined_cuda():
         grid = anchor_grid((64, 96), CUDA)

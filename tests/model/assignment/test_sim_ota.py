@@ -224,6 +224,13 @@ def test_images_without_boxes_are_background() -> None:
     assert set(found.flatten().tolist()) == {NEGATIVE, INVALID}
 
 
+def test_float64_predictions_are_assigned_like_float32() -> None:
+    scene = drawn(COUNTS)
+    exact = Predicted(scene.predicted.boxes.double(), scene.predicted.class_logits.double())
+    precise = Scene(scene.grid, scene.padded_sizes, scene.truth, exact)
+    assert torch.equal(assigned(precise), assigned(scene))
+
+
 def test_nothing_waits_for_the_gpu() -> None:
     with imagined_cuda():
         grid = anchor_grid((64, 96), CUDA)
