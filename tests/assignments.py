@@ -10,7 +10,7 @@ from model.config import AssignmentConfig, ModelConfig
 from model.network.anchors import AnchorGrid, decode
 
 Box = Sequence[float]
-KINDS = ("max_iou", "atss", "task_aligned")
+KINDS = ("max_iou", "atss", "task_aligned", "sim_ota", "paa")
 """Rules that are tested for what all of them promise."""
 BY_PREDICTION = tuple(kind for kind in KINDS if AssignmentConfig(kind=kind).by_prediction)  # type: ignore[arg-type]
 SIZES = torch.tensor([[64, 96], [32, 96], [64, 32], [64, 64]])

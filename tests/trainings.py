@@ -46,14 +46,16 @@ LADDER = {
         classification=ClassificationConfig(loss="qfl", quality="alignment"),
         box=BoxConfig(loss="ciou"),
     ),
-    "max_iou, ia_bce, diou, gflv2": replace(
+    "sim_ota, ia_bce, diou, gflv2": replace(
         MODEL,
+        assignment=AssignmentConfig(kind="sim_ota"),
         confidence=None,
         classification=ClassificationConfig(loss="ia_bce", edge_quality="gflv2"),
         box=BoxConfig(loss="diou", bins=4),
     ),
-    "max_iou, mal, iou, dfine": replace(
+    "paa, mal, iou, dfine": replace(
         MODEL,
+        assignment=AssignmentConfig(kind="paa"),
         confidence=None,
         classification=ClassificationConfig(loss="mal", edge_quality="dfine"),
         box=BoxConfig(loss="iou", bins=4),

@@ -4,7 +4,9 @@ from torch import Tensor
 
 from model.assignment.atss import atss
 from model.assignment.max_iou import max_iou
+from model.assignment.paa import paa
 from model.assignment.samples import Assignment, GroundTruth, Predicted
+from model.assignment.sim_ota import sim_ota
 from model.assignment.task_aligned import task_aligned
 from model.config import ModelConfig
 from model.network.anchors import AnchorGrid
@@ -37,4 +39,7 @@ def assign(
     if rule.kind == "task_aligned":
         alpha, beta = rule.alignment_class, rule.alignment_iou
         return task_aligned(grid, padded_sizes, truth, predicted, top_k=top_k, alpha=alpha, beta=beta)
-    raise NotImplementedError(rule.kind)
+    if rule.kind == "sim_ota":
+        radius, weight = rule.ota_radius, rule.ota_iou_weight
+        return Assignment(sim_ota(grid, padded_sizes, truth, predicted, top_k=top_k, radius=radius, iou_weight=weight))
+    return Assignment(paa(grid, padded_sizes, truth, predicted, top_k=top_k, iou=rule.paa_iou))
