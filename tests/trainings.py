@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.config import (
+    AssignmentConfig,
+    BoxConfig,
+    ClassificationConfig,
+    ConfidenceConfig,
+    DataConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from model.training.loop import Progress, train
 
 MODEL = ModelConfig(
@@ -23,6 +32,37 @@ CONFIG = TrainConfig(
     global_batch=8,
     seed=1,
 )
+LADDER = {
+    "atss, vfl, giou": replace(
+        MODEL,
+        assignment=AssignmentConfig(kind="atss"),
+        classification=ClassificationConfig(loss="vfl"),
+        box=BoxConfig(loss="giou", loss_weight=2.0),
+        confidence=ConfidenceConfig(target="centerness"),
+    ),
+    "task_aligned, qfl, ciou": replace(
+        MODEL,
+        assignment=AssignmentConfig(kind="task_aligned"),
+        classification=ClassificationConfig(loss="qfl", quality="alignment"),
+        box=BoxConfig(loss="ciou"),
+    ),
+    "sim_ota, ia_bce, diou, gflv2": replace(
+        MODEL,
+        assignment=AssignmentConfig(kind="sim_ota"),
+        confidence=None,
+        classification=ClassificationConfig(loss="ia_bce", edge_quality="gflv2"),
+        box=BoxConfig(loss="diou", bins=4),
+    ),
+    "paa, mal, iou, dfine": replace(
+        MODEL,
+        assignment=AssignmentConfig(kind="paa"),
+        confidence=None,
+        classification=ClassificationConfig(loss="mal", edge_quality="dfine"),
+        box=BoxConfig(loss="iou", bins=4),
+    ),
+}
+"""Detectors with each way to assign anchors, and to learn classes, boxes and the quality of boxes, at least once; those
+that RetinaNet-Conf takes are in MODEL."""
 SPEEDS = {"perf/images_per_s", "perf/eta_s"}
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.network.anchors import NUM_ANCHORS, AnchorGrid
+from model.network.anchors import NUM_ANCHORS, AnchorGrid, decode
+from model.network.retinanet import Predictions, flat
 
 NEGATIVE = -1
 IGNORED = -2
@@ -34,6 +35,18 @@ class Predicted:
     """[B, N, K] float32."""
 
 
+def predicted(predictions: Predictions, grid: AnchorGrid) -> Predicted:
+    """What an assignment reads of the raw outputs for B images at N anchors."""
+    num_classes = predictions.class_logits[0].shape[1] // NUM_ANCHORS
+    with torch.no_grad():
+        # bfloat16 has 8 bits: the IoU of a decoded box would be off by up to 0.006.
+        deltas, logits = (
+            values.to(torch.promote_types(values.dtype, torch.float32))
+            for values in (flat(predictions.box_deltas, 4), flat(predictions.class_logits, num_classes))
+        )
+        return Predicted(decode(grid.boxes, deltas), logits)
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """What each anchor of a batch of B images with M boxes learns."""
@@ -42,6 +55,43 @@ class Assignment:
     """[B, N] int64: index of a box (0 to M-1), or NEGATIVE, IGNORED, INVALID."""
     alignment: Tensor | None = None
     """[B, N] how well a positive's prediction is aligned with its box, 0 to 1, where the rule measures it (TOOD)."""
+
+
+def best(values: Tensor, count: int, *, largest: bool = True) -> Tensor:
+    """[M, count] places of the largest or smallest of each row of values [M, n], none below 0; on ties the lower place.
+
+    topk alone takes any of equal values, and not the same ones on each device.
+    """
+    # The bits of floats from 0 on rise with them; with the place below, no two keys are equal.
+    bits = values.float().view(torch.int32).long()
+    place = torch.arange(values.shape[1], device=values.device)
+    keys = (bits if largest else -bits) * 2**32 - place
+    return keys.topk(min(count, values.shape[1]), dim=1).indices
+
+
+def shared_out(anchors: Tensor, iou: Tensor, wanted: Tensor, truth: GroundTruth, valid: Tensor) -> Tensor:
+    """Let each anchor learn, of the boxes that want it, the one with the largest IoU; the first on ties.
+
+    Args:
+        anchors: [M, C] candidates of each box, none twice.
+        iou: [M, C] of the box with the anchor, or with what is predicted there.
+        wanted: [M, C] whether the box wants the candidate.
+        truth: M boxes.
+        valid: [B, N] from valid_anchors.
+
+    Returns:
+        [B, N] int64: index into `truth`, or NEGATIVE, INVALID.
+    """
+    place = anchors + truth.image_index[:, None] * valid.shape[1]  # in [B*N]
+    iou = iou.masked_fill(~wanted, -1.0)
+    most = iou.new_full((valid.numel(),), -1.0).scatter_reduce_(0, place.flatten(), iou.flatten(), "amax")
+    order = torch.arange(len(anchors), dtype=torch.int32, device=anchors.device)[:, None].expand_as(anchors)
+    none = torch.iinfo(torch.int32).max
+    order = order.masked_fill(~wanted | (iou != most[place]), none)
+    first = torch.full((valid.numel(),), none, dtype=torch.int32, device=anchors.device)
+    first.scatter_reduce_(0, place.flatten(), order.flatten(), "amin")
+    assigned = torch.where(first < none, first.long(), NEGATIVE).view(valid.shape)
+    return assigned.masked_fill_(~valid, INVALID)
 
 
 def loss_normalizer(assigned: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model.assignment.assign import assign
-from model.assignment.samples import GroundTruth
-from model.config import DataConfig, InferenceConfig
+from model.assignment.samples import GroundTruth, Predicted, predicted
+from model.config import DataConfig, InferenceConfig, ModelConfig
 from model.data.images import STRIDE, Batch, padded_shape, resize_shape
 from model.data.split import CocoData
 from model.evaluation.batched_counting import (
@@ -34,7 +34,7 @@ from model.inference.postprocess import pool, shortlist
 from model.inference.predictor import Precision, forward_passes, load_batch, predict_batch
 from model.inference.table import DetectionTable
 from model.machine import shorten_sockets
-from model.network.anchors import anchor_grid
+from model.network.anchors import anchor_grid, decode
 from model.network.finite import NonFiniteError, refusal
 from model.network.retinanet import RetinaNetConf, for_inference
 from model.parallel import gather, map_in_order, one_thread_each, world
@@ -221,11 +221,18 @@ def _score_batch(
     counting: bool,
 ) -> list[list[Part]]:
     """For each image of a batch, a part for each setting."""
-    numbers = _num_positive_anchors(detector, batch).tolist() if counting else [None] * len(batch.image_ids)
-    found: list[dict[int, Part]] = [{} for _ in numbers]
+    found: list[dict[int, Part]] = [{} for _ in batch.image_ids]
+    rules = detector.config
+    numbers: list[int | None] = [None] * len(found)
+    if counting and not rules.assignment.by_prediction:
+        numbers = _num_positive_anchors(rules, batch).tolist()
     for precision, places in _by_precision(settings).items():
         images = predict_batch(detector, batch, data.category_ids, images_per_pass, precision)
-        for number, image, parts in zip(numbers, images, found, strict=True):
+        for which, (image, parts) in enumerate(zip(images, found, strict=True)):
+            number = numbers[which]
+            if counting and rules.assignment.by_prediction:
+                said = Predicted(decode(image.grid.boxes, image.box_deltas)[None], image.class_logits[None])
+                number = int(_num_positive_anchors(rules, _one_image(batch, which), said))
             lists = [shortlist(image, settings[place]) for place in places]
             objects = objects_of(data, int(np.searchsorted(data.image_ids, image.image_id)))
             parts.update(zip(places, image_parts(pool(image, lists), lists, objects, number), strict=True))
@@ -251,19 +258,18 @@ def _score_on_device(
     objects = batch_objects([objects_of(data, place) for place in np.searchsorted(data.image_ids, image_ids).tolist()])
     with lane:
         batch = batch.to(next(detector.parameters()).device)
-        numbers = _num_positive_anchors(detector, batch) if counting else None
         try:
             found = _find_on_device(
                 networks, batch, settings, images_per_pass, image_ids, category_ids, objects if counting else None
             )
         except NonFiniteError as error:  # told of outputs alone, which do not know whose they are
             raise refusal(detector, str(error)) from error
-        positives = None if numbers is None else to_host([numbers])[0]
+        positives = to_host([one.positives for one in found if one.positives is not None]) if counting else []
     parts: dict[int, Part] = {}
-    for one in found:
+    for which, one in enumerate(found):
         kept = with_ious(one.kept, one.ends, objects, category_ids)
         parts[one.place] = Part(kept, None)
-        if one.counted is not None and positives is not None:
+        if one.counted is not None:
             parts[one.place] = batch_part(
                 one.counted,
                 one.number,
@@ -273,7 +279,7 @@ def _score_on_device(
                 objects,
                 image_ids,
                 category_ids,
-                positives,
+                positives[which],
             )
     return [parts[place] for place in range(len(settings))]
 
@@ -290,6 +296,8 @@ class _Found:
     counted: Counted | None
     number: int
     """Of the setting, among those that were counted together."""
+    positives: Tensor | None
+    """[B] anchors that training would assign an object; None where nothing is counted."""
 
 
 def _find_on_device(
@@ -302,19 +310,25 @@ def _find_on_device(
     objects: BatchObjects | None,
 ) -> list[_Found]:
     """Everything that needs the device, whose memory is free again afterwards; `objects` are None if none count."""
-    found = []
+    found: list[_Found] = []
+    positives = None
     for precision, places in _by_precision(settings).items():
         network = networks[precision]
         grid = anchor_grid(batch.shape, batch.images.device, network.config.anchor_rule)
         ((_, predictions),) = forward_passes(network, batch, images_per_pass, precision)
         images = of_batch(predictions, grid, batch.sizes, batch.sizes / batch.original_sizes)
+        by_prediction = network.config.assignment.by_prediction
+        if objects is not None and (by_prediction or positives is None):
+            said = predicted(predictions, grid) if by_prediction else None
+            positives = _num_positive_anchors(network.config, batch, said)
+            del said
         del predictions
         chosen = [settings[place] for place in places]
         for scored, tables, count in detect(images, chosen, image_ids, category_ids):
             counted = None if objects is None else count_candidates(images, scored, objects)
             for number, (place, table) in enumerate(zip(scored.places, tables, strict=True)):
                 ends = np.cumsum([0, *count[:, number]])
-                found.append(_Found(places[place], table, ends, counted, number))
+                found.append(_Found(places[place], table, ends, counted, number, positives))
     return found
 
 
@@ -380,14 +394,33 @@ def _same_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = chosen
 
 
-def _num_positive_anchors(detector: RetinaNetConf, batch: Batch) -> Tensor:
-    """[B] anchors of each image that training would assign an object."""
-    rules = detector.config
+def _num_positive_anchors(rules: ModelConfig, batch: Batch, said: Predicted | None = None) -> Tensor:
+    """[B] anchors of each image that training would assign an object, where it assigns by predictions by these ones.
+
+    Args:
+        rules: of the detector.
+        batch: B images.
+        said: of them, where the rule looks at predictions.
+    """
     grid = anchor_grid(batch.shape, batch.boxes.device, rules.anchor_rule)
     truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
     padded = (batch.sizes + STRIDE - 1) // STRIDE * STRIDE
-    assigned = assign(grid, padded, truth, rules).assigned
+    assigned = assign(grid, padded, truth, rules, said).assigned
     return (assigned >= 0).sum(dim=1)
+
+
+def _one_image(batch: Batch, place: int) -> Batch:
+    """The image at this place of a batch, with its boxes; on the CPU."""
+    mine, one = batch.image_index == place, slice(place, place + 1)
+    return Batch(
+        images=batch.images[one],
+        sizes=batch.sizes[one],
+        boxes=batch.boxes[mine],
+        labels=batch.labels[mine],
+        image_index=batch.image_index[mine] - place,
+        image_ids=batch.image_ids[one],
+        original_sizes=batch.original_sizes[one],
+    )
 
 
 class _Batches(Dataset[Batch]):

@@ -29,9 +29,14 @@ class AnchorGrid:
     """Cells (height, width) of each level."""
 
     @property
+    def anchors_per_cell(self) -> int:
+        """NUM_ANCHORS, or what other detectors have whose numbers are compared."""
+        return len(self.boxes) // sum(height * width for height, width in self.level_sizes)
+
+    @property
     def level_lengths(self) -> list[int]:
         """Anchors of each level; they add up to N."""
-        return [height * width * NUM_ANCHORS for height, width in self.level_sizes]
+        return [height * width * self.anchors_per_cell for height, width in self.level_sizes]
 
 
 def level_sizes(image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
@@ -99,8 +104,15 @@ def valid_anchors(grid: AnchorGrid, padded_sizes: Tensor) -> Tensor:
         rows = torch.arange(height, device=cells.device) < cells[:, :1]
         columns = torch.arange(width, device=cells.device) < cells[:, 1:]
         inside = rows[:, :, None] & columns[:, None, :]
-        levels.append(inside[..., None].expand(-1, -1, -1, NUM_ANCHORS).flatten(1))
+        levels.append(inside[..., None].expand(-1, -1, -1, grid.anchors_per_cell).flatten(1))
     return torch.cat(levels, dim=1)
+
+
+def cell_centers(grid: AnchorGrid) -> Tensor:
+    """[C, 2] (x, y) on which the anchors of each cell are centred, in the flat order of the cells."""
+    first = grid.boxes[:: grid.anchors_per_cell]
+    # Whole or half pixels. Corners are rounded, and what that moves would decide between cells that are equally far.
+    return (first[:, :2] + first[:, 2:]).round() * 0.5
 
 
 def encode(anchors: Tensor, boxes: Tensor) -> Tensor:

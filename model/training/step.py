@@ -1,4 +1,8 @@
-"""One update of a detector: matching, forward pass, losses, backward pass, optimizer; on CUDA replayed as a graph."""
+"""One update of a detector: assignment, forward pass, losses, backward pass, optimizer; on CUDA replayed as a graph.
+
+A rule that looks at predictions assigns after the forward pass. Nobody knows then before the last of them by how many
+samples the global batch is divided, so losses are taken whole, and their gradients, linear in them, divided at the end.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,20 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from model.assignment.assign import assign
-from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells, predicted
 from model.config import ScheduleConfig, TrainConfig
 from model.data.images import STRIDE, Batch, normalize
 from model.network.anchors import AnchorGrid, anchor_grid
-from model.network.retinanet import RetinaNetConf
+from model.network.retinanet import Predictions, RetinaNetConf
 from model.parallel import FlatGradients, total, world, wrap
 from model.training.batches import MicroBatch, Update
 from model.training.losses import detector_losses
 
 Accumulate = Callable[["Prepared", Tensor], Tensor]
-"""Adds the gradients of a prepared micro-batch, whose losses are divided by a number [], and gives the losses, [3]."""
+"""Adds the gradients of a prepared micro-batch, whose losses are divided by a number [], and gives the three losses and
+this part of the samples, [4]."""
 BOXES = 32
 """A graph has room for so many boxes an image, and in a batch with more for the next power of two: COCO has 7 an image,
 so that each shape of batches needs one graph."""
+NOWHERE = -1e4
+"""Where the boxes that fill up a graph's room lie, in pixels: far from all anchors, and without area."""
 MOST_GRAPHS = 16
 """Shapes that are replayed as graphs; COCO has about ten at 600 x 1000. What is beyond runs operation by operation."""
 
@@ -40,6 +47,7 @@ class TrainingStep:
             use_graphs: on CUDA, record a shape of batches at its second occurrence, and replay it from then on.
         """
         self.config = config
+        self.by_prediction = config.model.assignment.by_prediction
         self.device = next(detector.parameters()).device
         on_cuda = self.device.type == "cuda"
         # On the CPU, gradients of weights come in rows, and mixing both orders costs more than it saves.
@@ -73,11 +81,11 @@ class TrainingStep:
         return self.step(self.prepare(micro_batches), rate)
 
     def prepare(self, micro_batches: Sequence[MicroBatch]) -> "list[Prepared]":
-        """Copy batches to the device and decide what their anchors learn; on CUDA beside what runs there already."""
+        """Copy batches to the device and, unless predictions decide, assign; on CUDA beside what runs there already."""
         if self._ahead is None:
-            return [self._assign(micro_batch) for micro_batch in micro_batches]
+            return [self._prepare(micro_batch) for micro_batch in micro_batches]
         with torch.cuda.stream(self._ahead):
-            return [self._assign(micro_batch) for micro_batch in micro_batches]
+            return [self._prepare(micro_batch) for micro_batch in micro_batches]
 
     def step(self, parts: "Sequence[Prepared]", rate: float) -> Tensor:
         """`update` on batches that are prepared."""
@@ -87,32 +95,56 @@ class TrainingStep:
                 part.keep()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # Before any backward pass: every part is divided by the positives of the whole global batch.
-        normalizer = total(sum((part.normalizer for part in parts), torch.zeros((), device=self.device)))
+        if self.by_prediction:
+            normalizer = torch.ones((), device=self.device)
+        else:
+            # Before any backward pass: every part is divided by the positives of the whole global batch.
+            normalizer = total(sum((part.normalizer for part in parts), torch.zeros((), device=self.device)))
         if self.gradients is None:
             self.optimizer.zero_grad(set_to_none=True)
         else:
             self.gradients.zero()
-        losses = torch.zeros(3, device=self.device)
+        sums = torch.zeros(4, device=self.device)
         with _algorithms(self.device, self.config):
             for place, part in enumerate(parts, start=1):
                 # Gradients are averaged with the last part alone, else each part would send all of them.
                 synchronise = place == len(parts) or not hasattr(self.model, "no_sync")
                 with nullcontext() if synchronise else cast(nn.parallel.DistributedDataParallel, self.model).no_sync():
-                    losses += self._accumulate(part, normalizer)
+                    sums += self._accumulate(part, normalizer)
         if self.gradients is not None:
             self.gradients.share()
+        losses = sums[:3]
+        if self.by_prediction:
+            normalizer = total(sums[3].clone())
+            self._divide_gradients(normalizer)
+            losses = losses / normalizer
         if self.config.schedule.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.detector.parameters(), self.config.schedule.gradient_clip)
         self.optimizer.step()
         return losses
 
-    def _assign(self, micro_batch: MicroBatch) -> "Prepared":
-        model, batch = self.config.model, micro_batch.batch.to(self.device)
-        grid = anchor_grid(batch.shape, self.device, model.anchor_rule)
-        truth = GroundTruth(batch.boxes, batch.labels, batch.image_index)
-        assigned = assign(grid, (batch.sizes + STRIDE - 1) // STRIDE * STRIDE, truth, model).assigned
-        return Prepared(batch, grid, assigned, loss_normalizer(assigned) * micro_batch.counts, micro_batch.counts)
+    def _divide_gradients(self, normalizer: Tensor) -> None:
+        if self.gradients is not None:
+            self.gradients.values.div_(normalizer)
+            return
+        for parameter in self.detector.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(normalizer)
+
+    def _prepare(self, micro_batch: MicroBatch) -> "Prepared":
+        batch = micro_batch.batch.to(self.device)
+        grid = anchor_grid(batch.shape, self.device, self.config.model.anchor_rule)
+        part = Prepared(batch, grid, None, torch.zeros((), device=self.device), micro_batch.counts)
+        if self.by_prediction:
+            return part
+        assignment = self._assign(part)
+        return replace(part, assignment=assignment, normalizer=loss_normalizer(assignment.assigned) * part.counts)
+
+    def _assign(self, part: "Prepared", predictions: Predictions | None = None) -> Assignment:
+        """What the anchors of a part learn."""
+        padded_sizes = (part.batch.sizes + STRIDE - 1) // STRIDE * STRIDE
+        said = None if predictions is None else predicted(predictions, part.grid)
+        return assign(part.grid, padded_sizes, part.truth, self.config.model, said)
 
     def _accumulate(self, part: "Prepared", normalizer: Tensor) -> Tensor:
         if self.graphs is None or not part.counts:
@@ -120,15 +152,19 @@ class TrainingStep:
         return self.graphs.run(part, normalizer, self._accumulate_by_operations)
 
     def _accumulate_by_operations(self, part: "Prepared", normalizer: Tensor) -> Tensor:
-        model, grid = self.config.model, part.grid
+        model, grid, assignment, samples = self.config.model, part.grid, part.assignment, part.normalizer
         images = normalize(part.batch.images, part.batch.sizes).contiguous(memory_format=torch.channels_last)
-        truth = GroundTruth(part.batch.boxes, part.batch.labels, part.batch.image_index)
+        # Before it is known which cells learn boxes, the box tower has to run on all of them.
+        cells = None if assignment is None else positive_cells(assignment.assigned, grid)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            predictions = self.model(images, positive_cells(part.assigned, grid))
-        losses = detector_losses(predictions, grid, Assignment(part.assigned), truth, normalizer, model)
+            predictions = self.model(images, cells)
+        if assignment is None:
+            assignment = self._assign(part, predictions)
+            samples = loss_normalizer(assignment.assigned) * part.counts
+        losses = detector_losses(predictions, grid, assignment, part.truth, normalizer, model)
         (losses.total * (self.scale * part.counts)).backward()  # type: ignore[no-untyped-call]
-        parts = (losses.classification, losses.box, losses.confidence)
-        return torch.stack([loss.detach().sum() for loss in parts]) * part.counts
+        parts = [loss.detach().sum() * part.counts for loss in (losses.classification, losses.box, losses.confidence)]
+        return torch.stack([*parts, samples.to(parts[0])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +174,22 @@ class Prepared:
     batch: Batch
     grid: AnchorGrid
     """N anchors; held here, as a graph reads them after the cache of grids may have dropped them."""
-    assigned: Tensor
-    """[B, N] index into the batch's boxes, as assignment.assign.assign gives it."""
+    assignment: Assignment | None
+    """None where the rule looks at predictions, which there are none of yet."""
     normalizer: Tensor
-    """[] this part of the losses' divisor."""
+    """[] this part of the losses' divisor; void without an assignment."""
     counts: bool
+
+    @property
+    def truth(self) -> GroundTruth:
+        """The boxes that the assignment points into."""
+        return GroundTruth(self.batch.boxes, self.batch.labels, self.batch.image_index)
 
     @property
     def tensors(self) -> list[Tensor]:
         """Those that differ from batch to batch."""
-        return [*(getattr(self.batch, field.name) for field in fields(self.batch)), self.assigned, self.normalizer]
+        assigned = [] if self.assignment is None else [self.assignment.assigned]
+        return [*(getattr(self.batch, field.name) for field in fields(self.batch)), *assigned, self.normalizer]
 
     def keep(self) -> None:
         """Say that the current stream reads the tensors, so that their memory is not given to others before."""
@@ -184,11 +226,11 @@ class _Graphs:
                 self._seen.add(key)
                 return accumulate(part, normalizer)
             self._recorded[key] = self._record(part, normalizer, accumulate)
-        graph, its_part, its_normalizer, losses = self._recorded[key]
+        graph, its_part, its_normalizer, sums = self._recorded[key]
         for mine, given in zip([*its_part.tensors, its_normalizer], [*part.tensors, normalizer], strict=True):
             mine.copy_(given)
         graph.replay()
-        return losses.clone()
+        return sums.clone()
 
     def _record(
         self, part: Prepared, normalizer: Tensor, accumulate: Accumulate
@@ -196,28 +238,34 @@ class _Graphs:
         mine = Prepared(
             Batch(**{field.name: getattr(part.batch, field.name).clone() for field in fields(part.batch)}),
             part.grid,
-            part.assigned.clone(),
+            None if part.assignment is None else Assignment(part.assignment.assigned.clone()),
             part.normalizer.clone(),
             counts=True,
         )
-        its_normalizer, losses = normalizer.clone(), torch.zeros(3, device=normalizer.device)
+        its_normalizer, sums = normalizer.clone(), torch.zeros(4, device=normalizer.device)
         torch.cuda.empty_cache()  # what operations took by themselves; a graph has its own memory
         graph = torch.cuda.CUDAGraph()
         # Other threads of this process may call CUDA: the loader's, which pins memory, and NCCL's.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            losses.copy_(accumulate(mine, its_normalizer))
-        return graph, mine, its_normalizer, losses
+            sums.copy_(accumulate(mine, its_normalizer))
+        return graph, mine, its_normalizer, sums
 
 
 def _with_room(part: Prepared) -> Prepared:
-    """The same with boxes that no anchor learns at the end."""
-    count = len(part.batch.boxes)
-    missing = max(BOXES * len(part.batch.images), 1 << (count - 1).bit_length()) - count
-    listed = {name: getattr(part.batch, name) for name in ("boxes", "labels", "image_index")}
-    padded = {
-        name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in listed.items()
-    }
-    return replace(part, batch=replace(part.batch, **padded))
+    """The same with boxes of the last image that no anchor learns at the end."""
+    batch, count = part.batch, len(part.batch.boxes)
+    missing = max(BOXES * len(batch.images), 1 << (count - 1).bit_length()) - count
+    boxes, labels = batch.boxes.new_full((missing, 4), NOWHERE), batch.labels.new_zeros(missing)
+    image_index = batch.image_index.new_full((missing,), len(batch.images) - 1)
+    return replace(
+        part,
+        batch=replace(
+            batch,
+            boxes=torch.cat([batch.boxes, boxes]),
+            labels=torch.cat([batch.labels, labels]),
+            image_index=torch.cat([batch.image_index, image_index]),
+        ),
+    )
 
 
 @contextmanager

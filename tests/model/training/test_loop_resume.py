@@ -20,7 +20,7 @@ from model.data.coco import read_coco
 from model.network.checkpoint import load_resume, load_weights, read_card
 from model.training.loop import Progress
 from tests.processes import start_process
-from tests.trainings import CONFIG, last, norm, run, same, without_speed
+from tests.trainings import CONFIG, LADDER, last, norm, run, same, without_speed
 
 EVERY_EPOCH = replace(CONFIG, schedule=replace(CONFIG.schedule, validate_every=1))
 LARGER = replace(CONFIG.data, short_edge=96, long_edge=128)
@@ -113,6 +113,26 @@ def test_a_training_killed_again_and_again_ends_with_the_bits_of_one_that_was_no
     assert len(found) > len(reports)  # some updates were made more than once, and reported alike each time
     assert all(report == expected[report["step"], report["end_of_epoch"]] for report in found)
     assert {(report["step"], report["end_of_epoch"]) for report in found} == expected.keys()
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_a_training_of_each_kind_that_goes_on_ends_with_the_bits_of_one_in_one_piece(
+    name: str, narrow_root: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        CONFIG,
+        model=LADDER[name],
+        data=replace(CONFIG.data, num_train_images=8, num_val_images=1),
+        schedule=replace(CONFIG.schedule, epochs=2, lr_drop_epochs=(1,), validate_every=2),
+    )
+    torch.set_num_threads(1)
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    reports = [without_speed(run(config, narrow_root, whole))]
+    reports.append(without_speed(run(config, narrow_root, rest, resume=whole / "epoch-0001")))
+    assert [report["step"] for report in reports[0]] == [1, 1, 2, 2] and reports[1] == reports[0][2:]
+    first, one, other = (load_weights(folder) for folder in (whole / "epoch-0001", last(whole), last(rest)))
+    assert same(one, other) and not same(first, one)
+    assert all(weight.isfinite().all() for weight in one.values())
 
 
 def test_the_global_random_generators_have_no_influence(shapes_root: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,16 +10,18 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from model.assignment import samples
+from model.assignment.assign import assign
 from model.assignment.max_iou import max_iou
-from model.assignment.samples import Assignment, GroundTruth, loss_normalizer
-from model.config import ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
-from model.data.images import Batch, _mean_and_std
+from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, predicted
+from model.config import AssignmentConfig, ConfidenceConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.data.images import Batch, _mean_and_std, normalize
 from model.network.anchors import anchor_grid
 from model.network.retinanet import build_detector
 from model.training import losses
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
-from model.training.step import Prepared, TrainingStep, _with_room
+from model.training.step import Accumulate, Prepared, TrainingStep, _Graphs, _with_room
+from tests.assignments import BY_PREDICTION, KINDS
 
 TINY = ModelConfig(backbone="resnet18_quarter", channels=16, tower_depth=1)
 
@@ -135,7 +137,7 @@ def test_the_boxes_that_fill_up_a_graph_change_no_loss_and_no_gradient(num_boxes
     given = replace(given, boxes=boxes, labels=labels, image_index=index)
     truth = GroundTruth(boxes, labels, index)
     assigned = max_iou(grid, torch.tensor([[64, 96], [64, 64]]), truth, positive_iou=0.5, negative_iou=0.4)
-    part = Prepared(given, grid, assigned, loss_normalizer(assigned), counts=True)
+    part = Prepared(given, grid, Assignment(assigned), loss_normalizer(assigned), counts=True)
     padded = _with_room(part)
     assert len(padded.batch.boxes) == (128 if num_boxes == 100 else 64)
     results = []
@@ -143,8 +145,90 @@ def test_the_boxes_that_fill_up_a_graph_change_no_loss_and_no_gradient(num_boxes
         detector.zero_grad()
         there = GroundTruth(one.batch.boxes, one.batch.labels, one.batch.image_index)
         predictions = detector(torch.ones(2, 3, 64, 96, dtype=torch.float64))
-        found = detector_losses(predictions, grid, Assignment(one.assigned), there, one.normalizer, TINY)
+        found = detector_losses(predictions, grid, Assignment(assigned), there, one.normalizer, TINY)
         found.total.backward()
         results.append([found.total, *(p.grad for p in detector.parameters() if p.grad is not None)])
     for mine, other in zip(*results, strict=True):
         assert_close(mine, other)
+
+
+@pytest.mark.parametrize("kind", BY_PREDICTION)
+def test_a_rule_that_looks_at_predictions_assigns_after_the_forward_pass_and_divides_gradients_at_the_end(
+    kind: str,
+) -> None:
+    """The update is that of losses divided by the samples of both parts, of which the second one does not count."""
+    model = replace(TINY, assignment=AssignmentConfig(kind=kind))  # type: ignore[arg-type]
+    detectors = [build_detector(model, num_classes=3, seed=0) for _ in range(2)]
+    step = TrainingStep(TrainConfig(model=model, schedule=ScheduleConfig(weight_decay=0.0)), detectors[0])
+    given, other = batch(), batch()
+    parts = step.prepare([MicroBatch(given, True), MicroBatch(other, True), MicroBatch(other, False)])
+    assert all(part.assignment is None for part in parts)
+    found = step.step(parts, 1.0)
+    grid, sizes = anchor_grid((64, 96)), torch.tensor([[64, 96], [64, 64]])
+    truth = GroundTruth(given.boxes, given.labels, given.image_index)
+    said, assignments = [], []
+    for one in (given, other):
+        said.append(detectors[1](normalize(one.images, one.sizes)))
+        assignments.append(assign(grid, sizes, truth, model, predicted(said[-1], grid)))
+        assert bool((assignments[-1].assigned >= 0).any())
+    samples = sum(loss_normalizer(one.assigned) for one in assignments)
+    assert isinstance(samples, Tensor)
+    expected = [
+        detector_losses(one, grid, learns, truth, samples, model) for one, learns in zip(said, assignments, strict=True)
+    ]
+    sum(one.total for one in expected).backward()  # type: ignore[union-attr]
+    for name, place in (("classification", 0), ("box", 1), ("confidence", 2)):
+        assert_close(found[place], sum(getattr(one, name).detach().sum() for one in expected), msg=name)
+    start = build_detector(model, num_classes=3, seed=0)
+    for before, after, mine in zip(*(one.parameters() for one in (start, *detectors)), strict=True):
+        if mine.grad is not None:
+            assert_close(before - after, mine.grad, rtol=1e-4, atol=1e-6)
+
+
+class _Replayed:
+    """In place of a CUDA graph: does again, on what it was recorded on, what was to be recorded."""
+
+    part: Prepared
+    normalizer: Tensor
+    sums: Tensor
+    accumulate: Accumulate
+
+    def replay(self) -> None:
+        self.sums.copy_(self.accumulate(self.part, self.normalizer))
+
+
+class _Recording(_Graphs):
+    def _record(self, part: Prepared, normalizer: Tensor, accumulate: Accumulate) -> Any:
+        kept = super()._record(part, normalizer, lambda *_: normalizer.new_zeros(4))  # recording computes nothing
+        graph: Any = kept[0]
+        graph.accumulate, (graph.part, graph.normalizer, graph.sums) = accumulate, kept[1:]
+        return kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_makes_the_updates_that_operations_make_by_whatever_rule_it_assigns(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its room is filled up with boxes, and what it was recorded on is another batch's."""
+    for name, value in (
+        ("graph_pool_handle", lambda: None),
+        ("empty_cache", lambda: None),
+        ("CUDAGraph", _Replayed),
+        ("graph", lambda *_, **__: nullcontext()),
+    ):
+        monkeypatch.setattr(f"torch.cuda.{name}", value)
+    model = replace(TINY, assignment=AssignmentConfig(kind=kind))  # type: ignore[arg-type]
+    config = TrainConfig(model=model, schedule=ScheduleConfig(gradient_clip=1.0))
+    updates = [[MicroBatch(batch(), True), MicroBatch(batch(), True)] for _ in range(3)]
+    fewer = {name: getattr(updates[2][0].batch, name)[:1] for name in ("boxes", "labels", "image_index")}
+    updates[2][0] = MicroBatch(replace(updates[2][0].batch, **fewer), True)
+    losses, weights = [], []
+    for use_graphs in (False, True):
+        step = TrainingStep(config, build_detector(model, num_classes=3, seed=0))
+        step.graphs = _Recording() if use_graphs else None
+        losses.append(torch.stack([step.update(parts, 0.01) for parts in updates]))
+        weights.append([part.detach() for part in step.detector.parameters()])
+    assert step.graphs is not None and len(step.graphs._recorded) == 1
+    assert_close(*losses, rtol=1e-4, atol=1e-6)
+    for one, other in zip(*weights, strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-6)

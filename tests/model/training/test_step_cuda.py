@@ -16,6 +16,7 @@ from model.network.retinanet import Predictions
 from model.training.batches import MicroBatch
 from model.training.losses import detector_losses
 from model.training.step import TrainingStep
+from tests import assignments
 from tests.detectors import small
 from tests.fake_cuda import CUDA, detector_on_cuda, imagined_cuda, watched
 from tests.model.training.test_losses_kinds import KINDS
@@ -83,6 +84,23 @@ def test_a_step_sends_its_batch_and_waits_for_nothing(kind: str, precision: str)
         for part in step.detector.parameters():
             assert part.device == CUDA and part.dtype == torch.float32
             assert (part.grad is not None) == part.requires_grad
+
+
+@pytest.mark.parametrize("kind", assignments.KINDS)
+def test_a_step_waits_for_nothing_by_whatever_rule_it_assigns(kind: str) -> None:
+    schedule = ScheduleConfig(gradient_clip=1.0)
+    config = TrainConfig(
+        model=small(assignment=assignments.rule(kind).assignment), schedule=schedule, precision="bfloat16"
+    )
+    with imagined_cuda():
+        step = TrainingStep(config, detector_on_cuda(config.model))
+        given = [batch(3), batch(0)]
+        parts = [MicroBatch(given[0], True), MicroBatch(given[1], False)]
+        step.update(parts, 0.01)
+        with watched(sent=given):
+            losses = step.update(parts, 0.01)
+        assert (losses.shape, losses.device) == ((3,), CUDA)
+        assert all(part.grad is not None for part in step.detector.parameters() if part.requires_grad)
 
 
 def test_a_step_takes_a_batch_that_is_on_the_gpu_already() -> None:
