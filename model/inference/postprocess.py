@@ -280,7 +280,7 @@ def suppress(pool: Pool, one: Shortlist) -> DetectionTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scored:
-    """The candidates of the best anchors of a setting, at least as many as were asked for, if there are."""
+    """The best candidates of a setting, at least as many as were asked for, if there are."""
 
     scores: Floats
     """[m, K]."""
@@ -288,8 +288,10 @@ class _Scored:
     """[m] in the pool."""
     keys: NDArray[np.uint64]
     """[n] packed; of equal scores the lower anchor, then class, is the better one."""
+    above: np.float32
+    """The candidates that were packed are all that score more than this."""
     complete: bool
-    """Whether no other anchor has a candidate."""
+    """Whether there are no others."""
 
 
 def _score(pool: Pool, one: Shortlist, count: int) -> _Scored:
@@ -303,9 +305,12 @@ def _score(pool: Pool, one: Shortlist, count: int) -> _Scored:
     scores = fuse_scores(pool.probabilities[places], pool.log_probabilities[places], of_confidence, config)
     if one.floor is not None:
         scores[scores < one.floor[rows, None]] = 0.0
+    complete, above = kth <= threshold, np.float32(config.score_threshold)
+    if not complete:
+        # An anchor that was left out may score up to this, and so be better than a weaker class of one that was not.
+        above = max(above, np.float32(np.exp(kth - NEAR / 2)))
     # The bits of floats from 0 on sort as the floats do, and integers sort faster.
-    keys = pack(scores.view(np.uint32), np.float32(config.score_threshold).view(np.uint32))
-    return _Scored(scores, places, keys, kth <= threshold)
+    return _Scored(scores, places, pack(scores.view(np.uint32), above.view(np.uint32)), above, complete)
 
 
 def _at(tensor: Tensor, anchors: Ints) -> Floats:

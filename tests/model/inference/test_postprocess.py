@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.config import InferenceConfig
+from model.inference import postprocess
 from model.inference.fusion import fuse_scores, sigmoid
 from model.inference.postprocess import detect
 from model.inference.table import DetectionTable
@@ -200,6 +201,17 @@ def test_nms_keeps_the_best_box_of_each_class_by_fused_score() -> None:
     assert scene.detect(CLASS_ONLY).anchors.tolist() == [scene.anchor(0, 4, 4), scene.anchor(0, 5, 4)]
     assert scene.detect(InferenceConfig()).anchors.tolist() == [scene.anchor(0, 4, 5), scene.anchor(0, 5, 4)]
     assert len(scene.detect(replace(CLASS_ONLY, nms_iou=0.61)).anchors) == 3
+
+
+def test_a_weak_class_of_a_good_anchor_is_not_kept_before_a_better_box_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene().put(0, 4, 4, p=0.9).put(0, 4, 4, p=0.1, label=1).put(0, 4, 5, p=0.8).put(0, 12, 12, p=0.5)
+    # Of the two best anchors one drops the other, so that its second class would be the second detection.
+    monkeypatch.setattr(postprocess, "FIRST_LOOK", 1)
+    found = scene.detect(replace(CLASS_ONLY, max_detections=2))
+    assert found.anchors.tolist() == [scene.anchor(0, 4, 4), scene.anchor(0, 12, 12)]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
 def test_an_anchor_may_be_two_detections_of_two_classes() -> None:
