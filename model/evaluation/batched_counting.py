@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import InferenceConfig
-from model.evaluation.counting import Objects, beaten, best_overlaps, count_detections
+from model.evaluation.counting import (
+    Objects,
+    are_detections,
+    beaten,
+    best_overlaps,
+    by_distance,
+    count_detections,
+    ranks,
+)
 from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED, DroppedTable, Misalignment
 from model.evaluation.parts import Part
 from model.inference.batched import BatchPredictions, Scored, to_host
@@ -212,6 +220,7 @@ def batch_part(
     image_ids: NDArray[np.int64],
     category_ids: NDArray[np.int64],
     num_positive_anchors: NDArray[np.int32],
+    droppers: tuple[DetectionTable, Ints] | None = None,
 ) -> Part:
     """What a scoring pass finds on a batch under one setting.
 
@@ -225,6 +234,7 @@ def batch_part(
         image_ids: [B].
         category_ids: [K] of the classes, rising.
         num_positive_anchors: [B] that training would assign an object.
+        droppers: what dropped others, and where those of each image end; None where these are the detections.
     """
     by_score, by_iou, density = _count_detections(kept.class_scores, kept.scores, kept.ious, kept_ends)
     rows = np.flatnonzero(counted.scores[:, place])
@@ -236,24 +246,31 @@ def batch_part(
         category_ids=category_ids[labels],
         scores=np.ascontiguousarray(counted.scores[rows, place]),
     )
+    winners, winner_ends = (kept, kept_ends) if droppers is None else droppers
     chosen, by, kept_ious, counts = _beaten(
         here.boxes,
         here.category_ids,
-        here.scores,
+        ranks(here, config),
         here.anchors,
         here.ious,
         object_of,
         ends,
-        kept.boxes,
-        kept.category_ids,
-        kept.scores,
-        kept.anchors,
-        kept_ends,
+        winners.boxes,
+        winners.category_ids,
+        winners.scores,
+        winners.anchors,
+        winner_ends,
         objects.boxes,
         objects.ends,
         np.float32(config.nms_iou),
+        by_distance(config),
     )
-    best = _oracle(here.boxes, labels, here.ious, ends, np.float32(config.nms_iou), config.max_detections)
+    if config.suppression == "iou_guided":
+        stays = are_detections(winners, kept)[by]
+        chosen, by, kept_ious, counts = chosen[stays], by[stays], kept_ious[stays], counts[stays]
+    best = _oracle(
+        here.boxes, labels, here.ious, ends, np.float32(config.nms_iou), config.max_detections, by_distance(config)
+    )
     oracle = here.take(best)
     dropped = here.take(chosen)
     misalignment = Misalignment(
@@ -270,7 +287,7 @@ def batch_part(
         density_after=density,
         dropped=DroppedTable(
             **{name: getattr(dropped, name) for name in dropped.types},
-            kept_anchors=kept.anchors[by],
+            kept_anchors=winners.anchors[by],
             kept_ious=kept_ious,
             objects=objects.rows[object_of[chosen]],
             counts=counts.astype(np.int32),
@@ -321,6 +338,7 @@ def _beaten(
     truths: Floats,
     truth_ends: Ints,
     nms_iou: np.float32,
+    by_distance: bool | None = None,
 ) -> tuple[Ints, Ints, Floats, Ints]:
     """`beaten` of each image; places are those in the batch."""
     # Each candidate is dropped for one kept box at most.
@@ -342,6 +360,7 @@ def _beaten(
             kept_anchors[there],
             truths[truth_ends[b] : truth_ends[b + 1]],
             nms_iou,
+            by_distance,
         )
         new = slice(end, end + len(one))
         chosen[new], by[new], ious[new], nums[new] = one + ends[b], other + kept_ends[b], iou, num
@@ -350,12 +369,20 @@ def _beaten(
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _oracle(boxes: Floats, labels: Ints, ious: Floats, ends: Ints, nms_iou: np.float32, limit: int) -> Ints:
+def _oracle(
+    boxes: Floats,
+    labels: Ints,
+    ious: Floats,
+    ends: Ints,
+    nms_iou: np.float32,
+    limit: int,
+    by_distance: bool | None = None,
+) -> Ints:
     """Places of what NMS keeps of each image if it ranks by IoU, best first within an image."""
     chosen, end = np.empty(len(boxes), np.int64), 0
     for b in range(len(ends) - 1):
         order = np.argsort(-ious[ends[b] : ends[b + 1]], kind="mergesort") + ends[b]
-        kept = order[keep(boxes[order], labels[order], nms_iou, limit)]
+        kept = order[keep(boxes[order], labels[order], nms_iou, limit, by_distance)]
         chosen[end : end + len(kept)] = kept
         end += len(kept)
     return chosen[:end]

@@ -1,4 +1,12 @@
-"""Counts the boxes of one image before and after NMS, and finds boxes that NMS drops for one of a lower IoU."""
+"""Counts the boxes of one image before and after NMS, and finds boxes that NMS drops for one of a lower IoU.
+
+By kind of suppression, a box is dropped for another one of its class:
+- nms: that has a better score and overlaps it by more than `nms_iou`; diou: by a DIoU of more than that.
+- voting: as in nms. Whether a box is placed worse is told before the vote, of the boxes that NMS compared.
+- iou_guided: that has a better confidence; a winner that `max_detections` cuts off is no detection, and not counted.
+- soft_*, matrix_*: never. They lower scores, and none is dropped in favour of another, so `dropped` is empty.
+The oracle is greedy NMS by IoU, by DIoU for diou, with `nms_iou`; it neither votes nor lowers scores.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +20,8 @@ from model.data.split import CocoData
 from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED, DroppedTable, Misalignment
 from model.evaluation.parts import Part
 from model.inference.fusion import exponents
-from model.inference.postprocess import Pool, Shortlist, suppress
-from model.inference.suppression.nms import keep, overlap
+from model.inference.postprocess import Pool, Shortlist, Suppressed, suppress_one
+from model.inference.suppression.nms import distance_overlap, keep, overlap
 from model.inference.table import DetectionTable
 
 Ints = NDArray[np.int64]
@@ -61,11 +69,12 @@ def image_parts(
         ious, object_of = overlaps(pool.boxes, len(pool.category_ids), objects.boxes, objects.labels)
     parts = []
     for one in lists:
-        kept = suppress(pool, one)
+        found = suppress_one(pool, one)
+        kept, droppers = found.kept, found.droppers
         kept = replace(kept, ious=best_overlaps(kept.boxes, kept.category_ids, objects.boxes, categories))
         misalignment = None
         if num_positive_anchors is not None:
-            misalignment = _count(pool, one, kept, objects, ious, object_of, num_positive_anchors)
+            misalignment = _count(pool, one, Suppressed(kept, droppers), objects, ious, object_of, num_positive_anchors)
         parts.append(Part(kept, misalignment))
     return parts
 
@@ -73,7 +82,7 @@ def image_parts(
 def _count(
     pool: Pool,
     one: Shortlist,
-    kept: DetectionTable,
+    found: Suppressed,
     objects: Objects,
     ious: Floats,
     object_of: Ints,
@@ -84,13 +93,13 @@ def _count(
     Args:
         pool: of the image.
         one: what the setting sends to NMS.
-        kept: what NMS keeps of that.
+        found: what is kept of that, with IoUs, and what dropped others.
         objects: of the image.
         ious: [U, K] from `overlaps`.
         object_of: [U, K] from `overlaps`.
         num_positive_anchors: that training would assign an object.
     """
-    config = one.config
+    config, kept = one.config, found.kept
     places = pool.place_of[one.anchors]
     of_class, of_confidence = exponents(config)
     log_confidences = np.zeros(len(places), np.float32)  # not the pool's, which are NaN without a branch
@@ -122,7 +131,7 @@ def _count(
         ious_after=_row(ious_after),
         density_before=density_before,
         density_after=density_after,
-        dropped=_dropped(well_placed, object_of[place, label], kept, objects, config),
+        dropped=_dropped(well_placed, object_of[place, label], found, objects, config),
         oracle=_oracle(well_placed, label, config),
     )
 
@@ -142,36 +151,59 @@ def _log_floor(pool: Pool, one: Shortlist, places: Ints) -> Floats:
 
 
 def _dropped(
-    well_placed: DetectionTable, object_of: Ints, kept: DetectionTable, objects: Objects, config: InferenceConfig
+    well_placed: DetectionTable, object_of: Ints, found: Suppressed, objects: Objects, config: InferenceConfig
 ) -> DroppedTable:
+    droppers = found.droppers
     chosen, by, kept_ious, counts = beaten(
         well_placed.boxes,
         well_placed.category_ids,
-        well_placed.scores,
+        ranks(well_placed, config),
         well_placed.anchors,
         well_placed.ious,
         object_of,
-        kept.boxes,
-        kept.category_ids,
-        kept.scores,
-        kept.anchors,
+        droppers.boxes,
+        droppers.category_ids,
+        droppers.scores,
+        droppers.anchors,
         objects.boxes,
         np.float32(config.nms_iou),
+        by_distance(config),
     )
+    if config.suppression == "iou_guided":
+        stays = are_detections(droppers, found.kept)[by]
+        chosen, by, kept_ious, counts = chosen[stays], by[stays], kept_ious[stays], counts[stays]
     columns = {name: getattr(well_placed, name)[chosen] for name in well_placed.types}
     return DroppedTable(
         **columns,
-        kept_anchors=kept.anchors[by],
+        kept_anchors=droppers.anchors[by],
         kept_ious=kept_ious,
         objects=objects.rows[object_of[chosen]],
         counts=counts.astype(np.int32),
     )
 
 
+def ranks(candidates: DetectionTable, config: InferenceConfig) -> Floats:
+    """[n] what decides which candidate drops which."""
+    return candidates.confidences if config.suppression == "iou_guided" else candidates.scores
+
+
+def by_distance(config: InferenceConfig) -> bool | None:
+    """Whether DIoU decides, as compiled functions want it: None leaves the question out of what they compile."""
+    return True if config.suppression == "diou" else None
+
+
+def are_detections(winners: DetectionTable, kept: DetectionTable) -> NDArray[np.bool_]:
+    """[W] whether each of the winners of an IoU-guided NMS is among its detections, which may be fewer."""
+    detections = set(zip(kept.image_ids.tolist(), kept.anchors.tolist(), kept.category_ids.tolist(), strict=True))
+    pairs = zip(winners.image_ids.tolist(), winners.anchors.tolist(), winners.category_ids.tolist(), strict=True)
+    return np.array([pair in detections for pair in pairs], np.bool_)
+
+
 def _oracle(well_placed: DetectionTable, labels: Ints, config: InferenceConfig) -> DetectionTable:
     order = np.argsort(-well_placed.ious, kind="stable")
     boxes, labels = well_placed.boxes[order], labels[order]
-    ranked = well_placed.take(order[keep(boxes, labels, np.float32(config.nms_iou), config.max_detections)])
+    kept = keep(boxes, labels, np.float32(config.nms_iou), config.max_detections, by_distance(config))
+    ranked = well_placed.take(order[kept])
     return replace(ranked, scores=ranked.ious)
 
 
@@ -294,6 +326,7 @@ def beaten(
     kept_anchors: NDArray[np.int32],
     truths: Floats,
     nms_iou: np.float32,
+    by_distance: bool | None = None,
 ) -> tuple[Ints, Ints, Floats, Ints]:
     """Find the candidates that NMS drops for a kept box of a lower IoU with their object, by kept box and object.
 
@@ -310,6 +343,7 @@ def beaten(
         kept_anchors: [m].
         truths: [G, 4] boxes of the objects.
         nms_iou: above which NMS drops a box.
+        by_distance: as in `nms.keep`.
 
     Returns:
         For each pair of a kept box and an object: the place of the best dropped box, that of the kept box, its IoU
@@ -323,7 +357,9 @@ def beaten(
                 tie = kept_scores[k] == scores[w]
                 if kept_scores[k] < scores[w] or (tie and kept_anchors[k] >= anchors[w]):
                     break  # from here on they come after it
-                if overlap(kept[k], boxes[w]) > nms_iou:
+                if overlap(kept[k], boxes[w]) > nms_iou and (
+                    by_distance is None or distance_overlap(kept[k], boxes[w]) > nms_iou
+                ):
                     g = object_of[w]
                     if own[w] > overlap(kept[k], truths[g]):
                         counts[k, g] += 1

@@ -29,7 +29,7 @@ from model.evaluation.coco_eval import evaluate_all
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import Misalignment
 from model.evaluation.parts import Part, merge
-from model.inference.batched import detect, of_batch, to_host
+from model.inference.batched import detect_groups, of_batch, to_host
 from model.inference.postprocess import pool, shortlist
 from model.inference.predictor import Precision, forward_passes, load_batch, predict_batch
 from model.inference.table import DetectionTable
@@ -280,6 +280,7 @@ def _score_on_device(
                 image_ids,
                 category_ids,
                 positives[which],
+                one.droppers,
             )
     return [parts[place] for place in range(len(settings))]
 
@@ -298,6 +299,8 @@ class _Found:
     """Of the setting, among those that were counted together."""
     positives: Tensor | None
     """[B] anchors that training would assign an object; None where nothing is counted."""
+    droppers: tuple[DetectionTable, NDArray[np.int64]] | None
+    """What dropped others, and where those of each image end; None where these are the detections."""
 
 
 def _find_on_device(
@@ -324,11 +327,14 @@ def _find_on_device(
             del said
         del predictions
         chosen = [settings[place] for place in places]
-        for scored, tables, count in detect(images, chosen, image_ids, category_ids):
-            counted = None if objects is None else count_candidates(images, scored, objects)
-            for number, (place, table) in enumerate(zip(scored.places, tables, strict=True)):
-                ends = np.cumsum([0, *count[:, number]])
-                found.append(_Found(places[place], table, ends, counted, number, positives))
+        for group in detect_groups(images, chosen, image_ids, category_ids):
+            counted = None if objects is None else count_candidates(images, group.scored, objects)
+            for number, (place, table) in enumerate(zip(group.scored.places, group.tables, strict=True)):
+                droppers = None
+                if group.droppers is not None:
+                    droppers = group.droppers[0][number], np.cumsum([0, *group.droppers[1][:, number]])
+                ends = np.cumsum([0, *group.count[:, number]])
+                found.append(_Found(places[place], table, ends, counted, number, positives, droppers))
     return found
 
 

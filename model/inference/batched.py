@@ -1,7 +1,8 @@
 """Post-processing on an accelerator: top-k, score fusion and NMS of a batch under many settings, as batched kernels.
 
 The detections are those of `postprocess`, up to the rounding of scores in single precision; the CPU uses that module,
-whose bits do not depend on the batch. Nothing makes the host wait but `to_host`, and settings that are new.
+whose bits do not depend on the batch. Nothing makes the host wait but `to_host`, and settings that are new. Kinds of
+suppression other than NMS are the host's: it gets the best candidates of the batch in one transfer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from model.config import InferenceConfig, require_branch
 from model.inference.fusion import exponents
 from model.inference.postprocess import FIRST_LOOK
 from model.inference.suppression.batched_nms import greedy
+from model.inference.suppression.on_host import suppress_candidates
 from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL, NUM_ANCHORS, AnchorGrid, clip, decode
 from model.network.finite import PARTS, NonFiniteError, are_finite
@@ -92,10 +94,11 @@ def score_settings(images: BatchPredictions, settings: Sequence[InferenceConfig]
     """
     for config in settings:
         require_branch(config, has_branch=images.confidence_logits is not None)
-    of_shape: dict[tuple[str, int, int], list[int]] = {}
+    of_shape: dict[tuple[str, int, int, bool], list[int]] = {}
     for place, config in enumerate(settings):
-        of_shape.setdefault((config.top_k_of, config.nms_pre, config.max_detections), []).append(place)
-    for (_, nms_pre, _), places in of_shape.items():
+        is_nms = config.suppression == "nms"
+        of_shape.setdefault((config.top_k_of, config.nms_pre, config.max_detections, is_nms), []).append(place)
+    for (_, nms_pre, _, _), places in of_shape.items():
         rows = sum(min(length, nms_pre) for length in images.level_lengths)
         step = max(1, MOST_PAIRS // (len(images.class_logits) * rows * images.class_logits.shape[2]))
         for start in range(0, len(places), step):
@@ -105,7 +108,7 @@ def score_settings(images: BatchPredictions, settings: Sequence[InferenceConfig]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Kept:
-    """What NMS keeps of B images under S settings: `count` detections each, best first, of D places."""
+    """What NMS keeps of B images under S settings, or its candidates: `count` each, best first, of D places."""
 
     values: Tensor
     """[B, S, D, 9] int32: anchor and label; the bits of score, class score, confidence and box. Void from `count`."""
@@ -137,22 +140,70 @@ def suppress(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -
     complete = num_kept == limit
     complete |= num_candidates < count if count < num_rows * num_classes else True
     kept = kept.long()
-    anchors, labels = anchors.gather(1, kept), labels.gather(1, kept)
+    values = _values(
+        images,
+        scored,
+        anchors.gather(1, kept),
+        labels.gather(1, kept),
+        log_scores.gather(1, kept),
+        boxes.gather(1, kept[..., None].expand(-1, -1, 4)),
+    )
+    return Kept(
+        values=values.view(num_images, num_settings, limit, -1),
+        count=num_kept.view(num_images, num_settings),
+        complete=complete.view(num_images, num_settings),
+    )
+
+
+def best_candidates(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -> Kept:
+    """The candidates that `suppress` would look at, for a kind of suppression that is the host's.
+
+    Of each image and setting, `complete` says whether there are no others.
+    """
+    num_images, num_settings, num_rows, num_classes = scored.log_scores.shape
+    image, _ = _images_and_settings(num_images, num_settings, images.boxes.device)
+    count = min(look * scored.settings[0].max_detections, num_rows * num_classes)
+    log_scores, pairs = _best(scored.log_scores.flatten(2).flatten(0, 1), count)
+    anchors = scored.anchors.flatten(0, 1).gather(1, pairs // num_classes)
+    values = _values(images, scored, anchors, pairs % num_classes, log_scores, images.boxes[image, anchors])
+    num = log_scores.isfinite().sum(dim=1, dtype=torch.int32)
+    total = scored.log_scores.flatten(2).isfinite().sum(dim=2, dtype=torch.int32)
+    return Kept(
+        values=values.view(num_images, num_settings, count, -1),
+        count=num.view(num_images, num_settings),
+        complete=num.view(num_images, num_settings) == total,
+    )
+
+
+def _values(
+    images: BatchPredictions, scored: Scored, anchors: Tensor, labels: Tensor, log_scores: Tensor, boxes: Tensor
+) -> Tensor:
+    """[P, D, 9] as in `Kept`, of the columns [P, D] and [P, D, 4] of B * S lists."""
+    num_images, num_settings = scored.log_scores.shape[:2]
+    constants = _constants(scored.settings, images.level_lengths, images.boxes.device)
+    image, setting = _images_and_settings(num_images, num_settings, images.boxes.device)
     class_scores = images.class_logits[image, anchors, labels].float().sigmoid()
     if images.confidence_logits is None:
         confidences = torch.full_like(class_scores, torch.nan)
     else:
         confidences = images.confidence_logits[image, anchors].sigmoid()
     # Exponent 0 is the class score exactly.
-    scores = torch.where(constants.plain[setting[:, 0]], class_scores, log_scores.gather(1, kept).exp())
-    floats = torch.stack([scores, class_scores, confidences], dim=2)
-    floats = torch.cat([floats, boxes.gather(1, kept[..., None].expand(-1, -1, 4))], dim=2)
-    values = torch.cat([torch.stack([anchors, labels], dim=2).int(), floats.view(torch.int32)], dim=2)
-    return Kept(
-        values=values.view(num_images, num_settings, limit, -1),
-        count=num_kept.view(num_images, num_settings),
-        complete=complete.view(num_images, num_settings),
-    )
+    scores = torch.where(constants.plain[setting[:, 0]], class_scores, log_scores.exp())
+    floats = torch.cat([torch.stack([scores, class_scores, confidences], dim=2), boxes], dim=2)
+    return torch.cat([torch.stack([anchors, labels], dim=2).int(), floats.view(torch.int32)], dim=2)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Detected:
+    """What is found on B images under S settings."""
+
+    scored: Scored
+    tables: list[DetectionTable]
+    """[S] of the detections of all images, image after image."""
+    count: NDArray[np.int32]
+    """[B, S] detections of each image."""
+    droppers: tuple[list[DetectionTable], NDArray[np.int32]] | None
+    """The same of the boxes that dropped others (`postprocess.Suppressed`); None where these are the detections."""
 
 
 def detect(
@@ -162,6 +213,20 @@ def detect(
     category_ids: NDArray[np.int64],
 ) -> Iterator[tuple[Scored, list[DetectionTable], NDArray[np.int32]]]:
     """Yield for some settings after others: what was scored, a table for each of all images, their numbers [B, S].
+
+    As `detect_groups`, without the boxes that dropped others.
+    """
+    for found in detect_groups(images, settings, image_ids, category_ids):
+        yield found.scored, found.tables, found.count
+
+
+def detect_groups(
+    images: BatchPredictions,
+    settings: Sequence[InferenceConfig],
+    image_ids: NDArray[np.int64],
+    category_ids: NDArray[np.int64],
+) -> Iterator[Detected]:
+    """Yield what is found under some settings after others.
 
     The host waits for the device once for each group of settings.
 
@@ -177,19 +242,41 @@ def detect(
     """
     unseen = [] if images.finite is None else [images.finite]
     for scored in score_settings(images, settings):
-        look = FIRST_LOOK
-        kept = suppress(images, scored, look)
-        # With the first group, so that nobody waits for the device once more.
-        values, count, complete, *finite = to_host([kept.values, kept.count, kept.complete, *unseen])
-        if unseen and not finite[0].all():
-            raise NonFiniteError(_not_finite(images, finite[0]))
-        unseen = []
+        look, detected = FIRST_LOOK, None
         # With a detector whose boxes overlap much, the 100th detection may be beyond the 2,400th candidate.
-        while not complete.all():
+        while detected is None:
+            is_nms = scored.settings[0].suppression == "nms"
+            kept = suppress(images, scored, look) if is_nms else best_candidates(images, scored, look)
+            # With the first group, so that nobody waits for the device once more.
+            values, count, complete, *finite = to_host([kept.values, kept.count, kept.complete, *unseen])
+            if unseen and not finite[0].all():
+                raise NonFiniteError(_not_finite(images, finite[0]))
+            unseen = []
+            about = image_ids, category_ids, images.level_lengths
+            if not is_nms:
+                detected = _suppressed(scored, values, count, complete, *about)
+            elif complete.all():
+                found = tables(values, count, *about)
+                detected = Detected(scored=scored, tables=found, count=count, droppers=None)
             look *= 4
-            kept = suppress(images, scored, look)
-            values, count, complete = to_host([kept.values, kept.count, kept.complete])
-        yield scored, tables(values, count, image_ids, category_ids, images.level_lengths), count
+        yield detected
+
+
+def _suppressed(
+    scored: Scored,
+    values: NDArray[np.int32],
+    count: NDArray[np.int32],
+    complete: NDArray[np.int32],
+    image_ids: NDArray[np.int64],
+    category_ids: NDArray[np.int64],
+    level_lengths: Sequence[int],
+) -> Detected | None:
+    """What a kind of suppression that is the host's makes of candidates; None where it has to see more of them."""
+    lists = suppress_candidates(values, count, complete, scored.settings, len(category_ids))
+    if lists is None:
+        return None
+    kept, droppers = (tables(*some, image_ids, category_ids, level_lengths) for some in lists)
+    return Detected(scored=scored, tables=kept, count=lists[0][1], droppers=(droppers, lists[1][1]))
 
 
 def _not_finite(images: BatchPredictions, finite: NDArray[np.int32]) -> str:

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from model.config import InferenceConfig, require_branch
 from model.inference.fusion import fuse_scores, log_scores, sigmoid
+from model.inference.suppression.kinds import NEEDS_ALL, Ranked, survivors
 from model.inference.suppression.nms import LOW, keep_packed, largest, pack
 from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL, NUM_ANCHORS, AnchorGrid, clip, decode
@@ -262,20 +263,59 @@ def rank(pool: Pool, one: Shortlist, count: int) -> DetectionTable:
 
 
 def suppress(pool: Pool, one: Shortlist) -> DetectionTable:
-    """What NMS keeps under a setting, whichever other settings share the pool.
+    """What NMS, or another kind of suppression, keeps under a setting, whichever other settings share the pool."""
+    return suppress_one(pool, one).kept
 
-    Greedy NMS of the best candidates begins as that of all, so it ends as soon as enough of them are kept.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Suppressed:
+    """What suppression keeps of an image, best first, and the boxes in whose favour it dropped others."""
+
+    kept: DetectionTable
+    droppers: DetectionTable
+    """With their own boxes, in the order in which they dropped others; the scores are what put them into it. Those of
+    NMS are all that it keeps, those of IoU-guided NMS more than are kept; where scores are only lowered, there are
+    none."""
+
+
+def suppress_one(pool: Pool, one: Shortlist) -> Suppressed:
+    """`suppress`, and which boxes dropped others.
+
+    Greedy NMS of the best candidates begins as that of all, so it ends as soon as enough of them are kept; for other
+    kinds see `kinds.survivors`.
     """
-    limit, iou = one.config.max_detections, np.float32(one.config.nms_iou)
+    config = one.config
+    limit, iou = config.max_detections, np.float32(config.nms_iou)
     # With a detector whose boxes overlap much, the 100th detection may be the 2,300th candidate.
-    count = FIRST_LOOK * limit
+    count = FIRST_LOOK * limit if config.suppression not in NEEDS_ALL else len(one.best)
     while True:
         scored = _score(pool, one, count)
         last, num_classes = scored.scores.size - 1, scored.scores.shape[1]
-        rows, labels = keep_packed(scored.keys, last, scored.places, pool.boxes, num_classes, iou, limit)
-        if scored.complete or len(rows) == limit:
-            return pool.take(scored.places[rows], labels, scored.scores[rows, labels])
+        if config.suppression != "nms":
+            found = _survivors(pool, scored, config)
+            if found is not None:
+                return found
+        else:
+            rows, labels = keep_packed(scored.keys, last, scored.places, pool.boxes, num_classes, iou, limit)
+            if scored.complete or len(rows) == limit:
+                kept = pool.take(scored.places[rows], labels, scored.scores[rows, labels])
+                return Suppressed(kept, kept)
         count *= 4
+
+
+def _survivors(pool: Pool, scored: "_Scored", config: InferenceConfig) -> Suppressed | None:
+    """What a kind other than NMS leaves; None where it has to see more candidates."""
+    keys = np.sort(scored.keys)[::-1].copy()  # functions are compiled for arrays in a row
+    rows, labels = np.divmod(scored.scores.size - 1 - (keys & LOW).astype(np.int64), scored.scores.shape[1])
+    places = scored.places[rows]
+    above = None if scored.complete else scored.above
+    ranked = Ranked(keys, pool.boxes[places], labels, pool.confidences[places], scored.scores.shape[1], above)
+    found = survivors(ranked, config)
+    if found is None:
+        return None
+    kept = pool.take(places[found.places], labels[found.places], found.scores)
+    droppers = pool.take(places[found.droppers], labels[found.droppers], found.ranks)
+    return Suppressed(replace(kept, boxes=found.boxes), droppers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

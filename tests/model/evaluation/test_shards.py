@@ -131,14 +131,14 @@ def test_settings_that_are_added_cost_a_pass_for_themselves_and_others_none(
 ) -> None:
     score_missing(pass_of(data, tmp_path, SETTINGS[:2])[0])
     asked: list[InferenceConfig] = []
-    real = postprocess.suppress
+    real = postprocess.suppress_one
 
-    def suppress(pool: postprocess.Pool, one: postprocess.Shortlist) -> DetectionTable:
+    def suppress_one(pool: postprocess.Pool, one: postprocess.Shortlist) -> postprocess.Suppressed:
         asked.append(one.config)
         return real(pool, one)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.evaluation.counting, "suppress", suppress)
+        patch.setattr(model.evaluation.counting, "suppress_one", suppress_one)
         work, shown = pass_of(data, tmp_path, SETTINGS[1:])
         score_missing(work)
     assert asked == [SETTINGS[2]] * 7

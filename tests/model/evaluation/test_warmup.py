@@ -18,7 +18,7 @@ from model.config import DataConfig, InferenceConfig
 from model.data.coco import read_coco
 from model.evaluation import counting
 from model.evaluation.scoring import score
-from model.inference import nms
+from model.inference.suppression import nms
 from tests.detectors import opinionated
 torch.set_num_threads(1)
 data = read_coco(Path(sys.argv[1]), "val", num_images=3)
