@@ -31,6 +31,18 @@ SETTINGS = [
     InferenceConfig(top_k_of="pairs", nms_pre=50),
 ]
 """Inference settings that differ in every way."""
+SUPPRESSIONS = [
+    InferenceConfig(suppression="soft_linear", nms_iou=0.3),
+    InferenceConfig(suppression="soft_gaussian", suppression_sigma=0.2, confidence_exponent=0.8),
+    InferenceConfig(suppression="iou_guided", confidence_exponent=0.0),
+    InferenceConfig(suppression="iou_guided", max_detections=5, top_k_of="pairs", nms_pre=50),
+    InferenceConfig(suppression="diou", nms_iou=0.4),
+    InferenceConfig(suppression="matrix_linear", max_detections=9),
+    InferenceConfig(suppression="matrix_gaussian", fuse_small_levels=False, nms_pre=60),
+    InferenceConfig(suppression="voting", nms_iou=0.6),
+    InferenceConfig(suppression="voting", nms_iou=0.6, max_detections=7, min_confidence=0.3),
+]
+"""Of every kind of suppression but NMS."""
 
 
 def small(**settings: object) -> ModelConfig:

@@ -1,6 +1,7 @@
 """Compiles the functions of a scoring pass ahead, by numba, which keeps them: `python -m model.evaluation.warmup`.
 
-It takes 8 s of a core once, and again when their sources change. Trainings side by side would each take them.
+It takes 8 s of a core once, and again when their sources change. Trainings side by side would each take them. Kinds of
+suppression other than NMS take a second or two each when a setting first asks for them, and are not compiled ahead.
 """
 
 import sys

@@ -70,7 +70,12 @@ def ends(random: Random, total: int, parts: int) -> NDArray[np.int64]:
 
 def of_keep(random: Random) -> Args:
     num = count(random)
-    return boxes(random, num), integers(random, 3, num), iou(random), limit(random)
+    return boxes(random, num), integers(random, 3, num), iou(random), limit(random), by_distance(random)
+
+
+def by_distance(random: Random) -> bool | None:
+    """Each compiles a function of its own."""
+    return True if random.random() < 0.5 else None
 
 
 def of_largest(random: Random) -> Args:
@@ -106,6 +111,43 @@ def of_overlap(random: Random) -> Args:
     return boxes(random, 1)[0], boxes(random, 1)[0]
 
 
+def candidates(random: Random) -> tuple[NDArray[np.uint64], NDArray[np.float32], NDArray[np.float32], Any]:
+    """Keys, scores, boxes and labels of candidates, sorted as functions get them, odd numbers among all of them."""
+    num = count(random)
+    scores = floats(random, num)
+    keys = (scores.view(np.uint32).astype(np.uint64) << np.uint64(32)) | random.integers(0, 99, num).astype(np.uint64)
+    order = np.argsort(keys)[::-1] if random.random() < 0.8 else np.arange(num)
+    return keys[order], scores[order], boxes(random, num), integers(random, 3, num)
+
+
+def sigma(random: Random) -> float:
+    return float(random.choice([0.0, 1e-30, 0.5, 1e30, np.nan]))
+
+
+def of_keep_lowered(random: Random) -> Args:
+    return *candidates(random), 3, iou(random), sigma(random), np.float32(random.choice(ODD)), limit(random)
+
+
+def of_rank_decayed(random: Random) -> Args:
+    return *candidates(random), 3, sigma(random), np.float32(random.choice(ODD)), limit(random)
+
+
+def of_keep_voted(random: Random) -> Args:
+    _, scores, there, labels = candidates(random)
+    return scores, there, labels, 3, iou(random), sigma(random), limit(random)
+
+
+def of_keep_guided(random: Random) -> Args:
+    _, scores, there, labels = candidates(random)
+    return random.permutation(len(scores)), scores, there, labels, 3, iou(random)
+
+
+def of_sink(random: Random) -> Args:
+    num = count(random)
+    keys = random.integers(0, 9, num, dtype=np.uint64)
+    return keys, np.arange(num), int(random.integers(0, num + 1))
+
+
 def of_count_candidates(random: Random) -> Args:
     num, pooled = count(random), count(random) + 1
     return (
@@ -134,7 +176,7 @@ def of_beaten(random: Random) -> Args:
     return (
         *(boxes(random, num), integers(random, 3, num), floats(random, num), anchors(random, num), floats(random, num)),
         *(integers(random, objects, num), boxes(random, kept), integers(random, 3, kept), floats(random, kept)),
-        *(anchors(random, kept), boxes(random, objects), iou(random)),
+        *(anchors(random, kept), boxes(random, objects), iou(random), by_distance(random)),
     )
 
 
@@ -159,13 +201,14 @@ def of_batch_beaten(random: Random) -> Args:
     columns = [np.concatenate([image[place] for image in images]) for place in range(11)]
     ended = [np.cumsum([0, *(len(image[place]) for image in images)]) for place in (0, 6, 10)]
     columns[5] = np.concatenate([image[5] + start for image, start in zip(images, ended[2], strict=False)])
-    return *columns[:6], ended[0], *columns[6:10], ended[1], columns[10], ended[2], images[0][11]
+    return *columns[:6], ended[0], *columns[6:10], ended[1], columns[10], ended[2], *images[0][11:]
 
 
 def of_oracle(random: Random) -> Args:
     num = count(random)
     places = ends(random, num, int(random.integers(1, 4)))
-    return boxes(random, num), integers(random, 3, num), floats(random, num), places, iou(random), limit(random)
+    columns = boxes(random, num), integers(random, 3, num), floats(random, num)
+    return *columns, places, iou(random), limit(random), by_distance(random)
 
 
 INPUTS: dict[str, Callable[[Random], Args]] = {
@@ -176,6 +219,13 @@ INPUTS: dict[str, Callable[[Random], Args]] = {
     "model.inference.suppression.nms._deal": of_deal,
     "model.inference.suppression.nms._sort": of_deal,
     "model.inference.suppression.nms.overlap": of_overlap,
+    "model.inference.suppression.nms.distance_overlap": of_overlap,
+    "model.inference.suppression.soft_nms.keep_lowered": of_keep_lowered,
+    "model.inference.suppression.soft_nms._factor": lambda random: (floats(random, 1)[0], iou(random), sigma(random)),
+    "model.inference.suppression.soft_nms._sink": of_sink,
+    "model.inference.suppression.matrix_nms.rank_decayed": of_rank_decayed,
+    "model.inference.suppression.voting.keep_voted": of_keep_voted,
+    "model.inference.suppression.voting.keep_guided": of_keep_guided,
     "model.evaluation.counting.count_candidates": of_count_candidates,
     "model.evaluation.counting.count_detections": of_count_detections,
     "model.evaluation.counting._bin": lambda random: (floats(random, 1)[0] * np.float32(random.choice([-1, 1, 99])),),
@@ -193,6 +243,10 @@ PLACES: dict[str, Callable[[Any, Args], list[tuple[Any, int]]]] = {
     "model.inference.suppression.nms.largest": lambda found, args: [(found, len(args[0]))],
     "model.inference.suppression.nms.keep_packed": lambda found, args: [(found[0], len(args[2])), (found[1], args[4])],
     "model.inference.suppression.nms._deal": lambda found, args: [(found[1], len(args[0]) + 1)],
+    "model.inference.suppression.soft_nms.keep_lowered": lambda found, args: [(found[0], len(args[0]))],
+    "model.inference.suppression.matrix_nms.rank_decayed": lambda found, args: [(found[0], len(args[0]))],
+    "model.inference.suppression.voting.keep_voted": lambda found, args: [(found[0], len(args[0]))],
+    "model.inference.suppression.voting.keep_guided": lambda found, args: [(found[0], len(args[0]))],
     "model.evaluation.counting._bin": lambda found, args: [(np.array([found]), 50)],
     "model.evaluation.counting.count_candidates": lambda found, args: [(found[4], len(args[0])), (found[5], 3)],
     "model.evaluation.counting.overlaps": lambda found, args: [(found[1] + 1, len(args[2]) + 1)],

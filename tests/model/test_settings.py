@@ -153,5 +153,38 @@ def test_all_mistakes_are_named_at_once_and_something_else_than_a_mapping_is_ref
 def test_settings_that_read_a_branch_are_refused_where_there_is_none() -> None:
     require_branch(InferenceConfig(), has_branch=True)
     require_branch(InferenceConfig(confidence_exponent=0.0), has_branch=False)
+    # IoU-guided NMS ranks by the confidence, even where no score reads it.
+    guided = InferenceConfig(suppression="iou_guided", confidence_exponent=0.0)
+    require_branch(guided, has_branch=True)
+    with pytest.raises(
+        ValueError, match=r"^inference\.suppression is iou_guided, but .* and inference\.suppression out"
+    ):
+        require_branch(guided, has_branch=False)
     with pytest.raises(ValueError, match=r"^inference\.fusion is product, inference\.min_confidence is 0\.5, but"):
         require_branch(InferenceConfig(fusion="product", min_confidence=0.5), has_branch=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"suppression": "soft_linear", "soft_floor": 0.06},
+            "soft_floor is 0.06, above score_threshold, 0.05: boxes that nothing overlaps would be dropped by it; set "
+            "it to at most score_threshold",
+        ),
+        ({"suppression": "matrix_gaussian", "score_threshold": 0.0}, "soft_floor is 0.001, above score_threshold, 0.0"),
+        ({"suppression": "soft_linear", "soft_floor": -0.1}, "soft_floor is -0.1, expected 0 to below 1"),
+        ({"soft_floor": 0.01}, "soft_floor has no meaning for suppression 'nms'; it belongs to 'soft_linear' and"),
+        ({"suppression": "soft_linear", "suppression_sigma": 1.0}, "suppression_sigma has no meaning for suppression"),
+        (
+            {"suppression": "voting", "suppression_sigma": 0.0},
+            "suppression_sigma is 0.0, expected more than 0, or null",
+        ),
+        ({"suppression": "matrix_linear", "nms_iou": 0.6}, "nms_iou has no meaning for suppression 'matrix_linear'"),
+    ],
+)
+def test_suppression_that_means_nothing_is_refused_with_the_reason(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        InferenceConfig(**settings)
+    InferenceConfig(suppression="soft_linear", soft_floor=0.05)
+    InferenceConfig(suppression="soft_gaussian", soft_floor=0.0, score_threshold=0.0)

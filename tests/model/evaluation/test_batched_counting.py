@@ -19,11 +19,12 @@ from model.inference import batched
 from model.inference.postprocess import pool, shortlist, split
 from model.inference.predictor import forward_passes, load_batch
 from model.network.anchors import anchor_grid
-from tests.detectors import SETTINGS, SIZES, opinionated, with_objects_where_it_finds_some
+from tests.detectors import SETTINGS, SIZES, SUPPRESSIONS, opinionated, with_objects_where_it_finds_some
 
 MANY = [
     *SETTINGS,
     InferenceConfig(confidence_exponent=0.8, nms_iou=0.7),
+    *SUPPRESSIONS,
 ]
 Pairs = list[tuple[Part, Part]]
 
@@ -57,14 +58,17 @@ def both_ways(data: CocoData, of_images: list[Objects]) -> Pairs:
             one_by_one.append(image_parts(pool(image, lists), lists, truth, 7))
         images, objects = batched.of_batch(predictions, grid, batch.sizes, scales), batch_objects(of_images)
         together = {}
-        for scored, tables, count in batched.detect(images, MANY, image_ids, category_ids):
-            counted = count_candidates(images, scored, objects)
-            for number, (place, table) in enumerate(zip(scored.places, tables, strict=True)):
-                ends = np.cumsum([0, *count[:, number]])
+        for found in batched.detect_groups(images, MANY, image_ids, category_ids):
+            counted = count_candidates(images, found.scored, objects)
+            for number, (place, table) in enumerate(zip(found.scored.places, found.tables, strict=True)):
+                ends = np.cumsum([0, *found.count[:, number]])
+                droppers = None
+                if found.droppers is not None:
+                    droppers = found.droppers[0][number], np.cumsum([0, *found.droppers[1][:, number]])
                 kept = with_ious(table, ends, objects, category_ids)
                 sevens = np.full(len(chosen), 7, np.int32)
                 together[place] = batch_part(
-                    counted, number, MANY[place], kept, ends, objects, image_ids, category_ids, sevens
+                    counted, number, MANY[place], kept, ends, objects, image_ids, category_ids, sevens, droppers
                 )
     return [(merge([parts[place] for parts in one_by_one]), merge([together[place]])) for place in range(len(MANY))]
 

@@ -1,7 +1,7 @@
 """What a pass counts, against a slow recount of all candidates with torchvision's IoU and NMS."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from model.evaluation.scoring import score, score_shards, shards
 from model.inference.postprocess import pool, rank, shortlist
 from model.inference.predictor import predict_batch
 from model.inference.table import DetectionTable
-from tests.detectors import SETTINGS, opinionated
+from tests.detectors import SETTINGS, SUPPRESSIONS, opinionated
+from tests.model.inference.suppression import references
 
 SIZES = DataConfig(short_edge=64, long_edge=128)
 Floats = NDArray[np.float32]
@@ -58,22 +59,22 @@ def data(shapes_root: Path) -> CocoData:
 
 @pytest.fixture(scope="module")
 def examples(data: CocoData) -> list[Example]:
-    return list(_examples(data))
+    return list(_examples(data, SETTINGS, len(data)))
 
 
-def _examples(data: CocoData) -> Iterator[Example]:
+def _examples(data: CocoData, settings: Sequence[InferenceConfig], num_images: int) -> Iterator[Example]:
     detector = opinionated(len(data.category_ids))
-    for index in range(len(data)):
+    for index in range(num_images):
         sample = load_sample(data, index, SIZES.short_edge, SIZES.long_edge, flip=False)
         batch = collate([sample], pad_to=padded_shape(*sample.size))
         for image in predict_batch(detector, batch, data.category_ids, 1):
-            lists = [shortlist(image, setting) for setting in SETTINGS]
+            lists = [shortlist(image, setting) for setting in settings]
             gathered = pool(image, lists)
             some = rank(gathered, lists[0], 400).take(np.arange(25, 400, 25))
             labels = np.searchsorted(data.category_ids, some.category_ids)
             objects = Objects(some.boxes + np.float32(1.5), labels, np.arange(15))  # near boxes, but not on them
             parts = image_parts(gathered, lists, objects, 0)
-            for setting, one, part in zip(SETTINGS, lists, parts, strict=True):
+            for setting, one, part in zip(settings, lists, parts, strict=True):
                 yield Example(setting, rank(gathered, one, 10**9), objects, some.category_ids, part)
 
 
@@ -129,6 +130,55 @@ def test_what_nms_dropped_for_a_worse_box_is_found_by_hand_as_well(examples: lis
         assert (dropped.ious > dropped.kept_ious).all()
         total += len(found)
     assert total > 30
+
+
+@pytest.mark.parametrize("setting", SUPPRESSIONS, ids=lambda setting: setting.suppression)
+def test_what_other_kinds_drop_for_a_worse_box_is_what_each_winner_drops(
+    data: CocoData, setting: InferenceConfig
+) -> None:
+    total = 0
+    for example in _examples(data, [InferenceConfig(), setting], 2):
+        if example.setting.suppression == "nms":  # after whose candidates the objects are placed
+            continue
+        candidates, dropped = example.candidates, example.counts.dropped
+        if setting.suppression.startswith(("soft", "matrix")):
+            assert len(dropped) == 0
+            continue
+        labels = np.searchsorted(data.category_ids, candidates.category_ids)
+        one = references.ranked(candidates.boxes, candidates.scores, labels, candidates.confidences)
+        order = list(range(len(labels)))
+        if setting.suppression == "iou_guided":
+            order = np.argsort(-candidates.confidences, kind="stable").tolist()
+        overlap = references.dious if setting.suppression == "diou" else references.ious
+        won = references.greedy(overlap(one), order, setting.nms_iou)
+        kept = set(zip(example.part.detections.anchors, example.part.detections.category_ids, strict=True))
+        detected = [k for k in won if (candidates.anchors[k], candidates.category_ids[k]) in kept]
+        overlaps = example.overlaps(candidates)
+        found: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for k in detected:
+            for w in won[k]:
+                g = int(overlaps[w].argmax())
+                if overlaps[w, g] >= 0.5 and overlaps[w, g] > overlaps[k, g]:
+                    found[k, g].append(float(overlaps[w, g]))
+        assert sorted(dropped.counts.tolist()) == sorted(map(len, found.values()))
+        assert sorted(dropped.ious.tolist()) == pytest.approx(sorted(map(max, found.values())), abs=1e-6)
+        assert set(dropped.kept_anchors.tolist()) == {int(candidates.anchors[k]) for k, _ in found}
+        total += len(found)
+    assert total > 0 or setting.suppression.startswith(("soft", "matrix"))
+
+
+def test_an_oracle_ranks_by_iou_whatever_the_kind_and_drops_by_diou_where_that_is_asked_for(data: CocoData) -> None:
+    settings = [replace(InferenceConfig(), suppression=kind) for kind in ("nms", "voting", "soft_gaussian", "diou")]
+    by_nms, *others, by_diou = _examples(data, settings, 1)
+    expected = by_nms.counts.oracle
+    for oracle in (other.counts.oracle for other in others):
+        assert np.array_equal(oracle.boxes, expected.boxes) and np.array_equal(oracle.scores, expected.scores)
+    own = by_diou.overlaps(by_diou.candidates).max(axis=1)
+    placed = by_diou.candidates.take(np.flatnonzero(own >= 0.5))
+    one = references.ranked(placed.boxes, own[own >= 0.5], np.searchsorted(data.category_ids, placed.category_ids))
+    won = references.greedy(references.dious(one), list(range(len(placed))), 0.5)
+    assert by_diou.counts.oracle.scores == pytest.approx(one.scores[list(won)], abs=1e-6)
+    assert not np.array_equal(by_diou.counts.oracle.boxes, expected.boxes)
 
 
 def test_an_oracle_keeps_what_nms_by_iou_would_keep(examples: list[Example]) -> None:

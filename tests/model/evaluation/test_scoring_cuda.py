@@ -21,6 +21,8 @@ SETTINGS = {
     "exponents": [InferenceConfig(confidence_exponent=tenths / 10) for tenths in range(10)],
     "filters": [InferenceConfig(min_confidence=0.1), InferenceConfig(fusion="product")],
     "pairs": [InferenceConfig(top_k_of="pairs", nms_pre=100), InferenceConfig(fuse_small_levels=False)],
+    "suppressions": [InferenceConfig(suppression="soft_linear"), InferenceConfig(suppression="iou_guided")],
+    "suppressions beside NMS": [InferenceConfig(), InferenceConfig(suppression="voting")],
 }
 CLASSES = np.array([3, 5, 8])
 

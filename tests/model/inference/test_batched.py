@@ -18,7 +18,7 @@ from model.inference.suppression.nms import keep
 from model.inference.table import DetectionTable
 from model.network.anchors import AnchorGrid, anchor_grid
 from model.network.retinanet import Predictions
-from tests.detectors import SETTINGS
+from tests.detectors import SETTINGS, SUPPRESSIONS
 
 MANY = [
     *SETTINGS,
@@ -86,6 +86,43 @@ def test_a_batch_under_many_settings_keeps_what_each_image_keeps_under_each(
     for alone, among_others in pairs:
         assert_same(alone, among_others)
     assert sum(len(alone) for alone, _ in pairs) > 1000
+
+
+def test_kinds_of_suppression_find_the_same_in_a_batch_and_among_other_settings() -> None:
+    grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
+    settings = [setting for pair in zip(SUPPRESSIONS, [*MANY, InferenceConfig()], strict=True) for setting in pair]
+    pairs = both_ways(random_predictions(grid, 2, 3), grid, where, 3, settings)
+    for alone, among_others in pairs:
+        assert_same(alone, among_others)
+    found = [[alone.scores.tolist() for alone, _ in pairs[start : start + 2]] for start in range(0, len(pairs), 4)]
+    assert all(found.count(one) == 1 for one in found)
+
+
+@pytest.mark.parametrize("setting", SUPPRESSIONS, ids=lambda setting: setting.suppression)
+def test_kinds_of_suppression_look_further_until_what_they_found_stands(
+    setting: InferenceConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
+    predictions = random_predictions(grid, 2, 3)
+    (images,) = [batched.of_batch(predictions, grid, *where)]
+    expected = both_ways(predictions, grid, where, 3, [setting])
+    looked: list[int] = []
+    best_candidates = batched.best_candidates
+
+    def look_at(images: batched.BatchPredictions, scored: batched.Scored, look: int) -> batched.Kept:
+        looked.append(look)
+        return best_candidates(images, scored, look)
+
+    monkeypatch.setattr(batched, "best_candidates", look_at)
+    for module in (batched, postprocess):
+        monkeypatch.setattr(module, "FIRST_LOOK", 1)
+    ((_, (table,), count),) = batched.detect(images, [setting], np.arange(2), np.arange(3))
+    alone = postprocess.detect(predictions, grid, *where, setting)
+    for image, (on_cpu, in_batch) in enumerate(expected):
+        assert np.array_equal(alone[image].scores, on_cpu.scores) and np.array_equal(alone[image].boxes, on_cpu.boxes)
+        assert np.array_equal(table.take(table.image_ids == image).anchors, in_batch.anchors)
+        assert count[image, 0] == len(in_batch)
+    assert looked[0] == 1 and len(looked) > 1 and looked == sorted(looked)
 
 
 def test_the_types_of_the_forward_pass_are_taken_as_they_are() -> None:

@@ -58,11 +58,11 @@ def greedy(overlaps: Floats, order: list[int], iou: float) -> dict[int, list[int
     """The winners in their order, each with what it drops."""
     won: dict[int, list[int]] = {}
     for i in order:
-        by = next((k for k in won if overlaps[k, i] > np.float32(iou)), None)
-        if by is None:
-            won[i] = []
+        beats = overlaps[list(won), i] > np.float32(iou)
+        if beats.any():
+            won[list(won)[int(beats.argmax())]].append(i)
         else:
-            won[by].append(i)
+            won[i] = []
     return won
 
 
