@@ -51,7 +51,7 @@ def dious(one: Ranked) -> Floats:
     low = np.minimum(one.boxes[:, None, :2], one.boxes[None, :, :2])
     high = np.maximum(one.boxes[:, None, 2:], one.boxes[None, :, 2:])
     with np.errstate(all="ignore"):
-        return np.nan_to_num(ious(one) - distance / ((high - low) ** 2).sum(axis=2))  # type: ignore[no-any-return]
+        return np.nan_to_num(ious(one) - distance / ((high - low) ** 2).sum(axis=2))
 
 
 def greedy(overlaps: Floats, order: list[int], iou: float) -> dict[int, list[int]]:
@@ -132,4 +132,4 @@ def _mean(one: Ranked, voters: list[int], sigma: float) -> list[float]:
     overlaps = ious(one)[voters[0], voters].astype(np.float64)
     overlaps[0] = 1.0  # also of a box without area
     weights = one.scores[voters] * np.exp(-((1 - overlaps) ** 2) / sigma)
-    return (weights @ one.boxes[voters].astype(np.float64) / weights.sum()).tolist()  # type: ignore[no-any-return]
+    return (weights @ one.boxes[voters].astype(np.float64) / weights.sum()).tolist()
