@@ -354,7 +354,7 @@ def _constants(
         fused = [config.fuse_small_levels or length > config.nms_pre for length in level_lengths]
         of_class.append(float(powers[0]))
         of_confidence.append([float(powers[1]) * on for on in fused])
-        plain.append([config.fusion == "power" and config.confidence_exponent == 0.0])
+        plain.append([not config.score_reads_confidence])
     # Outside of inference mode, whose tensors could be used in no other.
     with torch.inference_mode(mode=False):
         return _Constants(
