@@ -1,6 +1,5 @@
 """PAA: two Gaussians on the costs of a box's candidates say which of them learn it."""
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +9,6 @@ from model.assignment.costs import BLOCK, background_cost, order_key, softplus
 from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
 from model.network.anchors import AnchorGrid, valid_anchors
 from model.network.overlaps import aligned_giou, pairwise_iou
-
-warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """Of the class cost; the paper's, whatever loss the detector learns with."""

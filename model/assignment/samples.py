@@ -1,5 +1,6 @@
 """The samples that a detector learns from: the ground truth of a batch, what each anchor learns, and the positives."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,9 @@ from torch import Tensor
 
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, decode
 from model.network.retinanet import Predictions, at_least_float32, flat
+
+# Rules take maxima by image with it. "In beta", it says; its results are held by the tests.
+warnings.filterwarnings("ignore", message="index_reduce")
 
 NEGATIVE = -1
 IGNORED = -2
