@@ -143,7 +143,7 @@ class Head(nn.Module):
 
         Args:
             features: P3 to P7.
-            cells: where the box tower is wanted (assignment.positive_cells); elsewhere its outputs may then be 0.
+            cells: where the box tower is wanted (samples.positive_cells); elsewhere its outputs may then be 0.
         """
         class_features = [climb(self.class_tower, feature) for feature in features]
         classes = [apply(self.class_logits, feature) for feature in class_features]
