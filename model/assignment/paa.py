@@ -13,8 +13,8 @@ from model.network.overlaps import aligned_giou, pairwise_iou
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """Of the class cost; the paper's, whatever loss the detector learns with."""
 ITERATIONS = 50
-"""Of EM; a mixture that is done earlier stays as it is. Of 600 random sets of costs, half
-were done after 7, all after 40."""
+"""Of EM; a mixture that is done earlier stays as it is. Of 600 random sets of costs, half were done after 7, all after
+40."""
 TOLERANCE = 1e-3
 """EM is done when the mean log likelihood changes by less, as in the released code."""
 LEAST_VARIANCE = 1e-6
