@@ -48,9 +48,9 @@ class ConfidenceConfig:
     target: Literal["iou", "centerness"] = "iou"
     """What the branch learns: the IoU of the predicted box, or how central in its box the anchor is (FCOS)."""
     loss: Literal["ce", "l1", "smooth_l1", "l2", "gfocal"] = "ce"
-    """Compares the confidence with the IoU of the predicted box (Table 2)."""
+    """Compares the confidence with its target (Table 2)."""
     loss_on: Literal["sigmoid", "logit"] = "sigmoid"
-    """What L1, Smooth L1 and L2 compare with the IoU: Eqs. 6-7, or the released code's call."""
+    """What L1, Smooth L1 and L2 compare with the target: Eqs. 6-7, or the released code's call."""
     negative_weight: float = 0.0
     """CE^w, and GFocal with negatives: the weight of samples whose target is 0; 0 counts positives alone (Table 3)."""
     smooth_l1_beta: float = 1.0
@@ -244,7 +244,7 @@ class ModelConfig:
     classification: ClassificationConfig = ClassificationConfig()
     """The loss of the classification branch."""
     box: BoxConfig = BoxConfig()
-    """The loss of the box branch."""
+    """The box branch: what it predicts, and its loss."""
     assignment: AssignmentConfig = AssignmentConfig()
     """Which anchors learn which boxes."""
     focal_alpha: float = 0.25
@@ -536,7 +536,7 @@ class InferenceConfig:
 
     @property
     def needs_confidence(self) -> bool:
-        """Whether the score reads the confidence branch at all."""
+        """Whether anything reads the confidence branch: the score, the object filter, or IoU-guided NMS."""
         return self.score_reads_confidence or self.min_confidence > 0.0 or self.suppression == "iou_guided"
 
     @property

@@ -38,6 +38,5 @@ def softplus(x: Tensor) -> Tensor:
 
 def order_key(cost: Tensor) -> Tensor:
     """int64 in 0 to 2^31 - 1 that rises with a cost, as float32 has it; costs below 0 count as 0."""
-    return (
-        (cost.float().clamp(min=0) + 0.0).view(torch.int32).long()
-    )  # + 0.0: the bits of -0.0 are those of a negative number
+    # + 0.0, as the bits of -0.0 are those of a negative number.
+    return (cost.float().clamp(min=0) + 0.0).view(torch.int32).long()

@@ -1,15 +1,11 @@
 """Max-IoU assignment, RetinaNet's rule, for a whole batch at once."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from model.assignment.samples import IGNORED, INVALID, NEGATIVE, GroundTruth
 from model.network.anchors import AnchorGrid, valid_anchors
 from model.network.overlaps import pairwise_iou
-
-warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
 
 
 def max_iou(

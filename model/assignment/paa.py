@@ -1,6 +1,5 @@
 """PAA: two Gaussians on the costs of a box's candidates say which of them learn it."""
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +10,11 @@ from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
 from model.network.anchors import AnchorGrid, valid_anchors
 from model.network.overlaps import aligned_giou, pairwise_iou
 
-warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
-
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """Of the class cost; the paper's, whatever loss the detector learns with."""
 ITERATIONS = 50
-"""Of EM; a mixture that is done earlier stays as it is. Of 600 random sets of costs, half
-were done after 7, all after 40."""
+"""Of EM; a mixture that is done earlier stays as it is. Of 600 random sets of costs, half were done after 7, all after
+40."""
 TOLERANCE = 1e-3
 """EM is done when the mean log likelihood changes by less, as in the released code."""
 LEAST_VARIANCE = 1e-6

@@ -1,12 +1,16 @@
 """The samples that a detector learns from: the ground truth of a batch, what each anchor learns, and the positives."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, decode
-from model.network.retinanet import Predictions, flat
+from model.network.retinanet import Predictions, at_least_float32, flat
+
+# Rules take maxima by image with it. "In beta", it says; its results are held by the tests.
+warnings.filterwarnings("ignore", message="index_reduce")
 
 NEGATIVE = -1
 IGNORED = -2
@@ -39,11 +43,8 @@ def predicted(predictions: Predictions, grid: AnchorGrid) -> Predicted:
     """What an assignment reads of the raw outputs for B images at N anchors."""
     num_classes = predictions.class_logits[0].shape[1] // NUM_ANCHORS
     with torch.no_grad():
-        # bfloat16 has 8 bits: the IoU of a decoded box would be off by up to 0.006.
-        deltas, logits = (
-            values.to(torch.promote_types(values.dtype, torch.float32))
-            for values in (flat(predictions.box_deltas, 4), flat(predictions.class_logits, num_classes))
-        )
+        deltas = at_least_float32(flat(predictions.box_deltas, 4))
+        logits = at_least_float32(flat(predictions.class_logits, num_classes))
         return Predicted(decode(grid.boxes, deltas), logits)
 
 

@@ -1,7 +1,5 @@
 """SimOTA: each box takes as many anchors as its best IoUs add up to, those that cost the least."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
@@ -9,8 +7,6 @@ from model.assignment.costs import BLOCK, background_cost, order_key, softplus
 from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
 from model.network.anchors import STRIDES, AnchorGrid, cell_centers, valid_anchors
 from model.network.overlaps import aligned_iou
-
-warnings.filterwarnings("ignore", message="index_reduce")  # "in beta": its results are held by the tests
 
 LAST = torch.iinfo(torch.int64).max
 """Behind every key: an anchor that is no candidate."""
@@ -73,7 +69,7 @@ def sim_ota(
         key = key.bitwise_left_shift_(BITS).masked_fill_(~usable, LAST)
         taken.append(_take(key, iou, top_k))
         cheapest.index_reduce_(0, image, key.bitwise_or_(rows[:, None]), "amin")
-    return _shared_out(torch.cat(taken), cheapest, truth).masked_fill_(~valid, INVALID)
+    return _takers(torch.cat(taken), cheapest, truth).masked_fill_(~valid, INVALID)
 
 
 def _regions(grid: AnchorGrid, truth: GroundTruth, num_images: int, radius: float) -> tuple[Tensor, Tensor]:
@@ -117,7 +113,7 @@ def _take(key: Tensor, iou: Tensor, top_k: int) -> Tensor:
     return torch.where(takes, least & (2**BITS - 1), -1)
 
 
-def _shared_out(places: Tensor, cheapest: Tensor, truth: GroundTruth) -> Tensor:
+def _takers(places: Tensor, cheapest: Tensor, truth: GroundTruth) -> Tensor:
     """[B, N] the box that takes an anchor, the cheapest of the image where several do, or NEGATIVE.
 
     Args:

@@ -29,7 +29,7 @@ from model.evaluation.coco_eval import evaluate_all
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.misalignment import Misalignment
 from model.evaluation.parts import Part, merge
-from model.inference.batched import detect_groups, of_batch, to_host
+from model.inference.batched import detect, of_batch, to_host
 from model.inference.postprocess import pool, shortlist
 from model.inference.predictor import Precision, forward_passes, load_batch, predict_batch
 from model.inference.table import DetectionTable
@@ -327,7 +327,7 @@ def _find_on_device(
             del said
         del predictions
         chosen = [settings[place] for place in places]
-        for group in detect_groups(images, chosen, image_ids, category_ids):
+        for group in detect(images, chosen, image_ids, category_ids):
             counted = None if objects is None else count_candidates(images, group.scored, objects)
             for number, (place, table) in enumerate(zip(group.scored.places, group.tables, strict=True)):
                 droppers = None

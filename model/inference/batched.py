@@ -211,20 +211,6 @@ def detect(
     settings: Sequence[InferenceConfig],
     image_ids: NDArray[np.int64],
     category_ids: NDArray[np.int64],
-) -> Iterator[tuple[Scored, list[DetectionTable], NDArray[np.int32]]]:
-    """Yield for some settings after others: what was scored, a table for each of all images, their numbers [B, S].
-
-    As `detect_groups`, without the boxes that dropped others.
-    """
-    for found in detect_groups(images, settings, image_ids, category_ids):
-        yield found.scored, found.tables, found.count
-
-
-def detect_groups(
-    images: BatchPredictions,
-    settings: Sequence[InferenceConfig],
-    image_ids: NDArray[np.int64],
-    category_ids: NDArray[np.int64],
 ) -> Iterator[Detected]:
     """Yield what is found under some settings after others.
 
@@ -368,7 +354,7 @@ def _constants(
         fused = [config.fuse_small_levels or length > config.nms_pre for length in level_lengths]
         of_class.append(float(powers[0]))
         of_confidence.append([float(powers[1]) * on for on in fused])
-        plain.append([config.fusion == "power" and config.confidence_exponent == 0.0])
+        plain.append([not config.score_reads_confidence])
     # Outside of inference mode, whose tensors could be used in no other.
     with torch.inference_mode(mode=False):
         return _Constants(

@@ -24,7 +24,7 @@ def fuse_scores(
         stands in an array, which torch's vectors do not.
     """
     scores = probabilities
-    if config.fusion == "product" or config.confidence_exponent > 0.0:
+    if config.score_reads_confidence:
         # p^(1-e) * c^e as exp((1-e) ln p + e ln c), in single precision.
         scores = np.exp(log_scores(log_probabilities, log_confidences, config))
     if log_confidences is not None and config.min_confidence > 0.0:

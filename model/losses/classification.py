@@ -17,6 +17,7 @@ from torch.nn import functional
 from model.assignment.samples import NEGATIVE
 from model.config import ClassificationConfig, ModelConfig
 from model.network import kernels
+from model.network.retinanet import at_least_float32
 
 BLOCK = 2**18
 """Logits taken at once on the CPU, so that the steps in between stay in its cache."""
@@ -66,11 +67,6 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) ->
         form = _Form(1 - alpha, gamma, partial(_own_focal, alpha=alpha, gamma=gamma))
         loss = _Loss.apply(logits, labels, None, form)
     return loss
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """bfloat16 has 8 bits: the IoU of a decoded box would be off by up to 0.006."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,7 @@ def _compiled() -> SimpleNamespace:
             logit = tl.load(logits + place, mask=inside, other=0.0).to(tl.float32)
             # The focal loss of an anchor's own class is that of the background with the sign of its logit turned.
             sign = tl.where(own, -1.0, 1.0)
-            counts = tl.where(own, alpha, tl.where(label >= -1, weight, 0.0))  # -1 is assignment.NEGATIVE
+            counts = tl.where(own, alpha, tl.where(label >= -1, weight, 0.0))  # -1 is samples.NEGATIVE
             x = sign * logit
             small = tl.exp(-tl.abs(x))
             softplus = tl.maximum(x, 0.0) + tl.log(1.0 + small)

@@ -16,7 +16,7 @@ def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     inter = sides[..., 0] * sides[..., 1]
     # Boxes with sides under 22 pixels tie with several anchors; this order of sums decides which ties float32 keeps.
     union = area(boxes)[:, None] + area(anchors) - inter
-    return inter.div_(union.clamp_(min=1e-6))
+    return inter.div_(union.clamp_(min=LEAST))
 
 
 def aligned_iou(first: Tensor, second: Tensor) -> Tensor:

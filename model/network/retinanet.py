@@ -143,7 +143,7 @@ class Head(nn.Module):
 
         Args:
             features: P3 to P7.
-            cells: where the box tower is wanted (assignment.positive_cells); elsewhere its outputs may then be 0.
+            cells: where the box tower is wanted (samples.positive_cells); elsewhere its outputs may then be 0.
         """
         class_features = [climb(self.class_tower, feature) for feature in features]
         classes = [apply(self.class_logits, feature) for feature in class_features]
@@ -234,13 +234,8 @@ class Edges(nn.Module):
         if self.kind == "dfine":
             return (classes + quality).flatten(1, 2)
         # The logit of the product of both probabilities, -logsumexp(-a, -b, -a - b), with one exponential an entry.
-        classes, quality = _at_least_float32(classes), _at_least_float32(quality)
+        classes, quality = at_least_float32(classes), at_least_float32(quality)
         return (quality - softplus(softplus(quality) - classes)).flatten(1, 2).to(class_logits.dtype)
-
-
-def distribution_mean(logits: Tensor) -> Tensor:
-    """[...] the means of distributions over the distances 0 to n - 1, of logits [..., n]; at least float32."""
-    return read_distributions(logits, 0)[0]
 
 
 def read_distributions(logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
@@ -261,21 +256,18 @@ def read_distributions(logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
 class _Distributions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
-        probability = _at_least_float32(logits).softmax(dim=-1)
+        probability = at_least_float32(logits).softmax(dim=-1)
         top, places = probability.topk(num_top, dim=-1)
         ctx.save_for_backward(logits, places)
         return (probability * _distances(probability)).sum(dim=-1), top
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         logits, places = ctx.saved_tensors
-        of_mean, of_top = grads
-        probability = _at_least_float32(logits).softmax(dim=-1)
-        slope = torch.zeros_like(probability)
-        if of_top is not None:
-            slope.scatter_(-1, places, of_top)
-        if of_mean is not None:
-            slope.add_(of_mean[..., None] * _distances(probability))
+        of_mean, of_top = grads  # zeros where nothing reads one of them
+        probability = at_least_float32(logits).softmax(dim=-1)
+        slope = torch.zeros_like(probability).scatter_(-1, places, of_top)
+        slope.add_(of_mean[..., None] * _distances(probability))
         slope.sub_((probability * slope).sum(dim=-1, keepdim=True)).mul_(probability)
         return slope.to(logits.dtype), None
 
@@ -283,11 +275,6 @@ class _Distributions(torch.autograd.Function):
 def _distances(numbers: Tensor) -> Tensor:
     """[n] 0 to n - 1 for numbers [..., n]."""
     return torch.arange(numbers.shape[-1], dtype=numbers.dtype, device=numbers.device)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    """bfloat16 has 8 bits: a mean of 7.97 strides would be 8."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _levels_of(cells: Tensor, features: list[Tensor]) -> Tensor:
@@ -327,3 +314,8 @@ def per_anchor(level: Tensor, size: int) -> Tensor:
 def flat(levels: list[Tensor], size: int) -> Tensor:
     """L maps [B, 9*size, h, w] -> [B, N, size], in the flat order of the anchors."""
     return torch.cat([per_anchor(level, size) for level in levels], dim=1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """bfloat16 has 8 bits: a mean of 7.97 strides would be 8, and the IoU of a decoded box off by up to 0.006."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -18,8 +18,8 @@ def _find(
 ) -> list[DetectionTable]:
     images = batched.of_batch(predictions, grid, sizes, scales)
     num_classes = images.class_logits.shape[2]
-    ((_, tables, _),) = batched.detect(images, [config], np.arange(len(sizes)), np.arange(num_classes))
-    return tables
+    (found,) = batched.detect(images, [config], np.arange(len(sizes)), np.arange(num_classes))
+    return found.tables
 
 
 detect = partial(vectors_adapter.detect, find=_find)

@@ -17,7 +17,7 @@ from model.losses import boxes as box_losses
 from model.losses.classification import classification_loss
 from model.network.anchors import STRIDES, AnchorGrid
 from model.network.overlaps import aligned_iou
-from model.network.retinanet import distribution_mean as mean_of
+from model.network.retinanet import read_distributions
 
 Array = NDArray[Any]
 ENDLESS = torch.tensor([[2**20, 2**20]])
@@ -43,7 +43,8 @@ def distribution_focal_loss(logits: Array, target: Array) -> tuple[Array, Array]
 
 
 def distribution_mean(logits: Array) -> Array:
-    return mean_of(torch.from_numpy(logits)).numpy()
+    mean, _ = read_distributions(torch.from_numpy(logits), 0)
+    return mean.numpy()
 
 
 def centerness(anchors: Array, boxes: Array) -> Array:

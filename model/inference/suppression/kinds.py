@@ -18,9 +18,7 @@ from model.inference.suppression.voting import keep_guided, keep_voted
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 SIGMAS = {"soft_gaussian": 0.5, "matrix_gaussian": 0.5, "voting": 0.025}
-"""As the papers' authors have them; SOLOv2's code multiplies by 2 where this divides by 0.5."""
-DROPS_NOTHING = ("soft_linear", "soft_gaussian", "matrix_linear", "matrix_gaussian")
-"""Kinds that lower scores, and drop no box in favour of another."""
+"""As soft-NMS, SOLOv2 and PAA have them; SOLOv2's code multiplies by 2 where this divides by 0.5."""
 NEEDS_ALL = ("iou_guided", "voting")
 """Kinds whose result may change with any candidate, however low its score."""
 

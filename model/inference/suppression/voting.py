@@ -19,10 +19,10 @@ Floats = NDArray[np.float32]
 def keep_voted(
     scores: Floats, boxes: Floats, labels: Ints, num_classes: int, iou: np.float32, sigma: float, limit: int
 ) -> tuple[Ints, Floats]:
-    """Greedy NMS, and each kept box as the mean of itself and of what it dropped (He et al. 2019, without variances).
+    """Greedy NMS, and each kept box as the mean of itself and of what it dropped.
 
     A dropped box belongs to the best kept box of its class that overlaps it by more than `iou`. It weighs
-    score * exp(-(1 - IoU)^2 / sigma).
+    score * exp(-(1 - IoU)^2 / sigma), as in PAA's score voting (Kim and Lee 2020), where others that overlap vote too.
 
     Args:
         scores: [n] falling.

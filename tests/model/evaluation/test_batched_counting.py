@@ -58,7 +58,7 @@ def both_ways(data: CocoData, of_images: list[Objects]) -> Pairs:
             one_by_one.append(image_parts(pool(image, lists), lists, truth, 7))
         images, objects = batched.of_batch(predictions, grid, batch.sizes, scales), batch_objects(of_images)
         together = {}
-        for found in batched.detect_groups(images, MANY, image_ids, category_ids):
+        for found in batched.detect(images, MANY, image_ids, category_ids):
             counted = count_candidates(images, found.scored, objects)
             for number, (place, table) in enumerate(zip(found.scored.places, found.tables, strict=True)):
                 ends = np.cumsum([0, *found.count[:, number]])

@@ -65,7 +65,7 @@ def test_the_host_waits_once_for_all_settings_that_are_scored_together(
         groups = list(score_settings(images, settings))  # constants are sent once
         with watched():
             found = list(detect(images, settings, np.array([7, 9]), CLASSES))
-    tables = [table for _, of_group, _ in found for table in of_group]
+    tables = [table for group in found for table in group.tables]
     assert len(waits) == len(groups) <= 2
     assert [table.image_ids.tolist() for table in tables] == len(settings) * [[7, 9]]
 

@@ -54,8 +54,8 @@ def both_ways(
     images = batched.of_batch(predictions, grid, *where)
     num_images = len(where[0])
     together: dict[int, DetectionTable] = {}
-    for scored, tables, _ in batched.detect(images, settings, np.arange(num_images), np.arange(num_classes)):
-        together |= dict(zip(scored.places, tables, strict=True))
+    for found in batched.detect(images, settings, np.arange(num_images), np.arange(num_classes)):
+        together |= dict(zip(found.scored.places, found.tables, strict=True))
     pairs = []
     for place, setting in enumerate(settings):
         table = together[place]
@@ -116,12 +116,13 @@ def test_kinds_of_suppression_look_further_until_what_they_found_stands(
     monkeypatch.setattr(batched, "best_candidates", look_at)
     for module in (batched, postprocess):
         monkeypatch.setattr(module, "FIRST_LOOK", 1)
-    ((_, (table,), count),) = batched.detect(images, [setting], np.arange(2), np.arange(3))
+    (found,) = batched.detect(images, [setting], np.arange(2), np.arange(3))
+    (table,) = found.tables
     alone = postprocess.detect(predictions, grid, *where, setting)
     for image, (on_cpu, in_batch) in enumerate(expected):
         assert np.array_equal(alone[image].scores, on_cpu.scores) and np.array_equal(alone[image].boxes, on_cpu.boxes)
         assert np.array_equal(table.take(table.image_ids == image).anchors, in_batch.anchors)
-        assert count[image, 0] == len(in_batch)
+        assert found.count[image, 0] == len(in_batch)
     assert looked[0] == 1 and len(looked) > 1 and looked == sorted(looked)
 
 
@@ -232,9 +233,10 @@ def test_one_setting_alone_and_among_others_keeps_the_same_bits() -> None:
     settings = [replace(InferenceConfig(), confidence_exponent=tenths / 10) for tenths in range(10)]
     (everything,) = batched.detect(images, settings, np.arange(2), np.arange(3))
     for place, setting in enumerate(settings):
-        ((_, (alone,), _),) = batched.detect(images, [setting], np.arange(2), np.arange(3))
-        assert np.array_equal(alone.anchors, everything[1][place].anchors)
-        assert np.array_equal(alone.scores, everything[1][place].scores)
+        (one,) = batched.detect(images, [setting], np.arange(2), np.arange(3))
+        (alone,), among_others = one.tables, everything.tables[place]
+        assert np.array_equal(alone.anchors, among_others.anchors)
+        assert np.array_equal(alone.scores, among_others.scores)
 
 
 def test_up_to_the_transfer_nothing_makes_the_host_wait_for_a_gpu() -> None:

@@ -16,7 +16,6 @@ from model.network.retinanet import (
     Edges,
     RetinaNetConf,
     build_detector,
-    distribution_mean,
     flat,
     for_inference,
     load_detector,
@@ -44,14 +43,14 @@ def test_the_mean_and_the_largest_probabilities_are_those_of_the_hand_calculatio
     mean, top = read_distributions(logits, 2)
     assert_close(mean, torch.tensor([0.2 + 2 * 0.3 + 3 * 0.4, 1.5, 0.6]))
     assert_close(top, torch.tensor([[0.4, 0.3], [0.25, 0.25], [0.7, 0.1]]))
-    assert torch.equal(distribution_mean(logits), mean)
+    assert torch.equal(read_distributions(logits, 0)[0], mean)
 
 
 @pytest.mark.parametrize("num_top", [0, 3, 6])
 def test_gradients_of_means_and_largest_probabilities_are_finite_differences(num_top: int) -> None:
     logits = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     assert gradcheck(lambda given: read_distributions(given, num_top), [logits])
-    assert gradcheck(distribution_mean, [logits])
+    assert gradcheck(lambda given: read_distributions(given, num_top)[0], [logits])
     assert num_top == 0 or gradcheck(lambda given: read_distributions(given, num_top)[1], [logits])
 
 
@@ -200,6 +199,6 @@ def test_edges_start_flat_halfway_through_their_distances() -> None:
     made = build_detector(replace(EDGES, confidence=ConfidenceConfig(tower="box")), num_classes=3, seed=0)
     predictions = made(torch.zeros(1, 3, 64, 64))
     assert predictions.edge_logits is not None and predictions.confidence_logits is not None
-    means = distribution_mean(flat(predictions.edge_logits, 4 * BINS).unflatten(-1, (4, BINS)))
+    means, _ = read_distributions(flat(predictions.edge_logits, 4 * BINS).unflatten(-1, (4, BINS)), 0)
     assert_close(means, torch.full_like(means, (BINS - 1) / 2), atol=0.2, rtol=0)
     assert_close(predictions.class_logits[0].sigmoid().mean(), torch.tensor(0.01), atol=0.002, rtol=0)
