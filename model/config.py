@@ -3,6 +3,7 @@
 The text beneath a setting says what it means; experiments/SETTINGS.md and `rnc settings` are made of these texts.
 """
 
+import json
 import re
 from dataclasses import dataclass, fields
 from functools import cache
@@ -30,8 +31,12 @@ def _only_for(config: Any, switch: str, **owners: tuple[str, ...]) -> None:
     choice, usual = getattr(config, switch), _defaults(kind)
     for name, choices in owners.items():
         if choice not in choices and getattr(config, name) != usual[name]:
-            listed = " and ".join(repr(one) for one in choices)
-            raise ValueError(f"{name} has no meaning for {switch} {choice!r}; it belongs to {listed}")
+            *others, last = map(repr, choices)
+            listed = f"{', '.join(others)} and {last}" if others else last
+            raise ValueError(
+                f"{name} has no meaning for {switch} {choice!r}; it belongs to {listed}: leave it at "
+                f"{json.dumps(usual[name])}, or take another {switch}"
+            )
 
 
 @cache

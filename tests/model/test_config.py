@@ -76,7 +76,8 @@ def refusal(kind: type[Any], settings: dict[str, Any]) -> str:
         ),
         (
             {"confidence": {"target": "centerness", "detach_iou_target": True}},
-            "model.confidence.detach_iou_target has no meaning for target 'centerness'; it belongs to 'iou'",
+            "model.confidence.detach_iou_target has no meaning for target 'centerness'; it belongs to 'iou': leave it "
+            "at false, or take another target",
         ),
     ],
 )
@@ -85,23 +86,27 @@ def test_losses_and_rules_that_do_not_fit_together_are_refused(model: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("part", "setting", "owners"),
+    ("part", "setting", "says"),
     [
-        ("classification", {"loss": "qfl", "vfl_alpha": 0.5}, "'vfl'"),
-        ("classification", {"loss": "mal", "vfl_iou_weighted": False}, "'vfl'"),
-        ("classification", {"loss": "vfl", "ia_bce_alpha": 0.5}, "'ia_bce'"),
-        ("assignment", {"kind": "max_iou", "top_k": 9}, "'atss' and 'task_aligned' and 'sim_ota' and 'paa'"),
-        ("assignment", {"kind": "atss", "alignment_iou": 2.0}, "'task_aligned'"),
-        ("assignment", {"kind": "paa", "ota_radius": 1.5}, "'sim_ota'"),
-        ("assignment", {"kind": "sim_ota", "paa_iou": 0.2}, "'paa'"),
+        ("classification", {"loss": "qfl", "vfl_alpha": 0.5}, "'vfl': leave it at 0.75"),
+        ("classification", {"loss": "mal", "vfl_iou_weighted": False}, "'vfl': leave it at true"),
+        ("classification", {"loss": "vfl", "ia_bce_alpha": 0.5}, "'ia_bce': leave it at 0.25"),
+        (
+            "assignment",
+            {"kind": "max_iou", "top_k": 9},
+            "'atss', 'task_aligned', 'sim_ota' and 'paa': leave it at null",
+        ),
+        ("assignment", {"kind": "atss", "alignment_iou": 2.0}, "'task_aligned': leave it at 6.0"),
+        ("assignment", {"kind": "paa", "ota_radius": 1.5}, "'sim_ota': leave it at 2.5"),
+        ("assignment", {"kind": "sim_ota", "paa_iou": 0.2}, "'paa': leave it at 0.1"),
     ],
 )
-def test_a_setting_of_another_kind_is_refused_with_the_kinds_it_belongs_to(
-    part: str, setting: dict[str, Any], owners: str
+def test_a_setting_of_another_kind_is_refused_with_the_kinds_it_belongs_to_and_its_default(
+    part: str, setting: dict[str, Any], says: str
 ) -> None:
     (switch, kind), (name, _) = setting.items()
     assert refusal(TrainConfig, {"model": {part: setting}}) == (
-        f"model.{part}.{name} has no meaning for {switch} {kind!r}; it belongs to {owners}"
+        f"model.{part}.{name} has no meaning for {switch} {kind!r}; it belongs to {says}, or take another {switch}"
     )
 
 
@@ -145,18 +150,18 @@ def test_what_fits_together_is_taken(model: dict[str, Any]) -> None:
         ),
         (
             {"suppression": "voting", "soft_floor": 0.01},
-            "soft_floor has no meaning for suppression 'voting'; it belongs to 'soft_linear' and 'soft_gaussian' and "
-            "'matrix_linear' and 'matrix_gaussian'",
+            "soft_floor has no meaning for suppression 'voting'; it belongs to 'soft_linear', 'soft_gaussian', "
+            "'matrix_linear' and 'matrix_gaussian': leave it at 0.001, or take another suppression",
         ),
         (
             {"suppression": "soft_linear", "suppression_sigma": 0.5},
-            "suppression_sigma has no meaning for suppression 'soft_linear'; it belongs to 'soft_gaussian' and "
-            "'matrix_gaussian' and 'voting'",
+            "suppression_sigma has no meaning for suppression 'soft_linear'; it belongs to 'soft_gaussian', "
+            "'matrix_gaussian' and 'voting': leave it at null, or take another suppression",
         ),
         (
             {"suppression": "matrix_gaussian", "nms_iou": 0.6},
-            "nms_iou has no meaning for suppression 'matrix_gaussian'; it belongs to 'nms' and 'soft_linear' and "
-            "'iou_guided' and 'diou' and 'voting'",
+            "nms_iou has no meaning for suppression 'matrix_gaussian'; it belongs to 'nms', 'soft_linear', "
+            "'iou_guided', 'diou' and 'voting': leave it at 0.5, or take another suppression",
         ),
         ({"suppression": "voting", "suppression_sigma": 0}, "suppression_sigma is 0.0, expected more than 0, or null"),
     ],

@@ -174,7 +174,7 @@ def test_settings_that_read_a_branch_are_refused_where_there_is_none() -> None:
         ),
         ({"suppression": "matrix_gaussian", "score_threshold": 0.0}, "soft_floor is 0.001, above score_threshold, 0.0"),
         ({"suppression": "soft_linear", "soft_floor": -0.1}, "soft_floor is -0.1, expected 0 to below 1"),
-        ({"soft_floor": 0.01}, "soft_floor has no meaning for suppression 'nms'; it belongs to 'soft_linear' and"),
+        ({"soft_floor": 0.01}, "soft_floor has no meaning for suppression 'nms'; it belongs to 'soft_linear', "),
         ({"suppression": "soft_linear", "suppression_sigma": 1.0}, "suppression_sigma has no meaning for suppression"),
         (
             {"suppression": "voting", "suppression_sigma": 0.0},

@@ -470,7 +470,8 @@ def test_a_combination_that_means_nothing_is_named_by_its_row_and_setting(tmp_pa
         " data.long_edge, 1000; set bins to at least 9"
     )
     assert mistake(tmp_path, row("train: {model: {assignment: {kind: paa, ota_radius: 1}}}")) == (
-        "table.yaml, row 'A': train.model.assignment.ota_radius has no meaning for kind 'paa'; it belongs to 'sim_ota'"
+        "table.yaml, row 'A': train.model.assignment.ota_radius has no meaning for kind 'paa'; it belongs to 'sim_ota':"
+        " leave it at 2.5, or take another kind"
     )
 
 
