@@ -7,16 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from model.config import InferenceConfig
+from model.config import InferenceConfig, ModelConfig
 from model.data.cache import file_sha256
 from model.foreign import parse_json, read_json
 from model.names import CARD, INFERENCE, WEIGHTS
 from model.paths import inside, one_name
-from model.settings import Settings, from_dict, to_dict
+from model.settings import Settings, flat_differences, from_dict, to_dict
 from orchestrator import names
 from orchestrator.addresses import without_secrets
 from orchestrator.checkpoint.find import BEST, FinishedEvaluation, Query, find, table_of
@@ -70,6 +70,8 @@ class Provenance:
     """Where the data that it was scored on lay then; empty where that was not recorded."""
     detections: str = ""
     """The file of its detections, beside the checkpoint; empty where MLflow has none."""
+    model: Settings = field(default_factory=dict)
+    """What of train.model is not the default, by dotted name; empty in cards of earlier versions."""
 
     def to_markdown(self) -> str:
         """A page for people."""
@@ -305,7 +307,15 @@ def _provenance(
         weights_sha256=learnt[names.WEIGHTS_SHA256],
         weights_bytes=weights.stat().st_size,
         versions=_versions_of(learnt.get(names.VERSIONS, "{}")),
+        model=_model_of(card),
     )
+
+
+def _model_of(card: dict[str, Any]) -> Settings:
+    """Return what of the detector's settings is not the default; nothing where another version wrote them."""
+    with suppress(ValueError):
+        return flat_differences(from_dict(ModelConfig, card["config"].get("model", {})))
+    return {}
 
 
 def _inference_of(evaluation: FinishedEvaluation) -> InferenceConfig:

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 import model
-from model.config import METRICS, InferenceConfig, TrainConfig
+from model.config import (
+    METRICS,
+    AssignmentConfig,
+    BoxConfig,
+    ClassificationConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from orchestrator.checkpoint import find
 from orchestrator.checkpoint import pull as pulling
 from orchestrator.checkpoint.find import FinishedEvaluation, Query
@@ -45,10 +53,11 @@ def record(
     seed: int = 0,
     exponent: float = 0.3,
     detections: Path | None = None,
+    model: ModelConfig = MODEL,
     **metrics: float,
 ) -> str:
     """One row of table1_heads, trained and scored; returns the training's run."""
-    config = TrainConfig(model=MODEL, data=SIZES, seed=seed)
+    config = TrainConfig(model=model, data=SIZES, seed=seed)
     checkpoint = save_opinionated(tmp_path / f"checkpoint-{seed}", CATEGORIES, config)
     train_run = TrainRun(key=train_key(config), config=config, resources=Resources(), suite="any", label="ours")
     run_id = tracking.begin_training(suite, train_run)
@@ -141,6 +150,27 @@ def test_a_pulled_folder_is_a_detector_with_the_rows_settings_and_says_what_it_i
     page = (folder / "README.md").read_text()
     for text in ("# row 0", "| AP | 33.3 |", card.weights_sha256, card.link, card.train_key, "nms_iou 0.6"):
         assert text in page
+
+
+def test_the_page_says_by_which_losses_and_assignment_a_detector_learnt(suite, site, tmp_path):
+    model = replace(
+        MODEL,
+        confidence=None,
+        classification=ClassificationConfig(loss="qfl"),
+        box=BoxConfig(loss="giou", loss_weight=2.0, bins=17),
+        assignment=AssignmentConfig(kind="atss"),
+    )
+    record(suite, tmp_path, exponent=0.0, model=model)
+    folder = pull(Query(suite=suite.suite), site, tmp_path / "ours", quiet)
+    (line,) = (line for line in (folder / "README.md").read_text().splitlines() if line.startswith("- model"))
+    assert line.startswith("- model, where it is not the default: backbone resnet18\\_quarter, ")
+    for text in ("confidence none", "classification.loss qfl", "box.loss giou", "box.bins 17", "assignment.kind atss"):
+        assert f", {text}" in line
+    card = folder / "provenance.json"
+    before = {name: value for name, value in json.loads(card.read_text()).items() if name != "model"}
+    card.write_text(json.dumps(before))  # as earlier versions wrote it
+    found = read_provenance(folder)
+    assert found is not None and found.model == {} and "- model" not in found.to_markdown()
 
 
 def test_the_recorded_detections_come_along_and_those_of_another_row_do_not_stay(suite, site, tmp_path):
