@@ -31,26 +31,36 @@ OPTIONS = {
     "nms_iou": "--nms-iou",
     "score_threshold": "--score-threshold",
     "min_confidence": "--min-confidence",
+    "suppression_sigma": "--suppression-sigma",
+    "suppression": "--suppression",
 }
 """The settings that can be swept over, and what they are called on the command line."""
+KINDS = ("suppression",)
+"""Those of OPTIONS whose values are names, which have no order."""
 LABELS = {"confidence_exponent": "exponent", "nms_iou": "NMS IoU"}
 """What they are called in tables and figures, where that is not their name."""
 MOST = 256
 """Settings of one sweep; every one of them holds its detections of all images in memory."""
 FORM = "expected START:STOP:STEP or a list, such as 0:1:0.05 or 0,0.4,0.5"
-Combination = tuple[float, ...]
+Value = float | str
+Combination = tuple[Value, ...]
 """A value for each axis."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """An inference setting and the values that it takes, rising."""
+    """An inference setting and the values that it takes, rising, or names in the order in which they are typed."""
 
     setting: str
     """Its name in InferenceConfig."""
     option: str
     """What it is called on the command line."""
-    values: tuple[float, ...]
+    values: tuple[Value, ...]
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether its values are numbers."""
+        return self.setting not in KINDS
 
     @property
     def label(self) -> str:
@@ -60,7 +70,15 @@ class Axis:
     @property
     def digits(self) -> int:
         """Decimals that tell the values apart, at least one."""
-        return max(1, *(-_exponent(Decimal(str(value))) for value in self.values))
+        return max(1, *(-_exponent(Decimal(str(value))) for value in self.values)) if self.is_ordered else 0
+
+    def shown(self, value: Value) -> str:
+        """Write a value so that it is told from the others."""
+        return value if isinstance(value, str) else f"{value:.{self.digits}f}"
+
+    def typed(self, value: Value) -> str:
+        """Write a single value as on the command line."""
+        return f"{self.option} {value}" if isinstance(value, str) else f"{self.option} {value:g}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +142,7 @@ def sweep(
     settings = []
     for values in chosen:
         changes = {axis.setting: value for axis, value in zip(grid.axes, values, strict=True)}
-        typed = " ".join(f"{axis.option} {value:g}" for axis, value in zip(grid.axes, values, strict=True))
+        typed = " ".join(axis.typed(value) for axis, value in zip(grid.axes, values, strict=True))
         settings.append(change_settings(checkpoint.card, checkpoint.inference, changes, typed))
     if not grid.varied:
         raise UserError(
@@ -205,22 +223,27 @@ def _name(label: str, grid: Grid, inputs: ScoringInputs, settings: Sequence[Infe
 
 
 def parse_axes(ranges: Mapping[str, str | None]) -> tuple[Axis, ...]:
-    """Read the ranges of the settings that have one, in the order of OPTIONS: the first axis goes down a grid.
+    """Read the ranges of the settings that have one, names before numbers: the first axis goes down a grid.
 
     Raises:
         UserError: see `parse_axis`.
     """
-    texts = {setting: ranges[setting] for setting in OPTIONS}
+    order = sorted(OPTIONS, key=lambda setting: setting not in KINDS)
+    texts = {setting: ranges[setting] for setting in order}
     return tuple(parse_axis(name, OPTIONS[name], text) for name, text in texts.items() if text is not None)
 
 
 def parse_axis(setting: str, option: str, text: str) -> Axis:
-    """Read the values of a setting.
+    """Read the values of a setting; whether it knows a name, `InferenceConfig` says.
 
     Raises:
         UserError: it is no range and no list of different numbers, or an empty or an endless one.
     """
     said, parts = f"{option} {text}", text.split(":")
+    if setting in KINDS:
+        names = tuple(name.strip() for name in text.split(","))
+        _require_once(said, names)
+        return Axis(setting=setting, option=option, values=names)
     if len(parts) == 3:
         start, stop, step = (_number(said, part) for part in parts)
         values = _range(said, start, stop, step)
@@ -228,10 +251,14 @@ def parse_axis(setting: str, option: str, text: str) -> Axis:
         values = [_number(said, part) for part in text.split(",")]
     else:
         raise UserError(f"{said}: {FORM}")
+    _require_once(said, values)
+    return Axis(setting=setting, option=option, values=tuple(float(value) for value in sorted(values)))
+
+
+def _require_once(said: str, values: Sequence[object]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise UserError(f"{said}: {value} stands twice; leave one out")
-    return Axis(setting=setting, option=option, values=tuple(float(value) for value in sorted(values)))
 
 
 def combinations(axes: Sequence[Axis]) -> list[Combination]:

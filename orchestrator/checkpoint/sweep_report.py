@@ -38,7 +38,7 @@ def sweep_table(sweep: Sweep) -> Table:
     """Show a line for each setting, the best of each column in bold, and the paper's numbers where it gives them."""
     in_paper = [metric for metric in SHOWN if any(metric in spot.paper for spot in sweep.spots)]
     best = {metric: _best(sweep, metric) for metric in SHOWN}
-    columns = [Column(axis.label, digits=axis.digits) for axis in sweep.axes]
+    columns = [Column(axis.label, digits=axis.digits, numeric=axis.is_ordered) for axis in sweep.axes]
     for metric, shown in SHOWN.items():
         columns.append(Column(shown.name, digits=shown.digits))
         if metric in in_paper:
@@ -53,9 +53,10 @@ def sweep_table(sweep: Sweep) -> Table:
 
 
 def sweep_drawings(sweep: Sweep) -> list[Drawing]:
-    """Draw each metric that was measured: a curve against the setting that varies, or a heat map against two."""
+    """Draw each metric that was measured: a curve against a number that varies, or a heat map against names or two."""
     metrics = [metric for metric in SHOWN if measured(sweep, metric)]
-    return [(_curve if len(sweep.axes) == 1 else _heat_map)(sweep, metric) for metric in metrics]
+    is_curve = len(sweep.axes) == 1 and sweep.axes[0].is_ordered
+    return [(_curve if is_curve else _heat_map)(sweep, metric) for metric in metrics]
 
 
 def sweep_page(sweep: Sweep) -> str:
@@ -116,8 +117,8 @@ def _is_best(spot: Spot, metric: str, best: Mapping[str, float | None]) -> bool:
 
 
 def _runs(sweep: Sweep, places: list[int]) -> list[tuple[int, int]]:
-    """The first and last of neighbours; in a grid, of those in which only the last setting differs."""
-    wide = len(sweep.axes[-1].values)
+    """The first and last of neighbours; in a grid, of those in which only the last setting differs; no name has any."""
+    wide = len(sweep.axes[-1].values) if sweep.axes[-1].is_ordered else 1
     runs: list[tuple[int, int]] = []
     for place in places:
         if runs and runs[-1][1] == place - 1 and place % wide:
@@ -130,8 +131,8 @@ def _runs(sweep: Sweep, places: list[int]) -> list[tuple[int, int]]:
 def _words(sweep: Sweep, first: int, last: int) -> str:
     words = []
     for axis, low, high in zip(sweep.axes, sweep.spots[first].values, sweep.spots[last].values, strict=True):
-        upto = f" to {high:.{axis.digits}f}" if high > low else ""
-        words.append(f"{axis.label} {low:.{axis.digits}f}{upto}")
+        upto = f" to {axis.shown(high)}" if high != low else ""
+        words.append(f"{axis.label} {axis.shown(low)}{upto}")
     return ", ".join(words)
 
 
@@ -143,15 +144,16 @@ def _first_of_groups(sweep: Sweep) -> list[int]:
 
 
 def _curve(sweep: Sweep, metric: str) -> Drawing:
-    ours = [(spot.values[0], value) for spot, value in measured(sweep, metric)]
-    papers = [(spot.values[0], spot.paper[metric]) for spot in sweep.spots if metric in spot.paper]
+    ours = [(float(spot.values[0]), value) for spot, value in measured(sweep, metric)]
+    papers = [(float(spot.values[0]), spot.paper[metric]) for spot in sweep.spots if metric in spot.paper]
     curves = {"here": ours, "paper": papers} if papers else {"": ours}
     return curve_plot(SHOWN[metric].name, sweep.axes[0].label, curves, sweep.title)
 
 
 def _heat_map(sweep: Sweep, metric: str) -> Drawing:
     values = [spot.metrics.get(metric) for spot in sweep.spots]
-    down, across = ((axis.label, [f"{value:.{axis.digits}f}" for value in axis.values]) for axis in sweep.axes)
+    down, *others = ((axis.label, [axis.shown(value) for value in axis.values]) for axis in sweep.axes)
+    across = others[0] if others else ("", [""])
     wide = len(across[1])
     rows = [values[start : start + wide] for start in range(0, len(values), wide)]
     return heat_map(SHOWN[metric].name, across, down, rows)

@@ -288,6 +288,10 @@ def misalignment(
 @click.option(
     "--min-confidence", metavar=RANGE, help="Object filters: confidences at or below which boxes are dropped."
 )
+@click.option("--suppression", metavar="LIST", help="What overlapping boxes come to: nms,soft_gaussian,voting.")
+@click.option(
+    "--suppression-sigma", metavar=RANGE, help="Widths of Gaussian soft-NMS and matrix NMS, or of voting: 0.3:0.9:0.2."
+)
 @SETTINGS
 @row_options
 @selection_options
@@ -326,7 +330,7 @@ def sweep(
     CHECKPOINT is a folder, `best`, the label of a row or table:label; a row is pulled first, as `rnc pull` does.
 
     One setting of several values gives a curve for each metric, two give a grid. The table is printed, and written in
-    every format with a page and a picture of the curves.
+    every format with a page and a picture of the curves. `rnc settings suppression` says what suppressions there are.
 
     With --fit, nothing is tuned on what is scored: the exponent is the best one on SPLIT (of --exponents, or 0:1:0.05),
     and so are a temperature and an isotonic regression that make scores say the IoU of their boxes. Reported is what
@@ -337,6 +341,7 @@ def sweep(
       rnc sweep best --exponents 0:1:0.05
       rnc sweep best --exponents 0:1:0.1 --beside experiments/paper
       rnc sweep best --exponents 0:0.8:0.2 --nms-iou 0.4:0.7:0.05
+      rnc sweep best --suppression nms,soft_linear,soft_gaussian,voting
       rnc sweep best --fit val --split test
     """
     from orchestrator.checkpoint.sweep import Grid, parse_axes

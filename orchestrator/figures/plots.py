@@ -283,11 +283,11 @@ def heat_map(
     down: tuple[str, Sequence[str]],
     values: Sequence[Sequence[float | None]],
 ) -> Drawing:
-    """Draw a metric against two settings: the higher a value, the darker its cell, with the value in it where it fits.
+    """Draw a metric against one or two settings: the higher, the darker its cell, with the value where that fits.
 
     Args:
         metric: what is shown.
-        across: name and values of the setting from left to right.
+        across: name and values of the setting from left to right; "" and one value where there is none.
         down: name and values of the one from top to bottom.
         values: [down, across]; None leaves a cell empty.
     """
@@ -296,7 +296,10 @@ def heat_map(
     digits = 1 if high >= 1 else 3
     left = 8 + LETTER * max(map(len, down[1]))
     wide, tall = (WIDTH - left) / len(across[1]), 18
-    marks: list[Mark] = [Text(0, 12, f"{metric} against {across[0]} (across) and {down[0]} (down)", "soft")]
+    said, title = f"{across[0]} (across) and {down[0]} (down)", f"{across[0]} and {down[0]}"
+    if not across[0]:
+        said = title = down[0]
+    marks: list[Mark] = [Text(0, 12, f"{metric} against {said}", "soft")]
     for row, (name, of_row) in enumerate(zip(down[1], values, strict=True)):
         y = 22 + tall * row
         marks.append(Text(left - 6, y + 13, name, "soft", "end"))
@@ -311,7 +314,7 @@ def heat_map(
     bottom = 22 + tall * len(down[1])
     for place in range(0, len(across[1]), _every(across[1], WIDTH - left)):
         marks.append(Text(left + wide * (place + 0.5), bottom + 14, across[1][place], "soft", "middle"))
-    return Drawing(height=bottom + 20, title=f"{metric} against {across[0]} and {down[0]}", marks=tuple(marks))
+    return Drawing(height=bottom + 20, title=f"{metric} against {title}", marks=tuple(marks))
 
 
 def span(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:

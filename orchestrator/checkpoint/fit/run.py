@@ -182,7 +182,7 @@ def _settings(checkpoint: CheckpointFolder, axes: Sequence[Axis]) -> tuple[dict[
                 "it without --fit"
             )
     fixed = {name: axis.values[0] for name, axis in others.items()}
-    typed = " ".join(f"{axis.option} {axis.values[0]:g}" for axis in others.values())
+    typed = " ".join(axis.typed(axis.values[0]) for axis in others.values())
     base = change_settings(checkpoint.card, checkpoint.inference, fixed, typed)
     usual = base.confidence_exponent
     given = [axis for axis in axes if axis.setting == EXPONENT]
@@ -190,9 +190,8 @@ def _settings(checkpoint: CheckpointFolder, axes: Sequence[Axis]) -> tuple[dict[
         given = [parse_axis(EXPONENT, OPTIONS[EXPONENT], EVERY)]
     settings = {usual: base}
     for axis in given:
-        for value in axis.values:
-            where = f"{axis.option} {value:g}"
-            settings[value] = change_settings(checkpoint.card, base, {EXPONENT: value}, where)
+        for value in map(float, axis.values):
+            settings[value] = change_settings(checkpoint.card, base, {EXPONENT: value}, axis.typed(value))
     return dict(sorted(settings.items())), usual
 
 

@@ -142,9 +142,24 @@ def test_every_line_is_what_a_scoring_of_its_own_gives(folder: Path, data: CocoD
     assert any(f"Highest AP, {best['AP']:.1f}: exponent" in note for note in content["notes"])
 
 
+def test_suppressions_are_swept_in_the_order_they_are_typed_and_each_is_a_scoring_of_its_own(
+    folder: Path, data: CocoData
+) -> None:
+    content = swept(folder, data, "--suppression", "voting,nms,soft_gaussian", "--exponents", "0,0.4")
+    kinds = [(row["suppression"], row["exponent"]) for row in content["rows"]]
+    assert kinds == [(kind, exponent) for kind in ("voting", "nms", "soft_gaussian") for exponent in (0.0, 0.4)]
+    for row in content["rows"]:
+        single = InferenceConfig(suppression=row["suppression"], confidence_exponent=row["exponent"])
+        assert row["AP"] == pytest.approx(score(load_detector(folder), data, [single], SIZES)[0].metrics["AP"])
+    widths = swept(folder, data, "--suppression", "soft_gaussian", "--suppression-sigma", "0.3,0.9")
+    assert [row["suppression sigma"] for row in widths["rows"]] == [0.3, 0.9]
+    assert any("suppression soft_gaussian" in note for note in widths["notes"])
+
+
 def test_a_curve_and_a_grid_are_written_in_every_form(folder: Path, data: CocoData, tmp_path: Path) -> None:
     for name, words, mark in (
         ("curve", ["--exponents", "0:0.8:0.2"], "polyline"),
+        ("names", ["--suppression", "nms,soft_linear"], "rect"),
         ("grid", ["--exponents", "0,0.4", "--nms-iou", "0.4,0.5,0.6"], "rect"),
     ):
         out = tmp_path / name
@@ -238,6 +253,9 @@ def test_ranges_that_cannot_be_are_refused(folder: Path, data: CocoData, tmp_pat
     refused(rnc(*here, "--exponents", "1:0:0.1"), "begins at 1, above its end 0")
     refused(rnc(*here, "--exponents", "0:2:0.1"), "--exponents 1.1: ", "confidence_exponent is 1.1, expected 0 to 1")
     refused(rnc(*here, "--nms-iou", "tight"), "'tight' is no number")
+    refused(rnc(*here, "--suppression", "nms,soft"), "--suppression soft: ", "expected 'nms', 'soft_linear'")
+    refused(rnc(*here, "--suppression", "nms, nms"), "nms stands twice")
+    refused(rnc(*here, "--suppression", "nms,voting", "--suppression-sigma", 0.1), "no meaning for suppression 'nms'")
     refused(rnc(*here, "--exponents", "0:1:0.01", "--nms-iou", "0.4,0.5,0.6"), "are 303 settings, at most 256")
     refused(rnc(*here, "--exponents", "0,1", "--set", "nms_ious=0.5"), "did you mean inference.nms_iou")
     refused(rnc(*here, "--exponents", "0,1", "--set", "fusion=product"), "has no effect on fusion 'product'")
