@@ -32,7 +32,7 @@ DETECTION_BYTES = 70
 
 
 class Kind(NamedTuple):
-    """What the throughput of one worker depends on; trainings of one kind are taken to be equally fast."""
+    """What the throughput of one worker depends on most."""
 
     backbone: str
     short_edge: int
@@ -43,6 +43,16 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         """Say it as in a sentence."""
         return f"{self.backbone} at {self.short_edge} x {self.long_edge} in {self.precision} on a {self.device}"
+
+
+class Method(NamedTuple):
+    """What else it depends on; trainings of one kind and method are taken to be equally fast.
+
+    The class losses are not in it, which differ by 4 to 6 % (experiments/LOG.md).
+    """
+
+    assignment: str
+    bins: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +91,7 @@ class PlanTime:
 
     trainings: tuple[TrainingTime, ...]
     speeds: dict[Kind, Speed]
-    """What is known, of the kinds that are missing."""
+    """What is known, of the kinds that are missing: the mean of each, which counts where none of the method ran."""
     gpus: float | None
     """GPUs to spread the trainings over; None leaves that open."""
     cpus: float
@@ -171,7 +181,7 @@ def estimate_time(
         images_per_s: of one worker, where none was measured.
     """
     missing = [run for key, run in plan.trainings.items() if key in plan.missing_trainings]
-    measured = _measured_throughputs(plan, ledger)
+    measured, by_method = _measured_throughputs(plan, ledger)
     speeds: dict[Kind, Speed] = {}
     for kind in dict.fromkeys(map(_kind, missing)):
         if kind in measured:
@@ -181,7 +191,10 @@ def estimate_time(
     times = []
     for run in missing:
         capacity = gpus if _kind(run).device == "GPU" else cpus
-        times.append(_time(run, ledger, count_images(run.config.data), speeds, capacity))
+        own = by_method.get((_kind(run), _method(run)))
+        if own is None and (of_kind := speeds.get(_kind(run))) is not None:
+            own = of_kind.images_per_s
+        times.append(_time(run, ledger, count_images(run.config.data), own, capacity))
     time = PlanTime(trainings=tuple(times), speeds=speeds, gpus=gpus, cpus=cpus)
     if not any(experiment.seed_rule for experiment in plan.experiments):
         return time
@@ -314,9 +327,14 @@ def _sum_of_hours(times: Iterable[TrainingTime]) -> float | None:
     return None if None in hours else sum((one for one in hours if one is not None), 0.0)
 
 
-def _measured_throughputs(plan: Plan, ledger: Ledger) -> dict[Kind, float]:
-    """Return images/s of one worker by kind, averaged over the plan's trainings that ran."""
-    found: dict[Kind, list[float]] = {}
+def _method(run: TrainRun) -> Method:
+    return Method(assignment=run.config.model.assignment.kind, bins=run.config.model.box.bins)
+
+
+def _measured_throughputs(plan: Plan, ledger: Ledger) -> tuple[dict[Kind, float], dict[tuple[Kind, Method], float]]:
+    """Return images/s of one worker by kind, and by kind and method, averaged over the plan's trainings that ran."""
+    of_kinds: dict[Kind, list[float]] = {}
+    of_methods: dict[tuple[Kind, Method], list[float]] = {}
     for key, run in plan.trainings.items():
         record = ledger.trainings.get(key)
         speed = record.metrics.get(IMAGES_PER_S) if record else None
@@ -324,12 +342,16 @@ def _measured_throughputs(plan: Plan, ledger: Ledger) -> dict[Kind, float]:
             ran = record.resources or run.resources
             # A training that ran on CPUs says nothing of the GPUs that its file asks for now.
             if (ran.gpus_per_worker > 0) == (run.resources.gpus_per_worker > 0):
-                found.setdefault(_kind(run), []).append(speed / ran.num_workers)
-    return {kind: fmean(speeds) for kind, speeds in found.items()}
+                of_kinds.setdefault(_kind(run), []).append(speed / ran.num_workers)
+                of_methods.setdefault((_kind(run), _method(run)), []).append(speed / ran.num_workers)
+    return (
+        {kind: fmean(speeds) for kind, speeds in of_kinds.items()},
+        {one: fmean(speeds) for one, speeds in of_methods.items()},
+    )
 
 
 def _time(
-    run: TrainRun, ledger: Ledger, images: int | None, speeds: dict[Kind, Speed], capacity: float | None
+    run: TrainRun, ledger: Ledger, images: int | None, images_per_s: float | None, capacity: float | None
 ) -> TrainingTime:
     kind, resources = _kind(run), run.resources
     per_worker = resources.gpus_per_worker or resources.cpus_per_worker
@@ -340,9 +362,8 @@ def _time(
     record = ledger.trainings.get(run.key)
     done = int(record.metrics.get(EPOCH, 0.0)) if record else 0
     left = None if images is None else images * max(run.config.schedule.epochs - done, 0)
-    speed = speeds.get(kind)
     seconds = None
-    if left is not None and speed is not None:
+    if left is not None and images_per_s is not None:
         # On fewer GPUs or CPUs than asked for, fewer workers run, each at the same speed.
-        seconds = left / (speed.images_per_s * amount / per_worker)
+        seconds = left / (images_per_s * amount / per_worker)
     return TrainingTime(key=run.key, kind=kind, amount=amount, is_cut=is_cut, num_images=left, seconds=seconds)

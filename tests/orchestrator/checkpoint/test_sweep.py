@@ -287,7 +287,7 @@ def _plots(out: Path) -> list[ElementTree.Element]:
     return list(ElementTree.fromstring(page[page.index('<div class="multiples">') : page.index("</figure>")]))
 
 
-def values(text: str) -> tuple[float, ...]:
+def values(text: str) -> tuple[float | str, ...]:
     return parse_axis("confidence_exponent", "--exponents", text).values
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from model.config import (
+    AssignmentConfig,
     BoxConfig,
     ClassificationConfig,
     ConfidenceConfig,
@@ -67,6 +68,22 @@ def test_a_measured_throughput_counts_for_every_training_with_this_backbone_size
     assert [kind.backbone for kind in time.unknown] == ["resnet101"]
     assert time.gpu_hours == pytest.approx(0.4)  # 360 s of 4 GPUs
     assert time.hours is None  # R101 leaves it open
+
+
+def test_a_training_with_another_assignment_counts_by_its_own_throughput_where_one_of_those_ran() -> None:
+    paa, atss = (
+        replace(L1, model=replace(L1.model, assignment=AssignmentConfig(kind=kind))) for kind in ("paa", "atss")
+    )
+    held = Ledger(trainings={**ran(R50, 40.0).trainings, **ran(paa, 20.0).trainings})
+    plan = make_plan([experiment(R50, L1, paa, replace(paa, global_batch=8), atss)], held)
+    time = estimate_time(plan, held, lambda _: 100, gpus=4)
+    # 12 x 100 images at 40, at 20, and, as nothing is known of ATSS, at the mean of both.
+    assert {one.key: one.seconds for one in time.trainings} == {
+        key(L1): 30.0,
+        key(replace(paa, global_batch=8)): 60.0,
+        key(atss): 40.0,
+    }
+    assert time.speeds[R50_KIND].images_per_s == 7.5
 
 
 def test_where_the_resources_were_not_recorded_those_of_the_file_are_meant() -> None:
