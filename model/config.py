@@ -492,7 +492,8 @@ class InferenceConfig:
     are the mean of what they drop, weighted by score and overlap (box voting)."""
     suppression_sigma: float | None = None
     """The width of the decay of soft_gaussian and matrix_gaussian, exp(-IoU^2 / sigma), and of the weights of voting,
-    exp(-(1 - IoU)^2 / sigma); null is 0.5, 0.5 (SOLOv2's code has the factor 2), and 0.025."""
+    exp(-(1 - IoU)^2 / sigma); null is 0.5, 0.5 (SOLOv2's code has the factor 2), and 0.025
+    (PAA's score voting)."""
     soft_floor: float = 0.001
     """soft-NMS and matrix NMS drop a box whose lowered score is not above this."""
     max_detections: int = 100

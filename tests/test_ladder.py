@@ -47,7 +47,7 @@ def test_the_tables_on_other_data_have_the_rows_of_those_on_coco(folder: str) ->
     assert all(same_rows(smaller[name], TABLES[name]) for name in TABLES)
     assert {row.seeds for table in smaller.values() for row in table.rows} == {(0, 1, 2)}
     rules = {name for name, table in smaller.items() if table.seed_rule}
-    # On one training rows differ by their scoring alone, which three seeds tell apart.
+    # On one training rows differ by their scoring alone, so that no spread of trainings is between them.
     assert rules == (set(TABLES) - {"e_suppression"} if folder == "miniature" else set())
 
 
