@@ -28,6 +28,7 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
     """Show one line for each training: what stands on it, what of it is missing, and how long that takes."""
     counts = _counts(plan)
     missing = counts["missing"]
+    names = _names(plan)
     table = Table(
         title=f"Plan of suite {plan.suite}",
         columns=(
@@ -39,7 +40,7 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
             Column("missing"),
             Column("why", numeric=False),
         ),
-        rows=tuple(_plan_row(plan, run) for run in plan.trainings.values()),
+        rows=tuple(_plan_row(plan, run, names[run.key]) for run in plan.trainings.values()),
         notes=(
             f"{_count(counts['rows'], 'row')} of {_count(len(plan.experiments), 'table')}:"
             f" {_count(counts['trainings'], 'training')}, {_count(counts['evaluations'], 'distinct evaluation')}.",
@@ -90,6 +91,7 @@ def costs_table(plan: Plan, estimate: PlanTime) -> Table:
 
 def evaluations_table(plan: Plan) -> Table:
     """Show one line for each row that an evaluation stands in, and whether it stands in MLflow or why not."""
+    names = _names(plan)
     return Table(
         title=f"Evaluations of suite {plan.suite}",
         columns=tuple(Column(name, numeric=False) for name in ("evaluation", "table", "row", "of training", "state")),
@@ -98,7 +100,7 @@ def evaluations_table(plan: Plan) -> Table:
                 evaluation.key,
                 place.table,
                 place.label,
-                plan.trainings[evaluation.train_key].label,
+                names[evaluation.train_key],
                 plan.missing_evaluations.get(
                     evaluation.key, plan.stopped_trainings.get(evaluation.train_key, "stands in MLflow")
                 ),
@@ -296,14 +298,23 @@ def _shared(cost: RowCost, order: Mapping[Place, int]) -> str:
     return f"{_count(len(cost.shared_with), 'row')} below" if cost.shared_with else ""
 
 
-def _plan_row(plan: Plan, run: TrainRun) -> tuple[Value, ...]:
+def _names(plan: Plan) -> dict[str, str]:
+    """Return what each training is called: its label, and the table behind it where another has the same."""
+    uses = Counter(run.label for run in plan.trainings.values())
+    return {
+        key: f"{run.label} of {run.tables[0]}" if uses[run.label] > 1 and run.tables else run.label
+        for key, run in plan.trainings.items()
+    }
+
+
+def _plan_row(plan: Plan, run: TrainRun, name: str) -> tuple[Value, ...]:
     evaluations = plan.evaluations_on(run.key)
     missing = [plan.missing_evaluations[e.key] for e in evaluations if e.key in plan.missing_evaluations]
     why = [f"training {plan.missing_trainings[run.key]}"] if run.key in plan.missing_trainings else []
     waiting = Counter(reason for reason in missing if not (why and reason == "waits for its training"))
     why += [f"{_count(number, 'evaluation')} {reason}" for reason, number in waiting.items()]
     return (
-        run.label,
+        name,
         run.key,
         run.config.schedule.epochs,
         _where(run.resources),

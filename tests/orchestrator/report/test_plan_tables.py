@@ -77,6 +77,14 @@ def test_the_plan_counts_what_is_missing_and_says_why() -> None:
     assert [e["missing"] for e in content["evaluation_list"]] == ["waits for its training", None, "never run"]
 
 
+def test_trainings_of_one_label_are_told_apart_by_their_tables() -> None:
+    deep = replace(DEEP, label=BASE.label)
+    plan = make_plan([experiment(BASE, OURS), experiment(deep, OURS, name="deeper")], Ledger())
+    names = ["RetinaNet of table", "RetinaNet-Conf", "RetinaNet of deeper"]
+    assert [row["training"] for row in shown(plan_table(plan, unknown(plan)))] == names
+    assert {row["of training"] for row in shown(evaluations_table(plan))} == set(names)
+
+
 def test_the_plan_says_whose_branch_no_score_reads() -> None:
     """The paper's table 1 means it so; elsewhere it is mostly an exponent that was forgotten."""
     unread = replace(OURS, inference=InferenceConfig(confidence_exponent=0.0))
