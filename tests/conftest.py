@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from orchestrator.cluster.environment import set_ray_environment
 set_ray_environment(is_local=True)
 for _name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
     os.environ.pop(_name, None)  # what a table looks like would follow the shell that runs the tests
+# In the background of a shell both are ignored, and so they would be by the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MakeCoco = Callable[..., Path]
 

@@ -259,15 +259,19 @@ class _Distributions(torch.autograd.Function):
         probability = at_least_float32(logits).softmax(dim=-1)
         top, places = probability.topk(num_top, dim=-1)
         ctx.save_for_backward(logits, places)
+        ctx.set_materialize_grads(False)
         return (probability * _distances(probability)).sum(dim=-1), top
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         logits, places = ctx.saved_tensors
-        of_mean, of_top = grads  # zeros where nothing reads one of them
+        of_mean, of_top = grads  # None where nothing reads one of them
         probability = at_least_float32(logits).softmax(dim=-1)
-        slope = torch.zeros_like(probability).scatter_(-1, places, of_top)
-        slope.add_(of_mean[..., None] * _distances(probability))
+        slope = torch.zeros_like(probability)
+        if of_top is not None:
+            slope.scatter_(-1, places, of_top)
+        if of_mean is not None:
+            slope.add_(of_mean[..., None] * _distances(probability))
         slope.sub_((probability * slope).sum(dim=-1, keepdim=True)).mul_(probability)
         return slope.to(logits.dtype), None
 
