@@ -260,7 +260,8 @@ def _suits_ray(content: dict[str, Any]) -> bool:
         state = _CheckpointManagerState(**content)
     except Exception:
         return False
-    return len(state.checkpoint_results) == len(state.checkpoint_report_indices)
+    # Ray 2.52 knows no indices.
+    return len(state.checkpoint_results) == len(getattr(state, "checkpoint_report_indices", state.checkpoint_results))
 
 
 def _write_snapshot(folder: Path, names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import Check
 from ray.train.v2._internal.execution.storage import StorageContext
 
 from model.network.checkpoint import seal
+from orchestrator.cluster import checkpoints
 from orchestrator.cluster.checkpoints import FILES, SNAPSHOT, examine, recover
 from orchestrator.errors import UserError
 from orchestrator.worker.task import epochs_done, take_up
@@ -348,3 +349,16 @@ def test_who_looks_before_ray_is_started_does_not_import_it(folder: Path):
     look = f"{code}; print(examine(pathlib.Path({str(folder)!r}), CONFIG)); sys.exit('ray' in sys.modules)"
     looked = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
     assert looked.returncode == 0, looked.stderr
+
+
+def test_a_snapshot_suits_an_older_ray_that_numbers_no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = pytest.importorskip("ray.train.v2._internal.execution.checkpoint.checkpoint_manager")
+
+    @dataclass
+    class State:
+        checkpoint_results: list[Any]
+        latest_checkpoint_result: Any
+
+    monkeypatch.setattr(manager, "_CheckpointManagerState", State)
+    assert checkpoints._suits_ray({"checkpoint_results": [{}], "latest_checkpoint_result": {}})
+    assert not checkpoints._suits_ray({"checkpoint_results": [{}]})
