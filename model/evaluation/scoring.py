@@ -62,7 +62,7 @@ class Scores:
     """None where it was not asked for."""
     calibration: Mapping[str, float | None] = field(default_factory=dict)
     """How far the scores are from what they estimate, 0 to 100, by the names of CALIBRATION; None as above, or without
-    a detection."""
+    a detection; empty where it was not asked for."""
 
 
 def score(
@@ -83,7 +83,8 @@ def score(
         data: the images; their categories must be the detector's.
         settings: as many as wanted; a forward pass is made for each of their precisions.
         config: input size.
-        counting: whether boxes are counted before and after NMS, for the misalignment.
+        counting: whether boxes are counted before and after NMS, for the misalignment, and scores are compared with
+            what they estimate; a training's validations want the twelve numbers alone.
         batch_size: as in `score_shards`.
         num_loader_processes: as in `score_shards`.
         progress: called with (images done, images in all) of this process.
@@ -110,7 +111,7 @@ def score(
     # One process evaluates for all, which would get the same numbers.
     tables = [part.detections for part in merged] if rank == 0 else []
     metrics = gather(evaluate_all(data, tables) if rank == 0 else None)[0]
-    errors = gather([calibration(data, table) for table in tables] if rank == 0 else None)[0]
+    errors = gather([calibration(data, table) if counting else {} for table in tables] if rank == 0 else None)[0]
     return [
         Scores(
             inference=setting,

@@ -346,10 +346,10 @@ def positive_anchors(kind: str, data: CocoData) -> list[int]:
 def test_batches_of_a_gpu_count_nothing_where_it_is_not_asked_for(
     data: CocoData, together: list[Scores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("count_candidates", "batch_part", "assign"):
+    for name in ("count_candidates", "batch_part", "assign", "calibration"):
         monkeypatch.delattr(model.evaluation.scoring, name)
     (one,) = score(opinionated(data), data, SETTINGS[:1], SIZES, counting=False)
-    assert one.misalignment is None
+    assert one.misalignment is None and one.calibration == {}
     assert one.detections.ious == pytest.approx(together[0].detections.ious, abs=1e-3)
 
 
