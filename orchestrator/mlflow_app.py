@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from orchestrator import mlflow_lists
+from orchestrator import mlflow_lists, names
 
 __all__ = ["app"]
 
@@ -39,4 +39,6 @@ async def _front(_: Request) -> HTMLResponse:
 
 
 # Before MLflow's own, which takes every path.
-app.router.routes[:0] = [Route("/", _front, methods=["GET"]), *mlflow_lists.ROUTES]
+app.router.routes[:0] = [Route("/", _front, methods=["GET"])]
+flask_app.add_url_rule(names.LISTED_RUNS, view_func=mlflow_lists.list_runs)
+flask_app.add_url_rule(names.LISTED_FILES, view_func=mlflow_lists.list_files, methods=["POST"])

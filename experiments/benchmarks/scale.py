@@ -9,6 +9,7 @@ for each trial instead: Ray Tune runs trials that do nothing, and their runs are
 import json
 import os
 import resource
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -54,17 +55,21 @@ FILES = {
     "evaluation": ("detections/detections.parquet", "detections/matches.parquet"),
 }
 CONTENT = b"stand-in\n"
+PORT = "5199"
 SERVER = "SCALE_SERVER"
 """Tells a process that measures a line which one is the server."""
 
 
 @click.command(help=__doc__)
 @click.option("--runs", default=2000, show_default=True, help="Runs that stand in MLflow.")
-@click.option("--database", help="Of a server that is not ours, as postgresql+psycopg2://...; else our own on SQLite.")
+@click.option("--database", help="postgresql+psycopg2://USER:PASSWORD@HOST/NAME, for a cluster's server; else SQLite.")
+@click.option("--plain", is_flag=True, help="On the database MLflow as it comes, which has no list of runs.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work, and to leave it; else a temporary one.")
 @click.option("--trials", multiple=True, type=int, help="Numbers of stand-in trials, each in a submit of its own.")
 @click.option("--measure", hidden=True, help="One line, in this process.")
-def main(runs: int, database: str | None, folder: Path | None, trials: tuple[int, ...], measure: str | None) -> None:
+def main(
+    runs: int, database: str | None, plain: bool, folder: Path | None, trials: tuple[int, ...], measure: str | None
+) -> None:
     """Fill, measure, print a table."""
     if measure is not None and folder is not None:
         _measure_here(folder, measure)
@@ -79,14 +84,15 @@ def main(runs: int, database: str | None, folder: Path | None, trials: tuple[int
     with tempfile.TemporaryDirectory() as scratch:
         here = (folder or Path(scratch)).absolute()
         files = _write_files(here, runs // 2)
-        with _served(here, database) as (uri, pid):
+        with _served(here, database, plain) as (uri, pid):
             address = database or f"sqlite:///{here / 'home' / 'mlflow' / 'mlflow.db'}"
             if not (here / "filled").exists():
                 began = time.monotonic()
                 _fill(uri, address, files, here / "home" / "mlflow" / "artifacts")
                 (here / "filled").touch()
                 click.echo(f"filled with {runs} runs in {time.monotonic() - began:.0f} s", err=True)
-            click.echo(f"{runs} runs, {'our server' if database is None else database.partition(':')[0]}")
+            server = "the embedded server" if database is None else "MLflow as it comes" if plain else "serve.py"
+            click.echo(f"{runs} runs, {server} on {address.partition(':')[0]}")
             click.echo(f"{'':34}{'seconds':>9}{'CPU s':>9}{'server CPU s':>14}{'MB':>7}")
             environment = os.environ | {"RNC_HOME": str(here / "home"), "PYTHONPATH": str(ROOT)}
             environment |= {"MLFLOW_TRACKING_URI": uri} if database else {}
@@ -261,8 +267,8 @@ def _write_files(here: Path, rows: int) -> list[Path]:
 
 
 @contextmanager
-def _served(here: Path, database: str | None) -> Iterator[tuple[str, int]]:
-    """Yield the address and the process of an MLflow server."""
+def _served(here: Path, database: str | None, plain: bool) -> Iterator[tuple[str, int]]:
+    """Yield the address and the process of an MLflow server, and log in to it."""
     if database is None:
         site = Site(home=here / "home")
         uri = tracking_server(site)
@@ -273,7 +279,33 @@ def _served(here: Path, database: str | None) -> Iterator[tuple[str, int]]:
         return
     artifacts = here / "home" / "mlflow" / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {
+    command, environment = (_plain if plain else _cluster)(database, artifacts)
+    with subprocess.Popen(command, env=os.environ | environment) as process:
+        try:
+            for _ in range(600):
+                try:
+                    if requests.get(f"http://127.0.0.1:{PORT}/health", timeout=1.0).ok:
+                        break
+                except requests.RequestException:
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{PORT}", process.pid
+        finally:
+            process.terminate()
+
+
+def _plain(database: str, artifacts: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment of MLflow as it comes."""
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--port",
+        PORT,
+        "--log-level",
+        "warning",
+        "mlflow.server.fastapi_app:app",
+    ]
+    return command, {
         "_MLFLOW_SERVER_FILE_STORE": database,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
         "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(artifacts),
@@ -282,18 +314,27 @@ def _served(here: Path, database: str | None) -> Iterator[tuple[str, int]]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [sys.executable, "-m", "uvicorn", "--port", "5199", "--log-level", "warning"]
-    with subprocess.Popen([*command, "mlflow.server.fastapi_app:app"], env=environment) as process:
-        try:
-            for _ in range(600):
-                try:
-                    if requests.get("http://127.0.0.1:5199/health", timeout=1.0).ok:
-                        break
-                except requests.RequestException:
-                    time.sleep(0.2)
-            yield "http://127.0.0.1:5199", process.pid
-        finally:
-            process.terminate()
+
+
+def _cluster(database: str, artifacts: Path) -> tuple[list[str], dict[str, str]]:
+    """Return those of a cluster's server, whose users have passwords of this run."""
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(database)
+    job = secrets.token_hex(24)
+    os.environ |= {"MLFLOW_TRACKING_USERNAME": "rnc", "MLFLOW_TRACKING_PASSWORD": job}
+    return [sys.executable, str(ROOT / "deploy" / "docker" / "mlflow" / "serve.py")], {
+        "POSTGRES_HOST": url.host or "127.0.0.1",
+        "POSTGRES_PORT": str(url.port or 5432),
+        "POSTGRES_USER": url.username or "",
+        "POSTGRES_PASSWORD": url.password or "",
+        "POSTGRES_DB": url.database or "",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(artifacts),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_hex(24),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(24),
+        "MLFLOW_PORT": PORT,
+        "RNC_MLFLOW_PASSWORD": job,
+    }
 
 
 def _fill(uri: str, address: str, files: Sequence[Path], artifacts: Path) -> None:

@@ -132,6 +132,8 @@ def other_server() -> Iterator[tuple[str, dict[str, object]]]:
             self.wfile.write(str(told["text"]).encode())
             told["asked"] = int(str(told.get("asked", 0))) + 1
 
+        do_POST = do_GET
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -142,11 +144,12 @@ def other_server() -> Iterator[tuple[str, dict[str, object]]]:
     server.server_close()
 
 
-def test_a_server_that_knows_no_lists_is_asked_once(other_server: tuple[str, dict[str, object]]) -> None:
+def test_a_server_that_knows_no_lists_is_asked_once_for_each(other_server: tuple[str, dict[str, object]]) -> None:
     uri, told = other_server
     assert listing.listed_runs(uri, "1") is None and listing.listed_runs(uri, "1") is None
-    assert listing.listed_files(uri, {"a": ["b"]}) == {}
     assert told["asked"] == 1
+    assert listing.listed_files(uri, {"a": ["b"]}) == {} and listing.listed_files(uri, {"a": ["b"]}) == {}
+    assert told["asked"] == 2
 
 
 LINE = ["id", "name", "FINISHED", 1, 2, {"kind": "training"}, {}, {"loss": math.nan}, 3]

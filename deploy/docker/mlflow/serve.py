@@ -156,10 +156,25 @@ def serve(settings: Settings, folder: Path) -> None:
     _hide_storage()
     initialize_backend_stores(_address(settings.database), _address(settings.database), "mlflow-artifacts:/")
     BEFORE_REQUEST_VALIDATORS["/metrics", "GET"] = lambda: True  # of any user, and so the reader's as Prometheus is
+    _list_runs()
     app = reader_reads(create_app())
     set_users(store, settings)
     print(f"MLflow listens on {settings.host}:{settings.port}", flush=True)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5)
+
+
+def _list_runs() -> None:
+    """Tell rnc all runs of an experiment at once, behind MLflow's login, to whom may read that experiment."""
+    import mlflow.server
+    from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS, validate_can_read_experiment
+
+    here = Path(__file__).resolve().parent
+    # The project's package lies beside this file in the image, and at the root of a checkout.
+    sys.path.append(str(here if (here / "orchestrator").is_dir() else here.parents[2]))
+    from orchestrator import mlflow_lists, names
+
+    mlflow.server.app.add_url_rule(names.LISTED_RUNS, view_func=mlflow_lists.list_runs)
+    BEFORE_REQUEST_VALIDATORS[names.LISTED_RUNS, "GET"] = validate_can_read_experiment
 
 
 def _hide_storage() -> None:

@@ -1,6 +1,7 @@
-"""Asks our own MLflow server for all runs of an experiment at once, and which files are there; see mlflow_lists.
+"""Asks our MLflow servers for all runs of an experiment at once, and which files are there; see mlflow_lists.
 
-Other servers do not know these questions; those who ask go on with MLflow's API then, which costs more.
+The server of a cluster (deploy/docker/mlflow/serve.py) knows the first question alone, and other servers neither; those
+who ask go on with MLflow's API then, which costs more.
 """
 
 import json
@@ -19,7 +20,7 @@ newest of these arrived."""
 FILES_OF_RUNS = 1000
 """Runs whose files are asked for at once: on a busy machine more take longer than an answer is waited for."""
 _unable: set[str] = set()
-"""Servers that do not know the questions."""
+"""Questions that a server does not know, by address."""
 
 
 def listed_runs(uri: str, experiment_id: str, since: int | None = None) -> list[Line] | None:
@@ -31,21 +32,17 @@ def listed_runs(uri: str, experiment_id: str, since: int | None = None) -> list[
         since: milliseconds since 1970; leaves out what had ended before.
     """
     query = {"experiment_id": experiment_id} | ({} if since is None else {"since": str(since)})
-    if uri in _unable:
+    url = f"{uri.rstrip('/')}{names.LISTED_RUNS}"
+    if url in _unable:
         return None
     lines: list[Line] = []
     shared: dict[str, str] = {}
     try:
         with (
             session(uri) as http,
-            http.get(
-                f"{uri.rstrip('/')}{names.LISTED_RUNS}",
-                params=query,
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-                stream=True,
-            ) as answer,
+            http.get(url, params=query, timeout=(CONNECT_SECONDS, READ_SECONDS), stream=True) as answer,
         ):
-            if not _is_ours(uri, answer, "application/x-ndjson"):
+            if not _is_ours(url, answer, "application/x-ndjson"):
                 return None
             for text in answer.iter_lines(chunk_size=1 << 16):
                 line = json.loads(text)
@@ -68,18 +65,19 @@ def listed_files(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, di
 
 
 def _sizes(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, dict[str, int]]]:
-    if uri in _unable:
+    url = f"{uri.rstrip('/')}{names.LISTED_FILES}"
+    if url in _unable:
         return {}
     try:
         with (
             session(uri) as http,
             http.post(
-                f"{uri.rstrip('/')}{names.LISTED_FILES}",
+                url,
                 json={run_id: list(of_run) for run_id, of_run in folders.items()},
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
             ) as answer,
         ):
-            if not _is_ours(uri, answer, "application/json"):
+            if not _is_ours(url, answer, "application/json"):
                 return {}
             told = answer.json()
             return {
@@ -89,9 +87,9 @@ def _sizes(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, dict[str
         return {}
 
 
-def _is_ours(uri: str, answer: requests.Response, media_type: str) -> bool:
+def _is_ours(url: str, answer: requests.Response, media_type: str) -> bool:
     if answer.status_code == 404:
-        _unable.add(uri)
+        _unable.add(url)
     return answer.status_code == 200 and answer.headers.get("content-type", "").startswith(media_type)
 
 

@@ -1,0 +1,82 @@
+"""What the cluster's MLflow lists of PostgreSQL, beside what MLflow's API says of the same runs, and to whom."""
+
+import math
+
+import pytest
+import requests
+
+from orchestrator import names
+from orchestrator.tracking.reading import listing
+from orchestrator.tracking.runs import (
+    create_run,
+    open_tracking,
+    read_changes,
+    read_runs,
+    search_runs,
+    set_status,
+    write,
+)
+from tests.deploy.stack import Stack
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def as_job(services: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in services.driver_environment().items():
+        if name.startswith("MLFLOW_TRACKING_"):
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("as_job")
+def test_all_runs_are_listed_as_mlflow_itself_tells_them(services: Stack):
+    suite = open_tracking(services.mlflow, "lists")
+    experiment = str(suite.experiment_id)
+    odd = create_run(suite.uri, experiment, 'λ = 0.1, "so" \\ \n', {names.KIND: "training", names.TRAIN_KEY: "a"})
+    metrics = {"third": 1 / 3, "tiny": 1e-300, "none": math.nan, "large": math.inf, "less": -math.inf, "val/AP": 12.0}
+    params = {"head": "box ≥ 1", "long": "x" * 6000, "separators": "\u2028\x85"}
+    write(suite.uri, odd, metrics=metrics, params=params, tags={"pin": "", "note": "\x1b\r\n"})
+    write(suite.uri, odd, metrics={"third": 2 / 3}, params={}, tags={})
+    create_run(suite.uri, experiment, "empty", {})
+    ended = create_run(suite.uri, experiment, "ended", {})
+    set_status(suite.uri, ended, "FINISHED")
+
+    lines = listing.listed_runs(suite.uri, experiment)
+    assert lines is not None and len(lines) == 3
+    listed, told = read_runs(suite), list(search_runs(suite.uri, experiment))
+    assert [run.run_id for run in listed] == [run.run_id for run in told]
+    for own, theirs in zip(listed, told, strict=True):
+        assert repr(own.metrics) == repr(theirs.metrics)  # a NaN equals none
+        for part in ("name", "status", "experiment_id", "start_time", "tags", "params", "last_metric_time"):
+            assert getattr(own, part) == getattr(theirs, part), part
+    assert listed[-1].metrics["third"] == 2 / 3 and math.isnan(listed[-1].metrics["none"])
+    hour = 3_600_000
+    assert {run.run_id for run in read_changes(suite, max(line[4] for line in lines) + hour)} == {
+        run.run_id for run in listed if run.run_id != ended
+    }
+
+
+def test_the_list_is_told_to_whom_may_read_the_experiment(services: Stack):
+    admin, job, reader = (
+        ("admin", services.secrets.admin),
+        ("rnc", services.secrets.job),
+        ("reader", services.secrets.reader),
+    )
+    api, url = f"{services.mlflow}/api/2.0/mlflow", f"{services.mlflow}{names.LISTED_RUNS}"
+    made = requests.post(f"{api}/experiments/create", auth=admin, json={"name": "not for all"}, timeout=10).json()
+    query = {"experiment_id": made["experiment_id"]}
+    for login in (admin, job, reader):
+        answer = requests.get(url, params=query, auth=login, timeout=10)
+        assert (answer.status_code, answer.text) == (200, "0\n")
+    for stranger in (None, ("rnc", services.secrets.reader), ("nobody", "")):
+        assert requests.get(url, params=query, auth=stranger, timeout=10).status_code == 401
+    closed = {"resource_type": "experiment", "resource_id": made["experiment_id"], "username": "reader"}
+    grant = f"{services.mlflow}/api/3.0/mlflow/users/permissions/grant"
+    told = requests.post(grant, auth=admin, json=closed | {"permission": "DENY"}, timeout=10)
+    assert told.status_code == 200, told.text
+    assert requests.get(url, params=query, auth=reader, timeout=10).status_code == 403
+    assert requests.get(url, params=query, auth=job, timeout=10).status_code == 200
+    assert requests.get(url, auth=job, timeout=10).status_code == 400
+    assert requests.post(url, params=query, auth=job, timeout=10).status_code in (403, 405)
+    elsewhere = {"Host": "elsewhere.example"}
+    assert requests.get(url, params=query, auth=job, headers=elsewhere, timeout=10).status_code == 403
