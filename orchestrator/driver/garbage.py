@@ -79,7 +79,7 @@ def find_garbage(suite: Suite) -> list[Item]:
             kept[key] = f"row {plan.trainings[key].label!r} needs it"
         elif key in others:
             kept[key] = f"{', '.join(sorted(others[key]))} uses it; name that file as well"
-    checked = check_files(tracking.uri, ledger, ledger.trainings)
+    checked = check_files(tracking, ledger, ledger.trainings)
     return [
         *_resume_states(suite.storage, plan, checked, kept, pinned, stopped),
         *_weights(tracking, plan, checked, kept),

@@ -178,7 +178,7 @@ def _command(listener: int) -> list[str]:
         "timeout-graceful-shutdown": 5,
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "uvicorn", *flags, "orchestrator.mlflow_app:app"]
+    return [sys.executable, "-m", "uvicorn", *flags, "orchestrator.mlflow_server.app:app"]
 
 
 def _environment(folder: Path) -> dict[str, str]:

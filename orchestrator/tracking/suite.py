@@ -148,7 +148,7 @@ class Suite:
         """The ledger after a look at the files of what these tables need; what has lost its files is not finished."""
         if self._verified is None:
             keys = [*self.wanted.trainings, *self.wanted.evaluations]
-            self._verified = self.ledger if self.uri is None else check_files(self.uri, self.ledger, keys)
+            self._verified = self.ledger if self.tracking is None else check_files(self.tracking, self.ledger, keys)
         return self._verified
 
     def make_plan(self, *, verified: bool = False) -> Plan:

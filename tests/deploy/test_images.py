@@ -91,7 +91,7 @@ def test_the_server_of_mlflow_starts_and_names_each_secret_that_is_missing(built
     assert started.returncode == 2, started.stderr
     for name in ("POSTGRES_PASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"):
         assert f"{name} is not set" in started.stderr
-    code = "import mlflow.server.auth, psycopg2, boto3; from orchestrator import mlflow_lists"
+    code = "import mlflow.server.auth, psycopg2, boto3; from orchestrator.mlflow_server import files, runs"
     imported = run(built, MLFLOW, "python3", "-c", code)
     assert imported.returncode == 0, imported.stderr
 

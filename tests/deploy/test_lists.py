@@ -6,6 +6,8 @@ import pytest
 import requests
 
 from orchestrator import names
+from orchestrator.tracking import rest
+from orchestrator.tracking.artifacts import upload_texts
 from orchestrator.tracking.reading import listing
 from orchestrator.tracking.runs import (
     create_run,
@@ -56,6 +58,31 @@ def test_all_runs_are_listed_as_mlflow_itself_tells_them(services: Stack):
     }
 
 
+@pytest.mark.usefixtures("as_job")
+def test_files_on_s3_are_listed_as_mlflow_itself_tells_them(services: Stack):
+    suite = open_tracking(services.mlflow, "lists of files")
+    runs = [create_run(suite.uri, str(suite.experiment_id), name, {}) for name in ("one", "two", "empty")]
+    kept, login = f"{services.mlflow}/api/2.0/mlflow-artifacts/artifacts", ("rnc", services.secrets.job)
+    for run_id in runs[:2]:
+        upload_texts(suite.uri, run_id, {"card.json": "{}", "λ (1).txt": run_id})
+        for folder in ("checkpoint", "checkpoint/deep"):
+            url = f"{kept}/{suite.experiment_id}/{run_id}/artifacts/{folder}/weights"
+            requests.put(url, data=b"12345", auth=login, timeout=10).raise_for_status()
+    asked = {run_id: ["", "checkpoint", "nothing"] for run_id in runs}
+    listed = listing.listed_files(suite.uri, str(suite.experiment_id), asked)
+    assert listed.keys() == set(runs) and listed[runs[0]]["checkpoint"] == {"checkpoint/weights": 5}
+    for run_id, folders in asked.items():
+        for folder in folders:
+            (told,) = rest.get_many(suite.uri, "artifacts/list", [{"run_id": run_id, "path": folder}])
+            sizes = {one["path"]: int(one["file_size"]) for one in told.get("files", []) if not one["is_dir"]}
+            assert listed[run_id][folder] == sizes
+    question = {"experiment_id": str(suite.experiment_id), "folders": asked}
+    url = f"{services.mlflow}{names.LISTED_FILES}"
+    reader = requests.post(url, json=question, auth=("reader", services.secrets.reader), timeout=10)
+    assert (reader.status_code, reader.json()) == (200, listed)
+    assert requests.post(url, json=question, timeout=10).status_code == 401
+
+
 def test_the_list_is_told_to_whom_may_read_the_experiment(services: Stack):
     admin, job, reader = (
         ("admin", services.secrets.admin),
@@ -75,6 +102,9 @@ def test_the_list_is_told_to_whom_may_read_the_experiment(services: Stack):
     told = requests.post(grant, auth=admin, json=closed | {"permission": "DENY"}, timeout=10)
     assert told.status_code == 200, told.text
     assert requests.get(url, params=query, auth=reader, timeout=10).status_code == 403
+    files, question = f"{services.mlflow}{names.LISTED_FILES}", query | {"folders": {}}
+    assert requests.post(files, json=question, auth=reader, timeout=10).status_code == 403
+    assert requests.post(files, json=question, auth=job, timeout=10).json() == {}
     assert requests.get(url, params=query, auth=job, timeout=10).status_code == 200
     assert requests.get(url, auth=job, timeout=10).status_code == 400
     assert requests.post(url, params=query, auth=job, timeout=10).status_code in (403, 405)

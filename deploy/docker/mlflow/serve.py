@@ -30,7 +30,7 @@ DATABASE = (r"[a-z_][a-z0-9_]*", "a name of small letters, digits and _")
 FOREIGN = ("_MLFLOW_", "UVICORN_", "MLFLOW_SERVER_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_ENABLE_WORKSPACES")
 DATABASE_SECONDS = 60.0
 JOB, READER = "rnc", "reader"
-READING = re.compile(r"/(search[\w-]*|graphql|get-latest-versions|presigned-download-url|batchGetInfos)$")
+READING = re.compile(r"/(search[\w-]*|graphql|get-latest-versions|presigned-download-url|batchGetInfos|rnc/files)$")
 """Paths that read although one POSTs to them."""
 
 Scope = MutableMapping[str, Any]
@@ -156,25 +156,29 @@ def serve(settings: Settings, folder: Path) -> None:
     _hide_storage()
     initialize_backend_stores(_address(settings.database), _address(settings.database), "mlflow-artifacts:/")
     BEFORE_REQUEST_VALIDATORS["/metrics", "GET"] = lambda: True  # of any user, and so the reader's as Prometheus is
-    _list_runs()
+    _add_lists()
     app = reader_reads(create_app())
     set_users(store, settings)
     print(f"MLflow listens on {settings.host}:{settings.port}", flush=True)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=5)
 
 
-def _list_runs() -> None:
-    """Tell rnc all runs of an experiment at once, behind MLflow's login, to whom may read that experiment."""
+def _add_lists() -> None:
+    """Tell rnc all runs of an experiment and their files at once, behind MLflow's login, to whom may read them."""
     import mlflow.server
     from mlflow.server.auth import BEFORE_REQUEST_VALIDATORS, validate_can_read_experiment
 
     here = Path(__file__).resolve().parent
     # The project's package lies beside this file in the image, and at the root of a checkout.
     sys.path.append(str(here if (here / "orchestrator").is_dir() else here.parents[2]))
-    from orchestrator import mlflow_lists, names
+    from orchestrator import names
+    from orchestrator.mlflow_server.files import list_files
+    from orchestrator.mlflow_server.runs import list_runs
 
-    mlflow.server.app.add_url_rule(names.LISTED_RUNS, view_func=mlflow_lists.list_runs)
+    mlflow.server.app.add_url_rule(names.LISTED_RUNS, view_func=list_runs)
+    mlflow.server.app.add_url_rule(names.LISTED_FILES, view_func=list_files, methods=["POST"])
     BEFORE_REQUEST_VALIDATORS[names.LISTED_RUNS, "GET"] = validate_can_read_experiment
+    BEFORE_REQUEST_VALIDATORS[names.LISTED_FILES, "POST"] = validate_can_read_experiment
 
 
 def _hide_storage() -> None:

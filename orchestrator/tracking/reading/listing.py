@@ -1,7 +1,6 @@
-"""Asks our MLflow servers for all runs of an experiment at once, and which files are there; see mlflow_lists.
+"""Asks our MLflow servers for all runs of an experiment at once, and which files are there; see mlflow_server.
 
-The server of a cluster (deploy/docker/mlflow/serve.py) knows the first question alone, and other servers neither; those
-who ask go on with MLflow's API then, which costs more.
+Other servers do not know these questions; those who ask go on with MLflow's API then, which costs more.
 """
 
 import json
@@ -55,27 +54,27 @@ def listed_runs(uri: str, experiment_id: str, since: int | None = None) -> list[
     return None
 
 
-def listed_files(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, dict[str, int]]]:
+def listed_files(
+    uri: str, experiment_id: str, folders: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, dict[str, int]]]:
     """Return, by run and folder, the sizes of the files in it, by path; what the server cannot tell is left out."""
     found: dict[str, dict[str, dict[str, int]]] = {}
-    run_ids = list(folders)
+    run_ids = sorted(folders)  # as an object store has them, so that it is asked for each thousand of its names once
     for first in range(0, len(run_ids), FILES_OF_RUNS):
-        found |= _sizes(uri, {run_id: folders[run_id] for run_id in run_ids[first : first + FILES_OF_RUNS]})
+        some = {run_id: list(folders[run_id]) for run_id in run_ids[first : first + FILES_OF_RUNS]}
+        found |= _sizes(uri, experiment_id, some)
     return found
 
 
-def _sizes(uri: str, folders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, dict[str, int]]]:
+def _sizes(uri: str, experiment_id: str, folders: Mapping[str, list[str]]) -> dict[str, dict[str, dict[str, int]]]:
     url = f"{uri.rstrip('/')}{names.LISTED_FILES}"
     if url in _unable:
         return {}
+    question = {"experiment_id": experiment_id, "folders": folders}
     try:
         with (
             session(uri) as http,
-            http.post(
-                url,
-                json={run_id: list(of_run) for run_id, of_run in folders.items()},
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-            ) as answer,
+            http.post(url, json=question, timeout=(CONNECT_SECONDS, READ_SECONDS)) as answer,
         ):
             if not _is_ours(url, answer, "application/json"):
                 return {}

@@ -67,7 +67,7 @@ def test_checkpoints_to_resume_from_go_once_finished_and_weights_of_rows_stay(su
     assert not list(tmp_path.glob("*/epoch-*"))
     assert not any(goes for goes, _ in verdicts(suite_of(suite, [BOTH], tmp_path)).values())
     ledger = tracking.read_ledger(suite)
-    assert not make_plan([BOTH], check_files(suite.uri, ledger, ledger.trainings)).missing_trainings
+    assert not make_plan([BOTH], check_files(suite, ledger, ledger.trainings)).missing_trainings
 
 
 def test_what_another_table_uses_stays_until_that_file_is_named_without_the_row(suite, tmp_path):

@@ -50,7 +50,7 @@ def mended(suite: Tracking, storage: Path) -> list[str]:
 def checked(suite: Tracking) -> Plan:
     """The plan once the files were looked at."""
     ledger = tracking.read_ledger(suite)
-    return make_plan([TABLE], check_files(suite.uri, ledger, [*ledger.trainings, *ledger.evaluations]))
+    return make_plan([TABLE], check_files(suite, ledger, [*ledger.trainings, *ledger.evaluations]))
 
 
 def test_an_evaluation_that_lost_its_detections_is_named_by_the_plan_and_scored_again(suite, tmp_path):

@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from orchestrator import mlflow_lists, names
+from orchestrator import names
+from orchestrator.mlflow_server.files import list_files
+from orchestrator.mlflow_server.runs import list_runs
 
 __all__ = ["app"]
 
@@ -40,5 +42,5 @@ async def _front(_: Request) -> HTMLResponse:
 
 # Before MLflow's own, which takes every path.
 app.router.routes[:0] = [Route("/", _front, methods=["GET"])]
-flask_app.add_url_rule(names.LISTED_RUNS, view_func=mlflow_lists.list_runs)
-flask_app.add_url_rule(names.LISTED_FILES, view_func=mlflow_lists.list_files, methods=["POST"])
+flask_app.add_url_rule(names.LISTED_RUNS, view_func=list_runs)
+flask_app.add_url_rule(names.LISTED_FILES, view_func=list_files, methods=["POST"])

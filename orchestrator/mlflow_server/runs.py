@@ -1,17 +1,14 @@
-"""What our MLflow servers answer beside MLflow's API: all runs of an experiment at once, and which files are there.
+"""All runs of an experiment at once.
 
 MLflow builds an object of its ORM for each tag and metric of a run, and writes the answer twice: 10,000 runs cost the
-server half a minute. Here the rows of its tables become lines of JSON, in one second. These are views of MLflow's own
-Flask application, so that its guards stand before them: of host names, and of users where it has some.
+server half a minute. Here the rows of its tables become lines of JSON, in one second. This is a view of MLflow's own
+Flask application, so that its guards stand before it: of host names, and of users where it has some.
 """
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -24,8 +21,6 @@ RUNS_AT_ONCE = 500
 """So many are read by one question to the database, so that neither memory nor a lock of SQLite is held for long."""
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 """How Python's JSON writes what somebody has put into the database."""
-ARTIFACTS = "mlflow-artifacts:/"
-"""Begins the addresses of files that this server keeps itself."""
 
 
 def list_runs() -> Response:
@@ -37,44 +32,23 @@ def list_runs() -> Response:
     try:
         experiment_id, since = int(query["experiment_id"]), int(query["since"]) if "since" in query else None
     except (KeyError, ValueError):
-        return _refusal("experiment_id and since are whole numbers")
-    return Response(_lines(_engine(), experiment_id, since), mimetype="application/x-ndjson")
+        return refusal("experiment_id and since are whole numbers")
+    return Response(_lines(engine(), experiment_id, since), mimetype="application/x-ndjson")
 
 
-def list_files() -> Response:
-    """Answer, by run and folder, with the sizes of the files in it, by path.
-
-    Runs whose files this server does not keep itself are left out. The question is a mapping of lists of folders by
-    run.
-    """
-    try:
-        asked = json.loads(request.get_data())
-    except (ValueError, RecursionError):
-        asked = None
-    if not _are_folders(asked):
-        return _refusal("expected lists of folders by run")
-    return Response(json.dumps(_sizes(_engine(), asked)), mimetype="application/json")
-
-
-def _refusal(reason: str) -> Response:
+def refusal(reason: str) -> Response:
+    """Answer a question that makes no sense."""
     return Response(f"{reason}\n", 400, mimetype="text/plain")
 
 
-def _are_folders(asked: object) -> bool:
-    """Whether this is a mapping of lists of folders by run."""
-    if not isinstance(asked, dict) or not all(isinstance(folders, list) for folders in asked.values()):
-        return False
-    return all(isinstance(one, str) and "\0" not in one for folders in asked.values() for one in folders)
-
-
-def _engine() -> sqlalchemy.Engine:
+def engine() -> sqlalchemy.Engine:
     """Return that of the server's database."""
     store: Any = handlers._get_tracking_store()
-    engine: sqlalchemy.Engine = store.engine
-    return engine
+    found: sqlalchemy.Engine = store.engine
+    return found
 
 
-def _lines(engine: sqlalchemy.Engine, experiment_id: int, since: int | None) -> Iterator[bytes]:
+def _lines(database: sqlalchemy.Engine, experiment_id: int, since: int | None) -> Iterator[bytes]:
     run = SqlRun.__table__.c
     columns = (run.run_uuid, run.name, run.status, run.start_time, run.end_time)
     chosen = sqlalchemy.select(*columns).where(
@@ -83,14 +57,14 @@ def _lines(engine: sqlalchemy.Engine, experiment_id: int, since: int | None) -> 
     if since is not None:
         goes_on = [RunStatus.to_string(status) for status in (RunStatus.RUNNING, RunStatus.SCHEDULED)]
         chosen = chosen.where(run.status.in_(goes_on) | (run.end_time >= since) | (run.start_time >= since))
-    with engine.connect() as connection:
+    with database.connect() as connection:
         # In MLflow's own order.
         runs = connection.execute(chosen.order_by(run.start_time.desc(), run.run_uuid)).all()
     for first in range(0, len(runs), RUNS_AT_ONCE):
         some = runs[first : first + RUNS_AT_ONCE]
         run_ids = [one.run_uuid for one in some]
         # A connection for each part: a reader that is slow, or gone, holds none.
-        with engine.connect() as connection:
+        with database.connect() as connection:
             tags, params = (_values(connection, table, run_ids) for table in (SqlTag, SqlParam))
             metrics = _metrics(connection, run_ids)
         lines = []
@@ -152,33 +126,3 @@ def _metrics_by_hand(connection: sqlalchemy.Connection, run_ids: Sequence[str]) 
             newest = max(newest, timestamp or 0)
         found[run_id] = f"{{{','.join(told)}}}", newest
     return found
-
-
-def _sizes(engine: sqlalchemy.Engine, asked: Mapping[str, Iterable[str]]) -> dict[str, dict[str, dict[str, int]]]:
-    kept = os.environ.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "")
-    if not os.path.isabs(kept):  # an object store, say
-        return {}
-    root, run = Path(kept).resolve(), SqlRun.__table__.c
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    run_ids = list(asked)
-    with engine.connect() as connection:
-        for first in range(0, len(run_ids), RUNS_AT_ONCE):
-            chosen = run.run_uuid.in_(run_ids[first : first + RUNS_AT_ONCE])
-            for run_id, uri in connection.execute(sqlalchemy.select(run.run_uuid, run.artifact_uri).where(chosen)):
-                if (uri or "").startswith(ARTIFACTS) and not uri.startswith(f"{ARTIFACTS}/"):
-                    own = root / uri.removeprefix(ARTIFACTS)
-                    found[run_id] = {folder: _sizes_in(root, own, folder) for folder in asked[run_id]}
-    return found
-
-
-def _sizes_in(root: Path, own: Path, folder: str) -> dict[str, int]:
-    inside = (own / folder).resolve()
-    # Neither a run's address nor a folder's name leads out of what this server keeps.
-    if not inside.is_relative_to(own.resolve()) or not own.resolve().is_relative_to(root):
-        return {}
-    sizes: dict[str, int] = {}
-    with suppress(OSError), os.scandir(inside) as entries:
-        for entry in entries:
-            if entry.is_file():
-                sizes[f"{folder}/{entry.name}" if folder else entry.name] = entry.stat().st_size
-    return sizes
