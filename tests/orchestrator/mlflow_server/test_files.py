@@ -59,7 +59,15 @@ def test_folders_that_are_none_are_refused(suite: Tracking, folders: object) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1", "[]", '{"folders": {}}', '{"experiment_id": "x", "folders": {}}', "[" * 100_000]
+    "text",
+    [
+        "",
+        "[1",
+        "[]",
+        '{"folders": {}}',
+        '{"experiment_id": "x", "folders": {}}',
+        pytest.param("[" * 100_000, id="deep"),
+    ],
 )
 def test_a_question_that_makes_no_sense_is_refused(suite: Tracking, text: str) -> None:
     assert requests.post(f"{suite.uri}{names.LISTED_FILES}", data=text, timeout=60).status_code == 400
