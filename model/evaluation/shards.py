@@ -126,8 +126,13 @@ def score_missing(
     progress(total, total)
 
 
-def scores_of(work: Pass, settings: Sequence[InferenceConfig]) -> "Iterator[Scores]":
+def scores_of(work: Pass, settings: Sequence[InferenceConfig], *, calibrating: bool = True) -> "Iterator[Scores]":
     """Put settings together from their shards, one after the other.
+
+    Args:
+        work: what was scored.
+        settings: of it.
+        calibrating: whether scores are compared with what they estimate, for `Scores.calibration`.
 
     Raises:
         ValueError: a shard is missing, or damaged.
@@ -146,7 +151,7 @@ def scores_of(work: Pass, settings: Sequence[InferenceConfig]) -> "Iterator[Scor
             metrics=evaluate(work.data, whole.detections),
             detections=whole.detections,
             misalignment=whole.misalignment,
-            calibration=calibration(work.data, whole.detections),
+            calibration=calibration(work.data, whole.detections) if calibrating else {},
         )
 
 

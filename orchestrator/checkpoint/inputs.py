@@ -92,8 +92,12 @@ class ScoringInputs:
         """
         return list(self.scores(settings, progress))
 
-    def scores(self, settings: Sequence[InferenceConfig], progress: Progress = no_progress) -> "Iterator[Scores]":
+    def scores(
+        self, settings: Sequence[InferenceConfig], progress: Progress = no_progress, *, calibrating: bool = True
+    ) -> "Iterator[Scores]":
         """Yield what `score` returns: memory then holds the detections of one setting at a time.
+
+        `calibrating` says whether scores are compared with what they estimate, which takes a while for each setting.
 
         Raises:
             UserError: the checkpoint is damaged, learnt other categories than the images have, or says NaN.
@@ -123,7 +127,7 @@ class ScoringInputs:
             score_missing(work, progress=progress)
         except NonFiniteError as error:
             raise UserError(str(error)) from error
-        yield from scores_of(work, settings)
+        yield from scores_of(work, settings, calibrating=calibrating)
 
 
 def scoring_device() -> "torch.device":

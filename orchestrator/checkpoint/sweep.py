@@ -103,7 +103,8 @@ class Spot:
     """Of each axis that varies."""
     inference: InferenceConfig
     metrics: Mapping[str, float | None]
-    """The twelve and those of model.evaluation.misalignment.OF_DETECTIONS; None where there is nothing to measure."""
+    """The twelve, those of CALIBRATION and those of model.evaluation.misalignment.OF_DETECTIONS; None where there is
+    nothing to measure."""
     paper: Mapping[str, float]
     """The paper's numbers of this setting, by metric, where it gives any."""
 
@@ -158,7 +159,7 @@ def sweep(
             Spot(
                 values=tuple(value for axis, value in zip(grid.axes, values, strict=True) if axis in grid.varied),
                 inference=scores.inference,
-                metrics=scores.metrics | of_detections(inputs.data, scores.detections),
+                metrics={**scores.metrics, **scores.calibration, **of_detections(inputs.data, scores.detections)},
                 paper=papers_numbers(grid.beside, inputs, scores.inference),
             )
         )

@@ -143,7 +143,12 @@ def fit(
     curve, kept = _fitted_curve(fitted_on, settings, usual, lambda done, _: progress(done, total))
     chosen = choose(curve, usual)
     there, detections = {}, {}
-    for one in scored.scores(list(settings.values()), lambda done, _: progress(len(fitted_on.data) + done, total)):
+    passed = scored.scores(
+        list(settings.values()),
+        lambda done, _: progress(len(fitted_on.data) + done, total),
+        calibrating=False,  # of two exponents alone, by `_calibrated`
+    )
+    for one in passed:
         exponent = one.inference.confidence_exponent
         there[exponent] = one.metrics
         if exponent in (usual, chosen):
@@ -236,7 +241,7 @@ def _fitted_curve(
     """Return the metrics by exponent, and the detections of the one that is chosen."""
     curve: dict[float, Metrics] = {}
     kept = None
-    for one in inputs.scores(list(settings.values()), progress):
+    for one in inputs.scores(list(settings.values()), progress, calibrating=False):
         exponent = one.inference.confidence_exponent
         curve[exponent] = one.metrics
         if choose(curve, usual) == exponent:

@@ -124,6 +124,8 @@ def test_shards_make_the_whole_of_one_pass_and_of_no_second_one(
     score_missing(again)
     assert shown == []
     assert_same(list(scores_of(again, SETTINGS)), at_once)
+    for one, other in zip(scores_of(again, SETTINGS, calibrating=False), at_once, strict=True):
+        assert one.calibration == {} != other.calibration and one.metrics == other.metrics
 
 
 def test_settings_that_are_added_cost_a_pass_for_themselves_and_others_none(

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from model.config import METRICS, DataConfig, InferenceConfig, TrainConfig
+from model.config import CALIBRATION, METRICS, DataConfig, InferenceConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.split import CocoData
 from model.evaluation.scoring import score
@@ -136,6 +136,8 @@ def test_every_line_is_what_a_scoring_of_its_own_gives(folder: Path, data: CocoD
     for row, setting in zip(content["rows"], settings, strict=True):
         (alone,) = score(load_detector(folder), data, [setting], SIZES)
         assert {name: row[name] for name in METRICS} == alone.metrics
+        assert {name: row[name] for name in CALIBRATION} == alone.calibration
+        assert 0.0 < row["LaECE"] < 100.0 and 0.0 < row["LRP"] <= 100.0
         assert row["rank corr."] is not None and row["oracle AP"] > row["AP"]
     assert any("nms_iou 0.6" in note and "nms_pre 50" in note for note in content["notes"])
     best = max(content["rows"], key=lambda row: row["AP"])
@@ -169,7 +171,7 @@ def test_a_curve_and_a_grid_are_written_in_every_form(folder: Path, data: CocoDa
         page = (out / "index.html").read_text()
         drawn = page[page.index('<div class="multiples">') : page.index("</figure>")]
         plots = list(ElementTree.fromstring(drawn))
-        assert len(plots) == 13  # all but APl and ARl, which the images have no object for
+        assert len(plots) == 15  # all but APl and ARl, which the images have no object for
         assert all(list(plot.iter(mark)) for plot in plots)
         assert "http" not in page
         with Image.open(out / "sweep.png") as picture:

@@ -147,6 +147,18 @@ def test_the_numbers_are_those_of_single_scorings_and_of_fits_on_the_other_split
     assert isotonic["errors"]["LaECE"] < before[-1]["errors"]["LaECE"]
 
 
+def test_no_exponent_is_calibrated_whose_calibration_is_not_shown(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = fitted(folder, root, *EXPONENTS)
+
+    def calibrated(*_: object) -> None:
+        raise AssertionError("a setting was calibrated by its scoring")
+
+    monkeypatch.setattr("model.evaluation.calibration.errors.calibration", calibrated)
+    assert fitted(folder, root, *EXPONENTS)["recalibration"] == shown["recalibration"]
+
+
 def test_what_is_chosen_never_hangs_on_the_scored_split(folder: Path, own_root: Path) -> None:
     first = fitted(folder, own_root, *EXPONENTS)
     # Objects where the detector ranks first by class alone, so that the optimum there moves to exponent 0.
