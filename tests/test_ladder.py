@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
@@ -11,8 +12,11 @@ import pytest
 from model.config import AssignmentConfig, BoxConfig, ClassificationConfig, InferenceConfig, ModelConfig
 from model.data.cache import file_sha256
 from model.settings import flat_differences
+from orchestrator import names
 from orchestrator.experiment.load import Experiment, load_experiments
 from orchestrator.experiment.plan import gather, row_keys, train_key
+from orchestrator.tracking.records import inference_params, name_of_training, place_tags, run_name, training_params
+from orchestrator.tracking.runs import tagged
 from tests.trainings import CONFIG, MODEL, run
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -132,6 +136,19 @@ def test_trainings_are_shared_between_the_tables_and_with_those_of_the_paper() -
         assert (
             len(small.trainings.keys() & gather(load_experiments([home / "table1_heads.yaml"])).trainings.keys()) == 6
         )
+
+
+@pytest.mark.parametrize("folder", [".", *SMALLER])
+def test_no_two_trainings_and_no_two_evaluations_have_one_name_in_mlflow(folder: str) -> None:
+    plan = gather(load_experiments([LADDER / folder]))
+    trainings = [name_of_training(one) for one in plan.trainings.values()]
+    evaluations = []
+    for one in plan.evaluations.values():
+        config = plan.trainings[one.train_key].config
+        settings = training_params(config) | inference_params(one.inference)
+        evaluations.append(run_name(tagged(place_tags(one), names.ROW), settings, str(config.seed)))
+    for called in (trainings, evaluations):
+        assert [name for name, count in Counter(called).items() if count > 1] == []
 
 
 @pytest.mark.parametrize("folder", [".", *SMALLER])

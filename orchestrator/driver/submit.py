@@ -34,7 +34,7 @@ from orchestrator.report.intervals import Estimate
 from orchestrator.report.pages import show_suite, why_no_views
 from orchestrator.report.results import differences_to_reference
 from orchestrator.site import Site
-from orchestrator.tracking.ledger import log_table, name_seeds, place_evaluations
+from orchestrator.tracking.ledger import log_table, name_trainings, place_evaluations
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import Status
 from orchestrator.worker.training_log import losses_since
@@ -106,7 +106,7 @@ def submit(
                 return Submitted(exit_code=INTERRUPTED, reports=_measured(suite, say))
             suite.refresh()  # whoever had the lock before may have done some of it
         repair(suite, say)
-        name_seeds(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
+        name_trainings(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
         exit_code, hours = _run(suite, say, bounds, before, tell)
         if exit_code != INTERRUPTED:
             _show_waiting(suite, say)

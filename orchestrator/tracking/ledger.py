@@ -33,6 +33,7 @@ from orchestrator.tracking.records import (
     ledger_of,
     measured_where_the_paper_did,
     misalignment_metrics,
+    name_of_training,
     papers_own,
     place_tags,
     read_record,
@@ -77,7 +78,8 @@ def begin_training(tracking: Tracking, train_run: TrainRun) -> str:
     config = train_run.config
     tags = {names.SEED: str(config.seed)} | resources_tags(train_run.resources)
     tags |= {f"{names.TABLE}{table}": "wanted" for table in train_run.tables}
-    run_id = _begin(tracking, "training", train_run.key, train_run.label, tags, training_params(config))
+    params = training_params(config)
+    run_id = _begin(tracking, "training", train_run.key, name_of_training(train_run), tags, params)
     upload_texts(tracking.uri, run_id, {CARD: json.dumps(to_dict(config), indent=2)})
     return run_id
 
@@ -257,14 +259,15 @@ def _place(
     return rows, bool(metrics or tags or gone or run.name != called)
 
 
-def name_seeds(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[TrainRun]) -> None:
-    """Name the seed in the runs of trainings that had no second seed when they began."""
+def name_trainings(tracking: Tracking, runs: Iterable[Run], trainings: Iterable[TrainRun]) -> None:
+    """Name what the runs of trainings did not tell when they began: the first of several seeds, losses, assignment."""
     held_runs = by_key(runs, "training")
     for training in trainings:
         if run := held_runs.get(training.key):
-            name = run.tags.get(names.RUN_NAME, "")
-            if training.label == f"{name}, seed {training.config.seed}":
-                rename(tracking.uri, run.run_id, training.label)
+            called, end = name_of_training(training), f", seed {training.config.seed}"
+            earlier = {training.label, training.label.removesuffix(end), called.removesuffix(end)}
+            if run.name in earlier and run.name != called:
+                rename(tracking.uri, run.run_id, called)
 
 
 def end_run(tracking: Tracking, run_id: str, status: Status, note: str) -> None:

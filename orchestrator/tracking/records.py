@@ -22,7 +22,7 @@ from model.foreign import parse_json
 from model.names import VAL
 from model.settings import flat_differences, from_dict, short_names, to_dict
 from orchestrator import names
-from orchestrator.experiment.plan import Evaluation, Ledger, Record
+from orchestrator.experiment.plan import Evaluation, Ledger, Record, TrainRun
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.names import Kind
 from orchestrator.tracking.runs import Run, read_place, read_sizes, tagged
@@ -30,6 +30,8 @@ from orchestrator.tracking.runs import Run, read_place, read_sizes, tagged
 PARTS = ("classification.", "box.", "assignment.")
 """Parts of train.model whose settings are params under the name of their part, such as `box.loss`: a bare `loss` is the
 confidence's, as in all that was recorded before there were others."""
+METHODS = ("classification.loss", "box.loss", "assignment.kind")
+"""Those of these settings whose values are words of the field, which need no name of a setting beside them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +167,7 @@ def read_inference(params: Mapping[str, str]) -> InferenceConfig:
 
 
 def run_name(rows: Mapping[str, str], params: Mapping[str, str], seed: str) -> str:
-    """Name an evaluation so that it is right in every table: by its one label, else by what it is.
+    """Name an evaluation so that it is right in every table: by its one label, as `row_name`, else by what it is.
 
     Args:
         rows: place and label, such as `03 RetinaNet`, by table.
@@ -173,8 +175,34 @@ def run_name(rows: Mapping[str, str], params: Mapping[str, str], seed: str) -> s
         seed: of its training.
     """
     labels = {read_place(place)[1] for place in rows.values()}
-    called = next(iter(labels)) if len(labels) == 1 else ", ".join((*_detector(params), *_ranking(params)))
-    return f"{called}, seed {seed}"
+    if len(labels) == 1:
+        return row_name(next(iter(labels)), params, seed)
+    return f"{', '.join((*_detector(params), *_ranking(params)))}, seed {seed}"
+
+
+def row_name(label: str, params: Mapping[str, str], seed: str = "") -> str:
+    """Name a run by its row, and by its losses and its assignment where these are not the paper's: "QFL, atss, seed 0".
+
+    Rows of several tables may have one label. What the label says itself is left out, and all of it where the name
+    would be longer than MLflow takes.
+
+    Args:
+        label: of the row.
+        params: of the run.
+        seed: empty where it goes without saying.
+    """
+    end = f", seed {seed}" if seed else ""
+    said = {_plain(word) for word in re.split(r"[^\w-]+", label)}
+    told = [value for path, value in _unusual_parts(params) if path in METHODS and _plain(value) not in said]
+    called = ", ".join((label, *told)) + end
+    return called if len(called) <= names.MOST_RUN_NAME else label + end
+
+
+def name_of_training(train_run: TrainRun) -> str:
+    """Name a training by the row that it begins for, as its evaluations; with its seed where its row has several."""
+    seed = str(train_run.config.seed)
+    label = train_run.label.removesuffix(f", seed {seed}")
+    return row_name(label, training_params(train_run.config), "" if label == train_run.label else seed)
 
 
 def training_name(params: Mapping[str, str], seed: str) -> str:
@@ -275,10 +303,21 @@ def _detector(params: Mapping[str, str]) -> Iterator[str]:
         # A table may have entered defaults, and "none" where there is no confidence.
         if field.name not in ("tower", "target") and value not in ("none", _text(field.default)):
             yield value if field.name == "loss" else f"{field.name} {value}"
+    for path, value in _unusual_parts(params):
+        yield value if path in METHODS else f"{path} {value}"
+    yield params.get("backbone", ModelConfig().backbone)
+
+
+def _unusual_parts(params: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the settings of PARTS that are not the defaults, by the names of their params."""
     for path, default in _usual_parts().items():
         if (value := params.get(path, "none")) not in ("none", default):
-            yield value if path.endswith((".loss", ".kind")) else f"{path} {value}"
-    yield params.get("backbone", ModelConfig().backbone)
+            yield path, value
+
+
+def _plain(word: str) -> str:
+    """Write "Task-aligned" and task_aligned alike."""
+    return re.sub("[-_]", "", word).lower()
 
 
 @cache  # thousands of runs are named at once

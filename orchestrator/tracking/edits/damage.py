@@ -24,7 +24,16 @@ from orchestrator.tracking import rest
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.edits.experiments import others_of
 from orchestrator.tracking.ledger import end_run
-from orchestrator.tracking.records import by_key, damage_of, place_tags, read_inference, read_record, training_name
+from orchestrator.tracking.records import (
+    by_key,
+    damage_of,
+    name_of_training,
+    place_tags,
+    read_inference,
+    read_record,
+    row_name,
+    training_name,
+)
 from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import Run, Tracking, delete_tag, read_place, read_sizes, rename, write
 
@@ -174,14 +183,14 @@ def _facts(
     called = run.name
     if run.kind == "training" and (training := wanted.trainings.get(run.key)):
         tags[names.SEED] = str(training.config.seed)
-        called = called or training.label
+        called = called or name_of_training(training)
     elif run.kind == "evaluation" and (evaluation := wanted.evaluations.get(run.key)):
         seed = str(wanted.trainings[evaluation.train_key].config.seed)
         tags |= {names.SEED: seed, names.TRAIN_KEY: evaluation.train_key, names.SPLIT: evaluation.split}
         # A place may have moved, or a row may be new: the end of a submit writes these. Here only what is no place.
         places = place_tags(evaluation).items()
         tags |= {name: value for name, value in places if name in run.tags and read_place(run.tags[name])[0] is None}
-        called = called or f"{evaluation.label}, seed {seed}"
+        called = called or row_name(evaluation.label, run.params, seed)
     elif run.kind == "evaluation" and run.seed is None and (scored := trainings.get(run.train_key)):
         tags |= {} if scored.seed is None else {names.SEED: str(scored.seed)}
     if names.BEGUN in run.tags and run.begun is None:

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from model.config import METRICS, ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import (
+    METRICS,
+    AssignmentConfig,
+    ClassificationConfig,
+    ConfidenceConfig,
+    DataConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from model.settings import to_dict
 from orchestrator.driver.lock import looks_alive
 from orchestrator.errors import UserError
@@ -156,13 +165,38 @@ def test_a_training_that_failed_says_why_and_is_taken_up_in_the_same_run(suite):
 
 def test_a_training_names_its_seed_once_its_row_has_several(suite):
     run_id = tracking.begin_training(suite, train_run())
-    tracking.name_seeds(suite, read_runs(suite), [train_run()])
+    tracking.name_trainings(suite, read_runs(suite), [train_run()])
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1"
     several = replace(train_run(), label="box, L1, seed 3")
-    tracking.name_seeds(suite, read_runs(suite), [several])
+    tracking.name_trainings(suite, read_runs(suite), [several])
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
-    tracking.name_seeds(suite, read_runs(suite), [train_run()])  # a file with one seed does not take it back
+    tracking.name_trainings(suite, read_runs(suite), [train_run()])  # a file with one seed does not take it back
     assert tags(suite, run_id)["mlflow.runName"] == "box, L1, seed 3"
+
+
+def test_a_training_begins_with_what_tells_it_from_another_of_the_same_label(suite):
+    """Its name follows that of its evaluations; the name of a run that began before this was told is brought up."""
+    model = ModelConfig(confidence=None, classification=ClassificationConfig(loss="qfl"))
+    trainings = []
+    for one in (model, replace(model, assignment=AssignmentConfig(kind="atss"))):
+        config = TrainConfig(model=one, seed=3)
+        trainings.append(replace(train_run(), key=train_key(config), config=config, label="QFL"))
+    run_ids = [tracking.begin_training(suite, one) for one in trainings]
+
+    def called() -> list[str]:
+        return [tags(suite, run_id)["mlflow.runName"] for run_id in run_ids]
+
+    assert called() == ["QFL", "QFL, atss"]
+    several = [replace(one, label="QFL, seed 3") for one in trainings]
+    for earlier in ("QFL, atss", "QFL", "QFL, seed 3"):
+        runs.rename(suite.uri, run_ids[1], earlier)
+        tracking.name_trainings(suite, read_runs(suite), several)
+        assert called() == ["QFL, seed 3", "QFL, atss, seed 3"]
+    tracking.name_trainings(suite, read_runs(suite), trainings)
+    assert called() == ["QFL, seed 3", "QFL, atss, seed 3"]
+    runs.rename(suite.uri, run_ids[1], "mine")
+    tracking.name_trainings(suite, read_runs(suite), several)
+    assert called() == ["QFL, seed 3", "mine"]
 
 
 def test_the_curves_of_a_training_are_in_its_record(suite):

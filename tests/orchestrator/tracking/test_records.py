@@ -28,6 +28,7 @@ from orchestrator.tracking.records import (
     place_tags,
     read_inference,
     read_record,
+    row_name,
     run_name,
     training_name,
     training_params,
@@ -96,6 +97,46 @@ def test_a_training_is_called_by_its_losses_and_its_assignment_where_they_are_no
     told = "qfl, classification.edge_quality gflv2, giou, box.bins 17, atss"
     assert training_name(settings, "0") == f"RetinaNet-Conf, l2, {told}, resnet50, seed 0"
     assert (settings["loss"], settings["classification.loss"], settings["box.loss"]) == ("l2", "qfl", "giou")
+
+
+def model_of(**parts: object) -> ModelConfig:
+    return ModelConfig(confidence=None, **parts)  # type: ignore[arg-type]
+
+
+QFL, GIOU = ClassificationConfig(loss="qfl"), BoxConfig(loss="giou", loss_weight=2.0, bins=17)
+
+
+@pytest.mark.parametrize(
+    ("label", "model", "name"),
+    [
+        ("QFL", model_of(classification=QFL), "QFL, seed 1"),
+        ("QFL", model_of(classification=QFL, assignment=AssignmentConfig(kind="atss")), "QFL, atss, seed 1"),
+        ("Focal", model_of(box=GIOU, assignment=AssignmentConfig(kind="atss")), "Focal, giou, atss, seed 1"),
+        # What the label says, however it writes it, is not said twice.
+        ("GIoU and DFL, QFL, GFLv2's quality", model_of(classification=QFL, box=GIOU), None),
+        ("IA-BCE", model_of(classification=ClassificationConfig(loss="ia_bce")), None),
+        ("Task-aligned, target IoU", model_of(assignment=AssignmentConfig(kind="task_aligned")), None),
+        ("SimOTA", model_of(assignment=AssignmentConfig(kind="sim_ota")), None),
+        # A part of a word says nothing.
+        ("GIoU", model_of(box=BoxConfig(loss="iou")), "GIoU, iou, seed 1"),
+        # Whatever else is not the paper's, rows of its tables are called by their labels.
+        ("RetinaNet-Conf, alpha 0.4", DEEPER.model, None),
+    ],
+)
+def test_rows_of_one_label_are_told_apart_by_losses_and_assignment(label, model, name):
+    settings = params(TrainConfig(model=model))
+    expected = name or f"{label}, seed 1"
+    assert row_name(label, settings, "1") == run_name({"table": f"03 {label}"}, settings, "1") == expected
+    assert row_name(label, settings) == expected.removesuffix(", seed 1")
+
+
+def test_no_name_is_longer_for_its_losses_than_mlflow_takes():
+    settings = params(TrainConfig(model=model_of(assignment=AssignmentConfig(kind="atss"))))
+    for length in range(names.MOST_RUN_NAME - 20, names.MOST_RUN_NAME - len(", seed 1") + 1):
+        label = "A" * length
+        told = row_name(label, settings, "1")
+        assert len(told) <= names.MOST_RUN_NAME
+        assert told == (f"{label}, atss, seed 1" if length <= names.MOST_RUN_NAME - 14 else f"{label}, seed 1")
 
 
 def test_settings_of_other_losses_are_params_of_their_own_beside_those_of_the_confidence():
