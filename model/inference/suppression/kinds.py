@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import InferenceConfig
+from model.inference.suppression.iou_guided import keep_guided
 from model.inference.suppression.matrix_nms import rank_decayed
 from model.inference.suppression.nms import LOW, keep
 from model.inference.suppression.soft_nms import keep_lowered
-from model.inference.suppression.voting import keep_guided, keep_voted
+from model.inference.suppression.voting import keep_voted
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

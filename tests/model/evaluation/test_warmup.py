@@ -18,7 +18,7 @@ from model.config import DataConfig, InferenceConfig
 from model.data.coco import read_coco
 from model.evaluation import counting
 from model.evaluation.scoring import score
-from model.inference.suppression import matrix_nms, nms, soft_nms, voting
+from model.inference.suppression import iou_guided, matrix_nms, nms, soft_nms, voting
 from tests.detectors import opinionated
 torch.set_num_threads(1)
 data = read_coco(Path(sys.argv[1]), "val", num_images=3)
@@ -27,7 +27,7 @@ score(opinionated(len(data.category_ids)), data, settings, DataConfig(short_edge
 functions = [one for module in (nms, counting) for one in vars(module).values() if isinstance(one, Dispatcher)]
 print(*sorted({one.__name__ for one in functions if sum(one.stats.cache_hits.values())}))
 print(*sorted({one.__name__ for one in functions if sum(one.stats.cache_misses.values())}))
-others = [one for module in (soft_nms, matrix_nms, voting) for one in vars(module).values()]
+others = [one for module in (soft_nms, matrix_nms, iou_guided, voting) for one in vars(module).values()]
 others = [one for one in [nms.distance_overlap, *others] if isinstance(one, Dispatcher) and one is not nms.overlap]
 print(*(one.__name__ for one in others if one.signatures))
 """

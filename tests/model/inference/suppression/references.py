@@ -1,14 +1,19 @@
-"""Suppression in plain numpy, one box after the other, as the papers write it: what compiled functions must find."""
+"""Suppression in plain numpy, one box after the other, as the papers write it: what compiled functions must find.
+
+And the candidates that it is tried on.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.config import InferenceConfig
-from model.inference.suppression.kinds import Ranked, sort_candidates
+from model.inference.suppression.kinds import Ranked, Survivors, sort_candidates, survivors
 
 Floats = NDArray[np.float32]
 Found = tuple[list[int], list[float], list[list[float]]]
 """Places, scores and boxes, best first."""
+# IoUs: 0.8 of the first two, 0.5 of the first and the last, 0.625 of the last two.
+THREE = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5]]
 
 
 def ranked(boxes: object, scores: object, labels: object = 0, confidences: object = 0.5) -> Ranked:
@@ -32,6 +37,12 @@ def crowd(num: int, num_classes: int, seed: int) -> Ranked:
     scores = ((random.integers(1, 60, num)) / 60).astype(np.float32)
     confidences = (random.integers(1, 20, num) / 20).astype(np.float32)
     return ranked(boxes, scores, random.integers(0, num_classes, num), confidences)
+
+
+def left(one: Ranked, config: InferenceConfig) -> Survivors:
+    found = survivors(one, config)
+    assert found is not None
+    return found
 
 
 def ious(one: Ranked) -> Floats:

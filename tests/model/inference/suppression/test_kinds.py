@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from model.config import InferenceConfig
-from model.inference.suppression.kinds import NEEDS_ALL, Ranked, Survivors, survivors
+from model.inference.suppression.kinds import NEEDS_ALL, Ranked, survivors
 from model.inference.suppression.nms import keep
-from tests.model.inference.suppression.references import crowd, ranked, reference
+from tests.model.inference.suppression.references import crowd, left, ranked, reference
 
 KINDS = [kind for kind in get_args(get_type_hints(InferenceConfig)["suppression"]) if kind != "nms"]
 LIMITED = [kind for kind in KINDS if kind not in ("soft_gaussian", "matrix_linear", "matrix_gaussian")]
@@ -18,12 +18,6 @@ LIMITED = [kind for kind in KINDS if kind not in ("soft_gaussian", "matrix_linea
 
 def of_kind(kind: str, **settings: object) -> InferenceConfig:
     return InferenceConfig(suppression=kind, **settings)  # type: ignore[arg-type]
-
-
-def left(one: Ranked, config: InferenceConfig) -> Survivors:
-    found = survivors(one, config)
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)

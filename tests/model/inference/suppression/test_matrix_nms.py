@@ -5,12 +5,10 @@ import pytest
 
 from model.config import InferenceConfig
 from model.inference.suppression.kinds import survivors
-from tests.model.inference.suppression.references import crowd, ranked
+from tests.model.inference.suppression.references import THREE, crowd, ranked
 
 LINEAR = InferenceConfig(suppression="matrix_linear")
 GAUSSIAN = InferenceConfig(suppression="matrix_gaussian")
-# IoUs: 0.8 of the first two, 0.5 of the first and the last, 0.625 of the last two.
-THREE = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5]]
 
 
 def test_a_box_is_lowered_by_the_worst_of_the_better_ones_less_what_those_suffer() -> None:

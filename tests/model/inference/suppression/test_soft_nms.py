@@ -4,19 +4,10 @@ import numpy as np
 import pytest
 
 from model.config import InferenceConfig
-from model.inference.suppression.kinds import Ranked, Survivors, survivors
-from tests.model.inference.suppression.references import crowd, ranked
+from tests.model.inference.suppression.references import THREE, crowd, left, ranked
 
 LINEAR = InferenceConfig(suppression="soft_linear")
 GAUSSIAN = InferenceConfig(suppression="soft_gaussian")
-# IoUs: 0.8 of the first two, 0.5 of the first and the last, 0.625 of the last two.
-THREE = [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5]]
-
-
-def left(one: Ranked, config: InferenceConfig) -> Survivors:
-    found = survivors(one, config)
-    assert found is not None
-    return found
 
 
 def test_linear_decay_takes_the_overlap_from_a_score_if_it_is_above_the_limit() -> None:
