@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.network.anchors import NUM_ANCHORS, AnchorGrid, decode
-from model.network.retinanet import Predictions, at_least_float32, flat
+from model.network.anchors import NUM_ANCHORS, AnchorGrid, at_least_float32, decode
+from model.network.retinanet import Predictions, flat
 
 # Rules take maxima by image with it. "In beta", it says; its results are held by the tests.
 warnings.filterwarnings("ignore", message="index_reduce")

@@ -5,9 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from model.network.anchors import edge_distances
+from model.network.anchors import at_least_float32, edge_distances
 from model.network.overlaps import aligned_ciou, aligned_diou, aligned_giou, aligned_iou
-from model.network.retinanet import at_least_float32
 
 OVERLAPS = {"iou": aligned_iou, "giou": aligned_giou, "diou": aligned_diou, "ciou": aligned_ciou}
 

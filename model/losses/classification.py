@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from model.assignment.samples import NEGATIVE
 from model.config import ClassificationConfig, ModelConfig
-from model.network import kernels
-from model.network.retinanet import at_least_float32
+from model.network.anchors import at_least_float32
+from model.network.layers import kernels
 
 BLOCK = 2**18
 """Logits taken at once on the CPU, so that the steps in between stay in its cache."""

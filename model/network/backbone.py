@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchvision.models import resnet
 
 from model.config import ModelConfig
-from model.network.convolution import Pair, apply, convolve
+from model.network.layers.convolution import Pair, apply, convolve
 
 C5_STAGES = (2, 3, 4)
 """Stages whose output the pyramid reads: C3, C4, C5 with strides 8, 16, 32."""

@@ -15,9 +15,9 @@ from model.config import ConfidenceConfig, ModelConfig
 from model.losses.boxes import box_loss, centerness, distribution_focal_loss
 from model.losses.classification import classification_loss
 from model.losses.confidence import confidence_loss
-from model.network.anchors import NUM_ANCHORS, STRIDES, AnchorGrid, decode, edge_distances, encode
+from model.network.anchors import NUM_ANCHORS, STRIDES, AnchorGrid, at_least_float32, decode, edge_distances, encode
 from model.network.overlaps import aligned_iou
-from model.network.retinanet import Predictions, at_least_float32, flat, per_anchor
+from model.network.retinanet import Predictions, flat, per_anchor
 
 
 @dataclass(frozen=True, slots=True)

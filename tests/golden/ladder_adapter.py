@@ -16,8 +16,8 @@ from model.config import ClassificationConfig, ModelConfig
 from model.losses import boxes as box_losses
 from model.losses.classification import classification_loss
 from model.network.anchors import STRIDES, AnchorGrid
+from model.network.layers.edges import read_distributions
 from model.network.overlaps import aligned_iou
-from model.network.retinanet import read_distributions
 
 Array = NDArray[Any]
 ENDLESS = torch.tensor([[2**20, 2**20]])

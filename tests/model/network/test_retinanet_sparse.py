@@ -9,7 +9,7 @@ from model.assignment.max_iou import max_iou
 from model.assignment.samples import Assignment, GroundTruth, loss_normalizer, positive_cells
 from model.config import BoxConfig, ConfidenceConfig, ModelConfig
 from model.network.anchors import anchor_grid
-from model.network.convolution import dense_maps, sparse_rows
+from model.network.layers.convolution import dense_maps, sparse_rows
 from model.network.retinanet import Head, build_detector, flat
 from model.training.losses import detector_losses
 
@@ -45,7 +45,7 @@ def rows_of(levels: list[Tensor]) -> Tensor:
 def test_outputs_and_gradients_at_the_cells_are_those_of_whole_maps(
     tower: str, cells: list[int], bins: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.network.convolution.MOST", 1.0)
+    monkeypatch.setattr("model.network.layers.convolution.MOST", 1.0)
     module = head(confidence=ConfidenceConfig(tower=tower), box=BoxConfig(bins=bins))  # type: ignore[arg-type]
     chosen = torch.tensor(cells, dtype=torch.int64)
     results = []

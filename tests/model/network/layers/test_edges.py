@@ -12,15 +12,8 @@ from torch.testing import assert_close
 from model.config import BoxConfig, ClassificationConfig, ConfidenceConfig, ModelConfig, TrainConfig
 from model.network.anchors import STRIDES, anchor_grid, decode
 from model.network.checkpoint import save_checkpoint
-from model.network.retinanet import (
-    Edges,
-    RetinaNetConf,
-    build_detector,
-    flat,
-    for_inference,
-    load_detector,
-    read_distributions,
-)
+from model.network.layers.edges import Edges, read_distributions
+from model.network.retinanet import RetinaNetConf, build_detector, flat, for_inference, load_detector
 from tests.detectors import images, small
 
 BINS = 17

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.network import kernels
+from model.network.layers import kernels
 
 Pair = tuple[int, int]
 MOST = 0.25

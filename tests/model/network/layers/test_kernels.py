@@ -9,7 +9,7 @@ import pytest
 
 CHECK = """
 import torch
-from model.network import kernels
+from model.network.layers import kernels
 from model.config import ClassificationConfig
 from model.losses.classification import _CudaLoss, _form, _Loss, focal_loss
 
@@ -59,6 +59,6 @@ for settings in (
 def test_the_kernels_compute_what_pytorch_does() -> None:
     pytest.importorskip("triton", reason="PyTorch for the CPU alone comes without Triton")
     # Triton reads the variable when it is imported, which other tests may have done.
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[4])}
     done = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
