@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from model.config import DataConfig
     from model.data.split import CocoData
-    from model.evaluation.candidates import Candidates
+    from model.evaluation.examples.candidates import Candidates
     from model.evaluation.misalignment import Misalignment
     from model.network.retinanet import RetinaNetConf
 
@@ -41,7 +41,7 @@ def make_lab(
         indices: of those that are shown, by their places in the data set.
         config: input size.
     """
-    from model.evaluation.candidates import EXPONENTS, NMS_IOUS, candidates
+    from model.evaluation.examples.candidates import EXPONENTS, NMS_IOUS, candidates
 
     if len(data.category_names) > MOST_CLASSES:
         raise ValueError(f"the page shows {MOST_CLASSES} classes at most, and these are {len(data.category_names)}")

@@ -86,7 +86,7 @@ def write_pictures(
     Raises:
         OSError: the folder cannot be written to.
     """
-    from model.evaluation.pictures import draw_boxes
+    from model.evaluation.examples.pictures import draw_boxes
 
     folder.mkdir(exist_ok=True)
     drawn = []
@@ -106,7 +106,7 @@ def write_examples(folder: Path, data: "CocoData", scores: "Scores", label: str)
 
     A picture that cannot be drawn is left out.
     """
-    from model.evaluation.pictures import draw_boxes
+    from model.evaluation.examples.pictures import draw_boxes
 
     assert scores.misalignment is not None
     heads = {label: (scores.detections, scores.misalignment.dropped)}

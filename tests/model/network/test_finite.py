@@ -14,7 +14,7 @@ from torch import Tensor
 from model.config import InferenceConfig
 from model.data.coco import read_coco
 from model.evaluation import scoring
-from model.evaluation.candidates import candidates
+from model.evaluation.examples.candidates import candidates
 from model.evaluation.scoring import score
 from model.inference import batched, predictor
 from model.inference.predictor import load

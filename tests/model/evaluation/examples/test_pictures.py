@@ -15,8 +15,7 @@ from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.split import CocoData
 from model.evaluation.counting import image_parts, objects_of
-from model.evaluation.misalignment import DroppedTable
-from model.evaluation.pictures import (
+from model.evaluation.examples.pictures import (
     BEST,
     DROPPED,
     KEPT,
@@ -30,6 +29,7 @@ from model.evaluation.pictures import (
     box_rows,
     draw_boxes,
 )
+from model.evaluation.misalignment import DroppedTable
 from model.inference.postprocess import ImagePredictions, pool, shortlist
 from model.inference.table import DetectionTable
 from model.network.anchors import AnchorGrid

@@ -9,8 +9,8 @@ import pytest
 from model.config import InferenceConfig
 from model.data.coco import read_coco
 from model.data.split import CocoData
-from model.evaluation.candidates import EXPONENTS, Candidates, candidates
 from model.evaluation.counting import Objects, objects_of
+from model.evaluation.examples.candidates import EXPONENTS, Candidates, candidates
 from model.evaluation.scoring import Scores, score
 from model.inference.fusion import fuse_scores
 from model.inference.suppression.nms import overlap
