@@ -12,7 +12,7 @@ import torch
 from model.config import InferenceConfig
 from model.data.coco import read_coco
 from model.data.shapes import draw_shapes
-from model.evaluation.scoring import _score_batch
+from model.evaluation.batch_scoring import score_batch
 from model.inference.predictor import load_batch
 from tests.detectors import SIZES, opinionated
 
@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
     draw_shapes(Path(folder) / "shapes", num_train=1, num_val=1)
     data = read_coco(Path(folder) / "shapes", "val")
     batch = load_batch(data, [0], SIZES)
-    list(_score_batch(opinionated(len(data.category_ids)), data, batch, [InferenceConfig()], 1, True))
+    list(score_batch(opinionated(len(data.category_ids)), data, batch, [InferenceConfig()], 1, True))
 if cache is None:
     del os.environ["RNC_CACHE"]
 else:

@@ -9,15 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+import model.evaluation.batch_scoring
 import model.evaluation.scoring
-from model.assignment.assign import assign
-from model.assignment.samples import GroundTruth, Predicted, predicted
-from model.config import CALIBRATION, METRICS, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import CALIBRATION, METRICS, DataConfig, InferenceConfig, TrainConfig
 from model.data.coco import read_coco
-from model.data.images import Batch, Sample, collate, load_sample, normalize, padded_shape, resize_shape
+from model.data.images import Sample, collate, load_sample, normalize, padded_shape, resize_shape
 from model.data.split import CocoData
 from model.evaluation.calibration.errors import calibration
 from model.evaluation.scoring import Scores, score
@@ -30,7 +28,6 @@ from model.network.retinanet import RetinaNetConf, build_detector, load_detector
 from model.parallel import map_in_order
 from model.settings import differences, inference_key
 from tests import detectors
-from tests.assignments import BY_PREDICTION, KINDS, rule
 from tests.detectors import MODEL
 from tests.processes import run_processes
 
@@ -259,13 +256,6 @@ def test_a_checkpoints_detector_predicts_as_the_one_that_was_saved(data: CocoDat
         assert all(torch.equal(*pair) for pair in zip(getattr(one, kind), getattr(other, kind), strict=True))
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Score as where the detector is on a GPU, but for the streams and page-locked memory."""
-    monkeypatch.setattr(model.evaluation.scoring, "_on_cuda", lambda _: True)
-    monkeypatch.setattr(model.evaluation.scoring, "DataLoader", lambda *a, pin_memory, **k: DataLoader(*a, **k))
-
-
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("batch_size", [2, None])
 def test_batches_of_a_gpu_get_the_numbers_of_the_cpu(
@@ -289,65 +279,13 @@ def test_batches_of_a_gpu_get_the_numbers_of_the_cpu(
         assert batched.misalignment.num_before == pytest.approx(alone.misalignment.num_before, abs=3)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
-def test_positive_anchors_are_those_that_training_would_assign_by_the_predictions_of_the_pass(
-    data: CocoData, kind: str, batch_size: int
-) -> None:
-    (one,) = score(assigns_by(kind, data), data, SETTINGS[:1], SIZES, batch_size=batch_size)
-    assert one.misalignment is not None
-    assert one.misalignment.num_positive_anchors.tolist() == positive_anchors(kind, data)
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("kind", BY_PREDICTION)
-def test_batches_of_a_gpu_count_positive_anchors_by_the_predictions_of_each_precision(
-    data: CocoData, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[float] = []
-    count = model.evaluation.scoring._num_positive_anchors
-
-    def counted(rules: ModelConfig, batch: Batch, said: Predicted) -> Tensor:
-        asked.append(float(said.class_logits.double().sum()))
-        return count(rules, batch, said)
-
-    monkeypatch.setattr(model.evaluation.scoring, "_num_positive_anchors", counted)
-    rounded = [SETTINGS[0], replace(SETTINGS[0], precision="bfloat16"), SETTINGS[1]]
-    exact, brief, other = (
-        one.misalignment.num_positive_anchors.tolist()  # type: ignore[union-attr]
-        for one in score(assigns_by(kind, data), data, rounded, SIZES, batch_size=2)
-    )
-    assert exact == other == pytest.approx(positive_anchors(kind, data), abs=2)  # rounded otherwise in a batch
-    assert brief == pytest.approx(exact, rel=0.5)
-    of_both, asked = set(asked), []
-    score(assigns_by(kind, data), data, SETTINGS[:1], SIZES, batch_size=2)
-    assert set(asked) < of_both and len(of_both) == 2 * len(asked) > 0
-
-
-def assigns_by(kind: str, data: CocoData) -> RetinaNetConf:
-    return detectors.opinionated(len(data.category_ids), replace(MODEL, assignment=rule(kind).assignment))
-
-
-def positive_anchors(kind: str, data: CocoData) -> list[int]:
-    """Of each image, one by one."""
-    numbers, detector = [], assigns_by(kind, data)
-    for place in range(len(data.image_ids)):
-        sample = load_sample(data, place, SIZES.short_edge, SIZES.long_edge, flip=False)
-        one = collate([sample], pad_to=padded_shape(*sample.size))
-        grid = anchor_grid(one.shape)
-        with torch.no_grad():
-            said = predicted(detector(normalize(one.images, one.sizes)), grid)
-        truth = GroundTruth(one.boxes, one.labels, one.image_index)
-        numbers.append(int((assign(grid, torch.tensor([one.shape]), truth, detector.config, said).assigned >= 0).sum()))
-    return numbers
-
-
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_batches_of_a_gpu_count_nothing_where_it_is_not_asked_for(
     data: CocoData, together: list[Scores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("count_candidates", "batch_part", "assign", "calibration"):
-        monkeypatch.delattr(model.evaluation.scoring, name)
+    monkeypatch.delattr(model.evaluation.scoring, "calibration")
+    for name in ("count_candidates", "batch_part", "assign"):
+        monkeypatch.delattr(model.evaluation.batch_scoring, name)
     (one,) = score(opinionated(data), data, SETTINGS[:1], SIZES, counting=False)
     assert one.misalignment is None and one.calibration == {}
     assert one.detections.ious == pytest.approx(together[0].detections.ious, abs=1e-3)

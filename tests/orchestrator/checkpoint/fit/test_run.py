@@ -306,5 +306,5 @@ def test_a_second_look_scores_nothing_again(folder: Path, root: Path, monkeypatc
     def passed(*_: object, **__: object) -> None:
         raise AssertionError("images were scored again")
 
-    monkeypatch.setattr("model.evaluation.scoring._score_batch", passed)
+    monkeypatch.setattr("model.evaluation.scoring.score_batch", passed)
     assert fitted(folder, root, *EXPONENTS) == first
