@@ -24,7 +24,8 @@ from model.evaluation.batched_counting import (
 )
 from model.evaluation.counting import image_parts, objects_of
 from model.evaluation.parts import Part
-from model.inference.batched import detect, of_batch, to_host
+from model.inference.batched import detect, to_host
+from model.inference.batched_scores import of_batch
 from model.inference.postprocess import pool, shortlist
 from model.inference.predictor import Precision, forward_passes, predict_batch
 from model.inference.table import DetectionTable

@@ -25,7 +25,8 @@ from model.evaluation.counting import (
 )
 from model.evaluation.misalignment import BINS, IOUS, SCORES, WELL_PLACED, DroppedTable, Misalignment
 from model.evaluation.parts import Part
-from model.inference.batched import BatchPredictions, Scored, to_host
+from model.inference.batched import to_host
+from model.inference.batched_scores import BatchPredictions, Scored
 from model.inference.suppression.batched_nms import overlaps
 from model.inference.suppression.nms import keep
 from model.inference.table import DetectionTable

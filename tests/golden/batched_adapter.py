@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.config import InferenceConfig
 from model.inference import batched
+from model.inference.batched_scores import of_batch
 from model.inference.table import DetectionTable
 from model.network.anchors import AnchorGrid
 from model.network.retinanet import Predictions
@@ -16,7 +17,7 @@ from tests.golden import vectors_adapter
 def _find(
     predictions: Predictions, grid: AnchorGrid, sizes: Tensor, scales: Tensor, config: InferenceConfig
 ) -> list[DetectionTable]:
-    images = batched.of_batch(predictions, grid, sizes, scales)
+    images = of_batch(predictions, grid, sizes, scales)
     num_classes = images.class_logits.shape[2]
     (found,) = batched.detect(images, [config], np.arange(len(sizes)), np.arange(num_classes))
     return found.tables

@@ -16,6 +16,7 @@ from model.evaluation.misalignment import PER_IMAGE
 from model.evaluation.parts import Part, merge
 from model.evaluation.scoring import shards
 from model.inference import batched
+from model.inference.batched_scores import of_batch
 from model.inference.postprocess import pool, shortlist, split
 from model.inference.predictor import forward_passes, load_batch
 from model.network.anchors import anchor_grid
@@ -56,7 +57,7 @@ def both_ways(data: CocoData, of_images: list[Objects]) -> Pairs:
         ):
             lists = [shortlist(image, setting) for setting in MANY]
             one_by_one.append(image_parts(pool(image, lists), lists, truth, 7))
-        images, objects = batched.of_batch(predictions, grid, batch.sizes, scales), batch_objects(of_images)
+        images, objects = of_batch(predictions, grid, batch.sizes, scales), batch_objects(of_images)
         together = {}
         for found in batched.detect(images, MANY, image_ids, category_ids):
             counted = count_candidates(images, found.scored, objects)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from model.config import ConfidenceConfig, InferenceConfig
 from model.inference import batched
-from model.inference.batched import BatchPredictions, detect, of_batch, score_settings, suppress
+from model.inference.batched import detect, suppress
+from model.inference.batched_scores import BatchPredictions, of_batch, score_settings
 from model.inference.predictor import forward_passes
 from model.network.anchors import anchor_grid
 from tests.detectors import small

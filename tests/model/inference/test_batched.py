@@ -12,7 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.config import InferenceConfig
-from model.inference import batched, postprocess
+from model.inference import batched, batched_scores, postprocess
+from model.inference.batched_scores import BatchPredictions, Scored, of_batch, score_settings
 from model.inference.suppression.batched_nms import blockwise, greedy
 from model.inference.suppression.nms import keep
 from model.inference.table import DetectionTable
@@ -51,7 +52,7 @@ def both_ways(
     settings: list[InferenceConfig],
 ) -> list[tuple[DetectionTable, DetectionTable]]:
     """Of each setting and image the detections found on the CPU, and those found for all at once."""
-    images = batched.of_batch(predictions, grid, *where)
+    images = of_batch(predictions, grid, *where)
     num_images = len(where[0])
     together: dict[int, DetectionTable] = {}
     for found in batched.detect(images, settings, np.arange(num_images), np.arange(num_classes)):
@@ -104,12 +105,12 @@ def test_kinds_of_suppression_look_further_until_what_they_found_stands(
 ) -> None:
     grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
     predictions = random_predictions(grid, 2, 3)
-    (images,) = [batched.of_batch(predictions, grid, *where)]
+    (images,) = [of_batch(predictions, grid, *where)]
     expected = both_ways(predictions, grid, where, 3, [setting])
     looked: list[int] = []
     best_candidates = batched.best_candidates
 
-    def look_at(images: batched.BatchPredictions, scored: batched.Scored, look: int) -> batched.Kept:
+    def look_at(images: BatchPredictions, scored: Scored, look: int) -> batched.Kept:
         looked.append(look)
         return best_candidates(images, scored, look)
 
@@ -149,7 +150,7 @@ def test_without_a_branch_the_class_ranks_and_a_setting_that_asks_for_more_is_re
 
 def test_settings_that_do_not_fit_the_memory_at_once_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
-    monkeypatch.setattr(batched, "MOST_PAIRS", 1)
+    monkeypatch.setattr(batched_scores, "MOST_PAIRS", 1)
     for alone, among_others in both_ways(random_predictions(grid, 2, 3), grid, where, 3, MANY):
         assert_same(alone, among_others)
 
@@ -159,7 +160,7 @@ def test_nms_looks_further_where_the_best_candidates_are_all_of_one_place(monkey
     looked: list[int] = []
     suppress = batched.suppress
 
-    def look_at(images: batched.BatchPredictions, scored: batched.Scored, look: int) -> batched.Kept:
+    def look_at(images: BatchPredictions, scored: Scored, look: int) -> batched.Kept:
         looked.append(look)
         return suppress(images, scored, look)
 
@@ -229,7 +230,7 @@ def test_a_long_chain_of_boxes_each_over_the_next_is_settled_exactly() -> None:
 def test_one_setting_alone_and_among_others_keeps_the_same_bits() -> None:
     grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
     predictions = random_predictions(grid, 2, 3)
-    images = batched.of_batch(predictions, grid, *where)
+    images = of_batch(predictions, grid, *where)
     settings = [replace(InferenceConfig(), confidence_exponent=tenths / 10) for tenths in range(10)]
     (everything,) = batched.detect(images, settings, np.arange(2), np.arange(3))
     for place, setting in enumerate(settings):
@@ -249,11 +250,11 @@ def test_up_to_the_transfer_nothing_makes_the_host_wait_for_a_gpu() -> None:
             sizes = anchor_grid((96, 96)).level_sizes
             grid = AnchorGrid(there(sum(height * width * 9 for height, width in sizes), 4), sizes)
             maps = [[there(2, 9 * num, *size) for size in sizes] for num in (3, 4, 1)]
-            images = batched.of_batch(Predictions(*maps), grid, there(2, 2).long(), there(2, 2))
-            for scored in batched.score_settings(images, MANY):
+            images = of_batch(Predictions(*maps), grid, there(2, 2).long(), there(2, 2))
+            for scored in score_settings(images, MANY):
                 kept = batched.suppress(images, scored)
                 limit = scored.settings[0].max_detections
                 assert kept.values.shape == (2, len(scored.settings), limit, 9)
                 assert kept.values.device.type == kept.complete.device.type == "cuda"
     finally:
-        batched._constants.cache_clear()
+        batched_scores.constants_of.cache_clear()

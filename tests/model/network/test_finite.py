@@ -17,6 +17,7 @@ from model.evaluation import scoring
 from model.evaluation.examples.candidates import candidates
 from model.evaluation.scoring import score
 from model.inference import batched, predictor
+from model.inference.batched_scores import of_batch
 from model.inference.predictor import load
 from model.network.anchors import anchor_grid
 from model.network.finite import NonFiniteError, are_finite, require_finite_outputs
@@ -87,11 +88,11 @@ def test_batched_post_processing_refuses_them_with_the_numbers_that_it_sends_to_
     getattr(predictions, part)[1][0, 0, 3, 3] = value
     grid = anchor_grid((96, 96), torch.device("cpu"), MODEL.anchor_rule)
     where = torch.full((2, 2), 96)
-    images = batched.of_batch(predictions, grid, where, torch.ones(2, 2))
+    images = of_batch(predictions, grid, where, torch.ones(2, 2))
     with pytest.raises(NonFiniteError, match=f"^{said}$"):
         list(batched.detect(images, [InferenceConfig()], np.arange(2), np.arange(3)))
     getattr(predictions, part)[1][0, 0, 3, 3] = 0.0
-    images = batched.of_batch(predictions, grid, where, torch.ones(2, 2))
+    images = of_batch(predictions, grid, where, torch.ones(2, 2))
     assert list(batched.detect(images, [InferenceConfig()], np.arange(2), np.arange(3)))
 
 
