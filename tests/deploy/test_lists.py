@@ -1,6 +1,7 @@
 """What the cluster's MLflow lists of PostgreSQL, beside what MLflow's API says of the same runs, and to whom."""
 
 import math
+from typing import Any
 
 import pytest
 import requests
@@ -76,7 +77,7 @@ def test_files_on_s3_are_listed_as_mlflow_itself_tells_them(services: Stack):
             (told,) = rest.get_many(suite.uri, "artifacts/list", [{"run_id": run_id, "path": folder}])
             sizes = {one["path"]: int(one["file_size"]) for one in told.get("files", []) if not one["is_dir"]}
             assert listed[run_id][folder] == sizes
-    question = {"experiment_id": str(suite.experiment_id), "folders": asked}
+    question: dict[str, Any] = {"experiment_id": str(suite.experiment_id), "folders": asked}
     url = f"{services.mlflow}{names.LISTED_FILES}"
     reader = requests.post(url, json=question, auth=("reader", services.secrets.reader), timeout=10)
     assert (reader.status_code, reader.json()) == (200, listed)

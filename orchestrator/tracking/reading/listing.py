@@ -70,7 +70,7 @@ def _sizes(uri: str, experiment_id: str, folders: Mapping[str, list[str]]) -> di
     url = f"{uri.rstrip('/')}{names.LISTED_FILES}"
     if url in _unable:
         return {}
-    question = {"experiment_id": experiment_id, "folders": folders}
+    question: dict[str, Any] = {"experiment_id": experiment_id, "folders": folders}
     try:
         with (
             session(uri) as http,

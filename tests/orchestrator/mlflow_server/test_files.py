@@ -53,7 +53,7 @@ def test_runs_of_another_experiment_are_left_out(suite: Tracking, pair: tuple[st
 
 
 @pytest.mark.parametrize("folders", [None, [1], {"a": 1}, {"a": [1]}, {"a": ["b\0"]}])
-def test_folders_that_are_none_are_refused(suite: Tracking, folders: object) -> None:
+def test_folders_that_are_none_are_refused(suite: Tracking, folders: Any) -> None:
     question = {"experiment_id": str(suite.experiment_id), "folders": folders}
     assert requests.post(f"{suite.uri}{names.LISTED_FILES}", json=question, timeout=60).status_code == 400
 
@@ -113,7 +113,7 @@ def test_an_empty_bucket_has_no_files() -> None:
 
 
 def test_the_answer_is_json(suite: Tracking, pair: tuple[str, str]) -> None:
-    question = {"experiment_id": str(suite.experiment_id), "folders": {pair[0]: [""]}}
+    question: dict[str, Any] = {"experiment_id": str(suite.experiment_id), "folders": {pair[0]: [""]}}
     answer = requests.post(f"{suite.uri}{names.LISTED_FILES}", json=question, timeout=60)
     assert answer.headers["content-type"].startswith("application/json")
     assert json.loads(answer.text) == {pair[0]: {"": {"card.json": 2}}}

@@ -121,9 +121,9 @@ def other_server() -> Iterator[tuple[str, dict[str, object]]]:
 def test_a_server_that_knows_no_lists_is_asked_once_for_each(other_server: tuple[str, dict[str, object]]) -> None:
     uri, told = other_server
     assert listing.listed_runs(uri, "1") is None and listing.listed_runs(uri, "1") is None
-    assert told["asked"] == 1
+    first = told.pop("asked")
     assert listing.listed_files(uri, "1", {"a": ["b"]}) == {} and listing.listed_files(uri, "1", {"a": ["b"]}) == {}
-    assert told["asked"] == 2
+    assert (first, told["asked"]) == (1, 1)
 
 
 LINE = ["id", "name", "FINISHED", 1, 2, {"kind": "training"}, {}, {"loss": math.nan}, 3]
