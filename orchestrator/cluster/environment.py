@@ -52,7 +52,10 @@ FOREIGN = (
     "RAY_TUNE_CALLBACKS",
 )
 """What belongs to another cluster or program, and would join a Ray of our own to it or keep it from starting."""
+INHERITED = "RNC_RAY_INHERITED"
+"""Says to the processes of a Ray of our own that they have all variables of its driver, as its children."""
 LOCAL = {
+    INHERITED: "1",
     # Ray listens on every interface of the machine, unless it takes the machine for one that cannot be in a cluster.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

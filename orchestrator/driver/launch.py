@@ -4,7 +4,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from orchestrator.tracking.runs import open_tracking
 from orchestrator.worker.asha import AshaPerSearch
 from orchestrator.worker.gauges import SuiteGauges
 from orchestrator.worker.task import TrainingTask
+from orchestrator.worker.trainer import lean_trials
 from orchestrator.worker.trial import release, run_trial
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,9 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
             task.stop_file.unlink(missing_ok=True)
     follower = Follower(tasks, suite, cluster, show, SuiteGauges(plan, tasks[0].storage).tell)
     interrupted, watch = False, RayWatch(is_local=site.ray_address is None)
+    starting = lean_trials() if site.ray_address is None else nullcontext()
     try:
-        with interruptible(), watch.interrupting(), follower.watching():
+        with starting, interruptible(), watch.interrupting(), follower.watching():
             _tune(plan, {task.train_run.key: task for task in largest_first(tasks)}, cluster, follower)
     except BaseException as error:
         # Where Ray has ended, Tune raises one thing or another, or is interrupted by the watch.

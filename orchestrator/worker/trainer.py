@@ -9,13 +9,14 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import ray
 import ray.train
 
-from orchestrator.cluster.environment import FAST_PATH
+from orchestrator.cluster.environment import FAST_PATH, INHERITED
 from orchestrator.errors import REFUSALS, errno_of, refusal
 
 TESTED = ("2.60",)
@@ -60,6 +61,26 @@ def why_public() -> str:
     return ""
 
 
+@contextmanager
+def lean_trials() -> Iterator[None]:
+    """Let Tune start trials with the variables that they inherit from a Ray of our own, and none besides.
+
+    For a process that is given any, Ray starts another Python before its own, and takes none of those that it has
+    ready; as for the workers of the lean trainer.
+    """
+    if why_public():
+        yield
+        return
+    from ray.tune.execution import class_cache
+
+    usual = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = usual
+
+
 def _group(backend: str | None) -> Any:
     from orchestrator.cluster.process_group import GroupConfig, NoGroup  # imports torch
 
@@ -77,6 +98,7 @@ def _lean_trainer() -> Any:
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     needless = (
@@ -96,11 +118,23 @@ def _lean_trainer() -> Any:
         def _cancel_resource_request(self) -> None:
             pass
 
+    class LeanWorkers(WorkerGroup):
+        """Gives its workers no variables that they inherit; see `lean_trials`."""
+
+        @staticmethod
+        def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
+            if os.environ.get(INHERITED):
+                return dict(custom_runtime_env)
+            return WorkerGroup._get_worker_runtime_env(custom_runtime_env)
+
+    class LeanController(TrainController):
+        worker_group_cls = LeanWorkers
+
     class LeanTrainer(DataParallelTrainer):
         """What TorchTrainer is, with its controller in the caller's process."""
 
         def _initialize_and_run_controller(self, **parts: Any) -> ray.train.Result:
-            controller = TrainController(**parts | {"scaling_policy": FixedSize(self.scaling_config)})  # type: ignore[arg-type]
+            controller = LeanController(**parts | {"scaling_policy": FixedSize(self.scaling_config)})  # type: ignore[arg-type]
             # Ray starts a process for the controller, in which the first step of three trainings comes 3.6 s later.
             asyncio.run(controller.run())  # type: ignore[no-untyped-call]
             return controller.get_result()

@@ -9,9 +9,10 @@ import ray
 from ray import tune
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.execution import class_cache
 
 from model.data.faults import DataError
-from orchestrator.cluster.environment import FAST_PATH, ray_environment
+from orchestrator.cluster.environment import FAST_PATH, INHERITED, ray_environment
 from orchestrator.cluster.process_group import NoGroup
 from orchestrator.worker import trainer, trial
 from orchestrator.worker.asha import report_to_tune
@@ -59,6 +60,47 @@ def test_the_lean_trainer_can_be_switched_off_here_and_on_a_cluster(monkeypatch)
     monkeypatch.setenv(FAST_PATH, "0")
     assert trainer.why_public() == "RNC_RAY_FAST_PATH is 0"
     assert ray_environment(is_local=False)[FAST_PATH] == "0"
+
+
+def variables_of_workers() -> dict[str, str]:
+    """Return what the lean trainer's workers are given, beside what they inherit."""
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    controllers = [one for one in TrainController.__subclasses__() if one.__name__ == "LeanController"]
+    given: dict[str, str] = controllers[0].worker_group_cls._get_worker_runtime_env({"env_vars": {"A": "b"}})[
+        "env_vars"
+    ]
+    return given
+
+
+@pytest.mark.skipif(trainer.why_public() != "", reason="the installed Ray is another")
+def test_workers_of_a_ray_of_our_own_are_given_no_variables_which_they_have(monkeypatch):
+    made(None)
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    monkeypatch.delenv(INHERITED, raising=False)
+    # On a cluster, whose nodes do not have them.
+    assert variables_of_workers().items() >= {"RAY_TRAIN_V2_ENABLED": "1", "A": "b"}.items()
+    monkeypatch.setenv(INHERITED, ray_environment(is_local=True)[INHERITED])
+    assert variables_of_workers() == {"A": "b"}
+    assert INHERITED not in ray_environment(is_local=False)
+
+
+@pytest.mark.skipif(trainer.why_public() != "", reason="the installed Ray is another")
+def test_trials_of_a_ray_of_our_own_are_given_no_variables_which_they_have():
+    def variables(trainable: type) -> dict[str, str]:
+        options = class_cache._ActorClassCache().get(trainable)._default_options
+        return dict((options.get("runtime_env") or {}).get("env_vars", {}))
+
+    with trainer.lean_trials():
+        assert variables(type("Inside", (), {})) == {}
+    assert variables(type("Outside", (), {}))  # as Tune has it
+
+
+def test_any_other_ray_starts_trials_as_tune_has_it(monkeypatch):
+    monkeypatch.setenv(FAST_PATH, "0")
+    before = class_cache.DEFAULT_ENV_VARS
+    with trainer.lean_trials():
+        assert class_cache.DEFAULT_ENV_VARS is before
 
 
 def test_a_single_worker_starts_no_process_group(monkeypatch):
