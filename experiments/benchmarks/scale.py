@@ -295,17 +295,8 @@ def _served(here: Path, database: str | None, plain: bool) -> Iterator[tuple[str
 
 def _plain(database: str, artifacts: Path) -> tuple[list[str], dict[str, str]]:
     """Return the command and the environment of MLflow as it comes."""
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "--port",
-        PORT,
-        "--log-level",
-        "warning",
-        "mlflow.server.fastapi_app:app",
-    ]
-    return command, {
+    command = [sys.executable, "-m", "uvicorn", "--port", PORT, "--log-level", "warning"]
+    return [*command, "mlflow.server.fastapi_app:app"], {
         "_MLFLOW_SERVER_FILE_STORE": database,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
         "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(artifacts),

@@ -45,7 +45,8 @@ def list_files() -> Response:
     kept = os.environ.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "")
     found: dict[str, Sizes] = {}
     if os.path.isabs(kept):
-        found = {run_id: _sizes_in(Path(kept).resolve(), place, folders[run_id]) for run_id, place in places.items()}
+        root = Path(kept).resolve()
+        found = {run_id: _sizes_in(root, place, folders[run_id]) for run_id, place in places.items()}
     elif kept.startswith("s3://"):
         found = _sizes_on_s3(_s3(), kept, places, folders)
     return Response(json.dumps(found), mimetype="application/json")
