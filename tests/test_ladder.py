@@ -36,7 +36,7 @@ def same_rows(table: Experiment, other: Experiment) -> bool:
 
     def change(one: Experiment) -> list[tuple[object, ...]]:
         return [
-            (row.label, row.inference, m.confidence, m.classification, m.box, m.assignment)
+            (row.label, row.reference, row.inference, m.confidence, m.classification, m.box, m.assignment)
             for row in one.rows
             for m in [row.train.model]
         ]
@@ -71,6 +71,16 @@ def test_rows_of_a_table_differ_by_its_own_question_alone() -> None:
             changed = {part for part in sections[name] if getattr(model, part) != getattr(usual, part)}
             rest = {part: getattr(usual, part) for part in changed}
             assert replace(row.train, model=replace(model, **rest)) == base.train, (name, row.label)
+
+
+def test_the_branch_is_compared_with_its_own_loss_without_it() -> None:
+    table = TABLES["f_branch"]
+    of_loss = {row.label: row.train.model.classification.loss for row in table.rows}
+    references = [table.reference_of(row) for row in table.rows if ", branch, " in row.label]
+    assert references == [loss for loss in ("Focal", "IA-BCE", "QFL", "VFL", "MAL") for _ in range(2)]
+    for row in table.rows:
+        if reference := row.reference:
+            assert of_loss[reference] == of_loss[row.label]
 
 
 def test_every_table_shows_how_far_scores_are_off_beside_ap() -> None:

@@ -262,9 +262,10 @@ def _claims(suite: Suite) -> ClaimsFile | None:
 def _standing(experiment: Experiment, found: Mapping[str, Estimate], claimed: Sequence[str]) -> str:
     """Say which rows of a table are decided, and which are open, with their differences."""
     shown: dict[bool, list[str]] = {True: [], False: []}
+    own = {row.label: f" (against {row.reference})" for row in experiment.rows if row.reference}
     for label, gain in found.items():
-        interval = f"[{gain.low:+.1f}, {gain.high:+.1f}]"
-        shown[gain.excludes_zero].append(f"{label} {gain.value:+.1f} {interval} by {gain.num_seeds} seeds")
+        said = f"{label}{own.get(label, '')} {gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+        shown[gain.excludes_zero].append(f"{said} by {gain.num_seeds} seeds")
     asked = f" Left open by claims: {', '.join(claimed)}." if claimed else ""
     return (
         f"{experiment.name}: decided against {experiment.reference} are {'; '.join(shown[True]) or 'no rows'}."

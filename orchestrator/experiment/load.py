@@ -62,7 +62,7 @@ class Experiment:
     """How some of the rows were drawn, if any were."""
     cited: tuple[Cited, ...] = ()
     reference: str | None = None
-    """The label of the row that the others are compared with."""
+    """The label of the row that the others are compared with, but those that name another one themselves."""
     seed_rule: SeedRule | None = None
     """How seeds are added to the rows; None where they are listed."""
     columns: tuple[str, ...] = METRICS[:6]
@@ -70,6 +70,10 @@ class Experiment:
     data: Places = field(default_factory=Places)
     """Where its data and first weights lie, as absolute paths; what is None, the environment says."""
     path: Path
+
+    def reference_of(self, row: Row) -> str | None:
+        """Return the label of the row that a row is compared with; None for the reference, and where there is none."""
+        return row.reference or (None if row.label == self.reference else self.reference)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -385,6 +389,7 @@ def _experiment(path: Path, merged: Settings) -> tuple[Experiment | None, list[s
     search, mistakes = _search(document, rows)
     problems += mistakes
     problems += _mistakes_of_document(document)
+    problems += _mistakes_of_references(document, rows)
     problems += _mistakes_of_rule(document, rows) if rule else []
     problems += mixed_scales([*rows, *cited])
     problems += _mistakes_of_names(document, path)
@@ -502,6 +507,23 @@ def _mistakes_of_document(document: Document) -> Iterator[str]:
     if not document.columns or len(set(document.columns)) < len(document.columns):
         known = ", ".join(METRICS + CALIBRATION)
         yield f"columns is {list(document.columns)}, expected different metrics: {known}"
+
+
+def _mistakes_of_references(document: Document, rows: Sequence[Row]) -> Iterator[str]:
+    """Name rows that are compared with one of their own choice, but cannot be."""
+    labels = [row.label for row in rows]
+    for row in rows:
+        where = f"row {row.label!r}: reference is {row.reference!r}"
+        if row.reference is None:
+            continue
+        if document.reference is None:
+            yield f"{where}, but the table has none; name its reference at the top as well"
+        elif row.label == document.reference:
+            yield f"{where}, but this row is the reference of the table; leave it out"
+        elif row.reference == row.label:
+            yield f"{where}, the row itself; name another one"
+        elif row.reference not in labels:
+            yield f"{where}, which is no row; {suggestion(row.reference, labels)}"
 
 
 def _mistakes_of_names(document: Document, path: Path) -> Iterator[str]:

@@ -24,6 +24,8 @@ class Row:
     split: str = "val2017"
     """The split that is scored; a file that is silent means the row's own train.data.val_split."""
     seeds: tuple[int, ...] = (0,)
+    reference: str | None = None
+    """The row that this one is compared with; None takes the table's."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """The paper's own numbers, by metric, on the 0-100 scale."""
 

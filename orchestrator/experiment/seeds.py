@@ -37,7 +37,7 @@ class Seed:
     label: str
     number: int
     asked: Asked
-    """Its training, and the reference's."""
+    """Its training, and that of the row that it is compared with."""
     hours: float | None = None
     """What it costs; None where that is unknown, or was not asked."""
 
@@ -65,8 +65,8 @@ def looks(rule: SeedRule, num_seeds: int) -> list[Look]:
 def grown(experiment: Experiment, ledger: Ledger, asked: Asked = frozenset()) -> Experiment:
     """Return an experiment with the seeds that its rows have by now: 0, 1, ... as far as they were run or asked for.
 
-    Nothing but the ledger says so, so that a report, a plan and a later submit agree. The reference has at least as
-    many seeds as any row, since a seed counts only in pairs.
+    Nothing but the ledger says so, so that a report, a plan and a later submit agree. A row that others are compared
+    with has at least as many seeds as any of these, since a seed counts only in pairs.
     """
     rule = experiment.seed_rule
     if rule is None:
@@ -78,9 +78,15 @@ def grown(experiment: Experiment, ledger: Ledger, asked: Asked = frozenset()) ->
             number += 1
         return number
 
-    most = count(reference_of(experiment), rule.most)
-    rows = [replace(row, seeds=tuple(range(count(row, most)))) for row in experiment.rows]
-    return replace(experiment, rows=tuple(rows))
+    references = {label: count(row, rule.most) for label, row in _references(experiment).items()}
+
+    def number_of(row: Row) -> int:
+        if row.label in references:
+            return references[row.label]
+        reference = experiment.reference_of(row)
+        return rule.at_least if reference is None else count(row, references[reference])
+
+    return replace(experiment, rows=tuple(replace(row, seeds=tuple(range(number_of(row)))) for row in experiment.rows))
 
 
 def at_most(experiment: Experiment) -> Experiment:
@@ -93,17 +99,19 @@ def at_most(experiment: Experiment) -> Experiment:
 
 
 def next_seeds(experiment: Experiment, labels: Collection[str]) -> list[Seed]:
-    """Return one more seed for each of these rows that may have one; the reference needs it as well.
+    """Return one more seed for each of these rows that may have one; what each is compared with needs it as well.
 
     Args:
         experiment: as `grown` gives it.
         labels: of rows that are still open.
     """
-    rule, found = experiment.seed_rule, []
+    rule, found, references = experiment.seed_rule, [], _references(experiment)
     for row in experiment.rows:
-        number = len(row.seeds)
+        reference = references.get(experiment.reference_of(row) or "", row)
+        # A row that others are compared with may be ahead of its own reference.
+        number = min(len(row.seeds), len(reference.seeds))
         if rule is not None and row.label in labels and number < rule.most:
-            pair = (keys_of(one, number) for one in (row, reference_of(experiment)))
+            pair = (keys_of(one, number) for one in (row, reference))
             asked = frozenset((experiment.name, keys.train_key) for keys in pair)
             found.append(Seed(table=experiment.name, label=row.label, number=number, asked=asked))
     return found
@@ -135,9 +143,10 @@ def cheapest_seeds(seeds: Sequence[Seed], cost: Cost, hours: float | None) -> tu
     return added, left_out
 
 
-def reference_of(experiment: Experiment) -> Row:
-    """Return the row that the others are compared with, which a file with a rule for seeds always has."""
-    return next(row for row in experiment.rows if row.label == experiment.reference)
+def _references(experiment: Experiment) -> dict[str, Row]:
+    """Return the rows that others are compared with, by label."""
+    labels = {experiment.reference_of(row) for row in experiment.rows}
+    return {row.label: row for row in experiment.rows if row.label in labels}
 
 
 def keys_of(row: Row, seed: int) -> RowKeys:
@@ -151,7 +160,9 @@ def note_on_looks(experiment: Experiment) -> str:
     rule = experiment.seed_rule
     if rule is None:
         return ""
-    made = looks(rule, max(len(row.seeds) for row in experiment.rows if row.label != experiment.reference))
+    references = _references(experiment)
+    pairs = [(row, references[label]) for row in experiment.rows if (label := experiment.reference_of(row))]
+    made = looks(rule, max(min(len(row.seeds), len(reference.seeds)) for row, reference in pairs))
     levels = ", ".join(f"{100 * look.level:.4g} % after {look.num_seeds}" for look in made)
     number = f"{len(made)} look{'s' if len(made) > 1 else ''}"
     return (

@@ -11,7 +11,7 @@ from orchestrator.figures.drawing import Drawing, Point, small_multiples, to_svg
 from orchestrator.figures.page import captioned
 from orchestrator.figures.plots import Measurement, curve_plot, dot_plot
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value, show
-from orchestrator.report.results import PAPER, RowResult, paper_beside
+from orchestrator.report.results import PAPER, RowResult, paper_beside, with_references
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +139,9 @@ def with_matrix(experiment: Experiment, rows: Sequence[RowResult], table: Table)
     for metric in [*experiment.columns, over]:
         if metric not in names:
             continue
-        heading = f"{experiment.columns[0]} over {experiment.reference}" if metric == over else metric
+        # Where rows have references of their own, the notes name them.
+        is_one = metric == over and not any(row.row.reference for row in rows)
+        heading = f"{experiment.columns[0]} over {experiment.reference}" if is_one else metric
         groups.append(Group(len(lines), heading, shows))
         for label, held in grid.heads:
             lines.append((label, *_cells_of(table, metric, dict(held), values, columns)))
@@ -183,8 +185,8 @@ def _left_out(rows: Sequence[RowResult], *, is_begun: bool) -> list[str]:
 
 
 def _has_forest(experiment: Experiment, rows: Sequence[RowResult]) -> bool:
-    bases = [row for row in rows if row.row.label == experiment.reference]
-    return bool(bases) and any(row.difference(bases[0], experiment.columns[0]) for row in rows if row is not bases[0])
+    pairs = with_references(experiment, rows)
+    return any(row.difference(base, experiment.columns[0]) for row, base in pairs if base is not None)
 
 
 def _common_label(labels: Sequence[str]) -> str:

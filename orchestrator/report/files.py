@@ -29,7 +29,7 @@ from orchestrator.report.classes.table import classes_table
 from orchestrator.report.figures import drawings, figures, with_matrix
 from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
 from orchestrator.report.resamples import OF_SIZES, Fetch, resampled, resampled_classes
-from orchestrator.report.results import RowResult, measure, measured_on, papers_gains, results_table
+from orchestrator.report.results import RowResult, measure, measured_on, papers_gains, results_table, with_references
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 
@@ -298,20 +298,21 @@ def _found(reports: Sequence[Report]) -> list[str]:
     report = next((one for one in compared if any(row.by_seed for row in one.rows)), compared[0])
     experiment, metric = report.experiment, report.experiment.columns[0]
     papers = dict(zip((row.label for row in experiment.rows), papers_gains(experiment), strict=True))
-    (base,) = [row for row in report.rows if row.row.label == experiment.reference]
     means = [(mean, place) for place, row in enumerate(report.rows) if (mean := row.mean(metric)) is not None]
     best_first = sorted(means, reverse=metric not in CALIBRATION)
-    ranked = [report.rows[place] for _, place in best_first if report.rows[place] is not base]
-    reference = base.mean(metric)
-    if not ranked or reference is None:
+    pairs = with_references(experiment, report.rows)
+    # The first is the best, beside what it is compared with.
+    ranked = [(best, base) for best, base in (pairs[place] for _, place in best_first) if base is not None]
+    if not ranked or (reference := ranked[0][1].mean(metric)) is None:
         gains = [(gain, label) for label, gain in papers.items() if gain is not None]
         if not gains:
             return []
         gain, label = max(gains)
         begun = "The reference has not run yet" if means else "Nothing has run yet, and these are the paper's numbers"
-        return [f"{begun}: there {label} has {gain:+.1f} {metric} over {experiment.reference}, on COCO 2017."]
-    best = ranked[0]
-    said = f"{best.row.label} has {(best.mean(metric) or 0.0) - reference:+.1f} {metric} over {experiment.reference}"
+        (over,) = [experiment.reference_of(row) for row in experiment.rows if row.label == label]
+        return [f"{begun}: there {label} has {gain:+.1f} {metric} over {over}, on COCO 2017."]
+    best, base = ranked[0]
+    said = f"{best.row.label} has {(best.mean(metric) or 0.0) - reference:+.1f} {metric} over {base.row.label}"
     found = best.difference(base, metric)
     if found is None:
         said += "; no interval is known."

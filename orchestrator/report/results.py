@@ -170,16 +170,23 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
 
 
 def differences_to_reference(experiment: Experiment, results: Sequence[RowResult]) -> dict[str, "Estimate"]:
-    """Return how far each row is above the reference, by label, where seeds are added until that is decided.
+    """Return how far each row is above its reference, by label, where seeds are added until that is decided.
 
     Rows that are not complete, such as one that failed, and those without intervals are left out.
     """
-    (base,) = [result for result in results if result.row.label == experiment.reference]
-    if experiment.seed_rule is None or base.state:
+    if experiment.seed_rule is None:
         return {}
-    others = [result for result in results if result is not base and not result.state]
-    found = {result.row.label: result.difference(base, experiment.columns[0]) for result in others}
+    known = [
+        (ours, base) for ours, base in with_references(experiment, results) if base and not ours.state + base.state
+    ]
+    found = {ours.row.label: ours.difference(base, experiment.columns[0]) for ours, base in known}
     return {label: gain for label, gain in found.items() if gain is not None}
+
+
+def with_references(experiment: Experiment, results: Sequence[RowResult]) -> list[tuple[RowResult, RowResult | None]]:
+    """Return each row with the one that it is compared with; None beside the reference, and where there is none."""
+    by_label: dict[str | None, RowResult] = {result.row.label: result for result in results}
+    return [(result, by_label.get(experiment.reference_of(result.row))) for result in results]
 
 
 def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_resampled: bool = False) -> Table:
@@ -415,19 +422,22 @@ def _quoted(line: Cited, columns: Sequence[Column]) -> list[Cell | Value]:
 
 
 def _gains(results: Sequence[RowResult], experiment: Experiment) -> list[Cell]:
-    """Return how far each row is above the reference, in the first column's metric."""
-    (base,) = [result for result in results if result.row.label == experiment.reference]
+    """Return how far each row is above its reference, in the first column's metric."""
     named = Cell(None, absent="reference")
-    return [named if result is base else _gain(result, base, experiment.columns[0]) for result in results]
+    return [
+        named if base is None else _gain(result, base, experiment.columns[0])
+        for result, base in with_references(experiment, results)
+    ]
 
 
 def papers_gains(experiment: Experiment) -> list[float | None]:
-    """Return how far the paper's number of each row is above its number of the reference."""
-    metric = experiment.columns[0]
-    (base,) = [row.paper.get(metric) for row in experiment.rows if row.label == experiment.reference]
+    """Return how far the paper's number of each row is above its number of that row's reference."""
+    papers: dict[str | None, float | None] = {
+        row.label: row.paper.get(experiment.columns[0]) for row in experiment.rows
+    }
     gains = []
     for row in experiment.rows:
-        theirs = None if row.label == experiment.reference else row.paper.get(metric)
+        theirs, base = papers[row.label], papers.get(experiment.reference_of(row))
         # Of numbers with one decimal the difference has one, too; the binary one has a tail.
         gains.append(None if theirs is None or base is None else round(theirs - base, 6))
     return gains
@@ -448,8 +458,8 @@ def _notes_on_gains(
 ) -> list[str]:
     notes = []
     if any(gain.interval for gain in gains):
-        base = next(result for result in results if result.row.label == experiment.reference)
-        found = [result.difference(base, experiment.columns[0]) for result in results if result is not base]
+        pairs = with_references(experiment, results)
+        found = [result.difference(base, experiment.columns[0]) for result, base in pairs if base is not None]
         notes.append(interval_note([one for one in found if one is not None]))
         notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
@@ -506,6 +516,9 @@ def _notes(experiment: Experiment, paper: PaperBeside, results: Sequence[RowResu
         notes.append(f"{measured} on {'; '.join(ours)}.")
     if experiment.reference is not None:
         notes.append(f"Reference: {experiment.reference}.")
+        for label in dict.fromkeys(row.reference for row in experiment.rows if row.reference):
+            of = "; ".join(row.label for row in experiment.rows if row.reference == label)
+            notes.append(f"Reference of {of}: {label}.")
     notes += [note_on_looks(experiment)] if experiment.seed_rule else []
     notes += [f"Cited, not run: {line.label}, {line.source}." for line in experiment.cited]
     for line in experiment.cited:

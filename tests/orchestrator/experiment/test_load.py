@@ -163,6 +163,26 @@ def test_cited_rows_are_quoted_with_their_source_and_never_trained(tmp_path: Pat
     assert [r.label for r in experiment.rows] == ["A"]
 
 
+@pytest.mark.parametrize(
+    ("top", "own", "says"),
+    [
+        ("reference: A", "C: {reference: D}", "row 'C': reference is 'D', which is no row; "),
+        ("reference: A", "C: {reference: C}", "row 'C': reference is 'C', the row itself; name another one"),
+        ("reference: A", "A: {reference: B}", "row 'A': reference is 'B', but this row is the reference of the table"),
+        ("", "C: {reference: B}", "row 'C': reference is 'B', but the table has none; name its reference at the top"),
+    ],
+)
+def test_a_row_has_a_reference_of_its_own_only_beside_that_of_the_table(
+    tmp_path: Path, top: str, own: str, says: str
+) -> None:
+    (tmp_path / "parent.yaml").write_text(
+        "rows: [{label: A}, {label: B, inference: {nms_iou: 0.6}}, {label: C, inference: {nms_iou: 0.7}}]"
+    )
+    assert says in mistake(tmp_path, f"extends: parent.yaml\n{top}\nchanges: {{{own}}}")
+    table = load(tmp_path, "extends: parent.yaml\nreference: A\nchanges: {C: {reference: B}}")
+    assert [table.reference_of(row) for row in table.rows] == [None, "A", "B"]
+
+
 def test_numbers_of_the_paper_on_two_scales_are_refused(tmp_path: Path) -> None:
     rows = "[{label: A, paper: {AP: 0.36}}, {label: B, inference: {nms_iou: 0.6}, paper: {AP: 35.3}}]"
     assert mistake(tmp_path, f"rows: {rows}") == (

@@ -144,6 +144,23 @@ def test_seeds_that_another_table_has_measured_already_are_there_for_nothing() -
     assert num_seeds(grown(table(OURS), held)) == [2, 2]  # trained, but not scored for these rows
 
 
+def test_a_row_is_paired_with_a_reference_of_its_own() -> None:
+    """Box over ours, ours over base: by a third seed of both, ours is ahead of base."""
+    box = replace(BOX, reference="ours")
+    ahead = grown(table(OURS, box), wanted((OURS, 2), (BOX, 2)))
+    assert num_seeds(ahead) == [2, 3, 3]
+    asked = {seed.label: (seed.number, seed.asked) for seed in next_seeds(ahead, ["ours", "box"])}
+    of = {(row.label, seed): ("table", keys_of(row, seed).train_key) for row in (BASE, OURS, BOX) for seed in (2, 3)}
+    # the pair of ours that lacks is with base's third seed; its own is there already
+    assert asked == {
+        "ours": (2, frozenset({of["base", 2], of["ours", 2]})),
+        "box": (3, frozenset({of["ours", 3], of["box", 3]})),
+    }
+    assert "2 looks so far" in note_on_looks(ahead)
+    alone = replace(ahead, rows=(BASE, OURS, replace(BASE, label="other", split="minival", reference="ours")))
+    assert num_seeds(grown(alone, wanted((OURS, 2)))) == [2, 3, 2]
+
+
 def test_rows_that_share_a_training_get_its_seed_together() -> None:
     (seed,) = next_seeds(table(OURS, SHARED), ["ours"])
     assert (seed.label, seed.number) == ("ours", 2)

@@ -12,7 +12,7 @@ from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelCon
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
-from orchestrator.experiment.rows import Cited, Resources, Row
+from orchestrator.experiment.rows import Cited, Resources, Row, SeedRule
 from orchestrator.figures.page import render
 from orchestrator.figures.table import Cell, Table, show
 from orchestrator.report import results
@@ -363,6 +363,31 @@ def test_a_difference_to_the_reference_has_its_interval_and_a_mark_when_it_is_su
     table = results_table(experiment(BASE, OURS, BOX, reference="RetinaNet"), held, samples)
     assert shown(table)[2]["AP over reference"] == "+0.2"
     assert table.notes[-2] == "No interval, for want of matches: IoU-aware."
+
+
+def test_a_row_is_compared_with_a_reference_of_its_own() -> None:
+    """Ours is 1.0 above RetinaNet by 0.5 to 1.5 in its resamples, and the box tower 0.8 below ours by -1.3 to -0.3."""
+    box = replace(BOX, reference="RetinaNet-Conf", paper={"AP": 35.0})
+    ours, base = replace(OURS, paper={"AP": 36.0}), replace(BASE, paper={"AP": 35.3})
+    held = ledger_of((base, [finished(AP=30.0)]), (ours, [finished(AP=31.0)]), (box, [finished(AP=30.2)]))
+    moved = np.linspace(-5, 5, 1001)
+    samples = {
+        row_keys(row)[0].evaluation_key: np.tile(moved * (1 + share), (3, 1))
+        for row, share in ((base, 0.0), (ours, 0.1), (box, 0.2))
+    }
+    of = experiment(base, ours, box, reference="RetinaNet")
+    table = results_table(of, held, samples)
+    assert [row["AP over reference"] for row in shown(table)] == [
+        "reference",
+        "+1.0 [+0.5, +1.5]*",
+        "-0.8 [-1.3, -0.3]*",
+    ]
+    assert table.notes[2:4] == ("Reference: RetinaNet.", "Reference of IoU-aware: RetinaNet-Conf.")
+    assert results.papers_gains(of) == [None, 0.7, -1.0]
+    rule = SeedRule(until="decided", at_least=2)
+    rows = measure(replace(of, seed_rule=rule), held, samples)
+    gains = results.differences_to_reference(replace(of, seed_rule=rule), rows)
+    assert {label: round(gain.value, 6) for label, gain in gains.items()} == {"RetinaNet-Conf": 1.0, "IoU-aware": -0.8}
 
 
 def test_a_table_says_whether_seeds_or_images_make_its_intervals() -> None:
