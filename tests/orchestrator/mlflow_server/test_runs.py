@@ -98,11 +98,12 @@ def other_server() -> Iterator[tuple[str, dict[str, object]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            # Before the answer: who has it may look at once.
+            told["asked"] = int(str(told.get("asked", 0))) + 1
             self.send_response(int(str(told["status"])))
             self.send_header("Content-Type", str(told["type"]))
             self.end_headers()
             self.wfile.write(str(told["text"]).encode())
-            told["asked"] = int(str(told.get("asked", 0))) + 1
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))  # else closing the connection resets it
