@@ -511,7 +511,7 @@ def _mistakes_of_document(document: Document) -> Iterator[str]:
 
 def _mistakes_of_references(document: Document, rows: Sequence[Row]) -> Iterator[str]:
     """Name rows that are compared with one of their own choice, but cannot be."""
-    labels = [row.label for row in rows]
+    own = {row.label: row.reference for row in rows}
     for row in rows:
         where = f"row {row.label!r}: reference is {row.reference!r}"
         if row.reference is None:
@@ -522,8 +522,10 @@ def _mistakes_of_references(document: Document, rows: Sequence[Row]) -> Iterator
             yield f"{where}, but this row is the reference of the table; leave it out"
         elif row.reference == row.label:
             yield f"{where}, the row itself; name another one"
-        elif row.reference not in labels:
-            yield f"{where}, which is no row; {suggestion(row.reference, labels)}"
+        elif row.reference not in own:
+            yield f"{where}, which is no row; {suggestion(row.reference, own)}"
+        elif own[row.reference] is not None:
+            yield f"{where}, which names one itself; name a row that is compared with {document.reference!r}"
 
 
 def _mistakes_of_names(document: Document, path: Path) -> Iterator[str]:

@@ -79,14 +79,11 @@ def grown(experiment: Experiment, ledger: Ledger, asked: Asked = frozenset()) ->
         return number
 
     references = {label: count(row, rule.most) for label, row in _references(experiment).items()}
-
-    def number_of(row: Row) -> int:
-        if row.label in references:
-            return references[row.label]
-        reference = experiment.reference_of(row)
-        return rule.at_least if reference is None else count(row, references[reference])
-
-    return replace(experiment, rows=tuple(replace(row, seeds=tuple(range(number_of(row)))) for row in experiment.rows))
+    numbers = [
+        references.get(row.label) or count(row, references[experiment.reference_of(row)]) for row in experiment.rows
+    ]
+    rows = [replace(row, seeds=tuple(range(number))) for row, number in zip(experiment.rows, numbers, strict=True)]
+    return replace(experiment, rows=tuple(rows))
 
 
 def at_most(experiment: Experiment) -> Experiment:
@@ -107,7 +104,7 @@ def next_seeds(experiment: Experiment, labels: Collection[str]) -> list[Seed]:
     """
     rule, found, references = experiment.seed_rule, [], _references(experiment)
     for row in experiment.rows:
-        reference = references.get(experiment.reference_of(row) or "", row)
+        reference = references.get(experiment.reference_of(row), row)
         # A row that others are compared with may be ahead of its own reference.
         number = min(len(row.seeds), len(reference.seeds))
         if rule is not None and row.label in labels and number < rule.most:
@@ -143,8 +140,8 @@ def cheapest_seeds(seeds: Sequence[Seed], cost: Cost, hours: float | None) -> tu
     return added, left_out
 
 
-def _references(experiment: Experiment) -> dict[str, Row]:
-    """Return the rows that others are compared with, by label."""
+def _references(experiment: Experiment) -> dict[str | None, Row]:
+    """Return the rows that others are compared with, by label; that of the table is always one of them."""
     labels = {experiment.reference_of(row) for row in experiment.rows}
     return {row.label: row for row in experiment.rows if row.label in labels}
 

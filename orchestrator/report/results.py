@@ -176,10 +176,11 @@ def differences_to_reference(experiment: Experiment, results: Sequence[RowResult
     """
     if experiment.seed_rule is None:
         return {}
-    known = [
-        (ours, base) for ours, base in with_references(experiment, results) if base and not ours.state + base.state
-    ]
-    found = {ours.row.label: ours.difference(base, experiment.columns[0]) for ours, base in known}
+    found = {
+        result.row.label: result.difference(base, experiment.columns[0])
+        for result, base in with_references(experiment, results)
+        if base is not None and not result.state and not base.state
+    }
     return {label: gain for label, gain in found.items() if gain is not None}
 
 

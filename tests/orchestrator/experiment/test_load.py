@@ -169,6 +169,11 @@ def test_cited_rows_are_quoted_with_their_source_and_never_trained(tmp_path: Pat
         ("reference: A", "C: {reference: D}", "row 'C': reference is 'D', which is no row; "),
         ("reference: A", "C: {reference: C}", "row 'C': reference is 'C', the row itself; name another one"),
         ("reference: A", "A: {reference: B}", "row 'A': reference is 'B', but this row is the reference of the table"),
+        (
+            "reference: A",
+            "B: {reference: A}, C: {reference: B}",
+            "row 'C': reference is 'B', which names one itself",
+        ),
         ("", "C: {reference: B}", "row 'C': reference is 'B', but the table has none; name its reference at the top"),
     ],
 )

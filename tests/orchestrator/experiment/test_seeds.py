@@ -157,8 +157,6 @@ def test_a_row_is_paired_with_a_reference_of_its_own() -> None:
         "box": (3, frozenset({of["ours", 3], of["box", 3]})),
     }
     assert "2 looks so far" in note_on_looks(ahead)
-    alone = replace(ahead, rows=(BASE, OURS, replace(BASE, label="other", split="minival", reference="ours")))
-    assert num_seeds(grown(alone, wanted((OURS, 2)))) == [2, 3, 2]
 
 
 def test_rows_that_share_a_training_get_its_seed_together() -> None:
