@@ -44,14 +44,19 @@ def open(*experiments: "str | Path", home: "str | Path | None" = None, yes: bool
         yes: take files of more than 1,000 rows, which may be a slip in a grid, as --yes of `rnc` does.
 
     Raises:
-        UserError: a file has mistakes, or the files belong to several suites.
+        UserError: no file is named, a file has mistakes, or the files belong to several suites.
     """
     from orchestrator.addresses import logins_apart
     from orchestrator.api import OpenSuite
+    from orchestrator.errors import UserError
     from orchestrator.experiment.load import load_experiments
     from orchestrator.experiment.search import MOST_ROWS, MOST_ROWS_EVER
     from orchestrator.site import site_from_environment
 
+    if not experiments or not all(isinstance(given, str | os.PathLike) for given in experiments):
+        raise UserError(
+            "rnc.open: name experiment files or folders of them, one by one; those of a list: rnc.open(*files)"
+        )
     os.environ.update(logins_apart(os.environ))
     environment = dict(os.environ) if home is None else {**os.environ, "RNC_HOME": str(home)}
     read = load_experiments(experiments, most_rows=MOST_ROWS_EVER if yes else MOST_ROWS)

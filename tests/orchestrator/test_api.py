@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,12 @@ def test_tables_of_several_suites_are_refused(suite: OpenSuite, tmp_path: Path) 
         rnc.open(tmp_path / "tables", other)
     with pytest.raises(UserError, match="cannot be read"):
         rnc.open(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("named", [(), (["table1_heads.yaml"],), (None,)])
+def test_files_that_are_not_named_one_by_one_are_refused(named: tuple[Any, ...]) -> None:
+    with pytest.raises(UserError, match=r"rnc\.open\(\*files\)"):
+        rnc.open(*named)
 
 
 def test_plan_status_and_tables_say_what_is_missing_and_then_what_was_recorded(suite: OpenSuite) -> None:
