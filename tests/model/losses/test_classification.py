@@ -1,4 +1,4 @@
-"""The losses of the class logits; expected numbers come from a hand, autograd on one-hot maps, or torchvision."""
+"""The losses of the class logits; expected numbers are of a hand, autograd on one-hot maps, or code of others."""
 
 import math
 from typing import Any
@@ -133,6 +133,49 @@ def test_each_loss_of_a_positive_matches_the_hand_calculation(
     assert_close(loss, torch.tensor(own + other))
     if slopes is not None:
         assert_close(gradient, torch.tensor([slopes[::-1]]))
+
+
+PUBLISHED = {
+    "ia_bce": (
+        9.806146150534243,
+        [
+            [0.01703111, 0.40624341, -0.01436329],
+            [0.21827565, 0.00031487, 0.08710966],
+            [0.87382286, 0.97201379, 0.00127558],
+            [0.13793700, 0.20805638, 1.10959211],
+        ],
+    ),
+    "mal": (
+        10.42607857019671,
+        [
+            [0.01421392, 0.23696364, 0.02698211],
+            [0.41539654, 0.00048982, 0.05829858],
+            [0.53268624, 0.98201379, 0.00158492],
+            [0.08758089, 0.12683750, 0.92832254],
+        ],
+    ),
+    "mal_gamma2": (
+        10.157308738037214,
+        [
+            [0.00607095, 0.17767162, 0.07079708],
+            [0.49995933, 0.00010667, 0.03302095],
+            [0.46964075, 0.98201379, 0.00043652],
+            [0.05381350, 0.08392613, 0.91461574],
+        ],
+    ),
+}
+"""The loss and its gradient for boxes of these qualities, as the code of RF-DETR (loss_labels of 35ac6ab) and of DEIM
+(loss_labels_mal of a9aa4ad) gave them in float64; both repositories are Apache-2.0."""
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_ia_bce_and_mal_are_those_of_rf_detrs_and_deims_own_code(kind: str) -> None:
+    logits = torch.tensor([[-1.5, 0.25, 2.0], [0.5, -3.0, -0.75], [1.25, 4.0, -2.5], [-0.5, -0.25, 3.5]])
+    labels, quality = torch.tensor([2, 0, 1, NEGATIVE]), torch.tensor([0.9, 0.35, 0.0, torch.nan], dtype=torch.float64)
+    loss, gradient = found(logits.double(), labels, quality, classification=KINDS[kind])
+    expected, slopes = PUBLISHED[kind]
+    assert_close(loss.item(), expected, rtol=1e-12, atol=0)
+    assert_close(gradient, torch.tensor(slopes, dtype=torch.float64), rtol=0, atol=6e-9)
 
 
 def test_a_quality_below_the_least_target_is_that_target_in_ia_bce_and_background_in_vfl() -> None:
