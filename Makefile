@@ -56,15 +56,15 @@ bench: $(READY)  ## Measure speed and memory beside torchvision, pycocotools, an
 	$(PYTHON) experiments/benchmarks/inference.py
 	$(PYTHON) experiments/benchmarks/predict.py
 	$(PYTHON) experiments/benchmarks/one_pass.py
-	$(PYTHON) experiments/benchmarks/evaluation.py
-	$(PYTHON) experiments/benchmarks/bootstrap.py
-	$(PYTHON) experiments/benchmarks/misalignment.py
+	$(PYTHON) experiments/benchmarks/evaluation/coco_metrics.py
+	$(PYTHON) experiments/benchmarks/evaluation/bootstrap.py
+	$(PYTHON) experiments/benchmarks/evaluation/misalignment.py
 	$(PYTHON) experiments/benchmarks/loading/loading.py
-	$(PYTHON) experiments/benchmarks/sharded_scoring.py
-	$(PYTHON) experiments/benchmarks/overhead.py
+	$(PYTHON) experiments/benchmarks/orchestration/sharded_scoring.py
+	$(PYTHON) experiments/benchmarks/orchestration/overhead.py
 
 bench-scale: $(READY)  ## Measure what a suite of 2,000 runs costs to read, plan and look at (2 minutes)
-	$(PYTHON) experiments/benchmarks/scale.py
+	$(PYTHON) experiments/benchmarks/orchestration/scale.py
 
 ui: $(READY)  ## Open the MLflow UI on what was recorded
 	$(RNC) ui

@@ -67,7 +67,14 @@ def test_thousands_of_images_give_the_numbers_of_pycocotools(images: int) -> Non
         pytest.skip("RNC_COCO_ROOT is not set")
     environment = {name: value for name, value in os.environ.items() if images > 500 or name != "RNC_COCO_ROOT"}
     root = Path(__file__).parents[3]
-    command = [sys.executable, "experiments/benchmarks/evaluation.py", "--pairs", "1", "--images", str(images)]
+    command = [
+        sys.executable,
+        "experiments/benchmarks/evaluation/coco_metrics.py",
+        "--pairs",
+        "1",
+        "--images",
+        str(images),
+    ]
     environment |= {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,7 @@ defaults:
 resources: {{num_workers: 1, cpus_per_worker: 1}}
 """
 ROW = "RetinaNet-Conf"
-PARENT = Path(__file__).parents[1] / "miniature" / "table1_heads.yaml"
+PARENT = Path(__file__).parents[2] / "miniature" / "table1_heads.yaml"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm")
 
 

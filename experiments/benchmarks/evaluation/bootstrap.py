@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
-from evaluation import SPLIT, detections, write_truth
+from coco_metrics import SPLIT, detections, write_truth
 from numpy.typing import NDArray
 
 from model.data.coco import read_coco

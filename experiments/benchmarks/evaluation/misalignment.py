@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from evaluation import SPLIT, detections, write_truth
+from coco_metrics import SPLIT, detections, write_truth
 
 from model.data.coco import read_coco
 from model.data.split import CocoData
