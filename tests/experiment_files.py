@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, load_experiment
+from orchestrator.site import ROOT
 
 
 def write(folder: Path, text: str, name: str = "table.yaml") -> Path:
@@ -31,3 +32,18 @@ def mistake(folder: Path, text: str) -> str:
     lines = mistakes(folder, text)
     assert len(lines) == 1, lines
     return lines[0]
+
+
+def one_short_training(suite: str) -> str:
+    """The text of a table of a single row, whose training takes seconds."""
+    return f"""
+suite: {suite}
+extends: {ROOT}/experiments/miniature/table1_heads.yaml
+only: [RetinaNet]
+seeds: [0]
+defaults:
+  split: val
+  train:
+    data: {{num_train_images: 24, num_val_images: 8}}
+    schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}
+"""

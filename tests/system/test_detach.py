@@ -10,18 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiment_files import one_short_training
+
 ROOT = Path(__file__).parents[2]
-EXPERIMENT = f"""
-suite: away
-extends: {ROOT}/experiments/miniature/table1_heads.yaml
-only: [RetinaNet]
-seeds: [0]
-defaults:
-  split: val
-  train:
-    data: {{num_train_images: 24, num_val_images: 8}}
-    schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}
-"""
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("detach")
-    (folder / "heads.yaml").write_text(EXPERIMENT)
+    (folder / "heads.yaml").write_text(one_short_training("away"))
     yield folder
     rnc(folder, "ui", "--stop")
 

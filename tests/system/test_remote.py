@@ -16,20 +16,10 @@ from orchestrator.site import Site
 from orchestrator.tracking.server import stop_server, tracking_server
 from orchestrator.worker.training_log import Epoch, read_log, sentence
 from tests.clusters import cluster
+from tests.experiment_files import one_short_training
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "the token of this test and of nothing else"
-EXPERIMENT = f"""
-suite: sent
-extends: {ROOT}/experiments/miniature/table1_heads.yaml
-only: [RetinaNet]
-seeds: [0]
-defaults:
-  split: val
-  train:
-    data: {{num_train_images: 24, num_val_images: 8}}
-    schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}
-"""
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +71,7 @@ class Here:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     folder = tmp_path_factory.mktemp("jobs")
-    (folder / "heads.yaml").write_text(EXPERIMENT)
+    (folder / "heads.yaml").write_text(one_short_training("sent"))
     site = Site(home=folder / "mlflow")
     with cluster(TOKEN) as address:
         yield Here(folder=folder, address=address, mlflow=tracking_server(site))
@@ -115,7 +105,7 @@ def test_a_suite_is_sent_seen_from_elsewhere_joined_and_ends_with_its_tables(her
 
 
 def test_a_job_without_lasting_storage_is_refused_by_the_cluster_and_its_code_passed_on(here: Here):
-    (here.folder / "bare.yaml").write_text(EXPERIMENT.replace("suite: sent", "suite: bare"))
+    (here.folder / "bare.yaml").write_text(one_short_training("bare"))
     done = here.rnc("submit", "bare.yaml")
     assert done.returncode == 2
     assert "RNC_HOME is not set on the cluster" in done.stdout
@@ -123,9 +113,7 @@ def test_a_job_without_lasting_storage_is_refused_by_the_cluster_and_its_code_pa
 
 
 def test_ctrl_c_stops_the_job_and_its_training_keeps_its_checkpoints(here: Here):
-    (here.folder / "long.yaml").write_text(
-        EXPERIMENT.replace("suite: sent", "suite: long").replace("epochs: 2", "epochs: 400")
-    )
+    (here.folder / "long.yaml").write_text(one_short_training("long").replace("epochs: 2", "epochs: 400"))
     process = here.start("submit", "long.yaml", *here.settings)
     assert process.stdout is not None
     for line in process.stdout:

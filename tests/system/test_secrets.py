@@ -21,19 +21,9 @@ from orchestrator.cli.main import cli
 from orchestrator.site import Site
 from orchestrator.tracking.server import stop_server, tracking_server
 from tests.deploy.leaks import leaks_below, leaks_in
+from tests.experiment_files import one_short_training
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENT = f"""
-suite: guarded
-extends: {ROOT}/experiments/miniature/table1_heads.yaml
-only: [RetinaNet]
-seeds: [0]
-defaults:
-  split: val
-  train:
-    data: {{num_train_images: 24, num_val_images: 8}}
-    schedule: {{epochs: 2, lr_drop_epochs: [1], validate_every: 1}}
-"""
 NOT_PASSED_ON = {"connection", "content-encoding", "content-length", "host", "transfer-encoding"}
 
 pytestmark = pytest.mark.slow
@@ -118,7 +108,7 @@ class Guarded:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("guarded")
-    (folder / "heads.yaml").write_text(EXPERIMENT)
+    (folder / "heads.yaml").write_text(one_short_training("guarded"))
     Image.new("RGB", (64, 48), (120, 140, 160)).save(folder / "one.png")
     behind = Site(home=folder / "behind")
     # What stands before the last + are characters that an address has to write otherwise.
