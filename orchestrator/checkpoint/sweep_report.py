@@ -42,7 +42,7 @@ SHOWN: Mapping[str, Shown] = (
     }
 )
 """The metrics of a sweep, in the order of its columns."""
-FOR_PROGRAMS = ("LaACE", "D-ECE", "oLRP")
+FOR_PROGRAMS = ("LaACE", "D-ECE", "LRP")
 """Those that JSON and pandas have, and no figure: with them the table would be wider than a screen."""
 FEW = 4
 """So many of the settings with the highest AP are named in the note."""

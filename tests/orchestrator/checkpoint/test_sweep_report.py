@@ -18,25 +18,25 @@ OTHERS = ("rank_correlation", "ece", "oracle_AP")
 
 
 def made_up(*axes: Axis, **changes: float) -> Sweep:
-    """A sweep whose metrics are 30 and rise by one from line to line, but for LRP, which is 100 and falls by one."""
+    """A sweep whose metrics are 30 and rise by one from line to line, but for oLRP, which is 100 and falls by one."""
     spots = []
     for place, own in enumerate(product(*(axis.values for axis in axes))):
         metrics: dict[str, float | None] = dict.fromkeys((*METRICS, *CALIBRATION, *OTHERS), 30.0 + place)
-        metrics |= {"LRP": 100.0 - place, "rank_correlation": -0.5 - place / 10} | changes
+        metrics |= {"oLRP": 100.0 - place, "rank_correlation": -0.5 - place / 10} | changes
         spots.append(Spot(values=own, inference=InferenceConfig(), metrics=metrics, paper={}))
     return Sweep(name="made-up", title="Made up", axes=axes, spots=tuple(spots), notes=("Nothing was scored.",))
 
 
-def test_laece_and_lrp_stand_behind_the_twelve_the_least_in_bold_and_that_less_is_better_is_said() -> None:
+def test_laece_and_olrp_stand_behind_the_twelve_the_least_in_bold_and_that_less_is_better_is_said() -> None:
     table = sweep_table(made_up(LONGEST["confidence_exponent"]))
     text = table.to_text()
     heads, rule, first, second = text.splitlines()[2:6]
-    assert heads.split() == ["exponent", *METRICS, "LaECE", "LRP", "rank", "corr.", "ECE", "oracle"]
+    assert heads.split() == ["exponent", *METRICS, "LaECE", "oLRP", "rank", "corr.", "ECE", "oracle"]
     assert set(rule) == {"─", " "}
     twelve = ["30.0"] * 12
     assert first.split() == ["0.25", *twelve, "30.0", "100.0", "-0.500", "30.0", "30.0"]
     assert second.split() == ["0.75", *["31.0"] * 13, "99.0", "-0.600", "31.0", "31.0"]
-    assert "LaECE, LRP, ECE: less is better (in figures: ↓)." in text.splitlines()
+    assert "LaECE, oLRP, ECE: less is better (in figures: ↓)." in text.splitlines()
     lines = [line.split(" | ") for line in table.to_markdown().splitlines() if line.startswith("| 0.")]
     assert [line[13:15] for line in lines] == [["**30.0**", "100.0"], ["31.0", "**99.0**"]]
     assert [line[1] for line in lines] == ["30.0", "**31.0**"]
@@ -46,7 +46,7 @@ def test_programs_get_every_number_of_the_calibration() -> None:
     content = json.loads(sweep_table(made_up(LONGEST["nms_iou"], LONGEST["confidence_exponent"])).to_json())
     assert content["columns"][:2] == ["NMS IoU", "exponent"]
     assert content["columns"][2:] == [*METRICS, *CALIBRATION, "rank corr.", "ECE", "oracle AP"]
-    assert [(row["NMS IoU"], row["exponent"], row["LaACE"], row["LRP"]) for row in content["rows"]] == [
+    assert [(row["NMS IoU"], row["exponent"], row["LaACE"], row["oLRP"]) for row in content["rows"]] == [
         (0.25, 0.25, 30.0, 100.0),
         (0.25, 0.75, 31.0, 99.0),
         (0.75, 0.25, 32.0, 98.0),
@@ -78,11 +78,11 @@ def test_no_sweep_is_wider_than_130_columns(names: tuple[str, ...]) -> None:
 
 
 def test_a_sweep_over_exponents_fits_a_screen_of_120_columns() -> None:
-    table = sweep_table(made_up(LONGEST["confidence_exponent"], LRP=60.0, rank_correlation=0.5))
+    table = sweep_table(made_up(LONGEST["confidence_exponent"], oLRP=60.0, rank_correlation=0.5))
     assert max(map(width, table.to_text().splitlines())) == 120
 
 
 def test_figures_mark_what_wants_to_be_small() -> None:
     for axes in ([LONGEST["nms_iou"]], [LONGEST["suppression"]], [LONGEST["suppression"], LONGEST["nms_iou"]]):
         titles = [drawing.title.partition(" against ")[0] for drawing in sweep_drawings(made_up(*axes))]
-        assert titles == [*METRICS, "LaECE ↓", "LRP ↓", "rank corr.", "ECE ↓", "oracle AP"]
+        assert titles == [*METRICS, "LaECE ↓", "oLRP ↓", "rank corr.", "ECE ↓", "oracle AP"]
