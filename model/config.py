@@ -446,7 +446,8 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the forward pass; weights and losses stay float32."""
     deterministic: bool = False
-    """On CUDA, let cuDNN choose among algorithms alone that give the same bits at each run. On the CPU all do."""
+    """On CUDA, let cuDNN choose among algorithms alone that give the same bits at each run. On the CPU all do,
+    on processors with the same vector instructions."""
     gradient_compression: Literal["none", "bfloat16"] = "none"
     """bfloat16 halves what workers send each other, for slow networks; weights then depend on the number of workers."""
     seed: int = 0
