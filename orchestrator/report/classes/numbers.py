@@ -47,6 +47,8 @@ class RowOfClasses:
 
     label: str
     is_reference: bool
+    reference: str | None
+    """The label of the row that it is compared with, if any."""
     by_class: tuple[RowResult, ...]
     """Of each class the row as measured on it alone: METRICS."""
     precision: NDArray[np.float64]
@@ -69,10 +71,9 @@ class Classes:
     _known: dict[tuple[str, Literal["alone", "over"], int], "Estimate | None"] = field(default_factory=dict, repr=False)
     """What was estimated, as tables, pages and drawings all ask for it: 0.3 ms each."""
 
-    @property
-    def reference(self) -> RowOfClasses | None:
-        """The row that others are compared with, if it is measured."""
-        return next((row for row in self.rows if row.is_reference), None)
+    def reference_of(self, row: RowOfClasses) -> RowOfClasses | None:
+        """Return the row that a row is compared with; None where there is none, or it is not measured."""
+        return next((one for one in self.rows if one.label == row.reference), None)
 
     def estimate(self, row: RowOfClasses, place: int) -> "Estimate | None":
         """Return AP of a class with its 95 % interval within 0 to 100; None where that is not known."""
@@ -82,9 +83,9 @@ class Classes:
         return self._known[row.label, "alone", place]
 
     def difference(self, row: RowOfClasses, place: int) -> "Estimate | None":
-        """Return how far a row is above the reference on a class, with its interval; None where that is not known."""
-        base = self.reference
-        if base is None or row is base or not self._has_interval(place):
+        """Return how far a row is above its reference on a class, with its interval; None where that is not known."""
+        base = self.reference_of(row)
+        if base is None or not self._has_interval(place):
             return None
         if (row.label, "over", place) not in self._known:
             self._known[row.label, "over", place] = row.by_class[place].difference(base.by_class[place], "AP")
@@ -122,7 +123,8 @@ def measure_classes(
             continue
         first = first or (row, own)
         names = names or dict(zip(own.ids, own.names, strict=True))
-        measured.append(_of_row(row, samples, is_reference=row.row.label == experiment.reference))
+        is_reference, reference = row.row.label == experiment.reference, experiment.reference_of(row.row)
+        measured.append(_of_row(row, samples, is_reference=is_reference, reference=reference))
     if first is None:
         return None
     classes = _classes(first[1], names or _names_in_data(*first, site))
@@ -133,10 +135,12 @@ def of_scoring(title: str, samples: ClassSamples) -> Classes:
     """Return the classes of one scoring that stands in no table."""
     row = RowResult(row=Row(label=title), by_seed={0: {}}, resampled={}, state="")
     classes = _classes(samples, dict(zip(samples.ids, samples.names, strict=True)))
-    return Classes(title=title, classes=classes, rows=(_of_row(row, {0: samples}, is_reference=False),))
+    return Classes(title=title, classes=classes, rows=(_of_row(row, {0: samples}),))
 
 
-def _of_row(row: RowResult, samples: Mapping[int, ClassSamples], *, is_reference: bool) -> RowOfClasses:
+def _of_row(
+    row: RowResult, samples: Mapping[int, ClassSamples], *, is_reference: bool = False, reference: str | None = None
+) -> RowOfClasses:
     """Take a row apart into one for each class, so that its intervals are made as those of the table are."""
     by_seed = {seed: _numbers(one) for seed, one in samples.items()}
     by_class = []
@@ -150,6 +154,7 @@ def _of_row(row: RowResult, samples: Mapping[int, ClassSamples], *, is_reference
     return RowOfClasses(
         label=row.row.label,
         is_reference=is_reference,
+        reference=reference,
         by_class=tuple(by_class),
         precision=precision,
         ap=100 * float(held.mean()) if held.size else float("nan"),

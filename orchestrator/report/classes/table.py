@@ -166,9 +166,9 @@ def shortened(name: str, most: int = LONGEST_NAME) -> str:
 
 
 def _gain(classes: Classes, row: RowOfClasses, place: int) -> Cell:
-    base = classes.reference
-    if row is base or base is None:
-        return Cell(None, absent="reference" if row is base else NOT_APPLICABLE)
+    base = classes.reference_of(row)
+    if base is None:
+        return Cell(None, absent="reference" if row.is_reference else NOT_APPLICABLE)
     ours, theirs = row.by_class[place].mean("AP"), base.by_class[place].mean("AP")
     if ours is None or theirs is None:
         return Cell(None, absent=NOT_APPLICABLE)
@@ -184,7 +184,7 @@ def _whose(classes: Classes, rows: Sequence[RowOfClasses]) -> str:
 
 
 def _compares(classes: Classes, rows: Sequence[RowOfClasses]) -> bool:
-    return classes.reference is not None and any(row is not classes.reference for row in rows)
+    return any(classes.reference_of(row) is not None for row in rows)
 
 
 def _few(classes: Classes, place: int) -> str:
@@ -204,6 +204,8 @@ def notes_on(classes: Classes, shown: Sequence[RowOfClasses], *, links: bool = F
         notes += [interval_note([replace(one, variance_images=0.0) for one in known])] if known else []
         if any(one.num_images < FEW_IMAGES for one in held):
             notes.append(f"{FEW} On fewer than {FEW_IMAGES} images: too few to tell, the interval is too narrow.")
+    bases = [(row, classes.reference_of(row)) for row in shown]
+    notes += [f"Reference of {row.label}: {one.label}." for row, one in bases if one and not one.is_reference]
     gains = [classes.difference(row, one.place) for row in shown for one in held] if compares else []
     if any(gain is not None and gain.excludes_zero for gain in gains):
         whose = "The interval" if len(shown) == 1 else "The 95 % interval of the difference to the reference"

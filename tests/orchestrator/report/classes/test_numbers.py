@@ -107,7 +107,7 @@ def test_a_difference_is_paired_by_the_images_drawn() -> None:
     gain = classes.difference(classes.rows[1], 0)
     assert gain is not None and (gain.value, gain.low, gain.high) == pytest.approx((10.0, 10.0, 10.0))
     assert classes.difference(classes.rows[0], 0) is None  # the reference itself
-    assert classes.reference is classes.rows[0]
+    assert [classes.reference_of(row) for row in classes.rows[:2]] == [None, classes.rows[0]]
 
 
 def test_several_seeds_are_averaged_and_their_scatter_is_in_the_interval() -> None:

@@ -44,6 +44,17 @@ def test_rows_stand_side_by_side_and_those_surely_apart_from_the_reference_are_m
     ]
 
 
+def test_a_row_with_a_reference_of_its_own_is_compared_with_that() -> None:
+    base, better = samples_of([30.0], [HIGH]), samples_of([35.0], [[value + 5 for value in HIGH]])
+    third = replace(OTHER, label="third", reference="other", train=replace(OTHER.train, global_batch=4))
+    classes = measured([BASE, OTHER, third], [[base], [better], [better]])
+    lines = classes_table(classes).to_text().splitlines()
+    assert lines[4].split() == ["thing", "1", "20", "20", "30.0", "35.0*", "35.0"]
+    assert lines[6:9] == ["A: base, the reference.", "B: other.", "C: third."] and "Reference of third: other." in lines
+    alone = classes_table(classes, "third").to_text().splitlines()
+    assert alone[4].endswith("  0.0 [0.0, 0.0]") and "Reference of third: other." in alone
+
+
 def test_one_row_has_its_intervals_and_its_difference_to_the_reference() -> None:
     lines = classes_table(two_rows(), "other", by_ap=True).to_text().splitlines()
     assert lines[0] == "table: AP of each class, other"
