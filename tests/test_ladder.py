@@ -86,7 +86,7 @@ def test_the_branch_is_compared_with_its_own_loss_without_it() -> None:
 def test_every_table_shows_how_far_scores_are_off_beside_ap() -> None:
     for folder in (".", *SMALLER):
         for table in load_experiments([LADDER / folder]):
-            assert table.columns[0] == "AP" and table.columns[-2:] == ("LaECE", "LRP"), table.path
+            assert table.columns[0] == "AP" and table.columns[-2:] == ("LaECE", "oLRP"), table.path
 
 
 def test_the_same_targets_are_compared_on_both_assignments() -> None:
