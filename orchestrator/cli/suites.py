@@ -21,6 +21,7 @@ from orchestrator.cli.terminal import print_line, print_log, screen_columns
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment, find_row
+from orchestrator.site import Site
 
 
 @click.command()
@@ -120,7 +121,7 @@ def repair(experiments: list[Experiment], dry_run: bool, deep: bool) -> None:
 @click.command()
 @experiments_argument(required=False, only_sound=True)
 @click.option("--open", "opens", is_flag=True, help="Open the first address in a browser.")
-@click.option("--stop", is_flag=True, help="End the server instead.")
+@click.option("--stop", is_flag=True, help="End the server instead, if no submit records in it.")
 def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     """Start the MLflow UI, or find the one that runs.
 
@@ -129,6 +130,7 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     from orchestrator.tracking.server import stop_server, tracking_server
 
     if stop:
+        _require_no_submit(site())
         click.echo("The server has ended." if stop_server(site()) else "No server was running.")
         return
     from orchestrator.report.views import front_page
@@ -143,6 +145,18 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     if opens:
         click.launch(found[0][1])
     click.echo("The server stays until `rnc ui --stop`.", err=True)
+
+
+def _require_no_submit(here: Site) -> None:
+    """Its results would wait for the server, or find another one at its address."""
+    from orchestrator.driver.lock import running_here
+
+    if here.tracking_uri is None and (holders := running_here(here)):
+        running = ", ".join(f"{suite} ({holder})" for suite, holder in holders.items())
+        raise UserError(
+            f"the server takes the results of a submit that is running: {running}; wait for its end, or end it with "
+            "Ctrl-C or SIGTERM, after which the next submit goes on"
+        )
 
 
 @click.command()

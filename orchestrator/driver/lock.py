@@ -160,6 +160,12 @@ def holder_of(suite: Suite) -> Holder | None:
     return _Claim(tracking).holder()
 
 
+def running_here(site: Site) -> dict[str, Holder]:
+    """Return who runs suites of a site on this machine, by suite."""
+    signatures = {path.parent.name: signed(site, path.parent.name) for path in site.home.glob("submits/*/lock")}
+    return {suite: one for suite, one in sorted(signatures.items()) if one is not None and exists_here(one.driver)}
+
+
 def looks_alive(run: Run, told: float = 0.0) -> bool:
     """Say whether a run's driver still exists: by its process on this host, by signs of life from another host.
 

@@ -14,7 +14,7 @@ from orchestrator.site import Site
 from orchestrator.tracking.recorder import read_journal
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL
-from orchestrator.worker.training_log import TRAINING_LOG, entries_of, output_of, sentence
+from orchestrator.worker.training_log import TRAINING_LOG, entries_of, is_open, output_of, sentence
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 NUM_POINTS = 5
@@ -64,7 +64,7 @@ def print_logs(
     log = folder / TRAINING_LOG
     print_line(f"== {log}")
     suite = Suite([one for one in experiments if one.suite == experiment.suite], site)
-    for line in _growing(log, lambda: not follow or _is_over(suite, key)):
+    for line in _growing(log, lambda: not follow or _is_over(suite, key, folder)):
         for entry in entries_of([line]):
             print_line(f"{entry.time.astimezone():{TIME_FORMAT}}  {sentence(entry.event)}")
 
@@ -112,13 +112,14 @@ def _growing(log: Path, is_over: Callable[[], bool]) -> Iterator[str]:
         time.sleep(LOOK_SECONDS)
 
 
-def _is_over(suite: Suite, key: str) -> bool:
-    """Whether nothing more will be written: all is done, or it ended and nobody runs the suite."""
+def _is_over(suite: Suite, key: str, folder: Path) -> bool:
+    """Whether nothing more will be written to a training's folder: all is done and logged, or nobody runs the suite."""
     suite.refresh()
     if suite.tracking is None:
         return True
     plan = suite.make_plan()
     scored = not any(evaluation.key in plan.missing_evaluations for evaluation in plan.evaluations_on(key))
-    if key not in plan.missing_trainings and scored:
+    # MLflow has the numbers before the log says so.
+    if key not in plan.missing_trainings and scored and not is_open(folder):
         return True
     return holder_of(suite) is None

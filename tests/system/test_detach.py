@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("detach")
     (folder / "heads.yaml").write_text(one_short_training("away"))
     yield folder
+    rnc(folder, "submit", "heads.yaml")  # looks on until the detached one, which a failed test leaves, has ended
     rnc(folder, "ui", "--stop")
 
 

@@ -1,17 +1,25 @@
 """How `rnc logs` shows what a training wrote, and what `--detach` tells or refuses."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
+from orchestrator.driver.lock import locked
+from orchestrator.driver.logs import _is_over
 from orchestrator.experiment.load import load_experiment
-from orchestrator.experiment.plan import row_keys
-from orchestrator.worker.training_log import Start, write_event
+from orchestrator.experiment.plan import Plan, row_keys
+from orchestrator.site import Site
+from orchestrator.tracking.runs import Tracking
+from orchestrator.tracking.suite import Suite
+from orchestrator.worker.training_log import Scored, Scoring, Start, write_event
 
 TABLE = Path(__file__).parents[3] / "experiments" / "miniature" / "table1_heads.yaml"
 
@@ -53,6 +61,38 @@ def test_a_row_without_a_log_is_answered_with_where_it_was_looked_for(rnc: Rnc, 
     result = rnc("logs", TABLE, "--row", "RetinaNet")
     assert result.exit_code == 2
     assert str(tmp_path / "home" / "ray" / "miniature") in result.stderr
+
+
+def test_a_log_is_followed_until_it_says_what_mlflow_has_already(tmp_path: Path):
+    complete = Plan(
+        suite="s", experiments=(), trainings={}, evaluations={}, missing_trainings={}, missing_evaluations={}
+    )
+    suite = cast(
+        Suite,
+        SimpleNamespace(
+            name="s",
+            site=Site(home=tmp_path),
+            tracking=Tracking(uri="", suite="s", experiment_id=None),
+            refresh=lambda: None,
+            make_plan=lambda: complete,
+        ),
+    )
+    scoring = Scoring(num_done=8, num_images=8, split="val", num_settings=1)
+    write_event(tmp_path, scoring)
+    with locked(suite, lambda _: None):
+        assert not _is_over(suite, "k", tmp_path)
+        write_event(tmp_path, Scored(split="val", num_settings=1))
+        assert _is_over(suite, "k", tmp_path)
+        write_event(tmp_path, scoring)
+    assert _is_over(suite, "k", tmp_path)  # it was cut off, and nobody runs the suite
+
+
+def test_the_server_is_not_stopped_while_a_submit_records_in_it(rnc: Rnc, tmp_path: Path):
+    suite = cast(Suite, SimpleNamespace(name="mine", site=Site(home=tmp_path / "home")))
+    with locked(suite, lambda _: None):
+        refused = rnc("ui", "--stop")
+    assert (refused.exit_code, f"mine (process {os.getpid()} on " in refused.stderr) == (2, True)
+    assert rnc("ui", "--stop").stdout == "No server was running.\n"
 
 
 @pytest.mark.slow
