@@ -1,4 +1,4 @@
-"""The verbs of `rnc` for experiments: plan, submit, status, report, run, settings."""
+"""The verbs of `rnc` for experiments: plan, submit, status, report, compare, run, settings."""
 
 import json
 from dataclasses import replace
@@ -273,6 +273,26 @@ def report(
 
 @click.command()
 @EXPERIMENTS
+@click.option("--row", "label", required=True, help="The label of a row.")
+@click.option("--over", "other", required=True, metavar="TEXT", help="The label of the row to compare it with.")
+@click.option("--metric", type=click.Choice(["AP", "AP50", "AP75"]), default="AP", show_default=True)
+@click.option("--images", default=10, show_default=True, help="Name so many images that decide; 0 is much quicker.")
+@FORMAT
+def compare(experiments: list[Experiment], label: str, other: str, metric: str, images: int, form: str) -> None:
+    """Show by how much one row is above another, of one table of EXPERIMENT or of two, and which images decide it.
+
+    A results table compares its rows with its reference; this compares any two, over the seeds that both have.
+    """
+    opened = suites(experiments)
+    if len(opened) > 1:
+        names = ", ".join(suite.name for suite in opened)
+        raise UserError(f"rows of one suite are compared, and these files are of {names}; name those of one")
+    found = opened[0].compare(label, other, metric=metric, images=images > 0)
+    show([found.to_table(most=images)], form)
+
+
+@click.command()
+@EXPERIMENTS
 @click.option("--row", "label", required=True, help="The label of the row to train.")
 @click.option("--seed", type=int, help="One of the row's seeds; the first if not given.")
 @FORMAT
@@ -300,4 +320,4 @@ def settings(pattern: str, form: str) -> None:
     show([settings_table(pattern)], form)
 
 
-VERBS = (plan, submit, status, report, run, settings)
+VERBS = (plan, submit, status, report, compare, run, settings)

@@ -67,7 +67,7 @@ class Comparison:
         gain = Column(f"{self.metric} over {theirs}", digits=2, signed=True)
         return Table(
             title=f"{ours} over {theirs}",
-            caption="By how much do they differ, and which images decide it?",
+            caption=f"By how much do they differ{', and which images decide it' if self.images else ''}?",
             columns=(Column("row", numeric=False), Column(self.metric), gain),
             rows=tuple(rows),
             rules_before=(2,),
@@ -82,15 +82,14 @@ class Comparison:
         return self.to_table().to_html()
 
 
-def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP") -> Comparison:
+def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images: bool = True) -> Comparison:
     """Compare two rows of a suite, of one table or of two.
-
-    It takes about 15 s on two cores for each seed of each row on 5000 images such as those of val2017.
 
     Args:
         suite: whose MLflow holds the matches, and whose site the data set.
         labels: of the rows.
         metric: "AP", "AP50" or "AP75".
+        images: find those that decide, which takes a core about 5 s for each seed of each row on 5000 images.
 
     Raises:
         UserError: there is no such row or metric, a row is not measured or its matches are lost, or the rows were
@@ -116,11 +115,14 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP") -> Compar
             f"MLflow has no matches of {' and '.join(lost) or 'these rows'}, without which nothing says how sure their "
             "difference is; delete its evaluations in MLflow and submit again: nothing is trained for it"
         )
-    image_ids = _image_ids(rows[0], suite.site, fingerprint)
-    common = ours.resampled.keys() & theirs.resampled.keys()  # those that the difference is of
-    matches = [_matches(result, common or result.resampled, ledger, uri, len(image_ids)) for result in results]
-    weight = contributions(matches[0], matches[1], metric)
-    order = [int(place) for place in np.lexsort((image_ids, -np.abs(weight))) if weight[place]]
+    decisive: list[tuple[int, float]] = []
+    if images:
+        image_ids = _image_ids(rows[0], suite.site, fingerprint)
+        common = ours.resampled.keys() & theirs.resampled.keys()  # those that the difference is of
+        matches = [_matches(result, common or result.resampled, ledger, uri, len(image_ids)) for result in results]
+        weight = contributions(matches[0], matches[1], metric)
+        order = [int(place) for place in np.lexsort((image_ids, -np.abs(weight))) if weight[place]]
+        decisive = [(int(image_ids[place]), float(weight[place])) for place in order]
     return Comparison(
         labels=labels,
         metric=metric,
@@ -129,7 +131,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP") -> Compar
         low=gain.low,
         high=gain.high,
         note=interval_note([gain]) + _note_on_looks(suite, labels),
-        images=tuple((int(image_ids[place]), float(weight[place])) for place in order),
+        images=tuple(decisive),
     )
 
 
@@ -178,7 +180,9 @@ def _find(suite: Suite, label: str) -> Row:
         raise UserError(f"suite {suite.name} has no row {label!r}; {suggestion(label, known)}")
     # Labels may repeat between tables; the same keys say that it is the same row.
     if len({tuple(seed.evaluation_key for seed in row_keys(row)) for row in found.values()}) > 1:
-        raise UserError(f"{label!r} is another row in each of {', '.join(found)}; name one with table=")
+        raise UserError(
+            f"{label!r} is another row in each of {', '.join(found)}; name one with table=, or its file alone"
+        )
     return next(iter(found.values()))
 
 

@@ -119,6 +119,19 @@ def test_plan_and_status_say_that_all_is_done(folder: Path):
     assert rnc(folder, "status", "heads.yaml").stdout.count("finished") == 2
 
 
+def test_any_two_rows_are_compared(folder: Path, submitted: subprocess.CompletedProcess[str]):
+    rows = ("--row", "RetinaNet-Conf, alpha 0.4", "--over", "RetinaNet")
+    compared = rnc(folder, "compare", "heads.yaml", *rows, "--images", "2", "--format", "json")
+    assert compared.returncode == 0, compared.stderr
+    (table,) = json.loads(compared.stdout)
+    retinanet, conf = (row["AP"] for row in json.loads(submitted.stdout)[0]["rows"])
+    assert [row["AP"] for row in table["rows"][:2]] == [conf, retinanet]
+    assert table["rows"][0]["AP over RetinaNet"] == pytest.approx(conf - retinanet, abs=1e-9)
+    assert len(table["rows"]) <= 4
+    without = rnc(folder, "compare", "heads.yaml", *rows, "--images", "0", "--format", "json")
+    assert json.loads(without.stdout)[0]["rows"] == table["rows"][:2]
+
+
 @pytest.mark.usefixtures("submitted")
 def test_a_new_exponent_costs_no_training(folder: Path):
     (folder / "more.yaml").write_text(EXPONENTS.replace("0.4", "0.7"))

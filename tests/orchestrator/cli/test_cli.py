@@ -164,6 +164,12 @@ def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
     assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "did you mean RetinaNet-Conf?")
 
 
+def test_rows_of_two_suites_are_not_compared(rnc: Rnc):
+    refused = rnc("compare", MINIATURE, ROOT / "experiments" / "paper", "--row", "RetinaNet", "--over", "RetinaNet")
+    assert refused.exit_code == 2
+    assert "these files are of miniature, paper; name those of one" in refused.stderr
+
+
 def test_ctrl_c_in_one_suite_does_not_start_the_next(rnc: Rnc, monkeypatch: pytest.MonkeyPatch):
     started: list[str] = []
 

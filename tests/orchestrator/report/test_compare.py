@@ -133,6 +133,7 @@ def test_two_rows_are_compared_with_the_image_that_decides_first(suite_of: Calla
     assert found.low < found.difference < found.high
     assert found.images[0][0] == 5 and found.images[0][1] == pytest.approx(100 - ap)
     assert len(found.images) == 7 and all(contribution < 0 for _, contribution in found.images[1:])
+    assert compare(suite_of(), ("good", "bad"), images=False) == replace(found, images=())
     back = compare(suite_of(), ("bad", "good"), "AP75")
     assert back.difference == pytest.approx(ap - 100) and back.images[0][1] == pytest.approx(ap - 100)
     same = compare(suite_of(), ("good", "good"))
