@@ -17,7 +17,7 @@ from orchestrator.errors import UserError, free_of, is_full
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger, stop_training
 from orchestrator.tracking.reading.live_runs import LiveRuns
-from orchestrator.tracking.rest import DiskFull, retried
+from orchestrator.tracking.rest import DiskFull, Refused, ServerAway, retried
 from orchestrator.tracking.runs import Tracking, open_tracking
 from orchestrator.worker.task import GOES_ON, State, Status, TrainingTask, epochs_done
 from orchestrator.worker.training_log import End, EndState, scoring_of, write_event
@@ -72,10 +72,17 @@ class Follower:
     """Keeps the state of every training: shows it, writes it to MLflow, and tells trials to end."""
 
     def __init__(
-        self, tasks: Sequence[TrainingTask], tracking: Tracking, cluster: Cluster, show: Show, tell: Tell
+        self,
+        tasks: Sequence[TrainingTask],
+        tracking: Tracking,
+        cluster: Cluster,
+        show: Show,
+        tell: Tell,
+        keep_server: Callable[[], None] = lambda: None,
     ) -> None:
         self._tasks = {task.train_run.key: task for task in tasks}
         self._tracking, self._cluster, self._show, self._tell = tracking, cluster, show, tell
+        self._keep_server = keep_server
         self._progress = {key: _Progress() for key in self._tasks}
         self._away: UserError | None = None
         self._live = LiveRuns()
@@ -148,6 +155,7 @@ class Follower:
         """Show where all trainings stand."""
         ledger, began = None, time.monotonic()
         try:
+            self._keep_server()
             ledger = self._live.ledger(self._tracking)
         except UserError as error:  # the server is away; what it last told stands
             self._away = error
@@ -281,10 +289,10 @@ class Follower:
         if state not in GOES_ON:
             return ""
         refusal = progress.refusal or self._away
-        if isinstance(refusal, DiskFull):
-            return f"{refusal}; nothing is lost meanwhile"
-        if refusal is not None:
+        if isinstance(refusal, ServerAway | Refused) and not isinstance(refusal, DiskFull):
             return f"waiting for MLflow at {self._tracking.uri}; nothing is lost meanwhile"
+        if refusal is not None:
+            return f"{refusal}; nothing is lost meanwhile"
         storage = self._tasks[next(iter(self._tasks))].storage
         return f"{storage}: the disk is full ({free_of(storage)}); free some" if is_full(storage) else ""
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ray import tune
@@ -21,6 +22,7 @@ from orchestrator.experiment.plan import Plan
 from orchestrator.process import interruptible, uninterruptible
 from orchestrator.site import Site
 from orchestrator.tracking.runs import open_tracking
+from orchestrator.tracking.server import keep_server
 from orchestrator.worker.asha import AshaPerSearch
 from orchestrator.worker.gauges import SuiteGauges
 from orchestrator.worker.task import TrainingTask
@@ -70,7 +72,8 @@ def launch(plan: Plan, site: Site, tracking_uri: str, *, show: Show = lambda _: 
     for task in tasks:
         with suppress(OSError):  # its trial tells what is wrong with its folder
             task.stop_file.unlink(missing_ok=True)
-    follower = Follower(tasks, suite, cluster, show, SuiteGauges(plan, tasks[0].storage).tell)
+    gauges = SuiteGauges(plan, tasks[0].storage)
+    follower = Follower(tasks, suite, cluster, show, gauges.tell, partial(keep_server, site, tracking_uri))
     interrupted, watch = False, RayWatch(is_local=site.ray_address is None)
     starting = lean_trials() if site.ray_address is None else nullcontext()
     try:

@@ -35,6 +35,8 @@ NONCE_HEADER = "x-rnc-server"
 """With which servers that earlier versions started say the nonce of their server.json."""
 START_SECONDS = 120.0
 """It starts in 3 s; `mlflow server` took 95 s where Python had to compile all of MLflow first."""
+AGAIN_SECONDS = 30.0
+"""A server that ended sooner than this after its start is not begun again at once."""
 
 FOREIGN = ("_MLFLOW_", "MLFLOW_", "UVICORN_", "GUNICORN_", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "FLASK_")
 """What configures another server or a client, by the beginnings of names: hosts that are let in, stores, passwords.
@@ -107,6 +109,31 @@ def existing_tracking_server(site: Site) -> str | None:
 def running_server(site: Site) -> str | None:
     """Return the address of the site's own server if it runs; nothing is started."""
     return _answering(site.home / "mlflow")
+
+
+def keep_server(site: Site, uri: str) -> None:
+    """Begin the site's own server again if it has ended, as one that was killed for its memory has; do not wait for it.
+
+    Args:
+        site: which may name another server, that is not ours to begin.
+        uri: where trainings expect it.
+
+    Raises:
+        UserError: another program has its port by now, so that it is elsewhere, or its database is damaged.
+    """
+    folder = site.home / "mlflow"
+    state = _state(folder)
+    if site.tracking_uri is not None or "port" not in state:
+        return
+    began = state.get("started")
+    is_new = isinstance(began, int | float) and 0 <= time.time() - began < AGAIN_SECONDS
+    if not is_new and _is_free(folder):
+        _begin(folder)
+    if (now := f"http://127.0.0.1:{_state(folder).get('port')}") != uri:
+        raise UserError(
+            f"MLflow had ended, and is at {now} since, as another program has taken {uri}; end this with Ctrl-C, and "
+            "submit again, which goes on"
+        )
 
 
 def stop_server(site: Site, seconds: float = 15.0) -> bool:

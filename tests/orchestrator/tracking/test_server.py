@@ -21,10 +21,11 @@ import pytest
 from orchestrator.errors import UserError
 from orchestrator.process import identity
 from orchestrator.site import Site
-from orchestrator.tracking import rest
+from orchestrator.tracking import rest, server
 from orchestrator.tracking.server import (
     begin_tracking_server,
     existing_tracking_server,
+    keep_server,
     running_server,
     stop_server,
     tracking_server,
@@ -204,6 +205,45 @@ def test_the_port_of_last_time_is_kept(tmp_path, fake_uvicorn):
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "server.json").write_text(json.dumps({"port": port}))
     assert begin_tracking_server(Site(home=tmp_path)).uri == f"http://127.0.0.1:{port}"
+
+
+def test_a_server_that_was_killed_is_begun_again_at_its_address_but_not_over_and_over(mortal_site, monkeypatch):
+    uri = tracking_server(mortal_site)
+    monkeypatch.setattr(server, "AGAIN_SECONDS", 0.0)
+    keep_server(mortal_site, uri)
+    first = state(mortal_site)["pid"]
+    kill(first)
+    keep_server(mortal_site, uri)
+    second = state(mortal_site)["pid"]
+    assert first != second and tracking_server(mortal_site) == uri
+    kill(second)
+    monkeypatch.undo()
+    keep_server(mortal_site, uri)
+    assert state(mortal_site)["pid"] == second and running_server(mortal_site) is None
+
+
+def kill(pid: int) -> None:
+    process = psutil.Process(pid)
+    process.kill()
+    process.wait()
+
+
+def test_a_server_whose_port_was_taken_meanwhile_says_so(tmp_path, fake_uvicorn):
+    fake_uvicorn("import time; time.sleep(600)")
+    site = Site(home=tmp_path)
+    (tmp_path / "mlflow").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        (tmp_path / "mlflow" / "server.json").write_text(json.dumps({"port": port}))
+        with pytest.raises(UserError, match=f"as another program has taken http://127.0.0.1:{port}; end this with"):
+            keep_server(site, f"http://127.0.0.1:{port}")
+    assert stop_server(site)
+
+
+def test_a_server_that_is_not_ours_is_not_begun(tmp_path):
+    keep_server(Site(home=tmp_path, tracking_uri="http://127.0.0.1:9"), "http://127.0.0.1:9")
+    keep_server(Site(home=tmp_path), "http://127.0.0.1:9")  # nothing was ever recorded here
+    assert not (tmp_path / "mlflow").exists()
 
 
 def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path, fake_uvicorn):
