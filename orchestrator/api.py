@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from model.inference.predictor import Predictor
     from orchestrator.checkpoint.pull import Provenance
     from orchestrator.driver.submit import Submitted
-    from orchestrator.experiment.estimate import PlanTime
+    from orchestrator.experiment.cost.estimate import PlanTime
     from orchestrator.experiment.plan import Plan
     from orchestrator.report.compare import Comparison
     from orchestrator.report.files import Report
@@ -115,7 +115,7 @@ class OpenSuite(Suite):
         self, *, gpus: int | None = None, images_per_s: float | None = None, quick: bool = False
     ) -> "tuple[Plan, PlanTime]":
         """Return the plan, and the hours and bytes that it comes to; see `plan`."""
-        from orchestrator.experiment.estimate import estimate_time
+        from orchestrator.experiment.cost.estimate import estimate_time
 
         plan = self.make_plan(verified=not quick)
         ledger = self.ledger if quick else self.verified

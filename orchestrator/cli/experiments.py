@@ -22,7 +22,7 @@ from orchestrator.cli.options import (
 from orchestrator.cli.terminal import GOES_ON, print_log, when_interrupted
 from orchestrator.cluster.environment import is_jobs_address
 from orchestrator.errors import BAD_INPUT, INTERRUPTED, UserError
-from orchestrator.experiment.budget import require_budget
+from orchestrator.experiment.cost.budget import require_budget
 from orchestrator.experiment.load import Experiment
 from orchestrator.figures.table import Table
 

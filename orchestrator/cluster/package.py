@@ -10,7 +10,7 @@ from os.path import normpath, relpath
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.load import parent_file, placed
+from orchestrator.experiment.document import parent_file, placed
 from orchestrator.site import ROOT
 from orchestrator.strict_yaml import read_yaml
 

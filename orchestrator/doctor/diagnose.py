@@ -19,7 +19,7 @@ from orchestrator.doctor.finding import DRIVER, EVERYWHERE, Finding, Level, find
 from orchestrator.doctor.machine import Facts, Questions, examine, existing, judge_machine
 from orchestrator.doctor.surroundings import judge_variables
 from orchestrator.errors import Say, UserError
-from orchestrator.experiment.estimate import needed_while_training
+from orchestrator.experiment.cost.estimate import needed_while_training
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, make_plan
 from orchestrator.experiment.prepare import look_ahead

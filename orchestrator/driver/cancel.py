@@ -9,9 +9,9 @@ from model.foreign import parse_json
 from orchestrator import names
 from orchestrator.driver.lock import holder_of
 from orchestrator.errors import Say, UserError
+from orchestrator.experiment.cost.seeds import at_most
 from orchestrator.experiment.load import find_row
 from orchestrator.experiment.plan import TrainRun, gather, train_key
-from orchestrator.experiment.seeds import at_most
 from orchestrator.tracking.ledger import begin_training, end_training, read_ledger
 from orchestrator.tracking.runs import (
     Run,

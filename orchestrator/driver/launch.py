@@ -17,7 +17,7 @@ from orchestrator.cluster.ray_processes import RayWatch
 from orchestrator.driver.follow import Ending, Follower
 from orchestrator.driver.live import Show
 from orchestrator.errors import INTERRUPTED
-from orchestrator.experiment.estimate import weights_bytes
+from orchestrator.experiment.cost.estimate import weights_bytes
 from orchestrator.experiment.plan import Plan
 from orchestrator.process import interruptible, uninterruptible
 from orchestrator.site import Site

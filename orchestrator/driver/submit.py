@@ -19,12 +19,12 @@ from orchestrator.driver.live import Show, live_view, onlooker, working
 from orchestrator.driver.lock import Tell, Work, locked, work_of
 from orchestrator.driver.repair.defects import repair
 from orchestrator.errors import INTERRUPTED, Say, UserError
-from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
-from orchestrator.experiment.estimate import PlanTime, estimate_time
+from orchestrator.experiment.cost.budget import Part, hours_unit, next_part, require_budget, spent_hours
+from orchestrator.experiment.cost.estimate import PlanTime, estimate_time
+from orchestrator.experiment.cost.seeds import Asked, Seed, cheapest_seeds, next_seeds
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
-from orchestrator.experiment.seeds import Asked, Seed, cheapest_seeds, next_seeds
 from orchestrator.homes import describe_home, last_home, remember
 from orchestrator.process import interruptible
 from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims

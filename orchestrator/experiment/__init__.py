@@ -1,1 +1,4 @@
-"""From a YAML file to a plan: rows, grids, keys, costs; pure but for `prepare.py`; begin with `load.py`."""
+"""From a YAML file to a plan: rows, grids, keys, and in `cost/` what it costs; pure but for `prepare.py`.
+
+Begin with `load.py`.
+"""

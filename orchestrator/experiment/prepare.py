@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment.estimate import needed_while_training
+from orchestrator.experiment.cost.estimate import needed_while_training
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, row_keys, why_evaluation_is_missing
 from orchestrator.homes import make_home

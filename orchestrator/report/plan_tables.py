@@ -9,7 +9,7 @@ from typing import Any
 
 from model.names import ETA_S, IMAGES_PER_S, LOSS, VAL
 from model.settings import flat_differences
-from orchestrator.experiment.estimate import DEVICES, Disk, PlanTime, RowCost, estimate_disk, row_costs
+from orchestrator.experiment.cost.estimate import DEVICES, Disk, PlanTime, RowCost, estimate_disk, row_costs
 from orchestrator.experiment.plan import (
     Ledger,
     Place,

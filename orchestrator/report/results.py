@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from model.config import CALIBRATION, METRICS
 from model.names import LOSS_BOX, LOSS_CLASS, LOSS_CONFIDENCE
+from orchestrator.experiment.cost.seeds import looks, note_on_looks
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import (
     RUNNING,
@@ -18,7 +19,6 @@ from orchestrator.experiment.plan import (
 )
 from orchestrator.experiment.prepare import require_one_version
 from orchestrator.experiment.rows import Cited, Row, SeedRule
-from orchestrator.experiment.seeds import looks, note_on_looks
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.experiment.cost.seeds import Asked, grown
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, gather, lacking
-from orchestrator.experiment.seeds import Asked, grown
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import check_files
 from orchestrator.tracking.reading.live_runs import LiveRuns

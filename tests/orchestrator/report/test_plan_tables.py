@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
-from orchestrator.experiment.estimate import PlanTime, estimate_time
+from orchestrator.experiment.cost.estimate import PlanTime, estimate_time
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Resources, Row, SeedRule

@@ -15,7 +15,7 @@ from model.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from orchestrator.experiment.estimate import (
+from orchestrator.experiment.cost.estimate import (
     BACKBONES,
     Kind,
     checkpoint_bytes,

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 
 from model.config import ConfidenceConfig, ModelConfig, TrainConfig
-from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.experiment.rows import Row, SeedRule
-from orchestrator.experiment.seeds import (
+from orchestrator.experiment.cost.seeds import (
     Asked,
     Seed,
     at_most,
@@ -21,6 +18,9 @@ from orchestrator.experiment.seeds import (
     next_seeds,
     note_on_looks,
 )
+from orchestrator.experiment.load import Experiment
+from orchestrator.experiment.plan import Ledger, Record
+from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.report.results import RowResult
 from tests.orchestrator.ledgers import experiment, finished
 

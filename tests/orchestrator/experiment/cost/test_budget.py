@@ -7,8 +7,8 @@ import pytest
 
 from model.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
 from orchestrator.errors import UserError
-from orchestrator.experiment.budget import Part, hours_unit, next_part, require_budget, spent_hours
-from orchestrator.experiment.estimate import estimate_time
+from orchestrator.experiment.cost.budget import Part, hours_unit, next_part, require_budget, spent_hours
+from orchestrator.experiment.cost.estimate import estimate_time
 from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Resources, Row
 from tests.orchestrator.ledgers import experiment, finished

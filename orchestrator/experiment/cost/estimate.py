@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.names import EPOCH, IMAGES_PER_S
+from orchestrator.experiment.cost.seeds import at_most
 from orchestrator.experiment.plan import Ledger, Place, Plan, TrainRun, gather, lacking
-from orchestrator.experiment.seeds import at_most
 from orchestrator.site import NUM_SHAPES
 
 Device = Literal["GPU", "CPU"]

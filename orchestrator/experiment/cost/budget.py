@@ -6,7 +6,7 @@ from math import inf, nan
 
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator.errors import UserError
-from orchestrator.experiment.estimate import CountImages, PlanTime
+from orchestrator.experiment.cost.estimate import CountImages, PlanTime
 from orchestrator.experiment.plan import Ledger, Plan
 
 

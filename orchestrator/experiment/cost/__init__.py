@@ -1,0 +1,1 @@
+"""What a plan costs, and how far a budget reaches: which trainings, and which further seeds."""
