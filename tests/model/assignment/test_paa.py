@@ -11,9 +11,8 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from model.assignment import costs, paa
 from model.assignment.max_iou import max_iou
 from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
-from model.network.anchors import AnchorGrid, anchor_grid, valid_anchors
+from model.network.anchors import AnchorGrid, valid_anchors
 from model.network.overlaps import pairwise_iou
-from tests.fake_cuda import CUDA, imagined_cuda, watched
 from tests.scenes import Box, Scene, drawn, hand_made, own_numbers
 
 BOX: Box = (0, 0, 40, 40)
@@ -113,13 +112,6 @@ def test_only_boxes_with_area_take_part() -> None:
     assert torch.equal(assigned(scene.filled_up(3)), assigned(scene))
     line = hand_made([ANCHOR, ANCHOR], [(20, 0, 20, 40)], [BOX, BOX], [[0.0], [0.0]])
     assert learning(line) == []
-
-
-def test_images_without_boxes_are_background() -> None:
-    scene = drawn((0, 0))
-    found = assigned(scene)
-    assert torch.equal(found == INVALID, ~valid_anchors(scene.grid, scene.padded_sizes))
-    assert set(found.flatten().tolist()) == {NEGATIVE, INVALID}
 
 
 def test_an_image_is_assigned_the_same_whatever_else_is_in_its_batch() -> None:
@@ -227,17 +219,3 @@ def test_float64_predictions_are_assigned_like_float32() -> None:
     exact = Predicted(scene.predicted.boxes.double(), scene.predicted.class_logits.double())
     precise = Scene(scene.grid, scene.padded_sizes, scene.truth, exact)
     assert torch.equal(assigned(precise), assigned(scene))
-
-
-def test_nothing_waits_for_the_gpu() -> None:
-    with imagined_cuda():
-        grid = anchor_grid((64, 96), CUDA)
-        index = torch.zeros(3, dtype=torch.int64, device=CUDA)
-        truth = GroundTruth(torch.ones(3, 4, device=CUDA), index, index)
-        predicted = Predicted(
-            torch.ones(2, len(grid.boxes), 4, device=CUDA), torch.ones(2, len(grid.boxes), 5, device=CUDA)
-        )
-        sizes = torch.ones(2, 2, dtype=torch.int64, device=CUDA)
-        with watched():
-            found = paa.paa(grid, sizes, truth, predicted, top_k=9, iou=0.1)
-        assert (found.device, found.dtype, found.shape) == (CUDA, torch.int64, (2, len(grid.boxes)))

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from model.assignment import costs, sim_ota
-from model.assignment.samples import INVALID, NEGATIVE, GroundTruth, Predicted
-from model.network.anchors import STRIDES, anchor_grid, cell_centers, valid_anchors
+from model.assignment.samples import INVALID, NEGATIVE, Predicted
+from model.network.anchors import STRIDES, cell_centers, valid_anchors
 from model.network.overlaps import pairwise_iou
-from tests.fake_cuda import CUDA, imagined_cuda, watched
 from tests.scenes import Box, Scene, drawn, hand_made, own_numbers
 
 BOX: Box = (0, 0, 40, 40)  # its centre is (20, 20)
@@ -217,29 +216,8 @@ def test_boxes_are_assigned_the_same_however_many_are_handled_at_once(block: int
     assert torch.equal(assigned(scene), at_once)
 
 
-def test_images_without_boxes_are_background() -> None:
-    scene = drawn((0, 0))
-    found = assigned(scene)
-    assert torch.equal(found == INVALID, ~valid_anchors(scene.grid, scene.padded_sizes))
-    assert set(found.flatten().tolist()) == {NEGATIVE, INVALID}
-
-
 def test_float64_predictions_are_assigned_like_float32() -> None:
     scene = drawn(COUNTS)
     exact = Predicted(scene.predicted.boxes.double(), scene.predicted.class_logits.double())
     precise = Scene(scene.grid, scene.padded_sizes, scene.truth, exact)
     assert torch.equal(assigned(precise), assigned(scene))
-
-
-def test_nothing_waits_for_the_gpu() -> None:
-    with imagined_cuda():
-        grid = anchor_grid((64, 96), CUDA)
-        index = torch.zeros(3, dtype=torch.int64, device=CUDA)
-        truth = GroundTruth(torch.ones(3, 4, device=CUDA), index, index)
-        predicted = Predicted(
-            torch.ones(2, len(grid.boxes), 4, device=CUDA), torch.ones(2, len(grid.boxes), 5, device=CUDA)
-        )
-        sizes = torch.ones(2, 2, dtype=torch.int64, device=CUDA)
-        with watched():
-            found = sim_ota.sim_ota(grid, sizes, truth, predicted, top_k=10, radius=2.5, iou_weight=3.0)
-        assert (found.device, found.dtype, found.shape) == (CUDA, torch.int64, (2, len(grid.boxes)))
