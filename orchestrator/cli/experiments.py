@@ -276,7 +276,13 @@ def report(
 @click.option("--row", "label", required=True, help="The label of a row.")
 @click.option("--over", "other", required=True, metavar="TEXT", help="The label of the row to compare it with.")
 @click.option("--metric", type=click.Choice(["AP", "AP50", "AP75"]), default="AP", show_default=True)
-@click.option("--images", default=10, show_default=True, help="Name so many images that decide; 0 is much quicker.")
+@click.option(
+    "--images",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Name so many images that decide; 0 is much quicker.",
+)
 @FORMAT
 def compare(experiments: list[Experiment], label: str, other: str, metric: str, images: int, form: str) -> None:
     """Show by how much one row is above another, of one table of EXPERIMENT or of two, and which images decide it.
