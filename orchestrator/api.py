@@ -93,7 +93,7 @@ class OpenSuite(Suite):
         Raises:
             UserError: MLflow does not answer.
         """
-        from orchestrator.report.plan_tables import plan_table
+        from orchestrator.report.plan_table import plan_table
 
         return plan_table(*self.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick))
 
@@ -107,7 +107,7 @@ class OpenSuite(Suite):
         Raises:
             UserError: MLflow does not answer.
         """
-        from orchestrator.report.plan_tables import costs_table
+        from orchestrator.report.plan_table import costs_table
 
         return costs_table(*self.costed_plan(images_per_s=images_per_s, quick=quick))
 
@@ -174,7 +174,7 @@ class OpenSuite(Suite):
     def status(self, *, whole: bool = False) -> Table:
         """Show how far each row is, and why not further; `whole` does not cut long reasons."""
         from orchestrator.driver.lock import last_renewal, without_the_dead
-        from orchestrator.report.plan_tables import status_table
+        from orchestrator.report.status_table import status_table
 
         # A driver that was killed left its runs RUNNING; the next submit closes them.
         ledger = without_the_dead(self.ledger, self.mlflow_runs, lambda: last_renewal(self))

@@ -73,7 +73,7 @@ class Numbers:
         from model.evaluation.coco_eval import match
         from orchestrator.report.classes.numbers import of_scoring
         from orchestrator.report.classes.table import classes_table
-        from orchestrator.report.resamples import class_samples
+        from orchestrator.report.statistics.resamples import class_samples
 
         samples = class_samples(match(self.data, self.detections))
         return classes_table(of_scoring(self.table.title, samples), by_ap=by_ap)

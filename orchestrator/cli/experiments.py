@@ -55,7 +55,7 @@ def plan(
     The data are checked as a submit checks them, image files where there are at most 5,000; what would stop a submit is
     named, and the exit code is then 2.
     """
-    from orchestrator.report.plan_tables import costs_table, evaluations_table, plan_table, plans_json
+    from orchestrator.report.plan_table import costs_table, evaluations_table, plan_table, plans_json
 
     opened = suites(experiments)
     plans = [one.costed_plan(gpus=gpus, images_per_s=images_per_s, quick=quick) for one in opened]

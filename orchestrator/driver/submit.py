@@ -30,9 +30,9 @@ from orchestrator.process import interruptible
 from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims
 from orchestrator.report.claims.ledger import open_rows
 from orchestrator.report.files import Report, make_reports, measure_suite, table_files, write_reports
-from orchestrator.report.intervals import Estimate
 from orchestrator.report.pages import show_suite, why_no_views
-from orchestrator.report.results import differences_to_reference
+from orchestrator.report.results.rows import differences_to_reference
+from orchestrator.report.statistics.intervals import Estimate
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_trainings, place_evaluations
 from orchestrator.tracking.suite import Suite

@@ -15,7 +15,7 @@ from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.experiment.search import Search
 
 JUDGED = tuple(metric for metric in METRICS if metric not in ("AR1", "AR10"))
-"""The metrics that have intervals over images; see report.resamples.ROWS."""
+"""The metrics that have intervals over images; see report.statistics.resamples.ROWS."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 """What a file may call itself and its suite."""
 

@@ -11,8 +11,9 @@ from orchestrator.experiment.prepare import draw
 from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Cell, Column, Table, Value
 from orchestrator.report.files import matches_from
-from orchestrator.report.resamples import ROWS, Resamples, leave_one_out, recorded_matches, resampled
-from orchestrator.report.results import EXCLUDES_ZERO, RowResult, data_of, interval_note, measure_row
+from orchestrator.report.results.rows import RowResult, data_of, measure_row
+from orchestrator.report.results.table import EXCLUDES_ZERO, interval_note
+from orchestrator.report.statistics.resamples import ROWS, Resamples, leave_one_out, recorded_matches, resampled
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite
 

@@ -11,7 +11,8 @@ from orchestrator.figures.drawing import Drawing, Point, small_multiples, to_svg
 from orchestrator.figures.page import captioned
 from orchestrator.figures.plots import Measurement, curve_plot, dot_plot
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value, show
-from orchestrator.report.results import PAPER, RowResult, paper_beside, with_references
+from orchestrator.report.results.rows import RowResult, with_references
+from orchestrator.report.results.table import PAPER, paper_beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,8 +28,9 @@ from orchestrator.report.classes.section import classes_section
 from orchestrator.report.classes.table import classes_table
 from orchestrator.report.figures import drawings, figures, with_matrix
 from orchestrator.report.misalignment_table import has_several_heads, is_measured, misalignment_table
-from orchestrator.report.resamples import OF_SIZES, Fetch, resampled, resampled_classes
-from orchestrator.report.results import RowResult, measure, measured_on, papers_gains, results_table, with_references
+from orchestrator.report.results.rows import RowResult, measure, measured_on, with_references
+from orchestrator.report.results.table import papers_gains, results_table
+from orchestrator.report.statistics.resamples import OF_SIZES, Fetch, resampled, resampled_classes
 from orchestrator.tracking.artifacts import download
 from orchestrator.tracking.suite import Suite
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from orchestrator import names
 from orchestrator.experiment.load import Experiment
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
-from orchestrator.report.results import RowResult, measured_on
+from orchestrator.report.results.rows import RowResult, measured_on
 
 MISALIGNMENT_COLUMNS = {
     "rank_correlation": Column("rank corr.", digits=3),

@@ -24,7 +24,7 @@ from model.data.coco import read_coco
 from model.data.split import CocoData
 from model.evaluation.coco_eval import evaluate, match, write_matches
 from model.inference.table import DetectionTable
-from orchestrator.report.resamples import precision_and_recall, resample
+from orchestrator.report.statistics.resamples import precision_and_recall, resample
 
 
 @click.command(help=__doc__)

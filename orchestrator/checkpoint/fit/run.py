@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from model.evaluation.calibration.outcomes import Outcomes
     from model.evaluation.calibration.recalibration import Recalibration
     from model.inference.table import DetectionTable
-    from orchestrator.report.intervals import Estimate
+    from orchestrator.report.statistics.intervals import Estimate
 
 EXPONENT = "confidence_exponent"
 EVERY = "0:1:0.05"
@@ -259,8 +259,8 @@ def _gain(
 ) -> "Estimate | None":
     """The difference of two APs, with an interval by images that are drawn again: of this training and this choice."""
     from model.evaluation.coco_eval import match
-    from orchestrator.report.intervals import SeedValues, difference
-    from orchestrator.report.resamples import precision_and_recall, resample
+    from orchestrator.report.statistics.intervals import SeedValues, difference
+    from orchestrator.report.statistics.resamples import precision_and_recall, resample
 
     weights = resample(len(inputs.data))
 

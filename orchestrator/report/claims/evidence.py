@@ -29,11 +29,11 @@ from orchestrator.report.claims.file import (
     place_of,
 )
 from orchestrator.report.claims.kinds import Absent, Number, all_needed, shown
-from orchestrator.report.results import RowResult, data_of
+from orchestrator.report.results.rows import RowResult, data_of
 from orchestrator.tracking.artifacts import download
 
 if TYPE_CHECKING:
-    from orchestrator.report.intervals import Estimate, Needed
+    from orchestrator.report.statistics.intervals import Estimate, Needed
 
 SATURATED = 10.0
 """The logit at which slopes are taken, with a target of 0: the sigmoid is 0.99995."""
@@ -139,7 +139,7 @@ class OurNumbers:
 
     def needed(self, number: Number, margin: float) -> "Needed | None":
         """See `kinds.Side`."""
-        from orchestrator.report.intervals import needed
+        from orchestrator.report.statistics.intervals import needed
 
         return all_needed([needed(estimate, margin) for estimate in number.estimates])
 

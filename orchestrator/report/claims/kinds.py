@@ -10,7 +10,7 @@ from model.config import METRICS
 from orchestrator.report.claims.file import EVERY_IMAGE, TEN_IMAGES, Claim, Kind, Part, means, place_of
 
 if TYPE_CHECKING:
-    from orchestrator.report.intervals import Estimate, Needed
+    from orchestrator.report.statistics.intervals import Estimate, Needed
 
 Verdict = Literal["supported", "contradicted", "partly", "undecided", "not yet run", "to be measured"]
 EPSILON = 1e-6

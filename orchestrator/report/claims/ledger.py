@@ -10,10 +10,11 @@ from orchestrator.figures.table import Cell, Column, Table
 from orchestrator.report.claims.evidence import NO_INTERVAL, Fetch, OurNumbers, PapersNumbers
 from orchestrator.report.claims.file import GRADIENTS, TEN_IMAGES, Claim, ClaimsFile
 from orchestrator.report.claims.kinds import Outcome, Verdict, weigh, weigh_part
-from orchestrator.report.results import PAPERS_DATA, RowResult, measured_on
+from orchestrator.report.results.rows import RowResult, measured_on
+from orchestrator.report.results.table import PAPERS_DATA
 
 if TYPE_CHECKING:
-    from orchestrator.report.intervals import Needed
+    from orchestrator.report.statistics.intervals import Needed
 
 MARKS: Mapping[Verdict, str] = {
     "supported": "\u00a0✓",

@@ -11,13 +11,13 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import row_keys
 from orchestrator.experiment.rows import Row
-from orchestrator.report.resamples import ClassSamples
-from orchestrator.report.results import RowResult
+from orchestrator.report.results.rows import RowResult
+from orchestrator.report.statistics.resamples import ClassSamples
 from orchestrator.site import Site
 from orchestrator.tracking.evaluations.classes import told_apart
 
 if TYPE_CHECKING:
-    from orchestrator.report.intervals import Estimate
+    from orchestrator.report.statistics.intervals import Estimate
 
 METRICS = ("AP", "AP50", "AP75")
 """What is known of a class."""

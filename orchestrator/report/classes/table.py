@@ -10,7 +10,7 @@ from orchestrator.errors import UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 from orchestrator.figures.texts import width
 from orchestrator.report.classes.numbers import FEW_IMAGES, METRICS, Classes, RowOfClasses
-from orchestrator.report.results import EXCLUDES_ZERO, interval_note
+from orchestrator.report.results.table import EXCLUDES_ZERO, interval_note
 
 MOST_ROWS = 5
 """So many rows of an experiment have room beside the names of classes in 80 columns."""

@@ -186,7 +186,7 @@ def test_only_a_verb_that_goes_on_says_so_after_ctrl_c(
 
     monkeypatch.setenv("RNC_HOME", str(tmp_path))
     monkeypatch.setattr("orchestrator.worker.local.run_row", interrupted)
-    monkeypatch.setattr("orchestrator.report.plan_tables.plan_table", interrupted)
+    monkeypatch.setattr("orchestrator.report.plan_table.plan_table", interrupted)
     result = CliRunner().invoke(cli, arguments)
     assert (result.exit_code, result.stderr) == (130, f"{ends}\n")
 

@@ -9,7 +9,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import find_row, load_experiment, load_experiments, load_sound
 from orchestrator.experiment.plan import train_key
 from orchestrator.experiment.rows import Resources, SeedRule
-from orchestrator.report.resamples import ROWS
+from orchestrator.report.statistics.resamples import ROWS
 from tests.experiment_files import load, mistake, mistakes, write
 
 PAPER = Path(__file__).parents[3] / "experiments" / "paper"

@@ -19,7 +19,7 @@ from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.report import compare as module
 from orchestrator.report.compare import Comparison, compare, contributions
-from orchestrator.report.resamples import precision_and_recall
+from orchestrator.report.statistics.resamples import precision_and_recall
 from orchestrator.site import Site
 from tests.detections import matches_of, random_scene, table, write
 from tests.orchestrator.ledgers import experiment

@@ -16,7 +16,8 @@ from orchestrator.experiment.rows import Row
 from orchestrator.figures.drawing import WIDTH, to_svg
 from orchestrator.figures.table import Table
 from orchestrator.report.figures import drawings, figures, row_dots, row_grid, setting_curves, with_matrix
-from orchestrator.report.results import RowResult, results_table
+from orchestrator.report.results.rows import RowResult
+from orchestrator.report.results.table import results_table
 
 
 def measured(row: Row, ap: float | None, half: float | None = None) -> RowResult:

@@ -12,7 +12,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.figures.table import Table, show
 from orchestrator.report.files import make_reports, reports_page, write_reports
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS, has_several_heads, misalignment_table
-from orchestrator.report.results import measure
+from orchestrator.report.results.rows import measure
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite
 

@@ -14,13 +14,15 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Cited, Resources, Row, SeedRule
 from orchestrator.figures.page import render
-from orchestrator.figures.table import Cell, Table, show
-from orchestrator.report import results
-from orchestrator.report.intervals import Estimate
-from orchestrator.report.plan_tables import status_table
-from orchestrator.report.resamples import ROWS, Resamples
-from orchestrator.report.results import RowResult, measure
+from orchestrator.figures.table import Cell, Table
+from orchestrator.report.results.rows import RowResult, differences_to_reference, measure
+from orchestrator.report.results.table import papers_gains
+from orchestrator.report.results.table import results_table as table_of
+from orchestrator.report.statistics.intervals import Estimate
+from orchestrator.report.statistics.resamples import ROWS, Resamples
+from orchestrator.report.status_table import status_table
 from tests.orchestrator.ledgers import finished, ledger_of
+from tests.orchestrator.tables import shown
 
 BASE = Row(
     label="RetinaNet",
@@ -46,13 +48,7 @@ def experiment(*rows: Row, columns: tuple[str, ...] = ("AP", "APs"), reference: 
 
 
 def results_table(of: Experiment, held: Ledger, resampled: Mapping[str, Resamples] | None = None) -> Table:
-    return results.results_table(of, measure(of, held, resampled), is_resampled=resampled is not None)
-
-
-def shown(table: Table) -> list[dict[str, str]]:
-    names = [column.name for column in table.columns]
-    texts = [[show(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in table.cells()]
-    return [dict(zip(names, row, strict=True)) for row in texts]
+    return table_of(of, measure(of, held, resampled), is_resampled=resampled is not None)
 
 
 def bold(table: Table) -> list[list[bool]]:
@@ -383,10 +379,10 @@ def test_a_row_is_compared_with_a_reference_of_its_own() -> None:
         "-0.8 [-1.3, -0.3]*",
     ]
     assert table.notes[2:4] == ("Reference: RetinaNet.", "Reference of IoU-aware: RetinaNet-Conf.")
-    assert results.papers_gains(of) == [None, 0.7, -1.0]
+    assert papers_gains(of) == [None, 0.7, -1.0]
     rule = SeedRule(until="decided", at_least=2)
     rows = measure(replace(of, seed_rule=rule), held, samples)
-    gains = results.differences_to_reference(replace(of, seed_rule=rule), rows)
+    gains = differences_to_reference(replace(of, seed_rule=rule), rows)
     assert {label: round(gain.value, 6) for label, gain in gains.items()} == {"RetinaNet-Conf": 1.0, "IoU-aware": -0.8}
 
 

@@ -21,7 +21,7 @@ from orchestrator.experiment.cost.seeds import (
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.experiment.rows import Row, SeedRule
-from orchestrator.report.results import RowResult
+from orchestrator.report.results.rows import RowResult
 from tests.orchestrator.ledgers import experiment, finished
 
 RULE = SeedRule(until="decided", at_least=2, most=4)

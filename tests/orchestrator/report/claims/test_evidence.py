@@ -14,7 +14,7 @@ from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.report.claims import evidence
 from orchestrator.report.claims.evidence import counts_from, slope_by_autograd, slope_by_equation
-from orchestrator.report.results import measure_row
+from orchestrator.report.results.rows import measure_row
 
 ROW = Row(label="RetinaNet")
 (KEYS,) = row_keys(ROW)

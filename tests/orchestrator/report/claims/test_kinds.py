@@ -14,8 +14,8 @@ from orchestrator.report.claims.evidence import PapersNumbers
 from orchestrator.report.claims.file import TEN_IMAGES, Claim, ClaimsFile, Part, Printed
 from orchestrator.report.claims.kinds import Absent, Number, Outcome, weigh
 from orchestrator.report.claims.ledger import judge
-from orchestrator.report.intervals import Needed
-from orchestrator.report.results import RowResult
+from orchestrator.report.results.rows import RowResult
+from orchestrator.report.statistics.intervals import Needed
 
 NOISE = np.linspace(-0.5, 0.5, 1001)
 """95 % of it lie within 0.475 of 0; every second row has it, so that neighbours differ by it."""

@@ -20,8 +20,8 @@ from orchestrator.report.claims.evidence import Counts, papers_numbers
 from orchestrator.report.claims.file import GRADIENTS, TEN_IMAGES, load_claims
 from orchestrator.report.claims.kinds import Outcome, all_needed
 from orchestrator.report.claims.ledger import Judgement, claims_table, judge, open_rows
-from orchestrator.report.intervals import Needed
-from orchestrator.report.results import RowResult
+from orchestrator.report.results.rows import RowResult
+from orchestrator.report.statistics.intervals import Needed
 
 EXPERIMENTS = Path(__file__).parents[4] / "experiments"
 FILE = load_claims(EXPERIMENTS / "paper" / "claims.yaml")

@@ -12,8 +12,8 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row
 from orchestrator.report.classes.numbers import Classes, measure_classes, of_scoring
-from orchestrator.report.resamples import ClassSamples, class_samples
-from orchestrator.report.results import RowResult, measure
+from orchestrator.report.results.rows import RowResult, measure
+from orchestrator.report.statistics.resamples import ClassSamples, class_samples
 from orchestrator.site import Site
 from tests.detections import pycocotools_evaluation, random_scene, table, write
 from tests.orchestrator.ledgers import experiment, finished, ledger_of

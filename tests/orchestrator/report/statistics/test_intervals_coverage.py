@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from orchestrator.report.intervals import SeedValues, difference, half_width, image_variances
-from orchestrator.report.resamples import resample
+from orchestrator.report.statistics.intervals import SeedValues, difference, half_width, image_variances
+from orchestrator.report.statistics.resamples import resample
 
 NUM_EXPERIMENTS, NUM_IMAGES = 8000, 200
 SEEDS = (1, 2, 3, 4, 5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator.report.intervals import Estimate, Needed, SeedValues, difference, estimate, needed
+from orchestrator.report.statistics.intervals import Estimate, Needed, SeedValues, difference, estimate, needed
 
 
 def numbers(one: Estimate | None) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from model.evaluation.coco_eval import MatchTable, evaluate, match, precisions, 
 from model.inference.table import DetectionTable
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
-from orchestrator.report.resamples import (
+from orchestrator.report.statistics.resamples import (
     NUM_RESAMPLES,
     ROWS,
     Fetch,

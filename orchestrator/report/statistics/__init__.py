@@ -1,0 +1,1 @@
+"""What says how sure a number is: resamples of the images, and intervals that cross them with the seeds."""
