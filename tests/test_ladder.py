@@ -133,16 +133,27 @@ def test_the_branch_stands_on_every_loss_without_in_and_beside_the_score() -> No
         assert (beside.inference.confidence_exponent, fused.inference.confidence_exponent) == (0.0, 0.4)
 
 
+def test_the_branch_that_moves_no_box_differs_by_its_target_alone() -> None:
+    rows = {row.label: row for row in TABLES["f_branch"].rows}
+    for scored in ("class score alone", "alpha 0.4"):
+        usual, still = rows[f"Focal, branch, {scored}"], rows[f"Focal, branch that moves no box, {scored}"]
+        assert flat_differences(still.train.model) == {
+            **flat_differences(usual.train.model),
+            "confidence.detach_iou_target": True,
+        }
+        assert still.inference == usual.inference
+
+
 def test_trainings_are_shared_between_the_tables_and_with_those_of_the_paper() -> None:
     ladder = gather([*TABLES.values()])
-    assert (len(ladder.trainings), len(ladder.evaluations)) == (30, 42)
+    assert (len(ladder.trainings), len(ladder.evaluations)) == (31, 44)
     paper = gather(load_experiments([EXPERIMENTS / "paper" / "table1_heads.yaml"]))
     assert len(ladder.trainings.keys() & paper.trainings.keys()) == 2
     (only,) = gather([TABLES["e_suppression"]]).trainings
     assert only in gather([TABLES["a_targets"]]).trainings
     for folder, home in SMALLER.items():
         small = gather(load_experiments([LADDER / folder]))
-        assert len(small.trainings) == 90
+        assert len(small.trainings) == 93
         assert (
             len(small.trainings.keys() & gather(load_experiments([home / "table1_heads.yaml"])).trainings.keys()) == 6
         )
@@ -195,7 +206,7 @@ def test_every_training_of_the_tables_runs_and_no_setting_of_it_is_without_effec
             (weights,) = folder.glob("epoch-*/*.safetensors")
             other = first.setdefault(file_sha256(weights), row.label)
             assert other == row.label, f"{row.label} trains as {other} does"
-    assert len(first) == 30
+    assert len(first) == 31
 
 
 def test_what_others_published_is_cited_with_its_recipe_and_compared_with_nothing() -> None:
