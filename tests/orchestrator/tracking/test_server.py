@@ -217,7 +217,7 @@ def test_a_server_that_was_killed_is_begun_again_at_its_address_but_not_over_and
     second = state(mortal_site)["pid"]
     assert first != second and tracking_server(mortal_site) == uri
     kill(second)
-    monkeypatch.undo()
+    monkeypatch.setattr(server, "AGAIN_SECONDS", 1e9)
     keep_server(mortal_site, uri)
     assert state(mortal_site)["pid"] == second and running_server(mortal_site) is None
 
