@@ -128,6 +128,7 @@ VERBS = (
     ("submit", "heads.yaml"),
     ("status", "heads.yaml"),
     ("report", "heads.yaml", "--format", "html"),
+    ("compare", "heads.yaml", "--row", "RetinaNet", "--over", "RetinaNet"),
     ("logs", "heads.yaml", "--row", "RetinaNet"),
     ("pull", "best", "--output", "pulled"),
     ("evaluate", "best", "--classes"),
