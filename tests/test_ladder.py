@@ -149,6 +149,8 @@ def test_trainings_are_shared_between_the_tables_and_with_those_of_the_paper() -
     assert (len(ladder.trainings), len(ladder.evaluations)) == (31, 44)
     paper = gather(load_experiments([EXPERIMENTS / "paper" / "table1_heads.yaml"]))
     assert len(ladder.trainings.keys() & paper.trainings.keys()) == 2
+    files = (EXPERIMENTS / "README.md").read_text()
+    assert f"| {31 - 2} beside table 1, on COCO |" in files and f"| {93 - 6} beside table 1 of each" in files
     (only,) = gather([TABLES["e_suppression"]]).trainings
     assert only in gather([TABLES["a_targets"]]).trainings
     for folder, home in SMALLER.items():

@@ -90,6 +90,24 @@ def test_the_experiments_that_the_readme_shows_can_be_planned(tmp_path: Path):
     assert len(grid.rows) == 1 + 2 * 2
 
 
+def test_the_notebook_that_the_readme_shows_names_a_table_and_rows_that_are_there():
+    (lines,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (opened,), (table,) = re.findall(r'rnc\.open\("(.+?)"\)', lines), re.findall(r'\.table\("(.+?)"\)', lines)
+    ((row, over),) = re.findall(r'\.compare\("(.+?)", "(.+?)"\)', lines)
+    tables = {one.name: one for one in load_experiments([ROOT / opened])}
+    assert {row, over} <= {one.label for one in tables[table].rows}
+
+
+def test_a_checkpoint_is_pulled_out_of_a_table_of_the_files_submitted_before():
+    text = (ROOT / "deploy" / "README.md").read_text()
+    pulls = [*re.finditer(r"rnc pull best --table (\w+)", text)]
+    assert pulls
+    for one in pulls:
+        folder = re.findall(r"rnc (?:submit|report) /?(?:app/)?(experiments/\w+)", text[: one.start()])[-1]
+        found = [table.name for table in load_experiments([ROOT / folder]) if table.name.startswith(one[1])]
+        assert len(found) == 1, (folder, one[0])
+
+
 def test_every_verb_is_described():
     helped = subprocess.run([RNC, "--help"], capture_output=True, text=True, check=True).stdout
     verbs = re.findall(r"^  (\w+)  ", helped.split("Commands:")[1], flags=re.MULTILINE)

@@ -86,7 +86,7 @@ def train(
       rnc train photos
       rnc train photos --compare heads --set train.schedule.epochs=40
       rnc predict best holiday.jpg   then: what does it see?
-      rnc evaluate best              its numbers again, class by class
+      rnc evaluate best --classes    its numbers again, class by class
     """
     from orchestrator.starter.write import Start, is_for
 
