@@ -196,6 +196,7 @@ def require_boxes(data: CocoData) -> None:
         return
     causes = {
         "give iscrowd: 1 to groups of objects alone; some exporters set it on every mask": count.crowds,
+        "boxes that lie beside their image may count from 1, or be of another image": count.outside,
         "boxes under a pixel may be written in another unit, such as fractions of the image": count.under_a_pixel,
         f"images with a side under {MIN_SIDE} pixels do not train; use larger ones": count.in_small_images,
         "give every annotation an area above 0, or none at all": count.without_area,

@@ -15,6 +15,9 @@ from model.paths import OutsideError, inside, named_folder
 
 MIN_SIDE = 32
 """Images with a shorter side do not train, as in the released code."""
+NOT_LEARNT = ("crowd", "area 0", "under a pixel", "outside", "small image")
+"""Why boxes are not learnt: they are crowds, have no area, have a side under a pixel, touch nothing of their image, or
+their image has a side under MIN_SIDE."""
 Columns = dict[str, NDArray[Any]]
 """By the names that CocoData gives them."""
 COLUMNS = (
@@ -98,36 +101,45 @@ class CocoData:
 
     def boxes(self, index: int) -> NDArray[np.float32]:
         """The boxes to learn, xyxy [G, 4], clipped to the image; no crowds, nothing under a pixel."""
-        rows = self._rows_to_learn(index)
-        low, side = self.annotation_boxes[rows, :2], self.annotation_boxes[rows, 2:]
-        corners = np.concatenate([low, low + side], axis=1)
-        height, width = self.sizes[index].tolist()
-        boxes: NDArray[np.float32] = np.clip(corners, 0.0, [width, height, width, height]).astype(np.float32)
-        return boxes
+        return self._to_learn(index)[1]
 
     def labels(self, index: int) -> NDArray[np.int64]:
         """The label of each box to learn, [G], from 0."""
-        labels: NDArray[np.int64] = self.annotation_labels[self._rows_to_learn(index)].astype(np.int64)
+        labels: NDArray[np.int64] = self.annotation_labels[self._to_learn(index)[0]].astype(np.int64)
         return labels
 
     def learnt(self) -> "Learnt":
         """Count the boxes that a training learns, and the others by the reason."""
-        crowds, areas, sides = self.annotation_crowds, self.annotation_areas, self.annotation_boxes[:, 2:]
-        in_small_images = np.repeat(self.sizes.min(axis=1) < MIN_SIDE, np.diff(self.offsets))
-        left, counts = np.ones(len(crowds), dtype=bool), []
-        # Each box is counted for its first reason.
-        for reason in (crowds, areas <= 0, (sides < 1).any(axis=1), in_small_images):
-            counts.append(int((left & reason).sum()))
-            left &= ~reason
-        return Learnt(int(left.sum()), len(crowds), *counts)
+        counts = [int(mask.sum()) for mask in self.not_learnt().values()]
+        total = len(self.annotation_ids)
+        return Learnt(total - sum(counts), total, *counts)
 
-    def _rows_to_learn(self, index: int) -> NDArray[np.int64]:
-        start, stop = self.offsets[index : index + 2].tolist()
-        # The released code's rule: no crowds, an area above 0, and both sides of at least one pixel.
-        learn = ~self.annotation_crowds[start:stop] & (self.annotation_areas[start:stop] > 0)
-        learn &= (self.annotation_boxes[start:stop, 2:] >= 1).all(axis=1)
-        rows: NDArray[np.int64] = np.flatnonzero(learn) + start
-        return rows
+    def not_learnt(self) -> dict[str, NDArray[np.bool_]]:
+        """Return the boxes that no training learns, each for the first of NOT_LEARNT's reasons: [annotations] masks."""
+        counts = np.diff(self.offsets)
+        every, sizes = slice(None), np.repeat(self.sizes, counts, axis=0)
+        in_small_images = sizes.min(axis=1, initial=MIN_SIDE) < MIN_SIDE
+        reasons, left = {}, np.ones(len(self.annotation_ids), dtype=bool)
+        masks = (*self._left_out(every, _clipped(self.annotation_boxes, sizes)), in_small_images)
+        for reason, mask in zip(NOT_LEARNT, masks, strict=True):
+            reasons[reason] = left & mask
+            left &= ~mask
+        return reasons
+
+    def _to_learn(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the places and the clipped corners of an image's boxes to learn."""
+        rows = slice(*self.offsets[index : index + 2].tolist())
+        boxes = _clipped(self.annotation_boxes[rows], self.sizes[index])
+        learn = np.flatnonzero(~np.any(self._left_out(rows, boxes), axis=0))
+        return learn + rows.start, boxes[learn]
+
+    def _left_out(self, rows: slice, clipped: NDArray[np.float32]) -> list[NDArray[np.bool_]]:
+        """Return NOT_LEARNT's masks but the last over some annotations; the same rules as in the released code."""
+        wide, high = (self.annotation_boxes[rows, side] for side in (2, 3))
+        left, top, right, bottom = clipped.T
+        # What lies beside its image has no width in it: max-IoU would give it every anchor.
+        outside = (right <= left) | (bottom <= top)
+        return [self.annotation_crowds[rows], ~(self.annotation_areas[rows] > 0), (wide < 1) | (high < 1), outside]
 
     def coco_dict(self) -> dict[str, Any]:
         """The selected images and all their annotations, crowds included, as an evaluator takes them."""
@@ -164,13 +176,23 @@ class Learnt:
     crowds: int
     without_area: int
     under_a_pixel: int
+    outside: int
     in_small_images: int
 
     def __str__(self) -> str:
         return (
             f"{self.boxes} of {self.total} boxes are learnt: {self.crowds} crowds, {self.without_area} of area 0, "
-            f"{self.under_a_pixel} under a pixel, {self.in_small_images} in images under {MIN_SIDE} px"
+            f"{self.under_a_pixel} under a pixel, {self.outside} outside their image, {self.in_small_images} in images "
+            f"under {MIN_SIDE} px"
         )
+
+
+def _clipped(boxes: NDArray[np.float64], sizes: NDArray[Any]) -> NDArray[np.float32]:
+    """Return boxes, [G, 4] xywh, as xyxy clipped to images of a (height, width) each or in common."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    bounds = np.concatenate([sizes[..., ::-1], sizes[..., ::-1]], axis=-1)
+    clipped: NDArray[np.float32] = np.clip(corners, 0.0, bounds).astype(np.float32)
+    return clipped
 
 
 def category_differences(first: CocoData, second: CocoData) -> list[str]:

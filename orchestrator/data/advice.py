@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.data.audit import Audit, box_sides, boxes_by_class, class_names, learnt, not_learnt
+from orchestrator.data.audit import Audit, box_sides, boxes_by_class, class_names, learnt
 from orchestrator.data.duplicates import Twin, double_boxes, leaks
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ _WAYS_OUT = {
     "crowd": "iscrowd: 1 marks groups that nobody can tell apart; where an exporter sets it on every mask, set it to 0",
     "area 0": "give each its area in square pixels, or leave `area` out: that of the box is taken then",
     "under a pixel": "boxes count in pixels; fractions of the image have to be multiplied by its width and height",
+    "outside": "they lie beside their image: they may count from 1, or be of another image",
     "small image": "images with a side under 32 pixels do not train: enlarge them",
 }
 
@@ -122,7 +123,7 @@ _WAYS_OUT = {
 def _of_learning(train: "CocoData") -> list[Advice]:
     total = len(train.annotation_ids)
     told = []
-    for reason, mask in not_learnt(train).items():
+    for reason, mask in train.not_learnt().items():
         count = int(mask.sum())
         # COCO itself has some crowds; where they are most boxes, an exporter is to blame.
         if count > (total / 2 if reason == "crowd" else 0):

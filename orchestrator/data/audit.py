@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 SMALL, MEDIUM = 32**2, 96**2
 """Square pixels below which COCO calls an object small, or medium."""
 PERCENTILES = (5, 25, 50, 75, 95)
-NOT_LEARNT = ("crowd", "area 0", "under a pixel", "small image")
 """Why a box is not learnt; of several reasons the first counts."""
 
 
@@ -85,7 +84,7 @@ def audit(
         except DataError as error:
             refused[name] = str(error)
     if not splits:
-        raise DataError("\n".join(refused.values()))
+        raise DataError("\n".join(dict.fromkeys(refused.values())))
     return Audit(
         root=root,
         splits=tuple(splits),
@@ -123,27 +122,9 @@ def _look(splits: list["CocoData"], progress: Callable[[int, int], None]) -> Loo
     )
 
 
-def not_learnt(data: "CocoData") -> dict[str, NDArray[np.bool_]]:
-    """The boxes that no training learns, by NOT_LEARNT's reasons: CocoData.learnt as masks over the annotations."""
-    from model.data.split import MIN_SIDE
-
-    counts = np.diff(data.offsets)
-    masks = (
-        data.annotation_crowds,
-        ~(data.annotation_areas > 0),
-        (data.annotation_boxes[:, 2:] < 1).any(axis=1),
-        np.repeat(data.sizes.min(axis=1) < MIN_SIDE, counts),
-    )
-    reasons, taken = {}, np.zeros(len(data.annotation_ids), dtype=bool)
-    for reason, mask in zip(NOT_LEARNT, masks, strict=True):
-        reasons[reason] = mask & ~taken
-        taken = taken | mask
-    return reasons
-
-
 def learnt(data: "CocoData") -> NDArray[np.bool_]:
     """[annotations], whether a training learns the box."""
-    mask: NDArray[np.bool_] = ~np.any(list(not_learnt(data).values()), axis=0)
+    mask: NDArray[np.bool_] = ~np.any(list(data.not_learnt().values()), axis=0)
     return mask
 
 

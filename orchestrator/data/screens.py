@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.data.split import NOT_LEARNT
 from orchestrator.data.advice import Advice, advice, listed, notes, verdict
 from orchestrator.data.audit import (
-    NOT_LEARNT,
     PERCENTILES,
     Audit,
     box_sides,
@@ -18,7 +18,6 @@ from orchestrator.data.audit import (
     class_names,
     count_sizes,
     images_by_class,
-    not_learnt,
 )
 from orchestrator.data.contact_sheet import Sheet, contact_sheet
 from orchestrator.data.duplicates import NEAR, double_boxes
@@ -57,7 +56,7 @@ def splits_table(found: Audit) -> Table:
     )
     rows: list[Row] = []
     for data in found.splits:
-        reasons = not_learnt(data)
+        reasons = data.not_learnt()
         rows.append(
             (
                 data.split,

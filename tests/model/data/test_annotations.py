@@ -333,7 +333,9 @@ def test_a_training_without_a_box_to_learn_is_refused_with_the_count_and_the_cau
         return str(caught.value)
 
     crowds = told(annotation(1, iscrowd=1), annotation(2, iscrowd=1))
-    assert "0 of 2 boxes are learnt: 2 crowds, 0 of area 0, 0 under a pixel, 0 in images under 32 px" in crowds
+    assert (
+        "0 of 2 boxes are learnt: 2 crowds, 0 of area 0, 0 under a pixel, 0 outside their image, 0 in images " in crowds
+    )
     assert "some exporters set it on every mask" in crowds
     small = told(annotation(bbox=[1, 1, 9, 9]), sizes=[(31, 80)])
     assert "1 in images under 32 px" in small and "images with a side under 32 pixels do not train" in small
@@ -342,6 +344,15 @@ def test_a_training_without_a_box_to_learn_is_refused_with_the_count_and_the_cau
     assert "annotate some" in told()
     faulty = told(annotation(bbox=None), faults="quarantine")
     assert "annotation 1 (image 1, bbox null)" in faulty and "mend what is faulty" in faulty
+
+
+def test_a_box_that_only_touches_its_image_is_not_learnt(make_coco: MakeCoco) -> None:
+    """It is no fault, as it leaves the image by a pixel at most; clipped it has no width, and no anchor overlaps it."""
+    sound, rows = [1, 1, 9, 9], [[80, 5, 1, 20], [-1, 5, 1, 20], [5, 60, 20, 1], [5, -1, 20, 1]]
+    data = read(make_coco([annotation(n, bbox=box) for n, box in enumerate([*rows, sound], 1)], sizes=[(60, 80)]))
+    assert data.faults == ()
+    assert data.boxes(0).tolist() == [[1, 1, 10, 10]] and len(data.labels(0)) == 1
+    assert str(data.learnt()).startswith("1 of 5 boxes are learnt: 0 crowds, 0 of area 0, 0 under a pixel, 4 outside")
 
 
 def test_boxes_are_counted_by_the_first_reason_for_which_they_are_not_learnt(make_coco: MakeCoco) -> None:
@@ -354,7 +365,8 @@ def test_boxes_are_counted_by_the_first_reason_for_which_they_are_not_learnt(mak
     ]
     data = read(make_coco(rows, sizes=[(60, 80), (80, 31), (60, 80)]))
     assert str(data.learnt()) == (
-        "1 of 5 boxes are learnt: 1 crowds, 0 of area 0, 2 under a pixel, 1 in images under 32 px"
+        "1 of 5 boxes are learnt: 1 crowds, 0 of area 0, 2 under a pixel, 0 outside their image, 1 in images under "
+        "32 px"
     )
     assert data.learnt().total == 5
 

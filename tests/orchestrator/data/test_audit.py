@@ -20,7 +20,6 @@ from orchestrator.data.audit import (
     count_sizes,
     images_by_class,
     learnt,
-    not_learnt,
 )
 from tests.orchestrator.data.conftest import MakeSplit, cut_short, photo
 
@@ -55,14 +54,15 @@ def odd_split(root: Path) -> CocoData:
 
 def test_boxes_that_are_not_learnt_are_counted_by_their_first_reason(odd: Path) -> None:
     data = odd_split(odd)
-    assert {reason: int(mask.sum()) for reason, mask in not_learnt(data).items()} == {
+    assert {reason: int(mask.sum()) for reason, mask in data.not_learnt().items()} == {
         "crowd": 2,
         "area 0": 1,
         "under a pixel": 2,
+        "outside": 0,
         "small image": 1,
     }
     assert data.annotation_ids[learnt(data)].tolist() == [1, 2, 3]
-    assert data.learnt() == Learnt(3, 9, crowds=2, without_area=1, under_a_pixel=2, in_small_images=1)
+    assert data.learnt() == Learnt(3, 9, crowds=2, without_area=1, under_a_pixel=2, outside=0, in_small_images=1)
 
 
 def test_what_is_counted_as_learnt_is_what_a_training_gets(odd: Path) -> None:

@@ -72,6 +72,7 @@ def test_programs_get_every_column_and_numbers_as_numbers(root: Path) -> None:
         "Crowd": 1,
         "Area 0": 0,
         "Under a pixel": 0,
+        "Outside": 0,
         "Small image": 0,
         "Double": 0,
         "Left out": 1,
