@@ -11,11 +11,16 @@ LEAST = 1e-6
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     """[M, N] IoU of every box with every anchor, in the order of operations that decides float32 ties."""
-    top_left = torch.maximum(boxes[:, None, :2], anchors[:, :2])
-    sides = torch.minimum(boxes[:, None, 2:], anchors[:, 2:]).sub_(top_left).clamp_(min=0)
-    inter = sides[..., 0] * sides[..., 1]
+    # One side after the other: at most three [M, N] at once, which a crowded batch makes gigabytes of.
+    width, height = (
+        torch.minimum(boxes[:, None, high], anchors[:, high])
+        .sub_(torch.maximum(boxes[:, None, low], anchors[:, low]))
+        .clamp_(min=0)
+        for low, high in ((0, 2), (1, 3))
+    )
+    inter = width.mul_(height)
     # Boxes with sides under 22 pixels tie with several anchors; this order of sums decides which ties float32 keeps.
-    union = area(boxes)[:, None] + area(anchors) - inter
+    union = (area(boxes)[:, None] + area(anchors)).sub_(inter)
     return inter.div_(union.clamp_(min=LEAST))
 
 
