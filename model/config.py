@@ -489,7 +489,7 @@ class InferenceConfig:
         "nms", "soft_linear", "soft_gaussian", "iou_guided", "diou", "matrix_linear", "matrix_gaussian", "voting"
     ] = "nms"
     """What becomes of boxes that overlap a better one of their class: greedy NMS; soft-NMS and matrix NMS, which lower
-    their scores; NMS by confidence, whose winners take the best class score (IoU-Net); NMS by DIoU; NMS whose winners
+    their scores; NMS by confidence, whose winners take the best score (IoU-Net); NMS by DIoU; NMS whose winners
     are the mean of what they drop, weighted by score and overlap (box voting)."""
     suppression_sigma: float | None = None
     """The width of the decay of soft_gaussian and matrix_gaussian, exp(-IoU^2 / sigma), and of the weights of voting,

@@ -1,8 +1,8 @@
 """Recalibration: a rising function that makes scores say the IoU of their boxes, fitted on the detections of a split.
 
-It leaves the order of scores as it is, so that it moves calibration errors and hardly AP: not at all by a temperature,
-by isotonic regression where that gives several scores one value. What it is fitted on must not be what is scored: the
-same images would make it look better than it is.
+It leaves the order of scores as it is, so that it moves calibration errors and hardly AP: by isotonic regression where
+that gives several scores one value, by a temperature where floats end. What it is fitted on must not be what is scored:
+the same images would make it look better than it is.
 """
 
 import json
