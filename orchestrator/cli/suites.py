@@ -127,11 +127,13 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
 
     With EXPERIMENT, print where it shows their tables, charts and training curves.
     """
-    from orchestrator.tracking.server import stop_server, tracking_server
+    from orchestrator.tracking.server import stop_server, tracking_server, unused_server
 
     if stop:
-        _require_no_submit(site())
-        click.echo("The server has ended." if stop_server(site()) else "No server was running.")
+        with unused_server(site()) as is_unused:
+            if not is_unused:
+                raise UserError(_used(site()))
+            click.echo("The server has ended." if stop_server(site()) else "No server was running.")
         return
     from orchestrator.report.views import front_page
 
@@ -147,16 +149,16 @@ def ui(experiments: list[Experiment], opens: bool, stop: bool) -> None:
     click.echo("The server stays until `rnc ui --stop`.", err=True)
 
 
-def _require_no_submit(here: Site) -> None:
-    """Its results would wait for the server, or find another one at its address."""
+def _used(here: Site) -> str:
+    """Say that a submit's results would wait for the server, or find another one at its address."""
     from orchestrator.driver.lock import running_here
 
-    if here.tracking_uri is None and (holders := running_here(here)):
-        running = ", ".join(f"{suite} ({holder})" for suite, holder in holders.items())
-        raise UserError(
-            f"the server takes the results of a submit that is running: {running}; wait for its end, or end it with "
-            "Ctrl-C or SIGTERM, after which the next submit goes on"
-        )
+    # None has signed yet of those that begin, or that write the tables of what has run already.
+    named = ", ".join(f"{suite} ({holder})" for suite, holder in running_here(here).items())
+    return (
+        f"the server takes the results of a submit that is running{': ' if named else ''}{named}; wait for its end, or "
+        "end it with Ctrl-C or SIGTERM, after which the next submit goes on"
+    )
 
 
 @click.command()

@@ -223,7 +223,7 @@ def last_renewal(suite: Suite) -> dict[str, float]:
 def signed(site: Site, suite: str) -> Holder | None:
     """Return who signed the lock last, and may still hold it."""
     path = lock_file(site, suite)
-    return _read(path.read_text()) if path.exists() else None
+    return _read(path.read_text(errors="replace")) if path.exists() else None
 
 
 def lock_file(site: Site, suite: str) -> Path:
@@ -236,7 +236,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not "w", which would wipe the holder's signature before the lock is asked for.
-        file = path.open("a+")
+        file = path.open("a+", errors="replace")
     except OSError as error:
         raise UserError(f"RNC_HOME: cannot write to {path} ({error.strerror}); free it, or set RNC_HOME") from error
     with file:

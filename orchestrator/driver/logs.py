@@ -12,9 +12,10 @@ from orchestrator.experiment.load import Experiment, find_row
 from orchestrator.experiment.plan import train_key
 from orchestrator.site import Site
 from orchestrator.tracking.recorder import read_journal
+from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL
-from orchestrator.worker.training_log import TRAINING_LOG, entries_of, is_open, output_of, sentence
+from orchestrator.worker.training_log import TRAINING_LOG, ended_early, entries_of, is_open, output_of, sentence
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 NUM_POINTS = 5
@@ -22,6 +23,8 @@ NUM_POINTS = 5
 NUM_OUTPUT_LINES = 20
 RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
 """How the lines begin with which Ray tells its own log readers whose output follows."""
+START_SECONDS = 15.0
+"""For so long `--follow` waits for a submit that is not there yet."""
 LOOK_SECONDS = 1.0
 """How often `--follow` looks for more; storage over a network tells nobody of changes."""
 
@@ -51,7 +54,11 @@ def print_logs(
     experiment, row = find_row(experiments, label, seed)
     key = train_key(replace(row.train, seed=row.seeds[0] if seed is None else seed))
     folder = site.storage / experiment.suite / key
-    if not (folder / TRAINING_LOG).exists() and not follow:
+    log = folder / TRAINING_LOG
+    suite = Suite([one for one in experiments if one.suite == experiment.suite], site)
+    if follow:
+        _wait_for(log, suite)
+    if not log.exists():
         raise UserError(
             f"row {label!r}: its training has written nothing in {folder} yet; `rnc status` says how far it is, and if "
             "it runs on a cluster, give `rnc logs` its --address, or set RNC_HOME to the storage that the cluster uses"
@@ -61,9 +68,7 @@ def print_logs(
         for line in lines:
             print_line(line)
         print_line("")
-    log = folder / TRAINING_LOG
     print_line(f"== {log}")
-    suite = Suite([one for one in experiments if one.suite == experiment.suite], site)
     for line in _growing(log, lambda: not follow or _is_over(suite, key, folder)):
         for entry in entries_of([line]):
             print_line(f"{entry.time.astimezone():{TIME_FORMAT}}  {sentence(entry.event)}")
@@ -91,7 +96,7 @@ def _sections(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines() if path.exists() else []
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
 def _growing(log: Path, is_over: Callable[[], bool]) -> Iterator[str]:
@@ -112,14 +117,30 @@ def _growing(log: Path, is_over: Callable[[], bool]) -> Iterator[str]:
         time.sleep(LOOK_SECONDS)
 
 
+def _wait_for(log: Path, suite: Suite) -> None:
+    """Wait until a training's log is there, as long as somebody runs the suite or may be about to."""
+    begun = time.monotonic()
+    while not log.exists():
+        # A submit that starts its MLflow server first has not signed yet.
+        if time.monotonic() - begun > START_SECONDS and holder_of(suite) is None:
+            return
+        time.sleep(LOOK_SECONDS)
+        suite.refresh()
+
+
 def _is_over(suite: Suite, key: str, folder: Path) -> bool:
-    """Whether nothing more will be written to a training's folder: all is done and logged, or nobody runs the suite."""
-    suite.refresh()
-    if suite.tracking is None:
-        return True
-    plan = suite.make_plan()
+    """Whether nothing more will be written to a training's folder: it came to its end, or nobody runs the suite."""
+    try:
+        suite.refresh()
+        holder = holder_of(suite)
+        if holder is None:
+            return True
+        ended = ended_early(folder)
+        if ended is not None and ended.timestamp() > holder.since:
+            return True  # what this submit ended, or saw fail, it does not begin again
+        plan = suite.make_plan()
+    except ServerAway:
+        return False  # the log is a file, and grows meanwhile
     scored = not any(evaluation.key in plan.missing_evaluations for evaluation in plan.evaluations_on(key))
     # MLflow has the numbers before the log says so.
-    if key not in plan.missing_trainings and scored and not is_open(folder):
-        return True
-    return holder_of(suite) is None
+    return key not in plan.missing_trainings and scored and not is_open(folder)

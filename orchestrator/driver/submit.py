@@ -25,6 +25,7 @@ from orchestrator.experiment.cost.seeds import Asked, Seed, cheapest_seeds, next
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
+from orchestrator.figures.table import GAIN, ends_of
 from orchestrator.homes import describe_home, last_home, remember
 from orchestrator.process import interruptible
 from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims
@@ -35,6 +36,7 @@ from orchestrator.report.results.rows import differences_to_reference
 from orchestrator.report.statistics.intervals import Estimate
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_trainings, place_evaluations
+from orchestrator.tracking.server import using_server
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import Status
 from orchestrator.worker.training_log import losses_since
@@ -90,6 +92,7 @@ def submit(
     _claims(suite)  # a mistake in them should not wait for the first trainings
     with interruptible(), ExitStack() as stack:
         _note_home(suite, say)
+        stack.enter_context(using_server(suite.site))
         stack.enter_context(_compiling(suite.site))
         with working("starting MLflow"):
             suite.connect()
@@ -264,7 +267,8 @@ def _standing(experiment: Experiment, found: Mapping[str, Estimate], claimed: Se
     shown: dict[bool, list[str]] = {True: [], False: []}
     own = {row.label: f" (against {row.reference})" for row in experiment.rows if row.reference}
     for label, gain in found.items():
-        said = f"{label}{own.get(label, '')} {gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
+        ends = ", ".join(ends_of((gain.low, gain.high), GAIN))
+        said = f"{label}{own.get(label, '')} {gain.value:+.1f} [{ends}]"
         shown[gain.excludes_zero].append(f"{said} by {gain.num_seeds} seeds")
     asked = f" Left open by claims: {', '.join(claimed)}." if claimed else ""
     return (

@@ -31,6 +31,8 @@ from orchestrator.tracking import rest
 from orchestrator.tracking.database import MALFORMED, require_sound_database, way_out
 
 USUAL_PORTS = range(5000, 5100)
+USERS = "users.lock"
+"""Is locked, as one of many, by each submit that records in the server."""
 NONCE_HEADER = "x-rnc-server"
 """With which servers that earlier versions started say the nonce of their server.json."""
 START_SECONDS = 120.0
@@ -134,6 +136,30 @@ def keep_server(site: Site, uri: str) -> None:
             f"MLflow had ended, and is at {now} since, as another program has taken {uri}; end this with Ctrl-C, and "
             "submit again, which goes on"
         )
+
+
+@contextmanager
+def using_server(site: Site) -> Iterator[None]:
+    """Let nobody end the site's own server as `unused_server` while this lasts; any number may use it."""
+    if site.tracking_uri is not None:
+        yield
+        return
+    with _writing(site.home / "mlflow"):
+        users = (site.home / "mlflow" / USERS).open("a+")
+    with users:
+        fcntl.flock(users, fcntl.LOCK_SH)  # after who ends it has ended it
+        yield
+
+
+@contextmanager
+def unused_server(site: Site) -> Iterator[bool]:
+    """Yield whether nobody uses the site's own server; then nobody begins to while this lasts."""
+    folder = site.home / "mlflow"
+    if not folder.is_dir():
+        yield True
+        return
+    with _lock(folder, USERS) as lock:
+        yield lock is not None
 
 
 def stop_server(site: Site, seconds: float = 15.0) -> bool:
@@ -325,9 +351,9 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[IO[str] | None]:
-    """Hold the lock, or yield None if somebody else does; a process that inherits it holds on to it."""
-    with (folder / "server.lock").open("a") as lock:
+def _lock(folder: Path, name: str = "server.lock") -> Iterator[IO[str] | None]:
+    """Hold a lock, or yield None if somebody else does; a process that inherits it holds on to it."""
+    with (folder / name).open("a") as lock:
         try:
             # The kernel lets go of it when the last process that holds the file has ended, however it ended.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -238,6 +238,14 @@ def is_open(folder: Path) -> bool:
     return last is not None and not isinstance(last, Scored | End)
 
 
+def ended_early(folder: Path) -> datetime | None:
+    """Return when a training ended unfinished; None where its log does not end so."""
+    last = _last_entry(folder)
+    if last is None or not isinstance(last.event, End) or last.event.state == "finished":
+        return None
+    return last.time
+
+
 def output_of(folder: Path) -> Path | None:
     """Return the file that the first worker of the last start prints to."""
     outputs = [entry.event.output for entry in read_log(folder) if isinstance(entry.event, Start)]
@@ -285,11 +293,14 @@ def _entry(line: str) -> Entry | None:
 
 
 def _last_event(folder: Path) -> Event | None:
+    last = _last_entry(folder)
+    return None if last is None else last.event
+
+
+def _last_entry(folder: Path) -> Entry | None:
     """Return the last event that is no note, nor tells of lost checkpoints, which may be noticed at any time."""
     entries = (_entry(line) for line in reversed(_lines(folder)))
-    return next(
-        (entry.event for entry in entries if entry is not None and not isinstance(entry.event, Note | Lost)), None
-    )
+    return next((entry for entry in entries if entry is not None and not isinstance(entry.event, Note | Lost)), None)
 
 
 def _lines(folder: Path) -> list[str]:

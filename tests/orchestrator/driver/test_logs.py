@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +13,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
+from orchestrator.driver import logs
 from orchestrator.driver.lock import locked
 from orchestrator.driver.logs import _is_over
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Plan, row_keys
 from orchestrator.site import Site
+from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import Tracking
+from orchestrator.tracking.server import using_server
 from orchestrator.tracking.suite import Suite
-from orchestrator.worker.training_log import Scored, Scoring, Start, write_event
+from orchestrator.worker.training_log import End, Scored, Scoring, Start, write_event
 
 TABLE = Path(__file__).parents[3] / "experiments" / "miniature" / "table1_heads.yaml"
 
@@ -87,11 +91,69 @@ def test_a_log_is_followed_until_it_says_what_mlflow_has_already(tmp_path: Path)
     assert _is_over(suite, "k", tmp_path)  # it was cut off, and nobody runs the suite
 
 
-def test_the_server_is_not_stopped_while_a_submit_records_in_it(rnc: Rnc, tmp_path: Path):
-    suite = cast(Suite, SimpleNamespace(name="mine", site=Site(home=tmp_path / "home")))
+def test_a_log_is_followed_to_the_end_that_this_submit_puts_to_the_training_and_through_an_outage(tmp_path: Path):
+    answers = SimpleNamespace(is_away=False)
+
+    def make_plan() -> Plan:
+        if answers.is_away:
+            raise ServerAway("the server does not answer")
+        return cast(
+            Plan, SimpleNamespace(missing_evaluations={}, missing_trainings={"k": ""}, evaluations_on=lambda _: ())
+        )
+
+    there = SimpleNamespace(
+        name="s",
+        site=Site(home=tmp_path),
+        tracking=Tracking(uri="", suite="s", experiment_id=None),
+        refresh=lambda: None,
+        make_plan=make_plan,
+    )
+    suite = cast(Suite, there)
+    write_event(tmp_path, End(state="interrupted", reason="Ctrl-C"))
     with locked(suite, lambda _: None):
-        refused = rnc("ui", "--stop")
-    assert (refused.exit_code, f"mine (process {os.getpid()} on " in refused.stderr) == (2, True)
+        assert not _is_over(suite, "k", tmp_path)  # it was another submit that ended; this one goes on with it
+        answers.is_away = True
+        assert not _is_over(suite, "k", tmp_path)
+        write_event(tmp_path, End(state="cancelled", reason="asked to"))
+        assert _is_over(suite, "k", tmp_path)
+
+
+def test_a_training_that_has_not_begun_is_waited_for_as_long_as_somebody_may_begin_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rnc: Rnc
+):
+    monkeypatch.setattr(logs, "START_SECONDS", 0.0)
+    monkeypatch.setattr(logs, "LOOK_SECONDS", 0.01)
+    result = rnc("logs", TABLE, "--row", "RetinaNet", "--follow")
+    assert (result.exit_code, "has written nothing in" in result.stderr) == (2, True)
+    row = load_experiment(TABLE).rows[0]
+    folder = tmp_path / "home" / "ray" / "miniature" / row_keys(row)[0].train_key
+
+    def begin() -> None:
+        folder.mkdir(parents=True)
+        write_event(folder, End(state="failed", reason="no such image"))
+
+    with locked(cast(Suite, SimpleNamespace(name="miniature", site=Site(home=tmp_path / "home"))), lambda _: None):
+        timer = threading.Timer(0.3, begin)
+        timer.start()
+        shown = rnc("logs", TABLE, "--row", row.label, "--follow")
+        timer.join()
+    assert (shown.exit_code, shown.stdout.endswith("failed: no such image\n")) == (0, True)
+
+
+def test_the_server_is_not_stopped_while_a_submit_records_in_it(
+    rnc: Rnc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    site = Site(home=tmp_path / "home")
+    suite = cast(Suite, SimpleNamespace(name="mine", site=site))
+    with using_server(site):
+        refused = rnc("ui", "--stop")  # it has just begun, and signed nothing
+        with locked(suite, lambda _: None):
+            named = rnc("ui", "--stop")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # of who asks; the submit knows nothing of it
+        elsewhere = rnc("ui", "--stop")
+    assert [one.exit_code for one in (refused, named, elsewhere)] == [2, 2, 2]
+    assert "results of a submit that is running; wait" in refused.stderr
+    assert f"running: mine (process {os.getpid()} on " in named.stderr
     assert rnc("ui", "--stop").stdout == "No server was running.\n"
 
 

@@ -32,6 +32,7 @@ from orchestrator.report.claims.file import load_claims
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import begin_training, finish_training, read_ledger, record_evaluation
 from orchestrator.tracking.runs import open_tracking, write
+from orchestrator.tracking.server import unused_server
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL, Status
 from tests.orchestrator.ledgers import NUMBERS, experiment, keep_checkpoint, record
@@ -42,6 +43,23 @@ def test_a_notebook_shows_all_tables_of_a_submit() -> None:
     reports: Any = [SimpleNamespace(table=table) for table in tables]
     html = Submitted(exit_code=0, reports=reports)._repr_html_()
     assert html.count("<table>") == 2 and html.index("<h3>First &lt;1&gt;</h3>") < html.index("<h3>Second</h3>")
+
+
+def test_nobody_ends_the_server_of_a_submit_from_its_beginning_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, seen = Site(home=tmp_path / "home"), list[bool]()
+
+    def connect(suite: Suite, **_: bool) -> None:
+        with unused_server(site) as is_unused:
+            seen.append(is_unused)
+        raise UserError("no server here")
+
+    monkeypatch.setattr(Suite, "connect", connect)
+    with pytest.raises(UserError, match="no server here"):
+        submit(Suite([experiment("table", [Row(label="ours")])], site), lambda _: None)
+    with unused_server(site) as is_unused:
+        assert (seen, is_unused) == ([False], True)
 
 
 def test_a_table_of_two_versions_of_the_data_is_left_out_and_the_others_are_written(
