@@ -35,7 +35,7 @@ class Comparison:
     metric: str
     """Of AP, AP50 and AP75."""
     values: tuple[float, float]
-    """Of each row, the mean over its seeds, 0 to 100."""
+    """Of each row, the mean over the seeds that are compared, 0 to 100."""
     difference: float
     """The first minus the second."""
     low: float
@@ -100,6 +100,8 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
 
     if metric not in LEFT_OUT:
         raise UserError(f"metric is {metric!r}, expected one of: {', '.join(LEFT_OUT)}")
+    from orchestrator.report.statistics.intervals import seed_pairs
+
     rows = [_find(suite, label) for label in labels]
     ledger, uri = suite.ledger, suite.uri
     samples: Mapping[str, Resamples] = {}
@@ -107,7 +109,8 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
         keys = [seed.evaluation_key for row in rows for seed in row_keys(row)]
         samples = resampled(ledger, keys, matches_from(uri), suite.site.home / "statistics")
     ours, theirs = results = [measure_row(row, ledger, samples) for row in rows]
-    values = [_require_measured(result, metric) for result in results]
+    for result in results:
+        _require_measured(result, metric)
     fingerprint = _require_same_data(results, ledger)
     gain = ours.difference(theirs, metric)
     if gain is None or uri is None:
@@ -116,11 +119,13 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
             f"MLflow has no matches of {' and '.join(lost) or 'these rows'}, without which nothing says how sure their "
             "difference is; delete its evaluations in MLflow and submit again: nothing is trained for it"
         )
+    pairs = seed_pairs(ours.by_seed, theirs.by_seed)
+    compared = [result.of_seeds(seeds) for result, seeds in zip(results, zip(*pairs, strict=True), strict=True)]
+    values = [_require_measured(result, metric) for result in compared]
     decisive: list[tuple[int, float]] = []
     if images:
         image_ids = _image_ids(rows[0], suite.site, fingerprint)
-        common = ours.resampled.keys() & theirs.resampled.keys()  # those that the difference is of
-        matches = [_matches(result, common or result.resampled, ledger, uri, len(image_ids)) for result in results]
+        matches = [_matches(result, result.resampled, ledger, uri, len(image_ids)) for result in compared]
         weight = contributions(matches[0], matches[1], metric)
         order = [int(place) for place in np.lexsort((image_ids, -np.abs(weight))) if weight[place]]
         decisive = [(int(image_ids[place]), float(weight[place])) for place in order]
@@ -131,7 +136,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
         difference=gain.value,
         low=gain.low,
         high=gain.high,
-        note=interval_note([gain]) + _note_on_looks(suite, labels),
+        note=interval_note([gain]) + _note_on_seeds(results, pairs) + _note_on_looks(suite, labels),
         images=tuple(decisive),
     )
 
@@ -162,6 +167,22 @@ def contributions(
     return lost
 
 
+def _note_on_seeds(results: Sequence[RowResult], pairs: Sequence[tuple[int, int]]) -> str:
+    """Say which seeds are compared where a row has others, or lacks some; empty where both have the same, and all."""
+    used = [[seed for seed, _ in pairs], [seed for _, seed in pairs]]
+    said = ""
+    if used[0] != used[1]:
+        first, second = (
+            f"{', '.join(map(str, seeds))} of {r.row.label}" for seeds, r in zip(used, results, strict=True)
+        )
+        said += f" They have no seed in common: compared are seeds {first} and {second}."
+    elif any(len(result.by_seed) > len(pairs) for result in results):
+        said += f" Compared are the seeds that both have: {', '.join(map(str, used[0]))}."
+    for result in results:
+        said += f" {result.row.label} is not complete: {result.state}." if result.state else ""
+    return said
+
+
 def _note_on_looks(suite: Suite, labels: tuple[str, str]) -> str:
     """Say that the table of a row, whose seeds were added until decided, has another interval; empty for others."""
     tables = [one.name for one in suite.experiments if one.seed_rule and {row.label for row in one.rows} & set(labels)]
@@ -182,7 +203,7 @@ def _find(suite: Suite, label: str) -> Row:
     # Labels may repeat between tables; the same keys say that it is the same row.
     if len({tuple(seed.evaluation_key for seed in row_keys(row)) for row in found.values()}) > 1:
         raise UserError(
-            f"{label!r} is another row in each of {', '.join(found)}; name one with table=, or its file alone"
+            f"{label!r} is another row in each of {', '.join(found)}; name the file of one alone, or in Python table="
         )
     return next(iter(found.values()))
 
@@ -220,7 +241,8 @@ def _matches(result: RowResult, seeds: Container[int], ledger: Ledger, uri: str,
             matches = recorded_matches(ledger.evaluations[key], matches_from(uri))
             if matches is None or matches.num_images != num_images:
                 raise UserError(
-                    f"the matches of {result.row.label} in MLflow are gone, or of other images than those here"
+                    f"the matches of {result.row.label} in MLflow are gone, or of other images than those here; `rnc "
+                    "repair` marks what is lost, and the next submit scores it again; --images 0 asks for no images"
                 )
             found.append(matches)
     return found
@@ -241,6 +263,6 @@ def _image_ids(row: Row, site: Site, fingerprint: str) -> "NDArray[np.int64]":
     if fingerprint and data.fingerprint != fingerprint:
         raise UserError(
             f"{root}, split {row.split}, is not what {row.label} was measured on (fingerprint {data.fingerprint[:12]}, "
-            f"recorded is {fingerprint[:12]}); its images cannot be named"
+            f"recorded is {fingerprint[:12]}); its images cannot be named: --images 0 compares without them"
         )
     return data.image_ids

@@ -83,7 +83,7 @@ class RowResult:
             return self._difference(other, metric, level)
         found = None
         for look in looks(rule, len(paired)):
-            ours, theirs = (row._of_seeds(paired[: look.num_seeds]) for row in (self, other))
+            ours, theirs = (row.of_seeds(paired[: look.num_seeds]) for row in (self, other))
             latest = ours._difference(theirs, metric, look.level)
             if latest is None:
                 return None
@@ -99,7 +99,8 @@ class RowResult:
         ours, theirs = self._seed_values(metric), other._seed_values(metric)
         return difference(ours, theirs, level) if ours and theirs else None
 
-    def _of_seeds(self, seeds: Sequence[int]) -> "RowResult":
+    def of_seeds(self, seeds: Sequence[int]) -> "RowResult":
+        """Return what it is of these seeds alone."""
         return replace(
             self,
             by_seed={seed: self.by_seed[seed] for seed in seeds},

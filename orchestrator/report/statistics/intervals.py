@@ -1,7 +1,7 @@
 """Intervals of a metric and of a difference of two: resamples of the images, crossed with the scatter of seeds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,9 +93,7 @@ def difference(values: SeedValues, reference: SeedValues, level: float = 0.95) -
     Only seeds that both rows have count, pair by pair, in value and interval; where they have none in common, the
     first seeds of each are as good a pair.
     """
-    common = [seed for seed in values.measured if seed in reference.measured]
-    ours, theirs = sorted(values.measured), sorted(reference.measured)
-    pairs = [(seed, seed) for seed in common] or list(zip(ours, theirs, strict=False))
+    pairs = seed_pairs(values.measured, reference.measured)
     if bool(values.resampled) != bool(reference.resampled):
         return None
     if values.num_images and reference.num_images and values.num_images != reference.num_images:
@@ -107,6 +105,12 @@ def difference(values: SeedValues, reference: SeedValues, level: float = 0.95) -
     resampled = {one: values.resampled[one] - reference.resampled[other] for one, other in known}
     num_images = values.num_images if values.num_images == reference.num_images else 0
     return _estimate(gains, resampled, num_images, level) if known or not values.resampled else None
+
+
+def seed_pairs(ours: Collection[int], theirs: Collection[int]) -> list[tuple[int, int]]:
+    """Return the seeds of two rows that are compared: those that both have, or else the first of each."""
+    common = [(seed, seed) for seed in ours if seed in theirs]
+    return common or list(zip(sorted(ours), sorted(theirs), strict=False))
 
 
 def needed(estimate: Estimate, margin: float) -> Needed:

@@ -149,6 +149,24 @@ def test_where_seeds_are_added_until_decided_a_comparison_says_that_its_interval
     assert "plain" not in listed.note and (ruled.low, ruled.high) == (listed.low, listed.high)
 
 
+def test_rows_of_other_seeds_are_compared_on_those_that_both_have_and_say_so(
+    suite_of: Callable[..., OpenSuite],
+) -> None:
+    """Seed 1 of the better row found nothing, and is not compared: the values are those of seed 0 alone."""
+    several = replace(GOOD, seeds=(0, 1))
+    (_, (_, trained, scored)) = row_keys(several)
+    alone = suite_of()
+    suite = suite_of(several, BAD)
+    ((_, _, bad),) = row_keys(BAD)
+    suite.ledger.trainings[trained] = Record(status="FINISHED", run_id="training")  # type: ignore[index]
+    suite.ledger.evaluations[scored] = replace(suite.ledger.evaluations[bad], metrics={"AP": 0.0})  # type: ignore[index]
+    found, usual = compare(suite, ("good", "bad")), compare(alone, ("good", "bad"))
+    assert (found.values, found.difference, found.images) == (usual.values, usual.difference, usual.images)
+    assert "Compared are the seeds that both have: 0." in found.note and "Compared" not in usual.note
+    waits = compare(suite_of(replace(GOOD, seeds=(0, 2)), BAD), ("good", "bad"), images=False)
+    assert "good is not complete: " in waits.note
+
+
 def test_a_comparison_is_shown_as_a_table_with_the_weightiest_images() -> None:
     found = Comparison(
         labels=("good", "bad"),
@@ -194,7 +212,9 @@ def test_a_label_that_means_two_rows_asks_for_the_table(suite_of: Callable[..., 
     suite = suite_of()
     other = replace(BAD, label="good")
     tables = [*suite.experiments, experiment("second", [other, BAD])]
-    with pytest.raises(UserError, match="'good' is another row in each of table, second; name one with table="):
+    with pytest.raises(
+        UserError, match="'good' is another row in each of table, second; name the file of one alone, or"
+    ):
         compare(type(suite)(tables, suite.site), ("good", "bad"))
     opened = type(suite)(tables, suite.site)
     assert opened.compare("good", "bad", table="tab").images[0][0] == 5
