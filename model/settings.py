@@ -63,6 +63,20 @@ def misspelt(kind: Any, settings: Mapping[Any, Any], prefix: str = "") -> Iterat
             yield from misspelt(nested[name], value, f"{prefix}{name}.")
 
 
+def misplaced(kind: Any, settings: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Name what stands in the place of a group of settings of the dataclass `kind`, at any depth, and is no group.
+
+    Such is null, as YAML has it where all that stood below a name is commented out: merged, it takes away what the
+    file inherits. A part that may be None may be null.
+    """
+    for name, part in nested_kinds(kind).items():
+        value = settings.get(name, {})
+        if isinstance(value, Mapping):
+            yield from misplaced(part, value, f"{prefix}{name}.")
+        elif value is not None or NoneType not in get_args(_hints(kind)[name]):
+            yield _not_read(f"{prefix}{name}", value, part)
+
+
 def suggestion(name: object, known: Iterable[str], prefix: str = "") -> str:
     """Say which known name was probably meant, or list them all."""
     known = list(known)
@@ -152,9 +166,12 @@ def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             return kind(value)
     if kind in (bool, str) and isinstance(value, kind):
         return value
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
-    problems.append(f"{path or kind.__name__} is {shown}, expected {_expected(kind)}")
+    problems.append(_not_read(path or kind.__name__, value, kind))
     return None
+
+
+def _not_read(path: str, value: Any, kind: Any) -> str:
+    return f"{path} is {json.dumps(value, ensure_ascii=False, default=repr)}, expected {_expected(kind)}"
 
 
 def _read_fields(kind: Any, settings: Mapping[str, Any], path: str, problems: list[str]) -> Any:

@@ -14,7 +14,7 @@ FILE = Path("retinanet-conf") / "homes.json"
 
 def home_of(environ: Mapping[str, str]) -> Path:
     """Return RNC_HOME as an environment names it, absolute; `runs` in the working folder where it does not."""
-    return Path(environ.get("RNC_HOME") or "runs").expanduser().absolute()
+    return Path(os.path.expanduser(environ.get("RNC_HOME") or "runs")).absolute()
 
 
 def make_home(home: Path) -> Path:

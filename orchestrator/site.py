@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 from model.config import DataConfig
@@ -142,4 +143,5 @@ def _folder(environ: Mapping[str, str], name: str) -> Path | None:
 
 
 def _absolute(path: str) -> Path:
-    return Path(path).expanduser().absolute()
+    # Not Path.expanduser(), which fails where a shell leaves the name of an unknown user as it is written.
+    return Path(expanduser(path)).absolute()

@@ -65,9 +65,9 @@ class FinishedEvaluation:
         return self.run.seed or 0
 
     def place(self, table: str | None) -> float:
-        """Return its place in a table, from 0; behind all others where none is known."""
-        place, _ = read_place(self.places.get(table or "", ""))
-        return math.inf if place is None else place
+        """Return its place in a table, or its first in any, from 0; behind all others where none is known."""
+        told = self.places.values() if table is None else [self.places.get(table, "")]
+        return min((place for place, _ in map(read_place, told) if place is not None), default=math.inf)
 
     def label(self, table: str | None = None) -> str:
         """Return its label in a table, or in any."""

@@ -120,7 +120,7 @@ def locate(name: str, query: Query, site: Site, say: Say, progress: Progress = l
     Raises:
         UserError: there is neither such a folder nor such a row.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if (path / CARD).is_file():
         if name == BEST:
             say(f"best: the folder {path.absolute()}, which goes before the best row; remove it if that is meant")

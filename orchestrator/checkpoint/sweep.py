@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException, InvalidOperation
 from itertools import product
 from pathlib import Path
 
@@ -289,10 +289,14 @@ def _range(said: str, start: Decimal, stop: Decimal, step: Decimal) -> list[Deci
         raise UserError(f"{said}: the step is {step}, expected more than 0")
     if start > stop:
         raise UserError(f"{said}: it begins at {start}, above its end {stop}; swap them")
-    if (stop - start) / step >= MOST:
+    try:
+        count = int((stop - start) / step) + 1
+    except DecimalException:  # of more digits than any setting has
+        count = MOST + 1
+    if count > MOST:
         raise UserError(f"{said}: more than {MOST} values; take a larger step")
     # Decimals, as floats would make 0:1:0.1 hold 0.30000000000000004, which no row of an experiment file has.
-    return [start + place * step for place in range(int((stop - start) / step) + 1)]
+    return [start + place * step for place in range(count)]
 
 
 def _number(said: str, text: str) -> Decimal:

@@ -1,6 +1,7 @@
 """The verbs of `rnc` for experiments: plan, submit, status, report, compare, run, settings."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,9 +27,18 @@ from orchestrator.experiment.cost.budget import require_budget
 from orchestrator.experiment.load import Experiment
 from orchestrator.figures.table import Table
 
+
+def _require_finite(_ctx: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """Refuse what a range of numbers lets pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no throughput; give a number above 0")
+    return value
+
+
 IMAGES_PER_S = click.option(
     "--images-per-s",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_require_finite,
     help="Training throughput of one GPU (or CPU worker), where none was measured.",
 )
 
@@ -232,6 +242,8 @@ def report(
         raise UserError("--classes rests on what the intervals are made of; leave out --no-bootstrap")
     if (label or by_ap) and not classes:
         raise UserError("--row and --by-ap are for --classes")
+    if output is not None:
+        _require_own_files(experiments)
     known = list(dict.fromkeys(row.label for one in experiments for row in one.rows))
     if label is not None and label not in known:
         raise UserError(f"--row {label!r} is no row; {suggestion(label, known)}")
@@ -269,6 +281,18 @@ def report(
         except OSError as error:
             raise UserError(f"--output: cannot write to {output} ({error.strerror}); name another folder") from error
         say(f"written to {output}")
+
+
+def _require_own_files(experiments: list[Experiment]) -> None:
+    """Refuse tables whose files would be written over each other."""
+    first: dict[str, Experiment] = {}
+    for one in experiments:
+        other = first.setdefault(one.name, one)
+        if other is not one:
+            raise UserError(
+                f"--output: {other.path} of suite {other.suite} and {one.path} of suite {one.suite} are both called "
+                f"{one.name!r}, and so would their files be; write each suite to a folder of its own"
+            )
 
 
 @click.command()

@@ -68,12 +68,12 @@ def beginning(table: Table, most: int = MOST_ON_SCREEN) -> Table:
     )
 
 
-def screen_columns(stream: TextIO) -> int | None:
+def screen_columns(stream: TextIO | None) -> int | None:
     """Return the width of the screen that shows a stream, which COLUMNS overrides; None where it goes elsewhere."""
     named = os.environ.get("COLUMNS", "")
     if named.isdigit() and int(named):
         return int(named)
-    if not stream.isatty():
+    if stream is None or not stream.isatty():  # Python has none where the shell closed it, as with >&-
         return None
     try:
         return os.get_terminal_size(stream.fileno()).columns or DEFAULT_COLUMNS
@@ -81,13 +81,13 @@ def screen_columns(stream: TextIO) -> int | None:
         return DEFAULT_COLUMNS
 
 
-def has_colors(stream: TextIO) -> bool:
+def has_colors(stream: TextIO | None) -> bool:
     """Whether a stream shows colours: a terminal, if NO_COLOR is not set, or anything under FORCE_COLOR."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
         return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def print_error(text: str) -> None:

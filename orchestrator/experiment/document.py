@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os.path import normpath
+from os.path import expanduser, normpath, realpath
 from pathlib import Path
 from typing import Any
 
 from model.config import METRICS
-from model.settings import Settings, misspelt, read_settings, suggestion
+from model.settings import Settings, misplaced, misspelt, read_settings, suggestion
 from orchestrator.errors import UserError
 from orchestrator.experiment.layers import lay
 from orchestrator.experiment.rows import Cited, Places, Resources, Row, SeedRule, misspelt_in_line
@@ -63,7 +63,7 @@ def read_document(path: Path, check: Check, most_rows: int, chain: tuple[Path, .
     Raises:
         UserError: the file is no mapping of settings, or one that it extends has mistakes.
     """
-    if path.resolve() in [earlier.resolve() for earlier in chain]:
+    if realpath(path) in map(realpath, chain):
         raise UserError(f"{chain[0]}: extends goes in a circle: {' -> '.join(map(str, (*chain, path)))}")
     own = read_yaml(path, named_by=chain[-1] if chain else None)
     if isinstance(own.get("extends"), str):
@@ -72,8 +72,11 @@ def read_document(path: Path, check: Check, most_rows: int, chain: tuple[Path, .
     problems = list(_misspelt_names(own))
     own = placed(own, path.parent)
     document, _, mistakes_of_form = typed(own)
-    if document is None:
+    mistakes_of_form += misplaced(Settable, _mapping(own.get("defaults")), "defaults.")
+    if document is None or mistakes_of_form:
         raise error_of(path, mistakes_of_form + problems)
+    if any("\0" in name for name in document.extends):
+        raise error_of(path, ["extends holds a NUL, which no name of a file does; write the name again"])
     parents = [_read_parent(parent_file(path, name), check, most_rows, (*chain, path)) for name in document.extends]
     merged, mistakes = _inherit(parents, own, most_rows)
     return merged, problems + mistakes
@@ -105,7 +108,7 @@ def placed(own: Settings, folder: Path) -> Settings:
     if not isinstance(data, Mapping):
         return own
     named = {
-        name: normpath((folder / Path(value).expanduser()).absolute())
+        name: normpath((folder / expanduser(value)).absolute())
         for name, value in data.items()
         if name in ("root", "weights") and isinstance(value, str)
     }

@@ -186,10 +186,12 @@ def _mistakes_of_distribution(distribution: Distribution) -> Iterator[str]:
         yield f".randint is {list(arguments)}, expected whole numbers, of which the upper is never drawn"
     elif name == "quniform" and arguments[2] <= 0:
         yield f".quniform is {list(arguments)}, expected a step above 0"
+    elif name == "quniform" and not math.isfinite((arguments[1] - arguments[0]) / arguments[2]):
+        yield f".quniform is {list(arguments)}, expected a larger step"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _unsettable(settings: Mapping[str, list[Any]], prefix: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.figures.drawing import WIDTH, Curve, Dash, Dot, Drawing, Line, Mark, Point, Text, Tile
+from orchestrator.figures.table import GAIN, ends_of
 
 MARGIN = 14
 DASHES: tuple[Dash, ...] = ((), (6, 4), (2, 3), (8, 3, 2, 3))
@@ -85,7 +86,7 @@ def forest_row(
     said = "not measured" if value is None else f"{value:+.1f}"
     if interval is not None:
         marks.append(Line(forest.x(interval[0]), middle, forest.x(interval[1]), middle))
-        said += f", 95 % interval {interval[0]:+.1f} to {interval[1]:+.1f}"
+        said += f", 95 % interval {' to '.join(ends_of(interval, GAIN))}"
     if value is not None:
         marks.append(Dot(forest.x(value), middle, 4))
     if is_reference:
@@ -320,8 +321,9 @@ def heat_map(
 def span(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
     """The ends of an axis that holds the values, with some room on either side."""
     low, high = min(values), max(values)
-    # A single value has no span, and dividing by it would fail.
-    wide = (high - low) or 1.0
+    wide = high - low
+    if not wide:  # of a single value; dividing by its span would fail
+        wide, room = 1.0, room or 0.5
     return low - room * wide, high + room * wide
 
 

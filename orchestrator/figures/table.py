@@ -329,6 +329,10 @@ class Table:
         return records
 
 
+GAIN = Column("difference", signed=True)
+"""How texts show what tables show in a column of differences."""
+
+
 def show(cell: Cell, column: Column) -> str:
     """Write a cell's value as the column has it."""
     if cell.value is None:
@@ -336,21 +340,20 @@ def show(cell: Cell, column: Column) -> str:
     column = _as_precise(cell, column)
     shown = _number(cell.value, column)
     spread = "" if cell.spread is None else f" ± {cell.spread:.{column.digits}f}"
-    return f"{shown}{spread}{_interval(cell, column)}{cell.mark}"
+    interval = "" if cell.interval is None else f" [{', '.join(ends_of(cell.interval, column))}]"
+    return f"{shown}{spread}{interval}{cell.mark}"
 
 
-def _interval(cell: Cell, column: Column) -> str:
+def ends_of(interval: tuple[float, float], column: Column) -> list[str]:
     """Write both ends; one that would round to the 0 that the interval excludes has as many digits as it takes."""
-    if cell.interval is None:
-        return ""
-    low, high = cell.interval
+    low, high = interval
     ends = []
     for end in (low, high):
         digits = column.digits
         while (low > 0.0 or high < 0.0) and round(end, digits) == 0.0 and digits < MOST_DIGITS:
             digits += 1
         ends.append(_number(end, replace(column, digits=digits)))
-    return f" [{', '.join(ends)}]"
+    return ends
 
 
 def _as_precise(cell: Cell, column: Column) -> Column:

@@ -38,8 +38,8 @@ def sentence(text: str) -> str:
 
 
 def for_markdown(text: str) -> str:
-    """Escape what GitHub would read as markup."""
-    return re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", printable(" ".join(text.split())))
+    """Escape what GitHub would read as markup, as mathematics or as the name of a sign."""
+    return re.sub(r"([\\`*_|<>\[\]~$]|&(?=#?\w+;))", r"\\\1", printable(" ".join(text.split())))
 
 
 def for_latex(text: str) -> str:

@@ -1,6 +1,6 @@
 """Figures of a results table, and its rows as a matrix where they are trainings by values of one setting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
@@ -127,11 +127,11 @@ def with_matrix(experiment: Experiment, rows: Sequence[RowResult], table: Table)
     if grid is None or len(grid.heads) < 2 or experiment.cited:
         return table
     paper = paper_beside(experiment)
-    values = sorted({value for _, held in grid.heads for value, _ in held})
+    values = _texts(sorted({value for _, held in grid.heads for value, _ in held}))
     columns = [Column("training", numeric=False, heading=grid.setting)]
-    for value in values:
-        columns.append(Column(f"{value:g}"))
-        columns += [replace(column, heading="") for column in paper.columns(f"{value:g}", always=True)]
+    for shown in values.values():
+        columns.append(Column(shown))
+        columns += [replace(column, heading="") for column in paper.columns(shown, always=True)]
     over = f"{experiment.columns[0]} over reference"
     names = [column.name for column in table.columns]
     lines: list[tuple[Cell | Value, ...]] = []
@@ -154,17 +154,23 @@ def with_matrix(experiment: Experiment, rows: Sequence[RowResult], table: Table)
     return replace(table, compact=replace(arranged, rules_before=(), folds=True))
 
 
+def _texts(values: Sequence[float]) -> dict[float, str]:
+    """Return the texts of different numbers, of six digits or as many as tell them apart; 17 are one float's alone."""
+    by_digits = ({value: f"{value:.{digits}g}" for value in values} for digits in range(6, 18))
+    return next(texts for texts in by_digits if len(set(texts.values())) == len(values))
+
+
 def _cells_of(
-    table: Table, metric: str, held: dict[float, int], values: Sequence[float], columns: Sequence[Column]
+    table: Table, metric: str, held: dict[float, int], values: Mapping[float, str], columns: Sequence[Column]
 ) -> list[Cell]:
     """Return what a line of the matrix shows of a metric: for each value its cell, and those of its details."""
     places = {column.name: place for place, column in enumerate(table.columns)}
     cells, found = table.cells(), []
-    for value in values:
+    for value, shown in values.items():
         for column in columns[1:]:
-            if f"{value:g}" not in (column.name, column.under):
+            if shown not in (column.name, column.under):
                 continue
-            place = places.get(column.name.replace(f"{value:g}", metric, 1))
+            place = places.get(column.name.replace(shown, metric, 1))
             if place is None or value not in held:
                 found.append(Cell(None, absent="" if column.under else Cell(None).absent))
                 continue

@@ -21,7 +21,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import Section, html_page, kept_section, render, table_html
-from orchestrator.figures.table import Table
+from orchestrator.figures.table import GAIN, Table, ends_of
 from orchestrator.homes import make_home
 from orchestrator.report.classes.numbers import Classes, measure_classes
 from orchestrator.report.classes.section import classes_section
@@ -178,8 +178,9 @@ def write_reports(
     for name, text in files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            file.write_text(text, encoding="utf-8")
+        content = text.encode()
+        if not file.is_file() or file.read_bytes() != content:
+            file.write_bytes(content)
 
 
 def table_files(report: Report) -> Mapping[str, str]:
@@ -212,7 +213,9 @@ def fetch_labs(uri: str, rows: Iterable[Row], ledger: Ledger, folder: Path) -> d
             continue
         file = inside(folder, one_name(f"lab-{record.lab}.json"))
         # Rows that share a training share its lab.
-        if file not in files.values() and (file.is_file() or _fetch_lab(uri, record.run_id, record.lab, file)):
+        if file in files.values():
+            continue
+        if _is_lab(file, record.lab) or _fetch_lab(uri, record.run_id, record.lab, file):
             files[row.label] = file
     return files
 
@@ -313,12 +316,14 @@ def _found(reports: Sequence[Report]) -> list[str]:
         (over,) = [experiment.reference_of(row) for row in experiment.rows if row.label == label]
         return [f"{begun}: there {label} has {gain:+.1f} {metric} over {over}, on COCO 2017."]
     best, base = ranked[0]
-    said = f"{best.row.label} has {(best.mean(metric) or 0.0) - reference:+.1f} {metric} over {base.row.label}"
     found = best.difference(base, metric)
+    # As in the table: of rows with other seeds it is the difference on those that both have.
+    gain = (best.mean(metric) or 0.0) - reference if found is None else found.value
+    said = f"{best.row.label} has {gain:+.1f} {metric} over {base.row.label}"
     if found is None:
         said += "; no interval is known."
     else:
-        said += f", 95 % interval {found.low:+.1f} to {found.high:+.1f}: "
+        said += f", 95 % interval {' to '.join(ends_of((found.low, found.high), GAIN))}: "
         said += "it excludes 0." if found.excludes_zero else "it holds 0, so this leaves open which is better."
     theirs = papers[best.row.label]
     return [said] if theirs is None else [said, f"The paper has {theirs:+.1f} there, on COCO 2017."]
@@ -352,6 +357,11 @@ def _sound(experiments: Iterable[Experiment], ledger: Ledger, say: Say | None) -
     return sound
 
 
+def _is_lab(file: Path, digest: str) -> bool:
+    """Whether it was fetched before, and is still what it was."""
+    return file.is_file() and file_sha256(file) == digest
+
+
 def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:
     make_home(file.parent.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -360,7 +370,7 @@ def _fetch_lab(uri: str, run_id: str, digest: str, file: Path) -> bool:
             fetched = download(uri, run_id, f"{names.LAB}/{names.LAB_FILE}", Path(scratch))
         except UserError:
             return False
-        if file_sha256(fetched) != digest:
+        if not _is_lab(fetched, digest):
             return False
         # From a folder beside it, as a rename is whole only within one file system.
         os.replace(fetched, file)

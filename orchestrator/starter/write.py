@@ -13,6 +13,7 @@ from model.settings import merge
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.layers import lay
 from orchestrator.experiment.load import Experiment, load_experiment
+from orchestrator.figures.texts import printable
 from orchestrator.site import Site
 from orchestrator.starter.facts import DataFacts, Machine, data_facts, machine_facts
 from orchestrator.starter.recipe import Recipe, Settings, choose
@@ -101,7 +102,9 @@ def experiment_text(asked: Start, data: DataFacts, machine: Machine, recipe: Rec
     of_file = {name: value for name, value in (asked.overrides or {}).items() if name not in of_rows}
     document = merge(document, {**of_file, "defaults": lay(of_rows, document["defaults"])})
     kept = {name: why for name, why in recipe.why.items() if _stands(document, recipe, name)}
-    classes = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
+    # Anybody may have named them, and a line end of YAML's would end the comment.
+    classes = ", ".join(printable(" ".join(one.split())) for one in data.classes[:8])
+    classes += ", ..." if len(data.classes) > 8 else ""
     head = (
         f"{data.train.num_images:,} images to train on with {data.train.num_boxes:,} boxes, {data.val.num_images:,} to "
         f"validate on; {len(data.classes)} classes: {classes}. Any setting may be changed; `rnc settings` lists them."

@@ -7,6 +7,7 @@ import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from os.path import expanduser
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -120,7 +121,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def _files(argument: str) -> Iterator[Path]:
     """The files that an argument stands for, by name."""
-    path = Path(argument).expanduser()
+    path = Path(expanduser(argument))
     if path.is_file():
         yield path
         return
@@ -176,7 +177,7 @@ def _sources(files: Sequence[Path], out: Path) -> tuple[Source, ...]:
 
 def _name(argument: str, first: Path) -> str:
     """A name for what an argument stands for: of a file, of a folder, or of that in which the first match lies."""
-    path = Path(argument).expanduser()
+    path = Path(expanduser(argument))
     if path.is_dir():
         return path.resolve().name or "root"
     return first.stem if path.is_file() else first.resolve().parent.name

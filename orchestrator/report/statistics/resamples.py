@@ -6,6 +6,7 @@ The images are drawn with replacement, as many as there are, some of them twice,
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -237,17 +238,25 @@ def _files(
         for key, record in records.items()
         if record.status == "FINISHED" and record.matches
     }
-    missing = {records[key].matches: records[key] for key in files if not _exist(files[key])}
+    missing = {records[key].matches: records[key] for key in files if not all(map(_is_whole, files[key].values()))}
     if missing:
         make_home(folder.parent)
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(usable_cores()) as threads:  # numpy lets go of the interpreter while it counts
             list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
-    return {key: of_key for key, of_key in files.items() if _exist(of_key)}
+    return {key: of_key for key, of_key in files.items() if all(file.exists() for file in of_key.values())}
 
 
-def _exist(files: Mapping[Kind, Path]) -> bool:
-    return all(file.exists() for file in files.values())
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there, and is what was written: a power cut may leave one that is empty or cut short."""
+    try:
+        if file.suffix == ".npz":
+            with zipfile.ZipFile(file) as kept:
+                return kept.testzip() is None
+        np.load(file, mmap_mode="r")  # which compares its length with what its header says
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return False
+    return True
 
 
 def _file(record: Record, folder: Path, kind: Kind) -> Path:
@@ -257,7 +266,7 @@ def _file(record: Record, folder: Path, kind: Kind) -> Path:
 
 def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[Kind]) -> None:
     """Resample an evaluation into files; none is written where its matches are lost, or not those recorded."""
-    missing = [kind for kind in kinds if not _file(record, folder, kind).exists()]
+    missing = [kind for kind in kinds if not _is_whole(_file(record, folder, kind))]
     matches = recorded_matches(record, fetch)
     if matches is None:
         return

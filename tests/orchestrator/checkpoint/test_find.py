@@ -38,6 +38,7 @@ def test_best_is_the_highest_of_the_table_in_the_metric_that_counts():
 def test_of_equals_the_first_of_the_table_is_best():
     first, second = candidate(ap=5.0, t="00 a"), candidate(ap=5.0, t="01 b")
     assert chosen(second, first, table="t") is first
+    assert chosen(second, first) is first  # MLflow gives the newest first
 
 
 def test_a_row_is_taken_by_its_label_and_of_its_seeds_the_best():

@@ -320,6 +320,7 @@ def test_a_list_is_sorted() -> None:
         ("0:inf:1", "'inf' is no number"),
         ("0.5,0.50", "stands twice"),
         ("0:1:1e-9", f"more than {MOST} values"),
+        ("0:1e999999:1e-999999", f"more than {MOST} values"),
     ],
 )
 def test_what_is_no_range_is_told_with_what_was_expected(text: str, said: str) -> None:

@@ -164,6 +164,18 @@ def test_a_row_that_does_not_exist_is_answered_with_those_that_do(rnc: Rnc):
     assert refused(rnc("run", MINIATURE, "--row", "RetinaNet-Cnf"), "did you mean RetinaNet-Conf?")
 
 
+def test_tables_of_one_name_are_not_written_over_each_other(rnc: Rnc, tmp_path: Path):
+    result = rnc("report", "experiments/paper", "experiments/miniature", "--no-bootstrap", "--output", tmp_path / "out")
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "are both called 'table1_heads'" in result.stderr and "a folder of its own" in result.stderr
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "0"])
+def test_a_throughput_that_is_no_number_is_refused(rnc: Rnc, number: str):
+    result = rnc("plan", "experiments/demo", "--images-per-s", number)
+    assert result.exit_code == 2 and "images-per-s" in result.stderr
+
+
 def test_rows_of_two_suites_are_not_compared(rnc: Rnc):
     refused = rnc("compare", MINIATURE, ROOT / "experiments" / "paper", "--row", "RetinaNet", "--over", "RetinaNet")
     assert refused.exit_code == 2

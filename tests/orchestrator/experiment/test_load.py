@@ -419,6 +419,15 @@ def test_a_wrong_value_is_named_with_what_is_expected(tmp_path: Path, settings: 
         ("rows: 3", ": rows is 3, expected a list"),
         ("rows: [3]", ": rows.0 is 3, expected a mapping of settings"),
         ("defaults: 3\nrows: [{label: A}]", ": defaults is 3, expected a mapping of settings"),
+        ("defaults:\n  train:\nrows: [{label: A}]", ": defaults.train is null, expected a mapping of settings"),
+        (
+            "defaults: {train: {schedule: }}\nrows: [{label: A, train: {schedule: {epochs: 3}}}]",
+            ": defaults.train.schedule is null, expected a mapping of settings",
+        ),
+        (
+            'extends: "a\\0.yaml"\nrows: [{label: A}]',
+            ": extends holds a NUL, which no name of a file does; write the name again",
+        ),
         ("reference: a\nrows: [{label: A}]", ": reference is 'a', which is no row; did you mean A?"),
         (
             "seeds: []\nrows: [{label: A}]",
@@ -554,6 +563,17 @@ def test_extending_in_a_circle_is_refused_and_the_circle_shown(tmp_path: Path) -
     assert mistake(tmp_path, "extends: other.yaml") == (
         "table.yaml: extends goes in a circle: table.yaml -> other.yaml -> table.yaml"
     )
+
+
+def test_a_link_that_leads_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "table.yaml").symlink_to("table.yaml")
+    with pytest.raises(UserError, match=r"table\.yaml: cannot be read: too many levels of symbolic links"):
+        load_experiment(tmp_path / "table.yaml")
+
+
+def test_the_home_of_somebody_unknown_stays_as_it_is_written(tmp_path: Path) -> None:
+    found = load(tmp_path, "data: {root: ~nobody-is-called-so/x}\nrows: [{label: A}]")
+    assert found.data.root == str(tmp_path / "~nobody-is-called-so" / "x")
 
 
 def test_a_folder_stands_for_its_files_and_two_of_one_name_are_refused(tmp_path: Path) -> None:

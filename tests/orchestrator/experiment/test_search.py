@@ -222,6 +222,10 @@ def test_only_a_training_that_nobody_else_needs_may_be_stopped_by_its_search(tmp
             "search.space.inference.nms_iou.quniform is [0, 1, 0], expected a step above 0",
         ),
         (
+            "{space: {inference.nms_iou: {quniform: [0.1, 0.2, 1.0e-320]}}, num_samples: 2}",
+            "search.space.inference.nms_iou.quniform is [0.1, 0.2, 1e-320], expected a larger step",
+        ),
+        (
             "{space: {inference.nms_iou: {choice: []}}, num_samples: 2}",
             "search.space.inference.nms_iou.choice has no values; list some",
         ),

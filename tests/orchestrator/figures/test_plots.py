@@ -5,7 +5,17 @@ from xml.etree import ElementTree
 import pytest
 
 from orchestrator.figures.drawing import to_svg
-from orchestrator.figures.plots import ClassMeasurement, Measurement, class_dots, curve_plot, precision_recall, row_key
+from orchestrator.figures.plots import (
+    ClassMeasurement,
+    Forest,
+    Measurement,
+    class_dots,
+    curve_plot,
+    forest_axis,
+    forest_row,
+    precision_recall,
+    row_key,
+)
 
 OURS = {"A": [(0.0, 24.0), (0.5, 25.0)], "B": [(0.0, 23.0), (0.5, 24.0)]}
 PAPERS = {"A: paper": [(0.0, 36.0), (0.5, 37.0)], "B: paper": [(0.0, 35.0), (0.5, 36.0)]}
@@ -114,3 +124,17 @@ def test_classes_share_an_axis_and_the_reference_is_a_circle() -> None:
     assert keys.count("A") == keys.count("B") == 2
     key = ElementTree.fromstring(to_svg(row_key({"A": "one", "B": "two"}, "t")))
     assert [text.text for text in key.iter("text")] == ["A", "one", "B", "two"]
+
+
+def test_differences_that_are_all_zero_stand_on_the_line_of_zero() -> None:
+    """As where two settings give the same detections, or nothing is found yet."""
+    forest = Forest(low=0.0, high=0.0)
+    svg = ElementTree.fromstring(to_svg(forest_row(forest, 0.0, (0.0, 0.0), is_reference=False)))
+    (dot,), lines = svg.iter("circle"), list(svg.iter("line"))
+    assert {float(line.attrib["x1"]) for line in lines} == {float(dot.attrib["cx"])}
+    assert "0" in [text.text for text in ElementTree.fromstring(to_svg(forest_axis(forest, "AP"))).iter("text")]
+
+
+def test_an_end_beside_the_zero_that_it_excludes_is_not_said_to_be_zero() -> None:
+    drawn = forest_row(Forest(low=0.0, high=1.0), 0.3, (0.04, 0.7), is_reference=False)
+    assert drawn.title == "+0.3, 95 % interval +0.04 to +0.7"

@@ -62,3 +62,7 @@ def test_a_page_and_a_note_hold_no_markup_of_a_label() -> None:
     assert "[here](" not in note.replace("\\[here\\](", "")
     assert for_markdown("**b** <i>") == r"\*\*b\*\* \<i\>"
     assert ESC not in for_latex(HOSTILE)
+
+
+def test_github_reads_no_mathematics_and_no_names_of_signs_in_a_text() -> None:
+    assert for_markdown("$y$ &lt; R&D & &#35;") == r"\$y\$ \&lt; R&D & \&#35;"

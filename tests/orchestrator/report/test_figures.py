@@ -160,6 +160,18 @@ def test_trainings_by_values_are_shown_as_a_matrix_for_each_metric() -> None:
     assert table.to_markdown().count("**26.0**") == 1 and "**25.0**" not in table.to_markdown()
 
 
+def test_values_that_agree_to_six_digits_are_told_apart_in_a_matrix() -> None:
+    rows = trainings_by_exponents(SHAPES)
+    near = {0.0: 0.33333331, 0.2: 0.33333332, 0.4: 0.4}
+    rows = [
+        replace(one, row=replace(one.row, inference=InferenceConfig(confidence_exponent=near[value])))
+        for one in rows
+        for value in [one.row.inference.confidence_exponent]
+    ]
+    _, text = matrix_of(rows)
+    assert text.splitlines()[2].split()[-3:] == ["0.33333331", "0.33333332", "0.4"]
+
+
 def test_programs_read_the_rows_of_a_matrix_one_by_one_and_so_does_who_asks_for_them() -> None:
     table, _ = matrix_of(trainings_by_exponents(SHAPES))
     labels = [row["row"] for row in json.loads(table.to_json())["rows"]]

@@ -1,5 +1,6 @@
 """Labs stored with runs of a real server; expected values are what was stored."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -80,6 +81,9 @@ def test_a_lab_that_was_fetched_is_not_asked_for_again_and_a_lost_one_is_left_ou
     store_lab(suite.uri, run_id, lambda: lab("any"))
     ledger = read_ledger(suite)
     assert list(fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "kept")) == ["theirs"]
+    (kept,) = (tmp_path / "kept").iterdir()
+    kept.write_text('{"cut')
+    assert read_labs(fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "kept")) is not None  # it was fetched again
     delete(suite.uri, run_id, "lab")
     assert list(fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "kept")) == ["theirs"]
     assert fetch_labs(suite.uri, [OTHER], ledger, tmp_path / "new") == {}
@@ -101,8 +105,10 @@ def kept(rows: list[Row], folder: Path) -> Ledger:
     folder.mkdir(parents=True)
     records = {}
     for place, row in enumerate(rows):
-        (folder / f"lab-{place}.json").write_text(json.dumps(lab("any")))
-        records[row_keys(row)[0].train_key] = Record(status="FINISHED", run_id="r", lab=str(place))
+        content = json.dumps(lab(f"{place}")).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        (folder / f"lab-{digest}.json").write_bytes(content)
+        records[row_keys(row)[0].train_key] = Record(status="FINISHED", run_id="r", lab=digest)
     return Ledger(trainings=records)
 
 

@@ -44,6 +44,19 @@ def test_the_file_reads_back_and_names_data_and_suite(shapes_root: Path, here: P
     assert "short_edge: 128  # small, for a CPU" in text
 
 
+@pytest.mark.parametrize("name", ["cat\u2028rows: 3", "do\x85g: 3", "bell\x07", "a\nb: 3"])
+def test_a_class_is_no_setting_whatever_it_is_called(name: str, shapes_root: Path, here: Path, tmp_path: Path) -> None:
+    (tmp_path / "named" / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / "named" / split).symlink_to(shapes_root / split)
+        file = shapes_root / "annotations" / f"instances_{split}.json"
+        content = json.loads(file.read_text())
+        content["categories"][0]["name"] = name
+        (tmp_path / "named" / "annotations" / file.name).write_text(json.dumps(content))
+    (row,) = begin(tmp_path / "named", here).rows
+    assert row.label == "RetinaNet-Conf"
+
+
 def test_three_heads_are_compared_with_the_first(shapes_root: Path, here: Path) -> None:
     experiment = begin(shapes_root, here, compare="heads")
     assert [row.train.model.head for row in experiment.rows] == ["RetinaNet", "IoU-aware Net", "RetinaNet-Conf"]

@@ -269,6 +269,23 @@ def test_classes_are_counted_in_the_same_pass_or_beside_what_is_there(
             assert np.array_equal(getattr(found, name), getattr(expected, name), equal_nan=True), name
 
 
+def test_a_file_that_a_power_cut_left_empty_or_short_is_made_again(
+    stored: tuple[Path, str, float], tmp_path: Path
+) -> None:
+    file, sha256, _ = stored
+    ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches=sha256)})
+    kept, asked = tmp_path / "kept", list[str]()
+    first = resampled(ledger, ["scored"], fetcher(file, asked), kept, by_class=True)["scored"]
+    ap = resampled_classes(ledger, ["scored"], fetcher(file, asked), kept)["scored"].resampled
+    for left in (0, 100, -1):
+        for one in kept.iterdir():
+            one.write_bytes(one.read_bytes()[:left])
+        assert np.array_equal(resampled(ledger, ["scored"], fetcher(file, asked), kept)["scored"], first)
+        again = resampled_classes(ledger, ["scored"], fetcher(file, asked), kept)["scored"]
+        assert np.array_equal(again.resampled, ap, equal_nan=True)
+    assert len(asked) == 1 + 2 * 3
+
+
 def test_nothing_recorded_leaves_nothing_behind(tmp_path: Path) -> None:
     assert resampled(Ledger(), ["never"], fetcher(tmp_path, []), tmp_path / "kept") == {}
     assert not (tmp_path / "kept").exists()
