@@ -62,7 +62,7 @@ def test_rows_of_a_table_differ_by_its_own_question_alone() -> None:
         "c_boxes": {"box", "classification"},  # the qualities of edges learn by QFL
         "d_assigners": {"assignment", "classification"},  # the alignment is a target of the class
         "e_suppression": set(),
-        "f_branch": {"confidence", "classification"},
+        "f_branch": {"confidence", "classification", "box"},  # the branch as released moves boxes
     }
     for name, table in TABLES.items():
         (base,) = [row for row in table.rows if row.label == table.reference]
@@ -75,12 +75,13 @@ def test_rows_of_a_table_differ_by_its_own_question_alone() -> None:
 
 def test_the_branch_is_compared_with_its_own_loss_without_it() -> None:
     table = TABLES["f_branch"]
-    of_loss = {row.label: row.train.model.classification.loss for row in table.rows}
+    losses = {row.label: (row.train.model.classification, row.train.model.box) for row in table.rows}
     references = [table.reference_of(row) for row in table.rows if ", branch, " in row.label]
-    assert references == [loss for loss in ("Focal", "IA-BCE", "QFL", "VFL", "MAL") for _ in range(2)]
+    alone = ("Focal", "Focal on GIoU boxes", "IA-BCE", "QFL", "VFL", "MAL")
+    assert references == [loss for loss in alone for _ in range(2)]
     for row in table.rows:
         if reference := row.reference:
-            assert of_loss[reference] == of_loss[row.label]
+            assert losses[reference] == losses[row.label]
 
 
 def test_every_table_shows_how_far_scores_are_off_beside_ap() -> None:
@@ -144,18 +145,28 @@ def test_the_branch_that_moves_no_box_differs_by_its_target_alone() -> None:
         assert still.inference == usual.inference
 
 
+def test_the_branch_on_giou_boxes_differs_from_table_cs_by_the_branch_alone() -> None:
+    rows = {row.label: row for row in TABLES["f_branch"].rows}
+    (alone,) = (row for row in TABLES["c_boxes"].rows if row.label == "GIoU")
+    assert rows["Focal on GIoU boxes"].train == alone.train
+    for scored in ("class score alone", "alpha 0.4"):
+        usual, here = rows[f"Focal, branch, {scored}"], rows[f"Focal on GIoU boxes, branch, {scored}"]
+        assert here.train.model == replace(alone.train.model, confidence=usual.train.model.confidence)
+        assert (here.inference, here.reference) == (usual.inference, "Focal on GIoU boxes")
+
+
 def test_trainings_are_shared_between_the_tables_and_with_those_of_the_paper() -> None:
     ladder = gather([*TABLES.values()])
-    assert (len(ladder.trainings), len(ladder.evaluations)) == (31, 44)
+    assert (len(ladder.trainings), len(ladder.evaluations)) == (32, 46)
     paper = gather(load_experiments([EXPERIMENTS / "paper" / "table1_heads.yaml"]))
     assert len(ladder.trainings.keys() & paper.trainings.keys()) == 2
     files = (EXPERIMENTS / "README.md").read_text()
-    assert f"| {31 - 2} beside table 1, on COCO |" in files and f"| {93 - 6} beside table 1 of each" in files
+    assert f"| {32 - 2} beside table 1, on COCO |" in files and f"| {96 - 6} beside table 1 of each" in files
     (only,) = gather([TABLES["e_suppression"]]).trainings
     assert only in gather([TABLES["a_targets"]]).trainings
     for folder, home in SMALLER.items():
         small = gather(load_experiments([LADDER / folder]))
-        assert len(small.trainings) == 93
+        assert len(small.trainings) == 96
         assert (
             len(small.trainings.keys() & gather(load_experiments([home / "table1_heads.yaml"])).trainings.keys()) == 6
         )
@@ -208,7 +219,7 @@ def test_every_training_of_the_tables_runs_and_no_setting_of_it_is_without_effec
             (weights,) = folder.glob("epoch-*/*.safetensors")
             other = first.setdefault(file_sha256(weights), row.label)
             assert other == row.label, f"{row.label} trains as {other} does"
-    assert len(first) == 31
+    assert len(first) == 32
 
 
 def test_what_others_published_is_cited_with_its_recipe_and_compared_with_nothing() -> None:
