@@ -116,11 +116,10 @@ class CocoData:
 
     def not_learnt(self) -> dict[str, NDArray[np.bool_]]:
         """Return the boxes that no training learns, each for the first of NOT_LEARNT's reasons: [annotations] masks."""
-        counts = np.diff(self.offsets)
-        every, sizes = slice(None), np.repeat(self.sizes, counts, axis=0)
-        in_small_images = sizes.min(axis=1, initial=MIN_SIDE) < MIN_SIDE
-        reasons, left = {}, np.ones(len(self.annotation_ids), dtype=bool)
-        masks = (*self._left_out(every, _clipped(self.annotation_boxes, sizes)), in_small_images)
+        sizes = np.repeat(self.sizes, np.diff(self.offsets), axis=0)
+        clipped = _clipped(self.annotation_boxes, sizes)
+        masks = (*self._left_out(slice(None), clipped), sizes.min(axis=1) < MIN_SIDE)
+        reasons, left = {}, np.ones(len(sizes), dtype=bool)
         for reason, mask in zip(NOT_LEARNT, masks, strict=True):
             reasons[reason] = left & mask
             left &= ~mask

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 SMALL, MEDIUM = 32**2, 96**2
 """Square pixels below which COCO calls an object small, or medium."""
 PERCENTILES = (5, 25, 50, 75, 95)
-"""Why a box is not learnt; of several reasons the first counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

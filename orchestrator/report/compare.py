@@ -98,10 +98,10 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
     """
     import numpy as np
 
-    if metric not in LEFT_OUT:
-        raise UserError(f"metric is {metric!r}, expected one of: {', '.join(LEFT_OUT)}")
     from orchestrator.report.statistics.intervals import seed_pairs
 
+    if metric not in LEFT_OUT:
+        raise UserError(f"metric is {metric!r}, expected one of: {', '.join(LEFT_OUT)}")
     rows = [_find(suite, label) for label in labels]
     ledger, uri = suite.ledger, suite.uri
     samples: Mapping[str, Resamples] = {}
