@@ -254,3 +254,14 @@ def test_a_terminal_is_shown_the_first_rows_of_thousands_and_how_to_see_the_othe
     assert shown.notes[1:] == ("n",)
     few = replace(table, rows=table.rows[:MOST_ON_SCREEN], rules_before=())
     assert beginning(few) is few
+
+
+def test_an_output_that_the_shell_closed_is_no_screen() -> None:
+    closed = subprocess.run(
+        ["sh", "-c", '"$0" -m orchestrator.cli.main settings bins >&-', sys.executable],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in closed.stderr
