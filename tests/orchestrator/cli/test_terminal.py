@@ -260,6 +260,7 @@ def test_an_output_that_the_shell_closed_is_no_screen() -> None:
     closed = subprocess.run(
         ["sh", "-c", '"$0" -m orchestrator.cli.main settings bins >&-', sys.executable],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
         capture_output=True,
         text=True,
         check=False,
