@@ -82,14 +82,15 @@ def load_sample(data: CocoData, index: int, short_edge: int, long_edge: int, fli
     image = load_image(data.path(index), old)
     new = resize_shape(*old, short_edge, long_edge)
     image = resize(image, new)
-    boxes = resize_boxes(data.boxes(index), old, new)
+    truth, labels = data.truth(index)
+    boxes = resize_boxes(truth, old, new)
     if flip:
         image = image.flip(2)
         boxes = flip_boxes(boxes, new[1])
     return Sample(
         image=image,
         boxes=torch.from_numpy(boxes),
-        labels=torch.from_numpy(data.labels(index)),
+        labels=torch.from_numpy(labels),
         image_id=int(data.image_ids[index]),
         size=new,
         original_size=old,

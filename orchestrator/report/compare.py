@@ -1,6 +1,6 @@
 """Two rows of a suite against each other: their difference, its 95 % interval, and the images that decide it."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,7 +125,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
     decisive: list[tuple[int, float]] = []
     if images:
         image_ids = _image_ids(rows[0], suite.site, fingerprint)
-        matches = [_matches(result, result.resampled, ledger, uri, len(image_ids)) for result in compared]
+        matches = [_matches(result, ledger, uri, len(image_ids)) for result in compared]
         weight = contributions(matches[0], matches[1], metric)
         order = [int(place) for place in np.lexsort((image_ids, -np.abs(weight))) if weight[place]]
         decisive = [(int(image_ids[place]), float(weight[place])) for place in order]
@@ -233,11 +233,11 @@ def _require_same_data(results: Iterable[RowResult], ledger: Ledger) -> str:
     return next(iter(fingerprints), "")
 
 
-def _matches(result: RowResult, seeds: Container[int], ledger: Ledger, uri: str, num_images: int) -> "list[MatchTable]":
-    """Fetch the matches of those seeds of a row."""
+def _matches(result: RowResult, ledger: Ledger, uri: str, num_images: int) -> "list[MatchTable]":
+    """Fetch the matches of a row's seeds."""
     found = []
     for seed, _, key in row_keys(result.row):
-        if seed in seeds:
+        if seed in result.resampled:
             matches = recorded_matches(ledger.evaluations[key], matches_from(uri))
             if matches is None or matches.num_images != num_images:
                 raise UserError(

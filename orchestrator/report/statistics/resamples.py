@@ -7,12 +7,13 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,9 @@ Kind = Literal["metrics", "sizes", "classes"]
 """Of files of what was resampled."""
 Fetch = Callable[[str, Path], Path]
 """Gets the file of matches of a run, by its id, into a folder."""
+Kept = TypeVar("Kept")
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a file that is empty or cut short raises."""
 NUM_RESAMPLES = 1000
 SEED = 0
 ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "APs", "ARs", "APm", "ARm", "APl", "ARl")
@@ -60,8 +64,8 @@ def resampled(
         by_class: whether `resampled_classes` will be asked for the same keys: one pass counts both.
     """
     kinds: tuple[Kind, ...] = ("metrics", "sizes") if by_size else ("metrics",)
-    files = _files(ledger, keys, fetch, folder, (*kinds, "classes") if by_class else kinds)
-    return {key: np.concatenate([np.load(of_key[kind]) for kind in kinds]) for key, of_key in files.items()}
+    made: tuple[Kind, ...] = (*kinds, "classes") if by_class else kinds
+    return _read(ledger, keys, fetch, folder, made, lambda of: np.concatenate([np.load(of[kind]) for kind in kinds]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,8 +92,7 @@ class ClassSamples:
 
 def resampled_classes(ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path) -> Mapping[str, ClassSamples]:
     """Return what is known of each class, by evaluation key, but of lost matches; see `resampled`."""
-    files = _files(ledger, keys, fetch, folder, ["classes"])
-    return {key: load_classes(file["classes"]) for key, file in files.items()}
+    return _read(ledger, keys, fetch, folder, ["classes"], lambda of: load_classes(of["classes"]))
 
 
 def load_classes(file: Path) -> ClassSamples:
@@ -228,6 +231,26 @@ def _points(sums: NDArray[np.float64], num_present: NDArray[np.float64]) -> NDAr
     return np.stack([by_threshold.mean(axis=0), by_threshold[0], by_threshold[5]])
 
 
+def _read(
+    ledger: Ledger,
+    keys: Iterable[str],
+    fetch: Fetch,
+    folder: Path,
+    kinds: Sequence[Kind],
+    read: Callable[[Mapping[Kind, Path]], Kept],
+) -> dict[str, Kept]:
+    """Return what is read of the files of each evaluation; those that a power cut left short are made again."""
+    keys = list(keys)
+    files = _files(ledger, keys, fetch, folder, kinds)
+    try:
+        return {key: read(of_key) for key, of_key in files.items()}
+    except DAMAGED:
+        for file in {file for of_key in files.values() for file in of_key.values()}:
+            if not _is_whole(file):
+                file.unlink(missing_ok=True)
+    return {key: read(of_key) for key, of_key in _files(ledger, keys, fetch, folder, kinds).items()}
+
+
 def _files(
     ledger: Ledger, keys: Iterable[str], fetch: Fetch, folder: Path, kinds: Sequence[Kind]
 ) -> dict[str, dict[Kind, Path]]:
@@ -238,23 +261,26 @@ def _files(
         for key, record in records.items()
         if record.status == "FINISHED" and record.matches
     }
-    missing = {records[key].matches: records[key] for key in files if not all(map(_is_whole, files[key].values()))}
+    missing = {records[key].matches: records[key] for key in files if not _exist(files[key])}
     if missing:
         make_home(folder.parent)
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(usable_cores()) as threads:  # numpy lets go of the interpreter while it counts
             list(threads.map(lambda record: _resample(record, fetch, folder, kinds), missing.values()))
-    return {key: of_key for key, of_key in files.items() if all(file.exists() for file in of_key.values())}
+    return {key: of_key for key, of_key in files.items() if _exist(of_key)}
+
+
+def _exist(files: Mapping[Kind, Path]) -> bool:
+    return all(file.exists() for file in files.values())
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file is there, and is what was written: a power cut may leave one that is empty or cut short."""
     try:
         if file.suffix == ".npz":
             with zipfile.ZipFile(file) as kept:
                 return kept.testzip() is None
         np.load(file, mmap_mode="r")  # which compares its length with what its header says
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         return False
     return True
 
@@ -266,7 +292,7 @@ def _file(record: Record, folder: Path, kind: Kind) -> Path:
 
 def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[Kind]) -> None:
     """Resample an evaluation into files; none is written where its matches are lost, or not those recorded."""
-    missing = [kind for kind in kinds if not _is_whole(_file(record, folder, kind))]
+    missing = [kind for kind in kinds if not _file(record, folder, kind).exists()]
     matches = recorded_matches(record, fetch)
     if matches is None:
         return
