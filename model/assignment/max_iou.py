@@ -7,6 +7,10 @@ from model.assignment.samples import IGNORED, INVALID, NEGATIVE, GroundTruth
 from model.network.anchors import AnchorGrid, valid_anchors
 from model.network.overlaps import pairwise_iou
 
+BLOCK = 2**25
+"""Pairs of a box and an anchor that are looked at at a time, at some 12 bytes each."""
+NO_BOX = torch.iinfo(torch.int32).max
+
 
 def max_iou(
     grid: AnchorGrid, padded_sizes: Tensor, truth: GroundTruth, *, positive_iou: float, negative_iou: float
@@ -26,29 +30,25 @@ def max_iou(
         [B, N] int64: index into `truth` (0 to M-1), or NEGATIVE, IGNORED, INVALID.
     """
     valid = valid_anchors(grid, padded_sizes)
-    num_boxes = len(truth.boxes)
-    assigned = torch.full(valid.shape, NEGATIVE, dtype=torch.int64, device=valid.device)
-    if num_boxes:
+    best_iou = torch.full(valid.shape, -1.0, dtype=grid.boxes.dtype, device=valid.device)
+    best_box = torch.full(valid.shape, NO_BOX, dtype=torch.int32, device=valid.device)
+    last_tie = torch.full(valid.shape, NEGATIVE, dtype=torch.int32, device=valid.device)
+    order = torch.arange(len(truth.boxes), dtype=torch.int32, device=valid.device)
+    # So many boxes at a time that memory does not grow with their number.
+    for rows in torch.split(order, max(1, BLOCK // len(grid.boxes))):
+        image, rows = truth.image_index[rows], rows[:, None]
         # -1 is below every IoU: what is padding for an image ties with none of its boxes.
-        iou = pairwise_iou(truth.boxes, grid.boxes).masked_fill_(~valid[truth.image_index], -1)
-        best_iou, best_box = _best_box(iou, truth.image_index, len(valid))
-        assigned.masked_fill_(best_iou >= negative_iou, IGNORED)
-        assigned = torch.where(best_iou >= positive_iou, best_box, assigned)
-        # However low: a box of zero area has best IoU 0 and takes every anchor that it misses, as in the released code.
+        iou = pairwise_iou(truth.boxes[rows[:, 0]], grid.boxes).masked_fill_(~valid[image], -1)
+        before = best_iou.clone()
+        best_iou.index_reduce_(0, image, iou, "amax")
+        # Of several boxes that are equally good for one anchor, the first wins.
+        best_box.masked_fill_(best_iou > before, NO_BOX)
+        best_box.index_reduce_(0, image, torch.where(iou == best_iou[image], rows, NO_BOX), "amin")
+        # Of several boxes that tie for it, the last one.
         ties = iou == iou.amax(dim=1, keepdim=True)
-        order = torch.arange(num_boxes, dtype=torch.int32, device=iou.device)[:, None]
-        last = torch.full(valid.shape, -1, dtype=torch.int32, device=iou.device)
-        # Of several boxes that tie for one anchor, the later one wins.
-        last.index_reduce_(0, truth.image_index, torch.where(ties, order, -1), "amax")
-        assigned = torch.where(last >= 0, last.long(), assigned)
+        last_tie.index_reduce_(0, image, torch.where(ties, rows, NEGATIVE), "amax")
+    assigned = torch.where(best_iou < negative_iou, NEGATIVE, IGNORED)
+    assigned = torch.where(best_iou >= positive_iou, best_box.long(), assigned)
+    # However low: a box of zero area has best IoU 0 and takes every anchor that it misses, as in the released code.
+    assigned = torch.where(last_tie >= 0, last_tie.long(), assigned)
     return assigned.masked_fill_(~valid, INVALID)
-
-
-def _best_box(iou: Tensor, image_index: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-    """[B, N] the best IoU with a box of the anchor's own image, and the first box that has it."""
-    best_iou = iou.new_full((num_images, iou.shape[1]), -1.0).index_reduce_(0, image_index, iou, "amax")
-    order = torch.arange(len(iou), dtype=torch.int32, device=iou.device)[:, None]
-    none = torch.iinfo(torch.int32).max
-    candidates = torch.where(iou == best_iou[image_index], order, none)
-    first = torch.full(best_iou.shape, none, dtype=torch.int32, device=iou.device)
-    return best_iou, first.index_reduce_(0, image_index, candidates, "amin").long()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.assignment import max_iou as module
 from model.assignment.max_iou import max_iou
 from model.assignment.samples import IGNORED, INVALID, NEGATIVE, GroundTruth, loss_normalizer
 from model.network.anchors import AnchorGrid, anchor_grid, valid_anchors
@@ -114,7 +115,8 @@ def by_the_book(grid: AnchorGrid, boxes: Tensor, size: Tensor) -> list[int]:
     return assigned
 
 
-def test_a_batch_is_assigned_as_its_images_one_by_one_by_the_book() -> None:
+@pytest.mark.parametrize("boxes_at_a_time", [1, 5, 1000])
+def test_a_batch_is_assigned_as_its_images_one_by_one_by_the_book(boxes_at_a_time: int, monkeypatch) -> None:
     generator = torch.Generator().manual_seed(5)
     grid = anchor_grid((64, 96))
     sizes = torch.tensor([[64, 96], [32, 96], [64, 32], [64, 64]])
@@ -123,6 +125,9 @@ def test_a_batch_is_assigned_as_its_images_one_by_one_by_the_book() -> None:
         low = torch.rand(count, 2, generator=generator) * 50
         side = torch.rand(count, 2, generator=generator) ** 2 * 60
         images.append(torch.cat([low, low + side], dim=1).round())
+    # The same box three times: its anchors that are good are the first's, its best ones the last's.
+    images[3][4] = images[3][8] = images[3][11]
+    monkeypatch.setattr(module, "BLOCK", boxes_at_a_time * len(grid.boxes))
     assigned = assigned_to(grid, *[image.tolist() for image in images], sizes=sizes)
     offset = 0
     for place, boxes in enumerate(images):
