@@ -63,7 +63,7 @@ def logs(experiments: list[Experiment], label: str | None, seed: int | None, fol
         return
     if label is None:
         raise UserError("--row is missing; name the row whose training is asked for")
-    print_logs(experiments, label, seed, site(), print_log, follow=follow)
+    print_logs(experiments, label, seed, site(), print_log, say, follow=follow)
 
 
 @click.command()

@@ -35,6 +35,7 @@ def print_logs(
     seed: int | None,
     site: Site,
     print_line: Callable[[str], None],
+    say: Callable[[str], None],
     *,
     follow: bool = False,
 ) -> None:
@@ -46,6 +47,7 @@ def print_logs(
         seed: one of the row's; None for the first.
         site: where the storage is.
         print_line: prints.
+        say: tells what is no part of the log.
         follow: go on with what is added to the log, until the training ends.
 
     Raises:
@@ -56,7 +58,8 @@ def print_logs(
     folder = site.storage / experiment.suite / key
     log = folder / TRAINING_LOG
     suite = Suite([one for one in experiments if one.suite == experiment.suite], site)
-    if follow:
+    if follow and not log.exists():
+        say(f"The training of row {label!r} has not begun; its log is printed as soon as it does.")
         _wait_for(log, suite)
     if not log.exists():
         raise UserError(

@@ -138,6 +138,7 @@ def test_a_training_that_has_not_begun_is_waited_for_as_long_as_somebody_may_beg
         shown = rnc("logs", TABLE, "--row", row.label, "--follow")
         timer.join()
     assert (shown.exit_code, shown.stdout.endswith("failed: no such image\n")) == (0, True)
+    assert shown.stderr.startswith("The training of row 'RetinaNet' has not begun")
 
 
 def test_the_server_is_not_stopped_while_a_submit_records_in_it(
