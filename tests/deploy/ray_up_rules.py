@@ -102,6 +102,9 @@ def _docker(docker: Config) -> Iterator[str]:
             yield f"{option} opens the container"
     volumes = [option.removeprefix("--volume=").split(":") for option in options if option.startswith("--volume=")]
     modes = {parts[1]: parts[2:] for parts in volumes}
+    users = {"/etc/passwd": ["ro"], "/etc/group": ["ro"]}
+    if {name: modes.pop(name, None) for name in users} != users:
+        yield "ssh would refuse the container's user, who has no name in it"
     if modes != {"/tmp": [], "/shared/runs": [], "/data/coco": ["ro"], "/data/weights": ["ro"]}:
         yield "the volumes are not /tmp, /shared/runs, and /data/coco and /data/weights read-only"
 

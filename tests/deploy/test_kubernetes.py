@@ -110,6 +110,10 @@ def test_pods_reach_what_they_need_and_nothing_else(overlay: str, overlays: dict
         if reaches(policies, ends[a], ends[b], port)
     }
     assert found == allowed
+    for name, end in ends.items():
+        for address in ("169.254.20.10", "169.254.169.254"):
+            is_looked_up, is_read = (reaches(policies, end, End(address=address), port) for port in (53, 80))
+            assert (is_looked_up, is_read) == (True, end.labels is None), (name, "names are asked for there, no more")
     is_reached = reaches(policies, ends["mlflow"], End(address="10.1.2.3"), 5432)
     assert is_reached is (overlay == "prod"), "PostgreSQL of the cloud is on the private network"
 
@@ -216,6 +220,8 @@ def test_seaweedfs_answers_as_it_is_started_there_and_only_on_its_s3_port(
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
         assert requests.get(f"http://127.0.0.1:{ports['s3']}/mlflow/a", timeout=5).status_code == 403
+        found = requests.get(f"http://127.0.0.1:{ports['master']}/dir/status", timeout=5).json()["Topology"]
+        assert found["Max"] >= 2 * 7, "its own log and the bucket take seven volumes each, on a disk of 5 GB as well"
         here = psutil.Process(process.pid).net_connections(kind="inet")
         outside = {c.laddr.port for c in here if c.status == "LISTEN" and c.laddr.ip not in ("127.0.0.1", "::1")}
         assert outside == {ports["s3"], ports["s3"] + 10_000}, "S3, and its gRPC, which the NetworkPolicy keeps shut"
