@@ -8,7 +8,10 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,17 +22,29 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def exists_here(driver: str) -> bool | None:
     """Say whether a process that `this_process` named still exists; None if it is one of another host."""
-    host, _, process = driver.partition(" ")
-    if host != socket.gethostname():
+    host, pid, start, machine = (*driver.split(" "), "", "", "", "")[:4]
+    # Earlier versions named no machine.
+    if host != socket.gethostname() or machine not in ("", _machine()):
         return None
-    pid = process.partition(" ")[0]
     # A tag of MLflow may hold anything; a process's id has seven digits at most.
-    return pid.isascii() and pid.isdigit() and len(pid) < 10 and process == identity(int(pid))
+    return pid.isascii() and pid.isdigit() and len(pid) < 10 and f"{pid} {start}" == identity(int(pid))
 
 
 def this_process() -> str:
-    """Name this process by host, id and start, so that a later process with the same id is told apart."""
-    return f"{socket.gethostname()} {identity(os.getpid())}"
+    """Name this process by host, id and start, so that a later process with the same id is told apart, and by machine.
+
+    Two machines may have one host name: "localhost", or that of the image that both were made from.
+    """
+    return f"{socket.gethostname()} {identity(os.getpid())} {_machine()}".rstrip()
+
+
+@cache
+def _machine() -> str:
+    """Return a few digits that tell this machine from others, after reboots, too; none where it has no number."""
+    with suppress(OSError):
+        # Only a digest, as systemd wants that number to stay on its machine.
+        return sha256(Path("/etc/machine-id").read_bytes()).hexdigest()[:8]
+    return ""
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """The live view of trainings: a table that redraws itself on a terminal, else a line for each finished epoch."""
 
+import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -9,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
 from model.names import EPOCH, ETA_S, IMAGES_PER_S, LOSS, VAL
-from orchestrator.driver.lock import Holder
+from orchestrator.driver.lock import Holder, Lost
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.plan import Ledger, Plan, TrainRun
 from orchestrator.figures.texts import printable
@@ -94,6 +97,21 @@ def onlooker(suite: Suite, say: Say) -> Iterator[Callable[[Holder], None]]:
                 show(statuses(plan, suite.ledger, behind=holder))
 
         yield look
+
+
+def giving_way(say: Say) -> Lost:
+    """Return what ends this submit, as Ctrl-C does, once another runs its suite."""
+    is_main = threading.current_thread() is threading.main_thread()
+
+    def lost(holder: Holder) -> None:
+        say(
+            f"{holder} has taken this suite: MLflow had not heard of this submit for a minute. It ends here; submit "
+            "again to wait for the other, and go on from there."
+        )
+        if is_main:  # other threads get no Ctrl-C
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return lost
 
 
 def whose_turn(suite: Suite, holder: Holder) -> str:

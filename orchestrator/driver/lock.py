@@ -4,7 +4,6 @@ The lock is a file under `home`, held for as long as its process lives. The clai
 that its holder renews, and that is void once it has not been renewed for a minute.
 """
 
-import fcntl
 import json
 import threading
 import time
@@ -19,9 +18,11 @@ from model.foreign import parse_json
 from orchestrator import names
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Plan
+from orchestrator.file_lock import lock
 from orchestrator.process import exists_here, this_process
 from orchestrator.site import Site
 from orchestrator.tracking.records import by_key
+from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import Run, Tracking, experiment_tags, tag_experiment, untag_experiment
 from orchestrator.tracking.suite import Suite
 
@@ -56,6 +57,8 @@ class Work:
 
 
 Tell = Callable[[Work], None]
+Lost = Callable[["Holder"], None]
+"""Called from another thread, once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,17 +117,22 @@ def _some(texts: Sequence[str]) -> str:
 
 
 @contextmanager
-def locked(suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], Work] = Work) -> Iterator[Tell]:
+def locked(
+    suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], Work] = Work, *, lost: Lost | None = None
+) -> Iterator[Tell]:
     """Hold the lock of a suite, and its claim; until they are free, tell `waiting` every two seconds who has them.
 
-    `work` says what is done then; it is asked once they are ours. Yield what says so anew.
+    `work` says what is done then; it is asked once they are ours. `lost` is told who has taken the claim from us, after
+    it had lapsed. Yield what says anew what is done.
     """
     path = lock_file(suite.site, suite.name)
     with _opened(path) as file:
         # Our own server has only clients of this machine, which the file keeps apart.
         claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
-        while holder := _lock(file) or (claim.take() if claim else None):
+        seen: Holder | None = None
+        while holder := _lock(file) or (claim and _taken(claim, seen)):
             waiting(holder)
+            seen = holder
             time.sleep(LOOK_SECONDS)
         since = time.time()
 
@@ -136,7 +144,7 @@ def locked(suite: Suite, waiting: Callable[[Holder], None], work: Callable[[], W
 
         try:
             tell(work())  # after the signature: who looks meanwhile would find a lock that nobody signed
-            with claim.renewed() if claim else nullcontext():
+            with claim.renewed(lost) if claim else nullcontext():
                 yield tell
         finally:
             file.truncate(0)
@@ -231,6 +239,16 @@ def lock_file(site: Site, suite: str) -> Path:
     return site.home / "submits" / suite / "lock"
 
 
+def _taken(claim: "_Claim", seen: Holder | None) -> Holder | None:
+    """Take a claim, or return who has it: who was seen last, while MLflow is away."""
+    try:
+        return claim.take()
+    except ServerAway:
+        if seen is None:
+            raise
+        return seen
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
     try:
@@ -245,9 +263,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
 
 def _lock(file: IO[str]) -> Holder | None:
     """Lock the file and sign it, or return who has signed it; a holder that died has let go."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock(file):
         file.seek(0)
         return _read(file.read()) or Holder(driver="? ?", since=time.time())
     file.truncate(0)
@@ -295,9 +311,9 @@ class _Claim:
         return holder if lives else None
 
     @contextmanager
-    def renewed(self) -> Iterator[None]:
+    def renewed(self, lost: Lost | None) -> Iterator[None]:
         """Renew the claim from a thread while the context lasts, then remove it."""
-        thread = threading.Thread(target=self._keep, name="lock", daemon=True)
+        thread = threading.Thread(target=self._keep, args=[lost], name="lock", daemon=True)
         thread.start()
         try:
             yield
@@ -308,9 +324,14 @@ class _Claim:
                 if self.holder() is None:
                     untag_experiment(self._tracking, names.CLAIM)
 
-    def _keep(self) -> None:
+    def _keep(self, lost: Lost | None) -> None:
         while not self._done.wait(RENEW_SECONDS):
             with suppress(UserError):
+                # After an outage, or a machine that slept, somebody else may have it; written over, both would go on.
+                if holder := self.holder():
+                    if lost:
+                        lost(holder)
+                    return
                 self._renew()
 
     def _renew(self) -> None:

@@ -15,7 +15,7 @@ from orchestrator.checkpoint.registry import register_best
 from orchestrator.cluster.capacity import local_cluster, require_plan_fits
 from orchestrator.cluster.environment import set_ray_environment
 from orchestrator.driver.cancel import Stops, forget_stops, prune_trainings, stopped_since, stops_asked
-from orchestrator.driver.live import Show, live_view, onlooker, working
+from orchestrator.driver.live import Show, giving_way, live_view, onlooker, working
 from orchestrator.driver.lock import Tell, Work, locked, work_of
 from orchestrator.driver.repair.defects import repair
 from orchestrator.errors import INTERRUPTED, Say, UserError
@@ -104,7 +104,8 @@ def submit(
         if not suite.make_plan(verified=True).is_complete or any(one.seed_rule for one in suite.experiments):
             try:
                 with onlooker(suite, say) as waiting:
-                    tell = stack.enter_context(locked(suite, waiting, lambda: _work(suite, bounds)))
+                    turn = locked(suite, waiting, lambda: _work(suite, bounds), lost=giving_way(say))
+                    tell = stack.enter_context(turn)
             except KeyboardInterrupt:
                 return Submitted(exit_code=INTERRUPTED, reports=_measured(suite, say))
             suite.refresh()  # whoever had the lock before may have done some of it

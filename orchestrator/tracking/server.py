@@ -5,7 +5,6 @@ lives: whoever gets the lock may start one, and while somebody has it no second 
 and by the port that this process listens on: what a server says of itself, any other user of the machine could say.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ import psutil
 import requests
 
 from orchestrator.errors import UserError
+from orchestrator.file_lock import lock
 from orchestrator.homes import make_home
 from orchestrator.process import identity
 from orchestrator.site import ROOT, Site
@@ -147,7 +147,7 @@ def using_server(site: Site) -> Iterator[None]:
     with _writing(site.home / "mlflow"):
         users = (site.home / "mlflow" / USERS).open("a+")
     with users:
-        fcntl.flock(users, fcntl.LOCK_SH)  # after who ends it has ended it
+        lock(users, waits=True, shared=True)  # after who ends it has ended it
         yield
 
 
@@ -158,8 +158,8 @@ def unused_server(site: Site) -> Iterator[bool]:
     if not folder.is_dir():
         yield True
         return
-    with _lock(folder, USERS) as lock:
-        yield lock is not None
+    with _lock(folder, USERS) as held:
+        yield held is not None
 
 
 def stop_server(site: Site, seconds: float = 15.0) -> bool:
@@ -193,11 +193,11 @@ def _checked(uri: str) -> str:
 
 
 def _begin(folder: Path) -> Starting:
-    with _writing(folder), _lock(folder) as lock:
-        return Starting(uri=None, folder=folder) if lock is None else _start(folder, lock)
+    with _writing(folder), _lock(folder) as held:
+        return Starting(uri=None, folder=folder) if held is None else _start(folder, held)
 
 
-def _start(folder: Path, lock: IO[str]) -> Starting:
+def _start(folder: Path, held: IO[str]) -> Starting:
     """Start the server; it inherits the lock and the listening socket, so that nobody can take its port meanwhile."""
     require_sound_database(folder)
     port = _state(folder).get("port")
@@ -213,7 +213,7 @@ def _start(folder: Path, lock: IO[str]) -> Starting:
             stderr=subprocess.STDOUT,
             # Ctrl-C in the terminal that started it is not meant for it.
             start_new_session=True,
-            pass_fds=(lock.fileno(), listener.fileno()),
+            pass_fds=(held.fileno(), listener.fileno()),
         )
     told = {"process": identity(process.pid), "started": time.time(), "logged": logged}
     _write_state(folder, port=port, pid=process.pid, **told)
@@ -353,19 +353,14 @@ def _writing(folder: Path) -> Iterator[None]:
 @contextmanager
 def _lock(folder: Path, name: str = "server.lock") -> Iterator[IO[str] | None]:
     """Hold a lock, or yield None if somebody else does; a process that inherits it holds on to it."""
-    with (folder / name).open("a") as lock:
-        try:
-            # The kernel lets go of it when the last process that holds the file has ended, however it ended.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield lock
+    with (folder / name).open("a") as file:
+        # The kernel lets go of it when the last process that holds the file has ended, however it ended.
+        yield file if lock(file) else None
 
 
 def _is_free(folder: Path) -> bool:
-    with _lock(folder) as lock:
-        return lock is not None
+    with _lock(folder) as held:
+        return held is not None
 
 
 def _log_tail(folder: Path, lines: int = 15) -> str:

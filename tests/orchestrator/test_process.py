@@ -6,6 +6,7 @@ These are sent to this process, and to one on a terminal that is closed.
 import fcntl
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import process
 from orchestrator.process import SIGNALS, exists_here, interruptible, this_process, uninterruptible
 
 ROOT = Path(__file__).parents[2]
@@ -36,18 +38,27 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no /proc")
-def test_a_driver_is_named_as_in_tags_of_older_versions_and_has_ended_once_it_is_a_zombie():
+def test_a_driver_is_named_as_in_tags_of_older_versions_and_by_machine_and_has_ended_once_it_is_a_zombie():
     def tag(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return f"{socket.gethostname()} {pid} {fields[19]}"  # field 22 of proc(5), starttime in ticks since boot
 
-    assert this_process() == tag(os.getpid())
-    with subprocess.Popen(["sleep", "60"]) as process:
-        driver = tag(process.pid)
+    older = re.sub(r" [0-9a-f]{8}$", "", this_process())
+    assert older == tag(os.getpid())
+    assert exists_here(older) and exists_here(this_process())
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        driver = tag(sleeper.pid)
         assert exists_here(driver)
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet reaped
+        sleeper.kill()
+        os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet reaped
         assert not exists_here(driver)
+
+
+def test_a_process_of_another_machine_of_this_name_is_not_looked_for_here(monkeypatch: pytest.MonkeyPatch):
+    other = f"{socket.gethostname()} 123 1 0badcafe"
+    assert exists_here(other) is None
+    monkeypatch.setattr(process, "_machine", lambda: "0badcafe")
+    assert exists_here(other) is False
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

@@ -1,13 +1,15 @@
 """Who runs a suite: real processes that hold its lock or its claim, and die with it or give it up."""
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -16,8 +18,9 @@ import pytest
 
 from orchestrator import names
 from orchestrator.driver import lock
-from orchestrator.driver.live import statuses, whose_turn
+from orchestrator.driver.live import giving_way, statuses, whose_turn
 from orchestrator.driver.lock import Holder, Work, holder_of, locked, without_the_dead, work_of
+from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan
 from orchestrator.process import this_process
@@ -25,6 +28,7 @@ from orchestrator.site import Site
 from orchestrator.tracking import rest
 from orchestrator.tracking.records import ledger_of
 from orchestrator.tracking.runs import Run, Tracking, open_tracking
+from orchestrator.tracking.server import using_server
 from orchestrator.tracking.suite import Suite
 
 ROOT = Path(__file__).parents[3]
@@ -151,6 +155,59 @@ def test_of_two_claims_on_their_way_at_once_the_last_one_counts(
 
     with locked(at(site, suite), waiting):
         assert [holder.driver for holder in seen] == ["elsewhere 7 1"]
+
+
+def test_who_finds_the_suite_taken_after_an_outage_gives_way_and_leaves_the_claim_alone(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    suite = open_tracking(mlflow_uri, "taken")
+    site = Site(home=tmp_path, tracking_uri=mlflow_uri)
+    said: list[str] = []
+    with (
+        suppress(KeyboardInterrupt),
+        locked(at(site, suite), lambda _: pytest.fail("waited"), lost=giving_way(said.append)),
+    ):
+        write_claim(suite, renewed=1)
+        time.sleep(30)
+        pytest.fail("went on")
+    assert len(said) == 1 and said[0].startswith("process 7 on elsewhere, since ")
+    assert json.loads(claim_in(suite))["driver"] == "elsewhere 7 1"
+
+
+def test_who_waits_goes_on_waiting_while_mlflow_is_away(
+    tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    suite = open_tracking(mlflow_uri, "away")
+    site = Site(home=tmp_path, tracking_uri=mlflow_uri)
+    write_claim(suite, renewed=1)
+    answer, seen = lock.experiment_tags, list[Holder]()
+
+    def away(_: Tracking) -> dict[str, str]:
+        raise rest.ServerAway("does not answer")
+
+    def waiting(holder: Holder) -> None:
+        seen.append(holder)
+        monkeypatch.setattr(lock, "experiment_tags", away if len(seen) < 3 else answer)
+        monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)
+
+    with locked(at(site, suite), waiting):
+        assert [holder.driver for holder in seen] == ["elsewhere 7 1"] * 3
+    monkeypatch.setattr(lock, "experiment_tags", away)
+    with pytest.raises(rest.ServerAway), locked(at(site, suite), waiting):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_storage_that_keeps_no_locks_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    site, suite = local(tmp_path)
+    for begun in (locked(at(site, suite), lambda _: pytest.fail("waited")), using_server(site)):
+        with pytest.raises(UserError, match=rf"RNC_HOME: {tmp_path}/.*lock cannot be locked .*set RNC_HOME"), begun:
+            pass
 
 
 def test_who_waits_may_leave(tmp_path: Path):
