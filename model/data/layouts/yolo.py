@@ -1,18 +1,10 @@
-"""YOLO's layouts: data.yaml as Ultralytics and Roboflow write it, Darknet's obj.data, or classes.txt and folders.
-
-Paths that such a file writes are taken as written, from its own folder, from its `path`, or absolute. They lead out of
-the file's folder only where the user named the file itself, and not the folder that it was found in, which may be
-anybody's. Where nothing is there, as after a move from another machine, the longest end of the path that exists below
-the file's folder is taken, and told; nothing else outside that folder is ever looked at.
-"""
+"""YOLO's layouts: data.yaml as Ultralytics and Roboflow write it, Darknet's obj.data, or classes.txt and folders."""
 
 import os
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
@@ -24,11 +16,10 @@ from model.data.layouts.files import (
     SplitFiles,
     folders,
     holds,
-    is_inside,
     list_images,
     read_lines,
-    usual_split,
 )
+from model.data.layouts.paths import Paths, absolute_images
 from model.foreign import NoFileError, read_yaml_text
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -37,7 +28,6 @@ LOOKED_FOR = (
     "YOLO: data.yaml with names and train, val; obj.data; or classes.txt with images/ and labels/, or with images and "
     "text files side by side"
 )
-_DESCRIBING = (".yaml", ".yml", ".data")
 _SPLIT_KEYS = tuple(name for names in ALIASES.values() for name in names)
 
 
@@ -112,7 +102,7 @@ def label_file(image: str) -> str:
 
 def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
     document = read_yaml(file)
-    paths = _Paths(file, [file.parent], within)
+    paths = Paths(file, [file.parent], within)
     base = document.get("path")
     if isinstance(base, str) and base.strip():
         there = paths.folder_of(base)
@@ -138,7 +128,7 @@ def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
     return paths.told(splits)
 
 
-def _any_image(paths: "_Paths", key: str, images: Sequence[str], entry: object) -> bool:
+def _any_image(paths: Paths, key: str, images: Sequence[str], entry: object) -> bool:
     """Whether a split has images; one to validate on that has none is told of, one to train on is refused."""
     if images:
         return True
@@ -153,7 +143,7 @@ def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]
     """Darknet's obj.data: lines `train = data/train.txt`, `names = data/obj.names`."""
     pairs = (line.partition("=") for line in read_lines(file))
     entries = {key.strip(): value.strip() for key, equals, value in pairs if equals and value.strip()}
-    paths = _Paths(file, [file.parent], within)
+    paths = Paths(file, [file.parent], within)
     names = paths.resolve(entries.get("names", "obj.names"), "names")
     if names is None or not names.is_file():
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
@@ -180,16 +170,16 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
     """Splits of a folder that holds a file of class names and no other description."""
     lists = [file for file in sorted(root.glob("*.txt")) if file.stem in _SPLIT_KEYS]
     if lists:
-        paths = _Paths(names, [root], root)
+        paths = Paths(names, [root], root)
         found = {file.stem: list(paths.images(file)) for file in lists}
     elif holds(root / "images", IMAGE_SUFFIXES):
-        found = {WHOLE: _absolute(root / "images")}
+        found = {WHOLE: absolute_images(root / "images")}
     elif subfolders := folders(root / "images"):
-        found = {folder.name: _absolute(folder) for folder in subfolders}
+        found = {folder.name: absolute_images(folder) for folder in subfolders}
     elif holds(root, IMAGE_SUFFIXES):
         found = {WHOLE: [str(root / name) for name in list_images(root) if "/" not in name]}
     else:
-        found = {folder.name: _absolute(folder) for folder in folders(root)}
+        found = {folder.name: absolute_images(folder) for folder in folders(root)}
     splits: dict[str, SplitFiles] = {}
     for name, images in found.items():
         # A list is the user's word, as data.yaml is; of a folder without labels `find_layout` tells.
@@ -290,110 +280,10 @@ class _LabelFiles:
         )
 
 
-@dataclass(frozen=True)
-class _Paths:
-    """How paths that a file writes are understood."""
-
-    file: Path
-    bases: list[Path]
-    """Folders from which they count; the last is the file's own."""
-    within: Path | None = None
-    """The folder that no path may lead out of; None where the user named the file."""
-    notes: list[str] = field(default_factory=list)
-
-    def folder_of(self, base: str) -> Path:
-        """The folder that `path` names, or the file's own, where it names that of another machine."""
-        own = self.file.parent
-        written = Path(os.path.expanduser(base.replace("\\", "/")))
-        there = Path(os.path.normpath(own / written))
-        if os.path.isdir(there):
-            return self._allowed(there, base, "path")
-        if written.name not in ("", own.name):
-            self.notes.append(f"{self.file}: path is {base}, which is not there: paths count from {own}")
-        return own
-
-    def resolve(self, entry: str, key: str) -> Path | None:
-        """The folder or file that an entry names; None where there is none."""
-        written = entry.replace("\\", "/")
-        own = self.bases[-1]
-        climbing = re.sub(r"^(\.\./)+", "", written)
-        # Roboflow writes ../train/images for the train/images beside its data.yaml.
-        beside = own / climbing
-        if climbing != written and os.path.exists(beside):
-            return Path(os.path.normpath(beside))
-        for base in self.bases:
-            place = Path(os.path.normpath(base / os.path.expanduser(written)))
-            # Not Path.exists, which raises where a name is too long for a file.
-            if os.path.exists(place):
-                return self._allowed(place, entry, key)
-        parts = PurePosixPath(written).parts
-        for start in range(1, len(parts)):
-            place = own.joinpath(*parts[start:])
-            # images/ stands for no other split's images where valid/images is asked for.
-            if _names_split(parts[:start]) and not _names_split(parts[start:]):
-                break
-            if ".." not in parts[start:] and os.path.exists(place):
-                self.notes.append(f"{self.file}: {key} is {entry}, which is not there: {place} was taken")
-                return place
-        return None
-
-    def _allowed(self, place: Path, entry: str, key: str) -> Path:
-        within = self.within
-        # The folder may be a link, and the file say where that leads.
-        if within is None or is_inside(place, within) or is_inside(place.resolve(), within.resolve()):
-            return place
-        raise DataError(
-            f"{self.file}: {key} is {entry}, which leads out of {within}, the folder that was named; name "
-            f"{self.file if self.file.suffix in _DESCRIBING else 'a file that describes the data'} itself, to let it "
-            "say where data are"
-        )
-
-    def images(self, place: Path) -> Iterator[str]:
-        """The paths of the images of a folder, or of the list in a file."""
-        if place.is_dir():
-            yield from _absolute(place)
-            return
-        if place.suffix.lower() in IMAGE_SUFFIXES:
-            yield str(place)
-            return
-        lists = _Paths(place, [place.parent, *self.bases])
-        known: dict[str, Path | None] = {}
-        for line in read_lines(place):
-            folder, _, name = line.replace("\\", "/").rpartition("/")
-            if not name:
-                continue
-            if folder not in known:
-                known[folder] = lists.list_folder(folder)
-            where = known[folder]
-            if where is None:
-                raise DataError(f"{place}: lists {line}, whose folder is nowhere below {self.bases[-1]}")
-            yield f"{where}/{name}"
-        self.notes.extend(lists.notes)
-
-    def told(self, splits: dict[str, SplitFiles]) -> dict[str, SplitFiles]:
-        """The splits with what was found elsewhere, of any of them, or not at all."""
-        notes = tuple(dict.fromkeys(self.notes))
-        return {name: replace(split, notes=(*notes, *split.notes)) for name, split in splits.items()}
-
-    def list_folder(self, folder: str) -> Path | None:
-        """The folder of a line in a list; never one outside of the folders that count."""
-        place = self.resolve(folder or ".", "a line")
-        allowed = place is not None and any(is_inside(place, base) for base in self.bases)
-        return place if allowed else None
-
-
 def _plain(name: str) -> str:
     """A name with its suffix in small letters, and letters with accents as one character: macOS writes two."""
     stem, suffix = os.path.splitext(name)
     return (stem if stem.isascii() else unicodedata.normalize("NFC", stem)) + suffix.lower()
-
-
-def _names_split(parts: Sequence[str]) -> bool:
-    return any(usual_split(part) for part in parts)
-
-
-def _absolute(folder: Path) -> list[str]:
-    return [f"{folder}/{name}" for name in list_images(folder)]
 
 
 def _texts(file: Path, key: str, value: object) -> list[str]:
