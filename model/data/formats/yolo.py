@@ -16,8 +16,8 @@ from model.data.checks import MANY, MIN_CENTRES, NEARLY_ALL
 from model.data.faults import DataError
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
-from model.data.layouts.files import SplitFiles, read_lines
-from model.data.layouts.yolo import other_count, read_yaml
+from model.data.layouts.files import SplitFiles
+from model.data.layouts.yolo import other_count, read_classes, read_yaml
 from model.foreign import NoFileError, require_file
 
 MAX_CLASS = 2**31
@@ -69,10 +69,7 @@ def read_yolo(files: SplitFiles) -> Tables:
 def _classes(file: Path) -> tuple[list[str], int]:
     """The names by class number, and how many numbers of a line are keypoints, 0 for none."""
     if file.suffix.lower() not in (".yaml", ".yml"):
-        names = read_lines(file)
-        while names and not names[-1]:
-            names.pop()
-        return _checked(file, names), 0
+        return _checked(file, read_classes(file)), 0
     document = read_yaml(file)
     names_by_id = document.get("names")
     if isinstance(names_by_id, dict):

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -94,6 +94,14 @@ def other_count(said: str, count: int) -> bool:
     return said.isdigit() and (said.lstrip("0") or "0") != str(count)
 
 
+def read_classes(file: Path) -> list[str]:
+    """The names in a text of one class a line; blank lines at its end are none."""
+    names = read_lines(file)
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
 def label_file(image: str) -> str:
     """Where an image's labels are, by Ultralytics' rule: the last images/ of the path becomes labels/."""
     head, images, tail = image.rpartition("/images/")
@@ -180,6 +188,8 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
         found = {WHOLE: [str(root / name) for name in list_images(root) if "/" not in name]}
     else:
         found = {folder.name: absolute_images(folder) for folder in folders(root)}
+    if names.suffix not in (".yaml", ".yml"):
+        names = _agreed(root, names, {os.path.dirname(image) for images in found.values() for image in images})
     splits: dict[str, SplitFiles] = {}
     for name, images in found.items():
         # A list is the user's word, as data.yaml is; of a folder without labels `find_layout` tells.
@@ -191,9 +201,37 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
 def _class_file(root: Path) -> Path | None:
     places = [root, root / "labels", *folders(root / "labels"), *folders(root)]
     places += [folder / "labels" for folder in folders(root)]
-    files = [folder / name for folder in places for name in CLASS_FILES]
-    files += [file for folder in places for file in sorted(folder.glob("*.names"))]
-    return next((file for file in files if file.is_file()), None)
+    return next((file for place in places for file in _class_files(place)), None)
+
+
+def _class_files(folder: Path) -> list[Path]:
+    files = [*(folder / name for name in CLASS_FILES), *sorted(folder.glob("*.names"))]
+    return [file for file in dict.fromkeys(files) if file.is_file()]
+
+
+def _agreed(root: Path, names: Path, image_folders: Iterable[str]) -> Path:
+    """The longest list of classes among those beside images and labels, or the one found elsewhere.
+
+    labelImg writes one into each folder.
+
+    Raises:
+        DataError: two of them give a number to different classes.
+    """
+    places = [root, root / "labels"]
+    for folder in sorted(image_folders):
+        places += [Path(label_file(f"{folder}/any")).parent, Path(folder), Path(folder, "labels")]
+    files = [file for place in dict.fromkeys(places) for file in _class_files(place)]
+    lists = {file: read_classes(file) for file in files or [names]}
+    # A class that is added while labelling lengthens the list of its folder alone, and moves no number.
+    longest = max(lists, key=lambda file: len(lists[file]))
+    for file, lines in lists.items():
+        for number, (one, other) in enumerate(zip(lines, lists[longest], strict=False)):
+            if one != other:
+                raise DataError(
+                    f"{file}: class {number} is {one!r}, and in {longest} {other!r}: a label's number would mean two "
+                    "things; number all labels by one list, and take the other away"
+                )
+    return longest
 
 
 def _labelled(

@@ -163,6 +163,23 @@ def test_class_names_and_folders_are_enough(tmp_path: Path, classes: str, images
     assert find_yolo(tmp_path)[split].annotations[0] == tmp_path / classes
 
 
+@pytest.mark.parametrize("images", ["{}", "{}/images", "images/{}"])
+def test_lists_of_classes_in_several_folders_number_them_alike(tmp_path: Path, images: str) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / images.format(split) / "1.jpg")
+        text(tmp_path / images.replace("images", "labels").format(split) / "1.txt", BOX)
+    files = {
+        split: tmp_path / images.replace("images", "labels").format(split) / "classes.txt" for split in ("train", "val")
+    }
+    text(files["train"], "cat\ndog\n\n")
+    text(files["val"], "cat\ndog\nowl\n")
+    text(tmp_path / "elsewhere" / "coco.names", "person\n")
+    assert {split.annotations[0] for split in find_yolo(tmp_path).values()} == {files["val"]}
+    text(files["val"], "cat\nowl\n")
+    said = f"{files['val']}: class 1 is 'owl', and in {files['train']} 'dog': a label's number would mean two things"
+    assert message(tmp_path).startswith(said)
+
+
 def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "1.jpg")
     assert find_yolo(tmp_path) == {}
