@@ -23,7 +23,7 @@ from model.data.layouts.paths import Paths, absolute_images
 from model.foreign import NoFileError, read_yaml_text
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
+CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt", "_darknet.labels")
 LOOKED_FOR = (
     "YOLO: data.yaml with names and train, val; obj.data; or classes.txt with images/ and labels/, or with images and "
     "text files side by side"

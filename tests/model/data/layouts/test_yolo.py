@@ -152,6 +152,7 @@ def test_darknets_files_lead_to_images_with_their_labels_beside_them(tmp_path: P
         ("labels/classes.txt", "images", "labels", "all"),  # labelImg, with a folder for labels
         ("train/classes.txt", "train", "train", "train"),
         ("obj.names", "train", "train", "train"),
+        ("train/_darknet.labels", "train", "train", "train"),  # Roboflow's YOLO Darknet
         ("data.yaml", "train/images", "train/labels", "train"),  # supervision: names, and no splits
     ],
 )
