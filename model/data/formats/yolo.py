@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from model.data.annotations import Tables
 from model.data.checks import MANY, MIN_CENTRES, NEARLY_ALL
 from model.data.faults import DataError
-from model.data.formats.sizes import image_sizes
+from model.data.formats.sizes import Headers, read_headers
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles
 from model.data.layouts.yolo import other_count, read_classes, read_yaml
@@ -51,13 +51,14 @@ def read_yolo(files: SplitFiles) -> Tables:
     boxes = np.array(lines.boxes, dtype=np.float64).reshape(-1, 4)
     _require_fractions(files, boxes)
     _require_centres(files, boxes)
-    # Labels are drawn on pictures as people see them, and Ultralytics reads these so.
-    sizes = image_sizes(files.images, listed, as_seen=True)
+    headers = read_headers(files.images, listed)
+    of_boxes = np.array(lines.images, dtype=np.int64)
+    sizes, to_undo = _as_read(headers)
     return make_tables(
         listed,
         sizes,
         images=lines.images,
-        boxes=_pixels(boxes, sizes[np.array(lines.images, dtype=np.int64)]),
+        boxes=_pixels(_as_stored(boxes, to_undo[of_boxes]), sizes[of_boxes]),
         category_ids=lines.classes,
         crowds=np.zeros(len(boxes), dtype=bool),
         categories=dict(enumerate(names)),
@@ -197,6 +198,25 @@ def _written(files: SplitFiles, lines: _Lines, boxes: NDArray[np.float64], num_c
     values = {row: lines.classes[row] if lines.classes[row] >= num_classes else list(lines.boxes[row]) for row in odd}
     where = {row: f"{files.labels[lines.images[row]]}, line {lines.numbers[row]}" for row in odd}
     return {row: f"{value} in {where[row]}" for row, value in values.items()}
+
+
+def _as_read(headers: Headers) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The sizes of images as they are read, and the orientation that is left for boxes to undo, 1 for none.
+
+    Labels are drawn on pictures as people see them, and Ultralytics reads these so. A size whose sides are swapped has
+    an image turned; other orientations leave no trace in a size, and their images are read as stored.
+    """
+    sizes, orientations = headers
+    is_turned = (orientations >= 5) & (sizes[:, 0] != sizes[:, 1])  # 5 to 8 swap the sides
+    return np.where(is_turned[:, None], sizes[:, ::-1], sizes), np.where(is_turned, 1, orientations)
+
+
+def _as_stored(boxes: NDArray[np.float64], orientations: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Centre boxes [n, 4] in fractions of the picture that people see -> of the stored one (EXIF 2.32, tag 0x0112)."""
+    stored = np.where((orientations >= 5)[:, None], boxes[:, [1, 0, 3, 2]], boxes)
+    for side, mirrored in enumerate(((2, 3, 7, 8), (3, 4, 6, 7))):
+        stored[:, side] = np.where(np.isin(orientations, mirrored), 1 - stored[:, side], stored[:, side])
+    return stored
 
 
 def _pixels(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:

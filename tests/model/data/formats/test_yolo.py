@@ -11,8 +11,9 @@ from PIL import Image
 from model.data.annotations import Tables
 from model.data.coco import read_coco
 from model.data.faults import DataError
+from model.data.files.decoding import upright
 from model.data.formats.reading import read_split
-from model.data.images import load_image
+from model.data.images import load_sample
 from model.data.layout import split_files
 from tests.data_folders import picture, text
 
@@ -135,15 +136,28 @@ def test_boxes_that_look_like_pixels_are_refused(tmp_path: Path) -> None:
     assert "they look like pixels" in said
 
 
-def test_labels_are_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
-    root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (64, 64)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_are_of_the_picture_as_people_see_it(tmp_path: Path, orientation: int, height: int, width: int) -> None:
+    root = data_set(tmp_path, "0 0.125 0.25 0.25 0.5\n")  # the left quarter of the upper half
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    Image.new("RGB", (80, 60)).save(root / "images" / "1.jpg", exif=exif)
-    assert read(root).images.sizes.tolist() == [[80, 60]]
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = root / "images" / "1.png"
+    (root / "images" / "1.jpg").unlink()
+    Image.fromarray(pixels).save(file, exif=exif)
+    seen = np.asarray(upright(file))
     data = read_coco(root, "train")
-    assert load_image(data.path(0), (80, 60)).shape == (3, 80, 60)
-    assert data.boxes(0).tolist() == [[15, 20, 45, 60]]  # the middle half
+    sample = load_sample(data, 0, min(seen.shape[:2]), max(seen.shape[:2]), flip=False)
+    left, top, right, bottom = map(int, sample.boxes[0].tolist())
+    found = sample.image[:, top:bottom, left:right].permute(1, 2, 0).numpy()
+    drawn = seen[: seen.shape[0] // 2, : seen.shape[1] // 4]
+    assert np.array_equal(np.sort(found, axis=None), np.sort(drawn, axis=None))
+    # Where the sides say so, the picture itself is turned, and otherwise its boxes are.
+    if orientation >= 5 and height != width:
+        assert data.sizes.tolist() == [[width, height]] and np.array_equal(found, drawn)
+    elif orientation > 1:
+        assert "1 are read as stored, to which their boxes were turned" in data.notes[0]
 
 
 def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_out(tmp_path: Path) -> None:
