@@ -34,6 +34,8 @@ class _Lines(NamedTuple):
     boxes: list[tuple[float, float, float, float]]
     """Centre, width and height, in fractions of the image."""
     kinds: Counter[str]
+    unclear: dict[int, tuple[float, float, float, float]]
+    """The boxes of triangles, by row, that are tracks of the first object where others are tracked."""
 
 
 def read_yolo(files: SplitFiles) -> Tables:
@@ -43,10 +45,14 @@ def read_yolo(files: SplitFiles) -> Tables:
         DataError: a line is none of YOLO's, the class names are missing, or the boxes are in pixels.
     """
     names, num_keypoints = _classes(files.annotations[0])
-    lines = _Lines([], [], [], [], Counter())
+    lines = _Lines([], [], [], [], Counter(), {})
     for image, label in enumerate(files.labels):
         if label is not None:
             _read_lines(label, image, num_keypoints, lines)
+    if lines.kinds["track"]:
+        lines.kinds.update(track=len(lines.unclear), polygon=-len(lines.unclear))
+        for row, box in lines.unclear.items():
+            lines.boxes[row] = box
     listed = list(files.listed or ())
     boxes = np.array(lines.boxes, dtype=np.float64).reshape(-1, 4)
     _require_fractions(files, boxes)
@@ -130,13 +136,20 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
         elif num_keypoints and len(numbers) == 5 + num_keypoints:
             box = tuple(numbers[1:5])
             lines.kinds["pose"] += 1
-        elif len(numbers) == 6:
+        elif len(numbers) == 6 or _is_track(numbers):
+            if not 0 <= numbers[5] <= 1:
+                raise DataError(
+                    f"{file}: line {place} is {line.decode(errors='replace')!r:.80}, whose sixth number is no "
+                    "confidence from 0 to 1; if it is an angle, write the four corners of the box"
+                )
             box = tuple(numbers[1:5])
-            lines.kinds["confidence"] += 1
+            lines.kinds["confidence" if len(numbers) == 6 else "track"] += 1
         elif len(numbers) >= 7 and len(numbers) % 2:
             xs, ys = numbers[1::2], numbers[2::2]
             low, high = (min(xs), min(ys)), (max(xs), max(ys))
             box = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1])
+            if len(numbers) == 7 and numbers[6] == 1:
+                lines.unclear[len(lines.boxes)] = (numbers[1], numbers[2], numbers[3], numbers[4])
             lines.kinds["oriented" if len(numbers) == 9 else "polygon"] += 1
         else:
             raise _no_line(file, place, line)
@@ -144,6 +157,14 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
         lines.numbers.append(place)
         lines.classes.append(label)
         lines.boxes.append(box)  # type: ignore[arg-type]
+
+
+def _is_track(numbers: list[float]) -> bool:
+    """Whether a line of Ultralytics' tracking ends in a confidence and a number of the object, counted from 1.
+
+    A triangle has the same count of numbers, and its last is at most 1, the lower edge of the image.
+    """
+    return len(numbers) == 7 and numbers[6] > 1 and numbers[6].is_integer()
 
 
 def _no_line(file: Path, place: int, line: bytes) -> DataError:
@@ -233,6 +254,7 @@ def _notes(files: SplitFiles, kinds: Counter[str]) -> tuple[str, ...]:
         "polygon": "{} polygons are read as the boxes around them",
         "oriented": "{} shapes of four corners (oriented boxes) are read as the upright boxes around them",
         "pose": "of {} poses the boxes are read",
+        "track": "{} lines end in a confidence and the number of a tracked object, which are ignored",
         "confidence": "{} lines end in a sixth number, which is taken for a confidence and ignored",
     }
     notes = notes if unlabelled else []

@@ -86,10 +86,32 @@ def test_of_a_pose_the_box_is_read(tmp_path: Path) -> None:
     assert read(data_set(tmp_path, line)).annotations.boxes.tolist() != [[20, 15, 40, 30]]
 
 
-def test_a_sixth_number_is_told_of(tmp_path: Path) -> None:
-    tables = read(data_set(tmp_path, "0 0.5 0.5 0.5 0.5 0.93\n"))
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("0.93", "1 lines end in a sixth number, which is taken for a confidence and ignored"),
+        ("0.93 2", "1 lines end in a confidence and the number of a tracked object, which are ignored"),
+    ],
+)
+def test_what_follows_a_box_is_told_of(tmp_path: Path, end: str, told: str) -> None:
+    tables = read(data_set(tmp_path, f"0 0.5 0.5 0.5 0.5 {end}\n"))
     assert tables.annotations.boxes.tolist() == [[20, 15, 40, 30]]
-    assert tables.notes == ("1 lines end in a sixth number, which is taken for a confidence and ignored",)
+    assert tables.notes == (told,)
+
+
+def test_the_first_tracked_object_is_no_triangle_where_others_are_tracked(tmp_path: Path) -> None:
+    first = "0 0.5 0.5 0.5 0.5 0.9 1\n"
+    alone = read(data_set(tmp_path, first))
+    np.testing.assert_allclose(alone.annotations.boxes, [[40, 30, 0.4 * 80, 30]])  # corners at 0.5 to 0.9, 0.5 to 1
+    tables = read(data_set(tmp_path, first, "0 0.5 0.5 0.5 0.5 0.9 2\n"))
+    assert tables.annotations.boxes.tolist() == [[20, 15, 40, 30]] * 2
+    assert tables.notes == ("2 lines end in a confidence and the number of a tracked object, which are ignored",)
+
+
+@pytest.mark.parametrize("end", ["1.5708", "90", "-0.5", "nan"])
+def test_an_angle_is_not_taken_for_a_confidence(tmp_path: Path, end: str) -> None:
+    said = message(data_set(tmp_path, f"0 0.5 0.5 0.5 0.5 {end}\n"))
+    assert "whose sixth number is no confidence from 0 to 1; if it is an angle" in said
 
 
 def test_class_numbers_may_be_decimals_and_files_may_come_from_windows(tmp_path: Path) -> None:
