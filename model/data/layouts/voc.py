@@ -16,6 +16,7 @@ from model.data.layouts.files import (
     is_image,
     list_files,
     list_images,
+    matching,
     read_lines,
     usual_split,
     walk,
@@ -156,7 +157,7 @@ def _shared(split: str, names: list[str], by_stem: Mapping[str, str]) -> tuple[s
 
 def _lists(root: Path) -> Iterable[Path]:
     for folder in (root / "ImageSets" / "Main", root / "ImageSets"):
-        files = sorted(folder.glob("*.txt"))
+        files = matching(folder, "*.txt")
         if files:
             return files
     return []

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -17,6 +17,7 @@ from model.data.layouts.files import (
     folders,
     holds,
     list_images,
+    matching,
     read_lines,
 )
 from model.data.layouts.paths import Paths, absolute_images
@@ -42,17 +43,56 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
             return _by_darknet(root)
         is_of_splits = bool(set(read_yaml(root)) & set(_SPLIT_KEYS))
         return _by_yaml(root) if is_of_splits else _by_folders(root.parent, root)
-    files = [file for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))) if file.is_file()]
-    named = {file: document for file in files if "names" in (document := read_yaml(file))}
+    usual = [file for name in YAML_FILES if (file := root / name).is_file()]
+    named = {file: document for file in usual if "names" in (document := read_yaml(file))}
+    others = [file for file in matching(root, "*.y*ml") if file not in usual]
+    named |= {file: document for file in others if "names" in (document := _tried(file))}
     for file, document in named.items():
-        if set(document) & set(_SPLIT_KEYS):
+        if set(document) & set(_SPLIT_KEYS) and (file in usual or _is_of_images(file, document)):
             return _by_yaml(file, root)
-    darknet = next((file for file in sorted(root.glob("*.data")) if file.is_file()), None)
-    if darknet is not None:
-        return _by_darknet(darknet, root)
+    for file in matching(root, "*.data"):
+        if file.name == "obj.data" or _is_darknet(file):
+            return _by_darknet(file, root)
     # supervision's data.yaml names classes alone; a recipe of something else has names as well, and no labels.
-    names = next(iter(named), None) or _class_file(root)
+    names = next((file for file in named if file in usual), None) or _class_file(root) or next(iter(named), None)
     return {} if names is None else _by_folders(root, names)
+
+
+def _tried(file: Path) -> dict[str, object]:
+    """The top of a YAML file that may be of anything, and is not YOLO's where it cannot be read."""
+    try:
+        return read_yaml(file)
+    except (DataError, OSError):
+        return {}
+
+
+def _is_of_images(file: Path, document: Mapping[str, object]) -> bool:
+    """Whether a YAML file of any name is YOLO's: a place that it names is there, or images and labels, and no classes.
+
+    The recipe of a soup or of a training may have names and splits as well.
+    """
+    paths = Paths(file, [file.parent])
+    base = document.get("path")
+    if isinstance(base, str) and base.strip():
+        paths.bases.insert(0, paths.folder_of(base))
+    entries = [
+        entry for key in _SPLIT_KEYS for entry in _as_list(document.get(key)) if isinstance(entry, str) and entry
+    ]
+    if any(paths.resolve(entry, "") is not None for entry in entries):
+        return True
+    try:
+        return _class_file(file.parent) is None and bool(_by_folders(file.parent, file))
+    except DataError:
+        return False
+
+
+def _is_darknet(file: Path) -> bool:
+    """Whether a file has a line of Darknet's: profilers and others call their files .data, too."""
+    try:
+        keys = {line.partition("=")[0].strip() for line in read_lines(file) if "=" in line}
+    except (DataError, OSError):
+        return False
+    return "names" in keys or not keys.isdisjoint(_SPLIT_KEYS)
 
 
 class _Texts(yaml.BaseLoader):
@@ -176,7 +216,7 @@ def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]
 
 def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
     """Splits of a folder that holds a file of class names and no other description."""
-    lists = [file for file in sorted(root.glob("*.txt")) if file.stem in _SPLIT_KEYS]
+    lists = [file for file in matching(root, "*.txt") if file.stem in _SPLIT_KEYS]
     if lists:
         paths = Paths(names, [root], root)
         found = {file.stem: list(paths.images(file)) for file in lists}
@@ -205,7 +245,7 @@ def _class_file(root: Path) -> Path | None:
 
 
 def _class_files(folder: Path) -> list[Path]:
-    files = [*(folder / name for name in CLASS_FILES), *sorted(folder.glob("*.names"))]
+    files = [*(folder / name for name in CLASS_FILES), *matching(folder, "*.names")]
     return [file for file in dict.fromkeys(files) if file.is_file()]
 
 
@@ -324,8 +364,12 @@ def _plain(name: str) -> str:
     return (stem if stem.isascii() else unicodedata.normalize("NFC", stem)) + suffix.lower()
 
 
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
 def _texts(file: Path, key: str, value: object) -> list[str]:
-    values = value if isinstance(value, list) else [value]
+    values = _as_list(value)
     if not all(isinstance(one, str) and one.strip() for one in values):
         raise DataError(f"{file}: {key} is {value!r:.60}, expected a folder, a list of folders, or a .txt of images")
     return [str(one).strip() for one in values]

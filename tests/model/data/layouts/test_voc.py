@@ -32,6 +32,7 @@ def test_a_devkits_lists_are_its_splits(tmp_path: Path) -> None:
     text(main / "trainval.txt", "1\n2\n")
     text(main / "cat_train.txt", "1  1\n")
     text(main / "dog_train.txt", "1 -1\n")
+    text(main / "._train.txt", "what macOS writes beside a file")
     images = kit / "JPEGImages"
     expected = {"train": (images, ["1.jpg"]), "trainval": (images, ["1.jpg", "2.jpg"]), "val": (images, ["2.jpg"])}
     assert listed(tmp_path) == listed(tmp_path / "VOCdevkit") == listed(kit) == expected

@@ -190,6 +190,44 @@ def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
     assert find_yolo(tmp_path) == {}
 
 
+ANCHORS = "x-base: &base\n  image: a\nservices:\n  <<: *base\n"
+STRAY = {
+    "._data.yaml": "\0\x05\x16\x07",  # macOS's
+    "._a.data": "\0names = a",
+    "._obj.names": "\0",
+    "._train.txt": "\0",
+    ".gitlab-ci.yml": ANCHORS,
+    "docker-compose.yml": ANCHORS,
+    "mkdocs.yml": "b: [\n",
+    "recipe.yaml": "names: [soup]\ntrain: /nowhere\n",
+    "perf.data": "PERFILE2\0",
+    "notes.data": "x = 1\n",
+}
+
+
+@pytest.mark.parametrize("description", ["data.yaml", "classes.txt", None])
+def test_files_of_other_programs_neither_stop_nor_rename_what_is_there(tmp_path: Path, description: str | None) -> None:
+    labelled(tmp_path, "train/1")
+    if description == "data.yaml":
+        text(tmp_path / "data.yaml", "train: images/train\nnames: [cat]\n")
+    elif description is not None:
+        text(tmp_path / description, "cat\n")
+    else:
+        (tmp_path / "labels" / "train" / "1.txt").unlink()
+    before = find_yolo(tmp_path)
+    assert bool(before) is (description is not None)
+    for name, content in STRAY.items():
+        text(tmp_path / name, content)
+    (tmp_path / "perf.data").write_bytes(b"PERFILE2\xff\xfe")
+    assert find_yolo(tmp_path) == before
+
+
+def test_a_yaml_of_any_name_beside_images_with_labels_is_not_passed_over(tmp_path: Path) -> None:
+    labelled(tmp_path, "train/1")
+    file = text(tmp_path / "mine.yaml", "train: images/trian\nnames: [cat]\n")
+    assert message(tmp_path).startswith(f"{file}: train is images/trian, which is nowhere below {tmp_path}")
+
+
 def test_images_above_the_set_do_not_turn_its_labels_away(tmp_path: Path) -> None:
     root = tmp_path / "images" / "set"
     picture(root / "train" / "1.jpg")
