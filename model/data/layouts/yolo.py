@@ -16,6 +16,7 @@ from model.data.layouts.files import (
     SplitFiles,
     folders,
     holds,
+    is_image,
     list_images,
     matching,
     read_lines,
@@ -220,11 +221,11 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
     if lists:
         paths = Paths(names, [root], root)
         found = {file.stem: list(paths.images(file)) for file in lists}
-    elif holds(root / "images", IMAGE_SUFFIXES):
+    elif _any_labelled(root / "images"):
         found = {WHOLE: absolute_images(root / "images")}
     elif subfolders := folders(root / "images"):
         found = {folder.name: absolute_images(folder) for folder in subfolders}
-    elif holds(root, IMAGE_SUFFIXES):
+    elif _any_labelled(root):
         found = {WHOLE: [str(root / name) for name in list_images(root) if "/" not in name]}
     else:
         found = {folder.name: absolute_images(folder) for folder in folders(root)}
@@ -236,6 +237,14 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
         optional = not lists or name in ALIASES["test"]
         splits |= _labelled(name, images, (names,), optional=optional, whole_folders=not lists)
     return splits
+
+
+def _any_labelled(folder: Path) -> bool:
+    """Whether an image in a folder itself has labels: a picture of the whole may lie beside folders of splits."""
+    if not holds(folder, IMAGE_SUFFIXES):
+        return False
+    label_of = _LabelFiles()
+    return any(label_of(f"{folder}/{name}") for name in sorted(os.listdir(folder)) if is_image(name))
 
 
 def _class_file(root: Path) -> Path | None:

@@ -228,6 +228,19 @@ def test_a_yaml_of_any_name_beside_images_with_labels_is_not_passed_over(tmp_pat
     assert message(tmp_path).startswith(f"{file}: train is images/trian, which is nowhere below {tmp_path}")
 
 
+@pytest.mark.parametrize("images", ["{}", "{}/images", "images/{}"])
+@pytest.mark.parametrize("stray", ["preview.jpg", "images/preview.jpg"])
+def test_a_picture_beside_the_folders_of_splits_does_not_join_or_hide_them(
+    tmp_path: Path, images: str, stray: str
+) -> None:
+    text(tmp_path / "classes.txt", "cat\n")
+    for split in ("train", "val"):
+        picture(tmp_path / images.format(split) / "1.jpg")
+        text(tmp_path / images.replace("images", "labels").format(split) / "1.txt", BOX)
+    picture(tmp_path / stray)
+    assert list(listing(tmp_path)) == ["train", "val"]
+
+
 def test_images_above_the_set_do_not_turn_its_labels_away(tmp_path: Path) -> None:
     root = tmp_path / "images" / "set"
     picture(root / "train" / "1.jpg")
