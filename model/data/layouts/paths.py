@@ -84,14 +84,14 @@ class Paths:
         if place.suffix.lower() in IMAGE_SUFFIXES:
             yield str(place)
             return
-        lists = Paths(place, [place.parent, *self.bases])
+        lists = Paths(place, [place.parent, *self.bases], self.within)
         known: dict[str, Path | None] = {}
         for line in read_lines(place):
             folder, _, name = line.replace("\\", "/").rpartition("/")
             if not name:
                 continue
             if folder not in known:
-                known[folder] = lists.list_folder(folder)
+                known[folder] = lists.resolve(folder or ".", "a line")
             where = known[folder]
             if where is None:
                 raise DataError(f"{place}: lists {line}, whose folder is nowhere below {self.bases[-1]}")
@@ -102,12 +102,6 @@ class Paths:
         """The splits with what was found elsewhere, of any of them, or not at all."""
         notes = tuple(dict.fromkeys(self.notes))
         return {name: replace(split, notes=(*notes, *split.notes)) for name, split in splits.items()}
-
-    def list_folder(self, folder: str) -> Path | None:
-        """The folder of a line in a list; never one outside of the folders that count."""
-        place = self.resolve(folder or ".", "a line")
-        allowed = place is not None and any(is_inside(place, base) for base in self.bases)
-        return place if allowed else None
 
 
 def absolute_images(folder: Path) -> list[str]:

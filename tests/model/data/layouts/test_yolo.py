@@ -92,11 +92,19 @@ def test_a_folder_elsewhere_is_taken_where_the_file_names_it_and_nowhere_else(tm
     (split,) = find_yolo(tmp_path / "link").values()
     assert split.images == tmp_path / "photos" / "images"
     (tmp_path / "data.yaml").unlink()
-    # What a list names below the folders that count is taken, and nothing beside them.
-    lists = tmp_path / "listed"
-    text(lists / "data.yaml", "train: train.txt\nnames: [cat]\n")
-    text(lists / "train.txt", "../other/images/2.jpg\n")
-    assert f"{lists}/train.txt: lists ../other/images/2.jpg, whose folder is nowhere below {lists}" in message(lists)
+
+
+@pytest.mark.parametrize("where", ["../other/images", "{}/other/images"])
+@pytest.mark.parametrize("description", ["data.yaml", "obj.data"])
+def test_a_list_leads_elsewhere_as_the_file_that_names_it_does(tmp_path: Path, description: str, where: str) -> None:
+    labelled(tmp_path / "other", "2")
+    where, lists = where.format(tmp_path), tmp_path / "listed"
+    text(lists / "train.txt", f"{where}/2.jpg\n")
+    text(lists / "obj.names", "cat\n")
+    yaml, darknet = "train: train.txt\nnames: [cat]\n", "train = train.txt\nnames = obj.names\n"
+    file = text(lists / description, yaml if description == "data.yaml" else darknet)
+    assert f"{lists}/train.txt: a line is {where}, which leads out of {lists}, the folder that was" in message(lists)
+    assert find_yolo(file)["train"].images == tmp_path / "other" / "images"
 
 
 def test_the_end_of_a_path_is_not_taken_for_another_split(tmp_path: Path) -> None:
