@@ -18,7 +18,7 @@ from model.config import DataConfig
 from model.data.annotations import Annotations, Images
 from model.data.cache import shared
 from model.data.checks import annotation_faults, box_notes, names_alike, other_form
-from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, refuse
+from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, no_target, refuse
 from model.data.file_names import Found, find_renamed, leads_out, where_it_may_be
 from model.data.files.inspection import OtherSizeError, Traits, inspect, notes
 from model.data.formats.reading import read_split
@@ -315,7 +315,8 @@ def check_files(
         name = images.names[place]
         # A message names the first few alone, and to look for one takes a while.
         near = look(name) if look is not None and number < MAX_NAMED else ""
-        detail = f"{name}, looked for in {folder}{near}"
+        path = paths[place]
+        detail = (path and no_target(path)) or f"{name}, looked for in {folder}{near}"
         found[place] = Fault(kind="image_missing", image_id=int(images.ids[place]), detail=detail)
     sound = [one for one in found if isinstance(one, Traits)]
     return [one for one in found if isinstance(one, Fault)], tuple(notes(sound, boxes_follow=boxes_follow))
@@ -332,5 +333,7 @@ def _check_file(path: Path | None, image_id: int, size: Sequence[int]) -> Fault 
     except OtherSizeError as error:
         return Fault(kind="image_resized", image_id=image_id, detail=f"{path}: {error}")
     except Exception as error:  # a decoder raises whatever its format's parser meets
+        if no_target(path) is not None:  # a link to itself
+            return Fault(kind="image_missing", image_id=image_id, detail=str(path))
         reason = str(error) if isinstance(error, DataError) else type(error).__name__
         return Fault(kind="image_broken", image_id=image_id, detail=f"{path}: {reason}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.data.annotations import MAX_SIDE, Tables
 from model.data.checks import MANY, NEARLY_ALL
-from model.data.faults import DataError
+from model.data.faults import DataError, no_target
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, is_image, read_lines
@@ -94,6 +94,10 @@ def read_xml(file: Path) -> Element:
         root = builder.close()
     except NoFileError as error:
         raise DataError(f"{file}: {error.strerror} of XML; take it away") from error
+    except OSError as error:
+        if (reason := no_target(file)) is None:
+            raise
+        raise DataError(reason) from error
     except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
         if isinstance(error, DataError):
             raise

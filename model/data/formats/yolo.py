@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.data.annotations import Tables
 from model.data.checks import MANY, MIN_CENTRES, NEARLY_ALL
-from model.data.faults import DataError
+from model.data.faults import DataError, no_target
 from model.data.formats.sizes import Headers, read_headers
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles
@@ -120,6 +120,10 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
     except NoFileError as error:
         kind = str(error.strerror).partition(",")[0]
         raise DataError(f"{file}: {kind}, expected a text file of labels; take it away") from error
+    except OSError as error:
+        if (reason := no_target(file)) is None:
+            raise
+        raise DataError(reason) from error
     for place, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         words = line.split()
         if not words:

@@ -160,6 +160,12 @@ def test_what_is_no_annotation_is_refused_by_its_name(tmp_path: Path, content: s
     assert str(error.value).startswith(f"{file}: {reason}")
 
 
+def test_a_link_to_nothing_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "1.xml").symlink_to("/nowhere/1.xml")
+    with pytest.raises(DataError, match=r"1\.xml is a link to /nowhere/1\.xml, where nothing is; restore that"):
+        read_xml(tmp_path / "1.xml")
+
+
 def test_a_faulty_box_is_shown_as_its_file_has_it(tmp_path: Path) -> None:
     told = message(data_set(tmp_path, voc_xml([CAT, ("cat", (30, 20, 10, 50)), ("cat", (10, 20, 90, 50))])))
     assert f"bbox [xmin 30, ymin 20, xmax 10, ymax 50] in {tmp_path / '1.xml'}" in told

@@ -195,6 +195,15 @@ def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_o
     assert left.file_names == ["1.jpg"]
 
 
+@pytest.mark.parametrize("file", ["images/1.jpg", "labels/1.txt"])
+@pytest.mark.parametrize("target", ["/nowhere/1", "{}"])
+def test_a_link_to_nothing_is_named_as_such(tmp_path: Path, file: str, target: str) -> None:
+    place = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n") / file
+    place.unlink()
+    place.symlink_to(target.format(place))  # a link to itself leads nowhere either
+    assert f"{place} is a link to {target.format(place)}, where nothing is; restore that" in message(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("yaml", "reason"),
     [
