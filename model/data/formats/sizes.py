@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.data.files.decoding import orientation
+from model.data.annotations import MAX_SIDE
+from model.data.files.decoding import open_image, orientation
 from model.foreign import require_file
 from model.paths import OutsideError, inside
 
@@ -52,7 +53,15 @@ def _header(path: Path | None) -> tuple[int, int, int]:
         return (*NO_SIZE, 1)
     try:
         require_file(path)
-        with Image.open(path) as image:
+        with _open(path) as image:
             return image.height, image.width, orientation(image)
     except Exception:  # a decoder raises whatever its format's parser meets
         return (*NO_SIZE, 1)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except Image.DecompressionBombError:
+        # A header costs nothing, and its size is the one that no annotation says. Only then, as others wait for it.
+        return open_image(path, (MAX_SIDE, MAX_SIDE))

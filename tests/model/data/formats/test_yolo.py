@@ -195,6 +195,14 @@ def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_o
     assert left.file_names == ["1.jpg"]
 
 
+def test_a_picture_over_pillows_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses what is over twice as large: 4800 pixels
+    data = read_coco(root, "train")
+    assert (data.sizes.tolist(), data.boxes(0).tolist()) == ([[60, 80]], [[20, 15, 60, 45]])
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
 @pytest.mark.parametrize("file", ["images/1.jpg", "labels/1.txt"])
 @pytest.mark.parametrize("target", ["/nowhere/1", "{}"])
 def test_a_link_to_nothing_is_named_as_such(tmp_path: Path, file: str, target: str) -> None:
