@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from model.data.annotations import MAX_SIDE, Tables
 from model.data.checks import MANY, NEARLY_ALL
 from model.data.faults import DataError, no_target
+from model.data.file_names import find_renamed
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, is_image, read_lines
@@ -165,7 +166,8 @@ def _sizes(files: SplitFiles, names: list[str], trees: list[Element]) -> NDArray
         except (ValueError, OverflowError):
             sizes[place] = 0
     unsaid = np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1))
-    sizes[unsaid] = image_sizes(files.images, [names[place] for place in unsaid.tolist()])
+    found = find_renamed(files.images, files.images, names).names if len(unsaid) else {}
+    sizes[unsaid] = image_sizes(files.images, [found.get(place, names[place]) for place in unsaid.tolist()])
     return sizes.astype(np.int32)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from model.data.faults import DataError
+from model.data.file_names import find_renamed
 from model.data.layouts.files import (
     ALIASES,
     IMAGE_SUFFIXES,
@@ -303,7 +304,8 @@ def _labelled(
     if not images:
         return {}
     label_of = _LabelFiles()
-    pairs = sorted({image: label_of(image) for image in images}.items())
+    files, found = (dict(zip(images, images, strict=True)), ()) if whole_folders else _renamed(images)
+    pairs = sorted({file: label_of(file) or label_of(image) for image, file in files.items()}.items())
     labels = tuple(label for _, label in pairs)
     if not any(labels):
         if optional:
@@ -316,13 +318,14 @@ def _labelled(
     left = label_of.left() if whole_folders else []
     times = Counter(label for label in labels if label is not None)
     shared = [(image, label) for image, label in pairs if label is not None and times[label] > 1]
-    notes = [f"{len(left):,} label files of {name} have no image, such as {left[0]}"] if left else []
+    notes = list(found)
+    notes += [f"{len(left):,} label files of {name} have no image, such as {left[0]}"] if left else []
     if shared:
         notes.append(
             f"{len(shared):,} images of {name} share a label file with another of the same name, such as "
             f"{shared[0][0]} and {shared[1][0]} ({shared[0][1]}): its boxes count in each"
         )
-    folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
+    folder = _common(image for image, _ in pairs)
     start = len(str(folder).rstrip("/")) + 1
     split = SplitFiles(
         name=name,
@@ -334,6 +337,24 @@ def _labelled(
         notes=tuple(notes),
     )
     return {name: split}
+
+
+def _renamed(images: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The file of each image of a list, which may lie under another name, and what to tell of it.
+
+    Found before its size and its labels are looked for under the name.
+    """
+    folder = _common(images)
+    names = [os.path.relpath(image, folder) for image in images]
+    found = find_renamed(folder, folder, names)
+    files = {
+        image: f"{folder}/{found.names[place]}" if place in found.names else image for place, image in enumerate(images)
+    }
+    return files, found.notes
+
+
+def _common(images: Iterable[str]) -> Path:
+    return Path(os.path.commonpath({os.path.dirname(image) for image in images}))
 
 
 class _LabelFiles:

@@ -89,6 +89,13 @@ def test_a_size_that_is_not_said_is_that_of_the_image(tmp_path: Path, size: Any)
     assert tables.images.sizes.tolist() == [[60, 80]] * 2
 
 
+def test_a_size_that_is_not_said_is_that_of_the_file_that_is_evidently_meant(tmp_path: Path) -> None:
+    picture(tmp_path / "IMG_1.jpg")
+    text(tmp_path / "1.xml", voc_xml([CAT], size=None, filename="img_1.jpg"))
+    data = read_coco(tmp_path, "all")
+    assert (data.file_names, data.sizes.tolist()) == (["IMG_1.jpg"], [[60, 80]])
+
+
 def test_a_size_that_is_not_the_images_is_a_fault(tmp_path: Path) -> None:
     said = message(data_set(tmp_path, voc_xml([CAT], size=(80, 60))))
     assert "images of another size than annotated (1)" in said

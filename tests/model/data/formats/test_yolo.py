@@ -195,6 +195,21 @@ def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_o
     assert left.file_names == ["1.jpg"]
 
 
+@pytest.mark.parametrize("listed", ["1.JPG", "1.png", "ONE.jpg"])
+def test_an_image_of_a_list_is_the_file_that_is_evidently_meant(tmp_path: Path, listed: str) -> None:
+    name = "one" if listed == "ONE.jpg" else "1"
+    picture(tmp_path / "images" / f"{name}.jpg")
+    text(tmp_path / "labels" / f"{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+    text(tmp_path / "data.yaml", "train: train.txt\n" + NAMES)
+    text(tmp_path / "train.txt", f"images/{listed}\n")
+    data = read_coco(tmp_path, "train")
+    assert (data.file_names, data.boxes(0).tolist()) == ([f"{name}.jpg"], [[20, 15, 60, 45]])
+    assert data.notes == (
+        f"1 of 1 images lie under other names than the annotations have, and were found in {tmp_path}/images: such as "
+        f"{listed!r} at '{name}.jpg'",
+    )
+
+
 def test_a_picture_over_pillows_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses what is over twice as large: 4800 pixels

@@ -92,6 +92,15 @@ def test_images_of_a_list_without_an_xml_file_have_no_objects(tmp_path: Path) ->
         read_coco(tmp_path, "train")
 
 
+def test_a_list_may_have_names_in_another_case(tmp_path: Path) -> None:
+    annotated(tmp_path / "JPEGImages", tmp_path / "Annotations", "a", "b")
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "A\nb\n")
+    found = find_voc(tmp_path)["train"]
+    assert found.listed == ("a.jpg", "b.jpg")
+    assert found.labels == (tmp_path / "Annotations" / "a.xml", tmp_path / "Annotations" / "b.xml")
+    assert len(found.notes) == 1 and "such as 'A.jpg' at 'a.jpg'" in found.notes[0]
+
+
 def test_a_folder_without_xml_is_not_voc(tmp_path: Path) -> None:
     picture(tmp_path / "JPEGImages" / "1.jpg")
     assert find_voc(tmp_path) == {}
