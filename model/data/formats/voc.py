@@ -22,7 +22,7 @@ from model.data.layouts.files import SplitFiles, is_image, read_lines
 from model.foreign import NoFileError, require_file
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_NOTHING = "background"
+NOTHING = "background"
 """A class of segmentation masks, which labelmap.txt lists as well; no object is one."""
 _NO_BOX = (np.nan,) * 4
 
@@ -37,7 +37,7 @@ def read_voc(files: SplitFiles) -> Tables:
     """
     trees = {file: read_xml(file) for file in files.annotations if file.suffix.lower() == ".xml"}
     used = {name for file, tree in trees.items() for name in _names(file, tree)}
-    mapped = [name for file in files.annotations if file not in trees for name in _mapped(file) if name != _NOTHING]
+    mapped = [name for file in files.annotations if file not in trees for name in _mapped(file) if name != NOTHING]
     names = list(dict.fromkeys([*mapped, *sorted(used)]))
     if not names:
         raise DataError(f"{files.where}: there is nothing to detect: no XML file names an object")
