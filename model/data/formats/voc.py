@@ -5,6 +5,7 @@ xmax - xmin. In files of the devkit itself, whose <database> is "The VOC...", co
 counted from 1, so that xmin = 1 is the left edge, 0, and xmax = width the right one.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -89,9 +90,11 @@ def read_xml(file: Path) -> Element:
         raise DataError(f"{file}: declares a document type ({name}), which VOC's files do not; take it out")
 
     parser.StartDoctypeDeclHandler = refuse
+    content = b""
     try:
         require_file(file)
-        parser.Parse(file.read_bytes(), True)
+        content = file.read_bytes()
+        parser.Parse(content, True)
         root = builder.close()
     except NoFileError as error:
         raise DataError(f"{file}: {error.strerror} of XML; take it away") from error
@@ -102,13 +105,20 @@ def read_xml(file: Path) -> Element:
     except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
         if isinstance(error, DataError):
             raise
-        cause = "the file may be cut short: write it again"
-        if "invalid token" in str(error) or "encoding" in str(error):
-            cause = "a name there may be in another encoding than the first line says: save the file as UTF-8"
-        raise DataError(f"{file}: not XML ({error}); {cause}") from error
+        raise DataError(f"{file}: not XML ({error}); {_cause(str(error), content)}") from error
     if root.tag != "annotation":
         raise DataError(f"{file}: not Pascal VOC: the top element is {root.tag!r}, expected 'annotation'")
     return root
+
+
+def _cause(error: str, content: bytes) -> str:
+    """What a file that is not XML most likely suffers from, and the way out."""
+    if "encoding" not in error and "invalid token" not in error:
+        return "the file may be cut short: write it again"
+    with suppress(UnicodeDecodeError):
+        if "encoding" not in error and content.decode():
+            return "a name there may have an & or a <, which XML writes &amp; and &lt;, or a control character"
+    return "a name there may be in another encoding than the first line says: save the file as UTF-8"
 
 
 def _mapped(file: Path) -> list[str]:

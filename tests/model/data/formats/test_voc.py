@@ -185,12 +185,14 @@ def test_width_and_height_in_the_place_of_the_second_corner_are_refused(tmp_path
         read_coco(tmp_path, "all", faults="quarantine")
 
 
-def test_bytes_of_another_encoding_are_not_taken_for_a_file_cut_short(tmp_path: Path) -> None:
+def test_what_is_not_xml_is_told_with_the_likely_cause(tmp_path: Path) -> None:
     file = tmp_path / "1.xml"
     for content, cause in (
         ("<annotation>ä</annotation>".encode("latin-1"), "save the file as UTF-8"),
         (b'<?xml version="1.0" encoding="gbk"?><annotation/>', "save the file as UTF-8"),
         (b"<annotation><size", "cut short"),
+        (b"<annotation><name>R&D</name></annotation>", "which XML writes &amp; and &lt;"),
+        ("<annotation><name>ä<b</name></annotation>".encode(), "which XML writes &amp; and &lt;"),
     ):
         file.write_bytes(content)
         with pytest.raises(DataError, match=cause):
