@@ -154,11 +154,22 @@ def _box(one: Element, from_devkit: bool) -> tuple[float, ...]:
 
 
 def _require_corners(files: SplitFiles, boxes: NDArray[np.float64], bounds: NDArray[np.int32]) -> None:
-    """Refuse data whose third and fourth numbers are width and height: some boxes would be read, and be wrong."""
+    """Refuse data whose corners are swapped, or whose third and fourth numbers are width and height.
+
+    Of the latter some boxes would be read, and be wrong.
+    """
     first, size = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     with np.errstate(invalid="ignore", over="ignore"):
         turned = (boxes[:, 2:] <= 0).any(axis=1)
+        swapped = (boxes[:, 2:] < 0).all(axis=1) & (first < bounds + 1.5).all(axis=1) & (size > -1.5).all(axis=1)
         fits = ((first > -1.5) & (size > 0) & (first + size < bounds + 1.5)).all(axis=1)
+    # Width and height are smaller than x and y in some boxes, and seldom in all.
+    if len(boxes) and swapped.mean() >= NEARLY_ALL:
+        example = [*first[swapped][0].tolist(), *size[swapped][0].tolist()]
+        raise DataError(
+            f"{files.where}: the corners are swapped: xmin, ymin are beyond xmax, ymax (the four are "
+            f"{example}); write the upper left one first; no quarantine can mend them"
+        )
     if len(boxes) and turned.mean() >= MANY and fits.mean() >= NEARLY_ALL:
         example = [*first[turned][0].tolist(), *size[turned][0].tolist()]
         raise DataError(

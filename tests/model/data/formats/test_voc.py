@@ -185,6 +185,12 @@ def test_width_and_height_in_the_place_of_the_second_corner_are_refused(tmp_path
         read_coco(tmp_path, "all", faults="quarantine")
 
 
+def test_corners_that_are_all_swapped_are_refused_as_such(tmp_path: Path) -> None:
+    data_set(tmp_path, voc_xml([("cat", (30, 40, 1, 2)), ("cat", (80, 60, 50, 30))]))
+    with pytest.raises(DataError, match=r"the corners are swapped: .* are \[30.0, 40.0, 1.0, 2.0\]\); write the upper"):
+        read_coco(tmp_path, "all", faults="quarantine")
+
+
 def test_what_is_not_xml_is_told_with_the_likely_cause(tmp_path: Path) -> None:
     file = tmp_path / "1.xml"
     for content, cause in (
