@@ -319,7 +319,9 @@ def _labelled(
     times = Counter(label for label in labels if label is not None)
     shared = [(image, label) for image, label in pairs if label is not None and times[label] > 1]
     notes = list(found)
-    notes += [f"{len(left):,} label files of {name} have no image, such as {left[0]}"] if left else []
+    notes += (
+        [f"{len(left):,} label files of {name} have no image, such as {left[0]}{_unread(images, left)}"] if left else []
+    )
     if shared:
         notes.append(
             f"{len(shared):,} images of {name} share a label file with another of the same name, such as "
@@ -337,6 +339,15 @@ def _labelled(
         notes=tuple(notes),
     )
     return {name: split}
+
+
+def _unread(images: Iterable[str], labels: Iterable[str]) -> str:
+    """Say which files beside the images have these labels and are of a kind that is not read, such as HEIC."""
+    stems = {Path(label).stem for label in labels}
+    places = sorted({os.path.dirname(image) for image in images})
+    files = (f"{place}/{name}" for place in places for name in sorted(os.listdir(place)))
+    kinds = [file for file in files if Path(file).stem in stems and not is_image(file) and not file.endswith(".txt")]
+    return f"; files of other kinds have their names, such as {kinds[0]}: save pictures as JPEG" if kinds else ""
 
 
 def _renamed(images: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -264,8 +264,13 @@ def test_label_files_without_an_image_are_told(tmp_path: Path) -> None:
     text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
     found = find_yolo(tmp_path)
     labels = tmp_path / "labels" / "train"
-    assert found["train"].notes == (f"1 label files of train have no image, such as {labels}/3.txt",)
+    told = f"1 label files of train have no image, such as {labels}/3.txt"
+    assert found["train"].notes == (told,)
     assert found["val"].notes == ()
+    photograph = text(tmp_path / "images" / "train" / "3.HEIC")
+    assert find_yolo(tmp_path)["train"].notes == (
+        f"{told}; files of other kinds have their names, such as {photograph}: save pictures as JPEG",
+    )
     # Of a list nothing follows: the others may be of another split.
     text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
     text(tmp_path / "train.txt", "images/train/1.jpg\n")
