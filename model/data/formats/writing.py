@@ -11,7 +11,7 @@ import numpy as np
 from model.data.faults import DataError
 from model.data.formats.voc import NOTHING
 from model.data.layouts.files import is_image, usual_split
-from model.data.layouts.yolo import label_file
+from model.data.layouts.labels import label_file
 from model.data.split import CocoData
 
 _NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")

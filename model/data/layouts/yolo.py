@@ -1,15 +1,12 @@
 """YOLO's layouts: data.yaml as Ultralytics and Roboflow write it, Darknet's obj.data, or classes.txt and folders."""
 
 import os
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from model.data.faults import DataError
-from model.data.file_names import find_renamed
 from model.data.layouts.files import (
     ALIASES,
     IMAGE_SUFFIXES,
@@ -22,11 +19,11 @@ from model.data.layouts.files import (
     matching,
     read_lines,
 )
+from model.data.layouts.labels import CLASS_FILES, LabelFiles, label_file, labelled
 from model.data.layouts.paths import Paths, absolute_images
 from model.foreign import NoFileError, read_yaml_text
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt", "_darknet.labels")
 LOOKED_FOR = (
     "YOLO: data.yaml with names and train, val; obj.data; or classes.txt with images/ and labels/, or with images and "
     "text files side by side"
@@ -144,12 +141,6 @@ def read_classes(file: Path) -> list[str]:
     return names
 
 
-def label_file(image: str) -> str:
-    """Where an image's labels are, by Ultralytics' rule: the last images/ of the path becomes labels/."""
-    head, images, tail = image.rpartition("/images/")
-    return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
-
-
 def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
     document = read_yaml(file)
     paths = Paths(file, [file.parent], within)
@@ -172,7 +163,7 @@ def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
         if not _any_image(paths, key, images, entries):
             continue
         whole = all(place is not None and place.is_dir() for place in places)
-        splits |= _labelled(key, images, (file,), optional=key in ALIASES["test"], whole_folders=whole)
+        splits |= labelled(key, images, (file,), optional=key in ALIASES["test"], whole_folders=whole)
     if not splits:
         raise DataError(f"{file}: names no split with images; give it train: and val:, folders of images")
     return paths.told(splits)
@@ -210,7 +201,7 @@ def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]
             continue
         images = list(paths.images(place))
         if _any_image(paths, key, images, entries[key]):
-            splits |= _labelled(key, images, (names, file), optional=key in ALIASES["test"])
+            splits |= labelled(key, images, (names, file), optional=key in ALIASES["test"])
     if not splits:
         raise DataError(f"{file}: names no list of images that is there; give it train = ..., a file of their paths")
     return paths.told(splits)
@@ -236,7 +227,7 @@ def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
     for name, images in found.items():
         # A list is the user's word, as data.yaml is; of a folder without labels `find_layout` tells.
         optional = not lists or name in ALIASES["test"]
-        splits |= _labelled(name, images, (names,), optional=optional, whole_folders=not lists)
+        splits |= labelled(name, images, (names,), optional=optional, whole_folders=not lists)
     return splits
 
 
@@ -244,7 +235,7 @@ def _any_labelled(folder: Path) -> bool:
     """Whether an image in a folder itself has labels: a picture of the whole may lie beside folders of splits."""
     if not holds(folder, IMAGE_SUFFIXES):
         return False
-    label_of = _LabelFiles()
+    label_of = LabelFiles()
     return any(label_of(f"{folder}/{name}") for name in sorted(os.listdir(folder)) if is_image(name))
 
 
@@ -282,127 +273,6 @@ def _agreed(root: Path, names: Path, image_folders: Iterable[str]) -> Path:
                     "things; number all labels by one list, and take the other away"
                 )
     return longest
-
-
-def _labelled(
-    name: str,
-    images: Sequence[str],
-    describing: tuple[Path, ...],
-    *,
-    optional: bool,
-    whole_folders: bool = False,
-) -> dict[str, SplitFiles]:
-    """The split of these images, with the label files that are there; none where it has no image or no label.
-
-    Args:
-        name: of the split.
-        images: paths.
-        describing: the files that name classes and images.
-        optional: whether a split without labels is no split, rather than a mistake.
-        whole_folders: whether a label file in their folders belongs to one of these images.
-    """
-    if not images:
-        return {}
-    label_of = _LabelFiles()
-    files, found = (dict(zip(images, images, strict=True)), ()) if whole_folders else _renamed(images)
-    pairs = sorted({file: label_of(file) or label_of(image) for image, file in files.items()}.items())
-    labels = tuple(label for _, label in pairs)
-    if not any(labels):
-        if optional:
-            return {}
-        first = pairs[0][0]
-        raise DataError(
-            f"{describing[0]}: {name} has {len(pairs):,} images and no label file; expected that of {first} at "
-            f"{label_file(first)}, or beside it; put them there"
-        )
-    left = label_of.left() if whole_folders else []
-    times = Counter(label for label in labels if label is not None)
-    shared = [(image, label) for image, label in pairs if label is not None and times[label] > 1]
-    notes = list(found)
-    notes += (
-        [f"{len(left):,} label files of {name} have no image, such as {left[0]}{_unread(images, left)}"] if left else []
-    )
-    if shared:
-        notes.append(
-            f"{len(shared):,} images of {name} share a label file with another of the same name, such as "
-            f"{shared[0][0]} and {shared[1][0]} ({shared[0][1]}): its boxes count in each"
-        )
-    folder = _common(image for image, _ in pairs)
-    start = len(str(folder).rstrip("/")) + 1
-    split = SplitFiles(
-        name=name,
-        format="yolo",
-        images=folder,
-        annotations=(*describing, *(label for label in labels if label is not None)),
-        listed=tuple(image[start:] for image, _ in pairs),
-        labels=labels,
-        notes=tuple(notes),
-    )
-    return {name: split}
-
-
-def _unread(images: Iterable[str], labels: Iterable[str]) -> str:
-    """Say which files beside the images have these labels and are of a kind that is not read, such as HEIC."""
-    stems = {Path(label).stem for label in labels}
-    places = sorted({os.path.dirname(image) for image in images})
-    files = (f"{place}/{name}" for place in places for name in sorted(os.listdir(place)))
-    kinds = [file for file in files if Path(file).stem in stems and not is_image(file) and not file.endswith(".txt")]
-    return f"; files of other kinds have their names, such as {kinds[0]}: save pictures as JPEG" if kinds else ""
-
-
-def _renamed(images: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The file of each image of a list, which may lie under another name, and what to tell of it.
-
-    Found before its size and its labels are looked for under the name.
-    """
-    folder = _common(images)
-    names = [os.path.relpath(image, folder) for image in images]
-    found = find_renamed(folder, folder, names)
-    files = {
-        image: f"{folder}/{found.names[place]}" if place in found.names else image for place, image in enumerate(images)
-    }
-    return files, found.notes
-
-
-def _common(images: Iterable[str]) -> Path:
-    return Path(os.path.commonpath({os.path.dirname(image) for image in images}))
-
-
-class _LabelFiles:
-    """Where an image's labels are: in labels/ for images/, beside it, or in labels/ there; lists each folder once."""
-
-    def __init__(self) -> None:
-        self._listings: dict[str, dict[str, str]] = {}
-        """By folder, the names there by their plain form."""
-        self._found: dict[str, set[str]] = {}
-
-    def __call__(self, image: str) -> Path | None:
-        folder, _, name = os.path.splitext(image)[0].rpartition("/")
-        name = _plain(f"{name}.txt")
-        for place in dict.fromkeys((label_file(image).rpartition("/")[0], folder, f"{folder}/labels")):
-            if place not in self._listings:
-                names = os.listdir(place) if os.path.isdir(place) else ()
-                self._listings[place] = {_plain(name): name for name in names}
-            if (there := self._listings[place].get(name)) is not None:
-                self._found.setdefault(place, set()).add(name)
-                return Path(f"{place}/{there}")
-        return None
-
-    def left(self) -> list[str]:
-        """The label files in folders called labels that are no image's."""
-        return sorted(
-            f"{place}/{name}"
-            for place, found in self._found.items()
-            if "labels" in place.split("/")
-            for name in self._listings[place].keys() - found
-            if name.endswith(".txt") and name not in CLASS_FILES
-        )
-
-
-def _plain(name: str) -> str:
-    """A name with its suffix in small letters, and letters with accents as one character: macOS writes two."""
-    stem, suffix = os.path.splitext(name)
-    return (stem if stem.isascii() else unicodedata.normalize("NFC", stem)) + suffix.lower()
 
 
 def _as_list(value: object) -> list[object]:
