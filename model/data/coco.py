@@ -18,14 +18,14 @@ from model.config import DataConfig
 from model.data.annotations import Annotations, Images
 from model.data.cache import shared
 from model.data.checks import annotation_faults, box_notes, names_alike, other_form
-from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, refuse
+from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, no_target, refuse
 from model.data.file_names import Found, find_renamed, leads_out, where_it_may_be
 from model.data.files.inspection import OtherSizeError, Traits, inspect, notes
 from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
 from model.data.split import COLUMNS, MIN_SIDE, CocoData, Columns, assemble, read_data, write_data
 
-FORMAT = 3
+FORMAT = 4
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""
@@ -90,7 +90,7 @@ def read_coco(
         images = Images(ids=data.image_ids, names=data.file_names, sizes=data.sizes)
         # What leads out of the data is refused even where nobody asks whether images are there.
         chosen = images if check_images else images.take(np.array(found.outside))
-        of_images, told = check_files(root, files.images, chosen)
+        of_images, told = check_files(root, files.images, chosen, boxes_follow=files.format == "yolo")
     if faults == "refuse":
         refuse(files.where, of_images)
     if of_images:
@@ -298,7 +298,9 @@ def _stamps(files: SplitFiles) -> list[Any] | None:
     return stamps
 
 
-def check_files(root: Path, folder: Path, images: Images, num_threads: int = 16) -> tuple[list[Fault], tuple[str, ...]]:
+def check_files(
+    root: Path, folder: Path, images: Images, *, boxes_follow: bool = False, num_threads: int = 16
+) -> tuple[list[Fault], tuple[str, ...]]:
     """Find the images that are missing, cut short, or of another size than annotated, and tell how others are read.
 
     Returns:
@@ -313,10 +315,11 @@ def check_files(root: Path, folder: Path, images: Images, num_threads: int = 16)
         name = images.names[place]
         # A message names the first few alone, and to look for one takes a while.
         near = look(name) if look is not None and number < MAX_NAMED else ""
-        detail = f"{name}, looked for in {folder}{near}"
+        path = paths[place]
+        detail = (path and no_target(path)) or f"{name}, looked for in {folder}{near}"
         found[place] = Fault(kind="image_missing", image_id=int(images.ids[place]), detail=detail)
     sound = [one for one in found if isinstance(one, Traits)]
-    return [one for one in found if isinstance(one, Fault)], tuple(notes(sound))
+    return [one for one in found if isinstance(one, Fault)], tuple(notes(sound, boxes_follow=boxes_follow))
 
 
 def _check_file(path: Path | None, image_id: int, size: Sequence[int]) -> Fault | Traits:
@@ -330,5 +333,7 @@ def _check_file(path: Path | None, image_id: int, size: Sequence[int]) -> Fault 
     except OtherSizeError as error:
         return Fault(kind="image_resized", image_id=image_id, detail=f"{path}: {error}")
     except Exception as error:  # a decoder raises whatever its format's parser meets
+        if no_target(path) is not None:  # a link to itself
+            return Fault(kind="image_missing", image_id=image_id, detail=str(path))
         reason = str(error) if isinstance(error, DataError) else type(error).__name__
         return Fault(kind="image_broken", image_id=image_id, detail=f"{path}: {reason}")

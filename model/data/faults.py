@@ -1,5 +1,6 @@
 """The kinds of fault that a COCO-format data set may have, and the one error message that lists them all."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,13 @@ MAX_NAMED = 5
 
 class DataError(ValueError):
     """A data set that cannot be used as it is; the message says where, why and what to do."""
+
+
+def no_target(file: Path) -> str | None:
+    """Say that a file is a link to what is not there, as after a move or without the disk that it leads to."""
+    if not file.is_symlink() or os.path.exists(file):
+        return None
+    return f"{file} is a link to {os.readlink(file)}, where nothing is; restore that, or take the link away"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

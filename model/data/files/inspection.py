@@ -78,16 +78,22 @@ def inspect(path: Path, size: Size) -> Traits:
     return Traits(orientation=turn, turned=turned, brightest=brightest, size=size)
 
 
-def notes(found: Sequence[Traits]) -> Iterator[str]:
-    """Tell people, in a sentence each, what of the images of a split is not read as it is stored."""
+def notes(found: Sequence[Traits], *, boxes_follow: bool = False) -> Iterator[str]:
+    """Tell people, in a sentence each, what of the images of a split is not read as it is stored.
+
+    Args:
+        found: of the sound images.
+        boxes_follow: whether boxes were drawn in pictures as people see them, and brought to the stored pixels.
+    """
     if oriented := [one for one in found if one.orientation > 1]:
         turned = sum(one.turned for one in oriented)
         stored = len(oriented) - turned
         ways = [f"{turned} are turned as it says, since they were annotated so"] if turned else []
         if stored:
-            ways.append(
-                f"{stored} are read as stored, as pycocotools has it; if boxes lie beside objects, turn the files"
-            )
+            told = "as pycocotools has it; if boxes lie beside objects, turn the files"
+            if boxes_follow:
+                told = "to which their boxes were turned, as labels count in the picture that people see"
+            ways.append(f"{stored} are read as stored, {told}")
         yield f"{len(oriented)} of {len(found)} images carry an EXIF orientation: {'; '.join(ways)}"
     if levels := [one.brightest for one in found if one.brightest is not None]:
         text = f"{len(levels)} of {len(found)} images have 16 bits, of which the upper eight are read"

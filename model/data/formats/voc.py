@@ -5,6 +5,7 @@ xmax - xmin. In files of the devkit itself, whose <database> is "The VOC...", co
 counted from 1, so that xmin = 1 is the left edge, 0, and xmax = width the right one.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
@@ -14,14 +15,15 @@ from numpy.typing import NDArray
 
 from model.data.annotations import MAX_SIDE, Tables
 from model.data.checks import MANY, NEARLY_ALL
-from model.data.faults import DataError
+from model.data.faults import DataError, no_target
+from model.data.file_names import find_renamed
 from model.data.formats.sizes import image_sizes
 from model.data.formats.tables import make_tables
 from model.data.layouts.files import SplitFiles, is_image, read_lines
 from model.foreign import NoFileError, require_file
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_NOTHING = "background"
+NOTHING = "background"
 """A class of segmentation masks, which labelmap.txt lists as well; no object is one."""
 _NO_BOX = (np.nan,) * 4
 
@@ -36,7 +38,7 @@ def read_voc(files: SplitFiles) -> Tables:
     """
     trees = {file: read_xml(file) for file in files.annotations if file.suffix.lower() == ".xml"}
     used = {name for file, tree in trees.items() for name in _names(file, tree)}
-    mapped = [name for file in files.annotations if file not in trees for name in _mapped(file) if name != _NOTHING]
+    mapped = [name for file in files.annotations if file not in trees for name in _mapped(file) if name != NOTHING]
     names = list(dict.fromkeys([*mapped, *sorted(used)]))
     if not names:
         raise DataError(f"{files.where}: there is nothing to detect: no XML file names an object")
@@ -88,22 +90,35 @@ def read_xml(file: Path) -> Element:
         raise DataError(f"{file}: declares a document type ({name}), which VOC's files do not; take it out")
 
     parser.StartDoctypeDeclHandler = refuse
+    content = b""
     try:
         require_file(file)
-        parser.Parse(file.read_bytes(), True)
+        content = file.read_bytes()
+        parser.Parse(content, True)
         root = builder.close()
     except NoFileError as error:
         raise DataError(f"{file}: {error.strerror} of XML; take it away") from error
+    except OSError as error:
+        if (reason := no_target(file)) is None:
+            raise
+        raise DataError(reason) from error
     except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
         if isinstance(error, DataError):
             raise
-        cause = "the file may be cut short: write it again"
-        if "invalid token" in str(error) or "encoding" in str(error):
-            cause = "a name there may be in another encoding than the first line says: save the file as UTF-8"
-        raise DataError(f"{file}: not XML ({error}); {cause}") from error
+        raise DataError(f"{file}: not XML ({error}); {_cause(str(error), content)}") from error
     if root.tag != "annotation":
         raise DataError(f"{file}: not Pascal VOC: the top element is {root.tag!r}, expected 'annotation'")
     return root
+
+
+def _cause(error: str, content: bytes) -> str:
+    """What a file that is not XML most likely suffers from, and the way out."""
+    if "encoding" not in error and "invalid token" not in error:
+        return "the file may be cut short: write it again"
+    with suppress(UnicodeDecodeError):
+        if "encoding" not in error and content.decode():
+            return "a name there may have an & or a <, which XML writes &amp; and &lt;, or a control character"
+    return "a name there may be in another encoding than the first line says: save the file as UTF-8"
 
 
 def _mapped(file: Path) -> list[str]:
@@ -139,11 +154,22 @@ def _box(one: Element, from_devkit: bool) -> tuple[float, ...]:
 
 
 def _require_corners(files: SplitFiles, boxes: NDArray[np.float64], bounds: NDArray[np.int32]) -> None:
-    """Refuse data whose third and fourth numbers are width and height: some boxes would be read, and be wrong."""
+    """Refuse data whose corners are swapped, or whose third and fourth numbers are width and height.
+
+    Of the latter some boxes would be read, and be wrong.
+    """
     first, size = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     with np.errstate(invalid="ignore", over="ignore"):
         turned = (boxes[:, 2:] <= 0).any(axis=1)
+        swapped = (boxes[:, 2:] < 0).all(axis=1) & (first < bounds + 1.5).all(axis=1) & (size > -1.5).all(axis=1)
         fits = ((first > -1.5) & (size > 0) & (first + size < bounds + 1.5)).all(axis=1)
+    # Width and height are smaller than x and y in some boxes, and seldom in all.
+    if len(boxes) and swapped.mean() >= NEARLY_ALL:
+        example = [*first[swapped][0].tolist(), *size[swapped][0].tolist()]
+        raise DataError(
+            f"{files.where}: the corners are swapped: xmin, ymin are beyond xmax, ymax (the four are "
+            f"{example}); write the upper left one first; no quarantine can mend them"
+        )
     if len(boxes) and turned.mean() >= MANY and fits.mean() >= NEARLY_ALL:
         example = [*first[turned][0].tolist(), *size[turned][0].tolist()]
         raise DataError(
@@ -161,7 +187,8 @@ def _sizes(files: SplitFiles, names: list[str], trees: list[Element]) -> NDArray
         except (ValueError, OverflowError):
             sizes[place] = 0
     unsaid = np.flatnonzero(((sizes < 1) | (sizes > MAX_SIDE)).any(axis=1))
-    sizes[unsaid] = image_sizes(files.images, [names[place] for place in unsaid.tolist()])
+    found = find_renamed(files.images, files.images, names).names if len(unsaid) else {}
+    sizes[unsaid] = image_sizes(files.images, [found.get(place, names[place]) for place in unsaid.tolist()])
     return sizes.astype(np.int32)
 
 

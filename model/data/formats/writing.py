@@ -1,6 +1,7 @@
 """Writers of COCO's JSON, YOLO's text files and Pascal VOC's XML, as the tools that made them popular read them."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
@@ -8,10 +9,14 @@ from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 import numpy as np
 
 from model.data.faults import DataError
+from model.data.formats.voc import NOTHING
 from model.data.layouts.files import is_image, usual_split
-from model.data.layouts.yolo import label_file
+from model.data.layouts.labels import label_file
 from model.data.split import CocoData
 
+_NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+"""What XML 1.0 cannot write, not even escaped."""
+_NO_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 Splits = dict[str, CocoData]
 PlaceImage = Callable[[CocoData, int, Path], None]
 """Puts the file of an image of some data at a path."""
@@ -68,7 +73,7 @@ def write_voc(folder: Path, splits: Splits, place: PlaceImage) -> set[str]:
     """
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     names = next(iter(splits.values())).category_names
-    if bad := [name for name in names if name != name.strip() or not name or ":" in name or "\n" in name]:
+    if bad := [name for name in names if not _is_mapped(name)]:
         raise DataError(f"class {bad[0]!r} cannot be written to a line of labelmap.txt; give it another name")
     if len(set(names)) < len(names):
         raise DataError(f"class {max(names, key=names.count)!r} is listed twice, which VOC would join; rename either")
@@ -76,6 +81,8 @@ def write_voc(folder: Path, splits: Splits, place: PlaceImage) -> set[str]:
     (folder / "labelmap.txt").write_text("\n".join(labelmap) + "\n", encoding="utf-8")
     for data in splits.values():
         _require_own_stems(data)
+        if bad := [name for name in data.file_names if _NO_XML.search(name)]:
+            raise DataError(f"{data.root}: image {bad[0]!r} has a character that XML cannot hold; rename it")
     stems = [stem for data in splits.values() for stem in _stems(data)]
     # All images share one folder: splits that use the same names get folders in it.
     apart = len(set(stems)) < len(stems)
@@ -92,6 +99,12 @@ def write_voc(folder: Path, splits: Splits, place: PlaceImage) -> set[str]:
             ids.append(PurePosixPath(safe).with_suffix("").as_posix())
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{id}\n" for id in ids), encoding="utf-8")
     return set(splits)
+
+
+def _is_mapped(name: str) -> bool:
+    """Whether a reader of labelmap.txt finds a class of this name there, and a parser of XML in an object."""
+    is_line = name == name.strip() and len(name.splitlines()) == 1 and ":" not in name
+    return is_line and not name.startswith("#") and name != NOTHING and not _NO_XML.search(name)
 
 
 def _annotation(data: CocoData, index: int, name: str) -> Element:
@@ -131,8 +144,8 @@ def _digits(value: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text of YAML: JSON's are."""
-    return json.dumps(text, ensure_ascii=False)
+    """A text of YAML: JSON's are, but for characters that YAML takes for ends of lines or does not allow."""
+    return _NO_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def _safe(data: CocoData, name: str) -> str:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from model.data.annotations import Tables
 from model.data.checks import MANY, MIN_CENTRES, NEARLY_ALL
-from model.data.faults import DataError
-from model.data.formats.sizes import image_sizes
+from model.data.faults import DataError, no_target
+from model.data.formats.sizes import Headers, read_headers
 from model.data.formats.tables import make_tables
-from model.data.layouts.files import SplitFiles, read_lines
-from model.data.layouts.yolo import other_count, read_yaml
+from model.data.layouts.files import SplitFiles
+from model.data.layouts.yolo import other_count, read_classes, read_yaml
 from model.foreign import NoFileError, require_file
 
 MAX_CLASS = 2**31
@@ -34,6 +34,8 @@ class _Lines(NamedTuple):
     boxes: list[tuple[float, float, float, float]]
     """Centre, width and height, in fractions of the image."""
     kinds: Counter[str]
+    unclear: dict[int, tuple[float, float, float, float]]
+    """The boxes of triangles, by row, that are tracks of the first object where others are tracked."""
 
 
 def read_yolo(files: SplitFiles) -> Tables:
@@ -43,21 +45,26 @@ def read_yolo(files: SplitFiles) -> Tables:
         DataError: a line is none of YOLO's, the class names are missing, or the boxes are in pixels.
     """
     names, num_keypoints = _classes(files.annotations[0])
-    lines = _Lines([], [], [], [], Counter())
+    lines = _Lines([], [], [], [], Counter(), {})
     for image, label in enumerate(files.labels):
         if label is not None:
             _read_lines(label, image, num_keypoints, lines)
+    if lines.kinds["track"]:
+        lines.kinds.update(track=len(lines.unclear), polygon=-len(lines.unclear))
+        for row, box in lines.unclear.items():
+            lines.boxes[row] = box
     listed = list(files.listed or ())
     boxes = np.array(lines.boxes, dtype=np.float64).reshape(-1, 4)
     _require_fractions(files, boxes)
     _require_centres(files, boxes)
-    # Labels are drawn on pictures as people see them, and Ultralytics reads these so.
-    sizes = image_sizes(files.images, listed, as_seen=True)
+    headers = read_headers(files.images, listed)
+    of_boxes = np.array(lines.images, dtype=np.int64)
+    sizes, to_undo = _as_read(headers)
     return make_tables(
         listed,
         sizes,
         images=lines.images,
-        boxes=_pixels(boxes, sizes[np.array(lines.images, dtype=np.int64)]),
+        boxes=_pixels(_as_stored(boxes, to_undo[of_boxes]), sizes[of_boxes]),
         category_ids=lines.classes,
         crowds=np.zeros(len(boxes), dtype=bool),
         categories=dict(enumerate(names)),
@@ -69,10 +76,7 @@ def read_yolo(files: SplitFiles) -> Tables:
 def _classes(file: Path) -> tuple[list[str], int]:
     """The names by class number, and how many numbers of a line are keypoints, 0 for none."""
     if file.suffix.lower() not in (".yaml", ".yml"):
-        names = read_lines(file)
-        while names and not names[-1]:
-            names.pop()
-        return _checked(file, names), 0
+        return _checked(file, read_classes(file)), 0
     document = read_yaml(file)
     names_by_id = document.get("names")
     if isinstance(names_by_id, dict):
@@ -116,6 +120,10 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
     except NoFileError as error:
         kind = str(error.strerror).partition(",")[0]
         raise DataError(f"{file}: {kind}, expected a text file of labels; take it away") from error
+    except OSError as error:
+        if (reason := no_target(file)) is None:
+            raise
+        raise DataError(reason) from error
     for place, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         words = line.split()
         if not words:
@@ -132,13 +140,20 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
         elif num_keypoints and len(numbers) == 5 + num_keypoints:
             box = tuple(numbers[1:5])
             lines.kinds["pose"] += 1
-        elif len(numbers) == 6:
+        elif len(numbers) == 6 or _is_track(numbers):
+            if not 0 <= numbers[5] <= 1:
+                raise DataError(
+                    f"{file}: line {place} is {line.decode(errors='replace')!r:.80}, whose sixth number is no "
+                    "confidence from 0 to 1; if it is an angle, write the four corners of the box"
+                )
             box = tuple(numbers[1:5])
-            lines.kinds["confidence"] += 1
+            lines.kinds["confidence" if len(numbers) == 6 else "track"] += 1
         elif len(numbers) >= 7 and len(numbers) % 2:
             xs, ys = numbers[1::2], numbers[2::2]
             low, high = (min(xs), min(ys)), (max(xs), max(ys))
             box = ((low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[0] - low[0], high[1] - low[1])
+            if len(numbers) == 7 and numbers[6] == 1:
+                lines.unclear[len(lines.boxes)] = (numbers[1], numbers[2], numbers[3], numbers[4])
             lines.kinds["oriented" if len(numbers) == 9 else "polygon"] += 1
         else:
             raise _no_line(file, place, line)
@@ -146,6 +161,14 @@ def _read_lines(file: Path, image: int, num_keypoints: int, lines: _Lines) -> No
         lines.numbers.append(place)
         lines.classes.append(label)
         lines.boxes.append(box)  # type: ignore[arg-type]
+
+
+def _is_track(numbers: list[float]) -> bool:
+    """Whether a line of Ultralytics' tracking ends in a confidence and a number of the object, counted from 1.
+
+    A triangle has the same count of numbers, and its last is at most 1, the lower edge of the image.
+    """
+    return len(numbers) == 7 and numbers[6] > 1 and numbers[6].is_integer()
 
 
 def _no_line(file: Path, place: int, line: bytes) -> DataError:
@@ -202,6 +225,25 @@ def _written(files: SplitFiles, lines: _Lines, boxes: NDArray[np.float64], num_c
     return {row: f"{value} in {where[row]}" for row, value in values.items()}
 
 
+def _as_read(headers: Headers) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The sizes of images as they are read, and the orientation that is left for boxes to undo, 1 for none.
+
+    Labels are drawn on pictures as people see them, and Ultralytics reads these so. A size whose sides are swapped has
+    an image turned; other orientations leave no trace in a size, and their images are read as stored.
+    """
+    sizes, orientations = headers
+    is_turned = (orientations >= 5) & (sizes[:, 0] != sizes[:, 1])  # 5 to 8 swap the sides
+    return np.where(is_turned[:, None], sizes[:, ::-1], sizes), np.where(is_turned, 1, orientations)
+
+
+def _as_stored(boxes: NDArray[np.float64], orientations: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Centre boxes [n, 4] in fractions of the picture that people see -> of the stored one (EXIF 2.32, tag 0x0112)."""
+    stored = np.where((orientations >= 5)[:, None], boxes[:, [1, 0, 3, 2]], boxes)
+    for side, mirrored in enumerate(((2, 3, 7, 8), (3, 4, 6, 7))):
+        stored[:, side] = np.where(np.isin(orientations, mirrored), 1 - stored[:, side], stored[:, side])
+    return stored
+
+
 def _pixels(boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.float64]:
     """Centre boxes [n, 4] in fractions, with their images' sizes [n, 2] -> x, y, width, height in pixels."""
     centre, side = boxes[:, :2], boxes[:, 2:]
@@ -216,6 +258,7 @@ def _notes(files: SplitFiles, kinds: Counter[str]) -> tuple[str, ...]:
         "polygon": "{} polygons are read as the boxes around them",
         "oriented": "{} shapes of four corners (oriented boxes) are read as the upright boxes around them",
         "pose": "of {} poses the boxes are read",
+        "track": "{} lines end in a confidence and the number of a tracked object, which are ignored",
         "confidence": "{} lines end in a sixth number, which is taken for a confidence and ignored",
     }
     notes = notes if unlabelled else []

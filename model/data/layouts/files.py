@@ -88,6 +88,11 @@ def list_files(folder: Path, suffixes: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files in a folder that fit a pattern, sorted, but those whose names begin with a dot, as macOS writes."""
+    return [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(".") and file.is_file()]
+
+
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
     """os.walk that follows links to folders, and goes into each of them once on its way."""
     above: dict[str, tuple[str, ...]] = {}

@@ -3,7 +3,16 @@
 from pathlib import Path
 
 from model.data.faults import DataError
-from model.data.layouts.files import IMAGE_SUFFIXES, WHOLE, SplitFiles, folders, holds, list_images, usual_split
+from model.data.layouts.files import (
+    IMAGE_SUFFIXES,
+    WHOLE,
+    SplitFiles,
+    folders,
+    holds,
+    list_images,
+    matching,
+    usual_split,
+)
 
 LOOKED_FOR = (
     "Open Images: a CSV file with the columns ImageID, LabelName, XMin, XMax, YMin, YMax, such as "
@@ -24,7 +33,7 @@ def find_open_images(root: Path) -> dict[str, SplitFiles]:
     else:
         home, files = (
             root,
-            [file for pattern in ("*.csv", "*/*.csv", "*/*/*.csv") for file in sorted(root.glob(pattern))],
+            [file for pattern in ("*.csv", "*/*.csv", "*/*/*.csv") for file in matching(root, pattern)],
         )
         files = [file for file in files if is_boxes(file)]
     damaged = [] if root.is_file() else [file for file in _named(home) if file not in files]
@@ -36,7 +45,7 @@ def find_open_images(root: Path) -> dict[str, SplitFiles]:
     names = [_split_name(file, home) for file in files]
     if len(set(names)) < len(names):
         names = [file.relative_to(home).with_suffix("").as_posix() for file in files]
-    descriptions = [file for pattern in _CLASSES for file in sorted(home.glob(pattern))][:1]
+    descriptions = [file for pattern in _CLASSES for file in matching(home, pattern)][:1]
     splits = {}
     for name, file in zip(names, files, strict=True):
         images = _image_folder(home, file, name)
@@ -52,7 +61,9 @@ def find_open_images(root: Path) -> dict[str, SplitFiles]:
 
 
 def _named(home: Path) -> list[Path]:
-    return [file for pattern in ("*-annotations-bbox*.csv", "*/*-annotations-bbox*.csv") for file in home.glob(pattern)]
+    return [
+        file for pattern in ("*-annotations-bbox*.csv", "*/*-annotations-bbox*.csv") for file in matching(home, pattern)
+    ]
 
 
 def is_boxes(file: Path) -> bool:

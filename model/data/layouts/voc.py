@@ -2,11 +2,12 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from model.data.faults import DataError
+from model.data.file_names import find_renamed
 from model.data.layouts.files import (
     IMAGE_SUFFIXES,
     WHOLE,
@@ -16,6 +17,7 @@ from model.data.layouts.files import (
     is_image,
     list_files,
     list_images,
+    matching,
     read_lines,
     usual_split,
     walk,
@@ -118,6 +120,7 @@ def _splits(
         files = xml[annotations]
         # Of several images with the same name, the one that the XML file names is its; see `formats.voc`.
         shared = {stem for stem, times in Counter(map(_stem, names)).items() if times > 1 and stem in files}
+        ids, found = (None, ()) if ids is None else _renamed(images, ids, by_stem, files)
         without = sorted(set(by_stem if ids is None else by_stem.keys() & set(ids)) - set(files))
         # An image that a list names belongs to the split: Datumaro writes no XML file for one without objects.
         chosen = set(files if ids is None else ids)
@@ -131,9 +134,24 @@ def _splits(
             annotations=(*labelmap, *every),
             listed=tuple(name for name, _ in pairs),
             labels=tuple(file for _, file in pairs),
-            notes=(*_unannotated(split, without, ids is not None), *_shared(split, sorted(shared & chosen), by_stem)),
+            notes=(
+                *found,
+                *_unannotated(split, without, ids is not None),
+                *_shared(split, sorted(shared & chosen), by_stem),
+            ),
         )
     return splits
+
+
+def _renamed(
+    images: Path, ids: Sequence[str], by_stem: Mapping[str, str], files: Mapping[str, Path]
+) -> tuple[list[str], tuple[str, ...]]:
+    """The names in a list, as the images that they evidently mean have them, and what to tell of it."""
+    if all(id in by_stem or id in files for id in ids):
+        return list(ids), ()
+    found = find_renamed(images, images, [by_stem.get(id, f"{id}.jpg") for id in ids])
+    meant = {place: _stem(name) for place, name in found.names.items() if ids[place] not in files}
+    return [meant.get(place, id) for place, id in enumerate(ids)], found.notes if meant else ()
 
 
 def _unannotated(split: str, names: list[str], are_listed: bool) -> tuple[str, ...]:
@@ -156,7 +174,7 @@ def _shared(split: str, names: list[str], by_stem: Mapping[str, str]) -> tuple[s
 
 def _lists(root: Path) -> Iterable[Path]:
     for folder in (root / "ImageSets" / "Main", root / "ImageSets"):
-        files = sorted(folder.glob("*.txt"))
+        files = matching(folder, "*.txt")
         if files:
             return files
     return []

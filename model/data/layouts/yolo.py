@@ -1,18 +1,8 @@
-"""YOLO's layouts: data.yaml as Ultralytics and Roboflow write it, Darknet's obj.data, or classes.txt and folders.
-
-Paths that such a file writes are taken as written, from its own folder, from its `path`, or absolute. They lead out of
-the file's folder only where the user named the file itself, and not the folder that it was found in, which may be
-anybody's. Where nothing is there, as after a move from another machine, the longest end of the path that exists below
-the file's folder is taken, and told; nothing else outside that folder is ever looked at.
-"""
+"""YOLO's layouts: data.yaml as Ultralytics and Roboflow write it, Darknet's obj.data, or classes.txt and folders."""
 
 import os
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import yaml
 
@@ -24,20 +14,20 @@ from model.data.layouts.files import (
     SplitFiles,
     folders,
     holds,
-    is_inside,
+    is_image,
     list_images,
+    matching,
     read_lines,
-    usual_split,
 )
+from model.data.layouts.labels import CLASS_FILES, LabelFiles, label_file, labelled
+from model.data.layouts.paths import Paths, absolute_images
 from model.foreign import NoFileError, read_yaml_text
 
 YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-CLASS_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
 LOOKED_FOR = (
     "YOLO: data.yaml with names and train, val; obj.data; or classes.txt with images/ and labels/, or with images and "
     "text files side by side"
 )
-_DESCRIBING = (".yaml", ".yml", ".data")
 _SPLIT_KEYS = tuple(name for names in ALIASES.values() for name in names)
 
 
@@ -52,17 +42,56 @@ def find_yolo(root: Path) -> dict[str, SplitFiles]:
             return _by_darknet(root)
         is_of_splits = bool(set(read_yaml(root)) & set(_SPLIT_KEYS))
         return _by_yaml(root) if is_of_splits else _by_folders(root.parent, root)
-    files = [file for file in (*(root / name for name in YAML_FILES), *sorted(root.glob("*.y*ml"))) if file.is_file()]
-    named = {file: document for file in files if "names" in (document := read_yaml(file))}
+    usual = [file for name in YAML_FILES if (file := root / name).is_file()]
+    named = {file: document for file in usual if "names" in (document := read_yaml(file))}
+    others = [file for file in matching(root, "*.y*ml") if file not in usual]
+    named |= {file: document for file in others if "names" in (document := _tried(file))}
     for file, document in named.items():
-        if set(document) & set(_SPLIT_KEYS):
+        if set(document) & set(_SPLIT_KEYS) and (file in usual or _is_of_images(file, document)):
             return _by_yaml(file, root)
-    darknet = next((file for file in sorted(root.glob("*.data")) if file.is_file()), None)
-    if darknet is not None:
-        return _by_darknet(darknet, root)
+    for file in matching(root, "*.data"):
+        if file.name == "obj.data" or _is_darknet(file):
+            return _by_darknet(file, root)
     # supervision's data.yaml names classes alone; a recipe of something else has names as well, and no labels.
-    names = next(iter(named), None) or _class_file(root)
+    names = next((file for file in named if file in usual), None) or _class_file(root) or next(iter(named), None)
     return {} if names is None else _by_folders(root, names)
+
+
+def _tried(file: Path) -> dict[str, object]:
+    """The top of a YAML file that may be of anything, and is not YOLO's where it cannot be read."""
+    try:
+        return read_yaml(file)
+    except (DataError, OSError):
+        return {}
+
+
+def _is_of_images(file: Path, document: Mapping[str, object]) -> bool:
+    """Whether a YAML file of any name is YOLO's: a place that it names is there, or images and labels, and no classes.
+
+    The recipe of a soup or of a training may have names and splits as well.
+    """
+    paths = Paths(file, [file.parent])
+    base = document.get("path")
+    if isinstance(base, str) and base.strip():
+        paths.bases.insert(0, paths.folder_of(base))
+    entries = [
+        entry for key in _SPLIT_KEYS for entry in _as_list(document.get(key)) if isinstance(entry, str) and entry
+    ]
+    if any(paths.resolve(entry, "") is not None for entry in entries):
+        return True
+    try:
+        return _class_file(file.parent) is None and bool(_by_folders(file.parent, file))
+    except DataError:
+        return False
+
+
+def _is_darknet(file: Path) -> bool:
+    """Whether a file has a line of Darknet's: profilers and others call their files .data, too."""
+    try:
+        keys = {line.partition("=")[0].strip() for line in read_lines(file) if "=" in line}
+    except (DataError, OSError):
+        return False
+    return "names" in keys or not keys.isdisjoint(_SPLIT_KEYS)
 
 
 class _Texts(yaml.BaseLoader):
@@ -104,15 +133,17 @@ def other_count(said: str, count: int) -> bool:
     return said.isdigit() and (said.lstrip("0") or "0") != str(count)
 
 
-def label_file(image: str) -> str:
-    """Where an image's labels are, by Ultralytics' rule: the last images/ of the path becomes labels/."""
-    head, images, tail = image.rpartition("/images/")
-    return os.path.splitext(f"{head}/labels/{tail}" if images else image)[0] + ".txt"
+def read_classes(file: Path) -> list[str]:
+    """The names in a text of one class a line; blank lines at its end are none."""
+    names = read_lines(file)
+    while names and not names[-1]:
+        names.pop()
+    return names
 
 
 def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
     document = read_yaml(file)
-    paths = _Paths(file, [file.parent], within)
+    paths = Paths(file, [file.parent], within)
     base = document.get("path")
     if isinstance(base, str) and base.strip():
         there = paths.folder_of(base)
@@ -132,13 +163,13 @@ def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
         if not _any_image(paths, key, images, entries):
             continue
         whole = all(place is not None and place.is_dir() for place in places)
-        splits |= _labelled(key, images, (file,), optional=key in ALIASES["test"], whole_folders=whole)
+        splits |= labelled(key, images, (file,), optional=key in ALIASES["test"], whole_folders=whole)
     if not splits:
         raise DataError(f"{file}: names no split with images; give it train: and val:, folders of images")
     return paths.told(splits)
 
 
-def _any_image(paths: "_Paths", key: str, images: Sequence[str], entry: object) -> bool:
+def _any_image(paths: Paths, key: str, images: Sequence[str], entry: object) -> bool:
     """Whether a split has images; one to validate on that has none is told of, one to train on is refused."""
     if images:
         return True
@@ -153,7 +184,7 @@ def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]
     """Darknet's obj.data: lines `train = data/train.txt`, `names = data/obj.names`."""
     pairs = (line.partition("=") for line in read_lines(file))
     entries = {key.strip(): value.strip() for key, equals, value in pairs if equals and value.strip()}
-    paths = _Paths(file, [file.parent], within)
+    paths = Paths(file, [file.parent], within)
     names = paths.resolve(entries.get("names", "obj.names"), "names")
     if names is None or not names.is_file():
         raise DataError(f"{file}: names is {entries.get('names')!r}, no file below {file.parent}; correct the path")
@@ -170,7 +201,7 @@ def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]
             continue
         images = list(paths.images(place))
         if _any_image(paths, key, images, entries[key]):
-            splits |= _labelled(key, images, (names, file), optional=key in ALIASES["test"])
+            splits |= labelled(key, images, (names, file), optional=key in ALIASES["test"])
     if not splits:
         raise DataError(f"{file}: names no list of images that is there; give it train = ..., a file of their paths")
     return paths.told(splits)
@@ -178,226 +209,78 @@ def _by_darknet(file: Path, within: Path | None = None) -> dict[str, SplitFiles]
 
 def _by_folders(root: Path, names: Path) -> dict[str, SplitFiles]:
     """Splits of a folder that holds a file of class names and no other description."""
-    lists = [file for file in sorted(root.glob("*.txt")) if file.stem in _SPLIT_KEYS]
+    lists = [file for file in matching(root, "*.txt") if file.stem in _SPLIT_KEYS]
     if lists:
-        paths = _Paths(names, [root], root)
+        paths = Paths(names, [root], root)
         found = {file.stem: list(paths.images(file)) for file in lists}
-    elif holds(root / "images", IMAGE_SUFFIXES):
-        found = {WHOLE: _absolute(root / "images")}
+    elif _any_labelled(root / "images"):
+        found = {WHOLE: absolute_images(root / "images")}
     elif subfolders := folders(root / "images"):
-        found = {folder.name: _absolute(folder) for folder in subfolders}
-    elif holds(root, IMAGE_SUFFIXES):
+        found = {folder.name: absolute_images(folder) for folder in subfolders}
+    elif _any_labelled(root):
         found = {WHOLE: [str(root / name) for name in list_images(root) if "/" not in name]}
     else:
-        found = {folder.name: _absolute(folder) for folder in folders(root)}
+        found = {folder.name: absolute_images(folder) for folder in folders(root)}
+    if names.suffix not in (".yaml", ".yml"):
+        names = _agreed(root, names, {os.path.dirname(image) for images in found.values() for image in images})
     splits: dict[str, SplitFiles] = {}
     for name, images in found.items():
         # A list is the user's word, as data.yaml is; of a folder without labels `find_layout` tells.
         optional = not lists or name in ALIASES["test"]
-        splits |= _labelled(name, images, (names,), optional=optional, whole_folders=not lists)
+        splits |= labelled(name, images, (names,), optional=optional, whole_folders=not lists)
     return splits
+
+
+def _any_labelled(folder: Path) -> bool:
+    """Whether an image in a folder itself has labels: a picture of the whole may lie beside folders of splits."""
+    if not holds(folder, IMAGE_SUFFIXES):
+        return False
+    label_of = LabelFiles()
+    return any(label_of(f"{folder}/{name}") for name in sorted(os.listdir(folder)) if is_image(name))
 
 
 def _class_file(root: Path) -> Path | None:
     places = [root, root / "labels", *folders(root / "labels"), *folders(root)]
     places += [folder / "labels" for folder in folders(root)]
-    files = [folder / name for folder in places for name in CLASS_FILES]
-    files += [file for folder in places for file in sorted(folder.glob("*.names"))]
-    return next((file for file in files if file.is_file()), None)
+    return next((file for place in places for file in _class_files(place)), None)
 
 
-def _labelled(
-    name: str,
-    images: Sequence[str],
-    describing: tuple[Path, ...],
-    *,
-    optional: bool,
-    whole_folders: bool = False,
-) -> dict[str, SplitFiles]:
-    """The split of these images, with the label files that are there; none where it has no image or no label.
+def _class_files(folder: Path) -> list[Path]:
+    files = [*(folder / name for name in CLASS_FILES), *matching(folder, "*.names")]
+    return [file for file in dict.fromkeys(files) if file.is_file()]
 
-    Args:
-        name: of the split.
-        images: paths.
-        describing: the files that name classes and images.
-        optional: whether a split without labels is no split, rather than a mistake.
-        whole_folders: whether a label file in their folders belongs to one of these images.
+
+def _agreed(root: Path, names: Path, image_folders: Iterable[str]) -> Path:
+    """The longest list of classes among those beside images and labels, or the one found elsewhere.
+
+    labelImg writes one into each folder.
+
+    Raises:
+        DataError: two of them give a number to different classes.
     """
-    if not images:
-        return {}
-    label_of = _LabelFiles()
-    pairs = sorted({image: label_of(image) for image in images}.items())
-    labels = tuple(label for _, label in pairs)
-    if not any(labels):
-        if optional:
-            return {}
-        first = pairs[0][0]
-        raise DataError(
-            f"{describing[0]}: {name} has {len(pairs):,} images and no label file; expected that of {first} at "
-            f"{label_file(first)}, or beside it; put them there"
-        )
-    left = label_of.left() if whole_folders else []
-    times = Counter(label for label in labels if label is not None)
-    shared = [(image, label) for image, label in pairs if label is not None and times[label] > 1]
-    notes = [f"{len(left):,} label files of {name} have no image, such as {left[0]}"] if left else []
-    if shared:
-        notes.append(
-            f"{len(shared):,} images of {name} share a label file with another of the same name, such as "
-            f"{shared[0][0]} and {shared[1][0]} ({shared[0][1]}): its boxes count in each"
-        )
-    folder = Path(os.path.commonpath({os.path.dirname(image) for image, _ in pairs}))
-    start = len(str(folder).rstrip("/")) + 1
-    split = SplitFiles(
-        name=name,
-        format="yolo",
-        images=folder,
-        annotations=(*describing, *(label for label in labels if label is not None)),
-        listed=tuple(image[start:] for image, _ in pairs),
-        labels=labels,
-        notes=tuple(notes),
-    )
-    return {name: split}
+    places = [root, root / "labels"]
+    for folder in sorted(image_folders):
+        places += [Path(label_file(f"{folder}/any")).parent, Path(folder), Path(folder, "labels")]
+    files = [file for place in dict.fromkeys(places) for file in _class_files(place)]
+    lists = {file: read_classes(file) for file in files or [names]}
+    # A class that is added while labelling lengthens the list of its folder alone, and moves no number.
+    longest = max(lists, key=lambda file: len(lists[file]))
+    for file, lines in lists.items():
+        for number, (one, other) in enumerate(zip(lines, lists[longest], strict=False)):
+            if one != other:
+                raise DataError(
+                    f"{file}: class {number} is {one!r}, and in {longest} {other!r}: a label's number would mean two "
+                    "things; number all labels by one list, and take the other away"
+                )
+    return longest
 
 
-class _LabelFiles:
-    """Where an image's labels are: in labels/ for images/, beside it, or in labels/ there; lists each folder once."""
-
-    def __init__(self) -> None:
-        self._listings: dict[str, dict[str, str]] = {}
-        """By folder, the names there by their plain form."""
-        self._found: dict[str, set[str]] = {}
-
-    def __call__(self, image: str) -> Path | None:
-        folder, _, name = os.path.splitext(image)[0].rpartition("/")
-        name = _plain(f"{name}.txt")
-        for place in dict.fromkeys((label_file(image).rpartition("/")[0], folder, f"{folder}/labels")):
-            if place not in self._listings:
-                names = os.listdir(place) if os.path.isdir(place) else ()
-                self._listings[place] = {_plain(name): name for name in names}
-            if (there := self._listings[place].get(name)) is not None:
-                self._found.setdefault(place, set()).add(name)
-                return Path(f"{place}/{there}")
-        return None
-
-    def left(self) -> list[str]:
-        """The label files in folders called labels that are no image's."""
-        return sorted(
-            f"{place}/{name}"
-            for place, found in self._found.items()
-            if "labels" in place.split("/")
-            for name in self._listings[place].keys() - found
-            if name.endswith(".txt") and name not in CLASS_FILES
-        )
-
-
-@dataclass(frozen=True)
-class _Paths:
-    """How paths that a file writes are understood."""
-
-    file: Path
-    bases: list[Path]
-    """Folders from which they count; the last is the file's own."""
-    within: Path | None = None
-    """The folder that no path may lead out of; None where the user named the file."""
-    notes: list[str] = field(default_factory=list)
-
-    def folder_of(self, base: str) -> Path:
-        """The folder that `path` names, or the file's own, where it names that of another machine."""
-        own = self.file.parent
-        written = Path(os.path.expanduser(base.replace("\\", "/")))
-        there = Path(os.path.normpath(own / written))
-        if os.path.isdir(there):
-            return self._allowed(there, base, "path")
-        if written.name not in ("", own.name):
-            self.notes.append(f"{self.file}: path is {base}, which is not there: paths count from {own}")
-        return own
-
-    def resolve(self, entry: str, key: str) -> Path | None:
-        """The folder or file that an entry names; None where there is none."""
-        written = entry.replace("\\", "/")
-        own = self.bases[-1]
-        climbing = re.sub(r"^(\.\./)+", "", written)
-        # Roboflow writes ../train/images for the train/images beside its data.yaml.
-        beside = own / climbing
-        if climbing != written and os.path.exists(beside):
-            return Path(os.path.normpath(beside))
-        for base in self.bases:
-            place = Path(os.path.normpath(base / os.path.expanduser(written)))
-            # Not Path.exists, which raises where a name is too long for a file.
-            if os.path.exists(place):
-                return self._allowed(place, entry, key)
-        parts = PurePosixPath(written).parts
-        for start in range(1, len(parts)):
-            place = own.joinpath(*parts[start:])
-            # images/ stands for no other split's images where valid/images is asked for.
-            if _names_split(parts[:start]) and not _names_split(parts[start:]):
-                break
-            if ".." not in parts[start:] and os.path.exists(place):
-                self.notes.append(f"{self.file}: {key} is {entry}, which is not there: {place} was taken")
-                return place
-        return None
-
-    def _allowed(self, place: Path, entry: str, key: str) -> Path:
-        within = self.within
-        # The folder may be a link, and the file say where that leads.
-        if within is None or is_inside(place, within) or is_inside(place.resolve(), within.resolve()):
-            return place
-        raise DataError(
-            f"{self.file}: {key} is {entry}, which leads out of {within}, the folder that was named; name "
-            f"{self.file if self.file.suffix in _DESCRIBING else 'a file that describes the data'} itself, to let it "
-            "say where data are"
-        )
-
-    def images(self, place: Path) -> Iterator[str]:
-        """The paths of the images of a folder, or of the list in a file."""
-        if place.is_dir():
-            yield from _absolute(place)
-            return
-        if place.suffix.lower() in IMAGE_SUFFIXES:
-            yield str(place)
-            return
-        lists = _Paths(place, [place.parent, *self.bases])
-        known: dict[str, Path | None] = {}
-        for line in read_lines(place):
-            folder, _, name = line.replace("\\", "/").rpartition("/")
-            if not name:
-                continue
-            if folder not in known:
-                known[folder] = lists.list_folder(folder)
-            where = known[folder]
-            if where is None:
-                raise DataError(f"{place}: lists {line}, whose folder is nowhere below {self.bases[-1]}")
-            yield f"{where}/{name}"
-        self.notes.extend(lists.notes)
-
-    def told(self, splits: dict[str, SplitFiles]) -> dict[str, SplitFiles]:
-        """The splits with what was found elsewhere, of any of them, or not at all."""
-        notes = tuple(dict.fromkeys(self.notes))
-        return {name: replace(split, notes=(*notes, *split.notes)) for name, split in splits.items()}
-
-    def list_folder(self, folder: str) -> Path | None:
-        """The folder of a line in a list; never one outside of the folders that count."""
-        place = self.resolve(folder or ".", "a line")
-        allowed = place is not None and any(is_inside(place, base) for base in self.bases)
-        return place if allowed else None
-
-
-def _plain(name: str) -> str:
-    """A name with its suffix in small letters, and letters with accents as one character: macOS writes two."""
-    stem, suffix = os.path.splitext(name)
-    return (stem if stem.isascii() else unicodedata.normalize("NFC", stem)) + suffix.lower()
-
-
-def _names_split(parts: Sequence[str]) -> bool:
-    return any(usual_split(part) for part in parts)
-
-
-def _absolute(folder: Path) -> list[str]:
-    return [f"{folder}/{name}" for name in list_images(folder)]
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _texts(file: Path, key: str, value: object) -> list[str]:
-    values = value if isinstance(value, list) else [value]
+    values = _as_list(value)
     if not all(isinstance(one, str) and one.strip() for one in values):
         raise DataError(f"{file}: {key} is {value!r:.60}, expected a folder, a list of folders, or a .txt of images")
     return [str(one).strip() for one in values]

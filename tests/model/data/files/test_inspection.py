@@ -14,7 +14,7 @@ from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.files.decoding import decode, upright
 from model.data.files.inspection import Traits, inspect, notes
-from model.data.formats.sizes import image_sizes
+from model.data.formats.sizes import read_headers
 from tests.conftest import MakeCoco
 
 SIZE = (64, 96)
@@ -142,14 +142,14 @@ def test_exif_data_behind_the_pixels_of_a_png_are_found_where_the_size_asks_for_
         assert np.array_equal(np.asarray(image)[..., 0], pixels.T[:, ::-1])
 
 
-def test_a_size_that_no_annotation_says_is_that_of_the_file_or_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
+def test_headers_say_the_size_of_the_stored_pixels_and_how_people_see_them(tmp_path: Path) -> None:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
         Image.new("RGB", (4, 3)).save(tmp_path / f"{orientation}.jpg", exif=exif)
     names = [f"{orientation}.jpg" for orientation in range(1, 9)]
-    assert image_sizes(tmp_path, names, as_seen=True).tolist() == [[3, 4]] * 4 + [[4, 3]] * 4
-    assert image_sizes(tmp_path, names).tolist() == [[3, 4]] * 8
+    sizes, orientations = read_headers(tmp_path, names)
+    assert (sizes.tolist(), orientations.tolist()) == ([[3, 4]] * 8, list(range(1, 9)))
 
 
 def test_pixels_that_nobody_can_read_are_a_fault_before_anything_starts(make_coco: MakeCoco) -> None:

@@ -1,6 +1,8 @@
 """Data written in another format and read again: the same boxes, and what each format cannot say."""
 
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,16 @@ def test_voc_and_back_gives_the_same_boxes_and_crowds(source: Path, tmp_path: Pa
         assert after.annotation_crowds.tolist() == [False, False, True]
         assert (after.category_names, names(after)) == (("dog", "<cat> & co"), ["1.jpg", "2.jpg", "3.jpg"])
         assert len(read_coco(root, "val")) == 1
+
+
+@pytest.mark.parametrize("name", ["background", "# hash", "bell\x07", "two\u2028lines", "next\x85line"])
+def test_a_class_that_a_format_would_lose_is_refused_or_comes_back(source: Path, tmp_path: Path, name: str) -> None:
+    for file in (source / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"cat: a"', json.dumps(name)))
+    with pytest.raises(DataError, match=re.escape(f"class {name!r} cannot be written to a line of labelmap.txt")):
+        converted(source, tmp_path / "voc", "voc")
+    converted(source, tmp_path / "yolo", "yolo")
+    assert read_coco(tmp_path / "yolo", "train").category_names == ("dog", name)
 
 
 def test_images_are_the_same_files_unless_copied(source: Path, tmp_path: Path) -> None:

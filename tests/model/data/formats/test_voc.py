@@ -89,6 +89,13 @@ def test_a_size_that_is_not_said_is_that_of_the_image(tmp_path: Path, size: Any)
     assert tables.images.sizes.tolist() == [[60, 80]] * 2
 
 
+def test_a_size_that_is_not_said_is_that_of_the_file_that_is_evidently_meant(tmp_path: Path) -> None:
+    picture(tmp_path / "IMG_1.jpg")
+    text(tmp_path / "1.xml", voc_xml([CAT], size=None, filename="img_1.jpg"))
+    data = read_coco(tmp_path, "all")
+    assert (data.file_names, data.sizes.tolist()) == (["IMG_1.jpg"], [[60, 80]])
+
+
 def test_a_size_that_is_not_the_images_is_a_fault(tmp_path: Path) -> None:
     said = message(data_set(tmp_path, voc_xml([CAT], size=(80, 60))))
     assert "images of another size than annotated (1)" in said
@@ -160,6 +167,12 @@ def test_what_is_no_annotation_is_refused_by_its_name(tmp_path: Path, content: s
     assert str(error.value).startswith(f"{file}: {reason}")
 
 
+def test_a_link_to_nothing_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "1.xml").symlink_to("/nowhere/1.xml")
+    with pytest.raises(DataError, match=r"1\.xml is a link to /nowhere/1\.xml, where nothing is; restore that"):
+        read_xml(tmp_path / "1.xml")
+
+
 def test_a_faulty_box_is_shown_as_its_file_has_it(tmp_path: Path) -> None:
     told = message(data_set(tmp_path, voc_xml([CAT, ("cat", (30, 20, 10, 50)), ("cat", (10, 20, 90, 50))])))
     assert f"bbox [xmin 30, ymin 20, xmax 10, ymax 50] in {tmp_path / '1.xml'}" in told
@@ -172,12 +185,20 @@ def test_width_and_height_in_the_place_of_the_second_corner_are_refused(tmp_path
         read_coco(tmp_path, "all", faults="quarantine")
 
 
-def test_bytes_of_another_encoding_are_not_taken_for_a_file_cut_short(tmp_path: Path) -> None:
+def test_corners_that_are_all_swapped_are_refused_as_such(tmp_path: Path) -> None:
+    data_set(tmp_path, voc_xml([("cat", (30, 40, 1, 2)), ("cat", (80, 60, 50, 30))]))
+    with pytest.raises(DataError, match=r"the corners are swapped: .* are \[30.0, 40.0, 1.0, 2.0\]\); write the upper"):
+        read_coco(tmp_path, "all", faults="quarantine")
+
+
+def test_what_is_not_xml_is_told_with_the_likely_cause(tmp_path: Path) -> None:
     file = tmp_path / "1.xml"
     for content, cause in (
         ("<annotation>ä</annotation>".encode("latin-1"), "save the file as UTF-8"),
         (b'<?xml version="1.0" encoding="gbk"?><annotation/>', "save the file as UTF-8"),
         (b"<annotation><size", "cut short"),
+        (b"<annotation><name>R&D</name></annotation>", "which XML writes &amp; and &lt;"),
+        ("<annotation><name>ä<b</name></annotation>".encode(), "which XML writes &amp; and &lt;"),
     ):
         file.write_bytes(content)
         with pytest.raises(DataError, match=cause):

@@ -11,8 +11,9 @@ from PIL import Image
 from model.data.annotations import Tables
 from model.data.coco import read_coco
 from model.data.faults import DataError
+from model.data.files.decoding import upright
 from model.data.formats.reading import read_split
-from model.data.images import load_image
+from model.data.images import load_sample
 from model.data.layout import split_files
 from tests.data_folders import picture, text
 
@@ -85,10 +86,32 @@ def test_of_a_pose_the_box_is_read(tmp_path: Path) -> None:
     assert read(data_set(tmp_path, line)).annotations.boxes.tolist() != [[20, 15, 40, 30]]
 
 
-def test_a_sixth_number_is_told_of(tmp_path: Path) -> None:
-    tables = read(data_set(tmp_path, "0 0.5 0.5 0.5 0.5 0.93\n"))
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        ("0.93", "1 lines end in a sixth number, which is taken for a confidence and ignored"),
+        ("0.93 2", "1 lines end in a confidence and the number of a tracked object, which are ignored"),
+    ],
+)
+def test_what_follows_a_box_is_told_of(tmp_path: Path, end: str, told: str) -> None:
+    tables = read(data_set(tmp_path, f"0 0.5 0.5 0.5 0.5 {end}\n"))
     assert tables.annotations.boxes.tolist() == [[20, 15, 40, 30]]
-    assert tables.notes == ("1 lines end in a sixth number, which is taken for a confidence and ignored",)
+    assert tables.notes == (told,)
+
+
+def test_the_first_tracked_object_is_no_triangle_where_others_are_tracked(tmp_path: Path) -> None:
+    first = "0 0.5 0.5 0.5 0.5 0.9 1\n"
+    alone = read(data_set(tmp_path, first))
+    np.testing.assert_allclose(alone.annotations.boxes, [[40, 30, 0.4 * 80, 30]])  # corners at 0.5 to 0.9, 0.5 to 1
+    tables = read(data_set(tmp_path, first, "0 0.5 0.5 0.5 0.5 0.9 2\n"))
+    assert tables.annotations.boxes.tolist() == [[20, 15, 40, 30]] * 2
+    assert tables.notes == ("2 lines end in a confidence and the number of a tracked object, which are ignored",)
+
+
+@pytest.mark.parametrize("end", ["1.5708", "90", "-0.5", "nan"])
+def test_an_angle_is_not_taken_for_a_confidence(tmp_path: Path, end: str) -> None:
+    said = message(data_set(tmp_path, f"0 0.5 0.5 0.5 0.5 {end}\n"))
+    assert "whose sixth number is no confidence from 0 to 1; if it is an angle" in said
 
 
 def test_class_numbers_may_be_decimals_and_files_may_come_from_windows(tmp_path: Path) -> None:
@@ -135,15 +158,28 @@ def test_boxes_that_look_like_pixels_are_refused(tmp_path: Path) -> None:
     assert "they look like pixels" in said
 
 
-def test_labels_are_of_the_picture_as_people_see_it(tmp_path: Path) -> None:
-    root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (64, 64)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_are_of_the_picture_as_people_see_it(tmp_path: Path, orientation: int, height: int, width: int) -> None:
+    root = data_set(tmp_path, "0 0.125 0.25 0.25 0.5\n")  # the left quarter of the upper half
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    Image.new("RGB", (80, 60)).save(root / "images" / "1.jpg", exif=exif)
-    assert read(root).images.sizes.tolist() == [[80, 60]]
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = root / "images" / "1.png"
+    (root / "images" / "1.jpg").unlink()
+    Image.fromarray(pixels).save(file, exif=exif)
+    seen = np.asarray(upright(file))
     data = read_coco(root, "train")
-    assert load_image(data.path(0), (80, 60)).shape == (3, 80, 60)
-    assert data.boxes(0).tolist() == [[15, 20, 45, 60]]  # the middle half
+    sample = load_sample(data, 0, min(seen.shape[:2]), max(seen.shape[:2]), flip=False)
+    left, top, right, bottom = map(int, sample.boxes[0].tolist())
+    found = sample.image[:, top:bottom, left:right].permute(1, 2, 0).numpy()
+    drawn = seen[: seen.shape[0] // 2, : seen.shape[1] // 4]
+    assert np.array_equal(np.sort(found, axis=None), np.sort(drawn, axis=None))
+    # Where the sides say so, the picture itself is turned, and otherwise its boxes are.
+    if orientation >= 5 and height != width:
+        assert data.sizes.tolist() == [[width, height]] and np.array_equal(found, drawn)
+    elif orientation > 1:
+        assert "1 are read as stored, to which their boxes were turned" in data.notes[0]
 
 
 def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_out(tmp_path: Path) -> None:
@@ -157,6 +193,38 @@ def test_images_that_are_missing_or_broken_are_faults_that_a_quarantine_leaves_o
     assert f"images that do not decode (1): image 3 ({root}/images/3.jpg" in said
     left = read_coco(root, "train", faults="quarantine")
     assert left.file_names == ["1.jpg"]
+
+
+@pytest.mark.parametrize("listed", ["1.JPG", "1.png", "ONE.jpg"])
+def test_an_image_of_a_list_is_the_file_that_is_evidently_meant(tmp_path: Path, listed: str) -> None:
+    name = "one" if listed == "ONE.jpg" else "1"
+    picture(tmp_path / "images" / f"{name}.jpg")
+    text(tmp_path / "labels" / f"{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+    text(tmp_path / "data.yaml", "train: train.txt\n" + NAMES)
+    text(tmp_path / "train.txt", f"images/{listed}\n")
+    data = read_coco(tmp_path, "train")
+    assert (data.file_names, data.boxes(0).tolist()) == ([f"{name}.jpg"], [[20, 15, 60, 45]])
+    assert data.notes == (
+        f"1 of 1 images lie under other names than the annotations have, and were found in {tmp_path}/images: such as "
+        f"{listed!r} at '{name}.jpg'",
+    )
+
+
+def test_a_picture_over_pillows_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses what is over twice as large: 4800 pixels
+    data = read_coco(root, "train")
+    assert (data.sizes.tolist(), data.boxes(0).tolist()) == ([[60, 80]], [[20, 15, 60, 45]])
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize("file", ["images/1.jpg", "labels/1.txt"])
+@pytest.mark.parametrize("target", ["/nowhere/1", "{}"])
+def test_a_link_to_nothing_is_named_as_such(tmp_path: Path, file: str, target: str) -> None:
+    place = data_set(tmp_path, "0 0.5 0.5 0.5 0.5\n") / file
+    place.unlink()
+    place.symlink_to(target.format(place))  # a link to itself leads nowhere either
+    assert f"{place} is a link to {target.format(place)}, where nothing is; restore that" in message(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_a_devkits_lists_are_its_splits(tmp_path: Path) -> None:
     text(main / "trainval.txt", "1\n2\n")
     text(main / "cat_train.txt", "1  1\n")
     text(main / "dog_train.txt", "1 -1\n")
+    text(main / "._train.txt", "what macOS writes beside a file")
     images = kit / "JPEGImages"
     expected = {"train": (images, ["1.jpg"]), "trainval": (images, ["1.jpg", "2.jpg"]), "val": (images, ["2.jpg"])}
     assert listed(tmp_path) == listed(tmp_path / "VOCdevkit") == listed(kit) == expected
@@ -89,6 +90,15 @@ def test_images_of_a_list_without_an_xml_file_have_no_objects(tmp_path: Path) ->
     text(tmp_path / "ImageSets" / "Main" / "train.txt", "1\n2\nnowhere\n")
     with pytest.raises(DataError, match=r"images missing \(1\): image 3 \(nowhere\.jpg"):
         read_coco(tmp_path, "train")
+
+
+def test_a_list_may_have_names_in_another_case(tmp_path: Path) -> None:
+    annotated(tmp_path / "JPEGImages", tmp_path / "Annotations", "a", "b")
+    text(tmp_path / "ImageSets" / "Main" / "train.txt", "A\nb\n")
+    found = find_voc(tmp_path)["train"]
+    assert found.listed == ("a.jpg", "b.jpg")
+    assert found.labels == (tmp_path / "Annotations" / "a.xml", tmp_path / "Annotations" / "b.xml")
+    assert len(found.notes) == 1 and "such as 'A.jpg' at 'a.jpg'" in found.notes[0]
 
 
 def test_a_folder_without_xml_is_not_voc(tmp_path: Path) -> None:

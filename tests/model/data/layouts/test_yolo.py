@@ -92,11 +92,19 @@ def test_a_folder_elsewhere_is_taken_where_the_file_names_it_and_nowhere_else(tm
     (split,) = find_yolo(tmp_path / "link").values()
     assert split.images == tmp_path / "photos" / "images"
     (tmp_path / "data.yaml").unlink()
-    # What a list names below the folders that count is taken, and nothing beside them.
-    lists = tmp_path / "listed"
-    text(lists / "data.yaml", "train: train.txt\nnames: [cat]\n")
-    text(lists / "train.txt", "../other/images/2.jpg\n")
-    assert f"{lists}/train.txt: lists ../other/images/2.jpg, whose folder is nowhere below {lists}" in message(lists)
+
+
+@pytest.mark.parametrize("where", ["../other/images", "{}/other/images"])
+@pytest.mark.parametrize("description", ["data.yaml", "obj.data"])
+def test_a_list_leads_elsewhere_as_the_file_that_names_it_does(tmp_path: Path, description: str, where: str) -> None:
+    labelled(tmp_path / "other", "2")
+    where, lists = where.format(tmp_path), tmp_path / "listed"
+    text(lists / "train.txt", f"{where}/2.jpg\n")
+    text(lists / "obj.names", "cat\n")
+    yaml, darknet = "train: train.txt\nnames: [cat]\n", "train = train.txt\nnames = obj.names\n"
+    file = text(lists / description, yaml if description == "data.yaml" else darknet)
+    assert f"{lists}/train.txt: a line is {where}, which leads out of {lists}, the folder that was" in message(lists)
+    assert find_yolo(file)["train"].images == tmp_path / "other" / "images"
 
 
 def test_the_end_of_a_path_is_not_taken_for_another_split(tmp_path: Path) -> None:
@@ -152,6 +160,7 @@ def test_darknets_files_lead_to_images_with_their_labels_beside_them(tmp_path: P
         ("labels/classes.txt", "images", "labels", "all"),  # labelImg, with a folder for labels
         ("train/classes.txt", "train", "train", "train"),
         ("obj.names", "train", "train", "train"),
+        ("train/_darknet.labels", "train", "train", "train"),  # Roboflow's YOLO Darknet
         ("data.yaml", "train/images", "train/labels", "train"),  # supervision: names, and no splits
     ],
 )
@@ -163,6 +172,23 @@ def test_class_names_and_folders_are_enough(tmp_path: Path, classes: str, images
     assert find_yolo(tmp_path)[split].annotations[0] == tmp_path / classes
 
 
+@pytest.mark.parametrize("images", ["{}", "{}/images", "images/{}"])
+def test_lists_of_classes_in_several_folders_number_them_alike(tmp_path: Path, images: str) -> None:
+    for split in ("train", "val"):
+        picture(tmp_path / images.format(split) / "1.jpg")
+        text(tmp_path / images.replace("images", "labels").format(split) / "1.txt", BOX)
+    files = {
+        split: tmp_path / images.replace("images", "labels").format(split) / "classes.txt" for split in ("train", "val")
+    }
+    text(files["train"], "cat\ndog\n\n")
+    text(files["val"], "cat\ndog\nowl\n")
+    text(tmp_path / "elsewhere" / "coco.names", "person\n")
+    assert {split.annotations[0] for split in find_yolo(tmp_path).values()} == {files["val"]}
+    text(files["val"], "cat\nowl\n")
+    said = f"{files['val']}: class 1 is 'owl', and in {files['train']} 'dog': a label's number would mean two things"
+    assert message(tmp_path).startswith(said)
+
+
 def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "1.jpg")
     assert find_yolo(tmp_path) == {}
@@ -170,6 +196,57 @@ def test_without_class_names_or_labels_it_is_not_yolo(tmp_path: Path) -> None:
     assert find_yolo(tmp_path) == {}
     text(tmp_path / "recipe.yaml", "names: [soup]\ntime: 3\n")
     assert find_yolo(tmp_path) == {}
+
+
+ANCHORS = "x-base: &base\n  image: a\nservices:\n  <<: *base\n"
+STRAY = {
+    "._data.yaml": "\0\x05\x16\x07",  # macOS's
+    "._a.data": "\0names = a",
+    "._obj.names": "\0",
+    "._train.txt": "\0",
+    ".gitlab-ci.yml": ANCHORS,
+    "docker-compose.yml": ANCHORS,
+    "mkdocs.yml": "b: [\n",
+    "recipe.yaml": "names: [soup]\ntrain: /nowhere\n",
+    "perf.data": "PERFILE2\0",
+    "notes.data": "x = 1\n",
+}
+
+
+@pytest.mark.parametrize("description", ["data.yaml", "classes.txt", None])
+def test_files_of_other_programs_neither_stop_nor_rename_what_is_there(tmp_path: Path, description: str | None) -> None:
+    labelled(tmp_path, "train/1")
+    if description == "data.yaml":
+        text(tmp_path / "data.yaml", "train: images/train\nnames: [cat]\n")
+    elif description is not None:
+        text(tmp_path / description, "cat\n")
+    else:
+        (tmp_path / "labels" / "train" / "1.txt").unlink()
+    before = find_yolo(tmp_path)
+    assert bool(before) is (description is not None)
+    for name, content in STRAY.items():
+        text(tmp_path / name, content)
+    (tmp_path / "perf.data").write_bytes(b"PERFILE2\xff\xfe")
+    assert find_yolo(tmp_path) == before
+
+
+def test_a_yaml_of_any_name_beside_images_with_labels_is_not_passed_over(tmp_path: Path) -> None:
+    labelled(tmp_path, "train/1")
+    file = text(tmp_path / "mine.yaml", "train: images/trian\nnames: [cat]\n")
+    assert message(tmp_path).startswith(f"{file}: train is images/trian, which is nowhere below {tmp_path}")
+
+
+@pytest.mark.parametrize("images", ["{}", "{}/images", "images/{}"])
+@pytest.mark.parametrize("stray", ["preview.jpg", "images/preview.jpg"])
+def test_a_picture_beside_the_folders_of_splits_does_not_join_or_hide_them(
+    tmp_path: Path, images: str, stray: str
+) -> None:
+    text(tmp_path / "classes.txt", "cat\n")
+    for split in ("train", "val"):
+        picture(tmp_path / images.format(split) / "1.jpg")
+        text(tmp_path / images.replace("images", "labels").format(split) / "1.txt", BOX)
+    picture(tmp_path / stray)
+    assert list(listing(tmp_path)) == ["train", "val"]
 
 
 def test_images_above_the_set_do_not_turn_its_labels_away(tmp_path: Path) -> None:
@@ -187,8 +264,13 @@ def test_label_files_without_an_image_are_told(tmp_path: Path) -> None:
     text(tmp_path / "data.yaml", "train: images/train\nval: images/val\nnames: [cat]\n")
     found = find_yolo(tmp_path)
     labels = tmp_path / "labels" / "train"
-    assert found["train"].notes == (f"1 label files of train have no image, such as {labels}/3.txt",)
+    told = f"1 label files of train have no image, such as {labels}/3.txt"
+    assert found["train"].notes == (told,)
     assert found["val"].notes == ()
+    photograph = text(tmp_path / "images" / "train" / "3.HEIC")
+    assert find_yolo(tmp_path)["train"].notes == (
+        f"{told}; files of other kinds have their names, such as {photograph}: save pictures as JPEG",
+    )
     # Of a list nothing follows: the others may be of another split.
     text(tmp_path / "data.yaml", "train: train.txt\nnames: [cat]\n")
     text(tmp_path / "train.txt", "images/train/1.jpg\n")
