@@ -27,7 +27,7 @@ from orchestrator.process import this_process
 from orchestrator.site import Site
 from orchestrator.tracking import rest
 from orchestrator.tracking.records import ledger_of
-from orchestrator.tracking.runs import Run, Tracking, open_tracking
+from orchestrator.tracking.runs import Run, Tracking, experiment_tags, open_tracking
 from orchestrator.tracking.server import using_server
 from orchestrator.tracking.suite import Suite
 
@@ -181,7 +181,7 @@ def test_who_waits_goes_on_waiting_while_mlflow_is_away(
     suite = open_tracking(mlflow_uri, "away")
     site = Site(home=tmp_path, tracking_uri=mlflow_uri)
     write_claim(suite, renewed=1)
-    answer, seen = lock.experiment_tags, list[Holder]()
+    answer, seen = experiment_tags, list[Holder]()
 
     def away(_: Tracking) -> dict[str, str]:
         raise rest.ServerAway("does not answer")
