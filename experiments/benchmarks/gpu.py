@@ -1,8 +1,9 @@
 """The detector on a GPU: right, then fast, beside torchvision's RetinaNet; a JSON line for each result.
 
 Needs PyTorch and this tree, neither Ray nor MLflow: `PYTHONPATH=. python experiments/benchmarks/gpu.py` runs all parts
-in the order in which they are worth running. Without a GPU it runs small, to see that it runs. A step is timed
-with one wait at its end, "host" is until the step is queued; images are 608 x 1024, the precision is bfloat16.
+in the order in which they are worth running; `correct`, `methods` and `scoring` hold what no GPU has run yet. Without a
+GPU it runs small, to see that it runs. A step is timed with one wait at its end, "host" is until the step is queued;
+images are 608 x 1024, the precision is bfloat16.
 """
 
 import json
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,17 @@ from one_pass import opinionated
 from PIL import Image
 from torch import Tensor
 
-from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig, TrainConfig
+from model.config import (
+    AssignmentConfig,
+    BoxConfig,
+    ClassificationConfig,
+    ConfidenceConfig,
+    DataConfig,
+    InferenceConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from model.data.coco import read_coco
 from model.data.split import CocoData
 from model.evaluation.scoring import DTYPES, score
@@ -34,17 +45,65 @@ from model.training.batches import MicroBatch
 from model.training.loop import Progress, train
 from model.training.step import TrainingStep
 
-HEADS = {
-    "RetinaNet": None,
-    "RetinaNet-Conf": ConfidenceConfig(),
-    "IoU-aware": ConfidenceConfig(tower="box"),
-    "CE^w": ConfidenceConfig(negative_weight=0.1),
-    "GFocal": ConfidenceConfig(loss="gfocal"),
+HEADS: dict[str, dict[str, Any]] = {
+    "RetinaNet": {"confidence": None},
+    "RetinaNet-Conf": {},
+    "IoU-aware": {"confidence": ConfidenceConfig(tower="box")},
+    "CE^w": {"confidence": ConfidenceConfig(negative_weight=0.1)},
+    "GFocal": {"confidence": ConfidenceConfig(loss="gfocal")},
 }
+BINS = BoxConfig(loss="giou", loss_weight=2.0, bins=17)
+METHODS: dict[str, dict[str, Any]] = {
+    "task-aligned, QFL on alignment, GIoU": {
+        "assignment": AssignmentConfig(kind="task_aligned"),
+        "classification": ClassificationConfig(loss="qfl", quality="alignment"),
+        "box": BoxConfig(loss="giou"),
+    },
+    "SimOTA, MAL, CIoU": {
+        "assignment": AssignmentConfig(kind="sim_ota"),
+        "classification": ClassificationConfig(loss="mal"),
+        "box": BoxConfig(loss="ciou"),
+    },
+    "PAA, IA-BCE, DIoU, its branch": {
+        "assignment": AssignmentConfig(kind="paa"),
+        "classification": ClassificationConfig(loss="ia_bce"),
+        "box": BoxConfig(loss="diou"),
+        "confidence": ConfidenceConfig(tower="box", detach_iou_target=True, loss_weight=0.5),
+    },
+    "ATSS, VFL, GIoU and DFL, centerness": {
+        "assignment": AssignmentConfig(kind="atss"),
+        "classification": ClassificationConfig(loss="vfl"),
+        "box": BINS,
+        "confidence": ConfidenceConfig(tower="box", target="centerness"),
+    },
+    "QFL, DFL, GFLv2's quality": {
+        "classification": ClassificationConfig(loss="qfl", edge_quality="gflv2"),
+        "box": BINS,
+        "confidence": None,
+    },
+    "MAL, DFL, D-FINE's quality, group norm": {
+        "classification": ClassificationConfig(loss="mal", edge_quality="dfine"),
+        "box": BINS,
+        "confidence": None,
+        "tower_norm": "group",
+    },
+}
+"""Of the ladder: each class loss, box loss, assignment and branch once."""
+COCO_SHAPES = ((640, 480), (480, 640), (640, 427), (427, 640), (640, 384), (500, 375))
+"""Width and height of most images."""
 RATE = 1e-5
-SETTINGS = [
-    [InferenceConfig(confidence_exponent=place / max(10, count)) for place in range(count)] for count in (1, 10, 20)
-]
+SUPPRESSIONS = (
+    "soft_linear", "soft_gaussian", "iou_guided", "diou", "matrix_linear", "matrix_gaussian", "voting",
+)  # fmt: skip
+SETTINGS = {
+    **{
+        f"{count} exponents": [InferenceConfig(confidence_exponent=place / max(10, count)) for place in range(count)]
+        for count in (1, 10, 20)
+    },
+    "top k of pairs": [InferenceConfig(top_k_of="pairs")],
+    "product, filtered": [InferenceConfig(fusion="product", min_confidence=0.5)],
+    "suppressions": [InferenceConfig(suppression=kind) for kind in SUPPRESSIONS],  # type: ignore[arg-type]
+}
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DETECTOR: dict[str, Any] = {} if CUDA else {"backbone": "resnet18_quarter", "channels": 16, "tower_depth": 1}
@@ -112,12 +171,13 @@ def environment(say: Say) -> None:
 def correct(say: Say) -> None:
     """Losses and gradients against the CPU's, and whether a step ever makes the host wait."""
     given = peer.scene(2, torch.device("cpu")).batch
-    for name, confidence in list(HEADS.items())[: None if CUDA else 2]:
-        reference = _trainer(confidence, "float32", torch.device("cpu"))
+    for name, model in {**HEADS, **METHODS}.items():
+        reference = _trainer(model, "float32", torch.device("cpu"))
         expected = reference.update([MicroBatch(given, True)], RATE)
         for precision in ("float32", "bfloat16") if CUDA else ("float32",):
             for use_graphs in (False, True) if CUDA else (False,):
-                mine = _trainer(confidence, precision, DEVICE, use_graphs=use_graphs)
+                mine = _trainer(model, precision, DEVICE, use_graphs=use_graphs)
+                # Without TF32, which would turn over what rules assign by predictions; even so the last bits may.
                 with torch.backends.cudnn.flags(allow_tf32=False):
                     # A graph is recorded at the second update, and replayed from then on; at a rate of 0 all are equal.
                     found = [mine.update([MicroBatch(given, True)], 0.0) for _ in range(3 if use_graphs else 1)]
@@ -164,16 +224,19 @@ def _waits(mine: TrainingStep, given: Any) -> str:
 def repeat(say: Say) -> None:
     """Whether ten updates give the same bits again, with and without `deterministic`."""
     given = peer.scene(BATCH // 2 or 1, DEVICE).batch
-    for deterministic in (False, True):
+    cases = [("RetinaNet-Conf", deterministic) for deterministic in (False, True)] + [(name, True) for name in METHODS]
+    for head, deterministic in cases if CUDA else cases[:2]:
         for use_graphs in (False, True):
             sums = []
             for _ in range(2):
-                mine = _trainer(ConfidenceConfig(), "bfloat16", use_graphs=use_graphs, deterministic=deterministic)
+                model = {**HEADS, **METHODS}[head]
+                mine = _trainer(model, "bfloat16", use_graphs=use_graphs, deterministic=deterministic)
                 for _ in range(10 if CUDA else 2):
                     mine.update([MicroBatch(given, True)], 1e-3)
                 sums.append(torch.stack([p.double().sum() for p in mine.detector.parameters()]).tolist())
             pace, _ = _pace(_update(mine, given), STEPS // 2 or 1)
             say(
+                head=head,
                 deterministic=deterministic,
                 graphs=use_graphs,
                 same_bits=sums[0] == sums[1],
@@ -200,9 +263,21 @@ def step(say: Say) -> None:
         del mine
 
 
+def methods(say: Say) -> None:
+    """A training step of each method of the ladder, as RetinaNet's in `step`."""
+    given = peer.scene(BATCH, DEVICE).batch
+    for head, model in list(METHODS.items())[: None if CUDA else 1]:
+        for use_graphs in (True, False) if CUDA else (True,):
+            mine = _trainer(model, "bfloat16", use_graphs=use_graphs)
+            _reset_peak()
+            pace, host = _pace(_update(mine, given), STEPS // 2 or 1)
+            say(head=head, precision="bfloat16", graphs=use_graphs, batch=BATCH, **_speed(BATCH, pace, host))
+            del mine
+
+
 def shapes(say: Say) -> None:
     """Steps over batches of many shapes in turn, each recorded once."""
-    mine = _trainer(ConfidenceConfig(), "bfloat16")
+    mine = _trainer({}, "bfloat16")
     sizes = peer.SHAPES if CUDA else [peer.SIZE]
     batches = [peer.scene(BATCH, DEVICE, size).batch for size in sizes]
 
@@ -262,22 +337,23 @@ def _whole_epoch(say: Say, root: Path, processes: int) -> None:
     say(loader_processes=processes, images=BATCH * (last - first), images_per_s=pace)
 
 
-def _draw(root: Path, split: str, count: int) -> None:
-    """Smooth noise of 640 x 384, 120 kB a file as in COCO, with seven boxes each."""
+def _draw(root: Path, split: str, count: int, shapes: Sequence[tuple[int, int]] = ((640, 384),)) -> None:
+    """Smooth noise, 120 kB a file as in COCO, with seven boxes each: all of 640 x 384, or of COCO's shapes in turn."""
     folder = root / split
     folder.mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 255, (96, 160, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels).resize((640, 384), Image.Resampling.BICUBIC)
+    pictures = [Image.fromarray(pixels).resize(shape, Image.Resampling.BICUBIC) for shape in shapes]
     images: list[dict[str, Any]] = []
     boxes: list[dict[str, Any]] = []
     for number in range(1, count + 1):
+        picture = pictures[number % len(pictures)]
         picture.save(folder / f"{number}.jpg", quality=90)
-        images.append({"id": number, "file_name": f"{number}.jpg", "width": 640, "height": 384})
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": picture.width, "height": picture.height})
         for _ in range(7):
             width, height = (16 * 12 ** generator.random(2)).tolist()
-            corner = [generator.random() * (640 - width), generator.random() * (384 - height)]
+            corner = [generator.random() * (picture.width - width), generator.random() * (picture.height - height)]
             place = len(boxes)
             box = {"id": place + 1, "image_id": number, "category_id": 1 + place % 80, "bbox": [*corner, width, height]}
             boxes.append(box | {"area": width * height, "iscrowd": 0})
@@ -300,14 +376,19 @@ def scoring(say: Say) -> None:
             with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
                 pace, host = _pace(lambda network=network: network(images), STEPS)  # type: ignore[misc]
             say(kind="network", precision=precision, batch=BATCH, **_speed(BATCH, pace, host))
-            for settings in SETTINGS:
+            for name, settings in SETTINGS.items():
                 chosen = [replace(setting, precision=precision) for setting in settings]
                 for counting in (False, True):
-                    _score(say, detector, data, chosen, config, counting)
+                    _score(say, name, detector, data, chosen, config, counting)
+        # Each thread of each pass makes its convolutions' plans for each shape anew.
+        _draw(Path(scratch), "shapes", 1024 if CUDA else 2, COCO_SHAPES)
+        of_shapes = read_coco(Path(scratch), "shapes")
+        _score(say, "20 exponents", detector, of_shapes, SETTINGS["20 exponents"], config, True)
 
 
 def _score(
     say: Say,
+    name: str,
     detector: RetinaNetConf,
     data: CocoData,
     settings: list[InferenceConfig],
@@ -316,6 +397,7 @@ def _score(
 ) -> None:
     seen: list[tuple[float, int]] = []
     _reset_peak()
+    start = time.perf_counter()
     score(
         detector,
         data,
@@ -330,7 +412,16 @@ def _score(
     peak = {"peak_mib": torch.cuda.max_memory_allocated() / 2**20} if CUDA else {}
     pace = (last - first) / (end - begin) if end > begin else None
     precision = settings[0].precision
-    say(kind="pass", precision=precision, settings=len(settings), counting=counting, images_per_s=pace, **peak)
+    say(
+        kind="pass",
+        data=data.split,
+        precision=precision,
+        settings=name,
+        counting=counting,
+        images_per_s=pace,
+        images_per_s_from_the_start=last / (end - start),
+        **peak,
+    )
 
 
 def profile(say: Say) -> None:
@@ -338,7 +429,7 @@ def profile(say: Say) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    mine, given = _trainer(ConfidenceConfig(), "bfloat16", use_graphs=False), peer.scene(BATCH, DEVICE).batch
+    mine, given = _trainer({}, "bfloat16", use_graphs=False), peer.scene(BATCH, DEVICE).batch
     for _ in range(3):
         mine.update([MicroBatch(given, True)], RATE)
     _wait()
@@ -355,7 +446,7 @@ def profile(say: Say) -> None:
 
 
 def _trainer(
-    confidence: ConfidenceConfig | None,
+    model: dict[str, Any],
     precision: str,
     device: torch.device = DEVICE,
     *,
@@ -363,7 +454,7 @@ def _trainer(
     deterministic: bool = False,
 ) -> TrainingStep:
     config = TrainConfig(
-        model=ModelConfig(confidence=confidence, **DETECTOR),
+        model=ModelConfig(**model, **DETECTOR),
         schedule=ScheduleConfig(learning_rate=RATE),
         precision=precision,  # type: ignore[arg-type]
         deterministic=deterministic,
@@ -416,6 +507,7 @@ PARTS: dict[str, Callable[[Say], None]] = {
     "correct": correct,
     "repeat": repeat,
     "step": step,
+    "methods": methods,
     "shapes": shapes,
     "profile": profile,
     "whole": whole,

@@ -18,7 +18,7 @@ def test_every_part_of_the_programme_runs_and_says_something(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     said = [json.loads(line) for line in output.read_text().splitlines()]
-    parts = {"environment", "correct", "repeat", "step", "shapes", "profile", "whole", "theirs", "scoring"}
+    parts = {"environment", "correct", "repeat", "step", "methods", "shapes", "profile", "whole", "theirs", "scoring"}
     assert {one["part"] for one in said} == parts
     assert all("failed" not in one for one in said)
     correct = [one for one in said if one["part"] == "correct"]
