@@ -181,9 +181,9 @@ class OpenSuite(Suite):
         return status_table(lacking(self.wanted, ledger), ledger, None if whole else self.storage)
 
     def reports(self, *, bootstrap: bool = True, by_size: bool = False) -> "list[Report]":
-        """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, a second a new evaluation.
+        """Measure every table as far as MLflow holds it; `bootstrap` adds intervals, seconds for each new evaluation.
 
-        With `by_size` the rows know those of APs to ARl, too.
+        With `by_size` the rows know those of APs to ARl also where no table shows one of them.
 
         Raises:
             UserError: the results of a table rest on two versions of the data.

@@ -199,7 +199,9 @@ def status(experiments: list[Experiment], form: str) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write every format here, too, and index.html with all tables and figures.",
 )
-@click.option("--no-bootstrap", is_flag=True, help="Leave out the intervals; they cost a second for a new evaluation.")
+@click.option(
+    "--no-bootstrap", is_flag=True, help="Leave out the intervals; they cost some seconds for each new evaluation."
+)
 @click.option(
     "--claims",
     is_flag=False,

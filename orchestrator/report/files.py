@@ -84,7 +84,7 @@ def make_reports(
         suite: its site keeps what was resampled.
         bootstrap: whether the differences get intervals, which takes about a second for each new evaluation.
         by_size: whether the rows know the intervals of APs to ARl, too, which takes another second; they do where a
-            table is about the difference in one of them.
+            table shows one of them.
         say: told of tables that are left out since their results rest on two versions of the data; without it they
             are an error.
 
@@ -129,8 +129,8 @@ def measure_suite(
     if bootstrap and uri is not None:
         folder = suite.site.home / "statistics"
         wanted = list(suite.wanted.evaluations)
-        # Whether a row is decided must not hang on who asks: a submit without claims, or a report.
-        by_size = by_size or any(one.reference is not None and one.columns[0] in OF_SIZES for one in sound)
+        # What is decided, and what is bold, must not hang on who asks: a submit or a report, with claims or without.
+        by_size = by_size or any(set(one.columns) & set(OF_SIZES) for one in sound)
         samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size, by_class=True)
     return [(experiment, measure(experiment, ledger, samples)) for experiment in sound]
 

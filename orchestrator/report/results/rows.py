@@ -63,6 +63,11 @@ class RowResult:
         # No detector has an AP below 0 or above 100, which the scatter of a small one would reach.
         return replace(found, low=max(0.0, found.low), high=min(100.0, found.high))
 
+    def knows_images(self, metric: str) -> bool:
+        """Say whether its intervals of a metric hold what other images would do, and not the scatter of seeds alone."""
+        values = self._seed_values(metric)
+        return values is not None and bool(values.resampled)
+
     @property
     def num_images(self) -> int:
         """The images that it was scored on; 0 where that is not known, or not the same for all its seeds."""

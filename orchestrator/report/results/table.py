@@ -23,6 +23,8 @@ PUBLISHED = "†"
 """Marks a number that the paper quotes otherwise than its source gives it."""
 EXCLUDES_ZERO = "*"
 """Marks a difference whose 95 % interval excludes 0."""
+SEEDS_ALONE = "[95 % interval] by the scatter of the seeds alone: what other images would do is not in it."
+"""What the intervals of a metric without resamples rest on."""
 
 
 def results_table(experiment: Experiment, results: Sequence[RowResult], *, is_resampled: bool = False) -> Table:
@@ -122,19 +124,17 @@ def paper_beside(experiment: Experiment) -> PaperBeside:
 def best_row(results: Sequence[RowResult], metric: str) -> RowResult | None:
     """Return the row that is above each other one by a 95 % interval that excludes 0; None where there is none.
 
-    Of CALIBRATION it is the one below. Without intervals there is none: a single number more says nothing of what
-    another seed, or other images, would do.
+    Without intervals, and of a metric without resamples such as CALIBRATION, there is none: a number more says nothing
+    of what another seed, or other images, would do.
     """
-    sign = -1.0 if metric in CALIBRATION else 1.0
     means = [(one.mean(metric), place) for place, one in enumerate(results)]
-    ranked = sorted((-sign * mean, place) for mean, place in means if mean is not None)
-    if len(ranked) < 2:
+    ranked = sorted((-mean, place) for mean, place in means if mean is not None)
+    if len(ranked) < 2 or not all(results[place].knows_images(metric) for _, place in ranked):
         return None
     # The next best comes first, which decides it nearly always.
     best, *others = (results[place] for _, place in ranked)
     gains = (best.difference(other, metric) for other in others)
-    is_better = (gain is not None and (gain.low > 0.0 if sign > 0.0 else gain.high < 0.0) for gain in gains)
-    return best if all(is_better) else None
+    return best if all(gain is not None and gain.low > 0.0 for gain in gains) else None
 
 
 def interval_note(estimates: Sequence["Estimate"]) -> str:
@@ -249,7 +249,8 @@ def _notes_on_gains(
     if any(gain.interval for gain in gains):
         pairs = with_references(experiment, results)
         found = [result.difference(base, experiment.columns[0]) for result, base in pairs if base is not None]
-        notes.append(interval_note([one for one in found if one is not None]))
+        known = any(result.knows_images(experiment.columns[0]) for result in results)
+        notes.append(interval_note([one for one in found if one is not None]) if known else SEEDS_ALONE)
         notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
     if gains and is_resampled and old:
@@ -263,8 +264,6 @@ def _notes_on_best(
     if sum(bool(result.by_seed) for result in results) < 2:
         return []
     rule = "above each other row by a 95 % interval that excludes 0"
-    if any(metric in CALIBRATION for metric in metrics):
-        rule = "better than each other row by a 95 % interval that excludes 0"
     if any(best.values()):
         return [f"In bold: {rule}."]
     asked = any(result.estimate(metric) for result in results for metric in metrics)
@@ -278,9 +277,8 @@ def _notes_on_calibration(results: Sequence[RowResult], metrics: Sequence[str]) 
     shown = [metric for metric in metrics if metric in CALIBRATION]
     if not shown:
         return []
-    notes = [
-        f"{', '.join(shown)}: less is better{', and so is a negative difference' if shown[0] == metrics[0] else ''}."
-    ]
+    less = f"less is better{', and so is a negative difference' if shown[0] == metrics[0] else ''}"
+    notes = [f"{', '.join(shown)}: {less}; none is in bold, as no resample tells what other images would do."]
     old = [one.row.label for one in results if one.by_seed and not all(map(is_calibrated, one.by_seed.values()))]
     if old:
         notes.append(

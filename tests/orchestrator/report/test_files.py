@@ -142,7 +142,7 @@ def test_two_versions_of_the_data_are_never_averaged(tmp_path: Path) -> None:
     assert len(heard) == 1
 
 
-def test_rows_know_the_intervals_by_size_where_a_report_asks_for_them(
+def test_rows_know_the_intervals_by_size_where_a_table_shows_a_size_or_a_report_asks_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotations, found = random_scene(0)
@@ -152,19 +152,18 @@ def test_rows_know_the_intervals_by_size_where_a_report_asks_for_them(
     monkeypatch.setattr(
         files, "matches_from", lambda uri: lambda _, into: Path(shutil.copy(tmp_path / "matches", into))
     )
-    held = holding([experiment("one", [OTHER])], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
+    of_all = replace(experiment("one", [OTHER]), columns=("AP", "AR100"))
+    held = holding([of_all], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
     plain, asked = (make_reports(held, by_size=by_size)[0].rows[0] for by_size in (False, True))
     assert [plain.estimate(metric) is not None for metric in ("AP", "AR100", "APm")] == [True, True, False]
     estimates = [asked.estimate(metric) for metric in ("AP", "AR100", "APm")]
     assert [one and (one.value, one.num_images) for one in estimates] == [(30.0, 8), (40.0, 8), (20.0, 8)]
     assert estimates[0] == plain.estimate("AP") and len({one and one.high - one.value for one in estimates}) == 3
     assert plain.is_resampled and not make_reports(held, bootstrap=False)[0].rows[0].is_resampled
-    # a table whose first column is a size knows them, too: its rows are compared in that
-    for columns, is_known in ((("APm", "AP"), True), (("AP", "APm"), False)):
-        of_size = replace(experiment("one", [OTHER]), reference=OTHER.label, columns=columns)
-        held = holding([of_size], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
-        (row,) = make_reports(held)[0].rows
-        assert row.estimate("APm") == (estimates[2] if is_known else None)
+    # a table that shows a size knows them, too: its best is bold by them
+    of_size = replace(of_all, columns=("AP", "APm"))
+    held = holding([of_size], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
+    assert make_reports(held)[0].rows[0].estimate("APm") == estimates[2]
 
 
 def test_classes_of_a_table_are_in_its_files_and_on_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
