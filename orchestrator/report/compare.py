@@ -1,6 +1,6 @@
 """Two rows of a suite against each other: their difference, its 95 % interval, and the images that decide it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,7 +111,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
     ours, theirs = results = [measure_row(row, ledger, samples) for row in rows]
     for result in results:
         _require_measured(result, metric)
-    fingerprint = _require_same_data(results, ledger)
+    fingerprint = _require_same_data(results)
     gain = ours.difference(theirs, metric)
     if gain is None or uri is None:
         lost = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
@@ -217,20 +217,15 @@ def _require_measured(result: RowResult, metric: str) -> float:
     raise UserError(f"{result.row.label} is not measured yet ({result.state}); submit the suite first")
 
 
-def _require_same_data(results: Iterable[RowResult], ledger: Ledger) -> str:
-    """Return the fingerprint of the images that all rows were scored on; empty where none was recorded."""
-    data, fingerprints = {}, {}
-    for result in results:
-        data[result.row.label] = data_of(result.row)
-        for seed in row_keys(result.row):
-            if seed.evaluation_key in ledger.evaluations:
-                fingerprints[ledger.evaluations[seed.evaluation_key].data_fingerprint] = result.row.label
-    fingerprints.pop("", None)
-    if len(set(data.values())) > 1 or len(fingerprints) > 1:
+def _require_same_data(results: Sequence[RowResult]) -> str:
+    """Return the fingerprint of the images that both rows were scored on; empty where none was recorded."""
+    ours, theirs = results
+    if not ours.is_on_images_of(theirs):
+        data = {result.row.label: data_of(result.row) for result in results}
         told = ", ".join(f"{label} on {images}" for label, images in data.items())
         differ = " (the files differ)" if len(set(data.values())) == 1 else ""
         raise UserError(f"rows measured on different data do not compare: {told}{differ}")
-    return next(iter(fingerprints), "")
+    return next(iter(ours.fingerprints | theirs.fingerprints), "")
 
 
 def _matches(result: RowResult, ledger: Ledger, uri: str, num_images: int) -> "list[MatchTable]":

@@ -306,7 +306,13 @@ def _found(reports: Sequence[Report]) -> list[str]:
     best_first = sorted(means, reverse=metric not in CALIBRATION)
     pairs = with_references(experiment, report.rows)
     # The first is the best, beside what it is compared with.
-    ranked = [(best, base) for best, base in (pairs[place] for _, place in best_first) if base is not None]
+    ranked = [
+        (best, base)
+        for best, base in (pairs[place] for _, place in best_first)
+        if base is not None and best.is_on_images_of(base)
+    ]
+    if not ranked and any(base.by_seed for _, base in pairs if base is not None):
+        return []
     if not ranked or (reference := ranked[0][1].mean(metric)) is None:
         gains = [(gain, label) for label, gain in papers.items() if gain is not None]
         if not gains:

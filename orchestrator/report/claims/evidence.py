@@ -311,12 +311,13 @@ def _difference(row: RowResult, other: RowResult, metric: str) -> Number:
     if metric not in METRICS:
         ours, theirs = (_number(one, metric) for one in (row, other))
         return Number(value=ours.value - theirs.value, low=ours.low - theirs.high, high=ours.high - theirs.low)
+    if not row.is_on_images_of(other):
+        told = " and ".join(f"{one.row.label} on {data_of(one.row)}" for one in (row, other))
+        raise Absent("undecided", f"scored on other images: {told}")
     has_intervals = row.estimate(metric) is not None and other.estimate(metric) is not None
     gain = row.difference(other, metric) if has_intervals else None
     if gain is not None:
         return _of(gain)
-    if has_intervals:
-        raise UserError(f"{row.row.label} and {other.row.label} were scored on other images; score both on the same")
     for one in (row, other):
         _require_value(one, metric)
     value = (row.mean(metric) or 0.0) - (other.mean(metric) or 0.0)

@@ -49,7 +49,7 @@ def judge(
         fetch: gets what was counted of a row's boxes.
 
     Raises:
-        UserError: rows of a claim were scored on other images, or a table lacks a row that it should have.
+        UserError: a table lacks a row that it should have.
     """
     ours = OurNumbers(tables=tables, file=file, fetch=fetch)
     return [Judgement(claim=claim, paper=weigh(claim, paper), measured=weigh(claim, ours)) for claim in file.claims]

@@ -41,6 +41,8 @@ class RowResult:
     """How seeds are added to it; None where they are listed."""
     is_resampled: bool = True
     """Whether resamples were asked for, so that those that lack are lost."""
+    fingerprints: frozenset[str] = frozenset()
+    """Of the images that its seeds were scored on, as far as that was recorded."""
 
     def mean(self, metric: str) -> float | None:
         """Return the mean over seeds; None where there is nothing to measure, or nothing measured."""
@@ -74,6 +76,10 @@ class RowResult:
         values = self._seed_values("AP")
         return values.num_images if values else 0
 
+    def is_on_images_of(self, other: "RowResult") -> bool:
+        """Say whether another row is measured on the same images, without which there is no difference of both."""
+        return data_of(self.row) == data_of(other.row) and len(self.fingerprints | other.fingerprints) < 2
+
     def difference(self, other: "RowResult", metric: str, level: float = 0.95) -> "Estimate | None":
         """Return how far it is above another row, with its interval; None where that is not known.
 
@@ -82,6 +88,8 @@ class RowResult:
         looks so far have in common, each at the level of its look (see `experiment.seeds.looks`). Once a look excludes
         0, so does this. Looks that have nothing in common leave the last one.
         """
+        if not self.is_on_images_of(other):
+            return None
         rule = self.seed_rule or other.seed_rule
         paired = [seed for seed in self.by_seed if seed in other.by_seed]
         if rule is None or len(paired) < rule.at_least:
@@ -149,6 +157,7 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
     reasons: dict[int, str] = {}
     found: dict[int, Mapping[str, float]] = {}
     known: dict[int, Resamples] = {}
+    fingerprints = set()
     for seed, trained, scored in row_keys(row):
         reason = why_evaluation_is_missing(ledger, trained, scored)
         if reason is None:
@@ -156,12 +165,14 @@ def measure_row(row: Row, ledger: Ledger, resampled: "Mapping[str, Resamples]") 
             measured = {**record.metrics, **record.misalignment, **record.calibration}
             found[seed] = measured | _losses(ledger, trained)
             known |= {seed: resampled[scored]} if scored in resampled else {}
+            fingerprints |= {record.data_fingerprint} - {""}  # older runs did not note it
         elif reason.startswith("waits"):
             # Why the training is missing says more than that it is.
             reasons[seed] = why_training_is_missing(ledger, trained) or reason
         else:
             reasons[seed] = reason
-    return RowResult(row=row, by_seed=found, resampled=known, state=_state(row, reasons))
+    state = _state(row, reasons)
+    return RowResult(row=row, by_seed=found, resampled=known, state=state, fingerprints=frozenset(fingerprints))
 
 
 def differences_to_reference(experiment: Experiment, results: Sequence[RowResult]) -> dict[str, "Estimate"]:

@@ -234,7 +234,7 @@ def papers_gains(experiment: Experiment) -> list[float | None]:
 
 def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     mean, reference = result.mean(metric), base.mean(metric)
-    if mean is None or reference is None:
+    if mean is None or reference is None or not result.is_on_images_of(base):
         return Cell(None)
     gain = result.difference(base, metric)
     if gain is None:
@@ -245,13 +245,15 @@ def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
 def _notes_on_gains(
     experiment: Experiment, results: Sequence[RowResult], gains: Sequence[Cell], is_resampled: bool
 ) -> list[str]:
-    notes = []
+    notes, pairs = [], with_references(experiment, results)
     if any(gain.interval for gain in gains):
-        pairs = with_references(experiment, results)
         found = [result.difference(base, experiment.columns[0]) for result, base in pairs if base is not None]
         known = any(result.knows_images(experiment.columns[0]) for result in results)
         notes.append(interval_note([one for one in found if one is not None]) if known else SEEDS_ALONE)
         notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
+    apart = [result.row.label for result, base in pairs if base is not None and not result.is_on_images_of(base)]
+    if apart:
+        notes.append(f"Measured on other images than the reference, and not compared: {', '.join(apart)}.")
     old = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
     if gains and is_resampled and old:
         notes.append(f"No interval, for want of matches: {', '.join(old)}.")

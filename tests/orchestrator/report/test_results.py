@@ -361,6 +361,24 @@ def test_a_difference_to_the_reference_has_its_interval_and_a_mark_when_it_is_su
     assert table.notes[-2] == "No interval, for want of matches: IoU-aware."
 
 
+def test_rows_on_other_images_are_not_compared_though_there_are_as_many() -> None:
+    elsewhere = replace(BOX, split="minival")
+    held, samples = sampled((BASE, 30.0, 0.1), (OURS, 31.0, 0.2), (elsewhere, 33.0, 0.3))
+    for resamples in (samples, None):
+        table = results_table(experiment(BASE, OURS, elsewhere, reference="RetinaNet"), held, resamples)
+        assert [bool(row["AP over reference"].startswith("+")) for row in shown(table)] == [False, True, False]
+        assert not any(map(any, bold(table)))
+        assert "Measured on other images than the reference, and not compared: IoU-aware." in table.notes
+
+
+def test_a_row_of_two_tables_is_not_compared_with_one_on_another_version_of_the_data() -> None:
+    rows = [
+        measure(experiment(row), ledger_of((row, [replace(finished(AP=30.0), data_fingerprint=data)])))[0]
+        for row, data in ((OURS, "old"), (BOX, "new"), (BASE, ""))
+    ]
+    assert [rows[0].is_on_images_of(other) for other in rows] == [True, False, True]
+
+
 def test_a_row_is_compared_with_a_reference_of_its_own() -> None:
     """Ours is 1.0 above RetinaNet by 0.5 to 1.5 in its resamples, and the box tower 0.8 below ours by -1.3 to -0.3."""
     box = replace(BOX, reference="RetinaNet-Conf", paper={"AP": 35.0})
