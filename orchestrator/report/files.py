@@ -313,18 +313,16 @@ def _found(reports: Sequence[Report]) -> list[str]:
     ]
     if not ranked and any(base.by_seed for _, base in pairs if base is not None):
         return []
-    if not ranked or (reference := ranked[0][1].mean(metric)) is None:
-        gains = [(gain, label) for label, gain in papers.items() if gain is not None]
-        if not gains:
+    if not ranked or (gain := ranked[0][0].gap(ranked[0][1], metric)) is None:
+        printed = [(gain, label) for label, gain in papers.items() if gain is not None]
+        if not printed:
             return []
-        gain, label = max(gains)
+        most, label = max(printed)
         begun = "The reference has not run yet" if means else "Nothing has run yet, and these are the paper's numbers"
         (over,) = [experiment.reference_of(row) for row in experiment.rows if row.label == label]
-        return [f"{begun}: there {label} has {gain:+.1f} {metric} over {over}, on COCO 2017."]
+        return [f"{begun}: there {label} has {most:+.1f} {metric} over {over}, on COCO 2017."]
     best, base = ranked[0]
     found = best.difference(base, metric)
-    # As in the table: of rows with other seeds it is the difference on those that both have.
-    gain = (best.mean(metric) or 0.0) - reference if found is None else found.value
     said = f"{best.row.label} has {gain:+.1f} {metric} over {base.row.label}"
     if found is None:
         said += "; no interval is known."

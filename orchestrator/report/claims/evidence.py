@@ -310,7 +310,9 @@ def _difference(row: RowResult, other: RowResult, metric: str) -> Number:
         raise Absent("not yet run", "", absent)
     if metric not in METRICS:
         ours, theirs = (_number(one, metric) for one in (row, other))
-        return Number(value=ours.value - theirs.value, low=ours.low - theirs.high, high=ours.high - theirs.low)
+        gap = row.gap(other, metric)
+        value = ours.value - theirs.value if gap is None else gap
+        return Number(value=value, low=ours.low - theirs.high, high=ours.high - theirs.low)
     if not row.is_on_images_of(other):
         told = " and ".join(f"{one.row.label} on {data_of(one.row)}" for one in (row, other))
         raise Absent("undecided", f"scored on other images: {told}")
@@ -320,8 +322,7 @@ def _difference(row: RowResult, other: RowResult, metric: str) -> Number:
         return _of(gain)
     for one in (row, other):
         _require_value(one, metric)
-    value = (row.mean(metric) or 0.0) - (other.mean(metric) or 0.0)
-    raise _without_interval([row, other], metric, shown(_exact(value), metric, "+"))
+    raise _without_interval([row, other], metric, shown(_exact(row.gap(other, metric) or 0.0), metric, "+"))
 
 
 def _require_value(row: RowResult, metric: str) -> None:

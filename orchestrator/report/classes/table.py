@@ -169,12 +169,9 @@ def _gain(classes: Classes, row: RowOfClasses, place: int) -> Cell:
     base = classes.reference_of(row)
     if base is None:
         return Cell(None, absent="reference" if row.is_reference else NOT_APPLICABLE)
-    ours, theirs = row.by_class[place].mean("AP"), base.by_class[place].mean("AP")
-    if ours is None or theirs is None:
-        return Cell(None, absent=NOT_APPLICABLE)
     gain = classes.difference(row, place)
     if gain is None:
-        return Cell(ours - theirs)
+        return Cell(row.by_class[place].gap(base.by_class[place], "AP"), absent=NOT_APPLICABLE)
     return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 

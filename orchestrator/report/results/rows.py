@@ -80,6 +80,19 @@ class RowResult:
         """Say whether another row is measured on the same images, without which there is no difference of both."""
         return data_of(self.row) == data_of(other.row) and len(self.fingerprints | other.fingerprints) < 2
 
+    def gap(self, other: "RowResult", metric: str) -> float | None:
+        """Return the value of `difference` also where no interval is known; None where nothing can be compared."""
+        from orchestrator.report.statistics.intervals import seed_pairs
+
+        if not self.is_on_images_of(other):
+            return None
+        ours, theirs = (
+            {seed: numbers[metric] for seed, numbers in row.by_seed.items() if metric in numbers}
+            for row in (self, other)
+        )
+        gaps = [ours[one] - theirs[another] for one, another in seed_pairs(ours, theirs)]
+        return fmean(gaps) if gaps else None
+
     def difference(self, other: "RowResult", metric: str, level: float = 0.95) -> "Estimate | None":
         """Return how far it is above another row, with its interval; None where that is not known.
 

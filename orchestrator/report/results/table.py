@@ -233,12 +233,9 @@ def papers_gains(experiment: Experiment) -> list[float | None]:
 
 
 def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
-    mean, reference = result.mean(metric), base.mean(metric)
-    if mean is None or reference is None or not result.is_on_images_of(base):
-        return Cell(None)
     gain = result.difference(base, metric)
     if gain is None:
-        return Cell(mean - reference)
+        return Cell(result.gap(base, metric))
     return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
 
 

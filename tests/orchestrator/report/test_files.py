@@ -235,6 +235,9 @@ def test_a_page_says_first_how_far_the_best_row_is_above_the_reference(tmp_path:
     assert f"{FOUND}better has +1.3 AP over base; no interval is known.</p>" in page
     assert f"{FOUND}The paper has +0.7 there, on COCO 2017.</p>" in page
     assert '<p class="facts">COCO val2017 · seed 0</p>' in page
+    two = replace(BETTER, seeds=(0, 1))
+    held = ledger_of((BASE, [finished(AP=35.0)]), (two, [finished(AP=36.26), finished(AP=39.0)]))
+    assert "better has +1.3 AP over base" in first_screen([BASE, two], held, tmp_path)  # by the seed that both have
     elsewhere = replace(BETTER, split="minival")
     held = ledger_of((BASE, [finished(AP=35.0)]), (elsewhere, [finished(AP=36.26)]))
     assert FOUND not in first_screen([BASE, elsewhere], held, tmp_path)

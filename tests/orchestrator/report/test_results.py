@@ -379,6 +379,19 @@ def test_a_row_of_two_tables_is_not_compared_with_one_on_another_version_of_the_
     assert [rows[0].is_on_images_of(other) for other in rows] == [True, False, True]
 
 
+def test_without_intervals_rows_are_compared_by_the_same_seeds_as_with_them() -> None:
+    """By seeds 0 and 1: 31 - 30 and 32 - 30. The third seed of ours, 3 above the others, counts in its mean alone."""
+    base, ours = replace(BASE, seeds=(0, 1)), replace(OURS, seeds=(0, 1, 2))
+    held = ledger_of(
+        (base, [finished(AP=30.0), finished(AP=30.0)]),
+        (ours, [finished(AP=31.0), finished(AP=32.0), finished(AP=36.0)]),
+    )
+    samples = {key: np.tile(np.linspace(-1, 1, 1001), (3, 1)) for row in (base, ours) for _, _, key in row_keys(row)}
+    for resamples in (samples, None):
+        table = results_table(experiment(base, ours, columns=("AP",), reference="RetinaNet"), held, resamples)
+        assert table.cells()[1][2].value == pytest.approx(1.5)
+
+
 def test_a_row_is_compared_with_a_reference_of_its_own() -> None:
     """Ours is 1.0 above RetinaNet by 0.5 to 1.5 in its resamples, and the box tower 0.8 below ours by -1.3 to -0.3."""
     box = replace(BOX, reference="RetinaNet-Conf", paper={"AP": 35.0})

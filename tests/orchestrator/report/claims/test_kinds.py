@@ -352,9 +352,11 @@ def test_what_is_not_there_leaves_a_claim_open() -> None:
     unasked = replace(bare, is_resampled=False)
     assert by_rows(part, {"t": [unasked]}).numbers == "AP 31.0, and intervals were left out"
     assert by_rows(part, {}).numbers == "table t is not among those shown"
+    longer = replace(unasked, row=Row(label="b"), by_seed={0: {"AP": 30.0}, 1: {"AP": 39.0}})
+    over = Part(kind="above", table="t", rows=("a",), over=("b",))
+    assert by_rows(over, {"t": [unasked, longer]}).numbers == "AP +1.0, and intervals were left out"
     apart = [measured("a", 31.0, 0.0), replace(measured("b", 30.0, 0.0), row=Row(label="b", split="minival"))]
-    found = by_rows(Part(kind="above", table="t", rows=("a",), over=("b",)), {"t": apart})
-    assert found == Outcome(
+    assert by_rows(over, {"t": apart}) == Outcome(
         verdict="undecided", numbers="scored on other images: a on COCO val2017 and b on coco minival"
     )
     with pytest.raises(UserError, match="'a' is no row of t; did you mean"):
