@@ -333,6 +333,13 @@ GAIN = Column("difference", signed=True)
 """How texts show what tables show in a column of differences."""
 
 
+def side_of_zero(interval: tuple[float, float]) -> Literal[-1, 0, 1]:
+    """Return the side of 0 on which an interval lies; 0 where it holds 0, as far as MOST_DIGITS can show."""
+    low, high = interval
+    least = 0.5 * 10**-MOST_DIGITS
+    return 1 if low > least else -1 if high < -least else 0
+
+
 def show(cell: Cell, column: Column) -> str:
     """Write a cell's value as the column has it."""
     if cell.value is None:
@@ -346,11 +353,10 @@ def show(cell: Cell, column: Column) -> str:
 
 def ends_of(interval: tuple[float, float], column: Column) -> list[str]:
     """Write both ends; one that would round to the 0 that the interval excludes has as many digits as it takes."""
-    low, high = interval
     ends = []
-    for end in (low, high):
+    for end in interval:
         digits = column.digits
-        while (low > 0.0 or high < 0.0) and round(end, digits) == 0.0 and digits < MOST_DIGITS:
+        while side_of_zero(interval) and round(end, digits) == 0.0:
             digits += 1
         ends.append(_number(end, replace(column, digits=digits)))
     return ends

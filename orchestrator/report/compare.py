@@ -9,7 +9,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, row_keys
 from orchestrator.experiment.prepare import draw
 from orchestrator.experiment.rows import Row
-from orchestrator.figures.table import Cell, Column, Table, Value
+from orchestrator.figures.table import Cell, Column, Table, Value, side_of_zero
 from orchestrator.report.files import matches_from
 from orchestrator.report.results.rows import RowResult, data_of, measure_row
 from orchestrator.report.results.table import EXCLUDES_ZERO, interval_note
@@ -50,7 +50,7 @@ class Comparison:
     def to_table(self, most: int = 10) -> Table:
         """Show both rows, their difference, and so many of the images that decide it."""
         ours, theirs = self.labels
-        mark = EXCLUDES_ZERO if self.low > 0 or self.high < 0 else ""
+        mark = EXCLUDES_ZERO if side_of_zero((self.low, self.high)) else ""
         rows: list[tuple[Cell | Value, ...]] = [
             (ours, self.values[0], Cell(self.difference, interval=(self.low, self.high), mark=mark)),
             (theirs, self.values[1], None),

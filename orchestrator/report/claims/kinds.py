@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from model.config import METRICS
+from orchestrator.figures.table import side_of_zero
 from orchestrator.report.claims.file import EVERY_IMAGE, TEN_IMAGES, Claim, Kind, Part, means, place_of
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _monotone(part: Part, side: Side) -> list[_Finding]:
         text = f"{_prefix(metric)}{shown(whole, metric, '+')} from first to last"
         # A step back contradicts only where its interval excludes 0: between neighbours, noise goes back as well.
         falls = part.kind == "falls"
-        back = [step for step in steps if (step.low > EPSILON if falls else step.high < -EPSILON)]
+        back = [step for step in steps if _side(step) == (1 if falls else -1)]
         if back:
             found.append(_Finding("contradicted", f"{text}, but a step of {shown(back[0], metric, '+')}"))
         else:
@@ -305,11 +306,15 @@ def _compared(gain: Number, text: str, side: Side, *, tie: Verdict) -> _Finding:
     # Two measured rows that are one evaluation differ by 0 exactly, and that says nothing of either.
     if abs(gain.value) <= EPSILON and gain.is_exact:
         return _Finding(tie if side.rounding else "undecided", text, reserve=0.0)
-    if gain.low > EPSILON:
+    if _side(gain) > 0:
         return _Finding("supported", text, reserve=gain.value)
-    if gain.high < -EPSILON:
+    if _side(gain) < 0:
         return _Finding("contradicted", text)
     return _Finding("undecided", text, side.needed(gain, abs(gain.value)))
+
+
+def _side(number: Number) -> int:
+    return side_of_zero((number.low, number.high))
 
 
 def _between(number: Number, low: float, high: float) -> Verdict:

@@ -8,7 +8,7 @@ from model.config import CALIBRATION
 from orchestrator.experiment.cost.seeds import note_on_looks
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.rows import Cited
-from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value
+from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Group, Table, Value, side_of_zero
 from orchestrator.report.results.rows import RowResult, data_of, is_calibrated, measured_on, with_references
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def best_row(results: Sequence[RowResult], metric: str) -> RowResult | None:
     # The next best comes first, which decides it nearly always.
     best, *others = (results[place] for _, place in ranked)
     gains = (best.difference(other, metric) for other in others)
-    return best if all(gain is not None and gain.low > 0.0 for gain in gains) else None
+    return best if all(gain is not None and side_of_zero((gain.low, gain.high)) > 0 for gain in gains) else None
 
 
 def interval_note(estimates: Sequence["Estimate"]) -> str:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.figures.table import side_of_zero
+
 Floats = NDArray[np.floating[Any]]
 Numbers = float | Floats
 MOST_SEEDS = 1000
@@ -34,8 +36,8 @@ class Estimate:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the number is surely on one side of 0."""
-        return self.low > 0.0 or self.high < 0.0
+        """Whether the number is surely on one side of 0, and not so near to it that no table shows on which."""
+        return side_of_zero((self.low, self.high)) != 0
 
     @property
     def dominant(self) -> Literal["images", "seeds"] | None:

@@ -156,6 +156,14 @@ def test_the_best_is_bold_only_if_its_intervals_to_all_others_exclude_zero() -> 
     assert not any(map(any, bold(results_table(experiment(OURS, BOX, BASE), held, samples))))
 
 
+@pytest.mark.parametrize(("more", "gain"), [(4e-5, "0.0 [0.0, 0.0]"), (6e-5, "0.0 [+0.0001, +0.0001]*")])
+def test_what_no_table_can_tell_from_zero_is_neither_marked_nor_bold(more: float, gain: str) -> None:
+    held, samples = sampled((BASE, 30.0, 0.5), (OURS, 30.0 + more, 0.5))
+    table = results_table(experiment(BASE, OURS, columns=("AP",), reference="RetinaNet"), held, samples)
+    assert shown(table)[1]["AP over reference"] == gain
+    assert bold(table)[1][1] == gain.endswith("*")
+
+
 def test_of_equal_rows_and_of_a_single_one_none_is_bold() -> None:
     held, samples = sampled((OURS, 36.0, 1.0), (BOX, 36.0, 1.0))
     assert not any(map(any, bold(results_table(experiment(OURS, BOX), held, samples))))

@@ -147,6 +147,12 @@ def test_best_is_above_each_of_the_others(kind: str, others: list[float], verdic
     assert judgement(kind, [31.0, *others], 1).verdict == verdict
 
 
+@pytest.mark.parametrize(("more", "verdict"), [(4e-5, "undecided"), (6e-5, "supported"), (-6e-5, "contradicted")])
+def test_a_difference_that_no_table_shows_decides_nothing(more: float, verdict: str) -> None:
+    rows = [measured("a", 30.0 + more, 1.0), measured("b", 30.0, 1.0)]
+    assert by_rows(Part(kind="above", table="t", rows=("a",), over=("b",)), {"t": rows}).verdict == verdict
+
+
 def test_rows_that_are_one_training_are_not_above_each_other() -> None:
     same = [measured("a", 30.0, 1.0), measured("b", 30.0, 1.0)]
     assert by_rows(Part(kind="best", table="t", rows=("a",), over=("b",)), {"t": same}).verdict == "undecided"
