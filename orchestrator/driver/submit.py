@@ -25,7 +25,7 @@ from orchestrator.experiment.cost.seeds import Asked, Seed, cheapest_seeds, next
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
 from orchestrator.experiment.prepare import prepare
-from orchestrator.figures.table import GAIN, ends_of
+from orchestrator.figures.table import GAIN, Cell, show
 from orchestrator.homes import describe_home, last_home, remember
 from orchestrator.process import interruptible
 from orchestrator.report.claims.file import ClaimsFile, claims_beside, load_claims
@@ -268,8 +268,8 @@ def _standing(experiment: Experiment, found: Mapping[str, Estimate], claimed: Se
     shown: dict[bool, list[str]] = {True: [], False: []}
     own = {row.label: f" (against {row.reference})" for row in experiment.rows if row.reference}
     for label, gain in found.items():
-        ends = ", ".join(ends_of((gain.low, gain.high), GAIN))
-        said = f"{label}{own.get(label, '')} {gain.value:+.1f} [{ends}]"
+        difference = show(Cell(gain.value, interval=(gain.low, gain.high)), GAIN)
+        said = f"{label}{own.get(label, '')} {difference}"
         shown[gain.excludes_zero].append(f"{said} by {gain.num_seeds} seeds")
     asked = f" Left open by claims: {', '.join(claimed)}." if claimed else ""
     return (

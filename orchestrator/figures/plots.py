@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.figures.drawing import WIDTH, Curve, Dash, Dot, Drawing, Line, Mark, Point, Text, Tile
-from orchestrator.figures.table import GAIN, ends_of
+from orchestrator.figures.table import GAIN, ends_of, written
 
 MARGIN = 14
 DASHES: tuple[Dash, ...] = ((), (6, 4), (2, 3), (8, 3, 2, 3))
@@ -84,9 +84,9 @@ def forest_row(
     middle, zero = FOREST_HEIGHT / 2, forest.x(0.0)
     marks: list[Mark] = [Line(zero, 0, zero, FOREST_HEIGHT, "reference")]
     said = "not measured" if value is None else f"{value:+.1f}"
-    if interval is not None:
+    if value is not None and interval is not None:
         marks.append(Line(forest.x(interval[0]), middle, forest.x(interval[1]), middle))
-        said += f", 95 % interval {' to '.join(ends_of(interval, GAIN))}"
+        said = f"{written(value, interval, GAIN)}, 95 % interval {' to '.join(ends_of(interval, GAIN))}"
     if value is not None:
         marks.append(Dot(forest.x(value), middle, 4))
     if is_reference:

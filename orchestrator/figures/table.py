@@ -345,21 +345,23 @@ def show(cell: Cell, column: Column) -> str:
     if cell.value is None:
         return f"{cell.absent}{cell.mark}"
     column = _as_precise(cell, column)
-    shown = _number(cell.value, column)
+    shown = _number(cell.value, column) if cell.interval is None else written(cell.value, cell.interval, column)
     spread = "" if cell.spread is None else f" ± {cell.spread:.{column.digits}f}"
     interval = "" if cell.interval is None else f" [{', '.join(ends_of(cell.interval, column))}]"
     return f"{shown}{spread}{interval}{cell.mark}"
 
 
 def ends_of(interval: tuple[float, float], column: Column) -> list[str]:
-    """Write both ends; one that would round to the 0 that the interval excludes has as many digits as it takes."""
-    ends = []
-    for end in interval:
-        digits = column.digits
-        while side_of_zero(interval) and round(end, digits) == 0.0:
-            digits += 1
-        ends.append(_number(end, replace(column, digits=digits)))
-    return ends
+    """Write both ends of an interval; see `written`."""
+    return [written(end, interval, column) for end in interval]
+
+
+def written(value: Value, interval: tuple[float, float], column: Column) -> str:
+    """Write a value or an end of an interval, with as many digits as it takes not to be the 0 that this excludes."""
+    digits = column.digits
+    while isinstance(value, float) and side_of_zero(interval) and round(value, digits) == 0.0 and digits < MOST_DIGITS:
+        digits += 1
+    return _number(value, replace(column, digits=digits))
 
 
 def _as_precise(cell: Cell, column: Column) -> Column:
@@ -441,7 +443,7 @@ def widths_of(columns: Sequence[Column], lines: Sequence[Line]) -> list[int]:
     return [max(map(width, texts)) for texts in zip([column.head for column in columns], *indented, strict=True)]
 
 
-def _number(value: str | int | float, column: Column) -> str:
+def _number(value: Value, column: Column) -> str:
     if isinstance(value, float):
         shown = f"{value:+.{column.digits}f}" if column.signed else f"{value:.{column.digits}f}"
         # -0.04 would be shown as -0.0, and a difference that rounds to nothing as +0.0.

@@ -21,7 +21,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.lab import FORMAT, Lab, join, lab_section
 from orchestrator.figures.page import Section, html_page, kept_section, render, table_html
-from orchestrator.figures.table import GAIN, Table, ends_of
+from orchestrator.figures.table import GAIN, Table, ends_of, written
 from orchestrator.homes import make_home
 from orchestrator.report.classes.numbers import Classes, measure_classes
 from orchestrator.report.classes.section import classes_section
@@ -323,11 +323,13 @@ def _found(reports: Sequence[Report]) -> list[str]:
         return [f"{begun}: there {label} has {most:+.1f} {metric} over {over}, on COCO 2017."]
     best, base = ranked[0]
     found = best.difference(base, metric)
-    said = f"{best.row.label} has {gain:+.1f} {metric} over {base.row.label}"
+    over = f"{metric} over {base.row.label}"
     if found is None:
-        said += "; no interval is known."
+        said = f"{best.row.label} has {gain:+.1f} {over}; no interval is known."
     else:
-        said += f", 95 % interval {' to '.join(ends_of((found.low, found.high), GAIN))}: "
+        interval = (found.low, found.high)
+        said = f"{best.row.label} has {written(gain, interval, GAIN)} {over}, "
+        said += f"95 % interval {' to '.join(ends_of(interval, GAIN))}: "
         said += "it excludes 0." if found.excludes_zero else "it holds 0, so this leaves open which is better."
     theirs = papers[best.row.label]
     return [said] if theirs is None else [said, f"The paper has {theirs:+.1f} there, on COCO 2017."]

@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from model.config import METRICS
-from orchestrator.figures.table import side_of_zero
+from orchestrator.figures.table import Cell, Column, show, side_of_zero
 from orchestrator.report.claims.file import EVERY_IMAGE, TEN_IMAGES, Claim, Kind, Part, means, place_of
 
 if TYPE_CHECKING:
@@ -281,9 +281,8 @@ _KINDS: dict[Kind, Callable[[Part, Side], list[_Finding]]] = {
 
 def shown(number: Number, metric: str, sign: str = "") -> str:
     """Write a number with its interval: "+1.2 [+0.7, +1.7]"."""
-    digits = 1 if metric in METRICS else 2
-    value, low, high = (_unsigned_zero(f"{one:{sign}.{digits}f}") for one in (number.value, number.low, number.high))
-    return value if number.is_exact else f"{value} [{low}, {high}]"
+    column = Column(metric, digits=1 if metric in METRICS else 2, signed=bool(sign))
+    return show(Cell(number.value, interval=None if number.is_exact else (number.low, number.high)), column)
 
 
 def _each(part: Part, side: Side, *, tell_others: bool = False) -> Iterator[tuple[Number, str]]:

@@ -325,10 +325,12 @@ def test_an_interval_is_written_in_every_format() -> None:
     assert (row["gain"], row["gain low"], row["gain high"]) == (0.44, 0.12, 0.81)
 
 
-def test_an_end_that_would_round_to_the_zero_that_its_interval_excludes_has_more_digits() -> None:
+def test_what_would_round_to_the_zero_that_its_interval_excludes_has_more_digits() -> None:
     column = Column("gain", signed=True)
     assert show(Cell(0.34, interval=(0.014, 0.66), mark="*"), column) == "+0.3 [+0.01, +0.7]*"
     assert show(Cell(-0.34, interval=(-0.66, -0.04), mark="*"), column) == "-0.3 [-0.7, -0.04]*"
+    # the value as well, or it would stand outside of its interval
+    assert show(Cell(-0.0245, interval=(-0.04, -0.011), mark="*"), column) == "-0.02 [-0.04, -0.01]*"
     assert show(Cell(0.34, interval=(-0.014, 0.66)), column) == "+0.3 [0.0, +0.7]"
 
 

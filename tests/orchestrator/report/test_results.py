@@ -156,7 +156,7 @@ def test_the_best_is_bold_only_if_its_intervals_to_all_others_exclude_zero() -> 
     assert not any(map(any, bold(results_table(experiment(OURS, BOX, BASE), held, samples))))
 
 
-@pytest.mark.parametrize(("more", "gain"), [(4e-5, "0.0 [0.0, 0.0]"), (6e-5, "0.0 [+0.0001, +0.0001]*")])
+@pytest.mark.parametrize(("more", "gain"), [(4e-5, "0.0 [0.0, 0.0]"), (6e-5, "+0.0001 [+0.0001, +0.0001]*")])
 def test_what_no_table_can_tell_from_zero_is_neither_marked_nor_bold(more: float, gain: str) -> None:
     held, samples = sampled((BASE, 30.0, 0.5), (OURS, 30.0 + more, 0.5))
     table = results_table(experiment(BASE, OURS, columns=("AP",), reference="RetinaNet"), held, samples)

@@ -107,6 +107,11 @@ def test_at_least_compares_a_difference_with_its_bound(ap: float, verdict: str) 
     )
 
 
+def test_an_interval_that_excludes_zero_is_shown_to_exclude_it() -> None:
+    found = judgement("above", [30.49, 30.0], 1)
+    assert (found.verdict, found.numbers) == ("supported", "+0.5 [+0.01, +1.0]")
+
+
 def test_at_least_compares_a_row_with_its_bound() -> None:
     assert judgement("at_least", [38.5], 1, value=38.4).verdict == "supported"  # row a does not scatter
     assert judgement("at_least", [38.3], 1, value=38.4).verdict == "contradicted"
