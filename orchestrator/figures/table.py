@@ -359,8 +359,9 @@ def ends_of(interval: tuple[float, float], column: Column) -> list[str]:
 def written(value: Value, interval: tuple[float, float], column: Column) -> str:
     """Write a value or an end of an interval, with as many digits as it takes not to be the 0 that this excludes."""
     digits = column.digits
-    while isinstance(value, float) and side_of_zero(interval) and round(value, digits) == 0.0 and digits < MOST_DIGITS:
-        digits += 1
+    if isinstance(value, float) and side_of_zero(interval) and round(value, MOST_DIGITS) != 0.0:
+        while round(value, digits) == 0.0:
+            digits += 1
     return _number(value, replace(column, digits=digits))
 
 

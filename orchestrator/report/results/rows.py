@@ -99,14 +99,17 @@ class RowResult:
         Of rows with other seeds it is the difference on the seeds that both have. Where seeds are added until a row is
         decided, an interval of 95 % at the seed where that ended would cheat: it is then what the intervals of all
         looks so far have in common, each at the level of its look (see `experiment.seeds.looks`). Once a look excludes
-        0, so does this. Looks that have nothing in common leave the last one.
+        0, so does this, though further seeds may move the mean out of it. Looks that have nothing in common leave the
+        last one. Before the first look there is no interval.
         """
         if not self.is_on_images_of(other):
             return None
         rule = self.seed_rule or other.seed_rule
         paired = [seed for seed in self.by_seed if seed in other.by_seed]
         if rule is None or len(paired) < rule.at_least:
-            return self._difference(other, metric, level)
+            # To a row with listed seeds, which gets no more of them, nobody will look again.
+            is_open = self.seed_rule is not None and other.seed_rule is not None
+            return None if is_open else self._difference(other, metric, level)
         found = None
         for look in looks(rule, len(paired)):
             ours, theirs = (row.of_seeds(paired[: look.num_seeds]) for row in (self, other))

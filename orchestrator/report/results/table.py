@@ -248,6 +248,9 @@ def _notes_on_gains(
         known = any(result.knows_images(experiment.columns[0]) for result in results)
         notes.append(interval_note([one for one in found if one is not None]) if known else SEEDS_ALONE)
         notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
+    moved = [result.row.label for result, gain in zip(results, gains, strict=False) if _is_outside(gain)]
+    if moved:
+        notes.append(f"Seeds since the look that decided it moved the mean out of the interval: {', '.join(moved)}.")
     apart = [result.row.label for result, base in pairs if base is not None and not result.is_on_images_of(base)]
     if apart:
         notes.append(f"Measured on other images than the reference, and not compared: {', '.join(apart)}.")
@@ -255,6 +258,13 @@ def _notes_on_gains(
     if gains and is_resampled and old:
         notes.append(f"No interval, for want of matches: {', '.join(old)}.")
     return notes
+
+
+def _is_outside(gain: Cell) -> bool:
+    if gain.interval is None or not isinstance(gain.value, float):
+        return False
+    low, high = gain.interval
+    return not low <= gain.value <= high
 
 
 def _notes_on_best(

@@ -419,10 +419,32 @@ def test_a_row_is_compared_with_a_reference_of_its_own() -> None:
     ]
     assert table.notes[2:4] == ("Reference: RetinaNet.", "Reference of IoU-aware: RetinaNet-Conf.")
     assert papers_gains(of) == [None, 0.7, -1.0]
-    rule = SeedRule(until="decided", at_least=2)
-    rows = measure(replace(of, seed_rule=rule), held, samples)
-    gains = differences_to_reference(replace(of, seed_rule=rule), rows)
+    growing = replace(of, seed_rule=SeedRule(until="decided"))
+    gains = differences_to_reference(growing, measure(of, held, samples))
     assert {label: round(gain.value, 6) for label, gain in gains.items()} == {"RetinaNet-Conf": 1.0, "IoU-aware": -0.8}
+
+
+def ruled(*gains: float) -> Table:
+    """A row above its reference by so much at each seed, whose images hardly move it; the first look is at two."""
+    rule, seeds = SeedRule(until="decided", at_least=2, most=8), tuple(range(len(gains)))
+    base, ours = replace(BASE, seeds=seeds), replace(OURS, seeds=seeds)
+    held = ledger_of((base, [finished(AP=30.0) for _ in gains]), (ours, [finished(AP=30.0 + gain) for gain in gains]))
+    samples = {key: np.zeros((3, 1001)) for _, _, key in row_keys(base)}
+    samples |= {key: np.tile(np.linspace(-0.1, 0.1, 1001), (3, 1)) for _, _, key in row_keys(ours)}
+    of = replace(experiment(base, ours, columns=("AP",), reference="RetinaNet"), seed_rule=rule)
+    return results_table(of, held, samples)
+
+
+def test_before_the_first_look_a_row_has_a_difference_and_no_interval() -> None:
+    assert [shown(table)[1]["AP over reference"][:6] for table in (ruled(1.0), ruled(1.0, 1.0))] == ["+1.0", "+1.0 ["]
+    assert not any(map(any, bold(ruled(1.0))))
+
+
+def test_a_mean_that_left_the_interval_that_decided_it_is_noted() -> None:
+    said = "Seeds since the look that decided it moved the mean out of the interval: RetinaNet-Conf."
+    assert said not in ruled(1.0, 1.0).notes
+    turned = ruled(1.0, 1.0, -2.0)
+    assert shown(turned)[1]["AP over reference"].startswith("0.0 [+0.8") and said in turned.notes
 
 
 def test_a_table_says_whether_seeds_or_images_make_its_intervals() -> None:
