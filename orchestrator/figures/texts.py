@@ -73,5 +73,10 @@ _LATEX = {
     "✓": r"$\surd$",
     "✗": r"$\times$",
     "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "…": r"\ldots{}",
+    "·": r"$\cdot$",
     **{c: rf"$\{name}$" for c, name in zip("\u03b1β\u03b3δελμ\u03c3", _GREEK, strict=True)},
 }

@@ -65,6 +65,7 @@ def test_statistics_stand_beside_ap_with_the_best_of_each_in_bold() -> None:
         ["RetinaNet", "30.0", "0.250", "0.500", "20.0", "60.0", "70.0", "1.50", "12.0"],
         ["RetinaNet-Conf", "30.0", "0.300", "0.500", "25.0", "65.0", "70.0", "1.50", "12.0"],
     ]
+    assert one.to_latex().isascii() and r"on IoU $\geq$ 0.5" in one.to_latex()
     # Correlations are best high, errors and losses low, both bold where equal; an oracle's AP is no merit.
     assert [[cell.bold for cell in row[2:]] for row in one.cells()] == [
         [False, True, True, False, False, True, True],
