@@ -1,6 +1,6 @@
 """How often an interval holds the truth: drawn seeds and images of known variance, 8,000 experiments of each kind.
 
-Shows its tables with `python -m pytest -s tests/orchestrator/report/test_intervals_coverage.py`.
+Shows its tables with `python -m pytest -s tests/orchestrator/report/statistics/test_intervals_coverage.py`.
 """
 
 from collections.abc import Callable, Iterator
