@@ -152,19 +152,22 @@ def keys_of(row: Row, seed: int) -> RowKeys:
     return keys
 
 
-def note_on_looks(experiment: Experiment) -> str:
-    """Say how many looks there were at the rows of a table, and at which levels."""
-    rule = experiment.seed_rule
-    if rule is None:
-        return ""
-    references = _references(experiment)
-    pairs = [(row, references[label]) for row in experiment.rows if (label := experiment.reference_of(row))]
-    made = looks(rule, max(min(len(row.seeds), len(reference.seeds)) for row, reference in pairs))
+def note_on_looks(rule: SeedRule, num_seeds: int) -> str:
+    """Say how many looks there were at the rows of a table, and at which levels.
+
+    Args:
+        rule: of the table.
+        num_seeds: the most that one of its rows and what it is compared with are both measured by.
+    """
+    said = f"Seeds are added until decided, {rule.at_least} to {rule.most}"
+    made = looks(rule, num_seeds)
+    if not made:
+        return f"{said}: no look so far, the first is after {rule.at_least} seeds, and no interval before it."
     levels = ", ".join(f"{100 * look.level:.4g} % after {look.num_seeds}" for look in made)
     number = f"{len(made)} look{'s' if len(made) > 1 else ''}"
     return (
-        f"Seeds are added until decided, {rule.at_least} to {rule.most}: {number} so far, each at a level of its own"
-        f" ({levels} seeds), so that all looks at a row err in at most 5 of 100 (alpha spending, Lan and DeMets 1983);"
+        f"{said}: {number} so far, each at a level of its own ({levels} seeds), so that"
+        " all looks at a row err in at most 5 of 100 (alpha spending, Lan and DeMets 1983);"
         " an interval is what all looks at its row have in common."
     )
 

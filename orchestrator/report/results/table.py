@@ -315,7 +315,10 @@ def _notes(experiment: Experiment, paper: PaperBeside, results: Sequence[RowResu
         for label in dict.fromkeys(row.reference for row in experiment.rows if row.reference):
             of = "; ".join(row.label for row in experiment.rows if row.reference == label)
             notes.append(f"Reference of {of}: {label}.")
-    notes += [note_on_looks(experiment)] if experiment.seed_rule else []
+    if experiment.seed_rule:
+        pairs = with_references(experiment, results)
+        nums = (len(result.by_seed.keys() & base.by_seed.keys()) for result, base in pairs if base is not None)
+        notes.append(note_on_looks(experiment.seed_rule, max(nums, default=0)))
     notes += [f"Cited, not run: {line.label}, {line.source}." for line in experiment.cited]
     for line in experiment.cited:
         listed = ", ".join(f"{metric} {number:.1f}" for metric, number in line.published.items())
