@@ -45,7 +45,7 @@ def dot_plot(metric: str, rows: Sequence[Measurement], reference: str | None, ti
     ends = [end for row in rows for end in row.interval or ()]
     low, high = span([*values.values(), *ends])
     bottom = 20 + 34 * len(rows)
-    marks: list[Mark] = [Text(0, 12, f"{metric}, and its 95 % interval by image" if ends else metric, "soft")]
+    marks: list[Mark] = [Text(0, 12, f"{metric}, and its 95 % interval" if ends else metric, "soft")]
     if reference in values:
         x = _across(values[reference], low, high)
         marks.append(Line(x, 20, x, bottom, "reference"))
@@ -328,12 +328,13 @@ def span(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return three to seven round numbers in between."""
+    """Return three to eight round numbers from one end to the other."""
     # From coarse to fine, so that the first that fits at least three times is taken.
     steps = (digit * 10.0**power for power in range(6, -9, -1) for digit in (5, 2, 1))
     step = next(step for step in steps if (high - low) / step >= 3)
-    first = int(low // step) + 1
-    return [round(first * step + place * step, 10) for place in range(int((high - first * step) // step) + 1)]
+    # The ends themselves count, though sums of decimals may be a last bit beyond them.
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(place * step, 10) for place in range(first, last + 1)]
 
 
 def _across(value: float, low: float, high: float) -> float:

@@ -4,17 +4,19 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.figures.drawing import to_svg
+from orchestrator.figures.drawing import Text, to_svg
 from orchestrator.figures.plots import (
     ClassMeasurement,
     Forest,
     Measurement,
     class_dots,
     curve_plot,
+    dot_plot,
     forest_axis,
     forest_row,
     precision_recall,
     row_key,
+    ticks,
 )
 
 OURS = {"A": [(0.0, 24.0), (0.5, 25.0)], "B": [(0.0, 23.0), (0.5, 24.0)]}
@@ -138,3 +140,21 @@ def test_differences_that_are_all_zero_stand_on_the_line_of_zero() -> None:
 def test_an_end_beside_the_zero_that_it_excludes_is_not_said_to_be_zero() -> None:
     drawn = forest_row(Forest(low=0.0, high=1.0), 0.3, (0.04, 0.7), is_reference=False)
     assert drawn.title == "+0.3, 95 % interval +0.04 to +0.7"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "numbers"),
+    [
+        (0.0, 5.5, [0, 1, 2, 3, 4, 5]),
+        (-0.5, 3.0, [0, 1, 2, 3]),
+        (0.1, 0.30000000000000004, [0.1, 0.15, 0.2, 0.25, 0.3]),
+    ],
+)
+def test_an_axis_is_labelled_at_its_ends_where_these_are_round(low: float, high: float, numbers: list[float]) -> None:
+    assert ticks(low, high) == numbers
+
+
+def test_a_dot_plot_does_not_say_of_what_its_intervals_are() -> None:
+    """Of one seed they are by image, of several crossed with the seeds; the notes of the table tell."""
+    heading = dot_plot("AP", [Measurement(label="a", value=1.0, interval=(0.0, 2.0))], None, "t").marks[0]
+    assert isinstance(heading, Text) and heading.text == "AP, and its 95 % interval"
