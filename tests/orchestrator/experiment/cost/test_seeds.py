@@ -194,6 +194,6 @@ def test_the_cheapest_seeds_are_added_first_and_share_what_they_have_in_common()
 def test_a_table_notes_its_looks_and_their_levels() -> None:
     assert note_on_looks(RULE, 3).startswith(
         "Seeds are added until decided, 2 to 4: 2 looks so far, each at a level of its own (99.44 % after 2, 98.19 %"
-        " after 3 seeds), so that all looks at a row err in at most 5 of 100"
+        " after 3 seeds), so that all looks at a row err in about 5 of 100"
     )
     assert "2 to 4: no look so far, the first is after 2 seeds" in note_on_looks(RULE, 1)
