@@ -9,10 +9,10 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, row_keys
 from orchestrator.experiment.prepare import draw
 from orchestrator.experiment.rows import Row
-from orchestrator.figures.table import Cell, Column, Table, Value, side_of_zero
+from orchestrator.figures.table import Cell, Column, Table, Value
 from orchestrator.report.files import matches_from
 from orchestrator.report.results.rows import RowResult, data_of, measure_row
-from orchestrator.report.results.table import EXCLUDES_ZERO, interval_note
+from orchestrator.report.results.table import interval_note, marks_of, notes_on_marks
 from orchestrator.report.statistics.resamples import ROWS, Resamples, leave_one_out, recorded_matches, resampled
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite
@@ -46,19 +46,22 @@ class Comparison:
     images: tuple[tuple[int, float], ...]
     """(id, contribution) of each image without which the difference is another, the weightiest first; see
     `contributions`."""
+    num_with_objects: int = 0
+    """The images with an object; 0 where that is not known."""
 
     def to_table(self, most: int = 10) -> Table:
         """Show both rows, their difference, and so many of the images that decide it."""
         ours, theirs = self.labels
-        mark = EXCLUDES_ZERO if side_of_zero((self.low, self.high)) else ""
+        interval = (self.low, self.high)
+        mark = marks_of(interval, self.num_with_objects)
         rows: list[tuple[Cell | Value, ...]] = [
-            (ours, self.values[0], Cell(self.difference, interval=(self.low, self.high), mark=mark)),
+            (ours, self.values[0], Cell(self.difference, interval=interval, mark=mark)),
             (theirs, self.values[1], None),
         ]
         rows += [
             (f"image {image_id}", Cell(None, absent=""), contribution) for image_id, contribution in self.images[:most]
         ]
-        notes = [self.note, *([f"{mark} The interval excludes 0."] if mark else [])]
+        notes = [self.note, *notes_on_marks(mark)]
         if self.images:
             shown = min(most, len(self.images))
             notes.append(
@@ -113,6 +116,8 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
         _require_measured(result, metric)
     fingerprint = _require_same_data(results)
     gain = ours.difference(theirs, metric)
+    if ours.num_with_objects == 1:
+        raise UserError("only one image has an object, so that nothing says how sure a difference is; score more")
     if gain is None or uri is None:
         lost = [result.row.label for result in results if len(result.resampled) < len(result.by_seed)]
         raise UserError(
@@ -138,6 +143,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
         high=gain.high,
         note=interval_note([gain]) + _note_on_seeds(results, pairs) + _note_on_looks(suite, labels),
         images=tuple(decisive),
+        num_with_objects=gain.num_with_objects,
     )
 
 

@@ -14,6 +14,7 @@ from orchestrator.figures.plots import curve_plot
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 from orchestrator.figures.texts import for_json
 from orchestrator.report.files import every_format
+from orchestrator.report.results.table import marks_of, notes_on_marks
 
 CURVES = ("AP", "AP50", "AP75")
 """The metrics of the table of all exponents."""
@@ -104,7 +105,7 @@ def write_fit(folder: Path, fit: Fit) -> str:
 def _exponent_table(fit: Fit) -> Table:
     """Show AP at the usual exponent and at the fitted one, and apart from them the optimum on the scored split."""
     chosen = {fit.usual_is: fit.usual}
-    notes = []
+    notes, mark = [], ""
     if len(fit.tried) > 1:
         chosen |= {f"fitted on {fit.fitted_on}": fit.chosen, f"best on {fit.scored} itself": fit.best_there}
         notes += [
@@ -114,10 +115,13 @@ def _exponent_table(fit: Fit) -> Table:
             "how much a better choice could give at most.",
         ]
         if fit.gain is not None:
+            # Whether it excludes 0 is nothing that this table marks.
+            mark = marks_of((0.0, 0.0), fit.gain.num_with_objects)
             notes.append(
                 f"The interval, of 95 %, is by images of {fit.scored} that are drawn again: of this training, with the "
                 "exponent as it was chosen."
             )
+            notes += notes_on_marks(mark)
     columns = (
         Column("exponent is", numeric=False),
         Column("exponent", digits=_digits(fit)),
@@ -134,7 +138,8 @@ def _exponent_table(fit: Fit) -> Table:
         own = [Cell(at.scored[metric], soft=is_optimum, absent=NOT_APPLICABLE) for metric in CURVES]
         over = (at.scored["AP"] or 0.0) - (usual.scored["AP"] or 0.0)
         known = place == 1 and fit.gain is not None
-        gain = Cell(over, interval=(fit.gain.low, fit.gain.high) if known and fit.gain else None, soft=is_optimum)
+        interval = (fit.gain.low, fit.gain.high) if known and fit.gain else None
+        gain = Cell(over, interval=interval, mark=mark if known else "", soft=is_optimum)
         before = Cell(at.fitted_on["AP"], absent=NOT_APPLICABLE)
         rows.append((name, exponent, before, own[0], gain if place else Cell(None), *own[1:]))
     return Table(

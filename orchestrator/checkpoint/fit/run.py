@@ -260,14 +260,17 @@ def _gain(
     """The difference of two APs, with an interval by images that are drawn again: of this training and this choice."""
     from model.evaluation.coco_eval import match
     from orchestrator.report.statistics.intervals import SeedValues, difference
-    from orchestrator.report.statistics.resamples import precision_and_recall, resample
+    from orchestrator.report.statistics.resamples import num_with_objects, precision_and_recall, resample
 
     weights = resample(len(inputs.data))
 
     def values(exponent: float) -> SeedValues:
-        resampled = precision_and_recall(match(inputs.data, detections[exponent]), weights)[0]
+        matches = match(inputs.data, detections[exponent])
         return SeedValues(
-            measured={0: metrics[exponent]["AP"] or 0.0}, resampled={0: resampled}, num_images=len(inputs.data)
+            measured={0: metrics[exponent]["AP"] or 0.0},
+            resampled={0: precision_and_recall(matches, weights)[0]},
+            num_images=len(inputs.data),
+            num_with_objects=num_with_objects(matches),
         )
 
     return difference(values(chosen), values(usual))

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 METRICS = ("AP", "AP50", "AP75")
 """What is known of a class."""
-FEW_IMAGES = 10
-"""On fewer images with a class, resamples of them say too little of how far other images would move its AP."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,14 +9,12 @@ from model.settings import suggestion
 from orchestrator.errors import UserError
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 from orchestrator.figures.texts import width
-from orchestrator.report.classes.numbers import FEW_IMAGES, METRICS, Classes, RowOfClasses
-from orchestrator.report.results.table import EXCLUDES_ZERO, interval_note
+from orchestrator.report.classes.numbers import METRICS, Classes, RowOfClasses
+from orchestrator.report.results.table import EXCLUDES_ZERO, FEW, FEW_IMAGES, interval_note
 
 MOST_ROWS = 5
 """So many rows of an experiment have room beside the names of classes in 80 columns."""
 LONGEST_NAME = 22
-FEW = "‡"
-"""Marks an interval of a class on few images."""
 OVER = "AP over reference"
 
 

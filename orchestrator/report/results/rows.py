@@ -73,8 +73,12 @@ class RowResult:
     @property
     def num_images(self) -> int:
         """The images that it was scored on; 0 where that is not known, or not the same for all its seeds."""
-        values = self._seed_values("AP")
-        return values.num_images if values else 0
+        return self._counted("num_images")
+
+    @property
+    def num_with_objects(self) -> int:
+        """Those of them with an object to find."""
+        return self._counted("num_with_objects")
 
     def is_on_images_of(self, other: "RowResult") -> bool:
         """Say whether another row is measured on the same images, without which there is no difference of both."""
@@ -145,13 +149,20 @@ class RowResult:
         from orchestrator.report.statistics.intervals import SeedValues
         from orchestrator.report.statistics.resamples import ROWS
 
-        place, counted = ROWS.index(metric) if metric in ROWS else len(ROWS), ROWS.index("num_images")
-        nums = {int(numbers[counted, 0]) for numbers in self.resampled.values() if len(numbers) > counted}
+        place = ROWS.index(metric) if metric in ROWS else len(ROWS)
         return SeedValues(
             measured={seed: numbers[metric] for seed, numbers in self.by_seed.items() if metric in numbers},
             resampled={seed: numbers[place] for seed, numbers in self.resampled.items() if place < len(numbers)},
-            num_images=nums.pop() if len(nums) == 1 else 0,
+            num_images=self.num_images,
+            num_with_objects=self.num_with_objects,
         )
+
+    def _counted(self, name: str) -> int:
+        from orchestrator.report.statistics.resamples import ROWS
+
+        place = ROWS.index(name)
+        nums = {int(numbers[place, 0]) for numbers in self.resampled.values() if len(numbers) > place}
+        return nums.pop() if len(nums) == 1 else 0
 
 
 def measure(

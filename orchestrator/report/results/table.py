@@ -23,6 +23,8 @@ PUBLISHED = "†"
 """Marks a number that the paper quotes otherwise than its source gives it."""
 EXCLUDES_ZERO = "*"
 """Marks a difference whose 95 % interval excludes 0."""
+FEW, FEW_IMAGES = "‡", 10
+"""Marks an interval on fewer images with an object: resamples of them say too little of what other images would do."""
 SEEDS_ALONE = "[95 % interval] by the scatter of the seeds alone: what other images would do is not in it."
 """What the intervals of a metric without resamples rest on."""
 
@@ -137,6 +139,21 @@ def best_row(results: Sequence[RowResult], metric: str) -> RowResult | None:
     return best if all(gain is not None and side_of_zero((gain.low, gain.high)) > 0 for gain in gains) else None
 
 
+def marks_of(interval: tuple[float, float], num_with_objects: int) -> str:
+    """Return what stands behind the interval of a difference, on so many images with an object; 0 are unknown."""
+    excludes = EXCLUDES_ZERO if side_of_zero(interval) else ""
+    return excludes + (FEW if 0 < num_with_objects < FEW_IMAGES else "")
+
+
+def notes_on_marks(marks: str) -> list[str]:
+    """Say what they mean."""
+    known = {
+        EXCLUDES_ZERO: "The interval excludes 0.",
+        FEW: f"On fewer than {FEW_IMAGES} images with an object: too few to tell, the interval is too narrow.",
+    }
+    return [f"{mark} {said}" for mark, said in known.items() if mark in marks]
+
+
 def interval_note(estimates: Sequence["Estimate"]) -> str:
     """Say what the intervals of a table rest on, and what would narrow them."""
     from orchestrator.report.statistics.resamples import NUM_RESAMPLES
@@ -236,7 +253,8 @@ def _gain(result: RowResult, base: RowResult, metric: str) -> Cell:
     gain = result.difference(base, metric)
     if gain is None:
         return Cell(result.gap(base, metric))
-    return Cell(gain.value, interval=(gain.low, gain.high), mark=EXCLUDES_ZERO if gain.excludes_zero else "")
+    interval = (gain.low, gain.high)
+    return Cell(gain.value, interval=interval, mark=marks_of(interval, gain.num_with_objects))
 
 
 def _notes_on_gains(
@@ -247,7 +265,9 @@ def _notes_on_gains(
         found = [result.difference(base, experiment.columns[0]) for result, base in pairs if base is not None]
         known = any(result.knows_images(experiment.columns[0]) for result in results)
         notes.append(interval_note([one for one in found if one is not None]) if known else SEEDS_ALONE)
-        notes += [f"{EXCLUDES_ZERO} The interval excludes 0."] if any(gain.mark for gain in gains) else []
+        notes += notes_on_marks("".join(gain.mark for gain in gains))
+    if gains and any(result.num_with_objects == 1 for result in results):
+        notes.append("No interval, as only one image has an object.")
     moved = [result.row.label for result, gain in zip(results, gains, strict=False) if _is_outside(gain)]
     if moved:
         notes.append(f"Seeds since the look that decided it moved the mean out of the interval: {', '.join(moved)}.")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ class Estimate:
     """The seeds, or pairs of them, that it rests on; 0 where that is not known."""
     num_images: int = 0
     """The images that were scored; 0 where that is not known."""
+    num_with_objects: int = 0
+    """Those with an object to find; 0 where that is not known."""
     variance_images: float = 0.0
     """The part of the variance of `value`, in points squared, that other images of the same kind would bring."""
     variance_seeds: float = 0.0
@@ -71,6 +73,8 @@ class SeedValues:
     """[resamples] by seed; lacks the seeds of which no matches are known, and is empty of a metric without any."""
     num_images: int = 0
     """0 where that is not known."""
+    num_with_objects: int = 0
+    """Of them with an object to find; 0 where that is not known."""
 
 
 def estimate(values: SeedValues, level: float = 0.95) -> Estimate | None:
@@ -78,7 +82,7 @@ def estimate(values: SeedValues, level: float = 0.95) -> Estimate | None:
 
     A metric without resamples has the interval of its seeds alone, which is one of these images; see `difference`.
     """
-    return _estimate(values.measured, values.resampled, values.num_images, level)
+    return _estimate(values.measured, values, values.resampled, level)
 
 
 def difference(values: SeedValues, reference: SeedValues, level: float = 0.95) -> Estimate | None:
@@ -105,8 +109,8 @@ def difference(values: SeedValues, reference: SeedValues, level: float = 0.95) -
     if any(values.resampled[one].shape != reference.resampled[other].shape for one, other in known):
         return None
     resampled = {one: values.resampled[one] - reference.resampled[other] for one, other in known}
-    num_images = values.num_images if values.num_images == reference.num_images else 0
-    return _estimate(gains, resampled, num_images, level) if known or not values.resampled else None
+    of = values if values.num_images == reference.num_images else replace(values, num_images=0)
+    return _estimate(gains, of, resampled, level) if known or not values.resampled else None
 
 
 def seed_pairs(ours: Collection[int], theirs: Collection[int]) -> list[tuple[int, int]]:
@@ -179,9 +183,12 @@ def half_width(seeds: Numbers, shared: Numbers, num_seeds: int | NDArray[np.int6
 
 
 def _estimate(
-    by_seed: Mapping[int, float], resampled: Mapping[int, NDArray[np.float64]], num_images: int, level: float
+    by_seed: Mapping[int, float], of: SeedValues, resampled: Mapping[int, NDArray[np.float64]], level: float
 ) -> Estimate | None:
     num = len(by_seed)
+    if of.num_with_objects == 1:
+        # Each resample is that image again, so that everything would seem to be known without any doubt.
+        return None
     if not num or (resampled and set(resampled) != set(by_seed)) or (num == 1 and not resampled):
         return None
     scatter = np.array([resampled[seed] for seed in by_seed]) if resampled else np.zeros((num, 2))
@@ -202,7 +209,8 @@ def _estimate(
         low=value + below,
         high=value + above,
         num_seeds=num,
-        num_images=num_images,
+        num_images=of.num_images,
+        num_with_objects=of.num_with_objects,
         variance_images=float(shared + own),
         variance_seeds=seeds,
         variance_shared=float(shared),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.floating[Any]]
 Resamples = NDArray[np.float64]
 """[rows, resamples] ROWS, 0 to 100, as far as they are known: three, those that cost no more, or all."""
-Kind = Literal["metrics", "sizes", "classes"]
+Kind = Literal["metrics", "objects", "sizes", "classes"]
 """Of files of what was resampled."""
 Fetch = Callable[[str, Path], Path]
 """Gets the file of matches of a run, by its id, into a folder."""
@@ -42,9 +42,9 @@ DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a file that is empty or cut short raises."""
 NUM_RESAMPLES = 1000
 SEED = 0
-ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "APs", "ARs", "APm", "ARm", "APl", "ARl")
+ROWS = ("AP", "AP50", "AP75", "AR100", "num_images", "num_with_objects", "APs", "ARs", "APm", "ARm", "APl", "ARl")
 """What is known of each resample; of sizes only where that is asked for, and the matches tell."""
-OF_SIZES = ROWS[5:]
+OF_SIZES = ROWS[6:]
 """Those of sizes."""
 CLASS_ARRAYS = ("num_objects", "num_images", "precision", "resampled")
 """Of ClassSamples."""
@@ -63,7 +63,7 @@ def resampled(
         by_size: whether APs to ARl are wanted, too, which takes as long again.
         by_class: whether `resampled_classes` will be asked for the same keys: one pass counts both.
     """
-    kinds: tuple[Kind, ...] = ("metrics", "sizes") if by_size else ("metrics",)
+    kinds: tuple[Kind, ...] = ("metrics", "objects", "sizes") if by_size else ("metrics", "objects")
     made: tuple[Kind, ...] = (*kinds, "classes") if by_class else kinds
     return _read(ledger, keys, fetch, folder, made, lambda of: np.concatenate([np.load(of[kind]) for kind in kinds]))
 
@@ -130,6 +130,11 @@ def recorded_matches(record: Record, fetch: Fetch) -> "MatchTable | None":
         except UserError:
             return None
         return read_matches(fetched) if file_sha256(fetched) == record.matches else None
+
+
+def num_with_objects(matches: "MatchTable") -> int:
+    """Count the images with an object to find."""
+    return len(np.unique(matches.images[matches.num_truths > 0]))
 
 
 def resample(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = SEED) -> NDArray[np.float32]:
@@ -304,6 +309,9 @@ def _resample(record: Record, fetch: Fetch, folder: Path, kinds: Sequence[Kind])
             _keep(_file(record, folder, "metrics"), lambda part: np.save(part, numbers))
         if "classes" in missing:
             _keep(_file(record, folder, "classes"), class_samples(matches, classes).save)
+    if "objects" in missing:  # of its own, as what was resampled before it was counted stays good
+        count = np.full((1, NUM_RESAMPLES), float(num_with_objects(matches)))
+        _keep(_file(record, folder, "objects"), lambda part: np.save(part, count))
     if "sizes" in missing:
         # None of matches that were recorded before there were sizes.
         sizes = [precision_and_recall(matches.by_size[size], weights)[[0, 3]] for size in matches.by_size]

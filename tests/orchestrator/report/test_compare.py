@@ -131,6 +131,7 @@ def test_two_rows_are_compared_with_the_image_that_decides_first(suite_of: Calla
     assert found.labels == ("good", "bad") and found.metric == "AP"
     assert found.values == pytest.approx((100.0, ap)) and found.difference == pytest.approx(100 - ap)
     assert found.low < found.difference < found.high
+    assert "*‡" in str(found) and "‡ On fewer than 10 images with an object" in str(found)
     assert found.images[0][0] == 5 and found.images[0][1] == pytest.approx(100 - ap)
     assert len(found.images) == 7 and all(contribution < 0 for _, contribution in found.images[1:])
     assert compare(suite_of(), ("good", "bad"), images=False) == replace(found, images=())

@@ -400,6 +400,25 @@ def test_without_intervals_rows_are_compared_by_the_same_seeds_as_with_them() ->
         assert table.cells()[1][2].value == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize(
+    ("images", "gain", "said"),
+    [
+        (1, "+1.0", "No interval, as only one image has an object."),
+        (9, "+1.0 [+0.8, +1.2]*‡", "‡ On fewer than 10 images with an object: too few to tell, the interval is"),
+        (10, "+1.0 [+0.8, +1.2]*", "In bold: "),
+    ],
+)
+def test_an_interval_on_few_images_with_an_object_says_so_and_on_one_there_is_none(
+    images: int, gain: str, said: str
+) -> None:
+    held, samples = sampled((BASE, 30.0, 0.3), (OURS, 31.0, 0.5))
+    counts = np.array([[20.0], [20.0], [float(images)]]) * np.ones(1001)  # AR100, all images, those with an object
+    counted = {key: np.vstack([numbers, counts]) for key, numbers in samples.items()}
+    table = results_table(experiment(BASE, OURS, columns=("AP",), reference="RetinaNet"), held, counted)
+    assert shown(table)[1]["AP over reference"] == gain and bold(table)[1][1] == (images > 1)
+    assert any(note.startswith(said) for note in table.notes)
+
+
 def test_a_row_is_compared_with_a_reference_of_its_own() -> None:
     """Ours is 1.0 above RetinaNet by 0.5 to 1.5 in its resamples, and the box tower 0.8 below ours by -1.3 to -0.3."""
     box = replace(BOX, reference="RetinaNet-Conf", paper={"AP": 35.0})

@@ -194,6 +194,7 @@ def test_a_choice_that_changes_the_exponent_has_an_interval(folder: Path, root: 
     gain = content["gain"]
     assert gain["value"] == pytest.approx(aps[content["exponent"]["fitted"]] - aps[1.0])
     assert gain["low"] <= gain["value"] <= gain["high"]
+    assert any(note.startswith("‡ On fewer than 10 images") for note in content["tables"]["exponent"]["notes"])
     assert [one["exponent"] for one in content["recalibration"]][:2] == [1.0, content["exponent"]["fitted"]]
     rows = content["tables"]["exponent"]["rows"]
     assert [row["exponent is"] for row in rows] == ["the checkpoint's", "fitted on val", "best on test itself"]

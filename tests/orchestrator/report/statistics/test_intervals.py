@@ -89,8 +89,16 @@ def test_a_metric_without_resamples_has_the_interval_of_its_seeds() -> None:
 
 
 def part(images: float, seeds: float, shared: float, num_seeds: int, num_images: int = 500) -> Estimate:
-    own = {"variance_images": images, "variance_seeds": seeds, "variance_shared": shared}
-    return Estimate(value=1.0, low=-2.0, high=4.0, num_seeds=num_seeds, num_images=num_images, **own)
+    return Estimate(
+        value=1.0,
+        low=-2.0,
+        high=4.0,
+        num_seeds=num_seeds,
+        num_images=num_images,
+        variance_images=images,
+        variance_seeds=seeds,
+        variance_shared=shared,
+    )
 
 
 def test_more_images_or_more_seeds_get_to_a_margin_or_never_do() -> None:
