@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from model.paths import OutsideError, inside, named_folder
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:")
+Parts = tuple[str, ...]
+"""The folders of a path."""
 MOST_FILES = 200_000
 """Files of the data folder that are looked through for the place of a missing one."""
 MOST_COMPARED = 20_000
@@ -38,7 +40,8 @@ def find_renamed(root: Path, folder: Path, names: Sequence[str]) -> Found:
     """Find the evident file for each name that is none as it is written.
 
     That is the one file under the folder that differs in nothing but the folders before it, the form of letters
-    (Unicode, case, URL escapes), or the kind of image; two names never share one.
+    (Unicode, case, URL escapes), or the kind of image; two names never share one. A lost file is not such a one: what
+    lies in a folder of other names stands for no other.
 
     Args:
         root: the data folder; a name that leads out of it is never followed.
@@ -48,12 +51,20 @@ def find_renamed(root: Path, folder: Path, names: Sequence[str]) -> Found:
     absent = _absent(root, folder, names)
     if not absent:
         return Found()
-    files = _Files(folder)
+    files, parts = _Files(folder), [_parts(name) or [""] for name in names]
+    written = {tuple(folders) for *folders, _ in parts}
     missing = set(absent)
     taken = {_plain(name) for place, name in enumerate(names) if place not in missing}
     found: dict[int, str] = {}
     for level in _LEVELS:
-        hits = {place: file for place in missing if (file := files.evident(names[place], level)) and file not in taken}
+        if not missing:
+            break
+        places = _Places(files.paths, written, level)
+        hits = {
+            place: file
+            for place in missing
+            if (file := places.evident(parts[place], _is_elsewhere(names[place]))) and file not in taken
+        }
         times = Counter(hits.values())
         hits = {place: file for place, file in hits.items() if times[file] == 1}
         found |= hits
@@ -140,23 +151,6 @@ class _Files:
                 break
         return sorted(found)
 
-    def evident(self, name: str, key: Callable[[str], str]) -> str | None:
-        """The one file whose name is alike and whose folders do not speak against it."""
-        *folders, last = _parts(name) or [""]
-        folders = [key(part) for part in folders]
-        fitting: dict[int, list[str]] = {}
-        for file in self._alike(last, key):
-            others = [key(part) for part in file.split("/")[:-1]]
-            common = min(len(folders), len(others))
-            if not _is_utf8(file):  # no annotation file can name it
-                continue
-            # The folders of another machine say nothing of those here.
-            if _is_elsewhere(name) or folders[len(folders) - common :] == others[len(others) - common :]:
-                shared = next((n for n in range(common, 0, -1) if folders[-n:] == others[-n:]), 0)
-                fitting.setdefault(shared, []).append(file)
-        best = fitting[max(fitting)] if fitting else []
-        return best[0] if len(best) == 1 else None
-
     def alike(self, name: str) -> list[str]:
         """All files of such a name, in whatever folder."""
         *_, last = _parts(name) or [""]
@@ -169,6 +163,53 @@ class _Files:
                 by_key.setdefault(key(file.rpartition("/")[2]), []).append(file)
             self._by_key[key] = by_key
         return self._by_key[key].get(key(last), []) if last else []
+
+
+class _Places:
+    """The files under a folder as names may look for them, at one level of likeness.
+
+    A folder here is meant by the names whose own folders end as its path does, for as many folders as those of any
+    name; and a name looks where as many agree as anywhere here. So the frame 3 of a camera is not taken from another
+    camera's folder, whether its own folder lacks it or is absent as a whole; and where nothing agrees, the folders of
+    another machine say nothing of those here. Each file is looked at once, not once for each name.
+    """
+
+    def __init__(self, files: Iterable[str], written: Iterable[Parts], key: Callable[[str], str]) -> None:
+        self.key = key
+        self._here: set[Parts] = set()
+        # By what a folder shares with names, and the last part; two files are as ambiguous as many.
+        self._whole: dict[tuple[Parts, str], list[str]] = {}
+        self._deeper: dict[tuple[Parts, str], list[str]] = {}
+        meant = {end for folders in written for end in self._ends(folders)}
+        known: dict[str, tuple[Parts, bool]] = {}
+        for file in files:
+            folder, _, last = file.rpartition("/")
+            if folder not in known:
+                ends = self._ends(folder.split("/") if folder else ())
+                self._here.update(ends)
+                shared = next((end for end in ends if end in meant), ())
+                known[folder] = shared, shared == ends[0]
+            shared, is_whole = known[folder]
+            among = (self._whole if is_whole else self._deeper).setdefault((shared, key(last)), [])
+            if len(among) < 2 and _is_utf8(file):  # no annotation file can name another
+                among.append(file)
+
+    def evident(self, parts: Sequence[str], is_elsewhere: bool) -> str | None:
+        """The one file whose name is alike and whose folders do not speak against it."""
+        *folders, last = parts
+        ends = self._ends(folders)
+        shared = next((end for end in ends if end in self._here), ())
+        place = shared, self.key(last)
+        found = self._whole.get(place, [])
+        # A name of this machine means its folders: those of the file may go on before them, and not be others.
+        if is_elsewhere or shared == ends[0]:
+            found = found + self._deeper.get(place, [])
+        return found[0] if last and len(found) == 1 else None
+
+    def _ends(self, folders: Sequence[str]) -> list[Parts]:
+        """The last folders of a path, as this level writes them: all of them, one less, and so on to none."""
+        alike = tuple(map(self.key, folders))
+        return [alike[start:] for start in range(len(alike) + 1)]
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.data import file_names
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.images import load_sample
 from model.data.split import CocoData
+from tests.data_folders import text
 
 Make = Callable[[Sequence[str], Sequence[str]], Path]
 NFD = unicodedata.normalize("NFD", "Möwe.jpg")
@@ -138,6 +141,10 @@ def test_columns_that_nobody_checked_open_no_file_outside(make: Make) -> None:
         (["im0.png", "im0.jpg"], ["im0.jpg"]),  # another image's file
         (["IM0.jpg"], ["im0.jpg", "Im0.jpg"]),
         (["im0.png"], ["im0.jpg", "im0.webp"]),
+        (["/x/a/im0.jpg", "/x/b/im1.jpg"], ["b/im0.jpg", "b/im1.jpg", "a/im2.jpg"]),  # a frame of another camera
+        (["/x/a/im0.jpg", "/x/b/im1.jpg"], ["b/im0.jpg", "b/im1.jpg"]),  # also where no frame of its own is left
+        (["a/im0.jpg", "b/im1.jpg"], ["im0.jpg", "b/im1.jpg", "a/im2.jpg"]),
+        (["/x/s/a/im0.jpg", "/x/t/a/im1.jpg"], ["t/a/im0.jpg", "t/a/im1.jpg", "s/a/im2.jpg"]),
     ],
 )
 def test_a_file_that_is_not_the_evident_one_is_a_hint_and_not_read(
@@ -151,6 +158,38 @@ def test_a_file_that_is_not_the_evident_one_is_a_hint_and_not_read(
 def test_the_right_one_of_several_files_is_told_by_its_folders(make: Make) -> None:
     names = ["/export/a/im0.jpg", "/export/b/im0.jpg"]
     assert read(make(names, ["b/im0.jpg", "a/im0.jpg"])).file_names == ["a/im0.jpg", "b/im0.jpg"]
+
+
+def test_a_lost_frame_takes_none_of_another_folder_along(make: Make) -> None:
+    root = make(["/x/a/im0.jpg", "/x/b/im0.jpg"], ["a/im0.jpg", "b/im1.jpg"])
+    for _ in range(2):
+        data = read_coco(root, "train", faults="quarantine")
+        assert (data.file_names, [fault.image_id for fault in data.faults]) == (["a/im0.jpg"], [2])
+        shutil.rmtree(root / "train" / "b", ignore_errors=True)
+
+
+def test_the_work_for_each_image_does_not_grow_with_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def as_written(part: str) -> str:
+        compared.append(part)
+        return part
+
+    monkeypatch.setattr(file_names, "_LEVELS", (as_written,))
+
+    def work(num_folders: int) -> float:
+        frames = [f"seq{place}/{frame}.jpg" for place in range(num_folders) for frame in range(5)]
+        for frame in frames:
+            text(tmp_path / frame)
+        compared.clear()
+        assert len(file_names.find_renamed(tmp_path, tmp_path, [f"/x/{frame}" for frame in frames]).names) == len(
+            frames
+        )
+        return len(compared) / len(frames)
+
+    assert work(4) >= work(16)
 
 
 def test_a_missing_name_is_told_whole_with_the_nearest_file_that_no_other_image_has(make: Make) -> None:
