@@ -41,7 +41,7 @@ def find_renamed(root: Path, folder: Path, names: Sequence[str]) -> Found:
 
     That is the one file under the folder that differs in nothing but the folders before it, the form of letters
     (Unicode, case, URL escapes), or the kind of image; two names never share one. A lost file is not such a one: what
-    lies in a folder of other names stands for no other.
+    lies in a folder of other names, or is an image of another kind where this kind is there, stands for no other.
 
     Args:
         root: the data folder; a name that leads out of it is never followed.
@@ -57,12 +57,17 @@ def find_renamed(root: Path, folder: Path, names: Sequence[str]) -> Found:
     taken = {_plain(name) for place, name in enumerate(names) if place not in missing}
     found: dict[int, str] = {}
     for level in _LEVELS:
-        if not missing:
-            break
+        asked = missing
+        if level is _stem:
+            # A set is converted as a whole: beside images of its own kind, another kind is a mask or a depth.
+            kept = {_kind(name) for place, name in enumerate(names) if place not in missing}
+            asked = {place for place in missing if _kind(names[place]) not in kept}
+        if not asked:
+            continue
         places = _Places(files.paths, written, level)
         hits = {
             place: file
-            for place in missing
+            for place in asked
             if (file := places.evident(parts[place], _is_elsewhere(names[place]))) and file not in taken
         }
         times = Counter(hits.values())
@@ -247,13 +252,25 @@ def _any_case(part: str) -> str:
     return _unescaped(part).casefold()
 
 
+def _any_suffix(name: str) -> str:
+    last = _any_case(name)
+    return f"{_stem(last)}{_kind(last)}"
+
+
 def _stem(name: str) -> str:
     last = _any_case(name.rpartition("/")[2])
-    start, dot, suffix = last.rpartition(".")
-    return start if f"{dot}{suffix}" in IMAGE_SUFFIXES else last
+    start, suffix = os.path.splitext(last)
+    return start if suffix in IMAGE_SUFFIXES else last
 
 
-_LEVELS: tuple[Callable[[str], str], ...] = (_as_text, _unescaped, _any_case, _stem)
+def _kind(name: str) -> str:
+    """The suffix of an image's name in the form that is usual for its kind; empty for another name."""
+    suffix = os.path.splitext(_any_case(name))[1]
+    return _USUAL_SUFFIXES.get(suffix, suffix) if suffix in IMAGE_SUFFIXES else ""
+
+
+_USUAL_SUFFIXES = {".jfif": ".jpg", ".jpe": ".jpg", ".jpeg": ".jpg", ".tiff": ".tif"}
+_LEVELS: tuple[Callable[[str], str], ...] = (_as_text, _unescaped, _any_case, _any_suffix, _stem)
 """What two names may differ in, from hardly anything to the kind of image."""
 
 

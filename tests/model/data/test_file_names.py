@@ -141,6 +141,8 @@ def test_columns_that_nobody_checked_open_no_file_outside(make: Make) -> None:
         (["im0.png", "im0.jpg"], ["im0.jpg"]),  # another image's file
         (["IM0.jpg"], ["im0.jpg", "Im0.jpg"]),
         (["im0.png"], ["im0.jpg", "im0.webp"]),
+        (["im0.jpg", "im1.jpg"], ["im0.png", "im1.jpg"]),  # a mask
+        (["/x/im0.jpg", "/x/im1.jpg"], ["im0.png", "im1.jpg"]),
         (["/x/a/im0.jpg", "/x/b/im1.jpg"], ["b/im0.jpg", "b/im1.jpg", "a/im2.jpg"]),  # a frame of another camera
         (["/x/a/im0.jpg", "/x/b/im1.jpg"], ["b/im0.jpg", "b/im1.jpg"]),  # also where no frame of its own is left
         (["a/im0.jpg", "b/im1.jpg"], ["im0.jpg", "b/im1.jpg", "a/im2.jpg"]),
@@ -166,6 +168,11 @@ def test_a_lost_frame_takes_none_of_another_folder_along(make: Make) -> None:
         data = read_coco(root, "train", faults="quarantine")
         assert (data.file_names, [fault.image_id for fault in data.faults]) == (["a/im0.jpg"], [2])
         shutil.rmtree(root / "train" / "b", ignore_errors=True)
+
+
+def test_a_set_that_was_converted_to_another_kind_of_image_is_found(make: Make) -> None:
+    root = make(["im0.jpg", "im1.jpg", "im2.png"], ["im0.png", "im1.png", "im2.png"])
+    assert read(root).file_names == ["im0.png", "im1.png", "im2.png"]
 
 
 def test_the_work_for_each_image_does_not_grow_with_the_folders(
