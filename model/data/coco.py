@@ -25,7 +25,7 @@ from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
 from model.data.split import COLUMNS, MIN_SIDE, CocoData, Columns, assemble, read_data, write_data
 
-FORMAT = 4
+FORMAT = 5
 """Rises whenever the same annotation file gives other data, or the cached file another layout."""
 SETTLED_NS = 2_000_000_000
 """An annotation file that changed so lately is not cached: it may change again under the same time stamp."""

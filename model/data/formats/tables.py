@@ -1,6 +1,7 @@
 """The tables of a split from what a format says that numbers neither images nor annotations; and shares of them."""
 
 import hashlib
+from collections import Counter
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -72,21 +73,18 @@ def take_share(tables: Tables, share: Share, whole: str) -> Tables:
     """The images of one of two shares, about four fifths and one, and their annotations.
 
     Which share an image is in follows from its file's name alone, so that images may be added; of fewer than 100
-    images the fifth is exact instead. Ids stay what they are in the whole.
+    images the fifth is counted out instead. Ids stay what they are in the whole.
 
     Raises:
-        DataError: there is but one image.
+        DataError: there is but one image, or copies of one.
     """
     names = tables.images.names
-    if len(set(names)) < 2:
+    hashes = _hashes(names)
+    if len(np.unique(hashes)) < 2:
         raise DataError(f"{whole}: a single image can be learnt from or validated on, not both; add images")
-    hashes = [_hash(name) for name in names]
-    if len(names) < FEW:
-        rank = np.empty(len(names), dtype=np.int64)
-        rank[sorted(range(len(names)), key=lambda row: (hashes[row], names[row]))] = np.arange(len(names))
-        validated = rank < max(1, round(len(names) / PART))
-    else:
-        validated = np.array([value % PART == 0 for value in hashes])
+    validated = hashes % PART == 0
+    if len(names) < FEW or validated.all() or not validated.any():
+        validated = _counted_out(hashes)
     rows = np.flatnonzero(validated if share == "val" else ~validated)
     images = tables.images.take(rows)
     # An annotation of no listed image is a fault, of either share.
@@ -100,7 +98,24 @@ def take_share(tables: Tables, share: Share, whole: str) -> Tables:
     return tables._replace(images=images, annotations=annotations, notes=(*tables.notes, note))
 
 
-def _hash(name: str) -> int:
+def _counted_out(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """[n], the fifth of the lowest hashes, or as near to it as images of one hash stay together."""
+    ordered = np.sort(hashes)
+    borders = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    border = borders[np.abs(borders - max(1, round(len(hashes) / PART))).argmin()]
+    validated: NDArray[np.bool_] = hashes < ordered[border]
+    return validated
+
+
+def _hashes(names: list[str]) -> NDArray[np.uint64]:
+    """[n], of the last part of each name, so that the data may be moved; of the whole where many share that part."""
+    paths = [PurePosixPath(name.replace("\\", "/")) for name in names]
+    most = max(Counter(path.name for path in set(paths)).values(), default=0)
+    # A folder for each scene, with the same few names in all: one of them would fill a share.
+    is_whole = most > 1 and FEW * most > len(names)
     # Roboflow's augmented copies of a picture, NAME.rf.HASH.jpg, stay on one side.
-    source = PurePosixPath(name.replace("\\", "/")).name.split(".rf.")[0]
-    return int.from_bytes(hashlib.sha256(source.encode(errors="surrogateescape")).digest()[:8])
+    sources = [path.name.split(".rf.")[0] for path in paths]
+    if is_whole:
+        sources = [f"{path.parent}/{source}" for path, source in zip(paths, sources, strict=True)]
+    digests = [hashlib.sha256(source.encode(errors="surrogateescape")).digest() for source in sources]
+    return np.array([int.from_bytes(digest[:8]) for digest in digests], dtype=np.uint64)

@@ -54,6 +54,26 @@ def test_folders_do_not_matter_and_augmented_copies_stay_together() -> None:
     assert val and val.isdisjoint(name.split(".rf.")[0] for name in taken(copies, "train"))
 
 
+@pytest.mark.parametrize(("num_sources", "num_copies"), [(9, 3), (2, 2), (3, 33), (3, 40)])
+def test_of_few_sources_all_copies_stay_together_and_both_shares_have_one(num_sources: int, num_copies: int) -> None:
+    copies = [f"{3 + place % num_sources}_jpg.rf.{place:032x}.jpg" for place in range(num_sources * num_copies)]
+    val, train = ({name.split(".rf.")[0] for name in taken(copies, share)} for share in ("val", "train"))
+    assert val.isdisjoint(train)
+    assert len(val) == max(1, round(num_sources / 5))
+
+
+@pytest.mark.parametrize("last", [["rgb.png"], ["left.png", "right.png"], ["frame.jpg"]])
+@pytest.mark.parametrize("number", [20, 120, 400])
+def test_images_that_share_their_last_names_are_told_apart_by_their_folders(number: int, last: list[str]) -> None:
+    names = [f"s{place:03d}/{last[place % len(last)]}" for place in range(number)]
+    assert 0.1 < len(taken(names)) / number < 0.3
+
+
+def test_a_few_images_of_one_last_name_move_no_other() -> None:
+    names = [f"a/{place}.jpg" for place in range(300)]
+    assert [name for name in taken([*names, "b/0.jpg"]) if name in names] == taken(names)
+
+
 def test_annotations_go_with_their_images_and_ids_stay() -> None:
     whole = tables([f"{place}.jpg" for place in range(10)])
     val = take_share(whole, "val", "photos")
@@ -70,9 +90,10 @@ def test_an_annotation_of_no_image_stays_a_fault_of_both_shares() -> None:
         assert 77 in take_share(whole, share, "all").annotations.image_ids
 
 
-def test_a_single_image_cannot_be_shared() -> None:
+@pytest.mark.parametrize("names", [["1.jpg"], ["1_jpg.rf.ab.jpg", "1_jpg.rf.cd.jpg"]])
+def test_a_single_image_cannot_be_shared(names: list[str]) -> None:
     with pytest.raises(DataError, match="photos: a single image can be learnt from or validated on, not both"):
-        take_share(tables(["1.jpg"]), "val", "photos")
+        take_share(tables(names), "val", "photos")
 
 
 def test_a_file_name_that_is_not_utf_8_is_named() -> None:
