@@ -89,6 +89,12 @@ def _candidates(root: Path) -> Iterator[Path]:
     plain = sorted((root / "annotations").glob("instances_*.json"))
     if plain:
         yield from plain
+        # A slip in one file's name must not give its split to shares of another.
+        known = {usual_split(_split_name(file, root)) for file in plain}
+        for file in sorted((root / "annotations").glob("*.json")):
+            usual = None if file.name.startswith((*_NO_BOXES, _KEYPOINTS)) else usual_split(_split_name(file, root))
+            if usual is not None and usual not in known and file.is_file() and _kind(file) is not None:
+                yield file
         return
     for folder in (root, *folders(root)):
         files = [file for file in sorted(folder.glob("*.json")) if file.is_file()]

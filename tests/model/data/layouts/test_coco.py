@@ -83,6 +83,25 @@ def test_files_of_another_task_or_form_are_passed_over(tmp_path: Path) -> None:
     assert find_coco(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("named", "slip", "splits"),
+    [
+        ("val", "instance_train.json", ["val", "train"]),
+        ("val2017", "train2017_v2.json", ["val2017", "train2017"]),
+        ("train", "train_small.json", ["train"]),  # of a split that is there
+        ("val", "person_keypoints_train.json", ["val"]),
+    ],
+)
+def test_a_slip_in_a_files_name_does_not_hide_its_split(
+    tmp_path: Path, named: str, slip: str, splits: list[str]
+) -> None:
+    picture(tmp_path / "images" / "1.jpg")
+    for name in (f"instances_{named}.json", slip):
+        coco_json(tmp_path / "annotations" / name, ["1.jpg"])
+    text(tmp_path / "annotations" / "test_log.json", '{"loss": 1}')
+    assert list(find_coco(tmp_path)) == splits
+
+
 def test_a_json_file_for_each_image_is_not_coco(tmp_path: Path) -> None:
     for place in range(51):
         coco_json(tmp_path / f"{place}.json", [f"{place}.jpg"])
