@@ -52,6 +52,8 @@ class Layout:
     """The split to learn from, unless the user says otherwise; None where no name tells."""
     val: str | None
     """The split to validate on, likewise."""
+    notes: tuple[str, ...] = ()
+    """What of the splits is left to the user, a sentence each, for people."""
 
 
 def find_layout(root: Path) -> Layout:
@@ -63,6 +65,7 @@ def find_layout(root: Path) -> Layout:
     # Whole paths, since parts of them say where labels lie, and for messages.
     splits = _splits(Path(os.path.abspath(root)))
     train, val = _usual(splits, "train"), _usual(splits, "val")
+    notes = tuple(_others(splits, train, "train") + _others(splits, val, "val"))
     if len(splits) == 1 or (train is not None and val is None):
         whole = splits[train or next(iter(splits))]
         # The names train and val, unless the whole is called so.
@@ -70,7 +73,7 @@ def find_layout(root: Path) -> Layout:
         whole = replace(whole, notes=(*whole.notes, *_unused(root, whole, splits)))
         splits[train] = replace(whole, name=train, share="train")
         splits[val] = replace(whole, name=val, share="val")
-    return Layout(root=root, splits=splits, train=train, val=val)
+    return Layout(root=root, splits=splits, train=train, val=val, notes=notes)
 
 
 def split_files(root: Path, split: str) -> SplitFiles:
@@ -184,6 +187,17 @@ def _usual(splits: Mapping[str, SplitFiles], usual: str) -> str | None:
     """The split that is train, val or test: the one of that very name, else the first of a name like it."""
     names = [*ALIASES[usual], *splits]
     return next((name for name in names if name in splits and usual_split(name) == usual), None)
+
+
+def _others(splits: Mapping[str, SplitFiles], chosen: str | None, usual: str) -> list[str]:
+    """Tell of splits that may be meant as well where several are called train, or val."""
+    others = [name for name in splits if name != chosen and usual_split(name) == usual]
+    if chosen is None or not others:
+        return []
+    return [
+        f"of the splits that are called like {usual}, {chosen} is taken, and {', '.join(others)} left out; choose "
+        f"another with train.data.{usual}_split, or join their files"
+    ]
 
 
 def _looked_for() -> list[str]:

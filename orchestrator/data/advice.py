@@ -63,8 +63,8 @@ def verdict(found: Audit) -> str:
 
 
 def notes(found: Audit) -> list[str]:
-    """What of each split is read otherwise than it is written."""
-    return [f"{data.split}: {note}" for data in found.splits for note in data.notes]
+    """What is left out, and what of each split is read otherwise than it is written."""
+    return [*found.notes, *(f"{data.split}: {note}" for data in found.splits for note in data.notes)]
 
 
 def advice(found: Audit) -> list[Advice]:

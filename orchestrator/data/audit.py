@@ -50,6 +50,8 @@ class Audit:
     """None where the images were not read."""
     edges: tuple[int, int]
     """The short and the long edge that images are resized to for training, in pixels."""
+    notes: tuple[str, ...] = ()
+    """What of the splits is left to the user."""
 
 
 def audit(
@@ -91,6 +93,7 @@ def audit(
         refused=refused,
         looked=_look(splits, progress or (lambda done, total: None)) if read_images else None,
         edges=edges,
+        notes=layout.notes,
     )
 
 

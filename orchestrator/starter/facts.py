@@ -115,7 +115,7 @@ def data_facts(root: Path) -> DataFacts:
         short_side=int(np.median(short)),
         long_side=int(np.median(long)),
         small_box=float(np.percentile(sides / of_image, 10)) if len(sides) else 0.0,
-        notes=tuple(dict.fromkeys((*notes, *notes_of_val))),
+        notes=tuple(dict.fromkeys((*layout.notes, *notes, *notes_of_val))),
     )
 
 

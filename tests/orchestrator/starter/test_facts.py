@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from model.data.coco import read_coco
+from orchestrator.data.advice import notes
+from orchestrator.data.audit import audit
 from orchestrator.errors import UserError
 from orchestrator.starter.facts import data_facts
 from tests.data_folders import coco_json, picture
@@ -34,6 +36,17 @@ def test_splits_by_other_usual_names_are_taken(tmp_path: Path) -> None:
     split(tmp_path, "valid", range(3, 5))
     facts = data_facts(tmp_path)
     assert (facts.train.name, facts.val.name) == ("training", "valid")
+
+
+def test_of_several_splits_called_train_the_ones_left_out_are_told(tmp_path: Path) -> None:
+    for place, name in enumerate(("train_part1", "train_part2", "val", "test")):
+        split(tmp_path, name, range(2 * place, 2 * place + 2))
+    note = (
+        "of the splits that are called like train, train_part1 is taken, and train_part2 left out; choose another "
+        "with train.data.train_split, or join their files"
+    )
+    assert [one for one in data_facts(tmp_path).notes if "part2" in one] == [note]
+    assert note in notes(audit(tmp_path, (600, 1000), read_images=False))
 
 
 def test_splits_whose_names_say_nothing_are_named_in_the_refusal(tmp_path: Path) -> None:
