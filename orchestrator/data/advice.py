@@ -140,7 +140,10 @@ def _of_learning(train: "CocoData") -> list[Advice]:
 def _of_leaks(found: Audit) -> list[Advice]:
     if found.looked is None:
         return []
-    told = []
+    told = [
+        Advice(f"{whole} contains {part}: the same files", "score by neither what learnt from the other")
+        for whole, part in found.looked.contained
+    ]
     for twins in _by_splits(found.looked.across).values():
         told += _of_leak(twins)
     for (split, _), twins in _by_splits(found.looked.within).items():

@@ -1,5 +1,6 @@
 """What a data set holds, split by split: images, boxes, sizes, what is learnt and why not the rest, duplicates."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ class Looked:
 
     across: tuple[Twin, ...] = ()
     """Images of a split that are like one of a split before it."""
+    contained: tuple[tuple[str, str], ...] = ()
+    """Pairs of splits of which the first holds all files of the second by intention, as trainval those of train."""
     within: tuple[Twin, ...] = ()
     """Images of a split that are like an earlier one of the same."""
     broken: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -114,14 +117,36 @@ def _look(splits: list["CocoData"], progress: Callable[[int, int], None]) -> Loo
         before = sum(len(one.names) for one in found)
         found.append(prints(data, lambda done, before=before: progress(before + done, total)))  # type: ignore[misc]
     seconds = time.perf_counter() - start
-    across = [twin for place, one in enumerate(found) for other in found[:place] for twin in twins(one, other)]
+    across, contained = [], []
+    files = [{name: os.path.realpath(data.folder / name) for name in data.file_names} for data in splits]
+    for place, one in enumerate(found):
+        for other, others in zip(found[:place], files[:place], strict=True):
+            pair, own = twins(one, other), files[place]
+            if (whole := _whole_and_part(one.split, own, other.split, others)) is not None:
+                contained.append(whole)
+                pair = [twin for twin in pair if own[twin.name] != others[twin.other_name]]
+            across += pair
     return Looked(
         across=tuple(across),
+        contained=tuple(contained),
         within=tuple(twin for one in found for twin in twins(one)),
         broken={one.split: one.broken for one in found if one.broken},
         num_images=total,
         seconds=seconds,
     )
+
+
+def _whole_and_part(
+    split: str, files: Mapping[str, str], other: str, others: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """Which of two splits holds all files of which; None where neither does, or their names say that they are apart."""
+    from model.data.layouts.files import usual_split
+
+    usual = usual_split(split), usual_split(other)
+    if None not in usual and usual[0] != usual[1]:
+        return None
+    first, second = set(files.values()), set(others.values())
+    return (split, other) if second <= first else (other, split) if first <= second else None
 
 
 def learnt(data: "CocoData") -> NDArray[np.bool_]:

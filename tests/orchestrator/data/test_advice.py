@@ -5,6 +5,7 @@ import pytest
 from model.data.coco import read_coco
 from orchestrator.data.advice import advice, listed, quick_advice, verdict
 from orchestrator.data.audit import audit
+from tests.data_folders import coco_json
 from tests.orchestrator.data.conftest import MakeSplit, cut_short, photo
 
 EDGES = (600, 1000)
@@ -26,6 +27,21 @@ def sound(make_split: MakeSplit) -> Path:
 def test_nothing_is_suspicious_about_sound_data(sound: Path) -> None:
     assert advice(audit(sound, EDGES)) == []
     assert verdict(audit(sound, EDGES)) == ("20 + 1 images (train, val), 2 classes, 40 of 40 boxes of train are learnt")
+
+
+def test_a_split_that_contains_another_by_its_name_has_no_copies_of_it(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for seed in range(4):
+        photo(seed).save(tmp_path / "images" / f"{seed}.png")
+    size = [{"id": id, "file_name": f"{id}.png", "height": 120, "width": 160} for id in range(4)]
+    for split, ids in (("train", [0, 1]), ("val", [1, 2]), ("trainval", [0, 1, 2])):
+        coco_json(tmp_path / "annotations" / f"instances_{split}.json", [], images=[size[id] for id in ids])
+    leaks = [line for line in seen(tmp_path) if " cop" in line or "contains" in line]
+    assert leaks == [
+        "trainval contains train: the same files",
+        "trainval contains val: the same files",
+        "1 image of val is a copy of train: val/1.png = train/1.png (same bytes)",
+    ]
 
 
 def test_the_verdict_names_leaks_faults_and_splits_that_cannot_be_read(sound: Path, make_split: MakeSplit) -> None:
