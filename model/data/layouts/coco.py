@@ -7,13 +7,14 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from model.data.faults import DataError
-from model.data.layouts.files import WHOLE, SplitFiles, folders, usual_split
+from model.data.layouts.files import WHOLE, SplitFiles, folders, is_inside, usual_split
 from model.foreign import NoFileError, require_file
 
 _IMAGES = re.compile(rb'"images"\s*:\s*\[')
@@ -29,6 +30,8 @@ _KEYPOINTS = "person_keypoints_"
 """The beginning of those that hold people alone, taken where nothing else is there."""
 FEW_FILES = 50
 """JSON files in a folder, above which they are one for each image, and not COCO."""
+SPREAD = 50
+"""Names that are looked for, from the whole of a file, where none of the first is there."""
 LOOKED_FOR = (
     "COCO: annotations/instances_<split>.json with images in <split>/ or images/, <split>/_annotations.coco.json, "
     "any COCO file with its images beside it or in images/"
@@ -120,17 +123,15 @@ def _split(root: Path, file: Path, split: str, *, must_exist: bool) -> SplitFile
     if plain is not None and plain.annotations == (file,):
         return plain
     lvis = _is_lvis(file)
-    names = _first_names(file, _URL if lvis else _NAME)
-    names = [coco_urls_name(name) for name in names] if lvis else names
     return SplitFiles(
         name=split,
         format="lvis" if lvis else "coco",
-        images=_image_folder(root, file, split, names, must_exist),
+        images=_image_folder(root, file, split, lvis, must_exist),
         annotations=(file,),
     )
 
 
-def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exist: bool) -> Path:
+def _image_folder(root: Path, file: Path, split: str, lvis: bool, must_exist: bool) -> Path:
     """The folder in which the first names are files; else that in which their last parts are."""
     usual = usual_split(split)
     aliases = [split, *(folder.name for folder in folders(root) if usual and usual_split(folder.name) == usual)]
@@ -138,41 +139,67 @@ def _image_folder(root: Path, file: Path, split: str, names: list[str], must_exi
     beside = [file.parent, file.parent / "images", file.parent / "data"]
     within = [root / "images", root / "data", root / "images" / "default", root]
     there = [folder for folder in dict.fromkeys([*by_name, *beside, *within]) if folder.is_dir()]
-    evident = [name.replace("\\", "/") for name in names]
-    last = [name.rsplit("/", 1)[-1] for name in evident]
-    for form in (names, evident, last):
-        # Not Path.is_file, which raises where a name is too long for a file.
-        found = [sum(os.path.isfile(folder / name) for name in form) for folder in there]
-        if any(found):
-            best = [folder for folder, count in zip(there, found, strict=True) if count == max(found)]
-            # Masks or depths have the names of their images.
-            if best[0] in by_name[2:] and len(best) > 1:
-                raise DataError(
-                    f"{file}: its images may be those of {' or '.join(map(str, best))}, which have files of the same "
-                    f"names; call the folder of the images {by_name[0]}"
-                )
-            return best[0]
+    names = _some_names(file, lvis)
+    best = _where_most_are(names, there)
+    if not best and names:  # the first ones may be lost
+        names += _some_names(file, lvis, spread=True)
+        best = _where_most_are(names, there)
+    # Masks or depths have the names of their images.
+    if best and best[0] in by_name[2:] and any(not is_inside(best[0], other) for other in best[1:]):
+        raise DataError(
+            f"{file}: its images may be those of {' or '.join(map(str, best))}, which have files of the same "
+            f"names; call the folder of the images {by_name[0]}"
+        )
+    if best:
+        return best[0]
     # The check of images says which are missing, and the reader what is wrong with a file that names none.
-    if by_name[0].is_dir() or not must_exist or not names:
+    if by_name[0].is_dir() or not names:
         return by_name[0]
-    if any(os.path.isfile(folder / name) for folder in folders(root) for name in last):
+    if must_exist and _where_most_are(names, folders(root)):
         return root  # each image is found by its name
+    if not must_exist:
+        # Not in the folder of another split, whose images may have the same names.
+        free = [folder for folder in folders(root) if usual_split(folder.name) is None]
+        best = _where_most_are(names, free)
+        return best[0] if len(best) == 1 else by_name[0]
     looked = ", ".join(str(folder) for folder in there)
     raise DataError(
         f"{file}: its images are nowhere (the first is {names[0]!r}); looked in {looked}; put them into {by_name[0]}"
     )
 
 
-def _first_names(file: Path, pattern: re.Pattern[bytes]) -> list[str]:
-    def first(text: Any) -> list[bytes]:
-        return [found[1] for _, found in zip(range(5), pattern.finditer(text), strict=False)]
+def _where_most_are(names: Sequence[str], there: Sequence[Path]) -> list[Path]:
+    """The folders in which most of these names are files as they are written; else with slashes; else by their ends."""
+    evident = [name.replace("\\", "/") for name in names]
+    for form in (names, evident, [name.rsplit("/", 1)[-1] for name in evident]):
+        found = [sum(_has(folder, name) for name in form) for folder in there]
+        if any(found):
+            return [folder for folder, count in zip(there, found, strict=True) if count == max(found)]
+    return []
+
+
+def _has(folder: Path, name: str) -> bool:
+    # An absolute name is a file whatever the folder. Not Path.is_file, which raises where a name is too long for one.
+    return os.path.isfile(folder / name) and (not os.path.isabs(name) or is_inside(Path(name), folder))
+
+
+def _some_names(file: Path, lvis: bool, *, spread: bool = False) -> list[str]:
+    """The first few names of a file; or some from its beginning to its end."""
+    pattern = _URL if lvis else _NAME
+
+    def some(text: Any) -> list[bytes]:
+        if not spread:
+            return [found[1] for found in islice(pattern.finditer(text), 5)]
+        written = [found[1] for found in pattern.finditer(text)]
+        return written[:: max(1, len(written) // SPREAD)]
 
     # Not within the scan: an error's traceback would hold the matches, and they the mapped file, which must be closed.
-    written: list[bytes] = _scan(file, first)
+    written: list[bytes] = _scan(file, some)
     try:
-        return [json.loads(name) for name in written]
+        names = [json.loads(name) for name in written]
     except ValueError:  # bytes that are no UTF-8: the reader tells of them
         return []
+    return [coco_urls_name(name) for name in names] if lvis else names
 
 
 def _kind(file: Path) -> Literal["coco", "damaged"] | None:

@@ -121,6 +121,31 @@ def test_a_name_with_folders_of_another_machine_is_looked_for_by_its_end(tmp_pat
     assert find_coco(tmp_path)["photos"].images == tmp_path / "images"
 
 
+@pytest.mark.parametrize("splits", [("train",), ("train", "val")])
+@pytest.mark.parametrize("folder", ["images", "imgs"])
+@pytest.mark.parametrize(
+    "form", ["{root}/{folder}/{name}", "{root}/{folder}/cam1/{name}", "/home/else/{folder}/{name}", "{name}"]
+)
+def test_images_are_found_in_a_folder_of_any_name_however_they_are_named(
+    tmp_path: Path, splits: tuple[str, ...], folder: str, form: str
+) -> None:
+    for split in splits:
+        name = form.format(root=tmp_path, folder=folder, name=f"{split}.jpg")
+        file = picture(tmp_path / folder / name.rpartition(f"{folder}/")[2])
+        coco_json(tmp_path / "annotations" / f"instances_{split}.json", [name])
+        assert read_coco(tmp_path, split).path(0) == file
+
+
+@pytest.mark.parametrize("splits", [("all",), ("train", "val")])
+def test_images_are_found_where_the_first_ones_are_lost(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    names = [f"{place}.jpg" for place in range(30)]
+    for name in names[6:]:
+        picture(tmp_path / "images" / name)
+    for split in splits:
+        coco_json(tmp_path / "annotations" / f"instances_{split}.json", names)
+    assert read_coco(tmp_path, splits[0], faults="quarantine").file_names == names[6:]
+
+
 def test_images_outside_of_the_data_folder_are_not_taken(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "1.jpg")
     coco_json(tmp_path / "data" / "photos.json", ["1.jpg"])
