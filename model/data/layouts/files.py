@@ -68,8 +68,12 @@ def usual_split(name: str) -> str | None:
 
 def find_split(splits: Mapping[str, SplitFiles], name: str) -> SplitFiles | None:
     """Return the split of this name, or else the one that another exporter would give this name."""
-    names = next((names for names in ALIASES.values() if name in names), ())
-    return next((splits[one] for one in (name, *names) if one in splits), None)
+    if name in splits:
+        return splits[name]
+    names = next((names for names in ALIASES.values() if name.lower() in names), ())
+    # In any case of letters, as CVAT's Train, where one alone is called so.
+    alike = {usual: [one for one in splits if one.lower() == usual] for usual in (name.lower(), *names)}
+    return next((splits[found[0]] for found in alike.values() if len(found) == 1), None)
 
 
 def is_image(name: str) -> bool:

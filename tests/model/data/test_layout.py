@@ -41,6 +41,16 @@ def test_a_split_is_found_by_any_of_its_usual_names_and_keeps_the_one_asked_for(
     assert "there is no split 'val2017'; the data set has testing, train, valid;" in message(tmp_path, "val2017")
 
 
+def test_a_split_is_found_in_any_case_of_its_letters_where_one_alone_is_called_so(tmp_path: Path) -> None:
+    for split in ("Train", "Validation", "test", "TEST"):
+        picture(tmp_path / "images" / split / "1.jpg")
+        coco_json(tmp_path / "annotations" / f"instances_{split}.json", ["1.jpg"])
+    for asked, folder in (("train", "Train"), ("TRAIN", "Train"), ("val", "Validation"), ("TEST", "TEST")):
+        files = split_files(tmp_path, asked)
+        assert (files.name, files.images) == (asked, tmp_path / "images" / folder)
+    assert "there is no split 'Test'; the data set has" in message(tmp_path, "Test")
+
+
 def test_names_that_only_contain_a_usual_one_are_offered_for_training(tmp_path: Path) -> None:
     for split in ("mine_train", "mine_val2"):
         picture(tmp_path / split / "1.jpg")
