@@ -64,7 +64,7 @@ class CocoData:
     """int32 where there are more categories than int16 counts."""
     annotation_crowds: NDArray[np.bool_]
     fingerprint: str
-    """sha256 over all of the above but root, split and folder, so over what training and evaluation see."""
+    """sha256 over all of the above but root, split and folder: annotations, names and sizes of images, not pixels."""
     faults: tuple[Fault, ...] = ()
     """What was left out or clipped because it is faulty."""
     notes: tuple[str, ...] = ()
