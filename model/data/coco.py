@@ -244,6 +244,8 @@ def _quarantined(annotations: Annotations, faults: dict[int, Fault], images: Ima
             limit = images.sizes[place[row], ::-1]
             low, high = np.clip(low, 0, limit), np.clip(low + side, 0, limit)
             annotations.boxes[row] = [*low, *(high - low)]
+            # Of a mask what is left is not known, but never more than its box; COCO's sizes are told by it.
+            annotations.areas[row] = min(annotations.areas[row], (high - low).clip(0).prod())
             keep[row] = (high > low).all()
         else:
             keep[row] = False

@@ -131,6 +131,7 @@ def test_a_quarantine_leaves_out_what_is_faulty_and_tells_of_it(damaged: Path) -
         [70, 5, 10, 20],
         [10, 20, 30, 40],
     ]
+    assert data.annotation_areas.tolist() == [400, 200, 1200]
 
 
 def test_what_a_quarantine_leaves_can_train(damaged: Path) -> None:
