@@ -5,8 +5,11 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from model.data.coco import read_coco
 from model.data.faults import DataError
@@ -15,6 +18,7 @@ from model.data.formats.writing import PlaceImage, write_coco, write_voc, write_
 from model.data.layout import Layout, find_layout
 from model.data.layouts.files import usual_split
 from model.data.split import CocoData
+from model.paths import named_folder
 
 Written = Literal["coco", "yolo", "voc"]
 WRITERS = {"coco": write_coco, "yolo": write_yolo, "voc": write_voc}
@@ -43,7 +47,9 @@ def convert(root: Path, out: Path, form: Written, say: Callable[[str], None], *,
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists already, and nothing is overwritten; name another folder, or remove it")
-    splits = {name: read_coco(root, split) for name, split in _splits_to_write(find_layout(root)).items()}
+    splits = {
+        name: _named_from_root(read_coco(root, split)) for name, split in _splits_to_write(find_layout(root)).items()
+    }
     lists = {data.category_names for data in splits.values()}
     if len(lists) > 1:
         raise DataError(f"{root}: its splits have different categories; give all of them the same list")
@@ -82,6 +88,15 @@ def _splits_to_write(layout: Layout) -> dict[str, str]:
     of = next(iter(shares.values()))
     others = {name: name for name, split in layout.splits.items() if split.annotations != of.annotations}
     return {str(usual_split(name)): name for name in shares} | others
+
+
+def _named_from_root(data: CocoData) -> CocoData:
+    """The data with names counted from their root, where one leads out of the folder of images, as ../images/1.jpg."""
+    if not any(os.path.normpath(name).startswith("../") for name in data.file_names):
+        return data
+    root = named_folder(data.root)
+    names = [os.path.relpath(data.folder / name, root).encode() for name in data.file_names]
+    return replace(data, folder=root, names=np.array(names))
 
 
 def _straightened(place: PlaceImage, counts: Counter[str]) -> PlaceImage:

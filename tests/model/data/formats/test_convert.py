@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.formats.convert import Written, convert
+from model.data.formats.writing import write_coco
 from model.data.images import load_sample
 from model.data.split import CocoData
 from tests.conftest import MakeCoco
@@ -56,6 +58,19 @@ def test_coco_comes_back_whole(source: Path, tmp_path: Path) -> None:
         before, after = read_coco(source, split), read_coco(tmp_path / "out", split)
         assert after.fingerprint == before.fingerprint
     assert after.folder == tmp_path / "out" / "val"
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
+def test_names_that_lead_into_another_folder_of_the_data_are_written_below_it(tmp_path: Path, form: Written) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    for split in ("train", "val"):
+        picture(root / "images" / f"{split}.jpg")
+        coco_json(root / "annotations" / f"{split}.json", [f"../images/{split}.jpg"])
+    converted(root, out, form)
+    for split in ("train", "val"):
+        before, after = read_coco(root, split), read_coco(out, split)
+        assert names(after) == names(before) == [f"{split}.jpg"]
+        np.testing.assert_allclose(after.annotation_boxes, before.annotation_boxes, atol=1e-9, rtol=0)
 
 
 def test_what_is_written_is_open_to_whom_the_umask_says(source: Path, tmp_path: Path) -> None:
@@ -195,16 +210,18 @@ def test_what_a_format_cannot_hold_is_refused(make_coco: MakeCoco, tmp_path: Pat
     for form in ("yolo", "voc"):
         with pytest.raises(DataError, match=r"a\.jpg and a\.png would share one label file; rename either"):
             converted(root, tmp_path / "out", form)
-    file = root / "annotations" / "instances_train.json"
-    file.write_text(file.read_text().replace("a.png", "../train/a.png"))
-    with pytest.raises(DataError, match=r"image \.\./train/a\.png"):
-        converted(root, tmp_path / "out", "coco")
-    file.unlink()
-    val.rename(file)
+    val.rename(root / "annotations" / "instances_train.json")
     picture(root / "train" / "1.jpg")
     coco_json(root / "annotations" / "instances_valid.json", ["1.jpg"])
     with pytest.raises(DataError, match="its splits have different categories"):
         converted(root, tmp_path / "out", "coco")
+
+
+def test_no_writer_leaves_its_folder(source: Path, tmp_path: Path) -> None:
+    data = replace(read_coco(source, "val"), names=np.array([b"../1.jpg"]))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"image \.\./1\.jpg leads out of its folder"):
+        write_coco(tmp_path / "out", {"val": data}, lambda *_: None)
 
 
 @pytest.mark.parametrize("form", ["yolo", "voc"])
