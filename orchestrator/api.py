@@ -22,6 +22,7 @@ from model.settings import suggestion
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import lacking
+from orchestrator.experiment.prepare import MOST_LOOKED_AT
 from orchestrator.figures.table import Table
 from orchestrator.figures.texts import printable
 from orchestrator.tracking.suite import Suite
@@ -122,7 +123,7 @@ class OpenSuite(Suite):
         cpus = float(usable_cores())
         return plan, estimate_time(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
 
-    def look_ahead(self, say: Say = tell, *, most_images: int = 5000) -> list[str]:
+    def look_ahead(self, say: Say = tell, *, most_images: int = MOST_LOOKED_AT) -> list[str]:
         """Check data and first weights as a submit does, and say where results lie; return what would stop a submit.
 
         Args:
@@ -133,7 +134,7 @@ class OpenSuite(Suite):
         from orchestrator.homes import describe_home
 
         say(describe_home(self.name, self.experiments[0].path.parent, self.site.home))
-        return look_ahead(self.make_plan(), self.site, say, most_images=most_images)
+        return look_ahead(self.make_plan(), self.ledger, self.site, say, most_images=most_images)
 
     def submit(
         self,

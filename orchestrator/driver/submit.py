@@ -24,7 +24,7 @@ from orchestrator.experiment.cost.estimate import PlanTime, estimate_time
 from orchestrator.experiment.cost.seeds import Asked, Seed, cheapest_seeds, next_seeds
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Plan, lacking, why_training_is_missing
-from orchestrator.experiment.prepare import prepare
+from orchestrator.experiment.prepare import prepare, require_known_data
 from orchestrator.figures.table import GAIN, Cell, show
 from orchestrator.homes import describe_home, last_home, remember
 from orchestrator.process import interruptible
@@ -101,7 +101,10 @@ def submit(
         before = stops_asked(suite.connection, since)
         tell: Tell = lambda _: None  # noqa: E731 - nobody waits for a submit that runs nothing
         # With a look at files, as a run whose files were deleted has to be made again.
-        if not suite.make_plan(verified=True).is_complete or any(one.seed_rule for one in suite.experiments):
+        plan = suite.make_plan(verified=True)
+        if plan.is_complete:  # `prepare` compares the others, once their weights and disk are known to be sound
+            require_known_data(plan, suite.ledger, suite.site, say)
+        if not plan.is_complete or any(one.seed_rule for one in suite.experiments):
             try:
                 with onlooker(suite, say) as waiting:
                     turn = locked(suite, waiting, lambda: _work(suite, bounds), lost=giving_way(say))

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from model.config import DataConfig, ModelConfig, TrainConfig
 from orchestrator.errors import UserError
@@ -25,6 +25,8 @@ Read = Callable[[DataConfig, str | None], "CocoData"]
 
 MOST_COMPARED = 20_000
 """Images of two splits, up to which each file's size is asked for; on network storage more would take minutes."""
+MOST_LOOKED_AT = 5_000
+"""Images of a split, up to which a plan looks at every file."""
 
 
 class Selection(NamedTuple):
@@ -33,7 +35,7 @@ class Selection(NamedTuple):
     dataset: str
     split: str
     num_images: int | None
-    faults: str
+    faults: Literal["refuse", "quarantine"]
 
 
 class UsedData(NamedTuple):
@@ -57,7 +59,8 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
         check_images: read the headers of all images, which takes minutes where there are many.
 
     Raises:
-        UserError: weights, disk or data are missing, damaged or too small; nothing was started.
+        UserError: weights, disk or data are missing, damaged, too small, or not what finished results rest on; nothing
+            was started.
     """
     # Quick checks first: reading data may take minutes. dict.fromkeys keeps what many rows share once, in their order.
     missing = _missing(plan)
@@ -71,15 +74,17 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
     # A whole detector has classes, so that its file can be checked only now that the data's categories are known.
     for model, dataset in dict.fromkeys((config.model, config.data.dataset) for config in missing):
         _check_detector_weights(model, category_ids[dataset], site, say)
+    require_known_data(plan, ledger, site, say)
 
 
-def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_images: int) -> list[str]:
+def look_ahead(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], *, most_images: int) -> list[str]:
     """Say what `prepare` would find in weights and data, and write nothing; return what would stop a submit.
 
     What this machine lacks, such as weights or a data set that only the cluster sees, is said and stops nothing.
 
     Args:
         plan: of one suite.
+        ledger: what the plan was made from.
         site: where data and weights are.
         say: told of each split.
         most_images: of a split, up to which image files are looked at as well; more take minutes.
@@ -110,8 +115,9 @@ def look_ahead(plan: Plan, site: Site, say: Callable[[str], None], *, most_image
     elif datasets - {"shapes"} and site.coco_root is None:
         say("data: RNC_COCO_ROOT is not set here and no file has `data: {root: ...}`, so that nothing was looked at")
     else:
-        # Fingerprints are for `prepare`: here a large split may be read without a look at its images.
+        # Without fingerprints, as a large split may be read without a look at its images.
         look(lambda: check_data(plan, (), _hasty_reader(site, most_images), say))
+    look(lambda: require_known_data(plan, ledger, site, say))
     return stops
 
 
@@ -291,6 +297,42 @@ def require_same_data(selection: Selection, fingerprint: str, used: Iterable[Use
                 "(train.data.train_split, train.data.val_split); or give the experiment another suite, which begins "
                 "anew"
             )
+
+
+def require_known_data(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None]) -> None:
+    """Refuse data that are here and have changed since a finished result of a plan was made on them.
+
+    Also where nothing is missing, so that no corrected label is ignored. Annotations are cached, and image files only
+    looked at where a quarantine may leave some out, of at most MOST_LOOKED_AT images.
+
+    Args:
+        plan: of one suite.
+        ledger: what the plan was made from.
+        site: where the data are.
+        say: told what could not be compared.
+
+    Raises:
+        UserError: see `require_same_data`.
+    """
+    used = list(_used_data(plan, ledger))
+    for selection in dict.fromkeys(one.selection for one in used):
+        root = site.coco_root if selection.dataset != "shapes" else site.data_root("shapes")
+        if root is None or (selection.dataset == "shapes" and not root.is_dir()):
+            continue  # results stand without their data
+        from model.data.coco import read_coco
+        from model.data.faults import DataError
+
+        _, split, num_images, faults = selection
+        try:
+            data = read_coco(root, split, num_images=num_images, faults=faults, check_images=False)
+            if faults == "quarantine" and len(data) > MOST_LOOKED_AT:
+                continue
+            if faults == "quarantine":
+                data = read_coco(root, split, num_images=num_images, faults=faults)
+        except DataError as error:
+            say(f"not compared with the data of finished results: {error}")
+        else:
+            require_same_data(selection, data.fingerprint, used)
 
 
 def require_one_version(experiment: Experiment, ledger: Ledger) -> None:

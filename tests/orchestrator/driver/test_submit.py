@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.config import ConfidenceConfig, ModelConfig, TrainConfig
+from model.config import ConfidenceConfig, DataConfig, ModelConfig, TrainConfig
 from model.evaluation import warmup
 from model.names import EPOCH, IMAGES_PER_S
 from orchestrator import names
@@ -35,6 +35,7 @@ from orchestrator.tracking.runs import open_tracking, write
 from orchestrator.tracking.server import unused_server
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL, Status
+from tests.conftest import MakeCoco
 from tests.orchestrator.ledgers import NUMBERS, experiment, keep_checkpoint, record
 
 
@@ -85,6 +86,20 @@ def test_a_table_of_two_versions_of_the_data_is_left_out_and_the_others_are_writ
     assert (folder / "alone.txt").is_file() and not (folder / "both.txt").exists()
     write(mlflow_uri, older.run_id, tags={names.FINGERPRINT: "val data"})
     assert submit(Suite(tables, site), said.append).exit_code == 0 and (folder / "both.txt").is_file()
+
+
+def test_a_finished_table_whose_labels_were_corrected_is_refused(
+    mlflow_uri: str, request: pytest.FixtureRequest, tmp_path: Path, make_coco: MakeCoco
+) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    suite = open_tracking(mlflow_uri, request.node.name)
+    site = Site(home=tmp_path / "home", tracking_uri=mlflow_uri, coco_root=make_coco([box]))
+    row = Row(label="ours", train=TrainConfig(data=DataConfig(train_split="train", val_split="train")), split="train")
+    table = replace(experiment("heads", [row]), suite=suite.suite)
+    record(suite, [table], site.storage / suite.suite)  # on data of the fingerprint "data"
+    with pytest.raises(UserError, match="split train of coco has changed: training 'ours' rests on data of"):
+        submit(Suite([table], site), lambda _: None)
+    assert submit(Suite([table], replace(site, coco_root=None)), lambda _: None).exit_code == 0
 
 
 def test_pictures_that_a_killed_training_left_are_shown_by_the_next_submit_without_training(

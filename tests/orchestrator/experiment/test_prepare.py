@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -121,9 +121,9 @@ def plan_of(root: Path, model: ModelConfig, **data: Any) -> Plan:
 LEARNS = replace(MODEL, detector_weights=None, backbone_norm="group", frozen_stages=0)
 
 
-def ahead(plan: Plan, site: Site, most_images: int = 10) -> tuple[list[str], list[str]]:
+def ahead(plan: Plan, site: Site, most_images: int = 10, ledger: Ledger | None = None) -> tuple[list[str], list[str]]:
     said: list[str] = []
-    return look_ahead(plan, site, said.append, most_images=most_images), said
+    return look_ahead(plan, ledger or Ledger(), site, said.append, most_images=most_images), said
 
 
 @pytest.mark.parametrize(
@@ -226,6 +226,34 @@ def test_data_that_changed_under_a_recorded_result_are_refused_and_nothing_is_lo
         prepare(make_plan([experiment], ledger), ledger, site, lambda _: None)
     moved = Experiment(name="t", suite="another", title="T", rows=tuple(rows), path=root / "t.yaml")
     prepare(make_plan([moved], Ledger()), Ledger(), site, lambda _: None)
+
+
+@pytest.mark.parametrize("faults", ["refuse", "quarantine"])
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_labels_that_changed_under_a_table_are_refused_also_where_nothing_is_missing(
+    make_coco: MakeCoco, faults: Literal["refuse", "quarantine"], is_complete: bool
+) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    root = make_coco([box])
+    data = DataConfig(train_split="train", val_split="train", short_edge=64, long_edge=64, faults=faults)
+    row = Row(label="one", train=TrainConfig(model=LEARNS, data=data), split="train")
+    table = Experiment(name="t", suite="s", title="T", rows=(row,), path=root / "t.yaml")
+    done = Record(status="FINISHED", run_id="r", data_fingerprint=read_for_training(root, data).fingerprint)
+    ((_, trained, scored),) = row_keys(row)
+    ledger = Ledger(trainings={trained: done}, evaluations={scored: done} if is_complete else {})
+    plan, site = make_plan([table], ledger), Site(home=root / "home", coco_root=root)
+    assert plan.is_complete == is_complete
+    assert ahead(plan, site, ledger=ledger)[0] == []
+    make_coco([{**box, "bbox": [5, 5, 40, 40], "area": 1600}])
+    (stop,), _ = ahead(plan, site, ledger=ledger)
+    assert stop.startswith("split train of coco has changed: training 'one' rests on data of fingerprint")
+    with pytest.raises(UserError, match="split train of coco has changed"):
+        prepare(plan, ledger, site, lambda _: None)
+    if is_complete:  # a table stands without its data
+        shutil.rmtree(root / "annotations")
+        stops, (said,) = ahead(plan, site, ledger=ledger)
+        assert stops == [] and said.startswith("not compared with the data of finished results: ")
+        assert ahead(plan, Site(home=root / "home"), ledger=ledger) == ([], [])
 
 
 def test_other_splits_and_other_parts_of_a_split_are_other_data() -> None:
