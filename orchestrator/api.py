@@ -123,18 +123,32 @@ class OpenSuite(Suite):
         cpus = float(usable_cores())
         return plan, estimate_time(plan, ledger, self.site.num_images, gpus=gpus, cpus=cpus, images_per_s=images_per_s)
 
-    def look_ahead(self, say: Say = tell, *, most_images: int = MOST_LOOKED_AT) -> list[str]:
-        """Check data and first weights as a submit does, and say where results lie; return what would stop a submit.
+    def look_ahead(self, say: Say = tell, *, gpus: int | None = None, most_images: int = MOST_LOOKED_AT) -> list[str]:
+        """Check weights, disk, data and resources as a submit does; return what would stop one from here.
+
+        Where RAY_ADDRESS, or more `gpus` than this machine has, say that trainings run elsewhere, its own resources are
+        not asked for; where the whole submit does, what this machine lacks of weights and data is said alone.
 
         Args:
-            say: told what is there.
+            say: told what is there, and where results lie.
+            gpus: see `plan`.
             most_images: of a split, up to which image files are looked at as well.
         """
+        from orchestrator.cluster.capacity import local_cluster, require_plan_fits
+        from orchestrator.cluster.environment import is_jobs_address
         from orchestrator.experiment.prepare import look_ahead
         from orchestrator.homes import describe_home
 
         say(describe_home(self.name, self.experiments[0].path.parent, self.site.home))
-        return look_ahead(self.make_plan(), self.ledger, self.site, say, most_images=most_images)
+        plan, address, here = self.make_plan(), self.site.ray_address, local_cluster()
+        is_here = (gpus or 0) <= here.total("GPU") if address is None else not is_jobs_address(address)
+        stops: list[str] = []
+        if is_here and address is None:
+            try:
+                require_plan_fits(plan, here)
+            except UserError as error:
+                stops.append(str(error))
+        return stops + look_ahead(plan, self.ledger, self.site, say, is_here=is_here, most_images=most_images)
 
     def submit(
         self,

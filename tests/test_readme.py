@@ -39,7 +39,8 @@ def test_every_make_target_exists(command: str):
 def test_every_rnc_command_works(command: str, tmp_path: Path):
     arguments = shlex.split(command)[1:]
     if arguments[0] == "submit":
-        arguments[0] = "plan"  # the submit itself needs GPUs and days; its files are read and checked all the same
+        # The submit itself needs GPUs and days; its files are read and checked all the same.
+        arguments = ["plan", *arguments[1:], "--gpus", "8"]
     environment = os.environ | {"RNC_HOME": str(tmp_path / "home")}
     done = subprocess.run([RNC, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

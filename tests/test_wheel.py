@@ -51,7 +51,7 @@ def test_the_papers_files_are_inside(installed: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert found.stdout.split() == [str(installed), str(installed / "model" / "__init__.py")], found.stderr
-    planned = run(installed, tmp_path, "plan", "experiments/paper")
+    planned = run(installed, tmp_path, "plan", "experiments/paper", "--gpus", "8")
     assert planned.returncode == 0, planned.stderr
     assert "45 rows of 6 tables: 13 trainings, 36 distinct evaluations." in planned.stdout
     claims = run(installed, tmp_path, "report", "experiments/paper", "--claims")

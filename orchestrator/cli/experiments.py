@@ -62,8 +62,10 @@ def plan(
 ) -> None:
     """Show what EXPERIMENT would train and score, what it and each row costs, and how much disk. Starts nothing.
 
-    The data are checked as a submit checks them, image files where there are at most 5,000; what would stop a submit is
-    named, and the exit code is then 2.
+    Weights, disk, resources and data are checked as a submit from here checks them, image files where there are at most
+    5,000; what would stop it is named, and the exit code is then 2. With --gpus for more GPUs than this machine has, or
+    with RAY_ADDRESS for jobs (http://HOST:8265), the plan is for another machine: what this one lacks is then said, and
+    stops nothing.
     """
     from orchestrator.report.plan_table import costs_table, evaluations_table, plan_table, plans_json
 
@@ -78,7 +80,7 @@ def plan(
             tables += [evaluations_table(one)] if verbose else []
         show(tables, form)
     if not quick:
-        stops = [stop for suite in opened for stop in suite.look_ahead(say)]
+        stops = [stop for suite in opened for stop in suite.look_ahead(say, gpus=gpus)]
         for stop in stops:
             say(f"a submit would stop here: {stop}")
         ctx.exit(BAD_INPUT if stops else 0)

@@ -211,7 +211,8 @@ def judge_use(experiments: Sequence[Experiment], site: Site, say: Say) -> Iterat
         here = site_of(plan.experiments, site)
         if any(run.config.data.dataset != "shapes" for run in plan.trainings.values()) and here.coco_root is not None:
             say(f"Reading {here.coco_root} ...")
-        stops = look_ahead(plan, Ledger(), here, seen.append, most_images=MOST_IMAGES)
+        # What is not here is judged by the nodes, one by one.
+        stops = look_ahead(plan, Ledger(), here, seen.append, is_here=False, most_images=MOST_IMAGES)
         yield from (finding(f"data of {suite}", DRIVER, "ok", text) for text in seen)
         way_out = "as it says; `rnc data` shows a data set as it is"
         yield from (finding(f"data of {suite}", DRIVER, "fail", text, way_out) for text in stops)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -67,6 +68,7 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
     require_learning(plan)
     for model in dict.fromkeys(config.model for config in missing):
         _check_backbone_weights(model, site, say)
+    _require_home(site.home)
     _require_space(site.home, missing)
     for data, _ in _splits(plan):
         draw(data, site)
@@ -77,48 +79,75 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
     require_known_data(plan, ledger, site, say)
 
 
-def look_ahead(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], *, most_images: int) -> list[str]:
-    """Say what `prepare` would find in weights and data, and write nothing; return what would stop a submit.
-
-    What this machine lacks, such as weights or a data set that only the cluster sees, is said and stops nothing.
+def look_ahead(
+    plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], *, is_here: bool, most_images: int
+) -> list[str]:
+    """Say what `prepare` would find in weights, disk and data, and write nothing; return what would stop a submit.
 
     Args:
         plan: of one suite.
         ledger: what the plan was made from.
         site: where data and weights are.
         say: told of each split.
+        is_here: whether a submit reads weights and data on this machine; where not, what is not here may be on the
+            cluster, is said, and stops nothing.
         most_images: of a split, up to which image files are looked at as well; more take minutes.
     """
-    stops: list[str] = []
+    stops: dict[str, None] = {}  # rows share mistakes, each of which is told once
+    category_ids: CategoryIds = {}
+    missing = _missing(plan)
+    models = dict.fromkeys((config.model, config.data.dataset) for config in missing)
 
     def look(check: Callable[[], object]) -> None:
         try:
             check()
         except UserError as error:
-            stops.append(str(error))
+            stops[str(error)] = None
 
     look(lambda: require_learning(plan))
-    files = dict.fromkeys(config.model.weights for config in _missing(plan) if config.model.weights)
-    if files and site.weights_root is None:
+    absent = _absent_weights(missing, site)
+    if absent and not is_here and site.weights_root is None:
         say(
-            f"weights {', '.join(files)}: not looked for, as RNC_WEIGHTS is not set here and no file has "
+            f"weights {', '.join(absent)}: not looked for, as RNC_WEIGHTS is not set here and no file has "
             "`data: {weights: ...}`"
         )
-    for file in files if site.weights_root is not None else ():
+    for text in absent.values() if is_here or site.weights_root is not None else ():
+        if is_here:
+            stops[text] = None
+        else:
+            say(text)
+    for model in dict.fromkeys(model for model, _ in models if model.weights not in absent):
+        look(partial(_check_backbone_weights, model, site, say))
+    look(lambda: _require_space(site.home, missing))
+    for data, _ in _splits(plan):
+        look(partial(_require_drawn, data))
+    datasets = {config.dataset for config, _ in _splits(plan)}
+    on_outside, root = datasets - {"shapes"}, site.coco_root
+    if "shapes" in datasets and not site.data_root("shapes").is_dir():
+        say(f"data {site.data_root('shapes')}: drawn by the first submit")
+    elif on_outside and root is None and not is_here:
+        say("data: RNC_COCO_ROOT is not set here and no file has `data: {root: ...}`, so that nothing was looked at")
+    elif on_outside and root is not None and not root.exists() and not is_here:
+        say(f"data {root}: not here, so that nothing was looked at")
+    else:
+        # Without fingerprints, as a large split may be read without a look at its images.
+        look(lambda: category_ids.update(check_data(plan, (), _hasty_reader(site, most_images), say)))
+    for model, dataset in models:
+        if dataset in category_ids and model.weights not in absent:
+            look(partial(_check_detector_weights, model, category_ids[dataset], site, say))
+    look(lambda: require_known_data(plan, ledger, site, say))
+    return list(stops)
+
+
+def _absent_weights(configs: Iterable[TrainConfig], site: Site) -> dict[str, str]:
+    """The files of first weights that are not on this machine, and why not."""
+    absent: dict[str, str] = {}
+    for file in dict.fromkeys(config.model.weights for config in configs):
         try:
             site.weights_file(file)
         except UserError as error:
-            say(str(error))
-    datasets = {config.dataset for config, _ in _splits(plan)}
-    if "shapes" in datasets and not site.data_root("shapes").is_dir():
-        say(f"data {site.data_root('shapes')}: drawn by the first submit")
-    elif datasets - {"shapes"} and site.coco_root is None:
-        say("data: RNC_COCO_ROOT is not set here and no file has `data: {root: ...}`, so that nothing was looked at")
-    else:
-        # Without fingerprints, as a large split may be read without a look at its images.
-        look(lambda: check_data(plan, (), _hasty_reader(site, most_images), say))
-    look(lambda: require_known_data(plan, ledger, site, say))
-    return stops
+            absent[str(file)] = str(error)
+    return absent
 
 
 def require_learning(plan: Plan) -> None:
@@ -261,14 +290,18 @@ def draw(config: DataConfig, site: Site) -> None:
     from model.data.faults import DataError
     from model.data.shapes import draw_shapes
 
-    for split, asked in (("train", config.num_train_images), ("val", config.num_val_images)):
-        if asked is not None and asked > NUM_SHAPES[split]:
-            raise UserError(f"train.data.num_{split}_images is {asked}; the data set shapes has {NUM_SHAPES[split]}")
+    _require_drawn(config)
     try:
         make_home(site.home)
         draw_shapes(site.data_root("shapes"), **{f"num_{split}": number for split, number in NUM_SHAPES.items()})
     except DataError as error:
         raise UserError(str(error)) from error
+
+
+def _require_drawn(config: DataConfig) -> None:
+    for split, asked in (("train", config.num_train_images), ("val", config.num_val_images)):
+        if config.dataset == "shapes" and asked is not None and asked > NUM_SHAPES[split]:
+            raise UserError(f"train.data.num_{split}_images is {asked}; the data set shapes has {NUM_SHAPES[split]}")
 
 
 def training_data(data: DataConfig) -> Selection:
@@ -416,15 +449,19 @@ def _check_detector_weights(
         say(note)
 
 
-def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
-    needed = needed_while_training(configs)
+def _require_home(home: Path) -> None:
     try:
         make_home(home).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"RNC_HOME: cannot write to {home} ({error.strerror}); set RNC_HOME to another folder"
         ) from error
-    free = shutil.disk_usage(home).free
+
+
+def _require_space(home: Path, configs: Iterable[TrainConfig]) -> None:
+    needed = needed_while_training(configs)
+    # The disk on which the home is, or would be made.
+    free = shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists())).free
     if free < needed:
         raise UserError(
             f"RNC_HOME: {home} has {free / 1e9:.1f} GB free, these trainings need about {needed / 1e9:.1f} GB; free "

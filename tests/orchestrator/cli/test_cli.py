@@ -355,7 +355,7 @@ def test_help_and_plan_answer_without_torch_ray_mlflow_or_numpy(tmp_path: Path):
         "import sys\n"
         "from click.testing import CliRunner\n"
         "from orchestrator.cli.main import cli\n"
-        f"for arguments in (['--help'], ['plan', {str(ROOT / 'experiments' / 'paper')!r}]):\n"
+        f"for arguments in (['--help'], ['plan', {str(ROOT / 'experiments' / 'paper')!r}, '--gpus', '8']):\n"
         "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
         "print([name for name in ('torch', 'ray', 'mlflow', 'numpy', 'pandas', 'rich') if name in sys.modules])\n"
     )
@@ -425,3 +425,26 @@ def test_a_plan_says_what_would_stop_a_submit(rnc: Rnc, make_coco: MakeCoco, tmp
     left_out = rnc("plan", file, *words, "--set", "train.data.faults=quarantine")
     assert left_out.exit_code == 0, left_out.output
     assert rnc("plan", file, "--quick").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "exit_code"),
+    [
+        ((), {}, 2),
+        (("--gpus", "8"), {}, 0),  # a plan for a larger machine
+        ((), {"RAY_ADDRESS": "http://cluster:8265"}, 0),
+        ((), {"RAY_ADDRESS": "cluster:6379"}, 2),  # whose driver reads weights and data here
+    ],
+)
+def test_a_plan_ends_with_2_where_a_submit_from_here_would(
+    rnc: Rnc, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], environment: dict[str, str], exit_code: int
+) -> None:
+    monkeypatch.setattr("orchestrator.cluster.capacity.count_gpus", lambda: 0)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    planned = rnc("plan", ROOT / "experiments" / "paper" / "table1_heads.yaml", *words)
+    assert planned.exit_code == exit_code, planned.output
+    stops = [line for line in planned.stderr.splitlines() if line.startswith("a submit would stop here: ")]
+    assert any("resources ask for" in stop for stop in stops) == (not environment and not words)
+    assert any("RNC_WEIGHTS is not set" in stop for stop in stops) == bool(exit_code)
+    assert "RNC_COCO_ROOT is not set" in planned.stderr

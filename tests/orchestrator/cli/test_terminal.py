@@ -55,9 +55,9 @@ def on_terminal(arguments: list[str], columns: int, env: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-@pytest.mark.parametrize("verb", ["plan", "status", "report"])
-def test_no_line_of_a_table_is_wider_than_the_terminal(verb: str, columns: int, tmp_path: Path) -> None:
-    result = CliRunner(env={"COLUMNS": str(columns), "RNC_HOME": str(tmp_path)}).invoke(cli, [verb, PAPER])
+@pytest.mark.parametrize("words", [["plan", "--gpus", "8"], ["status"], ["report"]])
+def test_no_line_of_a_table_is_wider_than_the_terminal(words: list[str], columns: int, tmp_path: Path) -> None:
+    result = CliRunner(env={"COLUMNS": str(columns), "RNC_HOME": str(tmp_path)}).invoke(cli, [*words, PAPER])
     text = result.stdout
     assert result.exit_code == 0 and "RetinaNet-Conf" in text
     assert [line for line in text.splitlines() if len(line) > columns] == []
@@ -76,7 +76,7 @@ def test_a_terminal_has_colours_unless_it_is_told_to_have_none(tmp_path: Path) -
 
 def test_a_pipe_gets_what_a_file_gets_unless_it_asks_for_a_width_or_for_colours(tmp_path: Path) -> None:
     def piped(**more: str) -> str:
-        arguments = [sys.executable, "-m", "orchestrator.cli.main", "plan", PAPER]
+        arguments = [sys.executable, "-m", "orchestrator.cli.main", "plan", PAPER, "--gpus", "8"]
         env = environment(tmp_path, **more)
         return subprocess.run(arguments, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 

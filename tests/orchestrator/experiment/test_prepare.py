@@ -121,9 +121,12 @@ def plan_of(root: Path, model: ModelConfig, **data: Any) -> Plan:
 LEARNS = replace(MODEL, detector_weights=None, backbone_norm="group", frozen_stages=0)
 
 
-def ahead(plan: Plan, site: Site, most_images: int = 10, ledger: Ledger | None = None) -> tuple[list[str], list[str]]:
+def ahead(
+    plan: Plan, site: Site, most_images: int = 10, *, ledger: Ledger | None = None, is_here: bool = True
+) -> tuple[list[str], list[str]]:
     said: list[str] = []
-    return look_ahead(plan, ledger or Ledger(), site, said.append, most_images=most_images), said
+    stops = look_ahead(plan, ledger or Ledger(), site, said.append, is_here=is_here, most_images=most_images)
+    return stops, said
 
 
 @pytest.mark.parametrize(
@@ -162,12 +165,22 @@ def test_a_look_ahead_names_data_weights_and_faults_and_writes_nothing(make_coco
     before = sorted(root.rglob("*"))
     bare, site = Site(home=root / "home"), Site(home=root / "home", coco_root=root, weights_root=root)
     plan = plan_of(root, LEARNS)
-    assert ahead(plan, bare)[0] == [] and "RNC_COCO_ROOT is not set here" in ahead(plan, bare)[1][0]
     stops, (said,) = ahead(plan, site)
     assert stops == [] and said.startswith(f"data {root}, split train: ")
     weighted = plan_of(root, replace(LEARNS, backbone_weights="r.pth"))
-    assert "not looked for" in ahead(weighted, bare)[1][0]
-    assert ahead(weighted, site)[0] == [] and "holds no file r.pth" in ahead(weighted, site)[1][0]
+    for one, where, lacks, not_here in (
+        (plan, bare, "RNC_COCO_ROOT is not set, and", "RNC_COCO_ROOT is not set here"),
+        (plan, replace(bare, coco_root=root / "no"), "no", "no: not here"),
+        (weighted, replace(bare, coco_root=root), "RNC_WEIGHTS is not set, and", "not looked for"),
+        (weighted, site, "holds no file r.pth", "holds no file r.pth"),
+    ):
+        # A submit from here stops; one on another machine may find there what this one lacks.
+        assert lacks in ahead(one, where)[0][0]
+        stops, told = ahead(one, where, is_here=False)
+        assert stops == [] and not_here in told[0]
+    (root / "r.pth").write_bytes(b"no weights")
+    assert "train.model.backbone_weights: " in ahead(weighted, site)[0][0]
+    (root / "r.pth").unlink()
     (root / "train" / "2.jpg").write_bytes(b"")
     assert "images that do not decode (1)" in ahead(plan, site)[0][0]
     assert ahead(plan, site, most_images=1)[0] == []  # only the annotations of a large split are read
