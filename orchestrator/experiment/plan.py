@@ -100,6 +100,8 @@ class Record:
     """The artifacts that its run should have: bytes by path."""
     data_fingerprint: str = ""
     """CocoData.fingerprint of the images it was trained or scored on; empty where that was not noted."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Its settings that differ from the defaults, by their names in MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

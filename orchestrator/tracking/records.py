@@ -78,6 +78,7 @@ def read_record(run: Run) -> Record:
         stop=tags.get(names.STOP, ""),
         files=run.files,
         data_fingerprint=tags.get(names.FINGERPRINT, ""),
+        params=run.params,
     )
 
 

@@ -1,6 +1,6 @@
 """What the missing part of a plan costs: hours of training from measured or given throughput, and bytes of disk."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from statistics import fmean
@@ -332,22 +332,47 @@ def _method(run: TrainRun) -> Method:
 
 
 def _measured_throughputs(plan: Plan, ledger: Ledger) -> tuple[dict[Kind, float], dict[tuple[Kind, Method], float]]:
-    """Return images/s of one worker by kind, and by kind and method, averaged over the plan's trainings that ran."""
+    """Return images/s of one worker by kind, and by kind and method, averaged over the suite's trainings that ran.
+
+    Also over those that no row asks for any more, as of other epochs.
+    """
     of_kinds: dict[Kind, list[float]] = {}
     of_methods: dict[tuple[Kind, Method], list[float]] = {}
-    for key, run in plan.trainings.items():
-        record = ledger.trainings.get(key)
-        speed = record.metrics.get(IMAGES_PER_S) if record else None
-        if record is not None and speed:
-            ran = record.resources or run.resources
-            # A training that ran on CPUs says nothing of the GPUs that its file asks for now.
-            if (ran.gpus_per_worker > 0) == (run.resources.gpus_per_worker > 0):
-                of_kinds.setdefault(_kind(run), []).append(speed / ran.num_workers)
-                of_methods.setdefault((_kind(run), _method(run)), []).append(speed / ran.num_workers)
+    for key, record in ledger.trainings.items():
+        run, speed = plan.trainings.get(key), record.metrics.get(IMAGES_PER_S)
+        ran = record.resources or (run.resources if run else None)
+        what = (_kind(run), _method(run)) if run else _recorded(record.params)
+        if not speed or ran is None or what is None:
+            continue
+        # A training that ran on CPUs says nothing of the GPUs that its file asks for now.
+        kind, method = what[0]._replace(device="GPU" if ran.gpus_per_worker else "CPU"), what[1]
+        of_kinds.setdefault(kind, []).append(speed / ran.num_workers)
+        of_methods.setdefault((kind, method), []).append(speed / ran.num_workers)
     return (
         {kind: fmean(speeds) for kind, speeds in of_kinds.items()},
         {one: fmean(speeds) for one, speeds in of_methods.items()},
     )
+
+
+def _recorded(params: Mapping[str, str]) -> tuple[Kind, Method] | None:
+    """What a training was by its params in MLflow; None where somebody wrote others, or they are unknown."""
+    usual = TrainConfig()
+    bins = params.get("box.bins", "none")
+    try:
+        kind = Kind(
+            backbone=params.get("backbone", usual.model.backbone),
+            short_edge=int(params.get("short_edge", usual.data.short_edge)),
+            long_edge=int(params.get("long_edge", usual.data.long_edge)),
+            precision=params.get("precision", usual.precision),
+            device="GPU",
+        )
+        method = Method(
+            assignment=params.get("assignment.kind", usual.model.assignment.kind),
+            bins=None if bins == "none" else int(bins),
+        )
+    except ValueError:
+        return None
+    return (kind, method) if params else None
 
 
 def _time(

@@ -28,6 +28,7 @@ from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys
 from orchestrator.experiment.rows import Resources, Row
 from orchestrator.site import Site
+from orchestrator.tracking.records import training_params
 
 R50, R101 = TrainConfig(), TrainConfig(model=ModelConfig(backbone="resnet101"))
 R50_KIND = Kind("resnet50", 600, 1000, "float32", "GPU")
@@ -84,6 +85,24 @@ def test_a_training_with_another_assignment_counts_by_its_own_throughput_where_o
         key(atss): 40.0,
     }
     assert time.speeds[R50_KIND].images_per_s == 7.5
+
+
+@pytest.mark.parametrize(
+    ("earlier", "speed"),
+    [
+        (replace(R50, schedule=ScheduleConfig(epochs=1, lr_drop_epochs=())), 10.0),
+        (replace(R50, model=replace(R50.model, box=BoxConfig(bins=17))), 10.0),
+        (replace(R50, data=DataConfig(short_edge=300, long_edge=500)), None),
+        (R101, None),
+    ],
+)
+def test_a_training_that_no_row_asks_for_any_more_tells_its_throughput(
+    earlier: TrainConfig, speed: float | None
+) -> None:
+    (held,) = ran(earlier, 80.0, num_workers=8, gpus_per_worker=1.0).trainings.values()
+    ledger = Ledger(trainings={key(earlier): replace(held, params=training_params(earlier))})
+    time = estimate_time(make_plan([experiment(R50)], ledger), ledger, lambda _: 1200)
+    assert [one.images_per_s for one in time.speeds.values()] == ([] if speed is None else [speed])
 
 
 def test_where_the_resources_were_not_recorded_those_of_the_file_are_meant() -> None:
