@@ -1,5 +1,6 @@
 """Tables of `rnc plan`: trainings and evaluations, which are missing and why, and what they cost."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ def plan_table(plan: Plan, estimate: PlanTime) -> Table:
             *_note_on_seeds(plan, estimate),
             *_note_on_stopped(plan),
             *_note_on_unread_branches(plan),
+            *_notes_on_schedules(plan, estimate),
             *_notes_on_time(estimate),
             *([*_note_on_loaders(plan), _note_on_disk(estimate_disk(plan))] if any(missing.values()) else []),
         ),
@@ -225,9 +227,35 @@ def _note_on_unread_branches(plan: Plan) -> list[str]:
     }
     if not unread:
         return []
-    labels = list(unread)
-    named = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+    named = _some(list(unread))
     return [f"No score here reads the confidence of {named}: the branch only teaches the towers, at exponent 0."]
+
+
+def _notes_on_schedules(plan: Plan, estimate: PlanTime) -> list[str]:
+    """Say which trainings can hardly learn, as they are too short for their warm-up or their batch."""
+    found: dict[str, list[str]] = {}
+    for training in estimate.trainings:
+        run, images = plan.trainings[training.key], training.images_per_epoch
+        if not images:
+            continue
+        schedule, batch = run.config.schedule, run.config.global_batch
+        updates, warmup = schedule.epochs * math.ceil(images / batch), schedule.warmup_iterations
+        if updates <= warmup:
+            # As model.training.loop.learning_rate has it, which would import torch.
+            rate = 1 - (1 - (updates - 1) / warmup) * (1 - schedule.warmup_ratio)
+            text = (
+                f"the warm-up ({_count(warmup, 'update')}) outlasts the whole training ({_count(updates, 'update')}):"
+                f" its rate ends at {100 * rate:.2g} % of learning_rate; lower train.schedule.warmup_iterations, or"
+                " train for more epochs"
+            )
+            found.setdefault(text, []).append(run.label)
+        if batch > images:
+            text = (
+                f"train.global_batch is {batch}, of {_count(images, 'image')}: an epoch has hardly more than one"
+                " update; lower it"
+            )
+            found.setdefault(text, []).append(run.label)
+    return [f"{_some(labels)}: {text}." for text, labels in found.items()]
 
 
 def _notes_on_time(estimate: PlanTime) -> list[str]:
@@ -326,6 +354,10 @@ def _note_on_loaders(plan: Plan) -> list[str]:
     numbers = [str(number) for number in sorted(number for number in asked if number is not None)]
     chosen = ["from the node's cores"] if None in asked else []
     return [f"Loader processes of a GPU worker: {' or '.join(numbers + chosen)}."]
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -76,6 +76,7 @@ class TrainingTime:
     """Whether it asks for more than that."""
     num_images: int | None
     """Over all epochs that are left; None where the data set's size is unknown."""
+    images_per_epoch: int | None
     seconds: float | None
     """None where that or the throughput is unknown."""
 
@@ -391,4 +392,6 @@ def _time(
     if left is not None and images_per_s is not None:
         # On fewer GPUs or CPUs than asked for, fewer workers run, each at the same speed.
         seconds = left / (images_per_s * amount / per_worker)
-    return TrainingTime(key=run.key, kind=kind, amount=amount, is_cut=is_cut, num_images=left, seconds=seconds)
+    return TrainingTime(
+        key=run.key, kind=kind, amount=amount, is_cut=is_cut, num_images=left, images_per_epoch=images, seconds=seconds
+    )

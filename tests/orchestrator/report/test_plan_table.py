@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, TrainConfig
+from model.config import ConfidenceConfig, DataConfig, InferenceConfig, ModelConfig, ScheduleConfig, TrainConfig
 from orchestrator.experiment.cost.estimate import PlanTime, estimate_time
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Plan, Record, make_plan, row_keys
@@ -254,6 +254,23 @@ def test_data_of_unknown_size_and_too_few_gpus_are_told() -> None:
     notes = plan_table(plan, estimate_time(plan, Ledger(), lambda _: None, gpus=4, images_per_s=1.0)).notes
     assert "How many images there are to train on is not known; name the data (data.root or RNC_COCO_ROOT)." in notes
     assert "A training asks for more GPUs than there are; its time is that on fewer workers." in notes
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_images", "said"),
+    [
+        (12, 1000, []),  # 756 updates
+        (1, 192, ["the warm-up (500 updates) outlasts the whole training (12 updates): its rate ends at 2.3 % of"]),
+        (600, 5, ["train.global_batch is 16, of 5 images: an epoch has hardly more than one update; lower it."]),
+    ],
+)
+def test_a_schedule_that_can_hardly_learn_is_told(epochs: int, num_images: int, said: list[str]) -> None:
+    schedule = ScheduleConfig(epochs=epochs, lr_drop_epochs=())
+    plan = make_plan([experiment(replace(OURS, train=TrainConfig(schedule=schedule)))], Ledger())
+    notes = plan_table(plan, estimate_time(plan, Ledger(), lambda _: num_images)).notes
+    # (1 - 11 / 500) * 0.999 is missing at the last of 12 updates: 2.3 % are there.
+    told = [note for note in notes if note.startswith("RetinaNet-Conf: ")]
+    assert len(told) == len(said) and all(text in note for text, note in zip(said, told, strict=True))
 
 
 def test_disk_is_told_for_what_is_missing_alone() -> None:
