@@ -288,7 +288,7 @@ def _time(suite: Suite, plan: Plan, bounds: Bounds) -> PlanTime:
 def _work(suite: Suite, bounds: Bounds) -> Work:
     """Say what the suite lacks, and how long that takes on this machine; on a cluster nobody knows what is free."""
     plan, hours = suite.make_plan(), None
-    if suite.site.ray_address is None:
+    if plan.missing_trainings and suite.site.ray_address is None:  # of scoring alone there is no estimate
         here, images = local_cluster(), suite.site.num_images
         gpus, cpus = here.total("GPU") or None, here.total("CPU")
         hours = estimate_time(plan, suite.ledger, images, gpus=gpus, cpus=cpus, images_per_s=bounds.images_per_s).hours

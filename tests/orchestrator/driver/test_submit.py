@@ -24,7 +24,7 @@ from orchestrator.driver.cancel import cancel_row
 from orchestrator.driver.submit import Bounds, Submitted, submit
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
-from orchestrator.experiment.plan import Evaluation, Plan, row_keys
+from orchestrator.experiment.plan import Evaluation, Ledger, Plan, row_keys
 from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.figures.table import Column, Table
 from orchestrator.report import files
@@ -36,7 +36,7 @@ from orchestrator.tracking.server import unused_server
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import JOURNAL, Status
 from tests.conftest import MakeCoco
-from tests.orchestrator.ledgers import NUMBERS, experiment, keep_checkpoint, record
+from tests.orchestrator.ledgers import NUMBERS, experiment, finished, keep_checkpoint, record
 
 
 def test_a_notebook_shows_all_tables_of_a_submit() -> None:
@@ -381,6 +381,14 @@ def test_those_who_wait_are_told_how_long_once_the_first_training_has_measured_i
     # one process signs and asks, so the lock's file says it, and no claim
     assert len(fake.works) == 2 and all("by the estimate" in work for work in fake.works)
     assert fake.works[0].startswith("It trains and scores heads (")
+
+
+def test_those_who_wait_for_scoring_alone_are_given_no_estimate(tmp_path: Path) -> None:
+    ((_, trained, _),) = row_keys(BASE)
+    held = Ledger(trainings={trained: finished()})
+    suite = type("Trained", (Suite,), {"ledger": held})([experiment("heads", [BASE])], Site(home=tmp_path))
+    work = module._work(suite, Bounds())
+    assert (work.rows, work.until) == ("heads (base)", None)
 
 
 def test_a_budget_leaves_out_what_does_not_fit_and_names_it_with_its_cost(cluster: Callable[..., Any]) -> None:
