@@ -1,5 +1,6 @@
 """Loads experiment files: YAML, with what it extends, becomes checked and typed rows; mistakes are named by path."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,6 +142,11 @@ def find_row(experiments: Sequence[Experiment], label: str, seed: int | None = N
         raise UserError(f"--row {label!r} stands in {files}; name one of these files alone")
     if not found:
         labels = [row.label for experiment in experiments for row in experiment.rows]
+        row_of, _, number = label.rpartition(", seed ")  # as `rnc status` shows each seed of a row
+        if row_of in labels and number.isdecimal():
+            raise UserError(
+                f"--row {label!r} is a seed of a row; name it by --row {shlex.quote(row_of)} --seed {number}"
+            )
         raise UserError(f"--row {label!r} is no row; {suggestion(label, labels)}")
     experiment, row = found[0]
     rule = experiment.seed_rule

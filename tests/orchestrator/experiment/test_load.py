@@ -730,6 +730,13 @@ def test_a_seed_that_may_still_be_added_is_one_of_the_row(tmp_path: Path) -> Non
         find_row(found, "ours", 4)
 
 
+def test_a_seed_as_status_shows_it_is_answered_with_its_options(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a seed of a row; name it by --row 'Conf R50' --seed 1"):
+        find_row([load(tmp_path, "rows: [{label: Conf R50, seeds: [0, 1]}]")], "Conf R50, seed 1")
+    with pytest.raises(UserError, match="is no row"):
+        find_row([load(tmp_path, "rows: [{label: Conf R50}]")], "Other, seed 1")
+
+
 @pytest.mark.parametrize("stem", ["a(1)", "it's", "a, b", "50%", "a\nb", "a\udcff", "é" * 111, "x" * 201])
 def test_a_file_whose_name_no_tag_of_mlflow_may_have_is_refused_before_it_trains(tmp_path: Path, stem: str) -> None:
     path = write(tmp_path / "suite", "rows: [{label: A}]", f"{stem}.yaml")
