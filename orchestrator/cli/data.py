@@ -42,13 +42,18 @@ def data() -> None:
 @click.option("--quick", is_flag=True, help="Decode no image: looks for no duplicates.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="The folder for sheet and page.")
 @FORMAT
-def audit(root: Path, short_edge: int, long_edge: int, quick: bool, output: Path | None, form: str) -> None:
+@click.pass_context
+def audit(
+    ctx: click.Context, root: Path, short_edge: int, long_edge: int, quick: bool, output: Path | None, form: str
+) -> None:
     """Say what DATA holds, and what is suspicious about it.
 
     Splits, images and boxes by class, sizes, boxes that are not learnt and why, images that occur twice (the same
     bytes, or the same view by a perceptual hash), doubled boxes, classes with few boxes. Boxes are measured at
     --short-edge and --long-edge, to which images are resized for training. A contact sheet that shows every class with
     its boxes, and a page with all of it, are written to RNC_HOME/reports/data/, or to --output.
+
+    The exit code is 0 if all splits can be read, 1 if one cannot, and 2 if none can, or for a mistake in the call.
     """
     from model.data.faults import DataError
     from orchestrator.data.audit import audit as look_at
@@ -70,6 +75,7 @@ def audit(root: Path, short_edge: int, long_edge: int, quick: bool, output: Path
         click.echo(page if form == "html" else SCREENS[form](found))
     say(told)
     say(speed(found))
+    ctx.exit(1 if found.refused else 0)
 
 
 @data.command()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from orchestrator.cli.data import data
 from orchestrator.cli.main import cli
+from tests.conftest import MakeCoco
 from tests.data_folders import coco_json, picture
 
 PHOTOS = ("aquarium", "blood")
@@ -42,6 +43,18 @@ def test_a_first_word_that_is_no_verb_is_the_data(tmp_path: Path) -> None:
         assert "convert" in rnc("data", *help).stdout
     assert "OUT must be new or empty" in rnc("data", "convert", "--help").stdout
     assert set(data.commands) >= {"audit", "convert"}
+
+
+def test_a_split_that_cannot_be_read_hides_no_other_and_ends_with_1(make_coco: MakeCoco) -> None:
+    box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    root = make_coco([box, {**box, "id": 2, "image_id": 2}], sizes=((60, 80), (60, 80)))
+    assert rnc("data", root).exit_code == 0
+    (root / "val").mkdir()
+    (root / "annotations" / "instances_val.json").write_text("{")
+    looked = rnc("data", root)
+    assert looked.exit_code == 1 and "instances_val.json" in looked.stdout and "2 images" in looked.stdout
+    (root / "annotations" / "instances_train.json").write_text("{")
+    assert rnc("data", root).exit_code == 2
 
 
 def test_data_prints_what_is_there_and_says_where_the_sheet_lies(shapes_root: Path, tmp_path: Path) -> None:
