@@ -1,7 +1,7 @@
 """Two rows of a suite against each other: their difference, its 95 % interval, and the images that decide it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model.settings import suggestion
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from model.data.split import CocoData
     from model.evaluation.coco_eval import MatchTable
 
 LEFT_OUT = ROWS[:3]
@@ -48,6 +49,8 @@ class Comparison:
     `contributions`."""
     num_with_objects: int = 0
     """The images with an object; 0 where that is not known."""
+    file_names: Mapping[int, str] = field(default_factory=dict, compare=False)
+    """Of these images, by id: the ids of formats that have none are made up."""
 
     def to_table(self, most: int = 10) -> Table:
         """Show both rows, their difference, and so many of the images that decide it."""
@@ -59,7 +62,8 @@ class Comparison:
             (theirs, self.values[1], None),
         ]
         rows += [
-            (f"image {image_id}", Cell(None, absent=""), contribution) for image_id, contribution in self.images[:most]
+            (f"image {image_id}{self._file(image_id)}", Cell(None, absent=""), contribution)
+            for image_id, contribution in self.images[:most]
         ]
         notes = [self.note, *notes_on_marks(mark)]
         if self.images:
@@ -77,6 +81,9 @@ class Comparison:
             rules_before=(2,),
             notes=tuple(notes),
         )
+
+    def _file(self, image_id: int) -> str:
+        return f", {self.file_names[image_id]}" if image_id in self.file_names else ""
 
     def __str__(self) -> str:
         return self.to_table().to_text()
@@ -128,8 +135,11 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
     compared = [result.of_seeds(seeds) for result, seeds in zip(results, zip(*pairs, strict=True), strict=True)]
     values = [_require_measured(result, metric) for result in compared]
     decisive: list[tuple[int, float]] = []
+    names: dict[int, str] = {}
     if images:
-        image_ids = _image_ids(rows[0], suite.site, fingerprint)
+        data = _images(rows[0], suite.site, fingerprint)
+        image_ids = data.image_ids
+        names = dict(zip(image_ids.tolist(), data.file_names, strict=True))
         matches = [_matches(result, ledger, uri, len(image_ids)) for result in compared]
         weight = contributions(matches[0], matches[1], metric)
         order = [int(place) for place in np.lexsort((image_ids, -np.abs(weight))) if weight[place]]
@@ -144,6 +154,7 @@ def compare(suite: Suite, labels: tuple[str, str], metric: str = "AP", *, images
         note=interval_note([gain]) + _note_on_seeds(results, pairs) + _note_on_looks(suite, labels),
         images=tuple(decisive),
         num_with_objects=gain.num_with_objects,
+        file_names={image_id: names[image_id] for image_id, _ in decisive},
     )
 
 
@@ -249,8 +260,8 @@ def _matches(result: RowResult, ledger: Ledger, uri: str, num_images: int) -> "l
     return found
 
 
-def _image_ids(row: Row, site: Site, fingerprint: str) -> "NDArray[np.int64]":
-    """Return the ids of the images that a row was scored on, rising; matches know images by their places alone."""
+def _images(row: Row, site: Site, fingerprint: str) -> "CocoData":
+    """Return the images that a row was scored on, their ids rising; matches know images by their places alone."""
     from model.data.coco import read_for_scoring
     from model.data.faults import DataError
 
@@ -266,4 +277,4 @@ def _image_ids(row: Row, site: Site, fingerprint: str) -> "NDArray[np.int64]":
             f"{root}, split {row.split}, is not what {row.label} was measured on (fingerprint {data.fingerprint[:12]}, "
             f"recorded is {fingerprint[:12]}); its images cannot be named: --images 0 compares without them"
         )
-    return data.image_ids
+    return data

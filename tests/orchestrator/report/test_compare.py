@@ -133,6 +133,7 @@ def test_two_rows_are_compared_with_the_image_that_decides_first(suite_of: Calla
     assert found.low < found.difference < found.high
     assert "*‡" in str(found) and "‡ On fewer than 10 images with an object" in str(found)
     assert found.images[0][0] == 5 and found.images[0][1] == pytest.approx(100 - ap)
+    assert found.file_names[5] == "5.jpg" and set(found.file_names) == set(range(1, 8))
     assert len(found.images) == 7 and all(contribution < 0 for _, contribution in found.images[1:])
     assert compare(suite_of(), ("good", "bad"), images=False) == replace(found, images=())
     back = compare(suite_of(), ("bad", "good"), "AP75")
@@ -178,9 +179,12 @@ def test_a_comparison_is_shown_as_a_table_with_the_weightiest_images() -> None:
         high=2.5,
         note="[95 % interval] by resamples.",
         images=((7, 0.5), (3, -0.25), (9, 0.125)),
+        file_names={3: "b/three.jpg"},
     )
     lines = [" ".join(line.split()) for line in str(found).splitlines()]
-    assert {"good 40.0 +1.50 [+0.50, +2.50]*", "bad 38.5 —", "image 7 +0.50", "image 3 -0.25"} <= set(lines)
+    assert {"good 40.0 +1.50 [+0.50, +2.50]*", "bad 38.5 —", "image 7 +0.50", "image 3, b/three.jpg -0.25"} <= set(
+        lines
+    )
     assert (
         len(found.to_table(most=2).rows) == 4 and "of 3 that change it, the 2 that" in found.to_table(most=2).notes[-1]
     )
