@@ -72,7 +72,7 @@ def prepare(plan: Plan, ledger: Ledger, site: Site, say: Callable[[str], None], 
     _require_space(site.home, missing)
     for data, _ in _splits(plan):
         draw(data, site)
-    category_ids = check_data(plan, _used_data(plan, ledger), _reader(site, check_images=check_images), say)
+    category_ids = check_data(plan, _used_data(plan, ledger), site, _reader(site, check_images=check_images), say)
     # A whole detector has classes, so that its file can be checked only now that the data's categories are known.
     for model, dataset in dict.fromkeys((config.model, config.data.dataset) for config in missing):
         _check_detector_weights(model, category_ids[dataset], site, say)
@@ -106,15 +106,15 @@ def look_ahead(
 
     look(lambda: require_learning(plan))
     absent = _absent_weights(missing, site)
-    if absent and not is_here and site.weights_root is None:
+    if is_here:
+        stops |= dict.fromkeys(absent.values())
+    elif absent and site.weights_root is None:
         say(
             f"weights {', '.join(absent)}: not looked for, as RNC_WEIGHTS is not set here and no file has "
             "`data: {weights: ...}`"
         )
-    for text in absent.values() if is_here or site.weights_root is not None else ():
-        if is_here:
-            stops[text] = None
-        else:
+    else:
+        for text in absent.values():
             say(text)
     for model in dict.fromkeys(model for model, _ in models if model.weights not in absent):
         look(partial(_check_backbone_weights, model, site, say))
@@ -131,7 +131,7 @@ def look_ahead(
         say(f"data {root}: not here, so that nothing was looked at")
     else:
         # Without fingerprints, as a large split may be read without a look at its images.
-        look(lambda: category_ids.update(check_data(plan, (), _hasty_reader(site, most_images), say)))
+        look(lambda: category_ids.update(check_data(plan, (), site, _hasty_reader(site, most_images), say)))
     for model, dataset in models:
         if dataset in category_ids and model.weights not in absent:
             look(partial(_check_detector_weights, model, category_ids[dataset], site, say))
@@ -174,12 +174,13 @@ def require_learning(plan: Plan) -> None:
         )
 
 
-def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[str], None]) -> CategoryIds:
+def check_data(plan: Plan, used: Iterable[UsedData], site: Site, read: Read, say: Callable[[str], None]) -> CategoryIds:
     """Read every split that a plan's missing trainings learn from or are scored on, and say what is there.
 
     Args:
         plan: of one suite.
         used: what finished results rest on.
+        site: where the data are.
         read: reads a split.
         say: told of each split.
 
@@ -189,6 +190,7 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
     Raises:
         UserError: a split is missing or faulty, or is not what finished results rest on.
     """
+    _require_root(plan, site)
     used = list(used)
     first: dict[str, CocoData] = {}
     learnt: dict[DataConfig, CocoData] = {}
@@ -205,6 +207,16 @@ def check_data(plan: Plan, used: Iterable[UsedData], read: Read, say: Callable[[
             told.add(text)
         require_same_categories(data, first.setdefault(config.dataset, data))
     return {dataset: data.category_ids for dataset, data in first.items()}
+
+
+def _require_root(plan: Plan, site: Site) -> None:
+    """Refuse data that are named and not there, by the file and the setting, or the variable, that name them."""
+    root = site.coco_root
+    if root is None or root.exists() or all(config.dataset == "shapes" for config, _ in _splits(plan)):
+        return
+    naming = [str(one.path) for one in plan.experiments if one.data.root is not None and Path(one.data.root) == root]
+    named = f"{naming[0]}: data.root" if naming else "RNC_COCO_ROOT"
+    raise UserError(f"{named} is {root}: there is no such folder or file; correct it, or put the data there")
 
 
 def _advice(train: "CocoData | None", scored: "CocoData") -> list[str]:
@@ -363,7 +375,7 @@ def require_known_data(plan: Plan, ledger: Ledger, site: Site, say: Callable[[st
             if faults == "quarantine":
                 data = read_coco(root, split, num_images=num_images, faults=faults)
         except DataError as error:
-            say(f"not compared with the data of finished results: {error}")
+            say(f"not compared with the data of finished results: {str(error).splitlines()[0]}")
         else:
             require_same_data(selection, data.fingerprint, used)
 

@@ -25,7 +25,7 @@ from orchestrator.experiment.prepare import (
     scoring_data,
     training_data,
 )
-from orchestrator.experiment.rows import Row
+from orchestrator.experiment.rows import Places, Row
 from orchestrator.site import Site
 from tests.conftest import MakeCoco
 
@@ -170,7 +170,7 @@ def test_a_look_ahead_names_data_weights_and_faults_and_writes_nothing(make_coco
     weighted = plan_of(root, replace(LEARNS, backbone_weights="r.pth"))
     for one, where, lacks, not_here in (
         (plan, bare, "RNC_COCO_ROOT is not set, and", "RNC_COCO_ROOT is not set here"),
-        (plan, replace(bare, coco_root=root / "no"), "no", "no: not here"),
+        (plan, replace(bare, coco_root=root / "no"), "RNC_COCO_ROOT is ", "no: not here"),
         (weighted, replace(bare, coco_root=root), "RNC_WEIGHTS is not set, and", "not looked for"),
         (weighted, site, "holds no file r.pth", "holds no file r.pth"),
     ):
@@ -185,6 +185,17 @@ def test_a_look_ahead_names_data_weights_and_faults_and_writes_nothing(make_coco
     assert "images that do not decode (1)" in ahead(plan, site)[0][0]
     assert ahead(plan, site, most_images=1)[0] == []  # only the annotations of a large split are read
     assert sorted(root.rglob("*")) == before
+
+
+def test_data_that_are_named_and_not_there_are_told_by_file_and_setting(tmp_path: Path) -> None:
+    root = tmp_path / "cels"
+    (table,) = plan_of(tmp_path, LEARNS).experiments
+    plan = make_plan([replace(table, data=Places(root=str(root)))], Ledger())
+    with pytest.raises(UserError) as told:
+        prepare(plan, Ledger(), Site(home=tmp_path / "home", coco_root=root), lambda _: None)
+    says = f"{tmp_path / 't.yaml'}: data.root is {root}: there is no such folder or file"
+    assert str(told.value).startswith(says)
+    assert ahead(plan, Site(home=tmp_path / "home", coco_root=root))[0] == [str(told.value)]
 
 
 @pytest.mark.parametrize("most_images", [0, 10])
