@@ -58,9 +58,19 @@ def misspelt(kind: Any, settings: Mapping[Any, Any], prefix: str = "") -> Iterat
     nested = nested_kinds(kind)
     for name, value in settings.items():
         if name not in known:
-            yield f"{prefix}{name} is not a setting; {suggestion(name, known, prefix)}"
+            below = list(_settings_below(kind, name, prefix))
+            meant = f"did you mean {below[0]}?" if len(below) == 1 else suggestion(name, known, prefix)
+            yield f"{prefix}{name} is not a setting; {meant}"
         elif name in nested and isinstance(value, Mapping):
             yield from misspelt(nested[name], value, f"{prefix}{name}.")
+
+
+def _settings_below(kind: Any, name: Any, prefix: str) -> Iterator[str]:
+    """Yield each setting of the groups in `kind`, at any depth, whose last part is this name."""
+    for group, part in nested_kinds(kind).items():
+        if name in [f.name for f in fields(part)]:
+            yield f"{prefix}{group}.{name}"
+        yield from _settings_below(part, name, f"{prefix}{group}.")
 
 
 def misplaced(kind: Any, settings: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

@@ -119,6 +119,8 @@ def test_paths_count_from_the_current_folder(tmp_path: Path, monkeypatch: pytest
     ("pair", "said"),
     [
         ("train.schedule.epocs=3", "train.schedule.epocs is not a setting; did you mean train.schedule.epochs?"),
+        ("epochs=3", "epochs is not a setting; did you mean train.schedule.epochs?"),
+        ("loss=l1", "loss is not a setting; expected one of: "),  # several settings end so
         ("trian.seed=3", "trian is not a setting; did you mean train?"),
         ("train.schedule.epochs", "expected a setting and its value"),
         ("seeds=[1, 2", "the value cannot be read"),
