@@ -72,7 +72,7 @@ def _weights(train: Settings, why: dict[str, str], machine: Machine, on_gpu: boo
         why["model.backbone_norm"] = "no ImageNet weights were found, so that all of the backbone learns from scratch"
         warnings = [
             "no ImageNet weights were found: from scratch a detector takes more images and epochs. This "
-            "fetches torchvision's, then make the file anew: "
+            "fetches torchvision's, then remove the file and make it anew: "
             "python -c \"from torchvision.models import resnet50 as r; r(weights='IMAGENET1K_V1')\"; "
             "or name a folder of weights in RNC_WEIGHTS"
         ]

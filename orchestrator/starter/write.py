@@ -51,7 +51,10 @@ def start(asked: Start, site: Site, environ: Mapping[str, str], say: Say) -> Exp
     """
     file = asked.file
     if file.exists():
-        raise UserError(f"{file}: is there already; submit it (rnc submit {file}), or name another by --output")
+        raise UserError(
+            f"{file}: is there already; submit it (rnc submit {file}), remove it to make it anew, or name another by "
+            "--output"
+        )
     if not asked.root.exists():
         raise UserError(f"{asked.root.absolute()}: is not there; name the folder or the file of a data set")
     data, machine = data_facts(asked.root.absolute()), machine_facts(site, environ)

@@ -122,7 +122,9 @@ def test_what_stands_in_the_way_is_told_and_nothing_is_left_behind(shapes_root: 
         begin(shapes_root, here, overrides=parse_overrides(["train.schedule.learning_rate=fast"]))
     assert [path.name for path in here.iterdir()] == []
     experiment = begin(shapes_root, here)
-    with pytest.raises(UserError, match=r"is there already; submit it \(rnc submit shapes\.yaml\)"):
+    with pytest.raises(
+        UserError, match=r"is there already; submit it \(rnc submit shapes\.yaml\), remove it to make it anew"
+    ):
         begin(shapes_root, here)
     assert is_for(experiment.path, shapes_root) and not is_for(experiment.path, here)
 
