@@ -19,6 +19,7 @@ from orchestrator.cli.options import (
     show_reports,
     site,
     suites,
+    tell_home,
 )
 from orchestrator.cli.terminal import GOES_ON, print_log, when_interrupted
 from orchestrator.cluster.environment import is_jobs_address
@@ -185,12 +186,19 @@ def submit(
 @SOUND_EXPERIMENTS
 @FORMAT
 def status(experiments: list[Experiment], form: str) -> None:
-    """Show how far each row of EXPERIMENT is, and why not further.
+    """Show how far each row of EXPERIMENT is, why not further, and who runs it now.
 
     Long reasons are cut, and the logs with the rest of them named; --format json has them whole. Files with mistakes
     are left out and named, and the exit code is 1.
     """
-    show([suite.status(whole=form == "json") for suite in suites(experiments)], form)
+    from orchestrator.driver.lock import holder_of
+
+    opened = suites(experiments)
+    tell_home(opened)
+    for suite in opened:
+        if holder := holder_of(suite):
+            say(" ".join(filter(None, (f"Suite {suite.name} is being run by {holder}.", holder.work))))
+    show([suite.status(whole=form == "json") for suite in opened], form)
 
 
 @click.command()
@@ -259,7 +267,9 @@ def report(
         listed = load_claims(file, experiments)
         paper = papers_numbers(listed, experiments)
     reports = []
-    for suite in suites(experiments):
+    opened = suites(experiments)
+    tell_home(opened)
+    for suite in opened:
         of_suite = suite.reports(bootstrap=not no_bootstrap, by_size=listed is not None)  # claims speak of sizes
         if rows:
             of_suite = [replace(one, table=replace(one.table, compact=None)) for one in of_suite]

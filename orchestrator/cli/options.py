@@ -20,6 +20,7 @@ from orchestrator.experiment.load import Experiment, load_experiments, load_soun
 from orchestrator.experiment.search import MOST_ROWS, MOST_ROWS_EVER
 from orchestrator.figures.page import FORMATS, html_page, render
 from orchestrator.figures.table import Table
+from orchestrator.homes import describe_home
 from orchestrator.site import Site, site_from_environment
 
 if TYPE_CHECKING:
@@ -226,6 +227,15 @@ def suites(experiments: Sequence[Experiment], at: Site | None = None) -> list[Op
         groups.setdefault(experiment.suite, []).append(experiment)
     here = at or site()
     return [OpenSuite(group, here) for group in groups.values()]
+
+
+def tell_home(opened: Sequence[OpenSuite]) -> None:
+    """Say where it was looked for suites of which nothing is recorded, and where they were last submitted."""
+    for suite in opened:
+        if not suite.mlflow_runs:
+            home = describe_home(suite.name, suite.experiments[0].path.parent, suite.site.home)
+            server = f" at {suite.site.tracking_uri}" if suite.site.tracking_uri else ""
+            say(f"Nothing of suite {suite.name} is recorded{server}. {home}")
 
 
 def show(tables: Sequence[Table], form: str) -> None:

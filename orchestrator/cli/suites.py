@@ -16,6 +16,7 @@ from orchestrator.cli.options import (
     show,
     site,
     suites,
+    tell_home,
 )
 from orchestrator.cli.terminal import print_line, print_log, screen_columns
 from orchestrator.cluster.environment import is_jobs_address
@@ -76,7 +77,9 @@ def gc(experiments: list[Experiment], form: str, deletes: bool) -> None:
     Checkpoints to resume from go once their training is finished; weights in MLflow only where no row of these files,
     no other table of the suite, no alias of the model registry and no tag `pin` of the run asks for them.
     """
-    show([table for suite in suites(experiments) for table in suite.gc(delete=deletes)], form)
+    opened = suites(experiments)
+    tell_home(opened)
+    show([table for suite in opened for table in suite.gc(delete=deletes)], form)
 
 
 @click.command()
@@ -91,8 +94,10 @@ def verify(ctx: click.Context, experiments: list[Experiment]) -> None:
 
     The exit code is 0 if all are sound, 1 if any is damaged, and 2 for a mistake in the call.
     """
+    opened = suites(experiments)
+    tell_home(opened)
     with bar("files", "bytes") as progress:
-        sound = [suite.verify(say=print_line, progress=progress) for suite in suites(experiments)]
+        sound = [suite.verify(say=print_line, progress=progress) for suite in opened]
     if not all(sound):
         say("`rnc repair --deep` with the same files does what the lines say; the next submit makes the rest again.")
         ctx.exit(1)

@@ -15,7 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
+from orchestrator.driver import lock
 from orchestrator.driver.submit import Submitted
+from orchestrator.experiment.load import load_experiments
+from orchestrator.homes import remember
+from orchestrator.site import Site
 from orchestrator.tracking.runs import open_tracking
 from orchestrator.tracking.suite import Suite
 from tests.conftest import MakeCoco
@@ -83,6 +87,27 @@ def test_every_verb_that_prints_a_table_prints_it_in_every_format(rnc: Rnc, verb
     assert result.exit_code == 0, result.output
     assert "RetinaNet-Conf" in result.stdout
     assert sign in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "gc", "verify"])
+def test_where_nothing_is_recorded_it_is_said_which_home_was_looked_in_and_which_was_the_last(
+    rnc: Rnc, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "before").mkdir()
+    remember("miniature", MINIATURE, tmp_path / "before")
+    looked = rnc(verb, MINIATURE / "table1_heads.yaml")
+    assert looked.exit_code == 0 and "Nothing" not in looked.stdout, looked.output
+    assert f"Nothing of suite miniature is recorded. RNC_HOME {tmp_path / 'home'} is new" in looked.stderr
+    assert f"To go on there: RNC_HOME={tmp_path / 'before'}" in looked.stderr
+
+
+def test_status_says_that_a_submit_runs_which_has_recorded_nothing_yet(rnc: Rnc, tmp_path: Path) -> None:
+    suite = Suite(load_experiments([MINIATURE / "table1_heads.yaml"]), Site(home=tmp_path / "home"))
+    with lock.locked(suite, lambda _: None, lambda: lock.Work(rows="table1_heads (RetinaNet)")):
+        said = rnc("status", MINIATURE / "table1_heads.yaml").stderr
+    assert f"Suite miniature is being run by process {os.getpid()} on " in said
+    assert "It trains and scores table1_heads (RetinaNet)" in said
 
 
 @pytest.mark.parametrize("verb", ["status", "report"])
