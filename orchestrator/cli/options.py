@@ -15,6 +15,7 @@ from orchestrator.addresses import RAY, logins_apart
 from orchestrator.api import OpenSuite
 from orchestrator.cli.terminal import print_text, say_lines
 from orchestrator.cluster.environment import require_cluster_settings
+from orchestrator.errors import UserError
 from orchestrator.experiment.layers import parse_overrides
 from orchestrator.experiment.load import Experiment, load_experiments, load_sound
 from orchestrator.experiment.search import MOST_ROWS, MOST_ROWS_EVER
@@ -156,6 +157,12 @@ def check_settings(ctx: click.Context, parameter: click.Parameter, settings: tup
     """Refuse inference settings that are none, or have no such value, before a checkpoint is fetched for them."""
     from orchestrator.checkpoint.inputs import typed_changes
 
+    for text in settings:
+        if text.strip().startswith("train."):
+            raise UserError(
+                f"--set {text}: a checkpoint is trained already; what can be set is how it is scored, such as "
+                "inference.nms_iou=0.6, or the row's training in an experiment file"
+            )
     typed_changes(settings)
     return settings
 

@@ -434,6 +434,11 @@ def test_settings_of_a_call_change_every_row_of_every_file(rnc: Rnc) -> None:
     assert refused(rnc("status", MINIATURE, "--set", "train.schedule.epocs=2"), "did you mean train.schedule.epochs?")
 
 
+def test_a_checkpoint_takes_no_setting_of_its_training(rnc: Rnc) -> None:
+    said = "--set train.schedule.epochs=3: a checkpoint is trained already; what can be set is how it is scored"
+    assert refused(rnc("evaluate", "best", "--set", "train.schedule.epochs=3"), said)
+
+
 def test_a_plan_says_what_would_stop_a_submit(rnc: Rnc, make_coco: MakeCoco, tmp_path: Path) -> None:
     root = make_coco([{"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 5, 500, 30], "area": 900, "iscrowd": 0}])
     file = tmp_path / "mine.yaml"
