@@ -140,7 +140,7 @@ def test_after_ctrl_c_it_ends_with_130_though_mlflow_has_gone_away(
     def away(*_: object, **__: object) -> None:
         raise UserError("the MLflow server does not answer")
 
-    def interrupted(*_: object) -> Any:
+    def interrupted(*_: object, **__: object) -> Any:
         monkeypatch.setattr(module, "make_reports", away)
         monkeypatch.setattr(module, "place_evaluations", away)
         if moment == "waiting":
