@@ -90,7 +90,7 @@ def test_a_grid_stands_behind_rows_of_its_file_or_behind_those_that_only_picks(t
             "{train.model.confidence: [null], train.model.confidence.tower: [box]}",
             "grid.train.model.confidence.tower is a part of train.model.confidence; vary one of them",
         ),
-        ("{nms_iou: [0.5]}", "grid.nms_iou is not a setting; expected one of: train, inference, split"),
+        ("{nms_iou: [0.5]}", "grid.nms_iou is not a setting; did you mean grid.inference.nms_iou?"),
         (
             f"{{train.model.channels: {list(range(40))}, train.model.tower_depth: {list(range(40))}}}",
             "grid makes 1600 rows, at most 1000 are taken without --yes; list fewer values",
