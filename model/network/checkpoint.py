@@ -212,14 +212,23 @@ def read_inference(folder: Path) -> InferenceConfig:
 
 
 def load_weights(folder: Path) -> "dict[str, Tensor]":
-    """The weights, after checking them against the card's sha256.
+    """The weights, after checking the card against its seal, and them against the card's sha256.
 
     Raises:
-        ValueError: the file is damaged or belongs to another card.
+        ValueError: a file is missing or damaged, or the weights belong to another card.
     """
     from safetensors.torch import load_file
 
-    expected, found = read_card(folder).weights_sha256, file_sha256(folder / WEIGHTS)
+    expected, written = read_card(folder).weights_sha256, read_json(folder / CARD)
+    if written.get("card_sha256", "") not in ("", seal(written)):
+        raise ValueError(
+            f"{folder / CARD} has other content than its card_sha256 says: it was edited, or damaged; fetch the "
+            "checkpoint again"
+        )
+    try:
+        found = file_sha256(folder / WEIGHTS)
+    except OSError as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error.strerror}); fetch the checkpoint again") from error
     if expected != found:
         raise ValueError(
             f"{folder / WEIGHTS} has sha256 {found[:12]}, its card says {expected[:12]}: the file is damaged or was "

@@ -77,11 +77,17 @@ def load_detector(folder: Path) -> RetinaNetConf:
     """The detector of a checkpoint, on the CPU, ready to predict.
 
     Raises:
-        ValueError: the checkpoint is damaged.
+        ValueError: the checkpoint is damaged, or its card is of another detector.
     """
-    card = read_card(folder)
+    card, weights = read_card(folder), load_weights(folder)
     detector = RetinaNetConf(card.config.model, len(card.category_ids))
-    detector.load_state_dict(load_weights(folder))
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:  # with a line for each tensor
+        raise ValueError(
+            f"{folder}: the weights are of another detector than the card's ({str(error).splitlines()[-1].strip()}); "
+            "fetch the checkpoint again"
+        ) from error
     detector.source = str(folder)
     return detector.eval()
 

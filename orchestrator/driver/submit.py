@@ -297,7 +297,11 @@ def _work(suite: Suite, bounds: Bounds) -> Work:
 
 def _estimating(suite: Suite, bounds: Bounds, tell: Tell) -> Show:
     """Return what tells those who wait how long it takes, once the first training has measured it."""
-    is_known = suite.site.ray_address is not None or _work(suite, bounds).until is not None
+    is_known = (
+        suite.site.ray_address is not None
+        or not suite.make_plan().missing_trainings
+        or _work(suite, bounds).until is not None
+    )
     fresh = Suite(suite.experiments, suite.site)  # called from another thread than the one that owns the suite
 
     def watch(statuses: Sequence[Status]) -> None:

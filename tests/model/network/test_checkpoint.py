@@ -24,6 +24,7 @@ from model.network.checkpoint import (
     save_checkpoint,
     seal,
 )
+from model.network.retinanet import load_detector
 
 CONFIG = TrainConfig(
     model=ModelConfig(channels=32, confidence=ConfidenceConfig(loss="gfocal")),
@@ -98,6 +99,29 @@ def test_swapped_weights_are_refused(tmp_path: Path) -> None:
     (other / "model.safetensors").replace(one / "model.safetensors")
     with pytest.raises(ValueError, match="its card says"):
         load_weights(one)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    folder = save(tmp_path / "one")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"one/model\.safetensors cannot be read \(No such file.*fetch"):
+        load_weights(folder)
+
+
+def test_a_card_that_was_edited_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path / "one") / "config.json"
+    card = json.loads(file.read_text())
+    file.write_text(json.dumps(card | {"epoch": 3}))
+    with pytest.raises(ValueError, match=r"one/config\.json has other content than its card_sha256 says.*fetch"):
+        load_weights(file.parent)
+    del card["card_sha256"]  # as earlier versions wrote it
+    file.write_text(json.dumps(card))
+    assert load_weights(file.parent).keys() == WEIGHTS.keys()
+
+
+def test_a_card_of_another_detector_than_the_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one: the weights are of another detector than the card's"):
+        load_detector(save(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[" * 5000, "[]", "{}", '{"config": {"model": {}}}'])

@@ -11,6 +11,7 @@ from model.config import CALIBRATION, METRICS, InferenceConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.split import CocoData
 from model.evaluation.scoring import Scores, score
+from model.network.checkpoint import seal
 from model.network.retinanet import load_detector
 from model.settings import to_dict
 from orchestrator.checkpoint.pull import Provenance, write_provenance
@@ -172,9 +173,10 @@ def test_a_checkpoint_of_a_gpu_is_scored_on_the_cpu_and_what_may_differ_is_said(
     card = json.loads((folder / "config.json").read_text())
     assert card["device"] == "cpu"
     assert "Trained on" not in notes()
-    (folder / "config.json").write_text(json.dumps(card | {"device": "NVIDIA H100 80GB HBM3"}))
+    card |= {"device": "NVIDIA H100 80GB HBM3"}
+    (folder / "config.json").write_text(json.dumps(card | {"card_sha256": seal(card)}))
     assert "Trained on NVIDIA H100 80GB HBM3, scored on cpu, which adds up in another order: scores may" in notes()
-    del card["device"]  # as checkpoints were before
+    del card["device"], card["card_sha256"]  # as checkpoints were before
     (folder / "config.json").write_text(json.dumps(card))
     assert "Trained on" not in notes()
 

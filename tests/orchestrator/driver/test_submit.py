@@ -194,7 +194,7 @@ class FakeCluster:
         self.suite, self.failing = suite, failing
         self.launches: list[list[str]] = []
         self.works: list[str] = []
-        """What those who wait are told, after each evaluation."""
+        """What those who wait are told, once each training has made its first updates."""
 
     def launch(self, plan: Plan, suite: Suite, say: Callable[[str], None], watch: Callable[..., None]) -> Any:
         storage, failed = suite.storage, False
@@ -206,6 +206,8 @@ class FakeCluster:
                 failed = True
                 continue
             write(suite.connection.uri, run_id, metrics={IMAGES_PER_S: 1.0, EPOCH: float(run.config.schedule.epochs)})
+            watch([Status(label=run.label, state="training", num_epochs=1, images_per_s=1.0)])
+            self.works.append(getattr(lock.holder_of(suite), "work", ""))
             finish_training(suite.connection, run_id, keep_checkpoint(storage, key), storage / key / JOURNAL)
         for key in plan.missing_evaluations:
             evaluation = plan.evaluations[key]
@@ -222,8 +224,6 @@ class FakeCluster:
                 train_run_id=trained.run_id,
                 data_fingerprint="val data",
             )
-            watch([Status(label=evaluation.label, state="training", num_epochs=1, images_per_s=1.0)])
-            self.works.append(getattr(lock.holder_of(suite), "work", ""))
         return SimpleNamespace(endings=(), interrupted=False, lost="", exit_code=int(failed))
 
 
