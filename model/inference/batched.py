@@ -18,6 +18,7 @@ from model.config import InferenceConfig
 from model.inference.batched_scores import BatchPredictions, Scored, constants_of, score_settings
 from model.inference.postprocess import FIRST_LOOK
 from model.inference.suppression.batched_nms import greedy
+from model.inference.suppression.kinds import NEEDS_ALL
 from model.inference.suppression.on_host import suppress_candidates
 from model.inference.table import DetectionTable
 from model.network.anchors import FIRST_LEVEL
@@ -29,7 +30,7 @@ LABEL = 0xFFFFFFFF
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Kept:
-    """What NMS keeps of B images under S settings, or its candidates: `count` each, best first, of D places."""
+    """What NMS keeps of B images under S settings: `count` each, best first, of D places."""
 
     values: Tensor
     """[B, S, D, 9] int32: anchor and label; the bits of score, class score, confidence and box. Void from `count`."""
@@ -37,6 +38,18 @@ class Kept:
     """[B, S] int32."""
     complete: Tensor
     """[B, S] whether no candidate that NMS has not seen could be kept."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """The best candidates of B images under S settings, `count` each, best first, of C places."""
+
+    values: Tensor
+    """[B, S, C, 9] int32, as in `Kept`."""
+    count: Tensor
+    """[B, S] int32."""
+    total: Tensor
+    """[B, S] int32: how many there are in all."""
 
 
 def suppress(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -> Kept:
@@ -76,11 +89,8 @@ def suppress(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -
     )
 
 
-def best_candidates(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -> Kept:
-    """The candidates that `suppress` would look at, for a kind of suppression that is the host's.
-
-    Of each image and setting, `complete` says whether there are no others.
-    """
+def best_candidates(images: BatchPredictions, scored: Scored, look: int = FIRST_LOOK) -> Candidates:
+    """The candidates that `suppress` would look at, for a kind of suppression that is the host's."""
     num_images, num_settings, num_rows, num_classes = scored.log_scores.shape
     image, _ = _images_and_settings(num_images, num_settings, images.boxes.device)
     count = min(look * scored.settings[0].max_detections, num_rows * num_classes)
@@ -89,10 +99,8 @@ def best_candidates(images: BatchPredictions, scored: Scored, look: int = FIRST_
     values = _values(images, scored, anchors, pairs % num_classes, log_scores, images.boxes[image, anchors])
     num = log_scores.isfinite().sum(dim=1, dtype=torch.int32)
     total = scored.log_scores.flatten(2).isfinite().sum(dim=2, dtype=torch.int32)
-    return Kept(
-        values=values.view(num_images, num_settings, count, -1),
-        count=num.view(num_images, num_settings),
-        complete=num.view(num_images, num_settings) == total,
+    return Candidates(
+        values=values.view(num_images, num_settings, count, -1), count=num.view(num_images, num_settings), total=total
     )
 
 
@@ -135,7 +143,7 @@ def detect(
 ) -> Iterator[Detected]:
     """Yield what is found under some settings after others.
 
-    The host waits for the device once for each group of settings.
+    The host waits for the device once for each group of settings, and again where one has to see more candidates.
 
     Args:
         images: B of them.
@@ -149,23 +157,29 @@ def detect(
     """
     unseen = [] if images.finite is None else [images.finite]
     for scored in score_settings(images, settings):
+        kind, limit = scored.settings[0].suppression, scored.settings[0].max_detections
         look, detected = FIRST_LOOK, None
         # With a detector whose boxes overlap much, the 100th detection may be beyond the 2,400th candidate.
         while detected is None:
-            is_nms = scored.settings[0].suppression == "nms"
-            kept = suppress(images, scored, look) if is_nms else best_candidates(images, scored, look)
+            if kind == "nms":
+                kept = suppress(images, scored, look)
+                tensors = [kept.values, kept.count, kept.complete]
+            else:
+                best = best_candidates(images, scored, look)
+                tensors = [best.values, best.count, best.total]
             # With the first group, so that nobody waits for the device once more.
-            values, count, complete, *finite = to_host([kept.values, kept.count, kept.complete, *unseen])
+            values, count, known, *finite = to_host([*tensors, *unseen])
             if unseen and not finite[0].all():
                 raise NonFiniteError(_not_finite(images, finite[0]))
             unseen = []
             about = image_ids, category_ids, images.level_lengths
-            if not is_nms:
-                detected = _suppressed(scored, values, count, complete, *about)
-            elif complete.all():
+            if kind != "nms":
+                detected = _suppressed(scored, values, count, count == known, *about)
+            elif known.all():
                 found = tables(values, count, *about)
                 detected = Detected(scored=scored, tables=found, count=count, droppers=None)
-            look *= 4
+            # What needs all candidates has them at the second look.
+            look = -(-int(known.max()) // limit) if kind in NEEDS_ALL else 4 * look
         yield detected
 
 
@@ -173,7 +187,7 @@ def _suppressed(
     scored: Scored,
     values: NDArray[np.int32],
     count: NDArray[np.int32],
-    complete: NDArray[np.int32],
+    complete: NDArray[np.bool_],
     image_ids: NDArray[np.int64],
     category_ids: NDArray[np.int64],
     level_lengths: Sequence[int],

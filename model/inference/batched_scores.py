@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from model.config import InferenceConfig, require_branch
 from model.inference.fusion import exponents
+from model.inference.suppression.kinds import NEEDS_ALL
 from model.network.anchors import NUM_ANCHORS, AnchorGrid, clip, decode
 from model.network.finite import are_finite
 from model.network.retinanet import Predictions, flat
@@ -79,16 +80,18 @@ class Scored:
 def score_settings(images: BatchPredictions, settings: Sequence[InferenceConfig]) -> Iterator[Scored]:
     """Score the anchors that the settings send to NMS, as many settings at once as memory allows.
 
+    Those are together whose suppression looks equally far: NMS, what the best candidates decide, and what needs all.
+
     Raises:
         ValueError: a setting reads a confidence branch, and the detector has none.
     """
     for config in settings:
         require_branch(config, has_branch=images.confidence_logits is not None)
-    of_shape: dict[tuple[str, int, int, bool], list[int]] = {}
+    of_shape: dict[tuple[str, int, int, bool, bool], list[int]] = {}
     for place, config in enumerate(settings):
-        is_nms = config.suppression == "nms"
-        of_shape.setdefault((config.top_k_of, config.nms_pre, config.max_detections, is_nms), []).append(place)
-    for (_, nms_pre, _, _), places in of_shape.items():
+        looks = config.suppression == "nms", config.suppression in NEEDS_ALL
+        of_shape.setdefault((config.top_k_of, config.nms_pre, config.max_detections, *looks), []).append(place)
+    for (_, nms_pre, *_), places in of_shape.items():
         rows = sum(min(length, nms_pre) for length in images.level_lengths)
         step = max(1, MOST_PAIRS // (len(images.class_logits) * rows * images.class_logits.shape[2]))
         for start in range(0, len(places), step):

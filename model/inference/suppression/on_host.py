@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.config import InferenceConfig
-from model.inference.suppression.kinds import Ranked, Survivors, sort_candidates, survivors
+from model.inference.suppression.kinds import NEEDS_ALL, Ranked, Survivors, sort_candidates, survivors
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -17,12 +17,12 @@ Lists = tuple[Ints, Ints]
 
 
 def suppress_candidates(
-    values: Ints, count: Ints, complete: Ints, settings: Sequence[InferenceConfig], num_classes: int
+    values: Ints, count: Ints, complete: NDArray[np.bool_], settings: Sequence[InferenceConfig], num_classes: int
 ) -> tuple[Lists, Lists] | None:
     """What is kept of the candidates of B images under S settings, and which of them dropped others.
 
     Args:
-        values: [B, S, C, 9] the best candidates, as in `batched.Kept`.
+        values: [B, S, C, 9] the best candidates, as in `batched.Candidates`.
         count: [B, S] how many of the C there are.
         complete: [B, S] whether there are no others.
         settings: [S] of any kind of suppression but `nms`.
@@ -32,6 +32,8 @@ def suppress_candidates(
         The same rows of those kept, best first, their scores and boxes as they are in the end; and of those that
         dropped others, with what put them in order in the place of the score. None where more have to be seen.
     """
+    if any(config.suppression in NEEDS_ALL and not complete[:, place].all() for place, config in enumerate(settings)):
+        return None  # before any is ranked in vain
     kept: list[Ints] = []
     droppers: list[Ints] = []
     for image in range(values.shape[0]):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model.config import InferenceConfig
 from model.inference import batched, batched_scores, postprocess
 from model.inference.batched_scores import BatchPredictions, Scored, of_batch, score_settings
+from model.inference.suppression import on_host
 from model.inference.suppression.batched_nms import blockwise, greedy
 from model.inference.suppression.nms import keep
 from model.inference.table import DetectionTable
@@ -110,7 +112,7 @@ def test_kinds_of_suppression_look_further_until_what_they_found_stands(
     looked: list[int] = []
     best_candidates = batched.best_candidates
 
-    def look_at(images: BatchPredictions, scored: Scored, look: int) -> batched.Kept:
+    def look_at(images: BatchPredictions, scored: Scored, look: int) -> batched.Candidates:
         looked.append(look)
         return best_candidates(images, scored, look)
 
@@ -125,6 +127,35 @@ def test_kinds_of_suppression_look_further_until_what_they_found_stands(
         assert np.array_equal(table.take(table.image_ids == image).anchors, in_batch.anchors)
         assert found.count[image, 0] == len(in_batch)
     assert looked[0] == 1 and len(looked) > 1 and looked == sorted(looked)
+
+
+def test_what_needs_all_candidates_has_them_at_the_second_look_and_sends_no_other_kind_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid, where = anchor_grid((96, 96)), sizes_and_scales(2, (96, 96))
+    images = of_batch(random_predictions(grid, 2, 3), grid, *where)
+    looked: list[tuple[str, int]] = []
+    ranked: list[int] = []
+    best_candidates, rank = batched.best_candidates, on_host._rank
+
+    def look_at(images: BatchPredictions, scored: Scored, look: int) -> batched.Candidates:
+        looked.append((scored.settings[0].suppression, look))
+        return best_candidates(images, scored, look)
+
+    def count_ranked(rows: on_host.Ints, floats: on_host.Floats, complete: bool, num_classes: int) -> Any:
+        ranked.append(len(rows))
+        return rank(rows, floats, complete, num_classes)
+
+    monkeypatch.setattr(batched, "best_candidates", look_at)
+    monkeypatch.setattr(on_host, "_rank", count_ranked)
+    monkeypatch.setattr(batched, "FIRST_LOOK", 4)
+    settings = [InferenceConfig(suppression=kind) for kind in ("diou", "iou_guided", "voting")]
+    found = list(batched.detect(images, settings, np.arange(2), np.arange(3)))
+    assert [one.scored.places for one in found] == [(0,), (1, 2)]
+    total = int(found[1].scored.log_scores[:, 0].flatten(1).isfinite().sum(dim=1).max())
+    assert total > 4 * 100
+    assert looked == [("diou", 4), ("iou_guided", 4), ("iou_guided", -(-total // 100))]
+    assert len(ranked) == 2 * 3  # each image once under each setting: nothing was ranked in vain
 
 
 def test_the_types_of_the_forward_pass_are_taken_as_they_are() -> None:
