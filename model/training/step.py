@@ -29,6 +29,9 @@ this part of the samples, [4]."""
 BOXES = 32
 """A graph has room for so many boxes an image, and in a batch with more for the next power of two: COCO has 7 an image,
 so that each shape of batches needs one graph."""
+FEW_BOXES = 16
+"""Where a graph assigns as well, which takes longer the more room it has: so many an image, and once BOXES, as the
+fewer images a batch has, the farther from 7 its mean may be."""
 NOWHERE = -1e4
 """Where the boxes that fill up a graph's room lie, in pixels: far from all anchors, and without area."""
 MOST_GRAPHS = 16
@@ -254,7 +257,8 @@ class _Graphs:
 def _with_room(part: Prepared) -> Prepared:
     """The same with boxes of the last image that no anchor learns at the end."""
     batch, count = part.batch, len(part.batch.boxes)
-    missing = max(BOXES * len(batch.images), 1 << (count - 1).bit_length()) - count
+    room = BOXES * len(batch.images) if part.assignment is not None else FEW_BOXES * len(batch.images) + BOXES
+    missing = max(room, 1 << (count - 1).bit_length()) - count
     boxes, labels = batch.boxes.new_full((missing, 4), NOWHERE), batch.labels.new_zeros(missing)
     image_index = batch.image_index.new_full((missing,), len(batch.images) - 1)
     return replace(

@@ -152,6 +152,26 @@ def test_the_boxes_that_fill_up_a_graph_change_no_loss_and_no_gradient(num_boxes
         assert_close(mine, other)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "num_boxes", "by_prediction", "room"),
+    [(16, 112, False, 512), (16, 112, True, 288), (2, 14, True, 64), (16, 289, True, 512), (16, 0, True, 288)],
+)
+def test_a_graph_that_assigns_has_less_room_for_boxes(
+    num_images: int, num_boxes: int, by_prediction: bool, room: int
+) -> None:
+    given = replace(
+        batch(),
+        images=torch.zeros(num_images, 3, 64, 96, dtype=torch.uint8),
+        boxes=torch.zeros(num_boxes, 4),
+        labels=torch.zeros(num_boxes, dtype=torch.int64),
+        image_index=torch.zeros(num_boxes, dtype=torch.int64),
+    )
+    grid = anchor_grid((64, 96))
+    assignment = None if by_prediction else Assignment(torch.zeros(num_images, len(grid.boxes), dtype=torch.int64))
+    padded = _with_room(Prepared(given, grid, assignment, torch.ones(()), counts=True)).batch
+    assert len(padded.boxes) == len(padded.labels) == len(padded.image_index) == room
+
+
 @pytest.mark.parametrize("kind", BY_PREDICTION)
 def test_a_rule_that_looks_at_predictions_assigns_after_the_forward_pass_and_divides_gradients_at_the_end(
     kind: str,
