@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from model.foreign import NoFileError, require_file
 
@@ -106,7 +106,7 @@ def open_film(path: Path) -> Film | None:
             if not getattr(image, "is_animated", False):
                 return None
             return Film(path=path, num_frames=image.n_frames, frames_per_s=1000 / _milliseconds(image))  # type: ignore[attr-defined]
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+    except Exception:  # Pillow's readers raise whatever their parsers meet: IndexError of GIF, RuntimeError of AVIF
         return None  # whoever decodes it as a picture says why it is none
 
 
@@ -176,32 +176,44 @@ class PicturesWriter:
 
 
 def _of_video(path: Path) -> Iterator[Frame]:
-    import av
-
     with _opened(path) as container:
-        stream = _stream(container)
-        try:
-            for number, frame in enumerate(container.decode(stream)):
-                picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
-                if frame.rotation:  # phones lie on their side, and note it
-                    picture = picture.rotate(frame.rotation, expand=True)
-                seconds = frame.time if frame.time is not None else number / float(stream.average_rate or 25)
-                yield Frame(number=number, seconds=seconds, picture=picture)
-        except av.error.FFmpegError as error:
-            raise ValueError(f"the video does not decode ({_said(error)})") from error
+        yield from _decoded(_frames_of_video(container), "video")
+
+
+def _frames_of_video(container: "av.container.InputContainer") -> Iterator[Frame]:
+    stream = _stream(container)
+    for number, frame in enumerate(container.decode(stream)):
+        picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        if frame.rotation:  # phones lie on their side, and note it
+            picture = picture.rotate(frame.rotation, expand=True)
+        seconds = frame.time if frame.time is not None else number / float(stream.average_rate or 25)
+        yield Frame(number=number, seconds=seconds, picture=picture)
 
 
 def _of_animation(path: Path) -> Iterator[Frame]:
-    try:
-        with Image.open(path) as image:
-            milliseconds = 0.0
-            for number in range(getattr(image, "n_frames", 1)):
-                image.seek(number)
-                image.load()  # some formats know how long a frame is shown only now
-                yield Frame(number=number, seconds=milliseconds / 1000, picture=image.convert("RGB"))
-                milliseconds += _milliseconds(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the animation does not decode ({type(error).__name__}: {error})") from error
+    return _decoded(_frames_of_animation(path), "animation")
+
+
+def _frames_of_animation(path: Path) -> Iterator[Frame]:
+    with Image.open(path) as image:
+        milliseconds = 0.0
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            image.load()  # some formats know how long a frame is shown only now
+            yield Frame(number=number, seconds=milliseconds / 1000, picture=image.convert("RGB"))
+            milliseconds += _milliseconds(image)
+
+
+def _decoded(frames: Iterator[Frame], kind: str) -> Iterator[Frame]:
+    """The same frames; what the decoder raises becomes a ValueError, what their taker raises does not."""
+    while True:
+        try:
+            frame = next(frames, None)
+        except Exception as error:  # a decoder raises whatever its format's parser meets
+            raise ValueError(f"the {kind} does not decode ({_said(error)})") from error
+        if frame is None:
+            return
+        yield frame
 
 
 def _opened(path: Path) -> "av.container.InputContainer":
@@ -222,8 +234,8 @@ def _stream(container: "av.container.InputContainer") -> "av.VideoStream":
 
 
 def _said(error: Exception) -> str:
-    """What FFmpeg says, without its number and without the file, which is named already."""
-    return str(getattr(error, "strerror", None) or error)
+    """What FFmpeg or the system says, without its number and without the file, which is named already."""
+    return str(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}")
 
 
 def _milliseconds(image: Image.Image) -> float:

@@ -2,6 +2,7 @@
 
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,21 @@ def test_an_animation_needs_pillow_alone(name: str, tmp_path: Path, monkeypatch:
     assert [frame.seconds for frame in frames] == pytest.approx([0, 0.1, 0.28])
     for frame, color in zip(frames, COLORS[::2], strict=True):
         np.testing.assert_allclose(np.asarray(frame.picture).mean((0, 1)), color, atol=12)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.avif"])
+def test_an_animation_that_is_damaged_anywhere_raises_nothing_but_value_errors(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    first, *others = (Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)) for _ in range(4))
+    file = tmp_path / name
+    first.save(file, save_all=True, append_images=others)
+    whole = file.read_bytes()
+    for place in range(1, len(whole), len(whole) // 60):
+        for damaged in (whole[:place], whole[:place] + bytes(2) + whole[place + 2 :]):
+            file.write_bytes(damaged)
+            film = open_film(file)
+            with suppress(ValueError):
+                assert film is None or len(list(film.frames())) <= 4
 
 
 def test_a_picture_of_one_frame_is_no_film_and_neither_are_the_pages_of_a_document(tmp_path: Path) -> None:
