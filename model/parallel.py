@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock, get_ident
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -83,26 +84,46 @@ class FlatGradients:
             total(self.values)
 
 
+_uses_lock = Lock()
+_uses: list[tuple[int, int]] = []
+"""Of each use of `one_thread_each` that goes on: the thread that began it, and how many torch has otherwise."""
+
+
 @contextmanager
 def one_thread_each() -> Iterator[int]:
-    """Let torch compute with one thread, and yield how many it has otherwise."""
-    # Two threads sum in another order than one, which is worth 7e-5 AP.
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Let torch compute with one thread, and yield how many it has otherwise; uses may overlap, in several threads."""
+    # Two threads sum in another order than one, which is worth 7e-5 AP. torch keeps its setting by thread, and new
+    # threads, as those of a server's requests, begin with the last one of any: within a use of another, that is 1.
+    with _uses_lock:
+        otherwise = _one_thread()
+        count = _uses[0][1] if _uses else otherwise
+        use = get_ident(), count
+        _uses.append(use)
     try:
         yield count
     finally:
-        torch.set_num_threads(count)
+        with _uses_lock:
+            _uses.remove(use)
+            if use not in _uses:
+                torch.set_num_threads(count)
 
 
 def map_in_order(function: Callable[[T], R], items: Iterable[T], num_threads: int) -> Iterator[R]:
     """Yield function(item) for each item, in their order; so many threads work on them, each with one for torch."""
     # A pool's own map would read all items at once: decoded images, as many as the data set has.
     waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(num_threads, initializer=_one_thread) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > num_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _one_thread() -> int:
+    """Let torch compute with one thread in this one, and return how many it had."""
+    # Asked first: torch sets a thread's number anew when that is first asked for, to what any thread set last.
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return count
