@@ -26,6 +26,8 @@ ANIMATED = (".gif", ".webp", ".png", ".apng", ".avif")
 """Pictures that may have several frames. Those of TIFF are pages, and those of a phone's MPO are previews."""
 STILL_MS = 100
 """How long browsers show a frame of an animation that does not say it."""
+MOST_OF = 0.9
+"""The part of the frames and seconds that its file promises with which a film is whole; some promise a little more."""
 TICKS = 90_000
 """A second in the time of the videos that are written: whole numbers of it are a frame at 24, 25, 29.97, 30 and 60."""
 INSTALL = "pip install 'retinanet-conf[video]'"
@@ -51,14 +53,32 @@ class Film:
     """0 where its file does not say it."""
     frames_per_s: float
     """On average."""
+    seconds: float = 0.0
+    """How long its pictures last; 0 where its file does not say it."""
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
         """Decode every so-manieth frame, from the first on.
 
         Raises:
-            ValueError: the file is damaged, there or further on.
+            ValueError: the file is damaged, there or further on, or has clearly fewer frames than it says.
         """
-        return islice(_of_video(self.path) if is_video(self.path) else _of_animation(self.path), 0, None, every)
+        frames = _of_video(self.path) if is_video(self.path) else _of_animation(self.path)
+        return islice(self._whole(frames), 0, None, every)
+
+    def _whole(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """The same frames, and an error where they end too early: FFmpeg takes a file that is cut for one that ends."""
+        count, first, last = 0, 0.0, 0.0
+        for count, frame in enumerate(frames, start=1):
+            last = frame.seconds
+            first = last if count == 1 else first
+            yield frame
+        if not count:
+            raise ValueError("the file holds no frame: it is cut off")
+        # Either may mislead: of a film that was trimmed without encoding, MP4 counts what is not shown as well, and
+        # where frames have other times than their average rate, their number is guessed.
+        seconds = last - first + 1 / self.frames_per_s
+        if count < MOST_OF * self.num_frames and seconds < MOST_OF * self.seconds:
+            raise ValueError(f"it ends after {count} of about {self.num_frames} frames; fetch it again")
 
 
 class Writer(Protocol):
@@ -97,8 +117,9 @@ def open_film(path: Path) -> Film | None:
         with _opened(path) as container:
             stream = _stream(container)
             rate = float(stream.average_rate or stream.guessed_rate or 25)
-            seconds = float(container.duration or 0) / 1e6
-            return Film(path=path, num_frames=stream.frames or round(seconds * rate), frames_per_s=rate)
+            seconds = _seconds(container, stream)
+            frames = stream.frames or round(seconds * rate)
+            return Film(path=path, num_frames=frames, frames_per_s=rate, seconds=seconds)
     if path.suffix.lower() not in ANIMATED:
         return None
     try:
@@ -231,6 +252,13 @@ def _stream(container: "av.container.InputContainer") -> "av.VideoStream":
     if not container.streams.video:
         raise ValueError("the file holds no pictures: it is cut off, or sound alone")
     return container.streams.video[0]
+
+
+def _seconds(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
+    """How long the pictures last, or else the whole, whose sound may last longer; 0 where the file does not say it."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return float(container.duration or 0) / 1e6
 
 
 def _said(error: Exception) -> str:

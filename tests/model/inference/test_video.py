@@ -125,6 +125,29 @@ def test_what_is_no_video_is_refused_in_a_line(tmp_path: Path) -> None:
         open_film(tmp_path / "cut.mp4")
 
 
+@pytest.mark.parametrize("kind", ["avi", "matroska", "mp4"])
+def test_a_video_that_was_cut_off_says_after_how_many_frames(kind: str, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    file = tmp_path / ("clip.mkv" if kind == "matroska" else f"clip.{kind}")
+    with av.open(str(file), "w", format=kind, options={"movflags": "faststart"} if kind == "mp4" else {}) as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(40):
+            picture = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert len(list(opened(file).frames(every=3))) == 14
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"it ends after \d+ of about 40 frames|the video does not decode"):
+        list(opened(file).frames())
+    if kind == "mp4":
+        file.write_bytes(whole[: whole.index(b"mdat") + 4])
+        with pytest.raises(ValueError, match="the file holds no frame: it is cut off"):
+            list(opened(file).frames())
+
+
 def test_without_pyav_a_video_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"PyAV, .*, is not installed: pip install 'retinanet-conf\[video\]'"):
