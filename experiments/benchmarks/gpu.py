@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,7 @@ def correct(say: Say) -> None:
         for precision in ("float32", "bfloat16") if CUDA else ("float32",):
             for use_graphs in (False, True) if CUDA else (False,):
                 mine = _trainer(model, precision, DEVICE, use_graphs=use_graphs)
-                # Without TF32, which would turn over what rules assign by predictions; even so the last bits may.
-                with torch.backends.cudnn.flags(allow_tf32=False):
+                with _without_tf32():
                     # A graph is recorded at the second update, and replayed from then on; at a rate of 0 all are equal.
                     found = [mine.update([MicroBatch(given, True)], 0.0) for _ in range(3 if use_graphs else 1)]
                 say(
@@ -190,6 +190,18 @@ def correct(say: Say) -> None:
                     largest_error_of_a_gradient=_largest_error(mine, reference),
                     waits=_waits(mine, given),
                 )
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Float32 as on the CPU: TF32 would turn over what rules assign by predictions; even so the last bits may."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False  # `cudnn.flags` turns off cuDNN itself as well, which is to be compared
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def _largest_error(mine: TrainingStep, reference: TrainingStep) -> dict[str, Any]:

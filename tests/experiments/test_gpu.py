@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "benchmarks" / "gpu.py"
 
@@ -31,3 +33,12 @@ def test_an_unknown_part_is_refused_with_those_that_there_are() -> None:
     assert done.returncode == 2
     assert "no part is called speed" in done.stderr
     assert "scoring" in done.stderr
+
+
+def test_what_is_compared_with_the_cpu_runs_by_cudnn_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32
+    with import_module("gpu")._without_tf32():
+        assert (cudnn.enabled, cudnn.allow_tf32) == (True, False)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32) == before
