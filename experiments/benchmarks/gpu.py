@@ -1,9 +1,9 @@
 """The detector on a GPU: right, then fast, beside torchvision's RetinaNet; a JSON line for each result.
 
-Needs PyTorch and this tree, neither Ray nor MLflow: `PYTHONPATH=. python experiments/benchmarks/gpu.py` runs all parts
-in the order in which they are worth running; `correct`, `methods` and `scoring` hold what no GPU has run yet. Without a
-GPU it runs small, to see that it runs. A step is timed with one wait at its end, "host" is until the step is queued;
-images are 608 x 1024, the precision is bfloat16.
+Needs PyTorch and this tree, neither Ray nor MLflow: `PYTHONPATH=. python experiments/benchmarks/gpu.py` runs all parts,
+by an estimate in 15 minutes of a GPU. If there are fewer, name parts: `correct methods assigning losses scoring` hold
+what no GPU has run yet, the first of them first. Without a GPU it runs small, to see that it runs. A step is timed with
+one wait at its end, "host" is until the step is queued; images are 608 x 1024, the precision is bfloat16.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from one_pass import opinionated
 from PIL import Image
 from torch import Tensor
 
+from model.assignment.assign import assign
+from model.assignment.samples import GroundTruth, loss_normalizer, predicted
 from model.config import (
     AssignmentConfig,
     BoxConfig,
@@ -39,11 +41,14 @@ from model.config import (
     TrainConfig,
 )
 from model.data.coco import read_coco
+from model.data.images import Batch
 from model.data.split import CocoData
 from model.evaluation.scoring import DTYPES, score
-from model.network.retinanet import RetinaNetConf, build_detector, for_inference
+from model.network.anchors import NUM_ANCHORS, AnchorGrid, anchor_grid
+from model.network.retinanet import Predictions, RetinaNetConf, build_detector, for_inference
 from model.training.batches import MicroBatch
 from model.training.loop import Progress, train
+from model.training.losses import detector_losses
 from model.training.step import TrainingStep
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -82,28 +87,37 @@ METHODS: dict[str, dict[str, Any]] = {
         "box": BINS,
         "confidence": None,
     },
-    "MAL, DFL, D-FINE's quality, group norm": {
+    "MAL, IoU and DFL, D-FINE's quality, group norm": {
         "classification": ClassificationConfig(loss="mal", edge_quality="dfine"),
-        "box": BINS,
+        "box": BoxConfig(loss="iou", loss_weight=2.0, bins=17),
         "confidence": None,
         "tower_norm": "group",
     },
 }
 """Of the ladder: each class loss, box loss, assignment and branch once."""
+ASSIGNERS = ("max_iou", "atss", "task_aligned", "sim_ota", "paa")
+LOSSES: dict[str, dict[str, Any]] = {
+    "focal, L1": {},
+    **{loss: {"classification": ClassificationConfig(loss=loss)} for loss in ("qfl", "vfl", "ia_bce", "mal")},
+    **{loss: {"box": BoxConfig(loss=loss)} for loss in ("iou", "giou", "diou", "ciou")},
+    "giou, DFL": {"box": BINS},
+}
+"""Each beside the focal loss, L1 and RetinaNet-Conf's branch."""
 COCO_SHAPES = ((640, 480), (480, 640), (640, 427), (427, 640), (640, 384), (500, 375))
 """Width and height of most images."""
 RATE = 1e-5
 SUPPRESSIONS = (
     "soft_linear", "soft_gaussian", "iou_guided", "diou", "matrix_linear", "matrix_gaussian", "voting",
 )  # fmt: skip
+EXPONENTS = {
+    f"{count} exponents": [InferenceConfig(confidence_exponent=place / max(10, count)) for place in range(count)]
+    for count in (1, 10, 20)
+}
 SETTINGS = {
-    **{
-        f"{count} exponents": [InferenceConfig(confidence_exponent=place / max(10, count)) for place in range(count)]
-        for count in (1, 10, 20)
-    },
     "top k of pairs": [InferenceConfig(top_k_of="pairs")],
     "product, filtered": [InferenceConfig(fusion="product", min_confidence=0.5)],
-    "suppressions": [InferenceConfig(suppression=kind) for kind in SUPPRESSIONS],  # type: ignore[arg-type]
+    # Of the 300,000 pairs that score here, and in no detector that has learnt, IoU-guided NMS would take 5 s an image.
+    "suppressions": [InferenceConfig(suppression=kind, top_k_of="pairs") for kind in SUPPRESSIONS],  # type: ignore[arg-type]
 }
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -122,6 +136,7 @@ def main(parts: tuple[str, ...], output: Path | None) -> None:
         raise click.UsageError(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if not CUDA:
         peer.SIZE = (96, 128)
+        torch.set_num_threads(1)  # of work so small, more threads wait for each other
     failed = []
     for part in parts or PARTS:
         start = time.perf_counter()
@@ -175,12 +190,13 @@ def correct(say: Say) -> None:
     for name, model in {**HEADS, **METHODS}.items():
         reference = _trainer(model, "float32", torch.device("cpu"))
         expected = reference.update([MicroBatch(given, True)], RATE)
-        for precision in ("float32", "bfloat16") if CUDA else ("float32",):
-            for use_graphs in (False, True) if CUDA else (False,):
-                mine = _trainer(model, precision, DEVICE, use_graphs=use_graphs)
-                with _without_tf32():
-                    # A graph is recorded at the second update, and replayed from then on; at a rate of 0 all are equal.
-                    found = [mine.update([MicroBatch(given, True)], 0.0) for _ in range(3 if use_graphs else 1)]
+        # In bfloat16 a rule that looks at predictions may assign otherwise than the CPU; its float32 rows are to agree.
+        cases = [("float32", False), ("float32", True), ("bfloat16", True)]
+        for precision, use_graphs in cases if CUDA else cases[:1]:
+            mine = _trainer(model, precision, DEVICE, use_graphs=use_graphs)
+            with _without_tf32():
+                # A graph is recorded at the second update, and replayed from then on; at a rate of 0 all are equal.
+                found = [mine.update([MicroBatch(given, True)], 0.0) for _ in range(3 if use_graphs else 1)]
                 say(
                     head=name,
                     precision=precision,
@@ -278,13 +294,80 @@ def step(say: Say) -> None:
 def methods(say: Say) -> None:
     """A training step of each method of the ladder, as RetinaNet's in `step`."""
     given = peer.scene(BATCH, DEVICE).batch
-    for head, model in list(METHODS.items())[: None if CUDA else 1]:
+    for head, model in METHODS.items():
         for use_graphs in (True, False) if CUDA else (True,):
             mine = _trainer(model, "bfloat16", use_graphs=use_graphs)
             _reset_peak()
             pace, host = _pace(_update(mine, given), STEPS // 2 or 1)
             say(head=head, precision="bfloat16", graphs=use_graphs, batch=BATCH, **_speed(BATCH, pace, host))
             del mine
+
+
+def assigning(say: Say) -> None:
+    """Each rule's assignment of a batch by itself, by operations and replayed."""
+    given = peer.scene(BATCH, DEVICE).batch
+    for kind in ASSIGNERS:
+        model = ModelConfig(assignment=AssignmentConfig(kind=kind))  # type: ignore[arg-type]
+        grid, predictions = _said(given, model)
+
+        def once(model: ModelConfig = model, grid: AnchorGrid = grid, predictions: Predictions = predictions) -> Tensor:
+            said = predicted(predictions, grid) if model.assignment.by_prediction else None
+            return assign(grid, given.sizes, _truth(given), model, said).assigned
+
+        _both_ways(say, once, kind=kind)
+
+
+def losses(say: Say) -> None:
+    """Each loss of a batch and its gradient by themselves, by operations and replayed."""
+    given = peer.scene(BATCH, DEVICE).batch
+    for name, settings in LOSSES.items():
+        model = ModelConfig(**settings)
+        grid, predictions = _said(given, model)
+        maps = (getattr(predictions, field.name) for field in fields(predictions))
+        leaves = [level.requires_grad_() for levels in maps if levels is not None for level in levels]
+        assignment = assign(grid, given.sizes, _truth(given), model)
+        about = grid, assignment, _truth(given), loss_normalizer(assignment.assigned), model
+
+        def once(predictions: Predictions = predictions, about: Any = about, leaves: Any = leaves) -> object:
+            return torch.autograd.grad(detector_losses(predictions, *about).total, leaves)
+
+        _both_ways(say, once, loss=name)
+
+
+def _said(given: Batch, model: ModelConfig) -> tuple[AnchorGrid, Predictions]:
+    """The anchors of a batch, and what a network that has learnt little would say of them in bfloat16."""
+    grid = anchor_grid(given.shape, DEVICE, model.anchor_rule)
+
+    def maps(size: int, mean: float = 0.0, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+        shapes = [(len(given.images), *cells, NUM_ANCHORS * size) for cells in grid.level_sizes]
+        return [(torch.randn(shape, device=DEVICE) / 4 + mean).to(dtype).permute(0, 3, 1, 2) for shape in shapes]
+
+    bins = model.box.bins
+    deltas = maps(4, dtype=torch.float32 if bins else torch.bfloat16)
+    return grid, Predictions(
+        maps(peer.NUM_CLASSES, -4.6), deltas, maps(1) if model.confidence else None, maps(4 * bins) if bins else None
+    )
+
+
+def _truth(given: Batch) -> GroundTruth:
+    return GroundTruth(given.boxes, given.labels, given.image_index)
+
+
+def _both_ways(say: Say, call: Callable[[], object], **about: str) -> None:
+    """Say how long a call takes, and the memory that it takes beside what there is."""
+    for use_graphs in (False, True) if CUDA else (False,):
+        _reset_peak()
+        before = torch.cuda.memory_allocated() / 2**20 if CUDA else 0.0
+        pace, host = _pace(_recorded(call) if use_graphs else call, STEPS)
+        say(**about, graphs=use_graphs, batch=BATCH, mib_before=before, **_speed(BATCH, pace, host))
+
+
+def _recorded(call: Callable[[], object]) -> Callable[[], object]:
+    """A call as a graph, after it has run by operations."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        call()
+    return graph.replay
 
 
 def shapes(say: Say) -> None:
@@ -388,14 +471,16 @@ def scoring(say: Say) -> None:
             with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
                 pace, host = _pace(lambda network=network: network(images), STEPS)  # type: ignore[misc]
             say(kind="network", precision=precision, batch=BATCH, **_speed(BATCH, pace, host))
-            for name, settings in SETTINGS.items():
+            for name, settings in EXPONENTS.items():
                 chosen = [replace(setting, precision=precision) for setting in settings]
                 for counting in (False, True):
                     _score(say, name, detector, data, chosen, config, counting)
+        for name, settings in SETTINGS.items():
+            _score(say, name, detector, data, settings, config, True)
         # Each thread of each pass makes its convolutions' plans for each shape anew.
         _draw(Path(scratch), "shapes", 1024 if CUDA else 2, COCO_SHAPES)
         of_shapes = read_coco(Path(scratch), "shapes")
-        _score(say, "20 exponents", detector, of_shapes, SETTINGS["20 exponents"], config, True)
+        _score(say, "20 exponents", detector, of_shapes, EXPONENTS["20 exponents"], config, True)
 
 
 def _score(
@@ -520,6 +605,8 @@ PARTS: dict[str, Callable[[Say], None]] = {
     "repeat": repeat,
     "step": step,
     "methods": methods,
+    "assigning": assigning,
+    "losses": losses,
     "shapes": shapes,
     "profile": profile,
     "whole": whole,
