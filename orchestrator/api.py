@@ -22,7 +22,7 @@ from model.settings import suggestion
 from orchestrator.errors import Say, UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import lacking
-from orchestrator.experiment.prepare import MOST_LOOKED_AT
+from orchestrator.experiment.prepare import MOST_LOOKED_AT, look_ahead
 from orchestrator.figures.table import Table
 from orchestrator.figures.texts import printable
 from orchestrator.tracking.suite import Suite
@@ -136,7 +136,6 @@ class OpenSuite(Suite):
         """
         from orchestrator.cluster.capacity import local_cluster, require_plan_fits
         from orchestrator.cluster.environment import is_jobs_address
-        from orchestrator.experiment.prepare import look_ahead
         from orchestrator.homes import describe_home
 
         say(describe_home(self.name, self.experiments[0].path.parent, self.site.home))

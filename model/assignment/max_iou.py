@@ -35,10 +35,10 @@ def max_iou(
     last_tie = torch.full(valid.shape, NEGATIVE, dtype=torch.int32, device=valid.device)
     order = torch.arange(len(truth.boxes), dtype=torch.int32, device=valid.device)
     # So many boxes at a time that memory does not grow with their number.
-    for rows in torch.split(order, max(1, BLOCK // len(grid.boxes))):
-        image, rows = truth.image_index[rows], rows[:, None]
+    for block in torch.split(order, max(1, BLOCK // len(grid.boxes))):
+        image, rows = truth.image_index[block], block[:, None]
         # -1 is below every IoU: what is padding for an image ties with none of its boxes.
-        iou = pairwise_iou(truth.boxes[rows[:, 0]], grid.boxes).masked_fill_(~valid[image], -1)
+        iou = pairwise_iou(truth.boxes[block], grid.boxes).masked_fill_(~valid[image], -1)
         before = best_iou.clone()
         best_iou.index_reduce_(0, image, iou, "amax")
         # Of several boxes that are equally good for one anchor, the first wins.

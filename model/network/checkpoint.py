@@ -136,6 +136,11 @@ def seal(card: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def _is_edited(card: Mapping[str, Any]) -> bool:
+    """Whether a card says other than when it was sealed; of one that never was, nobody knows."""
+    return "card_sha256" in card and card["card_sha256"] != seal(card)
+
+
 def damages(folder: Path, *, with_resume: bool = True) -> Iterator[Damage]:
     """Compare each file of a checkpoint with its digest; nothing is yielded for a sound one.
 
@@ -161,7 +166,7 @@ def damages(folder: Path, *, with_resume: bool = True) -> Iterator[Damage]:
     except ValueError:
         yield Damage(file=file, why="is no JSON")
         return
-    if is_sealed and written["card_sha256"] != seal(written):
+    if is_sealed and _is_edited(written):
         yield Damage(file=file, why="has other content than its card_sha256 says")
         return
     try:
@@ -219,8 +224,8 @@ def load_weights(folder: Path) -> "dict[str, Tensor]":
     """
     from safetensors.torch import load_file
 
-    expected, written = read_card(folder).weights_sha256, read_json(folder / CARD)
-    if written.get("card_sha256", "") not in ("", seal(written)):
+    expected = read_card(folder).weights_sha256
+    if _is_edited(read_json(folder / CARD)):
         raise ValueError(
             f"{folder / CARD} has other content than its card_sha256 says: it was edited, or damaged; fetch the "
             "checkpoint again"

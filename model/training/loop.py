@@ -2,7 +2,6 @@
 
 import math
 import time
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.config import InferenceConfig, ScheduleConfig, TrainConfig
+from model.config import InferenceConfig, TrainConfig
 from model.data.coco import read_for_scoring, read_for_training
 from model.data.faults import DataError, named
 from model.data.split import CocoData, category_differences
@@ -24,6 +23,7 @@ from model.network.pretrained import load_first_weights
 from model.network.retinanet import RetinaNetConf, build_detector
 from model.parallel import total, world
 from model.training.batches import epoch_batches, updates
+from model.training.schedule import learning_rate
 from model.training.step import TrainingStep, prepared
 
 LOG_EVERY = 10
@@ -185,19 +185,3 @@ def _validate(
         detector, validation, [setting], config.data, counting=False, num_loader_processes=num_loader_processes
     )
     return {f"{VAL}{name}": value for name, value in scores.metrics.items() if value is not None}, scores.detections
-
-
-def learning_rate(config: ScheduleConfig, epoch: int, iteration: int) -> float:
-    """The rate of one update: linear warm-up, then a factor for each drop (Section 4.1).
-
-    Args:
-        config: rate, warm-up and drops.
-        epoch: zero-based epoch of the update.
-        iteration: zero-based update, counted over the whole training.
-    """
-    # bisect_right: the epoch of a drop already has the lower rate.
-    rate = config.learning_rate * config.lr_drop_factor ** bisect_right(config.lr_drop_epochs, epoch)
-    if iteration >= config.warmup_iterations:
-        return rate
-    missing = (1 - iteration / config.warmup_iterations) * (1 - config.warmup_ratio)
-    return rate * (1 - missing)

@@ -105,8 +105,8 @@ def giving_way(say: Say) -> Lost:
 
     def lost(holder: Holder) -> None:
         say(
-            f"{holder} has taken this suite: MLflow had not heard of this submit for a minute. It ends here; submit "
-            "again to wait for the other, and go on from there."
+            f"{holder} has taken this suite, as this submit did not renew its claim in MLflow for a minute, or claimed "
+            "it at the same moment. It ends here; submit again to wait for the other, and go on from there."
         )
         if is_main:  # other threads get no Ctrl-C
             os.kill(os.getpid(), signal.SIGINT)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from model.settings import flat_differences
+from model.training.schedule import learning_rate
 from orchestrator.experiment.cost.estimate import DEVICES, Disk, PlanTime, RowCost, estimate_disk, row_costs
 from orchestrator.experiment.plan import Place, Plan, TrainRun
 from orchestrator.experiment.rows import Resources
@@ -241,8 +242,7 @@ def _notes_on_schedules(plan: Plan, estimate: PlanTime) -> list[str]:
         schedule, batch = run.config.schedule, run.config.global_batch
         updates, warmup = schedule.epochs * math.ceil(images / batch), schedule.warmup_iterations
         if updates <= warmup:
-            # As model.training.loop.learning_rate has it, which would import torch.
-            rate = 1 - (1 - (updates - 1) / warmup) * (1 - schedule.warmup_ratio)
+            rate = learning_rate(schedule, schedule.epochs - 1, updates - 1) / schedule.learning_rate
             text = (
                 f"the warm-up ({_count(warmup, 'update')}) outlasts the whole training ({_count(updates, 'update')}):"
                 f" its rate ends at {100 * rate:.2g} % of learning_rate; lower train.schedule.warmup_iterations, or"

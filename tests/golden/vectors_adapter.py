@@ -21,8 +21,8 @@ from model.network import anchors as anchors_module
 from model.network.backbone import FeaturePyramid
 from model.network.overlaps import aligned_iou, pairwise_iou
 from model.network.retinanet import Head, Predictions
-from model.training.loop import learning_rate
 from model.training.losses import Losses, detector_losses
+from model.training.schedule import learning_rate
 
 Array = NDArray[Any]
 VARIANTS = {

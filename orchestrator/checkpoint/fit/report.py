@@ -14,7 +14,7 @@ from orchestrator.figures.plots import curve_plot
 from orchestrator.figures.table import NOT_APPLICABLE, Cell, Column, Table, Value
 from orchestrator.figures.texts import for_json
 from orchestrator.report.files import every_format
-from orchestrator.report.results.table import marks_of, notes_on_marks
+from orchestrator.report.results.table import mark_of_few, notes_on_marks
 
 CURVES = ("AP", "AP50", "AP75")
 """The metrics of the table of all exponents."""
@@ -115,8 +115,7 @@ def _exponent_table(fit: Fit) -> Table:
             "how much a better choice could give at most.",
         ]
         if fit.gain is not None:
-            # Whether it excludes 0 is nothing that this table marks.
-            mark = marks_of((0.0, 0.0), fit.gain.num_with_objects)
+            mark = mark_of_few(fit.gain.num_with_objects)
             notes.append(
                 f"The interval, of 95 %, is by images of {fit.scored} that are drawn again: of this training, with the "
                 "exponent as it was chosen."

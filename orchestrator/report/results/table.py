@@ -141,8 +141,12 @@ def best_row(results: Sequence[RowResult], metric: str) -> RowResult | None:
 
 def marks_of(interval: tuple[float, float], num_with_objects: int) -> str:
     """Return what stands behind the interval of a difference, on so many images with an object; 0 are unknown."""
-    excludes = EXCLUDES_ZERO if side_of_zero(interval) else ""
-    return excludes + (FEW if 0 < num_with_objects < FEW_IMAGES else "")
+    return (EXCLUDES_ZERO if side_of_zero(interval) else "") + mark_of_few(num_with_objects)
+
+
+def mark_of_few(num_with_objects: int) -> str:
+    """Return what stands behind any interval on so many images with an object; 0 are unknown."""
+    return FEW if 0 < num_with_objects < FEW_IMAGES else ""
 
 
 def notes_on_marks(marks: str) -> list[str]:

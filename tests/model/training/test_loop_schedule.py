@@ -3,7 +3,7 @@
 import pytest
 
 from model.config import ScheduleConfig
-from model.training.loop import learning_rate
+from model.training.schedule import learning_rate
 
 
 @pytest.mark.parametrize(
