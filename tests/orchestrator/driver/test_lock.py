@@ -161,7 +161,7 @@ def test_who_finds_the_suite_taken_after_an_outage_gives_way_and_leaves_the_clai
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
-    suite = open_tracking(mlflow_uri, "taken")
+    suite = open_tracking(mlflow_uri, "taken after an outage")
     site = Site(home=tmp_path, tracking_uri=mlflow_uri)
     said: list[str] = []
     with (
