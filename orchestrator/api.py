@@ -294,7 +294,7 @@ class OpenSuite(Suite):
         *,
         table: str | None = None,
         metric: str = "AP",
-        output: Path | None = None,
+        output: str | Path | None = None,
         say: Say = tell,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Checkpoint:

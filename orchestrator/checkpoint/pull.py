@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from model.paths import inside, one_name
 from model.settings import Settings, flat_differences, from_dict, to_dict
 from orchestrator import names
 from orchestrator.addresses import without_secrets
+from orchestrator.checkpoint.destination import gathering, held, keep
 from orchestrator.checkpoint.find import BEST, FinishedEvaluation, Query, find, table_of
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.templating import fill
@@ -81,7 +80,7 @@ class Provenance:
 def pull(
     query: Query,
     site: Site,
-    output: Path | None,
+    output: str | Path | None,
     say: Say,
     progress: Progress = lambda done, total: None,
 ) -> Path:
@@ -162,7 +161,9 @@ def last_suite(site: Site) -> str | None:
     return max(latest, key=lambda name: latest[name], default=None)
 
 
-def _pull(query: Query, site: Site, output: Path | None, progress: Progress) -> tuple[FinishedEvaluation, Path, bool]:
+def _pull(
+    query: Query, site: Site, output: str | Path | None, progress: Progress
+) -> tuple[FinishedEvaluation, Path, bool]:
     """Find and fetch; the last says whether weights had to be fetched."""
     uri = existing_tracking_server(site)
     if uri is None:
@@ -174,7 +175,8 @@ def _pull(query: Query, site: Site, output: Path | None, progress: Progress) -> 
     label = evaluation.label(table_of(evaluation, query))
     # Names of others: whoever may write to MLflow may call an experiment `retinanet-conf/../../x`.
     name, key = one_name(f"{evaluation.suite}-{slug(label)}"), one_name(evaluation.run.key[:6])
-    folder = output or inside(make_home(site.home) / "pulled", f"{name}-{key}")
+    # `new/..` would be another folder once `new` is made.
+    folder = Path(os.path.normpath(output)) if output else inside(make_home(site.home) / "pulled", f"{name}-{key}")
     is_there = (folder / WEIGHTS).is_file()
     fetch(uri, evaluation, label, folder, progress, with_detections=True)
     return evaluation, folder, not is_there
@@ -189,7 +191,7 @@ def fetch(
     *,
     with_detections: bool = False,
 ) -> Provenance:
-    """Put weights, config, inference settings and provenance of an evaluation into a folder, whole or not at all.
+    """Put weights, config, inference settings and provenance of an evaluation into a folder, a new one whole or not.
 
     Its detections come along if they are wanted and MLflow has them.
 
@@ -198,18 +200,13 @@ def fetch(
     """
     training = training_of(uri, evaluation)
     digest = training.tags[names.WEIGHTS_SHA256]
-    held = _held(folder)
-    if held not in (None, digest):
-        raise UserError(
-            f"{folder} holds {'other weights' if held else 'something else'}; remove it, or name another folder with "
-            "--output"
-        )
-    with _beside(folder) as partial:
+    is_held = held(folder, digest)
+    with gathering(folder) as partial:
         try:
             # The card first: a few hundred bytes tell whether 150 MB of weights are worth fetching.
             download(uri, training.run_id, f"{names.CHECKPOINT}/{CARD}", partial)
             card = _card(partial / CARD, digest)
-            if held is None:
+            if not is_held:
                 download(uri, training.run_id, f"{names.CHECKPOINT}/{WEIGHTS}", partial, progress=progress)
                 _require_same(file_sha256(partial / WEIGHTS), digest)
         except Missing as error:
@@ -217,18 +214,13 @@ def fetch(
                 f"{label} is recorded, but its checkpoint is not there any more ({error}); pull another row, or train "
                 "it again: delete its training in MLflow, then `rnc submit`"
             ) from error
-        weights = (partial if held is None else folder) / WEIGHTS
+        weights = (folder if is_held else partial) / WEIGHTS
         provenance = _provenance(uri, evaluation, label, training, card, weights)
         if with_detections:
             provenance = replace(provenance, detections=_fetch_detections(uri, evaluation, partial))
         write_provenance(partial, provenance)
         (partial / INFERENCE).write_text(json.dumps(provenance.inference, indent=2) + "\n")
-        if held is None:
-            partial.rename(folder)
-        else:
-            (folder / names.DETECTIONS_FILE).unlink(missing_ok=True)  # those of another row
-            for file in partial.iterdir():
-                file.replace(folder / file.name)
+        keep(partial, folder, digest)
     return provenance
 
 
@@ -344,14 +336,6 @@ def _fetch_detections(uri: str, evaluation: FinishedEvaluation, into: Path) -> s
     return ""
 
 
-def _held(folder: Path) -> str | None:
-    """Return the sha256 of the weights in a folder; None for an empty or missing one, "" where it holds other files."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    weights = folder / WEIGHTS
-    return file_sha256(weights) if weights.is_file() else ""
-
-
 def _card(file: Path, digest: str) -> dict[str, Any]:
     try:
         card: dict[str, Any] = read_json(file)
@@ -370,22 +354,3 @@ def _require_same(found: str, recorded: str) -> None:
             f"the weights in MLflow have sha256 {found[:12]}, recorded is {recorded[:12]}: they are damaged or were "
             "swapped; nothing was kept. Try again, or pull another row"
         )
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """Yield a folder in a hidden one beside the final one, which is gone afterwards, unless it was renamed."""
-    try:
-        # Beside it, as a rename is whole or not at all within one file system only.
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder.parent} ({error.strerror}); name another place with --output"
-        ) from error
-    try:
-        partial = hidden / "checkpoint"
-        partial.mkdir()  # open to whom the umask says, where mkdtemp lets nobody else in: the folder may be shared
-        yield partial
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

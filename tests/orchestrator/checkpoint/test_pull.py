@@ -1,8 +1,10 @@
 """Pulling from a real MLflow server: what is recorded arrives whole, or nothing does and the reason is told."""
 
+import errno
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +230,45 @@ def test_the_same_weights_are_recognised_and_anything_else_in_the_way_is_left_al
         with pytest.raises(UserError, match="holds something else; remove it"):
             pull(Query(suite=suite.suite), site, occupied, quiet)
     assert names(folder) == before.keys() and names(tmp_path / "notes") == {"diary"}
+
+
+@pytest.mark.parametrize("output", [".", "new/..", "empty", "mount"], ids=["here", "back", "empty", "mount"])
+def test_a_folder_that_is_there_and_empty_is_filled(suite, site, tmp_path, monkeypatch, output):
+    record(suite, tmp_path)
+    for name in ("empty", "mount", "mount/.pull-killed", "current"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path if output in ("empty", "mount") else tmp_path / "current")
+    rename = Path.rename
+
+    def busy(path: Path, target: Path) -> Path:
+        if target.exists():  # as a mount is, and a folder that is somebody's current one on some systems
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    folder = pull(Query(suite=suite.suite), site, output, quiet)
+    files = {"model.safetensors", "config.json", "inference.json", "provenance.json", "README.md"}
+    assert names(folder) - {".pull-killed"} == files
+    assert model.load(folder).inference.nms_iou == 0.6
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_of_two_pulls_at_once_the_second_finds_the_folder_made(suite, site, tmp_path, monkeypatch, others):
+    record(suite, tmp_path)
+    first, folder = pull(Query(suite=suite.suite), site, tmp_path / "first", quiet), tmp_path / "ours"
+    if others:
+        (first / "model.safetensors").write_bytes(b"others")
+    rename = Path.rename
+
+    def overtaken(path: Path, target: Path) -> Path:
+        rename(first, folder)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    with pytest.raises(UserError, match="ours holds other weights; remove it") if others else nullcontext():
+        pull(Query(suite=suite.suite), site, folder, quiet)
+    assert len(names(folder)) == 5
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_weights_that_are_not_the_recorded_ones_leave_nothing_behind(suite, site, tmp_path):
