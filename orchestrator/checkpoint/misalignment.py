@@ -1,11 +1,15 @@
 """Misalignment of score and placement: boxes before and after NMS by image, and heads side by side; with figures."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.config import InferenceConfig
+from model.network.checkpoint import read_card
+from model.settings import to_dict
 from orchestrator.checkpoint.inputs import ScoringInputs, Selection, no_progress, open_inputs, read_checkpoint
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
@@ -132,7 +136,7 @@ def analyse(
     tables = {name: by_image(head, places) for name, head in zip(names, heads, strict=True)}
     tables |= beside_paper(heads, places, paper) if paper else {}
     tables["statistics"] = by_head(heads)
-    where = output or make_home(site.home) / "reports" / "misalignment" / _slug([head.label for head in heads])
+    where = output or make_home(site.home) / "reports" / "misalignment" / _name(heads, places)
     return _write(where, tables, heads, _lab(heads), places, paper, progress)
 
 
@@ -213,7 +217,6 @@ def _require_same_images(by_checkpoint: Sequence[ScoringInputs], labels: Mapping
 
 def _lab(heads: Sequence[Head]) -> Lab:
     """Show the heads on the images on which NMS drops the most better boxes."""
-    from model.network.checkpoint import read_card
     from model.network.retinanet import load_detector
 
     data = heads[0].data
@@ -333,6 +336,14 @@ def _setting(inference: InferenceConfig) -> str:
     return f"{ranked} Suppressed by {other}." if other else ranked
 
 
+def _name(heads: Sequence[Head], places: Sequence[int]) -> str:
+    """Name the folder of a report; other weights, images or settings go to another, so that none overwrites another."""
+    weights = [read_card(head.folder).weights_sha256 for head in heads]
+    settings = [to_dict(head.scores.inference) for head in heads]
+    content = json.dumps([weights, heads[0].data.fingerprint, settings, list(places)])
+    return f"{_slug([head.label for head in heads])}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+
+
 def _file_names(labels: Sequence[str]) -> list[str]:
     slugs = [f"boxes-{_slug([label])}" for label in labels]
     # Labels that differ in their marks alone would share a file.
@@ -341,4 +352,6 @@ def _file_names(labels: Sequence[str]) -> list[str]:
 
 def _slug(labels: Sequence[str]) -> str:
     letters = ["".join(c.lower() if c.isalnum() else "-" for c in label) for label in labels]
-    return "-".join("-".join(filter(None, text.split("-"))) for text in letters)[:100]
+    slug = "-".join("-".join(filter(None, text.split("-"))) for text in letters)
+    # A name holds 255 bytes, of which a letter may take four.
+    return slug.encode()[:100].decode(errors="ignore")

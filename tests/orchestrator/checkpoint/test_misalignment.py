@@ -20,6 +20,7 @@ from model.evaluation.scoring import Scores, score
 from model.inference.table import read_detections
 from model.network.checkpoint import read_card
 from model.network.retinanet import load_detector
+from orchestrator.checkpoint import misalignment
 from orchestrator.checkpoint.misalignment import SUPPRESSIONS
 from orchestrator.cli.main import cli
 from orchestrator.report.misalignment_table import MISALIGNMENT_COLUMNS
@@ -199,6 +200,19 @@ def test_tables_and_figures_are_written_in_every_form(conf: Path, data: CocoData
     assert page.count('<section id="lab"') == 1 and page.count('"has_confidence":true') == 1
     assert page.index("What a score is worth") < page.index("Score against IoU")
     assert page.count("data:image/png;base64,") == 6 and "http" not in page.split("</style>")[1]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_reports_of_other_settings_or_images_lie_beside_each_other(
+    conf: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNC_HOME", str(tmp_path))
+    for exponent, images in ((0.1, 1), (0.2, 1), (0.2, 2), (0.1, 1)):
+        done = rnc(conf, "--exponent", exponent, "--images", images, "--only", "--data", data.root)
+        assert done.exit_code == 0, done.output
+    made = sorted(path.name for path in (tmp_path / "reports" / "misalignment").iterdir())
+    assert len(made) == 3 and all(name.startswith("retinanet-conf-") for name in made)
+    assert len(misalignment._slug(["ä" * 200]).encode()) == 100
 
 
 @pytest.mark.usefixtures("no_figures")
