@@ -156,9 +156,9 @@ def describe(evaluation: FinishedEvaluation, query: Query, site: Site) -> str:
 
 def last_suite(site: Site) -> str | None:
     """Return the suite that was submitted last from this home; None where none was."""
-    folders = [folder for folder in site.home.glob("submits/*/") if folder.is_dir()]
-    latest = {folder.name: max((file.stat().st_mtime for file in folder.iterdir()), default=0.0) for folder in folders}
-    return max(latest, key=lambda name: latest[name], default=None)
+    # A lock keeps the time at which it was taken; logs and the like beside it change as long as a suite runs.
+    taken = {lock.parent.name: lock.stat().st_mtime_ns for lock in site.home.glob("submits/*/lock")}
+    return max(taken, key=lambda suite: taken[suite], default=None)
 
 
 def _pull(

@@ -5,6 +5,7 @@ that its holder renews, and that is void once it has not been renewed for a minu
 """
 
 import json
+import os
 import threading
 import time
 from collections import defaultdict
@@ -147,7 +148,7 @@ def locked(
             with claim.renewed(lost) if claim else nullcontext():
                 yield tell
         finally:
-            file.truncate(0)
+            _unsign(file)
 
 
 def holder_of(suite: Suite) -> Holder | None:
@@ -160,7 +161,7 @@ def holder_of(suite: Suite) -> Holder | None:
             with _opened(lock_file(site, suite.name)) as file:
                 lives = _lock(file) is not None
                 if not lives:
-                    file.truncate(0)
+                    _unsign(file)
         if lives:
             return holder
     if site.tracking_uri is None or tracking is None or tracking.experiment_id is None:
@@ -274,9 +275,22 @@ def _lock(file: IO[str]) -> Holder | None:
 
 def _sign_anew(path: Path, text: str) -> None:
     """Write over a signature that is held; at any time a reader finds the old one or the new one."""
-    with path.open("r+b", buffering=0) as file:
+    with path.open("r+b", buffering=0) as file, _unaged(file):
         # In one write, and no shorter than before: emptied first, the lock would look free for a moment.
         file.write(text.encode().ljust(path.stat().st_size))
+
+
+def _unsign(file: IO[str]) -> None:
+    with _unaged(file):
+        file.truncate(0)
+
+
+@contextmanager
+def _unaged(file: IO[Any]) -> Iterator[None]:
+    """Leave a lock the time of its last change, which says when it was taken; `last_suite` goes by it."""
+    status = os.fstat(file.fileno())
+    yield
+    os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 class _Claim:

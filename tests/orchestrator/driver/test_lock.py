@@ -17,6 +17,7 @@ from typing import cast
 import pytest
 
 from orchestrator import names
+from orchestrator.checkpoint.pull import last_suite
 from orchestrator.driver import lock
 from orchestrator.driver.live import giving_way, statuses, whose_turn
 from orchestrator.driver.lock import Holder, Work, holder_of, locked, without_the_dead, work_of
@@ -117,6 +118,21 @@ def test_two_suites_have_a_turn_each(tmp_path: Path):
     with holding(site, suite) as first, locked(at(site, other), lambda _: pytest.fail("waited")):
         held = holder_of(at(site, suite))
         assert held is not None and f" {first.pid} " in held.driver
+
+
+def test_the_last_suite_is_the_one_that_was_submitted_last_not_the_one_that_ended_last(tmp_path: Path):
+    site, first = local(tmp_path)
+    second = Tracking(uri="", suite="second", experiment_id=None)
+    assert last_suite(site) is None
+    with locked(at(site, first), lambda _: None) as tell:
+        assert last_suite(site) == "mine"
+        time.sleep(0.02)  # of which the clock of a file system may take 0.01 for one moment
+        with locked(at(site, second), lambda _: None):
+            pass
+        time.sleep(0.02)
+        tell(Work(rows="all"))
+        assert last_suite(site) == "second"
+    assert last_suite(site) == "second"
 
 
 def test_processes_with_homes_of_their_own_take_turns_through_the_server_they_share(tmp_path: Path, mlflow_uri: str):
