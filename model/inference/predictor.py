@@ -268,6 +268,8 @@ def pixels_of(photo: Photo) -> Tensor:
         except ValueError as error:
             raise ValueError(f"{photo}: {error}") from error
     if isinstance(photo, Image.Image):
+        if 0 in photo.size:
+            raise ValueError(f"an image is {photo.width} x {photo.height}; expected pixels")
         return rgb_pixels(photo)
     if not isinstance(photo, np.ndarray | Tensor):
         raise ValueError(f"an image is a {type(photo).__name__}; expected a path, a PIL image, an array or a tensor")

@@ -108,6 +108,7 @@ def keep_packed(
         limit: as in `keep`.
     """
     dealt, ends = _deal(keys)
+    limit = min(limit, len(keys))  # a setting, for which there may not be the memory
     rows, labels, kept = np.empty(limit, np.int64), np.empty(limit, np.int64), np.empty((limit, 4), np.float32)
     newest, before = np.full(num_classes, -1), np.empty(limit, np.int64)
     count = 0

@@ -98,6 +98,16 @@ def test_settings_are_changed_for_all_calls_or_for_one(folder: Path, data: CocoD
     assert product == InferenceConfig(fusion="product", nms_iou=0.6, max_detections=40)
 
 
+@pytest.mark.parametrize("suppression", ["nms", "soft_linear", "iou_guided", "diou", "voting"])
+def test_more_detections_may_be_asked_for_than_there_is_memory_for(
+    folder: Path, data: CocoData, suppression: str
+) -> None:
+    detector = model.load(folder, device="cpu", suppression=suppression, score_threshold=0.3)
+    (all_of_them,) = detector(data.path(0), max_detections=100_000)
+    (found,) = detector(data.path(0), max_detections=10**12)
+    assert found.scores.tolist() == all_of_them.scores.tolist() != []
+
+
 def test_a_setting_without_meaning_is_refused_by_name(folder: Path, data: CocoData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"inference\.nms_ious is not a setting; did you mean inference\.nms_iou\?"):
         model.load(folder, nms_ious=0.5)
@@ -130,6 +140,8 @@ def test_inference_settings_that_cannot_be_read_are_an_error_of_their_file(data:
         (np.zeros((3, 4, 5), np.uint8), r"uint8 \[3, 4, 5\]; expected uint8 RGB"),
         (np.zeros((0, 5, 3), np.uint8), r"uint8 \[0, 5, 3\]; expected uint8 RGB"),
         (7, "an image is a int; expected a path"),
+        (Image.new("RGB", (0, 10)), "an image is 0 x 10; expected pixels"),
+        (Image.new("RGB", (10, 0)), "an image is 10 x 0; expected pixels"),
         ("nowhere.jpg", r"nowhere\.jpg: the image does not decode"),
     ],
 )
