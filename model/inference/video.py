@@ -5,6 +5,7 @@ read by Pillow, and without PyAV their frames are written as pictures.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from model.foreign import NoFileError, require_file
+from model.paths import one_name
 
 if TYPE_CHECKING:
     import av
@@ -141,12 +143,21 @@ class VideoWriter:
         self.file, self.rate = file, Fraction(frames_per_s).limit_denominator(1001)
         self.first: float | None = None
         self.last = -1
-        self.partial = file.with_name(f".{file.name}.partial")
+        self.partial = file.with_name(f".{one_name(file.stem)}.partial")  # no longer than a name may be
         self.container = av.open(str(self.partial), "w", format="mp4", options={"movflags": "faststart"})
         self.stream: Any = None
 
     def add(self, picture: Image.Image, frame: Frame) -> None:
-        """Encode a frame."""
+        """Encode a frame.
+
+        Raises:
+            ValueError: the encoder does not take it, as where it is larger than H.264 allows.
+            OSError: it cannot be written.
+        """
+        with _encoding():
+            self._add(picture, frame)
+
+    def _add(self, picture: Image.Image, frame: Frame) -> None:
         import av
 
         if self.stream is None:
@@ -162,11 +173,19 @@ class VideoWriter:
         self.container.mux(self.stream.encode(encoded))
 
     def close(self) -> None:
-        """Encode what the encoder has kept back, and end the file."""
-        if self.stream is not None:
-            self.container.mux(self.stream.encode(None))
-        self.container.close()
-        self.partial.replace(self.file)
+        """Encode what the encoder has kept back, and end the file; what fails leaves none.
+
+        Raises:
+            ValueError: the encoder fails.
+            OSError: it cannot be written.
+        """
+        try:
+            with _encoding(), self.container:
+                if self.stream is not None:
+                    self.container.mux(self.stream.encode(None))
+            self.partial.replace(self.file)
+        finally:
+            self.partial.unlink(missing_ok=True)
 
     def _begin(self, picture: Image.Image) -> None:
         import av
@@ -194,6 +213,18 @@ class PicturesWriter:
 
     def close(self) -> None:
         """Every file is whole already."""
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"the video is not encoded ({_said(error)})") from error
 
 
 def _of_video(path: Path) -> Iterator[Frame]:

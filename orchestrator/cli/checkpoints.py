@@ -1,5 +1,6 @@
 """The verbs of `rnc` that fetch and use checkpoints: pull, evaluate, predict, misalignment, sweep."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -197,7 +198,8 @@ def predict(
     frames are numbered behind them, and say their video, number and second. A photograph is turned as its EXIF
     orientation says, and its boxes count in turned pixels. What does not decode is named and skipped,
     and the exit code is then 1. Each core works on one image. The same command again skips what is done already, also
-    after Ctrl-C; a video that was not ended is begun anew.
+    after Ctrl-C and SIGTERM, and but for the last half minute where it was killed; a video that was not ended is begun
+    anew. A detections.json that is not the command's own is not overwritten.
 
     \b
       rnc predict best photos/
@@ -207,6 +209,8 @@ def predict(
     """
     from orchestrator.checkpoint.prediction.files import find_files, plan_job
 
+    if math.isnan(score):  # of which every comparison is false, that with a range as well
+        raise UserError("--score nan: expected 0 to 1")
     files = find_files(images)
     (folder,) = located([checkpoint], query)
     job = plan_job(folder, images, files, out, site(), score, every)

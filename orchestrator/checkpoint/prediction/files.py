@@ -4,6 +4,7 @@ Nothing here imports torch, so that a misspelt name is told at once.
 """
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -22,6 +23,9 @@ from orchestrator.site import Site
 
 DETECTIONS, MADE_BY = "detections.json", "rnc predict"
 """The file of results, and how it says what made it."""
+HEIC_SUFFIXES = (".heic", ".heif")
+MOST_BYTES = 240
+"""Of a name that is made here; most file systems take 255, and something is put behind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,9 +105,14 @@ def plan_job(
         UserError: the folder cannot be written to, or holds what is looked at.
     """
     absolute = tuple(str(Path(path).absolute()) for path in (str(checkpoint), *arguments))
-    name = f"{_name(arguments[0], files[0])}-{checkpoint.resolve().name}"
+    name = _short(f"{_name(arguments[0], files[0])}-{checkpoint.resolve().name}")
     folder = out or _own_folder(make_home(site.home) / "predictions", name, absolute)
     sources = _sources(files, folder)
+    if (folder / DETECTIONS).exists() and not read_results(folder):
+        raise UserError(
+            f"--out {folder}: its {DETECTIONS} was not written by `{MADE_BY}`, and would be overwritten; move it away, "
+            "or name another folder"
+        )
     _require_writable(folder, "--out" if out else "RNC_HOME")
     return Job(arguments=absolute, sources=sources, out=folder, score=score, every=every)
 
@@ -122,6 +131,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 def _files(argument: str) -> Iterator[Path]:
     """The files that an argument stands for, by name."""
     path = Path(expanduser(argument))
+    if not argument.strip():  # such as a variable that is not set, which would be the current folder
+        raise UserError("an empty name stands for no image, video or folder; '.' is the current folder")
     if path.is_file():
         yield path
         return
@@ -141,8 +152,9 @@ def _files(argument: str) -> Iterator[Path]:
 
 
 def _is_taken(file: Path) -> bool:
+    """Whether a file of a folder is detected on; a HEIC picture is, so that it is named as one that cannot be read."""
     hidden = file.name.startswith(".")  # such as the ._1.jpg that macOS puts beside files on other disks
-    return file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and not hidden and file.is_file()
+    return file.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *HEIC_SUFFIXES) and not hidden and file.is_file()
 
 
 def _listed() -> str:
@@ -155,10 +167,11 @@ def _sources(files: Sequence[Path], out: Path) -> tuple[Source, ...]:
     taken: set[str] = set()
     sources = []
     for place, file in enumerate(files, start=1):
-        stem, number = file.stem, 1
+        short, number = _short(file.stem), 1
+        stem = short
         while stem in taken:
             number += 1
-            stem = f"{file.stem}-{number}"
+            stem = f"{short}-{number}"
         taken.add(stem)
         film, problem = None, ""
         try:
@@ -183,11 +196,20 @@ def _name(argument: str, first: Path) -> str:
     return first.stem if path.is_file() else first.resolve().parent.name
 
 
+def _short(name: str) -> str:
+    """The beginning of a name, with room for what is put behind."""
+    while len(os.fsencode(name)) > MOST_BYTES:
+        name = name[:-1]
+    return name
+
+
 def _own_folder(parent: Path, name: str, arguments: tuple[str, ...]) -> Path:
     """A folder of this name that is new, or that holds what the same arguments gave before."""
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists() or read_results(folder).get("info", {}).get("arguments") == list(arguments):
+        # One that was made and never written to is free, too.
+        is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        if is_free or read_results(folder).get("info", {}).get("arguments") == list(arguments):
             return folder
     raise AssertionError  # count() has no end
 

@@ -1,6 +1,7 @@
 """What was detected, as COCO JSON that says by what: the same checkpoint and settings go on from it."""
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from model.inference.video import Frame
@@ -29,7 +30,10 @@ class Record:
         """By the place of the source: images, or frames, each with its annotations; their ids come when written."""
         self.done: dict[int, dict[str, Any]] = {}
         """By the place of the source: what tells whether file and picture are still the same."""
-        self._take_over(read_results(job.out))
+        self.num_replaced = 0
+        """Files beside those of the job of which an earlier run has results here."""
+        with suppress(AttributeError, KeyError, TypeError):  # a file that somebody edited: all is done again
+            self._take_over(read_results(job.out))
 
     @property
     def num_images(self) -> int:
@@ -58,8 +62,9 @@ class Record:
         self.images.setdefault(source.place, []).append((image, annotations))
 
     def end(self, source: Source) -> None:
-        """Note that a source is done."""
-        self.done[source.place] = _state(source)
+        """Note that a source is done; one that was removed meanwhile cannot be known again, and keeps its boxes."""
+        if state := _state(source):
+            self.done[source.place] = state
 
     def write(self) -> None:
         """Write the file, whole or not at all.
@@ -71,15 +76,16 @@ class Record:
 
     def _to_coco(self) -> dict[str, Any]:
         """Images have their places among the files as ids, from 1, frames the numbers behind those."""
+        # First, as other threads go on: what is done by now has all of its images, which are looked at below.
+        files = {str(source.path): self.done[source.place] for source in self.job.sources if source.place in self.done}
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         videos: list[dict[str, Any]] = []
         next_id = len(self.job.sources) + 1
         for source in self.job.sources:
             if source.film is not None and source.place in self.images:
-                videos.append(
-                    {"id": source.place, "file_name": str(source.path), "complete": source.place in self.done}
-                )
+                complete = str(source.path) in files
+                videos.append({"id": source.place, "file_name": str(source.path), "complete": complete})
             for image, found in self.images.get(source.place, ()):
                 number = source.place
                 if source.film is not None:
@@ -90,7 +96,6 @@ class Record:
                     annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
         categories = zip(self.card.category_ids, self.card.category_names, strict=True)
         named = [{"id": number, "name": name} for number, name in categories]
-        files = {str(source.path): self.done[source.place] for source in self.job.sources if source.place in self.done}
         info = {"made_by": MADE_BY, **self.settings, "arguments": list(self.job.arguments), "files": files}
         content = {"info": info, "images": images, "annotations": annotations, "categories": named}
         return content | ({"videos": videos} if videos else {})
@@ -98,26 +103,30 @@ class Record:
     def _take_over(self, earlier: dict[str, Any]) -> None:
         """Keep what an earlier run has done by the same settings, of files and pictures that are still the same."""
         info = earlier.get("info", {})
+        files = info.get("files", {})
+        self.num_replaced = len(files.keys() - {str(source.path) for source in self.job.sources})
         if any(info.get(name) != value for name, value in self.settings.items()):
             return
-        files = info.get("files", {})
-        for source in self.job.sources:
-            target = self.job.out / source.target
-            if target.exists() and files.get(str(source.path)) == _state(source):
-                self.done[source.place] = _state(source)
-        places = {str(source.path): source.place for source in self.job.sources if source.place in self.done}
         found: dict[int, list[dict[str, Any]]] = {}
         for one in earlier["annotations"]:
             found.setdefault(one["image_id"], []).append(_without(one, "id", "image_id"))
+        images: dict[str, list[tuple[dict[str, Any], list[dict[str, Any]]]]] = {}
         for image in earlier["images"]:
-            if (place := places.get(image["file_name"])) is not None:
-                kept = _without(image, "id", "video_id"), found.get(image["id"], [])
-                self.images.setdefault(place, []).append(kept)
+            kept = _without(image, "id", "video_id"), found.get(image["id"], [])
+            images.setdefault(image["file_name"], []).append(kept)
+        for source in self.job.sources:
+            state = _state(source)
+            if state and files.get(str(source.path)) == state and (self.job.out / source.target).exists():
+                self.images[source.place] = images[str(source.path)]
+                self.done[source.place] = state
 
 
-def _state(source: Source) -> dict[str, Any]:
-    """What changes with a file and with where its picture goes."""
-    stat = source.path.stat()
+def _state(source: Source) -> dict[str, Any] | None:
+    """What changes with a file and with where its picture goes; None where the file is gone."""
+    try:
+        stat = source.path.stat()
+    except OSError:
+        return None
     return {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "drawn": source.target}
 
 

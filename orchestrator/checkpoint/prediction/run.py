@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from model.settings import to_dict
 from orchestrator.checkpoint.prediction.files import DETECTIONS, Job, Source
 from orchestrator.checkpoint.prediction.record import Record
 from orchestrator.errors import Say, UserError
+from orchestrator.process import interruptible
 from orchestrator.tracking.artifacts import Progress
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ if TYPE_CHECKING:
     from orchestrator.checkpoint.inputs import CheckpointFolder
 
 
+WRITE_SECONDS = 30.0
+"""How often detections are written while there are more to come."""
+
+
 def predict(checkpoint: "CheckpointFolder", job: Job, say: Say, progress: Progress = lambda done, total: None) -> int:
     """Detect, on as many images at a time as there are cores; returns how many files could not be read.
 
-    Interrupted, it writes the detections of what is drawn by then, and goes on from there when it is called again; a
-    film that was not ended is begun anew.
+    Interrupted, also by SIGTERM, it writes the detections of what is drawn by then, and goes on from there when it is
+    called again; a film that was not ended is begun anew. Killed, it has those of half a minute before.
 
     Args:
         checkpoint: what detects, with its inference settings.
@@ -45,16 +50,26 @@ def predict(checkpoint: "CheckpointFolder", job: Job, say: Say, progress: Progre
     left = [source for source in job.sources if source.place not in record.done]
     if len(left) < len(job.sources):
         say(f"{len(job.sources) - len(left)} of {len(job.sources)} files were done before, and are kept")
+    if record.num_replaced:
+        others = f"{record.num_replaced} other file{'s' * (record.num_replaced != 1)}"
+        say(f"the results of {others} in {job.out / DETECTIONS} are replaced; --out names another folder")
     try:
         predictor = load(checkpoint.path, None, to_dict(checkpoint.inference))
     except ValueError as error:
         raise UserError(str(error)) from error
     run = _Run(job, predictor, record)
+    if not (job.out / DETECTIONS).exists():
+        record.write()  # by which the folder is known as this job's, should nothing else ever be written
     begin = time.perf_counter()
+    next_write = time.monotonic() + WRITE_SECONDS
     try:
-        with closing(run.through(left, say)) as steps:
+        with interruptible(), closing(run.through(left, say)) as steps:
             for done in steps:
                 progress(before + done, max(before + done, job.num_images))
+                if (now := time.monotonic()) >= next_write:
+                    record.write()
+                    took = time.monotonic() - now
+                    next_write = now + max(WRITE_SECONDS, 20 * took)  # at most a twentieth of the time
     except BaseException as error:  # Ctrl-C, a full disk: what is drawn is kept with its boxes
         if record.images:
             record.write()
@@ -101,19 +116,23 @@ class _Run:
         self.num_images = self.broken = 0
         self.best_scores: list[float] = []
         self.writer: Writer | None = None
+        self.given_up: set[int] = set()
+        """The places of films that cannot be written any further."""
 
     def through(self, sources: Sequence[Source], say: Say) -> Generator[int, None, None]:
         """Yield the number of images done, after each."""
         with closing(self.predictor.in_parallel(self._look, self._items(sources))) as results:
             try:
                 for item, outcome in results:
+                    if item.source.place in self.given_up:
+                        continue
+                    if item.source.film is not None:
+                        outcome = self._append(item, outcome)
                     if isinstance(outcome, str):
                         self.broken += 1
                         frames = len(self.record.images.get(item.source.place, ()))
                         what = f"the rest of {item.source.path} after {frames} frames" if frames else item.source.path
                         say(f"skipped {what}: {outcome}")
-                    if item.source.film is not None:
-                        self._append(item, outcome)
                     if isinstance(outcome, _Seen):
                         self.num_images += 1
                         yield self.num_images
@@ -153,7 +172,7 @@ class _Run:
         if item.frame is not None:
             return item, _Seen(found=found, drawn=drawn)
         target = self.job.out / source.target
-        partial = target.with_name(f".{target.name}.partial")
+        partial = target.with_name(f".{source.place}.partial")  # which is no longer than a name may be
         with _writing(target):
             drawn.save(partial, format="JPEG", quality=90)
             partial.replace(target)
@@ -161,21 +180,30 @@ class _Run:
         self.record.end(source)
         return item, _Seen(found=found, drawn=None)
 
-    def _append(self, item: _Item, outcome: "_Seen | str | None") -> None:
-        """Take the next frame of a film, or its end."""
+    def _append(self, item: _Item, outcome: "_Seen | str | None") -> "_Seen | str | None":
+        """Take the next frame of a film, or its end; returns the outcome, or why the film cannot be written on."""
         source, target = item.source, self.job.out / item.source.target
-        with _writing(target):
-            if isinstance(outcome, _Seen) and outcome.drawn and item.frame and source.film:
-                if self.writer is None:
-                    rate = source.film.frames_per_s / self.job.every
-                    self.writer = VideoWriter(target, rate) if target.suffix else PicturesWriter(target)
-                self.writer.add(outcome.drawn, item.frame)
-                self.record.add(source, outcome.found, item.frame)
-            elif self.writer is not None:
-                writer, self.writer = self.writer, None
-                writer.close()
-                if outcome is None:
-                    self.record.end(source)
+        try:
+            with _writing(target):
+                if isinstance(outcome, _Seen) and outcome.drawn and item.frame and source.film:
+                    if self.writer is None:
+                        rate = source.film.frames_per_s / self.job.every
+                        self.writer = VideoWriter(target, rate) if target.suffix else PicturesWriter(target)
+                    self.writer.add(outcome.drawn, item.frame)
+                    self.record.add(source, outcome.found, item.frame)
+                elif self.writer is not None:
+                    writer, self.writer = self.writer, None
+                    writer.close()
+                    if outcome is None:
+                        self.record.end(source)
+        except ValueError as error:
+            self.given_up.add(source.place)
+            with suppress(ValueError), _writing(target):
+                if self.writer is not None:
+                    self.writer.close()
+            self.writer = None
+            return str(error)
+        return outcome
 
 
 @contextmanager

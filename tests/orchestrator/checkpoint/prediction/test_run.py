@@ -1,9 +1,12 @@
 """`rnc predict` on a small checkpoint and drawn scenes; expected values come from `model.load`."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from model.data.files import decoding
 from model.data.split import CocoData
 from model.inference import video
 from model.inference.video import Frame, VideoWriter, open_film
+from orchestrator.checkpoint.prediction import run
 from orchestrator.cli.main import cli
 from tests.detectors import MODEL, SIZES, save_opinionated, write_inference
 
@@ -141,7 +145,12 @@ def test_there_has_to_be_something_to_predict_on(folder: Path, tmp_path: Path) -
     out = ("--out", tmp_path / "out")
     refused(rnc("predict", folder, tmp_path / "empty", *out), "no image and no video in this folder, expected .jpg")
     refused(rnc("predict", folder, tmp_path / "x*.jpg", *out), "no such image, video, folder or pattern")
+    refused(rnc("predict", folder, "", *out), "an empty name stands for no image, video or folder")
+    refused(rnc("predict", folder, tmp_path, "--score", "nan", *out), "--score nan: expected 0 to 1")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "empty" / "1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    done = rnc("predict", folder, tmp_path / "empty", *out)
+    assert done.exit_code == 1 and "1.HEIC: a HEIC picture, which is not read here; save it as JPEG" in done.stderr
 
 
 def content_of(out: Path) -> dict[str, Any]:
@@ -185,6 +194,7 @@ def test_without_a_folder_the_results_go_under_the_home_each_job_to_its_own(
 ) -> None:
     monkeypatch.setenv("RNC_HOME", str(tmp_path / "home"))
     (tmp_path / "other").mkdir()
+    (tmp_path / "home" / "predictions" / "fish-pulled").mkdir(parents=True)  # by a job that was killed at once
     one, other = (photos_of(data, tmp_path / where / "fish", 1)[0].parent for where in ("", "other"))
     for named in (one, one / "0.jpg", one, other):
         assert rnc("predict", folder, named).exit_code == 0
@@ -192,8 +202,9 @@ def test_without_a_folder_the_results_go_under_the_home_each_job_to_its_own(
     assert made == ["0-pulled", "fish-pulled", "fish-pulled-2"]
 
 
+@pytest.mark.parametrize("by_signal", [False, True])
 def test_an_interrupted_job_keeps_what_is_drawn_and_goes_on_from_there(
-    folder: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_signal: bool
 ) -> None:
     photos = photos_of(data, tmp_path / "photos", 5)
     rnc("predict", folder, tmp_path / "photos", "--out", tmp_path / "whole")
@@ -206,6 +217,10 @@ def test_an_interrupted_job_keeps_what_is_drawn_and_goes_on_from_there(
 
     def tired(source: Path) -> Image.Image:
         if photos.index(source) == 3:
+            if by_signal:  # which would end the tests, too, where nobody asks for it
+                assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
             raise KeyboardInterrupt
         return upright(source)
 
@@ -223,6 +238,88 @@ def test_an_interrupted_job_keeps_what_is_drawn_and_goes_on_from_there(
     assert len(seen) == 5 - len(kept) and 3 in seen
     for name in ("images", "annotations", "categories"):
         assert content_of(out)[name] == content_of(tmp_path / "whole")[name]
+
+
+def test_a_job_writes_what_it_has_before_its_end_and_at_its_begin_whose_it_is(
+    folder: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photos_of(data, tmp_path / "photos", 5)
+    monkeypatch.setattr(run, "WRITE_SECONDS", 0.0)
+    out, upright, kept = tmp_path / "out", decoding.upright, []
+
+    def looked(source: Path) -> Image.Image:
+        kept.append(content_of(out))  # as a kill would leave it
+        return upright(source)
+
+    monkeypatch.setattr(decoding, "upright", looked)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert rnc("predict", folder, tmp_path / "photos", "--out", out).exit_code == 0
+    torch.set_num_threads(before)
+    assert kept[0]["info"]["arguments"] == [str(folder), str(tmp_path / "photos")] and kept[0]["images"] == []
+    (out / "detections.json").write_text(json.dumps(kept[-1]))
+    assert 1 <= len(kept[-1]["info"]["files"]) < len(photos)
+    done = rnc("predict", folder, tmp_path / "photos", "--out", out)
+    assert f"{len(kept[-1]['info']['files'])} of 5 files were done before" in done.stderr
+
+
+def test_results_of_others_are_not_overwritten_and_those_of_other_files_not_without_a_word(
+    folder: Path, data: CocoData, tmp_path: Path
+) -> None:
+    photos, out = photos_of(data, tmp_path / "photos", 3), tmp_path / "out"
+    out.mkdir()
+    (out / "detections.json").write_text('{"images": [], "annotations": []}')
+    refused(rnc("predict", folder, *photos, "--out", out), "its detections.json was not written by `rnc predict`")
+    assert (out / "detections.json").read_text() == '{"images": [], "annotations": []}'
+    (out / "detections.json").unlink()
+    assert "replaced" not in rnc("predict", folder, *photos, "--out", out).stderr
+    told = f"the results of 2 other files in {out / 'detections.json'} are replaced; --out names another folder"
+    assert told in rnc("predict", folder, photos[0], "--out", out).stderr
+
+
+def test_names_may_be_as_long_as_a_file_system_takes(folder: Path, data: CocoData, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    long = tmp_path / "photos" / f"{'ä' * 125}.jpeg"
+    long.write_bytes(data.path(0).read_bytes())
+    animation(data, long.with_name(f"{'b' * 251}.gif"))
+    done = rnc("predict", folder, tmp_path / "photos", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert len(content_of(tmp_path / "out")["images"]) == 4
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_photograph_that_is_removed_meanwhile_keeps_its_boxes(
+    folder: Path, data: CocoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photos_of(data, tmp_path / "photos", 3)
+    upright = decoding.upright
+
+    def removed(source: Path) -> Image.Image:
+        picture = upright(source)
+        photos[1].unlink(missing_ok=True)
+        return picture
+
+    monkeypatch.setattr(decoding, "upright", removed)
+    (tmp_path / "last.jpg").write_bytes(photos[0].read_bytes())
+    done = rnc("predict", folder, photos[1], tmp_path / "last.jpg", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    content = content_of(tmp_path / "out")
+    assert len(content["images"]) == 2 and list(content["info"]["files"]) == [str(tmp_path / "last.jpg")]
+
+
+def test_a_film_that_no_encoder_takes_is_named_and_the_others_are_done(
+    folder: Path, data: CocoData, tmp_path: Path
+) -> None:
+    pytest.importorskip("av")
+    frames = [Image.new("L", (20_000, 16), 40 * number) for number in range(3)]  # H.264 ends at 16,384
+    frames[0].save(tmp_path / "wide.gif", save_all=True, append_images=frames[1:])
+    animation(data, tmp_path / "clip.gif")
+    out = tmp_path / "out"
+    done = rnc("predict", folder, tmp_path / "wide.gif", tmp_path / "clip.gif", data.path(0), "--out", out)
+    assert done.exit_code == 1, done.output
+    assert done.stderr.count(f"skipped {tmp_path / 'wide.gif'}: the video is not encoded (") == 1
+    assert [len(boxes) for boxes in (content_of(out)["images"], content_of(out)["videos"])] == [4, 1]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["clip.mp4", "detections.json", data.path(0).name])
 
 
 def test_where_no_score_is_high_enough_the_best_is_said(folder: Path, data: CocoData, tmp_path: Path) -> None:
@@ -247,8 +344,13 @@ def test_what_changed_is_done_again(folder: Path, data: CocoData, tmp_path: Path
     assert f"1 of 2 {kept}" in rnc("predict", folder, tmp_path / "photos", *out, "--score", 0.6).stderr
     photos[1].write_bytes(data.path(2).read_bytes())
     assert f"1 of 2 {kept}" in rnc("predict", folder, tmp_path / "photos", *out, "--score", 0.6).stderr
-    (tmp_path / "out" / "detections.json").write_text("{}")
+    (tmp_path / "out" / "detections.json").write_text('{"info": {"made_by": "rnc predict"}}')
     assert kept not in rnc("predict", folder, tmp_path / "photos", *out, "--score", 0.6).stderr
+    edited = content_of(tmp_path / "out")
+    del edited["annotations"]
+    (tmp_path / "out" / "detections.json").write_text(json.dumps(edited))
+    done = rnc("predict", folder, tmp_path / "photos", *out, "--score", 0.6)
+    assert kept not in done.stderr and done.exit_code == 0
 
 
 def test_frames_of_an_animation_are_images_with_their_times(folder: Path, data: CocoData, tmp_path: Path) -> None:
