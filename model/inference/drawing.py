@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from model.inference.fonts import font_for
 
 SMALLEST = 512
 """Pixels of the longer side; a smaller image is enlarged by a whole factor, or its labels would cover it."""
@@ -108,7 +110,7 @@ class Pen:
         self.size = canvas.size
         self.line = max(2, round(max(canvas.size) / 320))
         crowd = min(1.0, max(0.7, math.sqrt(FEW / max(1, num_tags))))
-        self.font = ImageFont.load_default(max(11, round(max(canvas.size) / 48 * crowd)))
+        self.height = max(11, round(max(canvas.size) / 48 * crowd))
         self.ink = ImageDraw.Draw(canvas)
         self.plates: list[Corners] = []
 
@@ -151,7 +153,7 @@ class Pen:
             last: at its right end.
             apart: beside plates that were put apart before, where they would cover each other, but not far off.
         """
-        left, top, right, bottom = self.ink.textbbox((0, 0), text, font=self.font)
+        left, top, right, bottom = self._bounds(text)
         width, height = right - left + 2 * self.line, bottom - top + 2 * self.line
         x = max(0.0, min(corners[2] - width if last else corners[0], self.size[0] - width))
         y = corners[3] if below else corners[1] - height
@@ -162,7 +164,7 @@ class Pen:
             x = next((spot for spot in inside if not self._covers((spot, y, spot + width, y + height))), x)
             self.plates.append((x, y, x + width, y + height))
         self.ink.rectangle((x, y, x + width, y + height), fill=color)
-        self.ink.text((x + self.line - left, y + self.line - top), text, fill=_readable_on(color), font=self.font)
+        self._write((x + self.line - left, y + self.line - top), text, _readable_on(color))
 
     def tags(self, tags: Sequence[tuple[Corners, str, Color, bool]]) -> list[Corners | None]:
         """Write tags of boxes so that none covers another, the first at the best places.
@@ -175,7 +177,7 @@ class Pen:
         """
         taken = np.zeros((0, 4))
         plates: list[Corners | None] = []
-        bounds = [self.ink.textbbox((0, 0), text, font=self.font) for _, text, _, _ in tags]
+        bounds = [self._bounds(text) for _, text, _, _ in tags]
         for (corners, _, _, below), (left, top, right, bottom) in zip(tags, bounds, strict=True):
             size = math.ceil(right - left) + 2 * self.line, math.ceil(bottom - top) + 2 * self.line
             plate = None
@@ -197,8 +199,18 @@ class Pen:
             if plate is not None:
                 self.ink.rectangle((plate[0], plate[1], plate[2] - 1, plate[3] - 1), fill=color)
                 place = plate[0] + self.line - left, plate[1] + self.line - top
-                self.ink.text(place, text, fill=_readable_on(color), font=self.font)
+                self._write(place, text, _readable_on(color))
         return plates
+
+    def width_of(self, text: str) -> float:
+        """Pixels that a text takes."""
+        return float(font_for(text, self.height).getlength(text))
+
+    def _bounds(self, text: str) -> Corners:
+        return self.ink.textbbox((0, 0), text, font=font_for(text, self.height))
+
+    def _write(self, place: tuple[float, float], text: str, color: Color) -> None:
+        self.ink.text(place, text, fill=color, font=font_for(text, self.height))
 
     def _lead(self, corners: Corners, plate: Corners, color: Color) -> None:
         """Draw a line from a tag to its box, where they do not touch."""

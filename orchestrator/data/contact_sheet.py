@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from model.data.faults import DataError
 from model.data.files.decoding import decode_image
 from model.inference.drawing import DARK, HUES, LIGHT, Color, Pen
+from model.inference.fonts import font_for
 from orchestrator.data.audit import Audit, boxes_by_class, class_names, class_places
 
 if TYPE_CHECKING:
@@ -108,9 +109,10 @@ def class_colors(names: Sequence[str]) -> dict[str, Color]:
 def _tile(data: "CocoData", index: int, colors: Mapping[str, Color]) -> Image.Image:
     """An image with its boxes, and its split and name below."""
     tile = Image.new("RGB", (TILE[0], TILE[1] + LINE), LIGHT)
-    ink, font = ImageDraw.Draw(tile), ImageFont.load_default(13)
+    ink = ImageDraw.Draw(tile)
     name = data.file_names[index]
     caption = f"{data.split} {name}"
+    font = font_for(caption, 13)
     while font.getlength(caption) > TILE[0] and len(name) > 1:
         name = name[1:]  # its end tells it apart
         caption = f"{data.split} …{name}"
@@ -146,18 +148,17 @@ def _draw_boxes(photo: Image.Image, data: "CocoData", index: int, factor: float,
     for (x, y, width, height), name, is_crowd in zip(boxes, names, data.annotation_crowds[rows].tolist(), strict=True):
         corners = (x, y, x + max(width, 1.0), y + max(height, 1.0))
         (pen.dashed if is_crowd else pen.solid)(corners, colors[name])
-        if len(rows) <= FEW or pen.font.getlength(name) <= width:
+        if len(rows) <= FEW or pen.width_of(name) <= width:
             tags.append((corners, name, colors[name], False))
     pen.tags(tags)
 
 
 def _legend(counts: Mapping[str, int], colors: Mapping[str, Color], width: int) -> Image.Image:
     """The colour, the name and the number of boxes of each class, in as many lines as it takes."""
-    font = ImageFont.load_default(14)
     entries, x, y = [], GAP, GAP
     for name, count in counts.items():
         text = f"{name}  {count:,}"
-        wide = LINE + font.getlength(text) + 3 * GAP
+        wide = LINE + font_for(text, 14).getlength(text) + 3 * GAP
         if x > GAP and x + wide > width:
             x, y = GAP, y + LINE
         entries.append((x, y, text, colors[name]))
@@ -166,5 +167,5 @@ def _legend(counts: Mapping[str, int], colors: Mapping[str, Color], width: int) 
     ink = ImageDraw.Draw(strip)
     for x, y, text, color in entries:
         ink.rectangle((x, y + 3, x + 14, y + 17), fill=color, outline=DARK)
-        ink.text((x + LINE, y + 2), text, fill=DARK, font=font)
+        ink.text((x + LINE, y + 2), text, fill=DARK, font=font_for(text, 14))
     return strip

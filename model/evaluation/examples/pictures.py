@@ -12,6 +12,7 @@ from model.data.files.decoding import decode_image
 from model.data.split import CocoData
 from model.evaluation.misalignment import WELL_PLACED, DroppedTable
 from model.inference.drawing import DARK, LIGHT, Corners, Pen
+from model.inference.fonts import font_for
 from model.inference.table import DetectionTable
 
 BEST = 3
@@ -156,7 +157,7 @@ def _marked(
     for corners, label in zip(truth, data.labels(index).tolist(), strict=True):
         name = data.category_names[label]
         # Names of many objects would cover narrow ones and push marks far from their boxes.
-        if len(truth) <= FEW or pen.font.getlength(name) <= corners[2] - corners[0]:
+        if len(truth) <= FEW or pen.width_of(name) <= corners[2] - corners[0]:
             pen.text(corners, name, TRUTH, below=True, apart=True)
     for corners, mark in reversed(kept):
         pen.text(corners, mark, KEPT, apart=True)
@@ -174,8 +175,8 @@ def _table(name: str, rows: Sequence[BoxRow], num_kept: int, num_dropped: int) -
     """A line for each box: its numbers, and of a dropped one the box that beat it."""
     sheet = Image.new("RGB", (WIDTH, (len(rows) + 3) * LINE + MARGIN), LIGHT)
     ink = ImageDraw.Draw(sheet)
-    font, bold = ImageFont.load_default(FONT), ImageFont.load_default(FONT + 3)
-    ink.text((MARGIN, 2), name, fill=DARK, font=bold)
+    font = ImageFont.load_default(FONT)
+    ink.text((MARGIN, 2), name, fill=DARK, font=font_for(name, FONT + 3))
     shown = sum(row.beaten_by is None for row in rows)
     said = f"shown: {shown} of {num_kept} boxes kept, {len(rows) - shown} of {num_dropped} dropped for worse ones"
     ink.text((MARGIN, LINE + 4), said, fill=GREY, font=font)
@@ -187,7 +188,8 @@ def _table(name: str, rows: Sequence[BoxRow], num_kept: int, num_dropped: int) -
         if place:
             ink.rectangle((MARGIN - 4, top - 2, MARGIN + 38, top + LINE - 6), fill=color)
         for column, (cell, x) in enumerate(zip(cells, COLUMNS.values(), strict=True)):
-            ink.text((x, top), cell, fill=DARK if place else GREY, font=font, anchor="ra" if column >= TEXTS else "la")
+            anchor = "ra" if column >= TEXTS else "la"
+            ink.text((x, top), cell, fill=DARK if place else GREY, font=font_for(cell, FONT), anchor=anchor)
     return sheet
 
 
@@ -215,7 +217,7 @@ def _join(title: str, panels: Sequence[tuple[Image.Image, Image.Image]]) -> Imag
 def _legend(title: str) -> Image.Image:
     strip = Image.new("RGB", (WIDTH, 2 * LINE + MARGIN), LIGHT)
     pen, font = Pen(strip), ImageFont.load_default(FONT)
-    pen.ink.text((0, 6), title, fill=DARK, font=ImageFont.load_default(FONT + 3))
+    pen.ink.text((0, 6), title, fill=DARK, font=font_for(title, FONT + 3))
     pen.ink.text((WIDTH - 4, 8), "p: class score   c: confidence", fill=GREY, font=font, anchor="ra")
     left, middle = 2.0, 1.5 * LINE + 4
     for stroke, color, text in (

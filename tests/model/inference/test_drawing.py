@@ -114,7 +114,7 @@ def test_a_label_that_stands_off_has_a_line_to_its_box() -> None:
 
 
 def test_labels_of_many_boxes_are_smaller() -> None:
-    assert Pen(grey(1024, 1024), 60).font.getlength("fish") < Pen(grey(1024, 1024), 5).font.getlength("fish")
+    assert Pen(grey(1024, 1024), 60).width_of("fish") < Pen(grey(1024, 1024), 5).width_of("fish")
 
 
 def test_classes_that_are_known_have_different_colours() -> None:
@@ -123,3 +123,14 @@ def test_classes_that_are_known_have_different_colours() -> None:
     drawn = [draw(grey(), [[100, 200, 300, 400]], [label], classes=classes).getpixel((200, 400)) for label in classes]
     assert len(set(drawn)) == NUM_COLORS
     assert draw(grey(), [[100, 200, 300, 400]], ["cat"], classes=["cat"]).getpixel((200, 400)) == color_of("cat")
+
+
+@pytest.mark.parametrize(("one", "other"), [("кот", "пёс"), ("γάτα", "ψάρι"), ("kočka", "koťka"), ("گربه", "سگها")])
+def test_names_in_other_letters_are_written_in_them(one: str, other: str) -> None:
+    def written(text: str) -> list[int]:
+        pen = Pen(canvas := Image.new("RGB", (200, 60)))
+        pen.text((0, 40, 200, 60), text, (250, 250, 250))
+        return np.asarray(canvas).ravel().tolist()
+
+    boxes = "\uffff" * len(one)  # letters that no font has are all one box
+    assert written(one) != written(other) and written(one) != written(boxes)
