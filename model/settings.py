@@ -17,6 +17,8 @@ from model.config import InferenceConfig
 
 T = TypeVar("T")
 Settings = dict[str, Any]
+MOST_SHOWN = 200
+"""Letters of a value in a message; what is said of a long list is lost behind it."""
 
 
 def to_dict(config: Any) -> Settings:
@@ -181,7 +183,9 @@ def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 
 
 def _not_read(path: str, value: Any, kind: Any) -> str:
-    return f"{path} is {json.dumps(value, ensure_ascii=False, default=repr)}, expected {_expected(kind)}"
+    said = json.dumps(value, ensure_ascii=False, default=repr)
+    shown = said if len(said) <= MOST_SHOWN else f"{said[:MOST_SHOWN]}…"
+    return f"{path} is {shown}, expected {_expected(kind)}"
 
 
 def _read_fields(kind: Any, settings: Mapping[str, Any], path: str, problems: list[str]) -> Any:

@@ -34,8 +34,12 @@ class UserError(Exception):
 
 
 def refusal(error: OSError) -> str | None:
-    """Say which place cannot be written to, and the way out; None of an error of another kind."""
+    """Say which place cannot be written to, or is no place, and the way out; None of an error of another kind."""
     number = errno_of(error)
+    if number == errno.ENAMETOOLONG:
+        name = str(error.filename or "")
+        shown = " ".join(name[:80].split())
+        return f"{shown}…: no name can have {len(name):,} letters; write several names as several arguments"
     if number not in REFUSALS:
         return None
     place = str(error.filename or "")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os.path import expanduser, normpath, realpath
+from os.path import exists, expanduser, isfile, normpath, realpath
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def typed(raw: Settings) -> tuple[Document | None, SeedRule | None, list[str]]:
 def parent_file(path: Path, name: str) -> Path:
     """Return the file that `path` extends: beside it, or else among the project's own experiments."""
     beside, ours = Path(normpath(path.parent / name)), ROOT / "experiments" / name
-    return ours if not beside.exists() and ours.is_file() else beside
+    return ours if not exists(beside) and isfile(ours) else beside
 
 
 def placed(own: Settings, folder: Path) -> Settings:

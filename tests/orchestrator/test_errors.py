@@ -30,6 +30,14 @@ def test_a_full_disk_is_named_with_what_is_free(tmp_path: Path, monkeypatch: pyt
     )
 
 
+def test_several_names_in_one_argument_are_told_as_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long") as raised:
+        (tmp_path / "\n".join(["image.jpg"] * 100)).stat()
+    said = refusal(raised.value)
+    assert said is not None and "no name can have 1," in said
+    assert said.endswith("letters; write several names as several arguments")
+
+
 def test_a_quota_is_told_from_a_full_disk(tmp_path: Path) -> None:
     said = refusal(OSError(errno.EDQUOT, "Disk quota exceeded", str(tmp_path)))
     assert said is not None and "the quota of the disk is used up; free some of it" in said

@@ -556,6 +556,7 @@ def test_a_file_that_is_missing_is_named_with_the_file_that_extends_it(tmp_path:
     with pytest.raises(UserError, match=r"nothing\.yaml: cannot be read: no such file"):
         load_experiment(tmp_path / "nothing.yaml")
     assert "cannot be read, named by extends in table.yaml: no such file" in mistake(tmp_path, "extends: nothing.yaml")
+    assert "cannot be read, named by extends in table.yaml: file name too" in mistake(tmp_path, f"extends: {'x' * 300}")
 
 
 def test_extending_in_a_circle_is_refused_and_the_circle_shown(tmp_path: Path) -> None:
