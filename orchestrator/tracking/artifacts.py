@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from requests.utils import get_netrc_auth
 
@@ -53,12 +54,8 @@ def delete(uri: str, run_id: str, path: str) -> None:
     Raises:
         ServerAway: the server does not remove it.
     """
-    client = client_of(uri)
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     with _answers(f"MLflow at {uri} does not remove {path} of run {run_id}"):
-        root = client.get_run(run_id).info.artifact_uri
-        get_artifact_repository(root, tracking_uri=uri).delete_artifacts(path)  # type: ignore[no-untyped-call]
+        _repository(uri, run_id).delete_artifacts(path)
 
 
 def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
@@ -98,26 +95,44 @@ def download(
         ServerAway: the server does not answer.
         UserError: it sends less than the whole.
     """
-    client = client_of(uri)
     from mlflow.exceptions import MlflowException
 
-    parent = str(PurePosixPath(path).parent)
+    parent, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
     folder = Path(tempfile.mkdtemp()) if into is None else into
     try:
-        listed = client.list_artifacts(run_id, None if parent == "." else parent)
+        # Of its folder, so that it comes to lie under its own name. Asked in this way, the server answers three times;
+        # MLflow's client asks it nine times for each file.
+        repository = _repository(uri, run_id, "" if parent == "." else parent)
         # Listed first, to tell a missing file from an absent server, and one that was cut short from a whole one.
-        sizes = {file.path: int(file.file_size or 0) for file in listed if not file.is_dir}
-        if path not in sizes:
+        sizes = {file.path: int(file.file_size or 0) for file in repository.list_artifacts() if not file.is_dir}
+        if name not in sizes:
             raise Missing(f"MLflow at {uri} has no file {path} of run {run_id}: it was deleted, or never stored")
-        with _watched(folder / PurePosixPath(path).name, sizes[path], progress):
-            file = Path(client.download_artifacts(run_id, path, str(folder)))
+        with _watched(folder / name, sizes[name], progress):
+            file = Path(repository.download_artifacts(name, str(folder)))
     except (OSError, MlflowException) as error:
         raise ServerAway(
             f"MLflow at {uri} does not give {path} of run {run_id}: {without_secrets(str(error))}"
         ) from error
-    if file.stat().st_size != sizes[path]:
-        raise UserError(f"MLflow at {uri} sent {file.stat().st_size} of {sizes[path]} bytes of {path}; try again")
+    if file.stat().st_size != sizes[name]:
+        raise UserError(f"MLflow at {uri} sent {file.stat().st_size} of {sizes[name]} bytes of {path}; try again")
     return file
+
+
+def _repository(uri: str, run_id: str, folder: str = "") -> Any:
+    """Return where the files of a run lie, or those of a folder of it, as mlflow reads and removes them."""
+    client_of(uri)  # which prepares the environment
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.utils.uri import append_to_uri_path
+
+    place = append_to_uri_path(_root(uri, run_id), folder)  # type: ignore[no-untyped-call]
+    return get_artifact_repository(place, tracking_uri=uri)
+
+
+@lru_cache(maxsize=10_000)
+def _root(uri: str, run_id: str) -> str:
+    """Ask where the files of a run lie, which is said when it is created and never changes."""
+    root: str = client_of(uri).get_run(run_id).info.artifact_uri
+    return root
 
 
 @contextmanager

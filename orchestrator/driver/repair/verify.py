@@ -93,7 +93,7 @@ def verify(
     defects = [defect for folder in folders for defect in _storage(suite, folder, trainings, titles, count)]
     tracking = suite.tracking
     if tracking is not None:
-        # mlflow asks the server eight times for each file, and waits in between.
+        # Each file takes three questions, with waits in between.
         with ThreadPoolExecutor(rest.AT_ONCE) as pool:
             found = pool.map(lambda run: [*_artifacts(suite, tracking, run, titles, count)], finished)
             defects += [defect for of_run in found for defect in of_run]

@@ -3,8 +3,10 @@
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from orchestrator.errors import UserError
 from orchestrator.tracking import artifacts, runs
@@ -42,6 +44,20 @@ def test_a_file_at_the_top_goes_to_a_folder_of_its_own(mlflow_uri, run_id):
     assert one != other and one.read_text() == other.read_text() == "{}"
 
 
+def test_a_file_takes_three_questions_once_it_is_known_where_those_of_the_run_lie(mlflow_uri, run_id, monkeypatch):
+    upload_texts(mlflow_uri, run_id, {"config.json": "{}"})
+    download(mlflow_uri, run_id, "config.json")
+    asked, send = [], requests.Session.send
+
+    def counted(self: requests.Session, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        asked.append(request.path_url)
+        return send(self, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", counted)
+    download(mlflow_uri, run_id, "config.json")
+    assert len(asked) == 3, asked
+
+
 def test_a_file_that_is_not_there_is_told_from_a_server_that_is_away(mlflow_uri, run_id):
     upload_texts(mlflow_uri, run_id, {"config.json": "{}"})
     with pytest.raises(Missing, match=f"no file detections/d.parquet of run {run_id}: it was deleted"):
@@ -53,13 +69,13 @@ def test_a_file_that_is_not_there_is_told_from_a_server_that_is_away(mlflow_uri,
 
 def test_a_file_that_comes_cut_short_is_no_file(mlflow_uri, run_id, tmp_path, monkeypatch):
     upload_texts(mlflow_uri, run_id, {"config.json": "{}"})
-    from mlflow import MlflowClient
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-    def cut(self: MlflowClient, run_id: str, path: str, folder: str) -> str:
+    def cut(self: ArtifactRepository, path: str, folder: str) -> str:
         (Path(folder) / path).write_text("{")
         return str(Path(folder) / path)
 
-    monkeypatch.setattr(MlflowClient, "download_artifacts", cut)
+    monkeypatch.setattr(ArtifactRepository, "download_artifacts", cut)
     with pytest.raises(UserError, match=r"sent 1 of 2 bytes of config\.json; try again"):
         artifacts.download(mlflow_uri, run_id, "config.json", tmp_path)
 
