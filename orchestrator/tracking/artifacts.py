@@ -42,10 +42,9 @@ def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = No
     Raises:
         ServerAway: the server does not take one; it may later.
     """
-    client = client_of(uri)
     for file in files:
         with _answers(f"MLflow at {uri} does not take {file} for run {run_id}", uri):
-            client.log_artifact(run_id, str(file), folder)
+            _repository(uri, run_id).log_artifact(str(file), folder)
 
 
 def delete(uri: str, run_id: str, path: str) -> None:
@@ -64,9 +63,8 @@ def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
     Raises:
         ServerAway: the server does not tell; it may later.
     """
-    client = client_of(uri)
     with _answers(f"MLflow at {uri} does not list the files of run {run_id}"):
-        return [file.path for file in client.list_artifacts(run_id, folder) if not file.is_dir]
+        return [file.path for file in _repository(uri, run_id).list_artifacts(folder) if not file.is_dir]
 
 
 def upload_texts(uri: str, run_id: str, files: Mapping[str, str]) -> None:
@@ -100,8 +98,7 @@ def download(
     parent, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
     folder = Path(tempfile.mkdtemp()) if into is None else into
     try:
-        # Of its folder, so that it comes to lie under its own name. Asked in this way, the server answers three times;
-        # MLflow's client asks it nine times for each file.
+        # Of its folder, so that it comes to lie under its own name.
         repository = _repository(uri, run_id, "" if parent == "." else parent)
         # Listed first, to tell a missing file from an absent server, and one that was cut short from a whole one.
         sizes = {file.path: int(file.file_size or 0) for file in repository.list_artifacts() if not file.is_dir}
@@ -119,7 +116,7 @@ def download(
 
 
 def _repository(uri: str, run_id: str, folder: str = "") -> Any:
-    """Return where the files of a run lie, or those of a folder of it, as mlflow reads and removes them."""
+    """Return where the files of a run lie, or those of a folder of it; for a file, mlflow's client asks nine times."""
     client_of(uri)  # which prepares the environment
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.utils.uri import append_to_uri_path

@@ -160,7 +160,7 @@ def store_picture(uri: str, run_id: str, key: str, step: int, draw: Callable[[],
         UserError: the server does not take it.
     """
     # The names, the preview and the tag are those of mlflow.log_image, by which MLflow's pages find a run's pictures;
-    # log_image itself would import mlflow, and store a step again that a resumed training comes by twice.
+    # log_image itself would store a step again that a resumed training comes by twice.
     start = f"{key.replace('/', '~')}+step+{step}+"
     if any(Path(path).name.startswith(start) for path in list_files(uri, run_id, IMAGES_FOLDER)):
         return False
