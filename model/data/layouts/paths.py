@@ -29,8 +29,8 @@ class Paths:
     """The folder that no path may lead out of; None where the user named the file."""
     notes: list[str] = field(default_factory=list)
 
-    def folder_of(self, base: str) -> Path:
-        """The folder that `path` names, or the file's own, where it names that of another machine."""
+    def folder_of(self, base: str) -> Path | None:
+        """The folder that `path` names; None where it names that of another machine, and paths count from the file."""
         own = self.file.parent
         written = Path(os.path.expanduser(base.replace("\\", "/")))
         there = Path(os.path.normpath(own / written))
@@ -38,7 +38,7 @@ class Paths:
             return self._allowed(there, base, "path")
         if written.name not in ("", own.name):
             self.notes.append(f"{self.file}: path is {base}, which is not there: paths count from {own}")
-        return own
+        return None
 
     def resolve(self, entry: str, key: str) -> Path | None:
         """The folder or file that an entry names; None where there is none."""

@@ -72,8 +72,8 @@ def _is_of_images(file: Path, document: Mapping[str, object]) -> bool:
     """
     paths = Paths(file, [file.parent])
     base = document.get("path")
-    if isinstance(base, str) and base.strip():
-        paths.bases.insert(0, paths.folder_of(base))
+    if isinstance(base, str) and base.strip() and (there := paths.folder_of(base)) is not None:
+        paths.bases.insert(0, there)
     entries = [
         entry for key in _SPLIT_KEYS for entry in _as_list(document.get(key)) if isinstance(entry, str) and entry
     ]
@@ -144,10 +144,15 @@ def read_classes(file: Path) -> list[str]:
 def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
     document = read_yaml(file)
     paths = Paths(file, [file.parent], within)
-    base = document.get("path")
+    base, way_out = document.get("path"), "correct the path"
     if isinstance(base, str) and base.strip():
-        there = paths.folder_of(base)
-        paths.bases.insert(0, there)
+        if (there := paths.folder_of(base)) is not None:
+            paths.bases.insert(0, there)
+        else:
+            way_out = (
+                f"path is {base}, which is not there (Ultralytics looks for it in its datasets_dir): let path name the "
+                "whole way to the folder of the data, or put the file into it"
+            )
     splits: dict[str, SplitFiles] = {}
     for key in _SPLIT_KEYS:
         entries = document.get(key)
@@ -156,7 +161,7 @@ def _by_yaml(file: Path, within: Path | None = None) -> dict[str, SplitFiles]:
         places = [paths.resolve(entry, key) for entry in _texts(file, key, entries)]
         if None in places:
             if key in ALIASES["train"]:
-                raise DataError(f"{file}: {key} is {entries}, which is nowhere below {file.parent}; correct the path")
+                raise DataError(f"{file}: {key} is {entries}, which is nowhere below {file.parent}; {way_out}")
             paths.notes.append(f"{file}: {key} is {entries}, which is not there: left out")
             continue
         images = [image for place in places if place is not None for image in paths.images(place)]

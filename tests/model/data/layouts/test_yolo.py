@@ -300,6 +300,16 @@ def test_paths_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     assert "train is {'a': '1'}, expected a folder, a list of folders, or a .txt of images" in message(tmp_path)
 
 
+@pytest.mark.parametrize("base", ["coco8", "../datasets/coco8", "/else/coco8"])
+def test_a_path_that_leads_nowhere_is_told_as_the_reason_with_the_way_out(tmp_path: Path, base: str) -> None:
+    file = text(tmp_path / "coco8" / "data.yaml", f"path: {base}\ntrain: images/train\nnames: [cat]\n")
+    said = message(file)
+    assert said.startswith(
+        f"{file}: train is images/train, which is nowhere below {file.parent}; path is {base}, which"
+    )
+    assert said.endswith("let path name the whole way to the folder of the data, or put the file into it")
+
+
 def test_yaml_is_read_as_texts_and_what_is_none_is_told(tmp_path: Path) -> None:
     assert read_yaml(text(tmp_path / "a.yaml", "names: [no, 1, 'on']\n")) == {"names": ["no", "1", "on"]}
     assert read_yaml(text(tmp_path / "b.yaml", "- 1\n")) == {}
