@@ -228,6 +228,15 @@ def assemble(
     )
 
 
+def renumbered(data: CocoData, categories: dict[int, str]) -> CocoData:
+    """The same images and objects, whose classes have the ids and the order of `categories`, which has their names."""
+    place_of = {name: place for place, name in enumerate(categories.values())}
+    labels = np.array([place_of[name] for name in data.category_names], dtype=data.annotation_labels.dtype)
+    columns = {name: getattr(data, name) for name in COLUMNS}
+    columns["annotation_labels"] = labels[data.annotation_labels]
+    return assemble(data.root, data.split, data.folder, columns, categories, data.faults, data.notes)
+
+
 def write_data(file: Path, data: CocoData) -> None:
     """Write the data to an Arrow file, all but root, split and folder."""
     card = {

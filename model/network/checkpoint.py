@@ -251,12 +251,15 @@ def require_categories(folder: Path, categories: Categories, data: str) -> None:
     card = read_card(folder)
     trained = list(zip(card.category_ids, card.category_names, strict=True))
     given = list(zip(*categories, strict=True))
+    way_out = "take data with the classes of the checkpoint, or another checkpoint"
+    if sorted(card.category_names) == sorted(categories[1]):
+        way_out = "the names are the same under other ids, or in another order: number them as the checkpoint does"
     for label, (old, new) in enumerate(zip_longest(trained, given)):
         if old != new:
             was, now = ("missing" if one is None else f"id {one[0]} {one[1]!r}" for one in (old, new))
             raise ValueError(
                 f"{folder} was trained on other classes than {data} has: class {label + 1} of {len(trained)} was "
-                f"{was}, now {now}; take data with the classes of the checkpoint, or another checkpoint"
+                f"{was}, now {now}; {way_out}"
             )
 
 

@@ -182,8 +182,21 @@ def open_inputs(checkpoint: CheckpointFolder, selection: Selection, site: Site, 
         # num_val_images counts for the validation split alone, so that this split is made that.
         config = replace(config, val_split=split, num_val_images=selection.first)
     root = selection.data or recorded_root(checkpoint.provenance, config.dataset)
-    data = read_images(root, config, split, site, say)
+    data = _as_learnt(read_images(root, config, split, site, say), checkpoint.card, say)
     return ScoringInputs(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
+
+
+def _as_learnt(data: "CocoData", card: "Card", say: Say) -> "CocoData":
+    """Number the classes of data as a checkpoint does, where both have the same names, each once."""
+    from model.data.split import renumbered
+
+    learnt = dict(zip(card.category_ids, card.category_names, strict=True))
+    here = dict(zip(data.category_ids, data.category_names, strict=True))
+    # YOLO counts classes from 0, VOC from 1 and by the alphabet: there an id means nothing, and a name everything.
+    if here == learnt or len({*learnt.values()}) < len(learnt) or sorted(here.values()) != sorted(learnt.values()):
+        return data
+    say(f"{data.root}, split {data.split}: classes have other numbers than in the checkpoint; they go by their names")
+    return renumbered(data, learnt)
 
 
 def recorded_root(provenance: Provenance | None, dataset: str) -> Path | None:

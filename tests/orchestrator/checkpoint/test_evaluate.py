@@ -16,7 +16,7 @@ from model.network.retinanet import load_detector
 from model.settings import to_dict
 from orchestrator.checkpoint.pull import Provenance, write_provenance
 from orchestrator.cli.main import cli
-from tests.detectors import MODEL, SIZES, save_opinionated, write_inference
+from tests.detectors import MODEL, SIZES, save_opinionated, with_objects_where_it_finds_some, write_inference
 
 INFERENCE = InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)
 
@@ -124,6 +124,29 @@ def test_calibration_stands_behind_the_twelve_of_a_checkpoint_of_its_detections_
     assert 0.0 < (of_checkpoint["LaECE"] or 0.0) < 100.0
     # All 16 images of the split count there, and five have detections: their other objects are missed.
     assert of_results["LRP"] >= of_checkpoint["LRP"] and of_results["LaECE"] is not None
+
+
+def test_classes_that_another_format_numbers_otherwise_go_by_their_names(
+    folder: Path, data: CocoData, tmp_path: Path
+) -> None:
+    placed = with_objects_where_it_finds_some(tmp_path / "coco", data)
+    for name in ("train", "annotations/instances_train.json"):  # else val would be shared out
+        (placed.root / name).symlink_to(data.root / name)
+
+    def evaluate(root: Path) -> tuple[str, dict[str, float]]:
+        done = rnc("evaluate", folder, "--data", root, "--format", "json")
+        assert done.exit_code == 0, done.output
+        return done.stderr, json.loads(done.stdout)["rows"][0]
+
+    _, numbers = evaluate(placed.root)
+    assert numbers["AP"] > 1
+    for form in ("yolo", "voc"):
+        assert rnc("data", "convert", placed.root, tmp_path / form, "--format", form).exit_code == 0
+        if form == "voc":
+            (tmp_path / "voc" / "labelmap.txt").unlink()  # classes then follow the alphabet, as the shapes' do not
+        told, same = evaluate(tmp_path / form)
+        assert "classes have other numbers than in the checkpoint; they go by their names" in told
+        assert same["AP"] == pytest.approx(numbers["AP"], abs=1e-6)
 
 
 def test_own_data_are_found_where_they_lay_when_the_row_was_scored(
