@@ -160,6 +160,7 @@ def notes_on_marks(marks: str) -> list[str]:
 
 def interval_note(estimates: Sequence["Estimate"]) -> str:
     """Say what the intervals of a table rest on, and what would narrow them."""
+    from orchestrator.report.statistics.intervals import narrowed_by
     from orchestrator.report.statistics.resamples import NUM_RESAMPLES
 
     crossed = [one for one in estimates if one.num_seeds > 1]
@@ -171,12 +172,12 @@ def interval_note(estimates: Sequence["Estimate"]) -> str:
     seeds, images = sum(one.variance_seeds for one in known), sum(one.variance_images for one in known)
     if known:
         share = round(100 * seeds / (seeds + images))
-        parts = (f"Seeds make {share} %", "images", 100 - share, "seeds")
-        if share < 50:
-            parts = (f"Images make {100 - share} %", "seeds", share, "images")
+        parts, more = {"seeds": share, "images": 100 - share}, narrowed_by(known)
+        most, least = ("seeds", "images") if share >= 50 else ("images", "seeds")
         note += (
-            f" {parts[0]} of the variance of these differences, {parts[1]} {parts[2]} %: more {parts[3]} narrow them."
+            f" {most.capitalize()} make {parts[most]} % of the variance of these differences, {least} {parts[least]} %"
         )
+        note += f": more {more} narrow them." if more == most else f", and yet more {more} narrow them most."
     return note
 
 

@@ -473,21 +473,30 @@ def test_a_mean_that_left_the_interval_that_decided_it_is_noted() -> None:
     assert shown(turned)[1]["AP over reference"].startswith("0.0 [+0.8") and said in turned.notes
 
 
-def test_a_table_says_whether_seeds_or_images_make_its_intervals() -> None:
-    """Gains of 1 and 3, so s^2 / 2 = 1; resamples that both seeds share with a variance of 1/4, or of 4."""
-    base, ours = replace(BASE, seeds=(0, 1)), replace(OURS, seeds=(0, 1))
-    held = ledger_of((base, [finished(AP=30.0), finished(AP=30.0)]), (ours, [finished(AP=31.0), finished(AP=33.0)]))
+def test_a_table_says_whether_seeds_or_images_make_its_intervals_and_which_narrow_them() -> None:
+    """Gains of mean 2 with s^2 / S = 1; resamples that all seeds share with a variance of 1/4, or of 4.
+
+    With a variance of 4, two seeds have 3.34 x sqrt(5) = 7.5, on twice the images 4.94 x sqrt(3) = 8.6, and twice the
+    seeds 2.02 x sqrt(4.5) = 4.3; eight have 2.01 x sqrt(5) = 4.5, then 2.06 x sqrt(3) = 3.6 and 1.97 x sqrt(4.5) = 4.2.
+    """
+    crossed = "[95 % interval] by 1000 paired resamples of the images, crossed with the seeds (Obuchowski and Rockette"
     moved = np.tile([1.0, -1.0], 500) * 0.999**0.5
-    notes = []
-    for spread in (0.5, 2.0):
+
+    def note(num_seeds: int, spread: float) -> str:
+        base, ours = (replace(row, seeds=tuple(range(num_seeds))) for row in (BASE, OURS))
+        apart = (num_seeds - 1) ** 0.5  # half of the gains lie so far above 2, half below
+        gains = [finished(AP=32.0 + (apart if seed % 2 else -apart)) for seed in range(num_seeds)]
+        held = ledger_of((base, [finished(AP=30.0) for _ in gains]), (ours, [*gains]))
         samples = {key: np.zeros((3, 1000)) for _, _, key in row_keys(base)}
         samples |= {key: np.tile(spread * moved, (3, 1)) for _, _, key in row_keys(ours)}
-        notes.append(results_table(experiment(base, ours, reference="RetinaNet"), held, samples).notes[3])
-    crossed = "[95 % interval] by 1000 paired resamples of the images, crossed with the seeds (Obuchowski and Rockette"
-    assert notes == [
-        f"{crossed} 1995). Seeds make 80 % of the variance of these differences, images 20 %: more seeds narrow them.",
-        f"{crossed} 1995). Images make 80 % of the variance of these differences, seeds 20 %: more images narrow them.",
-    ]
+        said = results_table(experiment(base, ours, reference="RetinaNet"), held, samples).notes[3]
+        assert said.startswith(f"{crossed} 1995). ")
+        return said.removeprefix(f"{crossed} 1995). ")
+
+    of = "of the variance of these differences"
+    assert note(2, 0.5) == f"Seeds make 80 % {of}, images 20 %: more seeds narrow them."
+    assert note(2, 2.0) == f"Images make 80 % {of}, seeds 20 %, and yet more seeds narrow them most."
+    assert note(8, 2.0) == f"Images make 80 % {of}, seeds 20 %: more images narrow them."
 
 
 def test_seeds_that_were_measured_on_two_versions_of_the_data_have_no_mean() -> None:
