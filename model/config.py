@@ -512,9 +512,14 @@ class InferenceConfig:
             "confidence_exponent has no effect on fusion 'product'; leave it out",
         )
         _require(
-            self.fuse_small_levels or (self.fusion == "power" and self.min_confidence == 0.0),
-            "fuse_small_levels: false is the released code's rule for fusion 'power' without an object filter; leave "
-            "fusion and min_confidence at their defaults",
+            self.fuse_small_levels or (self.fusion, self.min_confidence, self.top_k_of) == ("power", 0.0, "anchors"),
+            "fuse_small_levels: false is the released code's rule for fusion 'power' without an object filter, where "
+            "nms_pre counts anchors; leave fusion, min_confidence and top_k_of at their defaults",
+        )
+        _require(
+            self.fuse_small_levels or self.confidence_exponent < 1.0,
+            "confidence_exponent is 1 and fuse_small_levels false: each box of a small level would score p^0 = 1; take "
+            "an exponent below 1, or fuse_small_levels: true",
         )
         for name in ("min_confidence", "score_threshold", "nms_iou"):
             value = getattr(self, name)

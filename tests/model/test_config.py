@@ -170,6 +170,24 @@ def test_a_suppression_that_cannot_be_meant_is_refused(inference: dict[str, Any]
     assert refusal(InferenceConfig, inference) == says
 
 
+@pytest.mark.parametrize(
+    "inference", [{"top_k_of": "pairs"}, {"min_confidence": 0.5}, {"fusion": "product"}, {"confidence_exponent": 1}]
+)
+def test_the_released_rule_for_small_levels_is_refused_where_it_has_no_meaning(inference: dict[str, Any]) -> None:
+    says = (
+        "fuse_small_levels: false is the released code's rule for fusion 'power' without an object filter, where "
+        "nms_pre counts anchors; leave fusion, min_confidence and top_k_of at their defaults"
+    )
+    if "confidence_exponent" in inference:
+        says = (
+            "confidence_exponent is 1 and fuse_small_levels false: each box of a small level would score p^0 = 1; take "
+            "an exponent below 1, or fuse_small_levels: true"
+        )
+    assert refusal(InferenceConfig, inference | {"fuse_small_levels": False}) == says
+    from_dict(InferenceConfig, inference)
+    from_dict(InferenceConfig, {"fuse_small_levels": False, "confidence_exponent": 0.9})
+
+
 def test_a_suppression_that_ranks_by_the_confidence_needs_the_branch_whatever_the_score_reads() -> None:
     guided = InferenceConfig(suppression="iou_guided", confidence_exponent=0.0)
     require_branch(guided, has_branch=True)

@@ -121,7 +121,7 @@ def test_the_table_in_which_a_row_was_found_is_the_one_named_or_the_first_with_t
         InferenceConfig(),
         InferenceConfig(confidence_exponent=0.0, nms_iou=0.6, max_detections=7),
         InferenceConfig(fusion="product", top_k_of="pairs", min_confidence=0.5),
-        InferenceConfig(fuse_small_levels=False, confidence_exponent=1.0),
+        InferenceConfig(fuse_small_levels=False, confidence_exponent=0.9),
     ],
 )
 def test_inference_settings_read_back_from_the_params_of_an_evaluation(inference: InferenceConfig):
