@@ -21,8 +21,12 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 NUM_POINTS = 5
 """Lines of the journal of metrics that are printed."""
 NUM_OUTPUT_LINES = 20
-RAYS_OWN = (":job_id:", ":actor_name:", ":task_name:")
-"""How the lines begin with which Ray tells its own log readers whose output follows."""
+RAYS_OWN = (
+    *(":job_id:", ":actor_name:", ":task_name:"),  # for its own log readers: whose output follows
+    # Of each epoch, with all metrics in one line; what they say stands in the journal and the log.
+    *("Checkpoint successfully created at: ", "Reporting training result "),
+)
+"""How the lines begin that Ray itself writes into a worker's output."""
 START_SECONDS = 15.0
 """For so long `--follow` waits for a submit that is not there yet."""
 LOOK_SECONDS = 1.0

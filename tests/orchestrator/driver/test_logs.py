@@ -44,7 +44,10 @@ def test_logs_prints_points_output_errors_and_the_log(rnc: Rnc, tmp_path: Path):
     folder.mkdir(parents=True)
     output = tmp_path / "worker.out"
     output.write_text(":job_id:01000000\nloading\n")
-    output.with_suffix(".err").write_text("a warning\n")
+    # As in the output of a training under Ray 2.60.
+    rays = "Checkpoint successfully created at: Checkpoint(filesystem=local, path=/a/epoch-0001)\nReporting training "
+    rays += "result 1: TrainingReport(checkpoint=Checkpoint(filesystem=local, path=/a/epoch-0001), metrics={})\n"
+    output.with_suffix(".err").write_text(f":job_id:01000000\n{rays}a warning\n")
     write_event(folder, Start(num_workers=1, process=7, host="node", epoch=0, num_epochs=2, output=str(output)))
     with (folder / "training.jsonl").open("a") as file:
         file.write("of somebody else\n")
@@ -54,7 +57,7 @@ def test_logs_prints_points_output_errors_and_the_log(rnc: Rnc, tmp_path: Path):
     shown = rnc("logs", TABLE, "--row", row.label).stdout
     assert "step 7: train/loss 1.235, train/lr 0.01\n" in shown
     assert f"{output}, the last 1 lines\nloading\n" in shown
-    assert "a warning\n" in shown
+    assert ".err, the last 1 lines\na warning\n" in shown
     assert "ValueError: no such image\n" in shown
     (log,) = folder.glob("training.jsonl")
     assert f"== {log}\n" in shown and "of somebody else" not in shown
