@@ -1,7 +1,8 @@
 """The verbs of `rnc` that fetch and use checkpoints: pull, evaluate, predict, misalignment, sweep."""
 
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +142,7 @@ def evaluate(
     """
     if (checkpoint is None) == (detections is None):
         raise UserError("expected either a CHECKPOINT (a folder, `best` or a row) or --detections FILE")
+    _require_a_file_each({"--detections": detections, "--save": save, "--coco-json": coco_json})
     # Before the imports below, which take seconds: a misspelt name is told at once.
     folder = None if checkpoint is None else located([checkpoint], query)[0]
     from orchestrator.checkpoint.evaluate import DetectionFiles, recompute
@@ -159,6 +161,16 @@ def evaluate(
         show([numbers.table, numbers.classes(by_ap=by_ap)], form)
     else:
         show_one(numbers.table, form)
+
+
+def _require_a_file_each(named: Mapping[str, Path | None]) -> None:
+    """Refuse a file that two options name, of which one would overwrite what the other has read or written."""
+    option_of: dict[str, str] = {}
+    for option, file in named.items():
+        # realpath, as a link or a `..` may lead to the same file.
+        other = option if file is None else option_of.setdefault(os.path.realpath(file), option)
+        if other != option:
+            raise UserError(f"{option} {file}: that is the file of {other}, and would overwrite it; name another file")
 
 
 @click.command()

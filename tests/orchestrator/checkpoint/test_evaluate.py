@@ -260,6 +260,19 @@ def test_what_is_wrong_is_told_in_one_line(folder: Path, data: CocoData, tmp_pat
     refused(rnc(*here), "the file is damaged or was swapped")
 
 
+def test_a_file_of_two_options_is_refused_before_anything_is_scored_or_overwritten(
+    folder: Path, data: CocoData, tmp_path: Path
+) -> None:
+    kept, link = tmp_path / "kept.parquet", tmp_path / "link"
+    link.symlink_to(kept)
+    both = ("--save", kept, "--coco-json", link)
+    refused(rnc("evaluate", folder, "--data", data.root, *both), f"--coco-json {link}: that is the file of --save")
+    assert not kept.exists()
+    kept.write_text("detections")
+    refused(rnc("evaluate", "--detections", kept, "--coco-json", kept), "that is the file of --detections")
+    assert kept.read_text() == "detections"
+
+
 def test_faults_of_the_data_are_handled_as_the_training_did(folder: Path, data: CocoData, tmp_path: Path) -> None:
     root = tmp_path / "faulty"
     (root / "annotations").mkdir(parents=True)
