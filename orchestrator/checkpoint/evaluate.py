@@ -78,9 +78,9 @@ class Numbers:
         samples = class_samples(match(self.data, self.detections))
         return classes_table(of_scoring(self.table.title, samples), by_ap=by_ap)
 
-    def to_json(self) -> str:
+    def to_json(self, *, by_ap: bool = False) -> str:
         """Render for a program: the table, and its classes under `classes`."""
-        content = json.loads(self.table.to_json()) | {"classes": json.loads(self.classes().to_json())}
+        content = json.loads(self.table.to_json()) | {"classes": json.loads(self.classes(by_ap=by_ap).to_json())}
         return for_json(json.dumps(content, ensure_ascii=False, indent=2))
 
 

@@ -142,6 +142,8 @@ def evaluate(
     """
     if (checkpoint is None) == (detections is None):
         raise UserError("expected either a CHECKPOINT (a folder, `best` or a row) or --detections FILE")
+    if by_ap and not classes:
+        raise UserError("--by-ap is for --classes")
     _require_a_file_each({"--detections": detections, "--save": save, "--coco-json": coco_json})
     # Before the imports below, which take seconds: a misspelt name is told at once.
     folder = None if checkpoint is None else located([checkpoint], query)[0]
@@ -156,7 +158,7 @@ def evaluate(
         assert detections is not None
         numbers = recompute(detections, selection, files, site(), say)
     if form == "json":
-        click.echo(numbers.to_json())
+        click.echo(numbers.to_json(by_ap=by_ap))
     elif classes:
         show([numbers.table, numbers.classes(by_ap=by_ap)], form)
     else:

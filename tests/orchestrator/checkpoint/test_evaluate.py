@@ -166,10 +166,12 @@ def test_own_data_are_found_where_they_lay_when_the_row_was_scored(
 
 
 def test_ap_of_each_class_is_in_json_and_below_the_numbers_where_it_is_asked_for(
-    folder: Path, data: CocoData, metrics: dict[str, float | None]
+    folder: Path, data: CocoData, tmp_path: Path
 ) -> None:
+    data = with_objects_where_it_finds_some(tmp_path / "found", data)  # whose classes have other APs than 0
     words = ("evaluate", folder, "--data", data.root)
-    classes = json.loads(rnc(*words, "--format", "json").stdout)["classes"]["rows"]
+    numbers = json.loads(rnc(*words, "--format", "json").stdout)
+    (metrics,), classes = numbers["rows"], numbers["classes"]["rows"]
     assert [row["class"] for row in classes] == list(data.category_names)
     held = [row["AP"] for row in classes if row["objects"]]
     assert sum(held) / len(held) == pytest.approx(metrics["AP"], rel=1e-12)
@@ -180,7 +182,11 @@ def test_ap_of_each_class_is_in_json_and_below_the_numbers_where_it_is_asked_for
     ranked = [
         line.split()[0] for line in asked.splitlines() if line.split()[:1] and line.split()[0] in data.category_names
     ]
-    assert ranked == [row["class"] for row in sorted(classes, key=lambda row: (row["AP"] is None, row["AP"] or 0.0))]
+    by_ap = sorted(classes, key=lambda row: (row["AP"] is None, row["AP"] or 0.0))
+    assert ranked == [row["class"] for row in by_ap]
+    assert by_ap != classes
+    assert json.loads(rnc(*words, "--format", "json", "--classes", "--by-ap").stdout)["classes"]["rows"] == by_ap
+    refused(rnc(*words, "--by-ap"), "--by-ap is for --classes")
 
 
 def test_a_checkpoint_of_a_gpu_is_scored_on_the_cpu_and_what_may_differ_is_said(
