@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from model.config import InferenceConfig, TrainConfig
-from model.settings import to_dict
+from model.settings import read_settings, to_dict
 from orchestrator.checkpoint.inputs import (
     ScoringInputs,
     Selection,
@@ -235,15 +235,20 @@ def parse_axes(ranges: Mapping[str, str | None]) -> tuple[Axis, ...]:
 
 
 def parse_axis(setting: str, option: str, text: str) -> Axis:
-    """Read the values of a setting; whether it knows a name, `InferenceConfig` says.
+    """Read the values of a setting.
 
     Raises:
-        UserError: it is no range and no list of different numbers, or an empty or an endless one.
+        UserError: it is no range and no list of different numbers, or an empty or an endless one, or no list of
+            different names that the setting knows.
     """
     said, parts = f"{option} {text}", text.split(":")
     if setting in KINDS:
         names = tuple(name.strip() for name in text.split(","))
         _require_once(said, names)
+        for name in names:
+            _, problems = read_settings(InferenceConfig, {setting: name})
+            if problems:
+                raise UserError(f"{said}: {problems[0]}")
         return Axis(setting=setting, option=option, values=names)
     if len(parts) == 3:
         start, stop, step = (_number(said, part) for part in parts)
