@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.inference.drawing import NUM_COLORS, Pen, color_of, draw
+from model.inference.drawing import NUM_COLORS, Pen, _are_free, color_of, draw
 
 GREY = (128, 128, 128)
 
@@ -101,6 +101,20 @@ def test_the_best_label_stands_over_its_box_and_the_worst_is_left_out_where_ther
     assert plates[-1] is None
     drawn = draw(grey(), [box] * 2, ["cat", "dog"], [0.3, 0.9])
     assert drawn.getpixel((101, 198)) == color_of("dog")  # the better one, though it comes second
+
+
+def test_spots_are_free_that_meet_no_plate_taken_one_by_one() -> None:
+    generator = np.random.default_rng(0)
+    for number in (0, 1, 40):
+        corners = generator.integers(0, 60, (number, 2))
+        taken = np.hstack([corners, corners + generator.integers(5, 20, (number, 2))]).astype(float)
+        places = generator.integers(0, 70, (100, 2)).astype(float)
+        one_by_one = [
+            not any(x < right and x + 12 > left and y < bottom and y + 7 > top for left, top, right, bottom in taken)
+            for x, y in places
+        ]
+        assert _are_free(places, (12, 7), taken).tolist() == one_by_one
+    assert {True, False} == set(one_by_one)
 
 
 def test_a_label_that_stands_off_has_a_line_to_its_box() -> None:
