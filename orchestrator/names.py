@@ -90,6 +90,8 @@ def model_name(suite: str) -> str:
 
 MOST_EXPERIMENT_NAME = 256
 """Characters of an experiment's name: MLflow takes more, its databases do not."""
+MOST_FOLDER_NAME = 255
+"""Bytes of a folder's name; a suite's checkpoints and reports lie in folders of its name."""
 MOST_RUN_NAME = 250
 MOST_PARAM = 6000
 """Characters of a param's value; MLflow cuts longer ones."""
@@ -121,6 +123,8 @@ def mistakes_of_suite(suite: str) -> Iterator[str]:
     if len(experiment_name(suite)) > MOST_EXPERIMENT_NAME:
         most = MOST_EXPERIMENT_NAME - len(SUITE_PREFIX)
         yield f"has {len(suite)} characters, expected {most} at most, as MLflow names of experiments have 256"
+    elif (count := len(suite.encode(errors="replace"))) > MOST_FOLDER_NAME:
+        yield f"has {count} bytes in UTF-8, expected {MOST_FOLDER_NAME} at most, as names of folders have"
 
 
 def unstorable(text: str) -> str:

@@ -16,8 +16,8 @@ from orchestrator.experiment.search import Search
 
 JUDGED = tuple(metric for metric in METRICS if metric not in ("AR1", "AR10"))
 """The metrics that have intervals over images; see report.statistics.resamples.ROWS."""
-NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-"""What a file may call itself and its suite."""
+NAME = r"[^\W_][\w.-]*"
+"""What a file may call itself and its suite; letters are those of any script, as in the name of a folder."""
 
 
 def mistakes_of_whole(document: Document, rows: Sequence[Row], rule: SeedRule | None, path: Path) -> Iterator[str]:

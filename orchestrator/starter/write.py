@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os.path import normpath, relpath
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 from model.config import HEADS
 from model.settings import merge
@@ -85,7 +86,8 @@ def suite_name(root: Path) -> str:
     """Return a name for what is trained on a data set, after its folder, or its file's."""
     named = Path(normpath(root.absolute()))  # a link is called as it is, not as where it leads
     name = named.stem if named.is_file() else named.name
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")
+    # Some file systems take letters and their accents apart, which are no letters by themselves.
+    name = re.sub(r"[^\w.-]+", "-", normalize("NFC", name)).strip("-_.")
     return name or "detector"
 
 

@@ -255,7 +255,7 @@ def test_ranges_that_cannot_be_are_refused(folder: Path, data: CocoData, tmp_pat
     refused(rnc(*here, "--exponents", "1:0:0.1"), "begins at 1, above its end 0")
     refused(rnc(*here, "--exponents", "0:2:0.1"), "--exponents 1.1: ", "confidence_exponent is 1.1, expected 0 to 1")
     refused(rnc(*here, "--nms-iou", "tight"), "'tight' is no number")
-    refused(rnc(*here, "--suppression", "nms,soft"), "--suppression nms,soft: suppression is \"soft\"")
+    refused(rnc(*here, "--suppression", "nms,soft"), '--suppression nms,soft: suppression is "soft"')
     refused(rnc(*here, "--suppression", "nms, nms"), "nms stands twice")
     refused(rnc(*here, "--suppression", "nms,voting", "--suppression-sigma", 0.1), "no meaning for suppression 'nms'")
     refused(rnc(*here, "--exponents", "0:1:0.01", "--nms-iou", "0.4,0.5,0.6"), "are 303 settings, at most 256")
@@ -333,7 +333,7 @@ def test_what_is_no_range_is_told_with_what_was_expected(text: str, said: str) -
 def test_a_name_that_a_setting_does_not_know_is_told_with_those_that_it_does(name: str) -> None:
     with pytest.raises(UserError) as told:  # before a checkpoint is looked for
         parse_axis("suppression", "--suppression", f"nms,{name}")
-    assert str(told.value).startswith(f'--suppression nms,{name}: suppression is "{name}", expected \'nms\', \'soft_')
+    assert str(told.value).startswith(f"--suppression nms,{name}: suppression is \"{name}\", expected 'nms', 'soft_")
     assert str(told.value).endswith("'matrix_gaussian' or 'voting'")
 
 

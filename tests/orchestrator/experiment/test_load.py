@@ -752,6 +752,17 @@ def test_a_file_whose_name_mlflow_takes_is_taken(tmp_path: Path, stem: str) -> N
     assert load_experiment(write(tmp_path / "suite", "rows: [{label: A}]", f"{stem}.yaml")).name == stem
 
 
+def test_a_file_may_call_itself_and_its_suite_as_a_folder_may_be_called_in_letters_of_any_script(
+    tmp_path: Path,
+) -> None:
+    assert load(tmp_path / "тест", "rows: [{label: A}]").suite == "тест"
+    named = load(tmp_path, "{name: Tablé, suite: тест, rows: [{label: A}]}")
+    assert (named.name, named.suite) == ("Tablé", "тест")
+    assert "suite is '-ж', expected a letter" in mistake(tmp_path, "{suite: -ж, rows: [{label: A}]}")
+    # Two bytes each: no folder of that name could be made for its checkpoints.
+    assert "has 256 bytes in UTF-8, expected 255" in mistake(tmp_path, f"{{suite: {'ж' * 128}, rows: [{{label: A}}]}}")
+
+
 def test_a_folder_that_no_experiment_of_mlflow_can_be_called_after_is_refused(tmp_path: Path) -> None:
     for folder, says in (("y" * 242, "242 characters, expected 241 at most"), ('it\'s "x"', "both ' and \"")):
         path = write(tmp_path / folder, "rows: [{label: A}]")

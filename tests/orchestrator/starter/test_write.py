@@ -133,10 +133,11 @@ def test_what_stands_in_the_way_is_told_and_nothing_is_left_behind(shapes_root: 
     ("name", "suite"),
     [
         ("my photos (2)", "my-photos-2"),
-        ("Übung", "bung"),
+        ("Übung", "Übung"),
+        ("U\u0308bung", "Übung"),
         ("...", "detector"),
         ("a.b_c-d", "a.b_c-d"),
-        ("鱼", "detector"),
+        ("鱼", "鱼"),
     ],
 )
 def test_a_suite_is_named_after_the_folder_in_letters_that_mlflow_takes(name: str, suite: str, tmp_path: Path) -> None:
