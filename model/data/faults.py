@@ -39,6 +39,22 @@ class DataError(ValueError):
     """A data set that cannot be used as it is; the message says where, why and what to do."""
 
 
+class UnknownSplit(DataError):
+    """A split that a data set does not have."""
+
+    def __init__(self, root: Path, split: str, splits: tuple[str, ...]) -> None:
+        """Take the split that was asked for, and those that there are."""
+        super().__init__(root, split, splits)  # all of them, as it comes from other processes by its args
+        self.root, self.split, self.splits = root, split, splits
+
+    def __str__(self) -> str:
+        """Say it to who has written an experiment file."""
+        return (
+            f"{self.root}: there is no split {self.split!r}; the data set has {', '.join(self.splits)}; correct "
+            f"train_split or val_split (train.data), or add {self.split}"
+        )
+
+
 def no_target(file: Path) -> str | None:
     """Say that a file is a link to what is not there, as after a move or without the disk that it leads to."""
     if not file.is_symlink() or os.path.exists(file):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from model.data.faults import DataError
+from model.data.faults import DataError, UnknownSplit
 from model.data.layouts import coco, open_images, voc, yolo
 from model.data.layouts.files import ALIASES, IMAGE_SUFFIXES, find_split, folders, holds, is_inside, usual_split
 from model.data.layouts.files import Format as Format
@@ -94,10 +94,7 @@ def split_files(root: Path, split: str) -> SplitFiles:
         raise DataError(f"{root}: the data set lacks {' and '.join(missing)}; {error}") from None
     found = find_split(layout.splits, split)
     if found is None:
-        raise DataError(
-            f"{root}: there is no split {split!r}; the data set has {', '.join(layout.splits)}; correct train_split "
-            f"or val_split (train.data), or add {split}"
-        )
+        raise UnknownSplit(root, split, tuple(layout.splits))
     return replace(found, name=split)
 
 

@@ -20,6 +20,7 @@ from orchestrator.tracking.artifacts import Progress
 if TYPE_CHECKING:
     import torch
 
+    from model.data.faults import UnknownSplit
     from model.data.split import CocoData
     from model.evaluation.scoring import Scores
     from model.network.checkpoint import Card
@@ -169,11 +170,13 @@ def change_settings(card: "Card", inference: InferenceConfig, changes: Settings,
     return inference
 
 
-def open_inputs(checkpoint: CheckpointFolder, selection: Selection, site: Site, say: Say) -> ScoringInputs:
+def open_inputs(
+    checkpoint: CheckpointFolder, selection: Selection, site: Site, say: Say, *, option: str = "--split"
+) -> ScoringInputs:
     """Read the images that are selected for a checkpoint; the embedded data set is drawn if it is not there.
 
     Raises:
-        UserError: there is no such split, or it is faulty.
+        UserError: there is no such split, as `option` has named it, or it is faulty.
     """
     split, config = selection.split or checkpoint.split, checkpoint.card.config.data
     if selection.all_images:
@@ -182,7 +185,7 @@ def open_inputs(checkpoint: CheckpointFolder, selection: Selection, site: Site, 
         # num_val_images counts for the validation split alone, so that this split is made that.
         config = replace(config, val_split=split, num_val_images=selection.first)
     root = selection.data or recorded_root(checkpoint.provenance, config.dataset)
-    data = _as_learnt(read_images(root, config, split, site, say), checkpoint.card, say)
+    data = _as_learnt(read_images(root, config, split, site, say, option=option), checkpoint.card, say)
     return ScoringInputs(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
 
 
@@ -207,20 +210,24 @@ def recorded_root(provenance: Provenance | None, dataset: str) -> Path | None:
     return root if provenance.data_root and root.exists() else None
 
 
-def read_images(root: Path | None, config: DataConfig, split: str, site: Site, say: Say) -> "CocoData":
+def read_images(
+    root: Path | None, config: DataConfig, split: str, site: Site, say: Say, *, option: str = "--split"
+) -> "CocoData":
     """Read a split as a training has it, from `root` or from where the site has its data set.
 
     Raises:
-        UserError: there is no such split, or it is faulty.
+        UserError: there is no such split, as `option` has named it, or it is faulty.
     """
     from model.data.coco import read_for_scoring
-    from model.data.faults import DataError, describe
+    from model.data.faults import DataError, UnknownSplit, describe
 
     if root is None:
         draw(config, site)
         root = _root_of(config.dataset, site)
     try:
         data = read_for_scoring(root, config, split, check_images=True)
+    except UnknownSplit as error:
+        raise _unknown(error, option) from error
     except DataError as error:
         raise UserError(str(error)) from error
     if data.faults:
@@ -237,7 +244,7 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
         UserError: there is no such split, or it is faulty.
     """
     from model.data.coco import read_coco
-    from model.data.faults import DataError
+    from model.data.faults import DataError, UnknownSplit
     from model.data.layout import find_layout
 
     root = root or _root_of("coco", site)
@@ -249,11 +256,18 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
         if split is None:
             raise UserError(f"{root}: of {', '.join(whole)}, none is called val or the like; name one with --split")
         data = read_coco(root, split, check_images=False)
+    except UnknownSplit as error:
+        raise _unknown(error, "--split") from error
     except DataError as error:
         raise UserError(str(error)) from error
     for note in data.notes:
         say(f"{root}, split {split}: {note}")
     return data
+
+
+def _unknown(error: "UnknownSplit", option: str) -> UserError:
+    """Name a split that is not there by the option that takes another, as no file is there to be corrected."""
+    return UserError(f"{option} {error.split}: {error.root} has no such split; it has {', '.join(error.splits)}")
 
 
 def _root_of(dataset: str, site: Site) -> Path:

@@ -132,7 +132,7 @@ def fit(
     settings, usual = _settings(checkpoint, axes)
     # Images come last: reading a large data set takes minutes, and a mistake in the call should not wait for it.
     scored = open_inputs(checkpoint, selection, site, say)
-    fitted_on = open_inputs(checkpoint, replace(selection, split=split), site, say)
+    fitted_on = open_inputs(checkpoint, replace(selection, split=split), site, say, option="--fit")
     for inputs in (fitted_on, scored):
         _require_labels(inputs)
     twins = len(leaks(fitted_on.data, scored.data))

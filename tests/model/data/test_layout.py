@@ -1,5 +1,6 @@
 """What is found in folders and files; names of splits, and the message where nothing is found."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from model.data import layout as layouts
 from model.data.coco import read_coco
-from model.data.faults import DataError
+from model.data.faults import DataError, UnknownSplit
 from model.data.layout import count_images, find_layout, split_files
 from tests.conftest import MakeCoco
 from tests.data_folders import coco_json, picture, text, voc_xml
@@ -258,3 +259,9 @@ def test_links_to_folders_are_followed_and_not_in_circles(tmp_path: Path) -> Non
     for name in ("1", "more/2"):
         text(root / "labels" / f"{name}.txt", "0 0.5 0.5 0.2 0.2")
     assert split_files(root, "all").listed == ("1.jpg", "more/2.jpg")
+
+
+def test_a_split_that_is_not_there_is_told_in_the_same_words_by_another_process(tmp_path: Path) -> None:
+    error = UnknownSplit(tmp_path, "vla", ("train", "val"))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "there is no split 'vla'; the data set has train, val; correct train_split or val_split" in str(error)

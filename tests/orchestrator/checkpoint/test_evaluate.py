@@ -256,7 +256,10 @@ def test_what_is_wrong_is_told_in_one_line(folder: Path, data: CocoData, tmp_pat
     refused(rnc(*here, "--set", "nms_iou=high"), '--set inference.nms_iou is "high", expected a number')
     refused(rnc(*here, "--set", "nms_iou"), "expected a setting and its value")
     refused(rnc(*here, "--exponent", "1.5"), "inference.confidence_exponent is 1.5, expected 0 to 1")
-    refused(rnc(*here, "--split", "nowhere"), "there is no split 'nowhere'", "the data set has train, val")
+    refused(rnc(*here, "--split", "vla"), f"error: --split vla: {data.root} has no such split; it has train, val\n")
+    (tmp_path / "results.json").write_text("[]")
+    results = ("evaluate", "--detections", tmp_path / "results.json", "--data", data.root)
+    refused(rnc(*results, "--split", "vla"), f"error: --split vla: {data.root} has no such split; it has train, val\n")
     refused(
         rnc("evaluate", tmp_path, "--data", data.root), f"{tmp_path}: no checkpoint, as {tmp_path} holds no config.json"
     )

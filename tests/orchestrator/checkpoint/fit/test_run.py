@@ -251,7 +251,7 @@ def test_what_is_no_choice_of_an_exponent_is_refused(folder: Path, root: Path) -
     here = ("sweep", folder, "--data", root, "--split", "test", "--fit")
     refused(rnc(*here, "val", "--nms-iou", "0.4,0.5"), "--nms-iou has several values, but --fit chooses the exponent")
     refused(rnc(*here, "val", "--beside", "experiments/demo"), "leave it out with --fit")
-    refused(rnc(*here, "nowhere"), "there is no split 'nowhere'")
+    refused(rnc(*here, "nowhere"), f"--fit nowhere: {root} has no such split; it has ")
 
 
 def test_images_that_are_in_both_splits_are_told(folder: Path, own_root: Path, tmp_path: Path) -> None:
