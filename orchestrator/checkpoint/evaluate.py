@@ -138,7 +138,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
             "--exponent, --set, --all and --save need a CHECKPOINT; the detections of a file are what they are"
         )
     detections, about = read_stored(stored)
-    root = selection.data or recorded_root(_card_beside(stored), about.data.dataset)
+    root = selection.data or recorded_root(_card_beside(stored), about.data.dataset, site, say)
     data = read_images(root, about.data, selection.split or about.split, site, say)
     require_same_images(stored, about, detections, data)
     metrics, statistics = evaluate(data, detections), of_detections(data, detections)

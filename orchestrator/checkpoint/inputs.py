@@ -184,7 +184,7 @@ def open_inputs(
     if selection.first is not None:
         # num_val_images counts for the validation split alone, so that this split is made that.
         config = replace(config, val_split=split, num_val_images=selection.first)
-    root = selection.data or recorded_root(checkpoint.provenance, config.dataset)
+    root = selection.data or recorded_root(checkpoint.provenance, config.dataset, site, say)
     data = _as_learnt(read_images(root, config, split, site, say, option=option), checkpoint.card, say)
     return ScoringInputs(checkpoint=checkpoint, data=data, config=config, scored=site.scored)
 
@@ -202,12 +202,22 @@ def _as_learnt(data: "CocoData", card: "Card", say: Say) -> "CocoData":
     return renumbered(data, learnt)
 
 
-def recorded_root(provenance: Provenance | None, dataset: str) -> Path | None:
-    """Return where somebody's own data lay when the row was scored, if they still do; others are the site's to find."""
-    if provenance is None or dataset in ("coco", "shapes"):
+def recorded_root(provenance: Provenance | None, dataset: str, site: Site, say: Say) -> Path | None:
+    """Return where somebody's own data lay when the row was scored; None for those that are the site's to find.
+
+    Raises:
+        UserError: they are not there any more, or where they lay is not recorded, and the site names no others.
+    """
+    if dataset in ("coco", "shapes"):
         return None
-    root = Path(provenance.data_root)
-    return root if provenance.data_root and root.exists() else None
+    lay = provenance.data_root if provenance is not None else ""
+    if lay and Path(lay).exists():
+        return Path(lay)
+    lack = f"{lay}, where they lay when the row was scored, is not there" if lay else "where they lie is not recorded"
+    if site.coco_root is None:
+        raise UserError(f"data {dataset}: {lack}; name the folder or file that has them now with --data")
+    say(f"data {dataset}: {lack}; those at RNC_COCO_ROOT are taken, {site.coco_root}; --data names others")
+    return None
 
 
 def read_images(

@@ -162,7 +162,14 @@ def test_own_data_are_found_where_they_lay_when_the_row_was_scored(
     assert "Equal to the numbers recorded" in rnc("evaluate", "--detections", detections).stdout
     certify(folder, metrics, dataset="mine", data_root=str(tmp_path / "gone"))
     for words in ((folder,), ("--detections", detections)):
-        refused(rnc("evaluate", *words), "RNC_COCO_ROOT is not set", "here --data does so, too")
+        gone = f"data mine: {tmp_path / 'gone'}, where they lay when the row was scored, is not there"
+        refused(rnc("evaluate", *words), gone, "name the folder or file that has them now with --data")
+    monkeypatch.setenv("RNC_COCO_ROOT", str(data.root))
+    found = rnc("evaluate", folder)
+    assert found.exit_code == 0 and f"{gone}; those at RNC_COCO_ROOT are taken, {data.root}; --data" in found.stderr
+    (folder / "provenance.json").unlink()
+    monkeypatch.delenv("RNC_COCO_ROOT")
+    refused(rnc("evaluate", folder), "data mine: where they lie is not recorded; name the folder")
 
 
 def test_ap_of_each_class_is_in_json_and_below_the_numbers_where_it_is_asked_for(
