@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -142,23 +143,37 @@ def locate(name: str, query: Query, site: Site, say: Say, progress: Progress = l
 
 
 def describe(evaluation: FinishedEvaluation, query: Query, site: Site) -> str:
-    """Say which row was found: suite, table, label, seed and number."""
+    """Say which row was found: suite, table, label, seed, number and date, and of a best one if it is an old one."""
     table = table_of(evaluation, query)
     suite = f"suite {evaluation.suite}"
     if query.suite is None and query.row == BEST and query.run_id is None and evaluation.suite == last_suite(site):
         suite += " (the last one submitted here)"
-    value = evaluation.metrics[query.metric]
+    value, scored = evaluation.metrics[query.metric], evaluation.run.begun or evaluation.run.start_time
+    submitted = _submitted(site).get(evaluation.suite, 0)
+    old = ""
+    # A submit registers its best where it ends, so that one that was stopped or refused leaves that of an earlier one.
+    if query.row == BEST and query.run_id is None and submitted > scored:
+        old = f", before its last submit here ({_clock(submitted)}), which has not ended or has scored nothing better"
     return (
         f"{suite}, {f'table {table}, ' if table else ''}row {evaluation.label(table)}, seed {evaluation.seed}: "
-        f"{query.metric} {value:.1f} on {evaluation.tags.get(names.SPLIT, '')}"
+        f"{query.metric} {value:.1f} on {evaluation.tags.get(names.SPLIT, '')}, scored {_clock(scored)}{old}"
     )
 
 
 def last_suite(site: Site) -> str | None:
     """Return the suite that was submitted last from this home; None where none was."""
-    # A lock keeps the time at which it was taken; logs and the like beside it change as long as a suite runs.
-    taken = {lock.parent.name: lock.stat().st_mtime_ns for lock in site.home.glob("submits/*/lock")}
+    taken = _submitted(site)
     return max(taken, key=lambda suite: taken[suite], default=None)
+
+
+def _submitted(site: Site) -> dict[str, float]:
+    """Return when each suite was last submitted from this home with something to do, in milliseconds since 1970."""
+    # A lock keeps the time at which it was taken; logs and the like beside it change as long as a suite runs.
+    return {lock.parent.name: lock.stat().st_mtime_ns / 1e6 for lock in site.home.glob("submits/*/lock")}
+
+
+def _clock(milliseconds: float) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M}"
 
 
 def _pull(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -37,6 +38,8 @@ from tests.detectors import MODEL, SIZES, save_opinionated
 
 CATEGORIES = ((3, 8), ("dog", "cat"))
 NUMBERS = {name: 100 / (place + 3) for place, name in enumerate(METRICS)} | {"APl": None}
+CLOCK = r"\d\d:\d\d"
+DATE = rf"[0-9-]{{10}} {CLOCK}"
 
 
 @pytest.fixture
@@ -139,7 +142,8 @@ def test_a_pulled_folder_is_a_detector_with_the_rows_settings_and_says_what_it_i
     assert (folder / "model.safetensors").read_bytes() == source.read_bytes()
     assert told[-1] == (source.stat().st_size,) * 2
     row = f"suite {suite.suite}, table table1_heads, row row 0, seed 0: AP 33.3 on val"
-    assert said == [f"{row}, {source.stat().st_size / 1e6:.1f} MB, sha256 verified"]
+    size = f"{source.stat().st_size / 1e6:.1f} MB"
+    assert re.fullmatch(rf"{re.escape(row)}, scored {DATE}, {size}, sha256 verified", said[0]) and len(said) == 1
     assert model.load(folder).inference == InferenceConfig(confidence_exponent=0.3, nms_iou=0.6)
     card = read_provenance(folder)
     assert card is not None
@@ -356,7 +360,7 @@ def test_a_row_is_pulled_once_and_its_folder_said(suite, site, tmp_path):
         folder = locate(name, query, site, said.append)
         assert folder.parent == site.home / "pulled" and model.load(folder).inference.nms_iou == 0.6
     found = f"suite {suite.suite}, table table1_heads, row row 0, seed 0: AP 33.3 on val"
-    assert said == [
+    assert [re.sub(rf", scored {DATE}", "", line) for line in said] == [
         f"best: {found}, pulled to {folder}",
         f"row 0: {found}, in {folder}",
         f"table1_heads:row 0: {found}, in {folder}",
@@ -412,8 +416,15 @@ def test_the_best_is_that_of_the_suite_that_was_submitted_last_from_here(suite, 
     assert said[0].startswith(
         f"best: suite {other.suite} (the last one submitted here), table table1_heads, row row 1, "
     )
+    assert "before its last submit" not in said[0]
+    os.utime(site.home / "submits" / other.suite / "lock", (2e9, 2e9))  # one that is stopped, as it registers no best
+    locate("best", Query(), site, said.append)
+    locate("row 1", Query(suite=other.suite), site, said.append)
+    old = rf"scored {DATE}, before its last submit here \(2033-05-1\d {CLOCK}\), which has not ended"
+    assert re.search(old, said[1]) and "before its last submit" not in said[2]
     (site.home / "submits" / "young").mkdir()
     (site.home / "submits" / "young" / "lock").touch()
+    os.utime(site.home / "submits" / "young" / "lock", (2.1e9, 2.1e9))
     with pytest.raises(UserError, match=rf"suite young, the last one submitted here, has no result .* {suite.suite}"):
         locate("best", Query(), site, quiet)
 
