@@ -93,8 +93,7 @@ def download(
         ServerAway: the server does not answer.
         UserError: it sends less than the whole.
     """
-    from mlflow.exceptions import MlflowException
-
+    failures = _failures()
     parent, name = str(PurePosixPath(path).parent), PurePosixPath(path).name
     folder = Path(tempfile.mkdtemp()) if into is None else into
     try:
@@ -106,7 +105,7 @@ def download(
             raise Missing(f"MLflow at {uri} has no file {path} of run {run_id}: it was deleted, or never stored")
         with _watched(folder / name, sizes[name], progress):
             file = Path(repository.download_artifacts(name, str(folder)))
-    except (OSError, MlflowException) as error:
+    except failures as error:
         raise ServerAway(
             f"MLflow at {uri} does not give {path} of run {run_id}: {without_secrets(str(error))}"
         ) from error
@@ -155,14 +154,21 @@ def _watched(file: Path, total: int, progress: Progress, seconds: float = 0.2) -
 @contextmanager
 def _answers(what_not: str, uri: str = "") -> Iterator[None]:
     """Turn an error of mlflow into ServerAway, which says what does not work, or of a server that its disk is full."""
-    from mlflow.exceptions import MlflowException
-
+    failures = _failures()
     try:
         yield
-    except (OSError, MlflowException) as error:
+    except failures as error:
         if uri and (full := full_disk(uri, str(error))):
             raise DiskFull(full) from error
         raise ServerAway(f"{what_not}: {without_secrets(str(error))}") from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what mlflow raises where a server does not do what it is asked."""
+    tame_mlflow()  # before mlflow is imported, which reports on its use otherwise
+    from mlflow.exceptions import MlflowException
+
+    return OSError, MlflowException
 
 
 def client_of(uri: str) -> "MlflowClient":

@@ -1,5 +1,8 @@
 """Files of runs on a real MLflow server: what went up comes down, or the reason why not."""
 
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -102,3 +105,24 @@ def test_mlflows_own_client_shows_the_named_token_and_not_the_password_of_netrc(
             list_files(f"http://127.0.0.2:{server.server_address[1]}", "0" * 32)
         server.shutdown()
     assert set(asked) == {"Bearer named"}
+
+
+@pytest.mark.parametrize("call", ["download(away, '0' * 32, 'a/b')", "list_files(away, '0' * 32)"])
+def test_mlflow_is_imported_after_its_variables_are_set(call: str):
+    code = f"""
+import os, sys
+class Look:
+    def find_spec(self, name, *_):
+        if name == "mlflow":
+            print(os.environ.get("MLFLOW_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Look())
+from orchestrator.tracking.artifacts import ServerAway, download, list_files
+away = "http://127.0.0.1:9"
+try:
+    {call}
+except ServerAway:
+    print("away")
+"""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert done.stdout == "true\naway\n", done.stderr
