@@ -1,9 +1,11 @@
 """Inputs of scoring, for evaluate, sweep and misalignment: a checkpoint's folder and the images to score it on."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.config import DataConfig, InferenceConfig, require_branch
 from model.evaluation.shards import Pass, score_missing, scores_of
@@ -273,6 +275,11 @@ def read_annotations(root: Path | None, split: str | None, site: Site, say: Say)
     for note in data.notes:
         say(f"{root}, split {split}: {note}")
     return data
+
+
+def digest_of(*decisive: Any) -> str:
+    """Return what the name of a report's folder ends with, by what decides its numbers: none overwrites another."""
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:6]
 
 
 def _unknown(error: "UnknownSplit", option: str) -> UserError:

@@ -1,7 +1,5 @@
 """Misalignment of score and placement: boxes before and after NMS by image, and heads side by side; with figures."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +8,14 @@ from typing import TYPE_CHECKING
 from model.config import InferenceConfig
 from model.network.checkpoint import read_card
 from model.settings import to_dict
-from orchestrator.checkpoint.inputs import ScoringInputs, Selection, no_progress, open_inputs, read_checkpoint
+from orchestrator.checkpoint.inputs import (
+    ScoringInputs,
+    Selection,
+    digest_of,
+    no_progress,
+    open_inputs,
+    read_checkpoint,
+)
 from orchestrator.errors import Say, UserError
 from orchestrator.figures.lab import Lab, instructive_indices, join, lab_section, make_lab
 from orchestrator.figures.page import html_image, html_page
@@ -340,8 +345,8 @@ def _name(heads: Sequence[Head], places: Sequence[int]) -> str:
     """Name the folder of a report; other weights, images or settings go to another, so that none overwrites another."""
     weights = [read_card(head.folder).weights_sha256 for head in heads]
     settings = [to_dict(head.scores.inference) for head in heads]
-    content = json.dumps([weights, heads[0].data.fingerprint, settings, list(places)])
-    return f"{_slug([head.label for head in heads])}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"
+    digest = digest_of(weights, heads[0].data.fingerprint, settings, list(places))
+    return f"{_slug([head.label for head in heads])}-{digest}"
 
 
 def _file_names(labels: Sequence[str]) -> list[str]:

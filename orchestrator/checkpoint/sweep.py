@@ -1,7 +1,5 @@
 """A sweep: ranges of inference settings as they are typed, and a checkpoint scored under all of them in one pass."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from orchestrator.checkpoint.inputs import (
     ScoringInputs,
     Selection,
     change_settings,
+    digest_of,
     no_progress,
     open_inputs,
     read_checkpoint,
@@ -217,9 +216,7 @@ def _notes(grid: Grid, inputs: ScoringInputs, spots: Sequence[Spot]) -> list[str
 def _name(label: str, grid: Grid, inputs: ScoringInputs, settings: Sequence[InferenceConfig]) -> str:
     """Name the folder of a sweep; another checkpoint, other images or other settings go to another folder."""
     weights, data = inputs.checkpoint.card.weights_sha256, inputs.data.fingerprint
-    # What decides the numbers, so that no sweep overwrites another one.
-    content = json.dumps([weights, data, [to_dict(setting) for setting in settings]])
-    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+    digest = digest_of(weights, data, [to_dict(setting) for setting in settings])
     return f"{slug(label)}-{'-'.join(slug(axis.label) for axis in grid.varied)}-{digest}"
 
 

@@ -4,7 +4,6 @@ Nothing here imports torch, so that a misspelt name is told at once.
 """
 
 import glob
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -17,6 +16,7 @@ from model.data.layouts.files import IMAGE_SUFFIXES
 from model.foreign import parse_json, require_file
 from model.inference.video import INSTALL, Film, can_read_videos, is_video, open_film
 from model.inference.video import SUFFIXES as VIDEO_SUFFIXES
+from model.paths import one_name
 from orchestrator.errors import UserError
 from orchestrator.homes import make_home
 from orchestrator.site import Site
@@ -24,8 +24,6 @@ from orchestrator.site import Site
 DETECTIONS, MADE_BY = "detections.json", "rnc predict"
 """The file of results, and how it says what made it."""
 HEIC_SUFFIXES = (".heic", ".heif")
-MOST_BYTES = 240
-"""Of a name that is made here; most file systems take 255, and something is put behind."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +103,7 @@ def plan_job(
         UserError: the folder cannot be written to, or holds what is looked at.
     """
     absolute = tuple(str(Path(path).absolute()) for path in (str(checkpoint), *arguments))
-    name = _short(f"{_name(arguments[0], files[0])}-{checkpoint.resolve().name}")
+    name = one_name(f"{_name(arguments[0], files[0])}-{checkpoint.resolve().name}")
     folder = out or _own_folder(make_home(site.home) / "predictions", name, absolute)
     sources = _sources(files, folder)
     if (folder / DETECTIONS).exists() and not read_results(folder):
@@ -167,7 +165,7 @@ def _sources(files: Sequence[Path], out: Path) -> tuple[Source, ...]:
     taken: set[str] = set()
     sources = []
     for place, file in enumerate(files, start=1):
-        short, number = _short(file.stem), 1
+        short, number = one_name(file.stem), 1
         stem = short
         while stem in taken:
             number += 1
@@ -194,13 +192,6 @@ def _name(argument: str, first: Path) -> str:
     if path.is_dir():
         return path.resolve().name or "root"
     return first.stem if path.is_file() else first.resolve().parent.name
-
-
-def _short(name: str) -> str:
-    """The beginning of a name, with room for what is put behind."""
-    while len(os.fsencode(name)) > MOST_BYTES:
-        name = name[:-1]
-    return name
 
 
 def _own_folder(parent: Path, name: str, arguments: tuple[str, ...]) -> Path:
