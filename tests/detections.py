@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from model.data.coco import read_coco
 from model.data.split import CocoData
-from model.evaluation.coco_eval import MatchTable
+from model.evaluation.coco.matches import MatchTable
 from model.inference.table import DetectionTable
 
 CATEGORIES = (2, 5, 9, 11)

@@ -22,7 +22,7 @@ from model.config import InferenceConfig
 from model.data.coco import read_coco
 from model.data.faults import DataError
 from model.data.files.decoding import decode, upright
-from model.evaluation.coco_eval import read_matches, write_matches
+from model.evaluation.coco.matches import read_matches, write_matches
 from model.evaluation.misalignment import COUNTS, FILES, read_misalignment, write_misalignment
 from model.evaluation.parts import Part, read_about, read_part, write_parts
 from model.inference.table import ABOUT

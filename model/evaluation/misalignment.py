@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.split import CocoData
-from model.evaluation.coco_eval import evaluate
+from model.evaluation.coco.metrics import evaluate
 from model.foreign import open_parquet
 from model.inference.table import (
     CORNERS,

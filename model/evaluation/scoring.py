@@ -13,7 +13,7 @@ from model.data.images import Batch, padded_shape, resize_shape
 from model.data.split import CocoData
 from model.evaluation.batch_scoring import by_precision, score_batch, score_on_device
 from model.evaluation.calibration.errors import calibration
-from model.evaluation.coco_eval import evaluate_all
+from model.evaluation.coco.metrics import evaluate_all
 from model.evaluation.misalignment import Misalignment
 from model.evaluation.parts import Part, merge
 from model.inference.predictor import Precision, load_batch

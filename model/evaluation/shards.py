@@ -138,7 +138,7 @@ def scores_of(work: Pass, settings: Sequence[InferenceConfig], *, calibrating: b
         ValueError: a shard is missing, or damaged.
     """
     from model.evaluation.calibration.errors import calibration
-    from model.evaluation.coco_eval import evaluate
+    from model.evaluation.coco.metrics import evaluate
     from model.evaluation.parts import merge, read_part
     from model.evaluation.scoring import Scores, shards
 

@@ -1,6 +1,6 @@
-"""Compiles the functions of a scoring pass ahead, by numba, which keeps them: `python -m model.evaluation.warmup`.
+"""Compiles ahead what scoring and its statistics need, by numba, which keeps it: `python -m model.evaluation.warmup`.
 
-It takes 8 s of a core once, and again when their sources change. Trainings side by side would each take them. Kinds of
+It takes 11 s of a core once, and again when their sources change. Trainings side by side would each take them. Kinds of
 suppression other than NMS take a second or two each when a setting first asks for them, and are not compiled ahead.
 """
 
@@ -9,8 +9,12 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-LAST = {"inference/suppression/nms.py": "keep", "evaluation/counting.py": "beaten"}
-"""The function of each source that a scoring pass compiles last."""
+LAST = {
+    "inference/suppression/nms.py": "keep",
+    "evaluation/counting.py": "beaten",
+    "evaluation/coco/reweighted.py": "_precision_sums",
+}
+"""The function of each source that is compiled last."""
 
 
 def is_compiled(package: Path = PACKAGE) -> bool:
@@ -29,13 +33,15 @@ def is_compiled(package: Path = PACKAGE) -> bool:
 
 
 def compile_functions() -> None:
-    """Score a grey image with a detector of random weights, which compiles all that is not compiled."""
+    """Score a grey image with a detector of random weights and resample it, which compiles all that is not compiled."""
     import numpy as np
     import torch
     from PIL import Image
 
     from model.config import DataConfig, InferenceConfig, ModelConfig
     from model.data.split import assemble
+    from model.evaluation.coco.matches import match
+    from model.evaluation.coco.reweighted import of_classes
     from model.evaluation.scoring import score_shards
     from model.network.retinanet import build_detector
 
@@ -57,7 +63,9 @@ def compile_functions() -> None:
         data = assemble(Path(folder), "val", Path(folder, "val"), columns, {1: "thing"}, ())
         data.folder.mkdir()
         Image.new("RGB", (64, 64), "grey").save(data.path(0))
-        list(score_shards(detector, data, [(0,)], [InferenceConfig()], DataConfig(short_edge=256, long_edge=256)))
+        found = score_shards(detector, data, [(0,)], [InferenceConfig()], DataConfig(short_edge=256, long_edge=256))
+        for of_shard in found:
+            of_classes(match(data, of_shard[0].detections), np.ones((1, 1)))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Numbers:
 
     def classes(self, *, by_ap: bool = False) -> Table:
         """Return AP of each class with its interval, counted by now: about a second on 5000 images."""
-        from model.evaluation.coco_eval import match
+        from model.evaluation.coco.matches import match
         from orchestrator.report.classes.numbers import of_scoring
         from orchestrator.report.classes.table import classes_table
         from orchestrator.report.statistics.resamples import class_samples
@@ -128,7 +128,7 @@ def recompute(stored: Path, selection: Selection, files: DetectionFiles, site: S
         UserError: the file is damaged, or of other data than these; or the selection asks for other detections.
     """
     from model.evaluation.calibration.errors import calibration
-    from model.evaluation.coco_eval import evaluate
+    from model.evaluation.coco.metrics import evaluate
     from model.evaluation.misalignment import of_detections
 
     if holds_json(stored):
@@ -177,7 +177,7 @@ def of_results(file: Path, selection: Selection, files: DetectionFiles, site: Si
     """
     from model.evaluation.calibration.errors import calibration_errors
     from model.evaluation.calibration.outcomes import written_outcomes
-    from model.evaluation.coco_eval import evaluate_written
+    from model.evaluation.coco.metrics import evaluate_written
 
     if selection.settings or selection.all_images or files.parquet or files.coco_json:
         raise UserError(

@@ -13,7 +13,7 @@ from orchestrator.figures.table import Cell, Column, Table, Value
 from orchestrator.report.files import matches_from
 from orchestrator.report.results.rows import RowResult, data_of, measure_row
 from orchestrator.report.results.table import interval_note, marks_of, notes_on_marks
-from orchestrator.report.statistics.resamples import ROWS, Resamples, leave_one_out, recorded_matches, resampled
+from orchestrator.report.statistics.resamples import ROWS, Resamples, recorded_matches, resampled
 from orchestrator.site import Site
 from orchestrator.tracking.suite import Suite
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from model.data.split import CocoData
-    from model.evaluation.coco_eval import MatchTable
+    from model.evaluation.coco.matches import MatchTable
 
 LEFT_OUT = ROWS[:3]
 """The metrics that are counted again without an image."""
@@ -174,6 +174,8 @@ def contributions(
         metric: "AP", "AP50" or "AP75".
     """
     import numpy as np
+
+    from model.evaluation.coco.reweighted import leave_one_out
 
     place = LEFT_OUT.index(metric)
     means = [np.mean([leave_one_out(one)[place] for one in of_row], axis=0) for of_row in (ours, theirs)]

@@ -187,7 +187,7 @@ def write_evaluation_files(
     """
     from model.evaluation.calibration.errors import reliability
     from model.evaluation.calibration.outcomes import outcomes
-    from model.evaluation.coco_eval import match, write_matches
+    from model.evaluation.coco.matches import match, write_matches
     from model.evaluation.misalignment import statistics, write_misalignment
     from orchestrator.figures.charts import proportions, reliability_diagrams, save, score_against_iou
     from orchestrator.figures.pictures import write_examples

@@ -29,7 +29,7 @@ from model.data.formats.voc import read_xml
 from model.data.layouts.coco import num_listed
 from model.data.layouts.files import read_lines
 from model.data.layouts.yolo import read_yaml as read_data_yaml
-from model.evaluation.coco_eval import read_matches
+from model.evaluation.coco.matches import read_matches
 from model.evaluation.misalignment import COUNTS, read_misalignment
 from model.evaluation.parts import read_about
 from model.foreign import FREE_VALUES, MOST_NODES, NoFileError, open_parquet, read_json, require_file

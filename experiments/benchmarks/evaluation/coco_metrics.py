@@ -28,7 +28,7 @@ from model.config import METRICS
 from model.data.coco import read_coco
 from model.data.split import CocoData
 from model.evaluation.calibration.errors import calibration
-from model.evaluation.coco_eval import evaluate
+from model.evaluation.coco.metrics import evaluate
 from model.inference.table import DetectionTable
 
 SPLIT = "val2017"

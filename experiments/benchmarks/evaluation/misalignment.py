@@ -22,7 +22,7 @@ from coco_metrics import SPLIT, detections, write_truth
 
 from model.data.coco import read_coco
 from model.data.split import CocoData
-from model.evaluation.coco_eval import evaluate
+from model.evaluation.coco.metrics import evaluate
 from model.evaluation.misalignment import (
     BINS,
     IOUS,

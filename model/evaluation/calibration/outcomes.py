@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.split import CocoData
-from model.evaluation.coco_eval import MAX_DETECTIONS, places, written_overlap
+from model.evaluation.coco.matches import MAX_DETECTIONS, places, written_overlap
 from model.inference.table import DetectionTable
 
 FOUND = 0.5
@@ -42,7 +42,7 @@ def outcomes(data: CocoData, detections: DetectionTable) -> Outcomes:
 def written_outcomes(data: CocoData, image_ids: Ints, category_ids: Ints, boxes: Floats, scores: Floats) -> Outcomes:
     """Match detections as they are written with objects: best first, each takes the free one that it overlaps most.
 
-    It is `coco_eval.match` at IoU 0.5 alone, with the overlaps: of one image and category, the best 100 detections
+    It is `matches.match` at IoU 0.5 alone, with the overlaps: of one image and category, the best 100 detections
     count; of objects that are overlapped alike the last is taken; what finds none and lies on a crowd is ignored.
 
     Args:

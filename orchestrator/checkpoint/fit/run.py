@@ -258,9 +258,10 @@ def _gain(
     usual: float,
 ) -> "Estimate | None":
     """The difference of two APs, with an interval by images that are drawn again: of this training and this choice."""
-    from model.evaluation.coco_eval import match
+    from model.evaluation.coco.matches import match
+    from model.evaluation.coco.reweighted import precision_and_recall
     from orchestrator.report.statistics.intervals import SeedValues, difference
-    from orchestrator.report.statistics.resamples import num_with_objects, precision_and_recall, resample
+    from orchestrator.report.statistics.resamples import num_with_objects, resample
 
     weights = resample(len(inputs.data))
 

@@ -16,7 +16,7 @@ from orchestrator.figures.drawing import svg_sheet
 from orchestrator.figures.plots import ClassMeasurement, precision_recall
 
 if TYPE_CHECKING:
-    from model.evaluation.coco_eval import MatchTable
+    from model.evaluation.coco.matches import MatchTable
 
 MOST_METRICS = 100
 """Of more classes none is a metric: each is a chart of MLflow's pages, and a row of its database for each run."""
@@ -43,7 +43,7 @@ def record_of(matches: "MatchTable", folder: Path, label: str) -> ClassRecord:
         folder: to write to.
         label: of the row, as the figure names it.
     """
-    from model.evaluation.coco_eval import precisions, truths_of
+    from model.evaluation.coco.matches import precisions, truths_of
 
     precision = precisions(matches)
     objects, images = truths_of(matches)

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 
 from model.data.split import CocoData
-from model.evaluation.coco_eval import evaluate
+from model.evaluation.coco.metrics import evaluate
 from model.evaluation.misalignment import (
     STATISTICS,
     average_ranks,

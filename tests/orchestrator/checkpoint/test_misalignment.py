@@ -13,7 +13,7 @@ from PIL import Image
 from model.config import ConfidenceConfig, InferenceConfig, TrainConfig
 from model.data.coco import read_coco
 from model.data.split import CocoData
-from model.evaluation.coco_eval import read_matches
+from model.evaluation.coco.matches import read_matches
 from model.evaluation.examples.pictures import WIDTH, draw_boxes
 from model.evaluation.misalignment import read_misalignment, statistics
 from model.evaluation.scoring import Scores, score

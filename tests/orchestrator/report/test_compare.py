@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from model.config import DataConfig, TrainConfig
-from model.evaluation.coco_eval import evaluate, match, write_matches
+from model.evaluation.coco.matches import match, write_matches
+from model.evaluation.coco.metrics import evaluate
+from model.evaluation.coco.reweighted import precision_and_recall
 from orchestrator.api import OpenSuite
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
@@ -19,7 +21,6 @@ from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.report import compare as module
 from orchestrator.report.compare import Comparison, compare, contributions
-from orchestrator.report.statistics.resamples import precision_and_recall
 from orchestrator.site import Site
 from tests.detections import matches_of, random_scene, table, write
 from tests.orchestrator.ledgers import experiment

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from model.data.cache import file_sha256
-from model.evaluation.coco_eval import match, write_matches
+from model.evaluation.coco.matches import match, write_matches
 from orchestrator.errors import UserError
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, make_plan, row_keys

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.evaluation.calibration.outcomes import outcomes, written_outcomes
-from model.evaluation.coco_eval import match
+from model.evaluation.coco.matches import match
 from tests.detections import CATEGORIES, random_scene, table, write
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.evaluation.coco_eval import evaluate, match
+from model.evaluation.coco.matches import match
+from model.evaluation.coco.metrics import evaluate
 from orchestrator.experiment.load import Experiment
 from orchestrator.experiment.plan import Ledger, Record, row_keys
 from orchestrator.experiment.rows import Row

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.evaluation.coco_eval import match, precisions
+from model.evaluation.coco.matches import match, precisions
 from orchestrator import names
 from orchestrator.tracking.evaluations.classes import CURVES, FIGURE, MOST_METRICS, TABLE, class_metrics, record_of
 from orchestrator.tracking.runs import create_run, experiment_id, get_run, open_tracking, write

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from model.data.coco import read_coco
 from model.data.split import CocoData
-from model.evaluation.coco_eval import evaluate, match, precisions, read_matches, truths_of, write_matches
+from model.evaluation.coco.matches import match, precisions, read_matches, truths_of, write_matches
+from model.evaluation.coco.metrics import evaluate
 from model.inference.table import DetectionTable
 from tests.detections import CATEGORIES, matches_of, pycocotools_evaluation, random_scene, table, write
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from model.config import METRICS
 from model.data.coco import read_coco
-from model.evaluation.coco_eval import evaluate, match
+from model.evaluation.coco.matches import match
+from model.evaluation.coco.metrics import evaluate
 from model.inference.table import DetectionTable
 from tests.detections import around, border_scene, pycocotools_numbers, random_scene, table, write
 
@@ -66,7 +67,7 @@ def test_thousands_of_images_give_the_numbers_of_pycocotools(images: int) -> Non
     if images > 500 and "RNC_COCO_ROOT" not in os.environ:
         pytest.skip("RNC_COCO_ROOT is not set")
     environment = {name: value for name, value in os.environ.items() if images > 500 or name != "RNC_COCO_ROOT"}
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     command = [
         sys.executable,
         "experiments/benchmarks/evaluation/coco_metrics.py",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.data.coco import read_coco
 from model.data.split import CocoData
-from model.evaluation.coco_eval import MatchTable, match, read_matches, write_matches
+from model.evaluation.coco.matches import MatchTable, match, read_matches, write_matches
 from model.inference.table import DetectionTable
 from tests.detections import border_scene, pycocotools_evaluation, random_scene, table, write
 

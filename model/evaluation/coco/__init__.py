@@ -1,0 +1,1 @@
+"""COCO's evaluation: the twelve numbers, the matches they are counted from, and both where images are weighted."""
