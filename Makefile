@@ -29,7 +29,7 @@ help:  ## Show what can be made
 
 setup: $(READY)  ## Make .venv with everything that the project needs
 
-demo: $(READY)  ## Train the paper's main comparison in miniature and print its tables (4 minutes, no GPU)
+demo: $(READY)  ## Train the paper's main comparison in miniature and print its tables (4 to 7 minutes, no GPU)
 	$(RNC) submit experiments/demo
 
 test: $(READY)  ## Run all tests but those of deploy/

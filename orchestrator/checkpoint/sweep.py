@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from model.config import InferenceConfig, TrainConfig
-from model.settings import read_settings, to_dict
+from model.settings import Settings, read_settings, to_dict
 from orchestrator.checkpoint.inputs import (
     ScoringInputs,
     Selection,
@@ -235,17 +235,15 @@ def parse_axis(setting: str, option: str, text: str) -> Axis:
     """Read the values of a setting.
 
     Raises:
-        UserError: it is no range and no list of different numbers, or an empty or an endless one, or no list of
-            different names that the setting knows.
+        UserError: it is no range and no list of different numbers, or an empty or an endless one, or leaves what the
+            setting allows, or is no list of different names that the setting knows.
     """
     said, parts = f"{option} {text}", text.split(":")
     if setting in KINDS:
         names = tuple(name.strip() for name in text.split(","))
         _require_once(said, names)
         for name in names:
-            _, problems = read_settings(InferenceConfig, {setting: name})
-            if problems:
-                raise UserError(f"{said}: {problems[0]}")
+            _require_known(said, {setting: name})
         return Axis(setting=setting, option=option, values=names)
     if len(parts) == 3:
         start, stop, step = (_number(said, part) for part in parts)
@@ -255,7 +253,18 @@ def parse_axis(setting: str, option: str, text: str) -> Axis:
     else:
         raise UserError(f"{said}: {FORM}")
     _require_once(said, values)
-    return Axis(setting=setting, option=option, values=tuple(float(value) for value in sorted(values)))
+    # Only some suppressions have a width.
+    alone: Settings = {"suppression": "voting"} if setting == "suppression_sigma" else {}
+    numbers = tuple(float(value) for value in sorted(values))
+    for number in numbers:
+        _require_known(f"{option} {number:g}", {setting: number, **alone})
+    return Axis(setting=setting, option=option, values=numbers)
+
+
+def _require_known(said: str, settings: Settings) -> None:
+    _, problems = read_settings(InferenceConfig, settings)
+    if problems:
+        raise UserError(f"{said}: {problems[0]}")
 
 
 def _require_once(said: str, values: Sequence[object]) -> None:

@@ -337,6 +337,23 @@ def test_a_name_that_a_setting_does_not_know_is_told_with_those_that_it_does(nam
     assert str(told.value).endswith("'matrix_gaussian' or 'voting'")
 
 
+@pytest.mark.parametrize(
+    ("setting", "text", "said"),
+    [
+        ("confidence_exponent", "0:1.2:0.1", "--one 1.1: confidence_exponent is 1.1, expected 0 to 1"),
+        ("nms_iou", "0.5,-0.1", "--one -0.1: nms_iou is -0.1"),
+        ("suppression_sigma", "0,0.5", "--one 0: suppression_sigma is 0.0, expected more than 0"),
+    ],
+)
+def test_a_number_that_a_setting_does_not_allow_is_told_before_a_checkpoint_is_looked_for(
+    setting: str, text: str, said: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        parse_axis(setting, "--one", text)
+    assert str(told.value).startswith(said)
+    assert parse_axis("suppression_sigma", "--one", "0.3,0.5").values == (0.3, 0.5)
+
+
 def test_two_settings_are_combined_the_last_changing_first_and_no_more_than_two() -> None:
     one, two = parse_axis("confidence_exponent", "-e", "0,1"), parse_axis("nms_iou", "-n", "0.4,0.5")
     fixed, third = parse_axis("min_confidence", "-m", "0.1"), parse_axis("score_threshold", "-s", "0,0.1")
@@ -344,4 +361,4 @@ def test_two_settings_are_combined_the_last_changing_first_and_no_more_than_two(
     with pytest.raises(UserError, match="vary one for a curve or two for a grid"):
         combinations([one, two, third])
     with pytest.raises(UserError, match=f"are 441 settings, at most {MOST}"):
-        combinations([parse_axis("a", "-a", "0:1:0.05"), parse_axis("b", "-b", "0:1:0.05")])
+        combinations([parse_axis(name, "-a", "0:1:0.05") for name in ("nms_iou", "score_threshold")])
