@@ -211,6 +211,41 @@ def of_oracle(random: Random) -> Args:
     return *columns, places, iou(random), limit(random), by_distance(random)
 
 
+def of_weighted_sum(random: Random) -> Args:
+    num, num_images = count(random), count(random) + 1
+    return integers(random, num_images, num), integers(random, 9, num), floats(random, num_images, count(random))
+
+
+def masks(random: Random, num: int) -> NDArray[np.uint16]:
+    """Of thresholds, most of them none, never all."""
+    return (random.integers(0, 1023, num) * (random.random(num) < random.choice([0.0, 0.1, 1.0]))).astype(np.uint16)
+
+
+def of_precision_sums(random: Random) -> Args:
+    num_images, width = count(random) + 1, int(random.choice([1, 127, 128, 129, 300]))
+    used, images = np.unique(integers(random, num_images, count(random)), return_inverse=True)
+    columns = masks(random, len(images)), masks(random, len(images))
+    return used, images, *columns, floats(random, num_images, width), floats(random, width)
+
+
+def of_count(random: Random) -> Args:
+    used, images, _, ignored, weights, _ = of_precision_sums(random)
+    rows = np.flatnonzero(random.random(len(images)) < random.choice([0.1, 0.5, 1.0]))
+    return rows, images, ignored, weights[used], np.empty((len(rows), weights.shape[1]))
+
+
+def of_rise(random: Random) -> Args:
+    used, images, true, ignored, weights, _ = of_precision_sums(random)
+    counted, found, precision = np.ones((3, len(images), weights.shape[1]))
+    return int(random.integers(0, 10)), images, true, ignored, weights[used], counted, found, precision
+
+
+def of_sum_envelope(random: Random) -> Args:
+    num, width = count(random), count(random)
+    columns = (floats(random, *shape).astype(np.float64) for shape in ((num, width), (num, width), (width,)))
+    return int(random.integers(0, num + 1)), *columns, np.empty(width)
+
+
 INPUTS: dict[str, Callable[[Random], Args]] = {
     "model.inference.suppression.nms.keep": of_keep,
     "model.inference.suppression.nms.largest": of_largest,
@@ -236,6 +271,11 @@ INPUTS: dict[str, Callable[[Random], Args]] = {
     "model.evaluation.batched_counting._count_detections": of_batch_counts,
     "model.evaluation.batched_counting._beaten": of_batch_beaten,
     "model.evaluation.batched_counting._oracle": of_oracle,
+    "model.evaluation.coco.reweighted._weighted_sum": of_weighted_sum,
+    "model.evaluation.coco.reweighted._precision_sums": of_precision_sums,
+    "model.evaluation.coco.reweighted._count": of_count,
+    "model.evaluation.coco.reweighted._rise": of_rise,
+    "model.evaluation.coco.reweighted._sum_envelope": of_sum_envelope,
 }
 """What each compiled function may be called with, as far as its indices go; its floats may be anything."""
 PLACES: dict[str, Callable[[Any, Args], list[tuple[Any, int]]]] = {
