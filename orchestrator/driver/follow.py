@@ -111,8 +111,9 @@ class Follower:
         progress.state, progress.before = "starting", progress.record
         with suppress(OSError):  # its trial comes by the same, and tells it as its end
             task.folder.mkdir(parents=True, exist_ok=True)
-            # Else workers would record to the run that an earlier start was told.
-            task.run_file.unlink(missing_ok=True)
+            # Else workers would record to the run that an earlier start was told, or not know that they are to wait:
+            # the one thread comes to `_begin` once others have begun, which takes minutes where MLflow is away.
+            task.tell_run()
         if not progress.stop:
             self._pool.submit(self._begin, task)
 

@@ -1,7 +1,9 @@
 """What the driver shows of a training while it runs."""
 
+import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,22 @@ def test_a_terminal_that_is_gone_does_not_end_what_is_shown_on_it(mlflow_uri: st
     with follower.watching():
         follower.draw()
     assert len(told) == 2
+
+
+def test_trainings_that_start_together_while_mlflow_is_away_all_know_that_they_are_to_wait(tmp_path: Path) -> None:
+    first, second = (task_of("http://127.0.0.1:9", tmp_path / name) for name in ("first", "second"))
+    second = replace(second, train_run=replace(second.train_run, key="second"))
+    away = Tracking(uri="http://127.0.0.1:9", suite="follow-away", experiment_id="1")
+    follower = Follower([first, second], away, local_cluster(), lambda _: None, lambda _, __: None)
+    second.folder.mkdir(parents=True)
+    second.tell_run(run_id="of an earlier start")
+    with suppress(KeyboardInterrupt), follower.watching():
+        for task in (first, second):
+            follower.started(task.train_run.key)
+        # The one thread is still at the first; a worker that finds nothing gives up after a minute.
+        assert json.loads(second.run_file.read_text()) == {"run_id": "", "error": ""}
+        raise KeyboardInterrupt
+    follower._pool.shutdown(wait=True)
 
 
 def test_a_run_that_waits_for_mlflow_does_not_hold_a_ctrl_c_back(tmp_path: Path) -> None:
