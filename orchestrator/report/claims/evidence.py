@@ -143,6 +143,10 @@ class OurNumbers:
 
         return all_needed([needed(estimate, margin) for estimate in number.estimates])
 
+    def is_cited(self, part: Part, name: str) -> bool:
+        """Whether the paper has the numbers of this row from elsewhere, so that nobody measures them."""
+        return self._cited(place_of(part, name)) is not None
+
     def row(self, part: Part, name: str) -> RowResult:
         """Find a row by its table and label, or by the paper's numbers that it carries.
 

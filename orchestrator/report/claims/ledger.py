@@ -70,7 +70,8 @@ def open_rows(file: ClaimsFile, tables: Mapping[str, Sequence[RowResult]], most:
         seeds = outcome.needed.seeds if outcome.needed else None
         if outcome.verdict != "undecided" or seeds is None or seeds > most:
             continue
-        rests_on = [ours.row(part, name) for name in (*part.rows, *part.over)]
+        # A number that is only cited has no row, and no seeds.
+        rests_on = [ours.row(part, name) for name in (*part.rows, *part.over) if not ours.is_cited(part, name)]
         for table, rows in tables.items():
             labels = [row.row.label for row in rows if any(row is one for one in rests_on)]
             found[table] = list(dict.fromkeys([*found.get(table, []), *labels]))
