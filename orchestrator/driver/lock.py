@@ -36,6 +36,8 @@ RENEW_SECONDS = 10.0
 """How often a claim is renewed; five in a row may fail."""
 SILENT_SECONDS = 60.0
 """A claim from another machine that is not renewed for so long is void."""
+CLOCKS_SECONDS = 240.0
+"""By how much the clocks of two machines may differ."""
 RUN_SILENT_SECONDS = 3600.0
 """A run of another host that has received nothing for so long is taken for dead."""
 QUIET_SECONDS = 300.0
@@ -74,6 +76,8 @@ class Holder:
     """See `Work.rows`."""
     until: float | None = None
     """See `Work.until`."""
+    renewed: float | None = None
+    """Seconds since 1970 by its clock; None where it does not say."""
 
     def __str__(self) -> str:
         since = time.strftime("%d %b %H:%M:%S", time.localtime(self.since))
@@ -131,10 +135,16 @@ def locked(
         # Our own server has only clients of this machine, which the file keeps apart.
         claim = _Claim(suite.connection) if suite.site.tracking_uri is not None else None
         seen: Holder | None = None
-        while holder := _lock(file) or (claim and _taken(claim, seen)):
-            waiting(holder)
-            seen = holder
-            time.sleep(LOOK_SECONDS)
+        other: Holder | None = None
+        try:
+            while holder := (other := _lock(file)) or (claim and _taken(claim, seen)):
+                waiting(holder)
+                seen = holder
+                time.sleep(LOOK_SECONDS)
+        except BaseException:
+            if other is None:  # signed by us, who leave while another machine has the suite
+                _unsign(file)
+            raise
         since = time.time()
 
         def tell(work: Work) -> None:
@@ -166,7 +176,11 @@ def holder_of(suite: Suite) -> Holder | None:
             return holder
     if site.tracking_uri is None or tracking is None or tracking.experiment_id is None:
         return None
-    return _Claim(tracking).holder()
+    holder = _Claim(tracking).holder()
+    if holder is None or holder.renewed is None or exists_here(holder.driver):
+        return holder
+    # Who looks once cannot see whether it is renewed, and goes by the clock of that machine.
+    return holder if time.time() - holder.renewed < SILENT_SECONDS + CLOCKS_SECONDS else None
 
 
 def running_here(site: Site) -> dict[str, Holder]:
@@ -363,13 +377,14 @@ def _written(since: float, work: Work) -> str:
 def _read(text: str) -> Holder | None:
     try:
         told = parse_json(text)
-        until = told.get("until")
+        until, renewed = told.get("until"), told.get("renewed")
         return Holder(
             driver=str(told["driver"]),
             since=_moment(told["since"]),
             # A submit of an older version does not say what it does.
             rows=str(told.get("rows", "")),
             until=None if until is None else _moment(until),
+            renewed=None if renewed is None else _moment(renewed),
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

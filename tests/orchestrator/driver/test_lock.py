@@ -157,6 +157,29 @@ def test_a_claim_from_another_machine_is_void_once_it_is_not_renewed(
     assert [holder.driver for holder in seen] == ["elsewhere 7 1"] * 2
 
 
+def test_who_looks_once_takes_a_claim_that_was_not_renewed_for_minutes_for_nobodys(tmp_path: Path, mlflow_uri: str):
+    suite = open_tracking(mlflow_uri, "lapsed")
+    site = Site(home=tmp_path, tracking_uri=mlflow_uri)
+    for ago, holds in ((0, True), (-200, True), (200, True), (400, False)):  # a clock may be 200 s ahead, or behind
+        write_claim(suite, renewed=time.time() - ago)
+        assert (holder_of(at(site, suite)) is not None) == holds, ago
+
+
+def test_who_leaves_while_another_machine_has_the_suite_leaves_no_signature(tmp_path: Path, mlflow_uri: str):
+    suite = open_tracking(mlflow_uri, "left")
+    site = Site(home=tmp_path, tracking_uri=mlflow_uri)
+    write_claim(suite, renewed=time.time())
+
+    def leave(_: Holder) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), locked(at(site, suite), leave):
+        pass
+    assert lock.running_here(site) == {}
+    held = holder_of(at(site, suite))
+    assert held is not None and held.driver == "elsewhere 7 1"
+
+
 def test_of_two_claims_on_their_way_at_once_the_last_one_counts(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ):
