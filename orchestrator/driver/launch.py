@@ -1,6 +1,7 @@
 """Runs what a plan lacks: Ray Tune over the trainings, each of which is one Ray Train run and then its scoring."""
 
 import logging
+import math
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -174,11 +175,12 @@ def most_at_once(
 ) -> int | None:
     """Return how many trials to start: as many as wanted, and as find room where no tokens hold them back."""
     most = [
-        cluster.total(name) // min(amounts)
+        # Amounts may be fractions: 1 // 0.2 is four, in floats.
+        math.floor(cluster.total(name) / min(amounts) + 1e-9)
         for name in TOKENS
         if name not in tokens and (amounts := [n for task in tasks if (n := needs(task.train_run.resources)[name])])
     ]
-    room = [max(1, int(min(most)))] if most and not cluster.grows else []
+    room = [max(1, min(most))] if most and not cluster.grows else []
     return min([*room, *([wanted] if wanted is not None else [])], default=None)
 
 

@@ -125,6 +125,10 @@ def test_no_more_trainings_run_at_once_than_a_file_allows(site: Site):
     assert launch.most_at_once(tasks, cluster, connect.TOKENS, 3) == 3  # type: ignore[arg-type]
     assert launch.most_at_once(tasks, cluster, {}, None) == 8  # type: ignore[arg-type]
     assert launch.most_at_once(tasks, cluster, {}, 3) == 3  # type: ignore[arg-type]
+    fifths = [
+        SimpleNamespace(train_run=replace(task.train_run, resources=Resources(cpus_per_worker=0.2))) for task in tasks
+    ]
+    assert launch.most_at_once(fifths, cluster, {}, None) == 40  # type: ignore[arg-type]
 
 
 def test_a_cancelled_and_a_pruned_training_end_and_free_their_place_while_the_others_go_on(site: Site):
