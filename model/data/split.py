@@ -13,6 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from model.data.faults import DataError, Fault
 from model.paths import OutsideError, inside, named_folder
 
+LEAST_SIDE = 0.01
+"""Pixels that a box must reach into its image to be learnt."""
 MIN_SIDE = 32
 """Images with a shorter side do not train, as in the released code."""
 NOT_LEARNT = ("crowd", "area 0", "under a pixel", "outside", "small image")
@@ -136,8 +138,9 @@ class CocoData:
         """Return NOT_LEARNT's masks but the last over some annotations; the same rules as in the released code."""
         wide, high = (self.annotation_boxes[rows, side] for side in (2, 3))
         left, top, right, bottom = clipped.T
-        # What lies beside its image has no width in it: max-IoU would give it every anchor.
-        outside = (right <= left) | (bottom <= top)
+        # What lies beside its image has no width in it, or none that is left once it is resized and mirrored in single
+        # precision: max-IoU would give it every anchor.
+        outside = (right - left < LEAST_SIDE) | (bottom - top < LEAST_SIDE)
         return [self.annotation_crowds[rows], ~(self.annotation_areas[rows] > 0), (wide < 1) | (high < 1), outside]
 
     def coco_dict(self) -> dict[str, Any]:
