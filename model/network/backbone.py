@@ -135,7 +135,6 @@ class FeaturePyramid(nn.Module):
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
         # The released neck reads C5; P5 is what torchvision's retinanet_resnet50_fpn reads.
         self.p6 = nn.Conv2d(in_channels[-1] if extra_from == "c5" else channels, channels, 3, stride=2, padding=1)
-        # torch 2.15, CPU: over a single cell (images up to 64 x 64), its bfloat16 weight gradient is unwritten memory.
         self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
@@ -189,8 +188,7 @@ def _move_stride(body: resnet.ResNet) -> None:
     """Put each stage's stride into its first 1x1 convolution, where Caffe's weights were trained with it."""
     for stage in (body.layer2, body.layer3, body.layer4):
         block = stage[0]
-        if not isinstance(block, resnet.Bottleneck):
-            raise ValueError("backbone_stride '1x1' belongs to resnet50 and resnet101, whose blocks begin with 1x1")
+        assert isinstance(block, resnet.Bottleneck)
         block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
 
 
