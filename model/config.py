@@ -295,6 +295,11 @@ class ModelConfig:
         """Refuse combinations that mean nothing."""
         kind, losses = self.assignment.kind, self.classification
         _require(
+            self.backbone_stride == "3x3" or self.backbone in ("resnet50", "resnet101"),
+            f"backbone_stride '1x1' belongs to resnet50 and resnet101, whose blocks begin with 1x1, not to "
+            f"{self.backbone}; leave it out",
+        )
+        _require(
             kind == "max_iou" or (self.positive_iou, self.negative_iou) == (0.5, 0.4),
             f"positive_iou and negative_iou have no meaning for assignment.kind {kind!r}; they belong to 'max_iou'",
         )
