@@ -21,7 +21,7 @@ def world() -> tuple[int, int]:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """Sum a tensor over all processes, in place."""
     if distributed.is_initialized():
         distributed.all_reduce(value)
     return value

@@ -20,6 +20,7 @@ from model.data.cache import shared
 from model.data.checks import annotation_faults, box_notes, names_alike, other_form
 from model.data.faults import MAX_NAMED, DataError, Fault, describe, named, no_target, refuse
 from model.data.file_names import Found, find_renamed, leads_out, where_it_may_be
+from model.data.files.decoding import NUM_THREADS
 from model.data.files.inspection import OtherSizeError, Traits, inspect, notes
 from model.data.formats.reading import read_split
 from model.data.layout import SplitFiles, split_files
@@ -301,7 +302,7 @@ def _stamps(files: SplitFiles) -> list[Any] | None:
 
 
 def check_files(
-    root: Path, folder: Path, images: Images, *, boxes_follow: bool = False, num_threads: int = 16
+    root: Path, folder: Path, images: Images, *, boxes_follow: bool = False
 ) -> tuple[list[Fault], tuple[str, ...]]:
     """Find the images that are missing, cut short, or of another size than annotated, and tell how others are read.
 
@@ -309,7 +310,7 @@ def check_files(
         Faults, and sentences for people; see model.data.files.inspection.
     """
     paths = [None if leads_out(root, folder, name) else folder / name for name in images.names]
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = list(pool.map(_check_file, paths, images.ids.tolist(), images.sizes.tolist()))
     missing = [place for place, one in enumerate(found) if isinstance(one, Fault) and one.kind == "image_missing"]
     look = where_it_may_be(root, folder, images.names) if missing else None

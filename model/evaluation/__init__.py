@@ -1,1 +1,1 @@
-"""The twelve COCO numbers and the misalignment, from one pass over the images; begin with `scoring.py`."""
+"""The twelve COCO numbers, misalignment and calibration, from one pass over the images; begin with `scoring.py`."""

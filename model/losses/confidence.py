@@ -1,4 +1,4 @@
-"""The losses of the object confidence, which compare it with how well a positive sample's box lies (Table 2)."""
+"""The losses of the object confidence (Table 2): how well a positive sample's box lies, or how central it is."""
 
 import torch
 from torch import Tensor

@@ -25,13 +25,13 @@ def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
-    """[N] IoU of each box with its counterpart; differentiable."""
+    """[...] IoU of each box with its counterpart, xyxy [..., 4] that broadcast; differentiable."""
     inter, union = _inter_and_union(first, second)
     return inter / union
 
 
 def aligned_giou(first: Tensor, second: Tensor) -> Tensor:
-    """[N] IoU, less the part of the hull that neither box covers (Rezatofighi et al. 2019); -1 to 1."""
+    """[...] IoU, less the part of the hull that neither box covers (Rezatofighi et al. 2019); -1 to 1."""
     inter, union = _inter_and_union(first, second)
     sides = _hull_sides(first, second)
     hull = (sides[..., 0] * sides[..., 1]).clamp(min=LEAST)
@@ -39,13 +39,13 @@ def aligned_giou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def aligned_diou(first: Tensor, second: Tensor) -> Tensor:
-    """[N] IoU, less (distance of the centres / diagonal of the hull)^2 (Zheng et al. 2020, Eq. 7); -1 to 1."""
+    """[...] IoU, less (distance of the centres / diagonal of the hull)^2 (Zheng et al. 2020, Eq. 7); -1 to 1."""
     inter, union = _inter_and_union(first, second)
     return inter / union - _center_distance(first, second)
 
 
 def aligned_ciou(first: Tensor, second: Tensor) -> Tensor:
-    """[N] DIoU, less alpha * v for the difference v of the aspect ratios (Zheng et al. 2020, Eqs. 8 to 11).
+    """[...] DIoU, less alpha * v for the difference v of the aspect ratios (Zheng et al. 2020, Eqs. 8 to 11).
 
     alpha is a constant to the gradient, and 0 up to an IoU of 0.5, where boxes have to meet before shapes matter
     (their later text, Zheng et al. 2021).

@@ -71,7 +71,7 @@ def train(
 
     Args:
         config: the training's identity.
-        data_root: a folder with `<split>/` and `annotations/`.
+        data_root: of the data set, in any format that `read_for_training` knows.
         weights_file: the first weights, where `config.model.weights` names some.
         folder: where checkpoints are written, one folder an epoch, by rank 0.
         report: called on every rank, equally often.

@@ -13,6 +13,8 @@ from model.foreign import NoFileError, require_file
 
 Size = tuple[int, int]
 """Height and width."""
+NUM_THREADS = 16
+"""Files that are looked at at once, each of which mostly waits for the storage."""
 HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 """The brands of HEIC files."""
 MODEST = 50_000_000

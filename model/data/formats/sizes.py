@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.data.annotations import MAX_SIDE
-from model.data.files.decoding import open_image, orientation
+from model.data.files.decoding import NUM_THREADS, open_image, orientation
 from model.foreign import require_file
 from model.paths import OutsideError, inside
 
@@ -32,9 +32,9 @@ def image_sizes(folder: Path, names: Sequence[str]) -> NDArray[np.int32]:
     return read_headers(folder, names).sizes
 
 
-def read_headers(folder: Path, names: Sequence[str], *, num_threads: int = 16) -> Headers:
+def read_headers(folder: Path, names: Sequence[str]) -> Headers:
     """Read the headers of the images of a folder."""
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = list(pool.map(_header, [_path(folder, name) for name in names]))
     numbers = np.array(found, dtype=np.int32).reshape(-1, 3)
     return Headers(sizes=numbers[:, :2], orientations=numbers[:, 2])

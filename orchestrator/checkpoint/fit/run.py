@@ -4,8 +4,6 @@ Whatever is chosen on the images that are scored is an optimum over them, and no
 split to fit on alone, before the scored one is looked at.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from orchestrator.checkpoint.inputs import (
     ScoringInputs,
     Selection,
     change_settings,
+    digest_of,
     no_progress,
     open_inputs,
     read_checkpoint,
@@ -349,6 +348,5 @@ def _name(
     """Name the folder of a fit; another checkpoint, other images or other settings go to another folder."""
     prints = [inputs.data.fingerprint for inputs in (fitted_on, scored)]
     every = [to_dict(setting) for setting in settings.values()]
-    content = json.dumps([scored.checkpoint.card.weights_sha256, prints, every])
-    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+    digest = digest_of(scored.checkpoint.card.weights_sha256, prints, every)
     return f"{slug(label)}-fit-{slug(fitted_on.data.split)}-{digest}"
