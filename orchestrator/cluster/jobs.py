@@ -79,6 +79,8 @@ def submit_job(experiments: Sequence[Experiment], remote: Remote, say: Say, out:
                 continue  # somebody has just taken that id, and their job shows now
             job = str(running.submission_id)
             say(f"Suite {suite} is being run by job {job}, since {_clock(running)}.")
+            if "--prune" in options:
+                say("It is not asked to prune; with its MLFLOW_TRACKING_URI, `rnc cancel ROW` ends a training.")
             if remote.detach:
                 say(f"Nothing was started. {_how_to_follow(experiments, remote)}")
                 return 0

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from orchestrator.driver.cancel import prune_trainings
 from orchestrator.driver.lock import holder_of, lock_file, signed
 from orchestrator.driver.submit import check
 from orchestrator.errors import Say, UserError
 from orchestrator.site import CLI_MODULE
+from orchestrator.tracking.server import using_server
 from orchestrator.tracking.suite import Suite
 
 START_SECONDS = 20.0
@@ -43,6 +45,10 @@ def submit_detached(suites: Sequence[Suite], options: Sequence[str], say: Say) -
                 f"that one, submit again once it has ended, or now with --suite {suite.name}-2: a suite of its own, "
                 f"which shares no results.{holder.work and f' {holder.work}'}"
             )
+            if "--prune" in options:  # it is for just this: whoever runs the suite ends trainings of its own
+                with using_server(suite.site):
+                    suite.connect()
+                    prune_trainings(suite, say)
         else:
             todo.append(suite)
     if todo:

@@ -146,6 +146,13 @@ def test_detached_nothing_is_followed(cluster: Cluster):
     assert [job.status for job in cluster.jobs.values()] == ["RUNNING"]
 
 
+def test_a_job_that_runs_already_is_said_to_prune_nothing(cluster: Cluster):
+    pruning = Remote(address="http://c", detach=True, options=("--prune",))
+    first, second = submitted(pruning), submitted(pruning)
+    assert "prune" not in first[1]
+    assert "not asked to prune" in second[1]
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 

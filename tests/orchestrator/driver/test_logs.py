@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import cli
 from orchestrator.driver import logs
-from orchestrator.driver.lock import locked
+from orchestrator.driver.lock import Holder, locked
 from orchestrator.driver.logs import _is_over
 from orchestrator.experiment.load import load_experiment
 from orchestrator.experiment.plan import Plan, row_keys
@@ -186,6 +186,19 @@ def test_a_detached_submit_that_ends_at_once_is_told_with_the_end_of_its_log(
     assert result.exit_code == 2
     assert "the submit ended with code" in result.stderr
     assert "/bin/ls: " in result.stderr
+
+
+def test_a_detached_submit_prunes_what_another_submit_runs(rnc: Rnc, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setattr("orchestrator.driver.detach.check", _nothing_checked)
+    monkeypatch.setattr("orchestrator.driver.detach.holder_of", lambda _: Holder(driver="elsewhere 7 1", since=0.0))
+    pruned: list[str] = []
+    monkeypatch.setattr(
+        "orchestrator.driver.detach.prune_trainings", lambda suite, _: pruned.append(suite.connection.uri)
+    )
+    assert "nothing was started" in rnc("submit", TABLE, "--detach").stderr and not pruned
+    assert "nothing was started" in rnc("submit", TABLE, "--detach", "--prune").stderr
+    assert pruned == [mlflow_uri]
 
 
 def _nothing_checked(suite, say):
