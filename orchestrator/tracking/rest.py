@@ -24,6 +24,8 @@ PAUSES = (0.3, 0.9)  # seconds before the second and the third attempt
 BUSY = (429, 503)
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # a locked database, a full disk
 AT_ONCE = 4  # more questions at once are not answered sooner
+# A connection that ends within an answer, of which requests makes no ConnectionError.
+BROKEN_OFF = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
 NOT_TWICE = ("runs/create",)  # every other call may arrive twice and have the effect of one
 
 
@@ -175,7 +177,7 @@ def _call(uri: str, path: str, send: _Send) -> dict[str, Any]:
         # Not tried again, so that a server that is away costs no more than one time-out.
         except requests.Timeout as error:
             raise ServerAway(_away(uri, error)) from error
-        except requests.ConnectionError as error:
+        except (requests.ConnectionError, *BROKEN_OFF) as error:
             may_have_arrived = "Failed to establish a new connection" not in str(error)
             if pause is None or (may_have_arrived and path in NOT_TWICE):
                 raise ServerAway(_away(uri, error)) from error
@@ -233,7 +235,8 @@ def _own_folder(uri: str) -> Path | None:
 
 
 def _away(uri: str, reason: object) -> str:
-    cause = without_secrets(str(reason)).rpartition(": ")[2].rstrip("'\")")
+    broke_off = isinstance(reason, BROKEN_OFF)
+    cause = "its answer broke off" if broke_off else without_secrets(str(reason)).rpartition(": ")[2].rstrip("'\")")
     return f"the MLflow server at {uri} does not answer ({cause}); start it, or correct MLFLOW_TRACKING_URI"
 
 

@@ -12,13 +12,16 @@ import requests
 from orchestrator.errors import UserError
 from orchestrator.tracking import rest
 
+BREAKS_OFF = -1
+"""Instead of a status: an answer with the headers of the server, whose body is not what they say."""
+
 
 class Scripted(ThreadingHTTPServer):
     """Answers with the status codes of `script`, one after the other, and keeps what it was asked."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.asked, self.body = [], [], {"ok": True}
+        self.script, self.asked, self.body, self.headers = [], [], {"ok": True}, {}
         self.uri = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -29,6 +32,13 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append((self.path, self.headers.get("Authorization")))
         status = server.script.pop(0) if server.script else 200
         if status is None:  # hang up without an answer
+            return
+        if status == BREAKS_OFF:
+            self.send_response(200)
+            for name, value in server.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b'{"ok": tr')
             return
         body = server.body if isinstance(server.body, bytes) else json.dumps(server.body).encode()
         self.send_response(status)
@@ -95,6 +105,19 @@ def test_a_lost_answer_is_asked_for_again_unless_that_could_make_a_second_run(se
     assert len(server.asked) == 2
     server.script = [None]
     with pytest.raises(rest.ServerAway):
+        rest.post(server.uri, "runs/create", {})
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Length": "100"}, {"Transfer-Encoding": "chunked"}, {"Content-Encoding": "gzip"}]
+)
+def test_an_answer_that_breaks_off_is_a_lost_one(server, headers):
+    server.headers, server.script = headers, [BREAKS_OFF]
+    assert rest.post(server.uri, "runs/update", {}) == {"ok": True}
+    assert len(server.asked) == 2
+    server.script = [BREAKS_OFF]
+    with pytest.raises(rest.ServerAway, match=r"does not answer \(its answer broke off\)"):
         rest.post(server.uri, "runs/create", {})
     assert len(server.asked) == 3
 
