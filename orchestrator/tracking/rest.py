@@ -23,6 +23,7 @@ READ_SECONDS = 30.0
 PAUSES = (0.3, 0.9)  # seconds before the second and the third attempt
 BUSY = (429, 503)
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # a locked database, a full disk
+CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 AT_ONCE = 4  # more questions at once are not answered sooner
 # A connection that ends within an answer, of which requests makes no ConnectionError.
 BROKEN_OFF = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
@@ -62,7 +63,7 @@ def post(uri: str, path: str, payload: Mapping[str, Any], *, read_seconds: float
     Raises:
         ServerAway: it does not answer.
         Refused: it answers with an error.
-        UserError: it wants other credentials.
+        UserError: it wants other credentials, or a right that the user lacks.
     """
     return _call(uri, path, lambda http, url: http.post(url, json=payload, timeout=(CONNECT_SECONDS, read_seconds)))
 
@@ -187,17 +188,33 @@ def _call(uri: str, path: str, send: _Send) -> dict[str, Any]:
     raise AssertionError("the last attempt returns or raises")
 
 
+def way_out(status: int, request: requests.PreparedRequest | None) -> str:
+    """Say what to do about a status that asking again does not change; `request` tells whether credentials were shown.
+
+    Empty where a status alone says too little.
+    """
+    has_key = is_named_key() if request is None else "Authorization" in request.headers
+    if status == 403 and has_key:
+        return "the user whose credentials are set may not do that: ask for the right, or use another user"
+    if status == 401 and has_key:
+        return f"it does not take the credentials that are set: correct {CREDENTIALS}"
+    if status in (401, 403):
+        return f"set {CREDENTIALS}"
+    return ""
+
+
 def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
-    if response.status_code in (401, 403):
-        raise UserError(
-            f"MLFLOW_TRACKING_URI: {uri} refuses {path} ({response.status_code}); "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        )
     try:
         answer = response.json()
     except requests.JSONDecodeError:
         # A page, of a proxy or of Flask, is told as its text in one line.
         answer = {"message": " ".join(re.sub("<[^>]*>", " ", response.text[:2000]).split())[:200]}
+    if response.status_code in (401, 403):
+        told = answer.get("message") if response.status_code == 403 and isinstance(answer, dict) else ""
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {uri} refuses {path} ({response.status_code}{f': {told}' if told else ''}); "
+            f"{way_out(response.status_code, response.request)}"
+        )
     if response.status_code >= 500 and (full := full_disk(uri, str(answer))):
         raise DiskFull(full)
     if response.status_code in (429, 502, 503, 504):

@@ -163,6 +163,20 @@ def test_missing_credentials_are_an_error_that_says_where_they_go(server):
         rest.post(server.uri, "runs/search", {})
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (403, r"\(403: Permission denied\); the user whose credentials are set may not do that: ask for the right, or"),
+        (401, r"\(401\); it does not take the credentials that are set: correct MLFLOW_TRACKING_USERNAME and"),
+    ],
+)
+def test_who_shows_credentials_is_told_of_rights_or_of_wrong_ones(server, monkeypatch, status, told):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    server.script, server.body = [status], b"Permission denied"
+    with pytest.raises(UserError, match=told):
+        rest.post(server.uri, "runs/create", {})
+
+
 def test_a_server_on_this_machine_is_reached_past_a_proxy(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert rest.post(server.uri, "runs/search", {}) == {"ok": True}
