@@ -22,7 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.tracking import rest
 from orchestrator.tracking.reading import listing
-from orchestrator.tracking.rest import DiskFull, ServerAway, full_disk
+from orchestrator.tracking.rest import DiskFull, Refused, ServerAway, full_disk, one_line, way_out
 from orchestrator.tracking.runs import Run, Tracking, get_run, write
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Is given how many bytes, or images, are done and how many there are in all; of a download from another thread."""
+
+NOT_FOR_GOOD = (404, 408, 429)
+"""Statuses below 500 that may be others later; a run that a server has lost is followed by another one."""
 
 
 class Missing(UserError):
@@ -41,6 +44,7 @@ def upload(uri: str, run_id: str, files: Sequence[Path], folder: str | None = No
 
     Raises:
         ServerAway: the server does not take one; it may later.
+        Refused: it never will.
     """
     for file in files:
         with _answers(f"MLflow at {uri} does not take {file} for run {run_id}", uri):
@@ -52,6 +56,7 @@ def delete(uri: str, run_id: str, path: str) -> None:
 
     Raises:
         ServerAway: the server does not remove it.
+        Refused: it never will.
     """
     with _answers(f"MLflow at {uri} does not remove {path} of run {run_id}"):
         _repository(uri, run_id).delete_artifacts(path)
@@ -62,6 +67,7 @@ def list_files(uri: str, run_id: str, folder: str | None = None) -> list[str]:
 
     Raises:
         ServerAway: the server does not tell; it may later.
+        Refused: it never will.
     """
     with _answers(f"MLflow at {uri} does not list the files of run {run_id}"):
         return [file.path for file in _repository(uri, run_id).list_artifacts(folder) if not file.is_dir]
@@ -91,6 +97,7 @@ def download(
     Raises:
         Missing: the run has no such file.
         ServerAway: the server does not answer.
+        Refused: it does not give the file to this user, say.
         UserError: it sends less than the whole.
     """
     failures = _failures()
@@ -106,9 +113,7 @@ def download(
         with _watched(folder / name, sizes[name], progress):
             file = Path(repository.download_artifacts(name, str(folder)))
     except failures as error:
-        raise ServerAway(
-            f"MLflow at {uri} does not give {path} of run {run_id}: {without_secrets(str(error))}"
-        ) from error
+        raise _failed(f"MLflow at {uri} does not give {path} of run {run_id}", error) from error
     if file.stat().st_size != sizes[name]:
         raise UserError(f"MLflow at {uri} sent {file.stat().st_size} of {sizes[name]} bytes of {path}; try again")
     return file
@@ -153,14 +158,25 @@ def _watched(file: Path, total: int, progress: Progress, seconds: float = 0.2) -
 
 @contextmanager
 def _answers(what_not: str, uri: str = "") -> Iterator[None]:
-    """Turn an error of mlflow into ServerAway, which says what does not work, or of a server that its disk is full."""
+    """Turn an error of mlflow into one that says what does not work, or of a server that its disk is full."""
     failures = _failures()
     try:
         yield
     except failures as error:
         if uri and (full := full_disk(uri, str(error))):
             raise DiskFull(full) from error
-        raise ServerAway(f"{what_not}: {without_secrets(str(error))}") from error
+        raise _failed(what_not, error) from error
+
+
+def _failed(what_not: str, error: Exception) -> UserError:
+    """Return what an error of mlflow means: a refusal that asking again does not change, or a server that is away."""
+    told = f"{what_not}: {without_secrets(str(error))}"
+    response = getattr(error, "response", None)  # of files; what mlflow asks of the API has a code for the status
+    status = response.status_code if response is not None else getattr(error, "get_http_status_code", lambda: 0)()
+    if not 400 <= status < 500 or status in NOT_FOR_GOOD:
+        return ServerAway(told)
+    help_ = way_out(status, response.request if response is not None else None)
+    return Refused(f"{one_line(told)}{f'; {help_}' if help_ else ''}", str(getattr(error, "error_code", "")))
 
 
 def _failures() -> tuple[type[Exception], ...]:

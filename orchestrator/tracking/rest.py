@@ -200,6 +200,8 @@ def way_out(status: int, request: requests.PreparedRequest | None) -> str:
         return f"it does not take the credentials that are set: correct {CREDENTIALS}"
     if status in (401, 403):
         return f"set {CREDENTIALS}"
+    if status == 413:
+        return "raise the largest body that the proxy before MLflow takes (nginx: client_max_body_size)"
     return ""
 
 
@@ -208,7 +210,7 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
         answer = response.json()
     except requests.JSONDecodeError:
         # A page, of a proxy or of Flask, is told as its text in one line.
-        answer = {"message": " ".join(re.sub("<[^>]*>", " ", response.text[:2000]).split())[:200]}
+        answer = {"message": one_line(response.text[:2000])[:200]}
     if response.status_code in (401, 403):
         told = answer.get("message") if response.status_code == 403 and isinstance(answer, dict) else ""
         raise UserError(
@@ -226,6 +228,11 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
             raise Refused(damaged_database(uri))
         raise Refused(f"MLflow at {uri} answers {path} with {response.status_code}: {message}", code)
     return answer
+
+
+def one_line(page: str) -> str:
+    """Return the text of a page without its tags."""
+    return " ".join(re.sub("<[^>]*>", " ", page).split())
 
 
 def full_disk(uri: str, told: str) -> str:

@@ -34,7 +34,7 @@ from orchestrator.tracking.records import (
     row_name,
     training_name,
 )
-from orchestrator.tracking.rest import ServerAway
+from orchestrator.tracking.rest import Refused, ServerAway
 from orchestrator.tracking.runs import Run, Tracking, delete_tag, read_place, read_sizes, rename, write
 
 KINDS: tuple[Kind, ...] = ("training", "evaluation", "table")
@@ -141,7 +141,7 @@ def _training(tracking: Tracking, run: Run, wanted: Plan) -> tuple[str, str] | N
         with tempfile.TemporaryDirectory() as scratch:
             card = download(tracking.uri, run.run_id, CARD, Path(scratch))
             key = train_key(from_dict(TrainConfig, json.loads(card.read_text())))
-    except ServerAway:
+    except (ServerAway, Refused):
         raise
     except (UserError, TypeError, ValueError, KeyError, RecursionError):
         return None
@@ -247,7 +247,7 @@ def _note_checkpoint(tracking: Tracking, run: Run, damage: str) -> None:
             told = json.loads(card.read_text())
             digest, config = file_sha256(weights), from_dict(TrainConfig, told["config"])
             fingerprint = str(told.get("data_fingerprint", ""))
-        except ServerAway:
+        except (ServerAway, Refused):
             raise
         except (UserError, TypeError, ValueError, KeyError, AttributeError, RecursionError):
             _mark(tracking, run, damage)

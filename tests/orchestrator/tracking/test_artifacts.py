@@ -1,9 +1,11 @@
 """Files of runs on a real MLflow server: what went up comes down, or the reason why not."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import requests
 from orchestrator.errors import UserError
 from orchestrator.tracking import artifacts, runs
 from orchestrator.tracking.artifacts import Missing, download, list_files, upload, upload_texts
-from orchestrator.tracking.rest import ServerAway
+from orchestrator.tracking.rest import Refused, ServerAway, retried
 from orchestrator.tracking.runs import open_tracking
 
 
@@ -81,6 +83,83 @@ def test_a_file_that_comes_cut_short_is_no_file(mlflow_uri, run_id, tmp_path, mo
     monkeypatch.setattr(ArtifactRepository, "download_artifacts", cut)
     with pytest.raises(UserError, match=r"sent 1 of 2 bytes of config\.json; try again"):
         artifacts.download(mlflow_uri, run_id, "config.json", tmp_path)
+
+
+class Refusing(ThreadingHTTPServer):
+    """Knows every run, whose files lie at `root`, and answers a question for files with `status` and a page."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root, self.status, self.asked = "mlflow-artifacts:/0/a/artifacts", 200, list[str]()
+        self.uri = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server: Any = self.server
+        if "/runs/get" in self.path:
+            info = {"run_id": "a", "run_uuid": "a", "experiment_id": "0", "artifact_uri": server.root}
+            self.answer(200, json.dumps({"run": {"info": info, "data": {}}}))
+        else:
+            server.asked.append(self.path)
+            self.answer(server.status, "<html>\r\n<h1>the server\r\nsays no</h1>\r\n</html>")
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    do_DELETE = do_GET
+
+    def answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[Refusing]:
+    artifacts._root.cache_clear()  # another test's server may have had the port
+    with Refusing() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [
+        (413, "raise the largest body that the proxy before MLflow takes (nginx: client_max_body_size)"),
+        (403, "the user whose credentials are set may not do that: ask for the right, or use another user"),
+    ],
+)
+def test_a_file_that_is_refused_for_good_is_told_at_once_in_one_line_with_a_way_out(
+    refusing, tmp_path, monkeypatch, status, way_out
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "x")
+    (tmp_path / "weights").write_bytes(b"w")
+    refusing.status = status
+    for action in (
+        lambda: upload(refusing.uri, "a", [tmp_path / "weights"], "checkpoint"),
+        lambda: download(refusing.uri, "a", "checkpoint/weights", tmp_path),
+        lambda: list_files(refusing.uri, "a"),
+        lambda: artifacts.delete(refusing.uri, "a", "checkpoint"),
+    ):
+        with pytest.raises(Refused) as told:
+            retried(action, 0.0)
+        assert "the server says no; " in str(told.value) and str(told.value).endswith(f"; {way_out}")
+        assert f": {status} " in str(told.value) and "\n" not in str(told.value)
+    assert len(refusing.asked) == 4
+
+
+def test_a_file_that_is_refused_for_now_is_one_of_a_server_that_is_away(refusing):
+    refusing.status = 404
+    with pytest.raises(ServerAway, match="does not list the files of run a: 404"):
+        list_files(refusing.uri, "a")
 
 
 def test_mlflows_own_client_shows_the_named_token_and_not_the_password_of_netrc(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment.load import load_experiment
 from orchestrator.site import Site
 from orchestrator.tracking import artifacts, ledger, rest, runs
+from orchestrator.tracking.edits import damage
 from orchestrator.tracking.records import by_key
 from orchestrator.tracking.runs import Run, open_tracking, read_runs
 from tests.experiment_files import write
@@ -225,6 +226,20 @@ def test_a_checkpoint_is_noted_again_only_if_its_weights_are_those_of_its_card(m
         f"{names.CHECKPOINT}/{CARD}",
         f"{names.CHECKPOINT}/model.safetensors",
     }
+
+
+def test_a_checkpoint_that_this_user_may_not_read_is_not_taken_for_a_damaged_one(mlflow_uri, tmp_path, monkeypatch):
+    home = Home(mlflow_uri, "unread", tmp_path)
+    home.tag("training", names.FILES, "{no")
+
+    def refused(uri: str, run_id: str, path: str, into: Path) -> Path:
+        raise rest.Refused("403")
+
+    monkeypatch.setattr(damage, "download", refused)
+    said: list[str] = []
+    assert home.open.repair(say=said.append) == 0
+    assert names.WEIGHTS_SHA256 in home.run("training").tags
+    assert said[0].endswith("this did not work: 403")
 
 
 def test_a_restored_run_is_set_aside_where_another_one_took_its_place(mlflow_uri, tmp_path):
