@@ -171,6 +171,13 @@ def _answers(what_not: str, uri: str = "") -> Iterator[None]:
 def _failed(what_not: str, error: Exception) -> UserError:
     """Return what an error of mlflow means: a refusal that asking again does not change, or a server that is away."""
     told = f"{what_not}: {without_secrets(str(error))}"
+    if isinstance(error, ImportError):
+        # The server names a place like s3://, and leaves it to its clients to reach that.
+        return Refused(
+            f"{told}; install the library of that store here and on every node, or start the server with "
+            "--serve-artifacts, and --artifacts-destination instead of --default-artifact-root, as deploy/ does. A "
+            "suite keeps its old place, so give the tables another one then (suite: NAME)"
+        )
     response = getattr(error, "response", None)  # of files; what mlflow asks of the API has a code for the status
     status = response.status_code if response is not None else getattr(error, "get_http_status_code", lambda: 0)()
     if not 400 <= status < 500 or status in NOT_FOR_GOOD:
@@ -184,7 +191,7 @@ def _failures() -> tuple[type[Exception], ...]:
     tame_mlflow()  # before mlflow is imported, which reports on its use otherwise
     from mlflow.exceptions import MlflowException
 
-    return OSError, MlflowException
+    return OSError, MlflowException, ImportError
 
 
 def client_of(uri: str) -> "MlflowClient":

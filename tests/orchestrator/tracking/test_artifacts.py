@@ -162,6 +162,30 @@ def test_a_file_that_is_refused_for_now_is_one_of_a_server_that_is_away(refusing
         list_files(refusing.uri, "a")
 
 
+def test_a_store_that_the_server_does_not_serve_and_whose_library_is_missing_is_told_with_the_way_out(
+    refusing, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.setitem(sys.modules, "botocore.client", None)
+    refusing.root = "s3://bucket/0/a/artifacts"
+    (tmp_path / "weights").write_bytes(b"w")
+    told = "run a: .*boto.*; install the library of that store here .* start the server with --serve-artifacts"
+    with pytest.raises(Refused, match=told):
+        retried(lambda: upload(refusing.uri, "a", [tmp_path / "weights"], "checkpoint"), 0.0)
+    with pytest.raises(Refused, match=told):
+        download(refusing.uri, "a", "checkpoint/weights", tmp_path)
+    assert refusing.asked == []
+
+
+def test_files_may_lie_in_a_folder_that_this_machine_shares_with_the_server(refusing, tmp_path):
+    (tmp_path / "weights").write_bytes(b"w")
+    for root in (tmp_path / "plain", (tmp_path / "file").as_uri()):
+        refusing.root = str(root)
+        artifacts._root.cache_clear()
+        upload(refusing.uri, "a", [tmp_path / "weights"], "checkpoint")
+        assert list_files(refusing.uri, "a", "checkpoint") == ["checkpoint/weights"]
+
+
 def test_mlflows_own_client_shows_the_named_token_and_not_the_password_of_netrc(tmp_path, monkeypatch):
     asked = []
 
