@@ -36,6 +36,7 @@ from orchestrator.report.results.rows import differences_to_reference
 from orchestrator.report.statistics.intervals import Estimate
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import log_table, name_trainings, place_evaluations
+from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.server import using_server
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.task import Status
@@ -86,6 +87,7 @@ def submit(
 
     Raises:
         UserError: something that must be right before the start is not; nothing was started.
+        ServerAway: MLflow went away after that; all that ran stands.
     """
     bounds = bounds or Bounds()
     require_budget(bounds.hours)
@@ -114,11 +116,13 @@ def submit(
             suite.refresh()  # whoever had the lock before may have done some of it
         repair(suite, say)
         name_trainings(suite.connection, suite.mlflow_runs, suite.wanted.trainings.values())
-        exit_code, hours = _run(suite, say, bounds, before, tell)
+        with _nothing_lost():
+            exit_code, hours = _run(suite, say, bounds, before, tell)
         if exit_code != INTERRUPTED:
             _show_waiting(suite, say)
         try:
-            reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
+            with _nothing_lost():
+                reports = _conclude(suite, say, registers=exit_code != INTERRUPTED)
         except (UserError, OSError) as error:
             if exit_code != INTERRUPTED:
                 raise
@@ -127,6 +131,18 @@ def submit(
         if len(reports) < len(suite.experiments):
             exit_code = max(exit_code, 1)
         return Submitted(exit_code=exit_code, reports=reports, hours=hours)
+
+
+@contextmanager
+def _nothing_lost() -> Iterator[None]:
+    """Say, where MLflow goes away while a submit works, what becomes of its work."""
+    try:
+        yield
+    except ServerAway as error:
+        raise type(error)(
+            f"{error}; nothing that was trained or scored is lost: the next submit goes on from there, and writes the "
+            "tables"
+        ) from error
 
 
 def _measured(suite: Suite, say: Say) -> list[Report]:

@@ -89,7 +89,8 @@ def make_reports(
             are an error.
 
     Raises:
-        UserError: the results of a table do so, and `say` is not given; the message names each such table.
+        UserError: the results of a table do so, and `say` is not given; the message names each such table. Or MLflow
+            went away.
     """
     ledger, uri, folder = suite.ledger, suite.uri, suite.site.home / "statistics"
     wanted = suite.wanted.evaluations

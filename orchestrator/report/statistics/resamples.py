@@ -24,6 +24,7 @@ from model.paths import inside, one_name
 from orchestrator.errors import UserError
 from orchestrator.experiment.plan import Ledger, Record
 from orchestrator.homes import make_home
+from orchestrator.tracking.rest import Refused, ServerAway
 
 if TYPE_CHECKING:
     from model.evaluation.coco.matches import MatchTable
@@ -59,6 +60,9 @@ def resampled(
         folder: keeps what was resampled, by that sha256; it may be deleted at any time.
         by_size: whether APs to ARl are wanted, too, which takes as long again.
         by_class: whether `resampled_classes` will be asked for the same keys: one pass counts both.
+
+    Raises:
+        UserError: MLflow does not answer, or refuses; see `recorded_matches`. What was resampled before is kept.
     """
     kinds: tuple[Kind, ...] = ("metrics", "objects", "sizes") if by_size else ("metrics", "objects")
     made: tuple[Kind, ...] = (*kinds, "classes") if by_class else kinds
@@ -119,12 +123,19 @@ def class_samples(matches: "MatchTable", resampled: NDArray[np.float64] | None =
 
 
 def recorded_matches(record: Record, fetch: Fetch) -> "MatchTable | None":
-    """Fetch the matches of an evaluation; None where they are lost, or not those recorded."""
+    """Fetch the matches of an evaluation; None where they are lost, or not those recorded.
+
+    Raises:
+        ServerAway: MLflow does not answer, which says nothing of the matches.
+        Refused: it does not give them to this user, say.
+    """
     from model.evaluation.coco.matches import read_matches
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
             fetched = fetch(record.run_id, Path(scratch))
+        except (ServerAway, Refused):
+            raise
         except UserError:
             return None
         return read_matches(fetched) if file_sha256(fetched) == record.matches else None

@@ -31,6 +31,7 @@ from orchestrator.report import files
 from orchestrator.report.claims.file import load_claims
 from orchestrator.site import Site
 from orchestrator.tracking.ledger import begin_training, finish_training, read_ledger, record_evaluation
+from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import open_tracking, write
 from orchestrator.tracking.server import unused_server
 from orchestrator.tracking.suite import Suite
@@ -283,6 +284,25 @@ def test_seeds_are_added_to_open_rows_until_they_are_decided_or_have_them_all(cl
     assert {row.seed_rule for row in report.rows} == {again.experiments[0].seed_rule}  # no plain 95 % anywhere
     notes = report.table.notes
     assert any(note.startswith("Seeds are added until decided, 2 to 4: 3 looks so far") for note in notes)
+
+
+def test_where_mlflow_goes_away_after_trainings_a_submit_says_that_nothing_is_lost_and_the_next_one_goes_on(
+    cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = cluster(SeedRule(until="decided", at_least=2, most=3), BASE, DIM)
+
+    def away(*_: object, **__: object) -> None:
+        raise ServerAway("the MLflow server does not answer")
+
+    num_launches = []
+    for moment in ("measure_suite", "make_reports"):  # before a seed is added, and before the tables are written
+        with monkeypatch.context() as patch:
+            patch.setattr(module, moment, away)
+            with pytest.raises(ServerAway, match="does not answer; nothing that was trained or scored is lost: the"):
+                submit(fake.suite, lambda _: None)
+        num_launches.append(len(fake.launches))
+    assert submit(fake.suite, lambda _: None).exit_code == 0
+    assert [*num_launches, len(fake.launches)] == [1, 2, 2]
 
 
 def test_what_ray_prints_of_a_dead_worker_is_kept_out_of_the_standard_output(

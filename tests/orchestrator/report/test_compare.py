@@ -22,6 +22,7 @@ from orchestrator.experiment.rows import Row, SeedRule
 from orchestrator.report import compare as module
 from orchestrator.report.compare import Comparison, compare, contributions
 from orchestrator.site import Site
+from orchestrator.tracking.rest import ServerAway
 from tests.detections import matches_of, random_scene, table, write
 from tests.orchestrator.ledgers import experiment
 
@@ -212,6 +213,23 @@ def test_what_cannot_be_compared_says_why(suite_of: Callable[..., OpenSuite], tm
     refused(suite_of(GOOD, ELSEWHERE), "elsewhere on coco train", "good on coco val", labels=("good", "elsewhere"))
     everywhere = {label: {"data_fingerprint": "x"} for label in ("good", "bad")}
     refused(suite_of(changed=everywhere), "is not what good was measured on", "recorded is x")
+
+
+def test_while_mlflow_is_away_a_comparison_says_so_and_advises_to_delete_nothing(
+    suite_of: Callable[..., OpenSuite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(run_id: str, into: Path) -> Path:
+        raise ServerAway("the MLflow server does not answer")
+
+    suite = suite_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "matches_from", lambda uri: away)
+        with pytest.raises(ServerAway, match=r"does not answer$"):
+            compare(suite, ("good", "bad"))
+    compare(suite, ("good", "bad"), images=False)
+    monkeypatch.setattr(module, "matches_from", lambda uri: away)
+    with pytest.raises(ServerAway, match=r"does not answer$"):  # of what was resampled, the images alone are missing
+        compare(suite, ("good", "bad"))
 
 
 def test_a_label_that_means_two_rows_asks_for_the_table(suite_of: Callable[..., OpenSuite]) -> None:

@@ -23,6 +23,7 @@ from orchestrator.report.statistics.resamples import (
     resampled,
     resampled_classes,
 )
+from orchestrator.tracking.rest import Refused, ServerAway
 from tests.detections import random_scene, table, write
 
 
@@ -159,3 +160,20 @@ def test_matches_that_are_lost_or_not_those_recorded_leave_an_evaluation_out(
     ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches=sha256)})
     assert resampled(ledger, ["scored"], lost, tmp_path / "kept") == {}
     assert list(resampled(ledger, ["scored"], fetcher(file, []), tmp_path / "kept")) == ["scored"]
+
+
+@pytest.mark.parametrize("error", [ServerAway("it does not answer"), Refused("403")])
+def test_matches_that_mlflow_does_not_give_now_or_to_this_user_are_not_lost_ones(
+    stored: tuple[Path, str, float], tmp_path: Path, error: UserError
+) -> None:
+    file, sha256, _ = stored
+
+    def away(run_id: str, into: Path) -> Path:
+        raise error
+
+    ledger = Ledger(evaluations={"scored": Record(status="FINISHED", run_id="a", matches=sha256)})
+    for read in (resampled, resampled_classes):
+        with pytest.raises(type(error), match=str(error)):
+            read(ledger, ["scored"], away, tmp_path / "kept")
+    first = resampled(ledger, ["scored"], fetcher(file, []), tmp_path / "kept")
+    assert np.array_equal(resampled(ledger, ["scored"], away, tmp_path / "kept")["scored"], first["scored"])
