@@ -31,6 +31,7 @@ from orchestrator.report.claims.file import (
 from orchestrator.report.claims.kinds import Absent, Number, all_needed, shown
 from orchestrator.report.results.rows import RowResult, data_of
 from orchestrator.tracking.artifacts import download
+from orchestrator.tracking.rest import Refused, ServerAway
 
 if TYPE_CHECKING:
     from orchestrator.report.statistics.intervals import Estimate, Needed
@@ -275,6 +276,7 @@ def _of_boxes(boxes: Boxes, name: str, metric: str) -> list[float]:
 
 
 def _recorded_counts(uri: str, run_id: str) -> Counts | None:
+    """Fetch the counts of an evaluation; None where they are lost or damaged."""
     from model.evaluation.misalignment import BINS, FILES, read_misalignment
     from orchestrator.report.claims.boxes import counted
 
@@ -283,6 +285,8 @@ def _recorded_counts(uri: str, run_id: str) -> Counts | None:
             for name in FILES:
                 download(uri, run_id, f"{names.MISALIGNMENT}/{name}", Path(scratch))
             counts = read_misalignment(Path(scratch))
+        except (ServerAway, Refused):  # which says nothing of the counts
+            raise
         except (UserError, ValueError):
             return None
     placed = counts.density_before[:, round(0.7 * BINS) :]  # [score, IoU]

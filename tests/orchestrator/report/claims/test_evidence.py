@@ -15,6 +15,7 @@ from orchestrator.experiment.rows import Row
 from orchestrator.report.claims import evidence
 from orchestrator.report.claims.evidence import counts_from, slope_by_autograd, slope_by_equation
 from orchestrator.report.results.rows import measure_row
+from orchestrator.tracking.rest import Refused, ServerAway
 
 ROW = Row(label="RetinaNet")
 (KEYS,) = row_keys(ROW)
@@ -118,3 +119,15 @@ def test_lost_or_damaged_counts_are_none(tmp_path: Path, monkeypatch: pytest.Mon
     for download in (lost, damaged):
         monkeypatch.setattr(evidence, "download", download)
         assert counts_from("http://mlflow", LEDGER)(ROW) is None
+
+
+@pytest.mark.parametrize("error", [ServerAway("it does not answer"), Refused("403")])
+def test_counts_that_mlflow_does_not_give_now_or_to_this_user_are_not_lost_ones(
+    monkeypatch: pytest.MonkeyPatch, error: UserError
+) -> None:
+    def away(*args: object) -> Path:
+        raise error
+
+    monkeypatch.setattr(evidence, "download", away)
+    with pytest.raises(type(error), match=str(error)):
+        counts_from("http://mlflow", LEDGER)(ROW)
