@@ -211,6 +211,11 @@ def _answer(uri: str, path: str, response: requests.Response) -> dict[str, Any]:
     except requests.JSONDecodeError:
         # A page, of a proxy or of Flask, is told as its text in one line.
         answer = {"message": one_line(response.text[:2000])[:200]}
+        if response.status_code == 200:  # taken for an answer, it would be one of a server that holds nothing
+            raise Refused(
+                f"MLflow at {uri} answers {path} with a page, such as that of a proxy that wants a login, and not as "
+                f"MLflow does: {answer['message']}; correct MLFLOW_TRACKING_URI, or set {CREDENTIALS}"
+            ) from None
     if response.status_code in (401, 403):
         told = answer.get("message") if response.status_code == 403 and isinstance(answer, dict) else ""
         raise UserError(

@@ -142,6 +142,12 @@ def test_a_page_of_an_error_is_told_as_its_text_in_one_line(server):
     assert str(told.value) == f"MLflow at {server.uri} answers runs/search with 500: 500 Internal Server Error"
 
 
+def test_a_page_is_no_answer_of_a_server_that_holds_nothing(server):
+    server.body = b"<html><title>Sign in</title> to go on</html>"
+    with pytest.raises(rest.Refused, match=r"runs/search with a page, .*: Sign in to go on; correct "):
+        rest.post(server.uri, "runs/search", {})
+
+
 @pytest.mark.parametrize(
     ("environ", "header"),
     [
