@@ -32,6 +32,7 @@ from orchestrator.report.results.rows import RowResult, measure, measured_on, wi
 from orchestrator.report.results.table import papers_gains, results_table
 from orchestrator.report.statistics.resamples import OF_SIZES, Fetch, resampled, resampled_classes
 from orchestrator.tracking.artifacts import download
+from orchestrator.tracking.rest import Refused, ServerAway
 from orchestrator.tracking.suite import Suite
 
 MOST_HEADS = 6
@@ -132,7 +133,10 @@ def measure_suite(
         wanted = list(suite.wanted.evaluations)
         # What is decided, and what is bold, must not hang on who asks: a submit or a report, with claims or without.
         by_size = by_size or any(set(one.columns) & set(OF_SIZES) for one in sound)
-        samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size, by_class=True)
+        try:
+            samples = resampled(ledger, wanted, matches_from(uri), folder, by_size=by_size, by_class=True)
+        except (ServerAway, Refused) as error:  # of files; what it told of the runs is known already
+            raise type(error)(f"{error}; `rnc report --no-bootstrap` needs no file of it") from error
     return [(experiment, measure(experiment, ledger, samples)) for experiment in sound]
 
 

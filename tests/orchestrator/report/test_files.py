@@ -31,6 +31,7 @@ from orchestrator.report.files import (
 from orchestrator.site import Site
 from orchestrator.tracking.artifacts import delete
 from orchestrator.tracking.ledger import begin_training, read_ledger
+from orchestrator.tracking.rest import ServerAway
 from orchestrator.tracking.runs import Run, Tracking, open_tracking
 from orchestrator.tracking.suite import Suite
 from orchestrator.worker.scoring import record_lab, store_lab
@@ -164,6 +165,21 @@ def test_rows_know_the_intervals_by_size_where_a_table_shows_a_size_or_a_report_
     of_size = replace(of_all, columns=("AP", "APm"))
     held = holding([of_size], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
     assert make_reports(held)[0].rows[0].estimate("APm") == estimates[2]
+
+
+def test_where_files_are_not_given_a_report_says_how_to_do_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(run_id: str, into: Path) -> Path:
+        raise ServerAway("no file today")
+
+    monkeypatch.setattr(files, "matches_from", lambda uri: away)
+    record = replace(finished(AP=30.0, AR100=40.0, APm=20.0), matches="0" * 64)
+    one = experiment("one", [OTHER])
+    held = holding([one], ledger_of((OTHER, [record])), "http://none", tmp_path / "home")
+    with pytest.raises(ServerAway, match="no file today; `rnc report --no-bootstrap` needs no file of it"):
+        make_reports(held)
+    assert make_reports(held, bootstrap=False)[0].rows[0].by_seed
 
 
 def test_classes_of_a_table_are_in_its_files_and_on_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
