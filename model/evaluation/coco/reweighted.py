@@ -18,6 +18,8 @@ from model.machine import usable_cores
 Weights = NDArray[np.floating[Any] | np.integer[Any]]
 """[images, R] whole numbers below 2^24."""
 NUM_THRESHOLDS = len(IOU_THRESHOLDS)
+AT_ONCE = 512
+"""Images that are left out, each by itself, in one call: the weights of 50,000 would take 10 GB."""
 LANES = 128
 """Weightings that are counted side by side, as the processor's vectors and its cache like it."""
 
@@ -91,11 +93,14 @@ def leave_one_out(matches: MatchTable) -> NDArray[np.float64]:
         left_out = np.append(np.union1d(category.images, category.truth_images), everything)
         truths = np.bincount(category.truth_images, category.num_truths, minlength=everything + 1)
         positives = truths.sum() - truths[left_out]
-        weights = 1 - np.eye(len(left_out), dtype=np.float32)
         places = np.searchsorted(left_out, category.images).astype(np.int32)
         used, images = np.unique(places, return_inverse=True)
-        positives_or_1 = np.maximum(positives, 1.0)
-        found = _precision_sums(used, images, category.true, category.ignored, weights, positives_or_1)
+        found = np.zeros((NUM_THRESHOLDS, len(left_out)))
+        for start in range(0, len(left_out), AT_ONCE):
+            columns = np.arange(start, min(start + AT_ONCE, len(left_out)))
+            weights = (np.arange(len(left_out))[:, None] != columns).astype(np.float32)
+            at_least_1 = np.maximum(positives[columns], 1.0)
+            found[:, columns] = _precision_sums(used, images, category.true, category.ignored, weights, at_least_1)
         return left_out, positives > 0, found
 
     with ThreadPoolExecutor(usable_cores()) as threads:  # what numba compiled lets go of the interpreter
